@@ -1,0 +1,40 @@
+# The two commands of the README, and what they need. `make demo`, `make test`, `make lint`.
+PYTHON ?= python3
+VENV ?= .venv
+PIP = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+RUNS ?= runs
+
+.PHONY: demo test lint check clean
+
+demo: $(VENV)/.run
+	$(VENV)/bin/python -m distill_jax.main --mode=study \
+	  --config=configs/studies/demo.py --workdir=$(RUNS)/demo
+
+test: $(VENV)/.test
+	$(VENV)/bin/python -m pytest -n 2 tests
+
+lint: $(VENV)/.lint
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/pyright --pythonpath $(VENV)/bin/python
+
+check: lint test
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.run: setup.py constraints.txt | $(VENV)/bin/python
+	@echo "installing distill_jax into $(VENV) ..."
+	$(PIP) -e .
+	touch $@
+
+$(VENV)/.test: $(VENV)/.run
+	$(PIP) -e '.[test]'
+	touch $@
+
+$(VENV)/.lint: $(VENV)/.run
+	$(PIP) -e '.[lint]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) build *.egg-info

@@ -1,0 +1,1 @@
+"""Pure functions over pytrees: no files, no flags, no clocks, no printing."""

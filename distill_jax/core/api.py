@@ -1,0 +1,187 @@
+"""The contracts between networks, data, training methods and the step builders.
+
+Shape letters used throughout: b batch, k classes, d embedding, v views, s signals, n data set,
+q queue.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, NamedTuple, Protocol, TypeAlias, runtime_checkable
+
+import jax
+import numpy as np
+from flax import struct
+
+Array: TypeAlias = jax.Array
+Key: TypeAlias = jax.Array
+PyTree: TypeAlias = Any
+Role: TypeAlias = str
+Params: TypeAlias = PyTree
+State: TypeAlias = PyTree
+Outputs: TypeAlias = Mapping[str, Array]
+Batch: TypeAlias = Mapping[str, Any]
+"""Arrays with a leading axis b. Always present: `input` (an array or a dict of arrays), `mask`
+float32 `[b]` (0 on padding), `index` int32 `[b]` (position in the source) and `epoch` int32
+`[b]`. Usually `label` int32 `[b]`; after mixing transforms also `label_probs` `[b, k]`."""
+
+
+class Model(NamedTuple):
+    """A network as two pure functions: all that the rest of the package ever sees.
+
+    Attributes:
+      init: `(key, *inputs) -> (params, state)`, plain nested dicts of arrays.
+      apply: `(params, state, *inputs, train, rngs) -> (outputs, new_state)`. `outputs` is a dict
+        of named arrays (`logits` `[b, k]`, `embedding` `[b, d]`, `stage1`, ...); `rngs` maps a
+        purpose ("dropout") to a key; `new_state` equals `state` where `train` is false.
+    """
+
+    init: Callable[..., tuple[Params, State]]
+    apply: Callable[..., tuple[Outputs, State]]
+
+
+class Nets(Protocol):
+    """The networks of a step by role, bound to their parameters, state, precision and keys."""
+
+    def __call__(self, role: Role, *inputs: Any, train: bool = False) -> tuple[Outputs, State]:
+        """Applies the network of `role`; outputs are float32 whatever the compute precision."""
+        ...
+
+
+@struct.dataclass
+class Terms:
+    """What an objective returns; averaging, weighting and logging belong to the step.
+
+    Attributes:
+      values: per-example losses by name, each `[b]`, never reduced.
+      state: new model state by role (batch statistics); roles left out keep theirs.
+      coef: scalar coefficients by term name, 1 where left out. Schedules are evaluated by the
+        objective at `step`.
+      memory: the new memory of the objective (queues, banks, centres); None keeps the old one.
+    """
+
+    values: Mapping[str, Array]
+    state: Mapping[Role, State] = struct.field(default_factory=dict)
+    coef: Mapping[str, Any] = struct.field(default_factory=dict)
+    memory: PyTree = None
+
+
+class Objective(Protocol):
+    """A training method: a frozen dataclass that holds hyperparameters only.
+
+    An objective never reduces over the batch and never sees an optimizer, a mesh or a key.
+
+    Attributes:
+      roles: the networks that it calls.
+      couples_batch: whether one example's value depends on the other examples (negatives, batch
+        statistics). Gradient accumulation is then refused.
+    """
+
+    roles: ClassVar[tuple[Role, ...]]
+    couples_batch: ClassVar[bool] = False
+
+    def memory(self, key: Key, batch: Batch) -> PyTree:
+        """Returns the initial memory; called once, under `jit`, with a batch of zeros."""
+        del key, batch
+        return {}
+
+    def loss(self, nets: Nets, batch: Batch, memory: PyTree, step: Array) -> Terms:
+        """Returns the per-example terms of one batch."""
+        ...
+
+
+@struct.dataclass
+class TrainState:
+    """All that a step donates and a checkpoint holds, and nothing else.
+
+    No random key (keys are functions of seed, role, purpose and step), no frozen network and no
+    data iterator (batch n is a function of seed and n).
+
+    Attributes:
+      step: int32 scalar, the number of finished steps.
+      params: parameters of the trainable roles.
+      targets: parameters of the roles that are moving averages of others; own buffers.
+      model_state: state (batch statistics) of trainable and target roles.
+      opt_state: state of the optimizer over `params`.
+      memory: the objective's memory.
+    """
+
+    step: Array
+    params: Mapping[Role, Params]
+    targets: Mapping[Role, Params]
+    model_state: Mapping[Role, State]
+    opt_state: PyTree
+    memory: PyTree
+
+
+class Provenance(NamedTuple):
+    """Where data came from; travels into every result.
+
+    Attributes:
+      name: the honest name, e.g. "Fashion-MNIST-5k/1k (train)".
+      origin: package, path or builder that it was read from.
+      n: number of examples.
+      sha256: digest of the bytes that were read (file, or arrays where there is no file).
+      licence: SPDX identifier or short licence name.
+    """
+
+    name: str
+    origin: str
+    n: int
+    sha256: str
+    licence: str = ""
+
+
+@runtime_checkable
+class Source(Protocol):
+    """Random-access examples on the host."""
+
+    provenance: Provenance
+
+    def __len__(self) -> int: ...
+
+    def read(self, indices: np.ndarray) -> Mapping[str, Any]:
+        """Returns the examples at `indices` `[b]`, stacked: `input` `[b, ...]`, `label` `[b]`."""
+        ...
+
+
+class Dataset(NamedTuple):
+    """Three disjoint parts of one data set.
+
+    Attributes:
+      train: what gradients may see.
+      held_out: carved from the training data; model selection and outer losses see it.
+      test: read only to report.
+      classes: class names, in label order; empty where there are none.
+    """
+
+    train: Source
+    held_out: Source
+    test: Source
+    classes: tuple[str, ...] = ()
+
+
+Transform: TypeAlias = Callable[[Key, Batch, Array], Batch]
+"""`(key, batch, step) -> batch`: pure, batched, of static shape. Per-example randomness comes from
+`rng.example_keys(key, batch)`, a function of (seed, epoch, example) alone, so that what a teacher
+said of an augmented example can be stored; only transforms that pair examples (mixup) may use
+`step`."""
+
+
+class Evaluator(Protocol):
+    """A measurement over a whole split.
+
+    Attributes:
+      outputs: the network outputs that it reads, by role: `{"student": ("logits",)}`.
+    """
+
+    outputs: Mapping[Role, tuple[str, ...]]
+
+    def __call__(
+        self, outputs: Mapping[Role, Mapping[str, np.ndarray]], batch: Mapping[str, np.ndarray]
+    ) -> Mapping[str, Any]:
+        """Returns metrics by name: floats are logged, arrays go to the report.
+
+        Args:
+          outputs: `{role: {name: [n, ...]}}`, every example of the split once, padding removed.
+          batch: `label` `[n]` and `index` `[n]`.
+        """
+        ...

@@ -1,0 +1,269 @@
+"""Optimizers, learning-rate schedules and weight-decay rules, over the dict `{role: params}`."""
+
+import inspect
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from distill_jax.core.api import Array, Params, PyTree
+from distill_jax.core.errors import ConfigError, nearest
+
+Schedule = Callable[[Any], Array]
+"""Step -> learning rate, both scalars; traceable."""
+
+Rules = Sequence[tuple[str, bool]]
+"""(regex, decayed) pairs; the first regex that is found in `role/path/to/leaf` decides."""
+
+
+class _Kind(NamedTuple):
+    """How an optax optimizer takes weight decay.
+
+    Attributes:
+      make: the optax function.
+      defaults: keyword arguments that make it what its name says.
+      decay: "coupled" adds `weight_decay * params` to the gradient (L2 regularization) in front of
+        the optimizer; "own" leaves it to the optimizer; "none" has no sound meaning.
+      masks: keywords of the optax function that take the decay mask.
+    """
+
+    make: Callable[..., optax.GradientTransformation]
+    defaults: Mapping[str, Any]
+    decay: str
+    masks: tuple[str, ...] = ()
+
+
+OPTIMIZERS: Mapping[str, _Kind] = {
+    "sgd": _Kind(optax.sgd, {}, "coupled"),
+    "momentum": _Kind(optax.sgd, {"momentum": 0.9}, "coupled"),
+    "nesterov": _Kind(optax.sgd, {"momentum": 0.9, "nesterov": True}, "coupled"),
+    "adam": _Kind(optax.adam, {}, "none"),
+    # Decoupled: Loshchilov, Hutter 2019, arXiv:1711.05101, algorithm 2.
+    "adamw": _Kind(optax.adamw, {}, "own", ("mask",)),
+    # Biases and norm scales are left out of the layer-wise rate as well as of the decay, as in
+    # large-batch practice (You et al. 2017, arXiv:1708.03888, exclude neither).
+    "lars": _Kind(optax.lars, {}, "own", ("weight_decay_mask", "trust_ratio_mask")),
+    "lamb": _Kind(optax.lamb, {}, "own", ("mask",)),
+}
+
+_MANAGED = ("learning_rate", "weight_decay", "mask", "weight_decay_mask", "trust_ratio_mask")
+
+
+def make_optimizer(
+    *,
+    name: str,
+    total_steps: int,
+    lr: float,
+    schedule: str,
+    schedule_kwargs: Mapping[str, Any],
+    warmup_steps: int,
+    weight_decay: float,
+    decay_mask: Rules,
+    clip_norm: float | None,
+    kwargs: Mapping[str, Any],
+) -> tuple[optax.GradientTransformation, Schedule]:
+    """Builds the optimizer: clipping, then weight decay, then the update rule.
+
+    Args:
+      name: a key of `OPTIMIZERS`.
+      total_steps: length of training.
+      lr: peak learning rate.
+      schedule: a key of `SCHEDULES`.
+      schedule_kwargs: keyword arguments of the schedule.
+      warmup_steps: steps of the linear rise from zero to `lr`; below `total_steps`.
+      weight_decay: L2 factor, added to the gradient before momentum, for sgd, momentum and
+        nesterov; that of the paper for adamw, lars and lamb; must be 0 for adam.
+      decay_mask: which leaves decay; read only where it matters.
+      clip_norm: largest norm of the whole gradient, None for no limit.
+      kwargs: further arguments of the optax function of that name.
+
+    Returns:
+      The transformation and the schedule that it follows. Rules that do not fit the parameters
+      raise `ConfigError` in `init`, also under `jax.eval_shape`.
+
+    Raises:
+      ConfigError: for an unknown name or keyword, or arguments that exclude each other.
+    """
+    if name not in OPTIMIZERS:
+        hint = nearest(name, OPTIMIZERS)
+        raise ConfigError(f"unknown optimizer {name!r}", where="optim.name", hint=hint)
+    kind = OPTIMIZERS[name]
+    kwargs = dict(kwargs)
+    _check_keywords(kind.make, kwargs, label=name, where="optim.kwargs", managed=_MANAGED)
+    if weight_decay and kind.decay == "none":
+        raise ConfigError(
+            f"{name} takes no weight decay",
+            where="optim.weight_decay",
+            hint="did you mean optim.name='adamw'? or set optim.weight_decay=0",
+        )
+    rate = make_schedule(
+        schedule, lr=lr, total_steps=total_steps, warmup_steps=warmup_steps, kwargs=schedule_kwargs
+    )
+    mask = lambda params: decayed(params, decay_mask)  # noqa: E731
+    chain = []
+    if clip_norm is not None:
+        chain.append(optax.clip_by_global_norm(clip_norm))
+    if kind.decay == "coupled" and weight_decay:
+        chain.append(optax.add_decayed_weights(weight_decay, mask))
+    own = {}
+    if kind.decay == "own":
+        # A mask of a decay of zero would still be checked against the parameters.
+        used = [m for m in kind.masks if weight_decay or m == "trust_ratio_mask"]
+        own = {"weight_decay": weight_decay, **dict.fromkeys(used, mask)}
+    chain.append(kind.make(rate, **{**kind.defaults, **own, **kwargs}))
+    return optax.chain(*chain), rate
+
+
+# Schedules: the factor of the learning rate at step `t`; it stays at 1 until `begin`, the end of
+# the warmup, and reaches its last value at `end`, the length of training.
+
+
+def _progress(t: Array, begin: int, end: int) -> Array:
+    return jnp.clip((t - begin) / (end - begin), 0.0, 1.0)
+
+
+def _constant(t: Array, begin: int, end: int) -> Array:
+    del begin, end
+    return jnp.ones_like(t)
+
+
+def _cosine(t: Array, begin: int, end: int, *, final: float = 0.0) -> Array:
+    """Half a cosine from 1 to `final` (Loshchilov, Hutter 2017, arXiv:1608.03983, eq. 5)."""
+    return final + (1 - final) * 0.5 * (1 + jnp.cos(jnp.pi * _progress(t, begin, end)))
+
+
+def _linear(t: Array, begin: int, end: int, *, final: float = 0.0) -> Array:
+    return 1 + (final - 1) * _progress(t, begin, end)
+
+
+def _step(
+    t: Array, begin: int, end: int, *, milestones: Sequence[float], factor: float = 0.1
+) -> Array:
+    """Times `factor` from each milestone on: steps, or fractions of training where below 1."""
+    del begin
+    steps = []
+    for milestone in milestones:
+        step = round(milestone * end) if 0 < milestone < 1 else int(milestone)
+        if not 0 < step < end:
+            raise ConfigError(
+                f"milestone {milestone} is not within training",
+                where="optim.schedule_kwargs.milestones",
+                hint=f"steps from 1 to {end - 1}, or fractions between 0 and 1",
+            )
+        steps.append(step)
+    passed = sum((t >= step).astype(t.dtype) for step in steps)
+    return jnp.asarray(factor, t.dtype) ** passed
+
+
+def _rsqrt(t: Array, begin: int, end: int, *, timescale: float = 10_000.0) -> Array:
+    """Inverse square root of the steps since the warmup, in units of `timescale`."""
+    del end
+    return jax.lax.rsqrt(1 + jnp.maximum(t - begin, 0.0) / timescale)
+
+
+SCHEDULES: Mapping[str, Callable[..., Array]] = {
+    "constant": _constant,
+    "cosine": _cosine,
+    "linear": _linear,
+    "step": _step,
+    "rsqrt": _rsqrt,
+}
+
+
+def make_schedule(
+    name: str,
+    *,
+    lr: float,
+    total_steps: int,
+    warmup_steps: int = 0,
+    kwargs: Mapping[str, Any] | None = None,
+) -> Schedule:
+    """Builds the learning rate over training: linear warmup times the named decay.
+
+    Args:
+      name: a key of `SCHEDULES`.
+      lr: the peak.
+      total_steps: length of training.
+      warmup_steps: the rate is `lr * step / warmup_steps` before this step.
+      kwargs: `final` of cosine and linear, `milestones` and `factor` of step, `timescale` of rsqrt.
+
+    Raises:
+      ConfigError: for an unknown name or keyword, or a warmup as long as training.
+    """
+    if name not in SCHEDULES:
+        hint = nearest(name, SCHEDULES)
+        raise ConfigError(f"unknown schedule {name!r}", where="optim.schedule", hint=hint)
+    if not 0 <= warmup_steps < total_steps:
+        raise ConfigError(
+            f"a warmup of {warmup_steps} steps in {total_steps} steps of training",
+            where="optim.warmup",
+            hint="warm up for a part of training",
+        )
+    decay, kwargs = SCHEDULES[name], dict(kwargs or {})
+    where = "optim.schedule_kwargs"
+    _check_keywords(decay, kwargs, label=name, where=where, managed=("t", "begin", "end"))
+
+    def schedule(step: Any) -> Array:
+        t = jnp.asarray(step, jnp.float32)
+        rate = lr * decay(t, warmup_steps, total_steps, **kwargs)
+        return rate * jnp.minimum(t / warmup_steps, 1.0) if warmup_steps else rate
+
+    jax.eval_shape(schedule, 0)  # refuses bad arguments here rather than in the step
+    return schedule
+
+
+def _check_keywords(
+    fn: Callable[..., Any],
+    kwargs: Mapping[str, Any],
+    *,
+    label: str,
+    where: str,
+    managed: Iterable[str],
+) -> None:
+    parameters = inspect.signature(fn).parameters
+    accepted = {key: p for key, p in parameters.items() if key not in managed}
+    for key in kwargs:
+        if key not in accepted:
+            hint = nearest(key, accepted)
+            raise ConfigError(f"{label} does not accept {key!r}", where=f"{where}.{key}", hint=hint)
+    for key, parameter in accepted.items():
+        if parameter.default is inspect.Parameter.empty and key not in kwargs:
+            raise ConfigError(f"{label} needs {key!r}", where=where, hint=f"set {where}.{key}")
+
+
+def decayed(params: Mapping[str, Params], rules: Rules) -> PyTree:
+    """Returns, for each leaf of `{role: params}`, whether it decays.
+
+    Args:
+      params: parameters by role; shapes suffice.
+      rules: (regex, decayed); the first match decides, and every leaf needs one.
+
+    Raises:
+      ConfigError: where a leaf is matched by no rule, or a rule is found in no leaf.
+    """
+    where = "optim.decay_mask"
+    paths = [
+        jax.tree_util.keystr(path, simple=True, separator="/")
+        for path, _ in jax.tree_util.tree_leaves_with_path(params)
+    ]
+    patterns = [pattern for pattern, _ in rules]
+    for pattern in patterns:
+        if not any(re.search(pattern, path) for path in paths):
+            raise ConfigError(
+                f"the rule {pattern!r} matches no parameter",
+                where=where,
+                hint=nearest(pattern, paths[:20]),
+            )
+    decisions = [next((d for p, d in rules if re.search(p, path)), None) for path in paths]
+    uncovered = [path for path, decision in zip(paths, decisions, strict=True) if decision is None]
+    if uncovered:
+        listed = ", ".join(uncovered[:5]) + (", ..." if len(uncovered) > 5 else "")
+        raise ConfigError(
+            f"no rule matches {listed} ({len(uncovered)} of {len(paths)} parameters)",
+            where=where,
+            hint=f"{nearest(uncovered[0], patterns)}; a last rule ('.', False) matches the rest",
+        )
+    return jax.tree.unflatten(jax.tree.structure(params), decisions)

@@ -1,0 +1,172 @@
+"""From an objective and its networks to a training state, shapes first."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from distill_jax.core import rng
+from distill_jax.core.api import (
+    Batch,
+    Key,
+    Model,
+    Objective,
+    Outputs,
+    PyTree,
+    Role,
+    State,
+    Terms,
+    TrainState,
+)
+from distill_jax.core.errors import ConfigError, nearest
+from distill_jax.core.precision import cast
+
+
+class RoleShapes(NamedTuple):
+    """What one network sees and holds, as `jax.ShapeDtypeStruct`s."""
+
+    inputs: tuple[PyTree, ...]
+    params: PyTree
+    state: PyTree
+    outputs: Mapping[str, Any]
+
+
+class Shapes(NamedTuple):
+    """The shapes of one step, found without computing anything."""
+
+    roles: Mapping[Role, RoleShapes]
+    batch: Batch
+    memory: PyTree
+    terms: Terms
+
+
+def _spec(tree: PyTree) -> PyTree:
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)
+
+
+def zeros(tree: PyTree) -> PyTree:
+    return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), tree)
+
+
+class _ShapeNets:
+    """Answers the calls of an objective with zeros of the right shapes, and remembers them."""
+
+    def __init__(self, models: Mapping[Role, Model]):
+        self.models = models
+        self.seen: dict[Role, RoleShapes] = {}
+
+    def __call__(self, role: Role, *inputs: Any, train: bool = False) -> tuple[Outputs, State]:
+        if role not in self.models:
+            raise ConfigError(
+                f"the objective calls a network {role!r} that the config does not define",
+                where="roles",
+                hint=nearest(role, self.models),
+            )
+        model, specs = self.models[role], _spec(inputs)
+        key = jax.ShapeDtypeStruct((), jax.random.key(0).dtype)
+        params, state = jax.eval_shape(model.init, key, *specs)
+
+        def apply(params, state, key, *inputs):
+            return model.apply(params, state, *inputs, train=train, rngs={"dropout": key})
+
+        outputs, new_state = jax.eval_shape(apply, params, state, key, *specs)
+        self.seen.setdefault(role, RoleShapes(specs, params, state, outputs))
+        return cast(zeros(outputs), jnp.float32), zeros(new_state)
+
+
+def infer_shapes(objective: Objective, models: Mapping[Role, Model], batch: Batch) -> Shapes:
+    """Runs the objective on shapes alone: which network sees what, and what comes out.
+
+    Args:
+      objective: the training method.
+      models: a network for each role.
+      batch: `jax.ShapeDtypeStruct`s of a batch as the objective sees it, after transforms.
+
+    Raises:
+      ConfigError: a role is missing or never called, or a term is not one value per example.
+    """
+    for role in objective.roles:
+        if role not in models:
+            raise ConfigError(
+                f"objective {type(objective).__name__} needs a network {role!r}",
+                where="roles",
+                hint=f"it needs {', '.join(objective.roles)}; {nearest(role, models)}",
+            )
+    nets = _ShapeNets(models)
+
+    def run(batch):
+        memory = objective.memory(jax.random.key(0), batch)
+        return memory, objective.loss(nets, batch, memory, jnp.int32(0))
+
+    memory, terms = jax.eval_shape(run, batch)
+    check_terms(terms, batch["mask"].shape)
+    for role in models:
+        if role not in nets.seen:
+            raise ConfigError(
+                f"objective {type(objective).__name__} never calls the network {role!r}",
+                where=f"roles.{role}",
+                hint=f"it calls {', '.join(nets.seen)}; delete the role",
+            )
+    return Shapes(nets.seen, batch, memory, terms)
+
+
+def check_terms(terms: Terms, shape: tuple[int, ...]) -> None:
+    """Raises `ConfigError` unless every value has the shape `[b]` and every coefficient a value."""
+    for name, value in terms.values.items():
+        if value.shape != shape:
+            raise ConfigError(
+                f"loss term {name!r} has shape {value.shape}, not one value per example {shape}",
+                where="objective",
+                hint="objectives return per-example values; a [b, 1] array would broadcast",
+            )
+    for name in terms.coef:
+        if name not in terms.values:
+            raise ConfigError(
+                f"coefficient {name!r} has no loss term",
+                where="objective",
+                hint=nearest(name, terms.values),
+            )
+
+
+def make_init(
+    objective: Objective,
+    models: Mapping[Role, Model],
+    tx: optax.GradientTransformation,
+    shapes: Shapes,
+    *,
+    trainable: tuple[Role, ...],
+    ema: Mapping[Role, Role],
+) -> Callable[[Key], TrainState]:
+    """Returns a pure `key -> TrainState`, to be jitted straight into its shardings.
+
+    Args:
+      objective: the training method.
+      models: a network for each role.
+      tx: the optimizer over `{role: params}` of the trainable roles.
+      shapes: from `infer_shapes`.
+      trainable: roles that learn by gradient.
+      ema: `{role: source}`, roles that are moving averages of trainable roles.
+    """
+
+    def init(key: Key) -> TrainState:
+        params, model_state, targets = {}, {}, {}
+        for role in trainable:
+            inputs = zeros(shapes.roles[role].inputs)
+            params[role], model_state[role] = models[role].init(
+                rng.stream(key, "init", role), *inputs
+            )
+        for role, source in ema.items():
+            targets[role] = jax.tree.map(jnp.copy, params[source])
+            model_state[role] = jax.tree.map(jnp.copy, model_state[source])
+        return TrainState(
+            step=jnp.int32(0),
+            params=params,
+            targets=targets,
+            model_state=model_state,
+            opt_state=tx.init(params),
+            memory=objective.memory(rng.stream(key, "memory"), zeros(shapes.batch)),
+        )
+
+    return init

@@ -1,0 +1,1 @@
+"""Data sources, the step-indexed loader, and transforms that run on the device."""

@@ -1,0 +1,82 @@
+"""Arrays in a `.npz` file, or in a folder of `.npy` files that are mapped rather than loaded.
+
+Keys (file stems in a folder): `x_train` `[n, ...]`, `y_train` `[n]`, `x_test`, `y_test`. `x` holds
+uint8 images `[n, h, w, c]` or `[n, h, w]`, or float features `[n, ...]`; `y` integers from 0.
+"""
+
+import hashlib
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from distill_jax.core.api import Dataset
+from distill_jax.core.errors import DataUnavailable, nearest
+from distill_jax.data import source
+
+KEYS = ("x_train", "y_train", "x_test", "y_test")
+HINT = f"put a .npz file with {', '.join(KEYS)} there, or a folder with {KEYS[0]}.npy and so on"
+
+
+def read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """Returns the four arrays; those of a folder are memory maps.
+
+    Raises:
+      DataUnavailable: an array is missing or the file cannot be read (pickled objects are refused).
+    """
+    try:
+        if path.is_dir():
+            found = {file.stem: np.load(file, mmap_mode="r") for file in path.glob("*.npy")}
+        else:
+            with np.load(path) as archive:
+                found = {key: archive[key] for key in archive.files if key in KEYS}
+    except (OSError, ValueError, EOFError, AttributeError, zipfile.BadZipFile) as error:
+        raise DataUnavailable(f"cannot be read: {error}", where=str(path), hint=HINT) from error
+    for key in KEYS:
+        if key not in found:
+            raise DataUnavailable(f"no {key}", where=str(path), hint=nearest(key, found))
+    return {key: found[key] for key in KEYS}
+
+
+def make(
+    *,
+    path: str,
+    name: str = "",
+    licence: str = "",
+    classes: Sequence[str] = (),
+    held_out: float = 0.1,
+    split_seed: int = 0,
+) -> Dataset:
+    """Reads arrays from a file or a folder (see the module for keys and shapes).
+
+    All bytes are hashed once for the provenance, about a second a gigabyte.
+
+    Args:
+      path: the `.npz` file or the folder.
+      name: name in the provenance; the file's name by default.
+      licence: licence of the data, for the provenance.
+      classes: class names in label order; the numbers by default.
+      held_out: share of the training part held out.
+      split_seed: seed of that split.
+
+    Raises:
+      DataUnavailable: nothing there, an array missing, or a wrong shape or dtype.
+    """
+    found = source.existing(path, hint=HINT)
+    arrays = read_arrays(found)
+    sha256 = "" if found.is_dir() else hashlib.sha256(found.read_bytes()).hexdigest()
+    train, test = (
+        source.make_array_source(
+            arrays[f"x_{part}"],
+            arrays[f"y_{part}"],
+            name=f"{name or found.stem} ({part})",
+            origin=str(path),
+            licence=licence,
+            sha256=sha256,
+        )
+        for part in ("train", "test")
+    )
+    return source.make_dataset(
+        train, test, held_out=held_out, split_seed=split_seed, classes=classes
+    )

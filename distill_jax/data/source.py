@@ -1,0 +1,210 @@
+"""Sources of examples on the host: arrays, subsets, stratified splits."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from distill_jax.core.api import Dataset, Provenance, PyTree, Source
+from distill_jax.core.errors import ConfigError, DataUnavailable
+
+
+def digest(arrays: PyTree) -> str:
+    """Returns the sha256 of a pytree of arrays: paths, dtypes, shapes and bytes."""
+    sha = hashlib.sha256()
+    for path, array in jax.tree_util.tree_leaves_with_path(arrays):
+        array = np.ascontiguousarray(array)
+        sha.update(f"{jax.tree_util.keystr(path)} {array.dtype.str} {array.shape}\n".encode())
+        sha.update(array.view(np.uint8).data if array.size else b"")
+    return sha.hexdigest()
+
+
+class ArraySource:
+    """Examples held in host memory (or in memory-mapped files).
+
+    Args:
+      inputs: an array `[n, ...]` or a dict of them; images are uint8 `[n, h, w, c]`.
+      labels: integers `[n]`.
+      provenance: where the arrays came from; its `n` must be their length.
+    """
+
+    def __init__(self, inputs: Any, labels: np.ndarray, provenance: Provenance):
+        lengths = {len(leaf) for leaf in jax.tree.leaves((inputs, labels))}
+        if lengths != {provenance.n}:
+            raise ValueError(f"arrays of lengths {sorted(lengths)} in a source of {provenance.n}")
+        self.inputs, self.labels = inputs, np.asarray(labels, np.int32)
+        self.provenance = provenance
+
+    def __len__(self) -> int:
+        return self.provenance.n
+
+    def read(self, indices: np.ndarray) -> Mapping[str, Any]:
+        """Returns `input` `[b, ...]` and `label` int32 `[b]` of the examples at `indices` `[b]`."""
+        return {
+            "input": jax.tree.map(lambda leaf: np.asarray(leaf[indices]), self.inputs),
+            "label": self.labels[indices],
+        }
+
+
+class Subset:
+    """Some examples of another source, in the given order.
+
+    `read` and `len` count positions in the subset. The id of an example, which a batch carries as
+    `index`, stays its position in the source at the root of the chain: what is stored per example
+    (teacher logits, weights) does not move when the split changes, and augmentation, which is
+    keyed on ids, does not either.
+
+    Args:
+      source: the parent.
+      indices: int `[m]`, positions in the parent.
+      name: appended to the parent's name in the provenance, whose sha256 becomes that of the
+        parent's digest followed by `indices` as little-endian int64.
+    """
+
+    def __init__(self, source: Source, indices: np.ndarray, name: str):
+        self.source, self.indices = source, np.asarray(indices, np.int64)
+        self.ids = example_ids(source)[self.indices]
+        parent = source.provenance
+        sha = hashlib.sha256(parent.sha256.encode() + self.indices.astype("<i8").tobytes())
+        self.provenance = parent._replace(
+            name=f"{parent.name}, {name}", n=len(self.indices), sha256=sha.hexdigest()
+        )
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    @property
+    def labels(self) -> np.ndarray:
+        """Labels int32 `[m]`."""
+        return example_labels(self.source)[self.indices]
+
+    def read(self, indices: np.ndarray) -> Mapping[str, Any]:
+        """Returns the examples at positions `indices` `[b]` of the subset."""
+        return self.source.read(self.indices[indices])
+
+
+def example_ids(source: Source) -> np.ndarray:
+    """Returns int32 `[n]`: what batches of `source` carry as `index` (see `Subset`)."""
+    ids = getattr(source, "ids", None)
+    return np.arange(len(source), dtype=np.int32) if ids is None else ids
+
+
+def example_labels(source: Source, *, chunk: int = 4096) -> np.ndarray:
+    """Returns all labels, int `[n]`; sources without a `labels` attribute are read in chunks."""
+    labels = getattr(source, "labels", None)
+    if labels is not None:
+        return labels
+    starts = range(0, len(source), chunk)
+    parts = [source.read(np.arange(i, min(i + chunk, len(source))))["label"] for i in starts]
+    return np.concatenate(parts) if parts else np.zeros(0, np.int32)
+
+
+def split_held_out(source: Source, *, fraction: float, seed: int) -> tuple[Subset, Subset]:
+    """Splits a source into a training and a held-out part, class by class.
+
+    Each class gives `fraction` of its examples, rounded half up, drawn by a generator that depends
+    on `seed` and the label alone. Both parts keep the order of the source.
+
+    Args:
+      source: labelled examples.
+      fraction: share held out, in [0, 1). With 0 the held-out part is empty: there is nothing to
+        select a model on, and nothing takes the place of it.
+      seed: any non-negative integer.
+
+    Raises:
+      ConfigError: a fraction outside [0, 1), or one that leaves a part empty.
+    """
+    if not 0 <= fraction < 1:
+        raise ConfigError(f"held_out is {fraction}", where="data.held_out", hint="0 <= x < 1")
+    labels = example_labels(source)
+    held = np.zeros(len(source), bool)
+    for label in np.unique(labels):
+        members = np.flatnonzero(labels == label)
+        generator = np.random.Generator(np.random.Philox(key=[seed, int(label)]))
+        count = int(fraction * len(members) + 0.5)
+        held[generator.permutation(members)[:count]] = True
+    if fraction > 0 and (held.all() or not held.any()):
+        raise ConfigError(
+            f"held_out {fraction} of {len(source)} examples leaves a part empty",
+            where="data.held_out",
+        )
+    return (
+        Subset(source, np.flatnonzero(~held), f"less held out {fraction:g} (seed {seed})"),
+        Subset(source, np.flatnonzero(held), f"held out {fraction:g} (seed {seed})"),
+    )
+
+
+def make_dataset(
+    train: Source,
+    test: Source,
+    *,
+    held_out: float,
+    split_seed: int,
+    classes: Sequence[str] = (),
+) -> Dataset:
+    """Returns the three parts of a data set; `held_out` of `train` is carved off.
+
+    Without class names they are the label numbers.
+    """
+    if not classes:
+        top = max(int(example_labels(part).max(initial=-1)) for part in (train, test))
+        classes = [str(label) for label in range(top + 1)]
+    train, held = split_held_out(train, fraction=held_out, seed=split_seed)
+    return Dataset(train=train, held_out=held, test=test, classes=tuple(classes))
+
+
+def make_array_source(
+    inputs: Any, labels: Any, *, name: str, origin: str, licence: str = "", sha256: str = ""
+) -> ArraySource:
+    """Checks arrays that came from outside and wraps them.
+
+    Args:
+      inputs: uint8 images `[n, h, w, c]` or `[n, h, w]` (one channel is appended), or float
+        features `[n, ...]`.
+      labels: integers `[n]`, at least 0.
+      name: honest name of the part, e.g. "MNIST (train)".
+      origin: path or package; also names the place in error messages.
+      licence: SPDX identifier or short name.
+      sha256: digest of the file; computed from the arrays where it is not given.
+
+    Raises:
+      DataUnavailable: wrong dtype, rank or length, or negative labels.
+    """
+
+    def refuse(what: str, hint: str) -> DataUnavailable:
+        return DataUnavailable(f"{name}: {what}", where=origin, hint=hint)
+
+    labels = np.asarray(labels)
+    if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
+        raise refuse(f"labels are {labels.dtype} {list(labels.shape)}", "integers [n] are expected")
+    if len(inputs) != len(labels):
+        raise refuse(f"{len(inputs)} inputs but {len(labels)} labels", "one label per input")
+    if not len(labels):
+        raise refuse("no examples", "at least one example is expected")
+    if labels.min() < 0:
+        raise refuse(f"the smallest label is {labels.min()}", "labels count from 0")
+    image = inputs.dtype == np.uint8 and inputs.ndim in (3, 4)
+    if not image and not np.issubdtype(inputs.dtype, np.floating):
+        raise refuse(
+            f"inputs are {inputs.dtype} {list(inputs.shape)}",
+            "uint8 images [n, h, w, c] or [n, h, w], or float features [n, ...] are expected",
+        )
+    if image and inputs.ndim == 3:
+        inputs = inputs[..., None]
+    sha256 = sha256 or digest({"input": inputs, "label": labels})
+    return ArraySource(inputs, labels, Provenance(name, origin, len(labels), sha256, licence))
+
+
+def existing(path: str | Path, *, hint: str) -> Path:
+    """Returns `path` with `~` expanded.
+
+    Raises:
+      DataUnavailable: nothing is there; `hint` says what to install or put there.
+    """
+    path = Path(path).expanduser()
+    if not path.exists():
+        raise DataUnavailable("no such file or folder", where=str(path), hint=hint)
+    return path

@@ -1,0 +1,1 @@
+"""Evaluators over collected outputs; every module exposes `make`."""

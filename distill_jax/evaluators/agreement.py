@@ -1,0 +1,71 @@
+"""How faithfully one classifier follows another."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from distill_jax.core.errors import ConfigError
+from distill_jax.evaluators._logits import log_softmax, read_labels, read_logits
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Agreement:
+    """Fidelity of `role` to `reference`; see `make`."""
+
+    role: str = "student"
+    reference: str = "teacher"
+
+    @property
+    def outputs(self) -> Mapping[str, tuple[str, ...]]:
+        return {self.role: ("logits",), self.reference: ("logits",)}
+
+    def __call__(
+        self, outputs: Mapping[str, Mapping[str, np.ndarray]], batch: Mapping[str, np.ndarray]
+    ) -> dict[str, Any]:
+        logits, reference = (read_logits(outputs, r) for r in (self.role, self.reference))
+        if logits.shape != reference.shape:
+            raise ConfigError(
+                f"{self.role} has logits {logits.shape}, {self.reference} has {reference.shape}",
+                where="evaluators.agreement",
+                hint="agreement needs two networks over the same classes",
+            )
+        labels = read_labels(batch, logits)
+        log_p, log_q = log_softmax(reference), log_softmax(logits)
+        choice = reference.argmax(axis=1)
+        same, right = logits.argmax(axis=1) == choice, choice == labels
+        metrics = {
+            "agreement": float(same.mean()),
+            "kl": float((np.exp(log_p) * (log_p - log_q)).sum(axis=1).mean()),
+        }
+        for name, part in (("right", right), ("wrong", ~right)):
+            if part.any():
+                metrics[f"agreement_reference_{name}"] = float(same[part].mean())
+        return metrics
+
+
+def make(*, role: str = "student", reference: str = "teacher") -> Agreement:
+    """Makes the evaluator of the fidelity of one network to another (Stanton et al., 2021).
+
+    Metrics:
+      agreement: share of examples with the same top class; ties go to the lower class.
+      kl: mean KL(reference || role) at temperature 1, in nats.
+      agreement_reference_right, agreement_reference_wrong: `agreement` among the examples that
+        the reference classifies rightly, or wrongly; left out where there are none.
+
+    Args:
+      role: the network that follows.
+      reference: the network that is followed.
+
+    Raises:
+      ConfigError: both are one role.
+      NonFiniteError: on evaluation, if a logit is NaN or infinite.
+    """
+    if role == reference:
+        raise ConfigError(
+            f"role and reference are both {role!r}",
+            where="evaluators.agreement",
+            hint="name two different roles",
+        )
+    return Agreement(role=role, reference=reference)

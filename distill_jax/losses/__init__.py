@@ -1,0 +1,1 @@
+"""Per-example losses: pure functions that return one value per example, `[b]`."""

@@ -1,0 +1,41 @@
+"""Losses between logits, labels and other logits: one value per example, `[b]`."""
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from distill_jax.core.api import Array
+
+
+def cross_entropy(logits: Array, label: Array, *, smoothing: float = 0.0) -> Array:
+    """Cross-entropy of class ids, `[b, k], [b] -> [b]`, in nats.
+
+    Args:
+      logits: `[b, k]`.
+      label: class ids, int `[b]`.
+      smoothing: mass e spread evenly over all k classes (Szegedy et al. 2016, section 7):
+        the target is `(1 - e) * onehot + e / k`.
+    """
+    hard = optax.softmax_cross_entropy_with_integer_labels(logits, label)
+    if smoothing == 0.0:
+        return hard
+    uniform = -jax.nn.log_softmax(logits).mean(-1)
+    return (1 - smoothing) * hard + smoothing * uniform
+
+
+def soft_cross_entropy(logits: Array, probs: Array, *, smoothing: float = 0.0) -> Array:
+    """Cross-entropy of label distributions, `[b, k], [b, k] -> [b]`, in nats."""
+    probs = (1 - smoothing) * probs + smoothing / probs.shape[-1]
+    return optax.softmax_cross_entropy(logits, probs)
+
+
+def distillation_kl(student: Array, teacher: Array, *, temperature: float) -> Array:
+    """`T^2 KL(softmax(teacher / T) || softmax(student / T))`, `[b, k], [b, k] -> [b]`, in nats.
+
+    The factor T^2 keeps the size of the gradient independent of T (Hinton et al. 2015,
+    section 2.1, arXiv:1503.02531).
+    """
+    log_student = jax.nn.log_softmax(student / temperature)
+    log_teacher = jax.nn.log_softmax(teacher / temperature)
+    kl = (jnp.exp(log_teacher) * (log_teacher - log_student)).sum(-1)
+    return temperature**2 * kl

@@ -1,0 +1,1 @@
+"""Networks behind `Model(init, apply)`; every module exposes `make`."""

@@ -1,0 +1,129 @@
+"""Layers shared by the networks: they follow the dtype of their input, statistics stay float32.
+
+Images are `[b, h, w, c]`. Parameters are created in float32; a caller that casts parameters and
+inputs to bfloat16 gets bfloat16 activations.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax.linen.dtypes import promote_dtype
+from jax import lax
+
+from distill_jax.core.api import Array
+
+he_normal = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+"""He et al. 2015 for ReLU networks, by fan-out as in the distillation literature."""
+
+dense_uniform = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+"""Uniform in +-1/sqrt(fan_in)."""
+
+
+def conv2d(x: Array, kernel: Array, *, stride: int = 1) -> Array:
+    """Cross-correlates images with a kernel, padded by half of the kernel on every side.
+
+    Args:
+      x: `[b, h, w, c]`.
+      kernel: `[kh, kw, c, d]`, of odd height and width.
+      stride: step between outputs along height and width.
+
+    Returns:
+      `[b, ceil(h / stride), ceil(w / stride), d]`.
+    """
+    padding = [(k // 2, k // 2) for k in kernel.shape[:2]]
+    return lax.conv_general_dilated(
+        x, kernel, (stride, stride), padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+
+
+class Conv(nn.Module):
+    """`conv2d` with a learned kernel and no bias (a batch norm follows); parameters as `nn.Conv`.
+
+    Unlike "SAME", the padding does not depend on the stride, as in the distillation literature.
+    """
+
+    features: int
+    kernel_size: int = 3
+    stride: int = 1
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        shape = (self.kernel_size, self.kernel_size, x.shape[-1], self.features)
+        x, kernel = promote_dtype(x, self.param("kernel", he_normal, shape))
+        return conv2d(x, kernel, stride=self.stride)
+
+
+class BatchNorm(nn.Module):
+    """Batch normalization over all axes but the last (Ioffe & Szegedy 2015).
+
+    Statistics are reduced and kept in float32; the output has the dtype of the input. Over a batch
+    sharded by `jit` they are those of the whole batch.
+
+    Attributes:
+      momentum: share of the old running statistics that an update keeps.
+      epsilon: added to the variance.
+    """
+
+    momentum: float = 0.9
+    epsilon: float = 1e-5
+
+    @nn.compact
+    def __call__(self, x: Array, *, train: bool) -> Array:
+        shape = (x.shape[-1],)
+        scale = self.param("scale", nn.initializers.ones, shape)
+        bias = self.param("bias", nn.initializers.zeros, shape)
+        ra_mean = self.variable("batch_stats", "mean", jnp.zeros, shape, jnp.float32)
+        ra_var = self.variable("batch_stats", "var", jnp.ones, shape, jnp.float32)
+        mean, var = ra_mean.value, ra_var.value
+        if train:
+            mean, var = _moments(x)
+            if not self.is_initializing():
+                keep = self.momentum
+                ra_mean.value = keep * ra_mean.value + (1 - keep) * mean.astype(jnp.float32)
+                ra_var.value = keep * ra_var.value + (1 - keep) * var.astype(jnp.float32)
+        gain = scale * lax.rsqrt(var + self.epsilon)
+        shift = bias - mean * gain
+        row = (1,) * (x.ndim - 1) + shape
+        return (x * gain.reshape(row) + shift.reshape(row)).astype(x.dtype)
+
+
+def _moments(x: Array) -> tuple[Array, Array]:
+    """Returns mean and biased variance over all axes but the last, at least in float32."""
+    axes = tuple(range(x.ndim - 1))
+    x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    mean = x.mean(axes)
+    return mean, jnp.maximum(0.0, (x * x).mean(axes) - mean * mean)
+
+
+class Dense(nn.Module):
+    """A linear map of the last axis as one product of two matrices, with `nn.Dense` parameters.
+
+    Leading axes are flattened: a product with a three-dimensional operand is much slower on CPU.
+    """
+
+    features: int
+    kernel_init: nn.initializers.Initializer = dense_uniform
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features))
+        bias = self.param("bias", nn.initializers.zeros, (self.features,))
+        x, kernel, bias = promote_dtype(x, kernel, bias)
+        y = x.reshape(-1, x.shape[-1]) @ kernel + bias.reshape(1, -1)
+        return y.reshape(*x.shape[:-1], self.features)
+
+
+class DropPath(nn.Module):
+    """Drops whole residual branches of examples (stochastic depth, Huang et al. 2016)."""
+
+    rate: float
+
+    @nn.compact
+    def __call__(self, x: Array, *, train: bool) -> Array:
+        axes = tuple(range(1, x.ndim))
+        return nn.Dropout(self.rate, broadcast_dims=axes)(x, deterministic=not train)
+
+
+def gelu(x: Array) -> Array:
+    """Gaussian error linear unit in its tanh form (Hendrycks & Gimpel 2016)."""
+    return jax.nn.gelu(x, approximate=True)

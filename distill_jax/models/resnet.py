@@ -1,0 +1,98 @@
+"""ResNets for small images (He et al. 2016, section 4.2), as in the distillation literature.
+
+Depth is 6n + 2: a 3x3 stem, three stages of n basic blocks, global pooling, one linear layer. A
+block that changes the shape has a projection shortcut (1x1 convolution and batch norm; "option
+B"). The wide variants "resnet8x4" and "resnet32x4" have four times the width behind a stem of
+twice the width (Tian et al. 2020, Contrastive Representation Distillation, appendix).
+"""
+
+import re
+
+import flax.linen as nn
+import jax
+
+from distill_jax.core.api import Array, Model, Outputs
+from distill_jax.core.errors import ConfigError, nearest
+from distill_jax.models.adapters import from_linen
+from distill_jax.models.layers import BatchNorm, Conv, Dense
+
+VARIANTS = (
+    *(f"resnet{depth}" for depth in (8, 14, 20, 32, 44, 56, 110)),
+    *(f"resnet{depth}x4" for depth in (8, 14, 20, 32)),
+)
+
+
+class Block(nn.Module):
+    """Two 3x3 convolutions and a shortcut; returns the sum before and after the activation."""
+
+    features: int
+    stride: int
+
+    @nn.compact
+    def __call__(self, x: Array, *, train: bool) -> tuple[Array, Array]:
+        y = BatchNorm()(Conv(self.features, stride=self.stride)(x), train=train)
+        y = BatchNorm()(Conv(self.features)(jax.nn.relu(y)), train=train)
+        if x.shape != y.shape:
+            x = Conv(self.features, kernel_size=1, stride=self.stride)(x)
+            x = BatchNorm()(x, train=train)
+        y += x
+        return y, jax.nn.relu(y)
+
+
+class ResNet(nn.Module):
+    """The network of `make`."""
+
+    num_classes: int
+    blocks: int
+    width_multiplier: int
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool = False) -> Outputs:
+        outputs = {}
+        x = Conv(16 * min(self.width_multiplier, 2))(x)
+        x = outputs["stem"] = jax.nn.relu(BatchNorm()(x, train=train))
+        for stage, width in enumerate((16, 32, 64)):
+            for index in range(self.blocks):
+                stride = 2 if stage > 0 and index == 0 else 1
+                pre, x = Block(self.width_multiplier * width, stride)(x, train=train)
+            outputs[f"stage{stage + 1}_pre"], outputs[f"stage{stage + 1}"] = pre, x
+        x = outputs["embedding"] = x.mean((1, 2))
+        outputs["logits"] = Dense(self.num_classes)(x)
+        return outputs
+
+
+def make(
+    *, num_classes: int, depth: int = 20, width_multiplier: int = 1, variant: str = ""
+) -> Model:
+    """Returns a ResNet for images `[b, h, w, c]` of any size.
+
+    Endpoints: `stem`, `stage1` to `stage3` with their `_pre` (before the last activation),
+    `embedding` and `logits`.
+
+    Args:
+      num_classes: k.
+      depth: 6n + 2.
+      width_multiplier: multiplies the stage widths 16, 32, 64; the stem has 16 channels, or 32
+        where the multiplier exceeds 1.
+      variant: a published name such as "resnet20" or "resnet8x4", in place of the two above.
+
+    Raises:
+      ConfigError: depth is not 6n + 2, or the variant or the multiplier does not exist.
+    """
+    if variant:
+        match = re.fullmatch(r"resnet(\d+)(?:x(\d+))?", variant)
+        if match is None:
+            raise ConfigError(
+                f"no ResNet {variant!r}", where="variant", hint=nearest(variant, VARIANTS)
+            )
+        depth, width_multiplier = int(match[1]), int(match[2] or 1)
+    if depth < 8 or (depth - 2) % 6:
+        near = 6 * max(1, round((depth - 2) / 6)) + 2
+        raise ConfigError(
+            f"a ResNet for small images has depth 6n + 2, not {depth}",
+            where="variant" if variant else "depth",
+            hint=f"nearest: {near}",
+        )
+    if width_multiplier < 1:
+        raise ConfigError(f"must be at least 1, not {width_multiplier}", where="width_multiplier")
+    return from_linen(ResNet(num_classes, (depth - 2) // 6, width_multiplier))

@@ -1,0 +1,79 @@
+"""Knowledge distillation (Hinton, Vinyals, Dean 2015, arXiv:1503.02531).
+
+`L = (1 - alpha) CE(student, label) + alpha T^2 KL(teacher_T || student_T)`, section 2.1. The
+teacher is a frozen network in evaluation mode; it sees the same augmented view as the student.
+"""
+
+import dataclasses
+from typing import ClassVar
+
+import jax
+
+from distill_jax.core.api import Array, Batch, Nets, Objective, PyTree, Terms
+from distill_jax.core.errors import ConfigError
+from distill_jax.losses.classification import distillation_kl
+from distill_jax.objectives.supervised import check_smoothing, label_loss
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class KD(Objective):
+    """Classical distillation of logits with a constant ratio.
+
+    Attributes:
+      temperature: T of both softmaxes in the distillation term, positive.
+      alpha: weight of the distillation term, in [0, 1]; the label term gets `1 - alpha`.
+      label_smoothing: of the label term, in [0, 1).
+    """
+
+    temperature: float = 4.0
+    alpha: float = 0.9
+    label_smoothing: float = 0.0
+
+    roles: ClassVar[tuple[str, ...]] = ("student", "teacher")
+    couples_batch: ClassVar[bool] = False
+
+    def __post_init__(self):
+        check_smoothing(self.label_smoothing)
+        if not self.temperature > 0:
+            raise ConfigError(
+                f"temperature is {self.temperature}",
+                where="objective.kwargs.temperature",
+                hint="a positive number, commonly 1 to 10",
+            )
+        if not 0 <= self.alpha <= 1:
+            raise ConfigError(
+                f"alpha is {self.alpha}",
+                where="objective.kwargs.alpha",
+                hint="the teacher's share in [0, 1]; labels get 1 - alpha",
+            )
+
+    def loss(self, nets: Nets, batch: Batch, memory: PyTree, step: Array) -> Terms:
+        student, state = nets("student", batch["input"], train=True)
+        teacher, _ = nets("teacher", batch["input"])
+        target = jax.lax.stop_gradient(teacher["logits"])
+        check_same_classes(student["logits"], target)
+        return Terms(
+            values={
+                "distillation": distillation_kl(
+                    student["logits"], target, temperature=self.temperature
+                ),
+                "cross_entropy": label_loss(
+                    student["logits"], batch, smoothing=self.label_smoothing
+                ),
+            },
+            coef={"distillation": self.alpha, "cross_entropy": 1 - self.alpha},
+            state={"student": state},
+        )
+
+
+def check_same_classes(student: Array, teacher: Array) -> None:
+    """Raises `ConfigError` unless both networks rank the same number of classes."""
+    if student.shape != teacher.shape:
+        raise ConfigError(
+            f"the teacher has {teacher.shape[-1]} classes and the student {student.shape[-1]}",
+            where="roles.teacher",
+            hint="distillation of logits needs the same classes in the same order",
+        )
+
+
+make = KD

@@ -1,0 +1,1 @@
+"""The shell: files, flags, clocks and consoles."""

@@ -1,0 +1,365 @@
+"""Checkpoints: Orbax behind save, restore and read, with a digest that catches flipped bytes.
+
+One folder a step. Networks are separate items (`role.<name>`), so that a teacher or a backbone is
+read without knowing the optimizer that trained it. Orbax writes to a temporary folder and renames
+it; afterwards every file is hashed into `digest.json`, since Orbax loads flipped bytes without a
+word. A folder without a digest was interrupted and does not count.
+"""
+
+import hashlib
+import json
+import pathlib
+import shutil
+import threading
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from distill_jax.core.api import Params, PyTree, Role, State, TrainState
+from distill_jax.core.errors import CheckpointError, nearest
+from distill_jax.core.partition import named_leaves
+
+DIGEST = "digest.json"
+ROLE = "role."
+
+
+class Restored(NamedTuple):
+    """A state and what was stored beside it; `skipped` names damaged newer steps."""
+
+    state: TrainState
+    meta: Mapping[str, Any]
+    skipped: tuple[str, ...]
+
+
+def _hash_files(folder: pathlib.Path) -> dict[str, str]:
+    digests = {}
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and path.name != DIGEST:
+            with path.open("rb") as f:
+                digest = hashlib.file_digest(f, lambda: hashlib.blake2b(digest_size=16))
+            digests[str(path.relative_to(folder))] = digest.hexdigest()
+    return digests
+
+
+def verify(folder: pathlib.Path) -> None:
+    """Raises `CheckpointError` unless every file of a step is as it was written."""
+    try:
+        stored = json.loads((folder / DIGEST).read_text())
+    except FileNotFoundError as e:
+        raise CheckpointError("was not written to its end", where=str(folder)) from e
+    except ValueError as e:
+        raise CheckpointError(f"{DIGEST} is damaged", where=str(folder)) from e
+    found = _hash_files(folder)
+    bad = sorted(name for name in stored.keys() | found.keys() if stored.get(name) != found.get(name))
+    if bad:
+        raise CheckpointError(
+            f"{len(bad)} of {len(stored)} files differ from what was written: {bad[0]}",
+            where=str(folder),
+        )
+
+
+def _items(state: TrainState) -> dict[str, PyTree]:
+    """Splits a state into the items of a checkpoint; empty trees are left out."""
+    networks = {**state.params, **state.targets}
+    items: dict[str, PyTree] = {
+        ROLE + role: {"params": params, "state": state.model_state.get(role, {})}
+        for role, params in networks.items()
+    }
+    items["optimizer"] = {"step": state.step, "opt_state": state.opt_state}
+    items["memory"] = state.memory
+    return {name: tree for name, tree in items.items() if jax.tree.leaves(tree)}
+
+
+def _join(items: Mapping[str, PyTree], like: TrainState) -> TrainState:
+    def networks(roles):
+        return {role: items[ROLE + role]["params"] for role in roles}
+
+    return TrainState(
+        step=items["optimizer"]["step"],
+        params=networks(like.params),
+        targets=networks(like.targets),
+        model_state={role: items[ROLE + role]["state"] for role in like.model_state},
+        opt_state=items["optimizer"]["opt_state"],
+        memory=items.get("memory", like.memory),
+    )
+
+
+class Checkpointer:
+    """Saves and restores the steps of one run folder.
+
+    Args:
+      folder: the `checkpoints` folder; created on the first save.
+      keep: how many of the newest steps to keep; the best one is kept besides.
+      mode: "max" or "min", which end of the selection metric is best.
+    """
+
+    def __init__(self, folder: pathlib.Path, *, keep: int = 2, mode: str = "max"):
+        self._folder = folder.absolute()
+        self._keep, self._sign = max(keep, 1), 1.0 if mode == "max" else -1.0
+        self._orbax: Any = None
+        self._finish: threading.Thread | None = None
+        self._error: BaseException | None = None
+        self._copy = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree))
+
+    def steps(self) -> list[int]:
+        """Returns the finished steps, oldest first."""
+        if not self._folder.is_dir():
+            return []
+        names = (p.name for p in self._folder.iterdir() if (p / DIGEST).exists())
+        return sorted(int(name) for name in names if name.isdigit())
+
+    def _checkpointer(self):
+        if self._orbax is None:
+            import orbax.checkpoint as ocp
+
+            self._orbax = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler())
+        return self._orbax
+
+    def save(self, state: TrainState, meta: Mapping[str, Any], *, metric: float | None) -> None:
+        """Starts to save a state; returns once the state may be donated again.
+
+        Args:
+          state: the training state.
+          meta: JSON-like facts stored beside it.
+          metric: the selection metric at this step, or None where it was not measured.
+        """
+        import orbax.checkpoint as ocp
+
+        self.wait()
+        step = int(state.step)
+        folder = self._folder / str(step)
+        if folder.exists() and (folder / DIGEST).exists():
+            return
+        if jax.process_index() == 0:
+            shutil.rmtree(folder, ignore_errors=True)
+        if jax.default_backend() == "cpu":
+            # On CPU, Orbax's host copy aliases the buffer that the next step is given to reuse.
+            state = jax.block_until_ready(self._copy(state))
+        args = {name: ocp.args.PyTreeSave(tree) for name, tree in _items(state).items()}
+        meta = {**meta, "step": step, "metric": metric}
+        args["meta"] = ocp.args.JsonSave(meta)
+        self._checkpointer().save(folder, args=ocp.args.Composite(**args))
+        self._finish = threading.Thread(target=self._seal, args=(folder,), name="checkpoint")
+        self._finish.start()
+
+    def _seal(self, folder: pathlib.Path) -> None:
+        try:
+            self._checkpointer().wait_until_finished()
+            if jax.process_index() == 0:
+                temporary = folder / (DIGEST + ".tmp")
+                temporary.write_text(json.dumps(_hash_files(folder), indent=1))
+                temporary.rename(folder / DIGEST)
+                self._prune()
+        except BaseException as e:
+            self._error = e
+
+    def _prune(self) -> None:
+        steps = self.steps()
+        best = self.best()
+        for step in steps[: -self._keep]:
+            if step != best:
+                shutil.rmtree(self._folder / str(step), ignore_errors=True)
+        for partial in self._folder.glob("*.orbax-checkpoint-tmp*"):
+            shutil.rmtree(partial, ignore_errors=True)
+
+    def wait(self) -> None:
+        """Waits for the save under way.
+
+        Raises:
+          CheckpointError: it failed; the steps saved before it are untouched.
+        """
+        if self._finish is not None:
+            self._finish.join()
+            self._finish = None
+        if self._error is not None:
+            error, self._error = self._error, None
+            raise CheckpointError(
+                f"could not be saved: {_root_cause(error)}",
+                where=str(self._folder),
+                hint="is the disk full, or the folder not writable? earlier steps are intact",
+            ) from error
+
+    def close(self) -> None:
+        self.wait()
+        if self._orbax is not None:
+            self._orbax.close()
+            self._orbax = None
+
+    def meta(self, step: int) -> Mapping[str, Any]:
+        """Returns what was stored beside the state of a step."""
+        return json.loads((self._folder / str(step) / "meta" / "metadata").read_text())
+
+    def best(self) -> int | None:
+        """Returns the step with the best selection metric, the earliest among equals."""
+        scored = []
+        for step in self.steps():
+            metric = self.meta(step).get("metric")
+            if metric is not None:
+                scored.append((self._sign * metric, -step))
+        return -max(scored)[1] if scored else None
+
+    def _set_aside(self, folder: pathlib.Path) -> None:
+        """Renames a damaged step, so that the step can be saved again and nothing is lost."""
+        if jax.process_index() == 0 and folder.is_dir():
+            taken = len(list(self._folder.glob(f"{folder.name}.damaged*")))
+            folder.rename(folder.with_name(f"{folder.name}.damaged{taken or ''}"))
+
+    def restore(self, like: TrainState, *, step: int | None = None) -> Restored | None:
+        """Restores the newest undamaged step, or the one asked for.
+
+        Args:
+          like: the state as `jax.ShapeDtypeStruct`s with the shardings to restore onto, which
+            may be those of another mesh than the state was saved from.
+          step: the step to restore; by default the newest that is whole.
+
+        Returns:
+          None where the folder holds no finished step.
+
+        Raises:
+          CheckpointError: every step is damaged, or the structure differs from `like`.
+        """
+        import orbax.checkpoint as ocp
+
+        candidates = [step] if step is not None else self.steps()[::-1]
+        skipped: list[str] = []
+        for candidate in candidates:
+            folder = self._folder / str(candidate)
+            try:
+                verify(folder)
+            except CheckpointError as e:
+                skipped.append(str(e))
+                if step is None:
+                    self._set_aside(folder)
+                continue
+            args: dict[str, Any] = {}
+            for name, tree in _items(like).items():
+                shardings = jax.tree.map(
+                    lambda x: ocp.ArrayRestoreArgs(
+                        sharding=x.sharding, global_shape=x.shape, dtype=x.dtype
+                    ),
+                    tree,
+                )
+                args[name] = ocp.args.PyTreeRestore(tree, restore_args=shardings)
+                _check_structure(folder, name, tree)
+            try:
+                items = self._checkpointer().restore(folder, args=ocp.args.Composite(**args))
+            except Exception as e:
+                raise CheckpointError(
+                    f"could not be read: {_root_cause(e)}", where=str(folder)
+                ) from e
+            return Restored(_join(items, like), self.meta(candidate), tuple(skipped))
+        if skipped:
+            raise CheckpointError(
+                "every checkpoint is damaged:\n  " + "\n  ".join(skipped),
+                where=str(self._folder),
+                hint="restore the folder from a copy, or delete it to start afresh",
+            )
+        return None
+
+
+def _root_cause(e: BaseException) -> str:
+    while e.__cause__ or e.__context__:
+        e = e.__cause__ or e.__context__  # type: ignore[assignment]
+    return (str(e) or type(e).__name__).splitlines()[0][:300]
+
+
+def _stored_shapes(folder: pathlib.Path, item: str) -> PyTree:
+    import orbax.checkpoint as ocp
+
+    if not (folder / item).is_dir():
+        raise CheckpointError(
+            f"has no item {item!r}",
+            where=str(folder),
+            hint=nearest(item, (p.name for p in folder.iterdir() if p.is_dir())),
+        )
+    handler = ocp.PyTreeCheckpointHandler()
+    metadata = handler.metadata(folder / item)
+    return getattr(metadata, "tree", metadata)
+
+
+def _check_structure(folder: pathlib.Path, item: str, like: PyTree) -> None:
+    """Raises `CheckpointError` that lists how the stored leaves differ from those wanted."""
+    stored = {name: tuple(x.shape) for name, x in named_leaves(_stored_shapes(folder, item)).items()}
+    wanted = {name: tuple(x.shape) for name, x in named_leaves(like).items()}
+    lines = [f"{name}: absent from the checkpoint" for name in wanted.keys() - stored.keys()]
+    lines += [f"{name}: not in this run" for name in stored.keys() - wanted.keys()]
+    lines += [
+        f"{name}: {stored[name]} in the checkpoint, {wanted[name]} in this run"
+        for name in wanted.keys() & stored.keys()
+        if stored[name] != wanted[name]
+    ]
+    if lines:
+        lines = sorted(lines)
+        more = [f"and {len(lines) - 5} more"] if len(lines) > 5 else []
+        raise CheckpointError(
+            f"{item} has another structure than this run:\n    " + "\n    ".join(lines[:5] + more),
+            where=str(folder),
+            hint="give the config of the run that wrote it, or another workdir",
+        )
+
+
+def find_step(path: pathlib.Path, *, where: str) -> pathlib.Path:
+    """Returns the step folder that a path means: a step, a `checkpoints` folder, or a run.
+
+    Of several steps the best by the selection metric is taken, else the newest.
+
+    Raises:
+      CheckpointError: there is none.
+    """
+    if not path.exists():
+        siblings = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
+        raise CheckpointError(f"{path} does not exist", where=where, hint=nearest(path.name, siblings))
+    if (path / DIGEST).exists():
+        return path
+    folder = path / "checkpoints" if (path / "checkpoints").is_dir() else path
+    checkpointer = Checkpointer(folder, mode=_selection_mode(folder.parent))
+    steps = checkpointer.steps()
+    if not steps:
+        raise CheckpointError(
+            f"{path} holds no finished checkpoint",
+            where=where,
+            hint="give a run folder, or one step of its checkpoints folder",
+        )
+    best = checkpointer.best()
+    return folder / str(steps[-1] if best is None else best)
+
+
+def _selection_mode(run: pathlib.Path) -> str:
+    try:
+        return json.loads((run / "config.json").read_text())["eval"]["mode"]
+    except (OSError, ValueError, KeyError):
+        return "max"
+
+
+def read_network(
+    path: pathlib.Path, *, role: Role = "student", like: tuple[Params, State], where: str
+) -> tuple[Params, State]:
+    """Reads one network of a checkpoint as host arrays, whatever optimizer trained it.
+
+    Args:
+      path: a run, a `checkpoints` folder or a step.
+      role: which network of that run.
+      like: `(params, state)` as shapes.
+      where: config path to name in errors.
+
+    Raises:
+      CheckpointError: the file is absent or damaged, or the network has other shapes.
+    """
+    import numpy as np
+    import orbax.checkpoint as ocp
+
+    folder = find_step(path, where=where)
+    verify(folder)
+    tree = {"params": like[0], "state": like[1]}
+    try:
+        _check_structure(folder, ROLE + role, tree)
+    except CheckpointError as e:
+        raise CheckpointError(e.what, where=f"{where}: {e.where}", hint=e.hint) from e
+    restore_args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
+    handler = ocp.PyTreeCheckpointHandler()
+    item = handler.restore(
+        folder / (ROLE + role), args=ocp.args.PyTreeRestore(tree, restore_args=restore_args)
+    )
+    return item["params"], item["state"]

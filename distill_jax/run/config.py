@@ -1,0 +1,681 @@
+"""The config of a run: every key with its default, durations, overrides and checks.
+
+One locked `ml_collections.ConfigDict`. Optional leaves are placeholders, so that a later value is
+still checked for its type. Open groups (keyword arguments, roles, evaluators, arms) take new keys;
+everything else refuses them. This module needs neither JAX nor data, which keeps `--help` fast.
+"""
+
+import ast
+import copy
+import json
+import math
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from absl import flags
+from ml_collections import config_dict
+
+from distill_jax.core.errors import ConfigError, nearest
+
+ConfigDict = config_dict.ConfigDict
+
+UNITS = ("steps", "epochs", "examples", "percent")
+SPLITS = ("train", "held_out", "test")
+
+# Groups that accept new keys, as patterns over config paths.
+_OPEN = re.compile(
+    r"(objective|data|optim|roles\.\w+)\.kwargs(\..+)?"
+    r"|data\.augment_kwargs(\..+)?|optim\.schedule_kwargs(\..+)?|evaluators(\..+)?"
+    r"|study\.arms(\..+)?|roles"
+)
+
+# A name and the keyword arguments that belong to it: another name drops them.
+_OWNED = {"name": "kwargs", "model": "kwargs", "schedule": "schedule_kwargs"}
+
+
+def role(model: str = "", **kwargs: Any) -> ConfigDict:
+    """Returns the config of one network.
+
+    Args:
+      model: name of a module in `distill_jax.models`, or `package.module:Symbol`. May stay empty
+        for a moving average, which has the architecture of its source, and for a role with
+        `init`, which has that of its run.
+      **kwargs: keyword arguments of the model.
+    """
+    config = ConfigDict()
+    config.model = model
+    config.kwargs = ConfigDict(kwargs)
+    config.init = config_dict.placeholder(str)  # checkpoint or run folder to start from
+    config.frozen = False  # never trained: a teacher
+    config.ema_of = config_dict.placeholder(str)  # role whose moving average this one is
+    config.decay = 0.996  # of the moving average, per step
+    config.lock()
+    config.kwargs.unlock()
+    return config
+
+
+def base() -> ConfigDict:
+    """Returns every key with its default; locked but for the open groups."""
+    config = ConfigDict()
+    config.seed = 0  # of initialization, order and augmentation
+    config.batch_size = 128  # examples per step, over all devices
+    config.total = _duration("steps", "epochs", "examples")  # length of training; exactly one
+    config.accum_steps = 1  # micro-batches per step; divides batch_size
+    config.precision = "float32"  # compute type: float32 | bfloat16; parameters stay float32
+
+    config.objective = ConfigDict()
+    config.objective.name = ""  # module in distill_jax.objectives, or package.module:Symbol
+    config.objective.kwargs = ConfigDict()  # open: keyword arguments of the objective
+
+    config.roles = ConfigDict()  # open: {role: role(model, **kwargs)}
+
+    config.data = ConfigDict()
+    config.data.name = ""  # module in distill_jax.data, or package.module:Symbol
+    config.data.kwargs = ConfigDict()  # open: keyword arguments of the data set
+    config.data.held_out = 0.1  # fraction of the training data kept for selection
+    config.data.resident = "auto"  # keep the data on the device: auto | yes | no
+    config.data.augment = ()  # transforms by name, in order; evaluation keeps the fixed ones
+    config.data.augment_kwargs = ConfigDict()  # open: {transform: {keyword: value}}
+
+    config.optim = ConfigDict()
+    config.optim.name = "sgd"  # sgd | momentum | nesterov | adam | adamw | lars | lamb
+    config.optim.kwargs = ConfigDict()  # open: keyword arguments of the optimizer
+    config.optim.lr = 0.1  # peak learning rate
+    config.optim.schedule = "cosine"  # constant | cosine | linear | step | rsqrt
+    config.optim.schedule_kwargs = ConfigDict()  # open: keyword arguments of the schedule
+    config.optim.warmup = _duration("steps", "epochs", "percent")  # linear from zero; at most one
+    config.optim.weight_decay = 0.0  # coupled L2 for the SGD family, decoupled for the others
+    config.optim.decay_mask = (  # (regex, decayed) over role/path/to/leaf; the first match decides
+        (r"/(kernel|embedding)$", True),
+        (r".", False),
+    )
+    config.optim.clip_norm = config_dict.placeholder(float)  # largest global gradient norm
+
+    config.mesh = ConfigDict()
+    config.mesh.data = -1  # devices along the batch; -1 takes what is left
+    config.mesh.fsdp = 1  # devices that share each large parameter
+    config.mesh.cpu_devices = 0  # devices to split a CPU into; 0 is automatic
+
+    config.partition = ConfigDict()
+    config.partition.min_size = 2**14  # smaller parameters are replicated (elements)
+
+    config.eval = ConfigDict()
+    config.eval.every = _duration("steps", "epochs", "percent")  # at most one
+    config.eval.batch_size = 500  # examples per evaluation step
+    config.eval.metric = "held_out/accuracy"  # split/metric that selects the best checkpoint
+    config.eval.mode = "max"  # what is best: max | min
+
+    config.evaluators = ConfigDict()  # open: {module in distill_jax.evaluators: keyword arguments}
+
+    config.log = ConfigDict()
+    config.log.every_steps = 50  # steps between two lines of metrics
+
+    config.checkpoint = ConfigDict()
+    config.checkpoint.every = _duration("steps", "epochs", "percent")  # at most one
+    config.checkpoint.keep = 2  # latest checkpoints that stay, beside the best
+
+    config.study = ConfigDict()
+    config.study.arms = ConfigDict()  # open: {arm: nested dict of what it changes in this config}
+    config.study.seeds = ()  # seeds of every arm
+    config.study.reference = ""  # arm that the others are compared with
+    config.study.metric = "test/accuracy"  # split/metric that is compared
+
+    config.lock()
+    for path, node in _groups(config):
+        if _OPEN.fullmatch(path):
+            node.unlock()
+    return config
+
+
+def _duration(*units: str) -> ConfigDict:
+    kinds = {"steps": int, "examples": int, "epochs": float, "percent": float}
+    return ConfigDict({unit: config_dict.placeholder(kinds[unit]) for unit in units})
+
+
+def _groups(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, ConfigDict]]:
+    for key, value in config.items():
+        if isinstance(value, ConfigDict):
+            yield f"{prefix}{key}", value
+            yield from _groups(value, f"{prefix}{key}.")
+
+
+def _template(config: ConfigDict) -> ConfigDict:
+    """Returns `base()` with the roles of `config`: what each closed path may be."""
+    template = base()
+    for name in config.get("roles", {}):
+        template.roles[name] = role()
+    return template
+
+
+def _lookup(config: ConfigDict, path: str) -> Any:
+    """Returns the value at a dotted path; refuses an unknown one with the nearest key."""
+    node: Any = config
+    parts = path.split(".") if path else []
+    for i, part in enumerate(parts):
+        if not isinstance(node, ConfigDict) or part not in node:
+            raise _unknown(".".join(parts[:i]), part, node)
+        node = node[part]
+    return node
+
+
+def _unknown(parent: str, key: str, node: Any) -> ConfigError:
+    what, where = f"unknown config key {key!r}", f"{parent}.{key}".lstrip(".")
+    if not isinstance(node, ConfigDict):
+        return ConfigError(what, where=where, hint=f"{parent} is a value, not a group")
+    hint = nearest(key, node)
+    elsewhere = [p for p in flatten(base()) if p.rpartition(".")[2] == key]
+    if elsewhere:
+        hint = f"did you mean {elsewhere[0]!r}? {hint}"
+    elif "kwargs" in node and not hint.startswith("did"):
+        hint = f"keyword arguments go into {parent}.kwargs; {hint}"
+    return ConfigError(what, where=where, hint=hint)
+
+
+def flatten(config: Mapping[str, Any] | ConfigDict, prefix: str = "") -> dict[str, Any]:
+    """Returns `{dotted path: leaf}`; an empty group is a leaf of its own, lists become tuples."""
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, (Mapping, ConfigDict)) and len(value):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = {} if isinstance(value, ConfigDict) else _tuples(value)
+    return flat
+
+
+def _tuples(value: Any) -> Any:
+    if isinstance(value, (list, tuple)):
+        return tuple(_tuples(item) for item in value)
+    return value
+
+
+# Overrides.
+
+
+def override(config: ConfigDict, values: Mapping[str, Any]) -> ConfigDict:
+    """Returns a copy of `config` with other values; field references follow.
+
+    The command line and the arms of a study both end here. A string is read as the type of the
+    field that it replaces: `"3e-4"` for a float, `"crop,flip"` or `"('crop', 'flip')"` for a
+    tuple, `"none"` for an optional field, any literal inside an open group. Another unit of a
+    duration replaces the unit that was set, and another name drops the keyword arguments of the
+    old one, unless `values` sets those too.
+
+    Args:
+      config: the config, left as it is.
+      values: new values by dotted path. A dict goes into a group key by key.
+
+    Raises:
+      ConfigError: for a path that does not exist or a value of another type.
+    """
+    config = copy.deepcopy(config)
+    template = _template(config)
+    values = dict(_spread(values))
+    for path in sorted(values, key=lambda path: path.rpartition(".")[2] not in _OWNED):
+        _set(config, template, path, values)
+    return config
+
+
+def _spread(values: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    for path, value in values.items():
+        if isinstance(value, str) and value.lstrip().startswith("{"):
+            value = _literal(value)
+        if isinstance(value, (Mapping, ConfigDict)) and len(value):
+            yield from flatten(value, f"{path}.").items()
+        else:
+            yield path, value
+
+
+def _set(config: ConfigDict, template: ConfigDict, path: str, values: Mapping[str, Any]) -> None:
+    node, key, is_open = _place(config, path)
+    old, value = node.get(key), values[path]
+    if _is_empty(value):
+        if is_open and old is None:
+            node[key] = ConfigDict()
+        return
+    if isinstance(old, ConfigDict):
+        raise ConfigError(
+            "a group cannot be replaced by a value",
+            where=path,
+            hint=f"set one of its keys: {', '.join(f'{path}.{k}' for k in old) or f'{path}.KEY'}",
+        )
+    if is_open:
+        if isinstance(value, str) and not isinstance(old, str):
+            value = _literal(value)
+        with node.ignore_type():
+            node[key] = float(value) if isinstance(old, float) and type(value) is int else value
+        return
+    parent = path.rpartition(".")[0]
+    optional = _lookup(template, path) is None
+    value = _coerce(value, _lookup(template, parent).get_type(key), optional=optional, path=path)
+    if key in UNITS and value is not None:
+        for unit in node:
+            if unit != key and f"{parent}.{unit}" not in values:
+                node[unit] = None
+    if (owned := _OWNED.get(key)) and owned in node and old not in (value, ""):
+        for name in list(node[owned]):
+            del node[owned][name]
+    node[key] = value
+
+
+def _place(config: ConfigDict, path: str) -> tuple[ConfigDict, str, bool]:
+    """Returns the group and the key that a path names, and whether the group takes new keys.
+
+    Groups inside open groups are made where they are absent; roles are not.
+    """
+    parent, _, key = path.rpartition(".")
+    is_open = parent != "roles" and bool(_OPEN.fullmatch(parent))
+    node: Any = config
+    walked: list[str] = []
+    for part in parent.split(".") if parent else ():
+        group = ".".join(walked)
+        if not isinstance(node, ConfigDict) or part not in node:
+            if not isinstance(node, ConfigDict) or group == "roles" or not _OPEN.fullmatch(group):
+                raise _unknown(group, part, node)
+            node[part] = ConfigDict()
+        node = node[part]
+        walked.append(part)
+    if not isinstance(node, ConfigDict) or (key not in node and not is_open):
+        raise _unknown(parent, key, node)
+    return node, key, is_open
+
+
+def _is_empty(value: Any) -> bool:
+    return isinstance(value, (Mapping, ConfigDict)) and not len(value)
+
+
+def _coerce(value: Any, kind: type, *, optional: bool, path: str) -> Any:
+    if optional and (value is None or (isinstance(value, str) and value.lower() == "none")):
+        return None
+    if isinstance(value, str) and kind is not str:
+        parse = {bool: flags.BooleanParser().parse, tuple: _tuple}.get(kind, kind)
+        try:
+            return parse(value)
+        except (ValueError, SyntaxError):
+            raise _mistyped(value, kind, path) from None
+    if kind is float and type(value) is int:
+        return float(value)
+    if kind is tuple and isinstance(value, list):
+        return _tuples(value)
+    if not _is_a(value, kind):
+        raise _mistyped(value, kind, path)
+    return value
+
+
+def _is_a(value: Any, kind: type) -> bool:
+    return isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
+
+
+def _mistyped(value: Any, kind: type, path: str) -> ConfigError:
+    example = {int: "3", float: "0.1", bool: "true", str: "name", tuple: "a,b"}.get(kind, "")
+    hint = f"example: {path}={example}" if example else ""
+    return ConfigError(f"{value!r} is not of type {kind.__name__}", where=path, hint=hint)
+
+
+def _literal(text: str) -> Any:
+    if text.lower() in ("true", "false", "none"):
+        text = text.capitalize()
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+
+
+def _tuple(text: str) -> tuple[Any, ...]:
+    """Reads `1,2`, `(1, 2)`, `a,b`, `('a', 'b')` and the empty string."""
+    try:
+        value = ast.literal_eval(text.strip() or "()")
+    except (ValueError, SyntaxError):
+        if text.lstrip()[0] in "([{":
+            raise
+        value = tuple(_literal(part.strip()) for part in text.split(",") if part.strip())
+    return _tuples(value) if isinstance(value, (tuple, list)) else (value,)
+
+
+def arms(config: ConfigDict) -> dict[str, dict[str, Any]]:
+    """Returns what each arm of the study overrides: `{arm: {dotted path: value}}`."""
+    return {name: dict(flatten(changes)) for name, changes in config.study.arms.items()}
+
+
+# Durations.
+
+
+def total_steps(config: ConfigDict, n_train: int) -> int:
+    """Returns the length of training in steps, from whichever unit of `total` is set.
+
+    Batches run on across the end of an epoch, so an epoch is `n_train / batch_size` steps.
+    """
+    return duration(config, "total", steps_per_epoch=n_train / config.batch_size, total_steps=0)
+
+
+def duration(
+    config: ConfigDict,
+    path: str,
+    *,
+    steps_per_epoch: float,
+    total_steps: int,
+    default: int | None = None,
+) -> int:
+    """Returns the duration at `path` in steps, at least one.
+
+    Args:
+      config: the config.
+      path: a group of units, e.g. `"eval.every"`.
+      steps_per_epoch: steps that one epoch takes; may be a fraction.
+      total_steps: steps that 100 percent are.
+      default: steps where no unit is set.
+
+    Raises:
+      ConfigError: where two units are set, one is not positive, or none is and there is no default.
+    """
+    chosen = _unit(config, path)
+    if chosen is None:
+        if default is None:
+            units = " or ".join(f"{path}.{unit}" for unit in _lookup(config, path))
+            raise ConfigError("no duration is set", where=path, hint=f"set {units}")
+        return default
+    unit, value = chosen
+    scale = {
+        "steps": 1.0,
+        "epochs": steps_per_epoch,
+        "percent": total_steps / 100,
+        "examples": 1 / config.batch_size,
+    }[unit]
+    return max(1, round(value * scale))
+
+
+def _unit(config: ConfigDict, path: str) -> tuple[str, float] | None:
+    given = {unit: value for unit, value in _lookup(config, path).items() if value is not None}
+    if len(given) > 1:
+        spelt = " and ".join(f"{unit}={value}" for unit, value in given.items())
+        raise ConfigError(
+            f"ambiguous duration: {spelt}", where=path, hint="keep one unit, set the others to none"
+        )
+    for unit, value in given.items():
+        if not 0 < value < math.inf:
+            hint = "leave every unit unset for none" if path != "total" else ""
+            raise ConfigError(f"{value} is not positive", where=f"{path}.{unit}", hint=hint)
+        if unit == "percent" and value > 100:
+            raise ConfigError(f"{value} percent is more than all of it", where=f"{path}.{unit}")
+        return unit, value
+    return None
+
+
+# Checks.
+
+
+def validate(config: ConfigDict) -> None:
+    """Refuses what can be known to be wrong before data and arrays exist.
+
+    Names and keyword arguments of open groups are checked when they are resolved.
+
+    Raises:
+      ConfigError: naming the path, what would be right, and the nearest name.
+    """
+    if not isinstance(config, ConfigDict):
+        raise ConfigError(f"a config is a ConfigDict, not {type(config).__name__}")
+    _check_structure(config, _template(config))
+    _check_numbers(config)
+    for path, options in _CHOICES.items():
+        value = _lookup(config, path)
+        if value not in options:
+            raise ConfigError(f"unknown value {value!r}", where=path, hint=nearest(value, options))
+    if _unit(config, "total") is None:
+        raise ConfigError(
+            "no length of training is set",
+            where="total",
+            hint="set exactly one of total.steps, total.epochs, total.examples",
+        )
+    for path in ("optim.warmup", "eval.every", "checkpoint.every"):
+        _unit(config, path)
+    for group in ("objective", "data"):
+        if not config[group].name:
+            hint = f"name a module of distill_jax.{group.removesuffix('s')}"
+            hint += "s" if group == "objective" else ""
+            raise ConfigError("no name is set", where=f"{group}.name", hint=hint)
+    _check_roles(config)
+    _check_data(config)
+    _check_rules(config.optim.decay_mask, where="optim.decay_mask")
+    if _check_metric(config, "eval.metric") == "test":
+        raise ConfigError(
+            "the test split is read only to report, never to select",
+            where="eval.metric",
+            hint="use held_out/" + config.eval.metric.partition("/")[2],
+        )
+    _check_metric(config, "study.metric")
+    _check_study(config)
+
+
+_CHOICES = {
+    "precision": ("float32", "bfloat16"),
+    "data.resident": ("auto", "yes", "no"),
+    "eval.mode": ("max", "min"),
+}
+
+
+def _check_structure(config: ConfigDict, template: ConfigDict, prefix: str = "") -> None:
+    for key in config:
+        if key not in template:
+            raise _unknown(prefix.rstrip("."), key, template)
+    for key, default in template.items():
+        path = f"{prefix}{key}"
+        if key not in config:
+            raise ConfigError("missing key", where=path, hint="start from config.base() or role()")
+        value = config[key]
+        if isinstance(default, ConfigDict):
+            if not isinstance(value, ConfigDict):
+                raise _mistyped(value, ConfigDict, path)
+            if path == "roles" or not _OPEN.fullmatch(path):
+                _check_structure(value, default, f"{path}.")
+            continue
+        kind = template.get_type(key)
+        if value is None and default is None:
+            continue
+        if not (_is_a(value, kind) or (kind is float and type(value) is int)):
+            raise _mistyped(value, kind, path)
+
+
+def _check_numbers(config: ConfigDict) -> None:
+    def check(path: str, rule: bool, hint: str) -> None:
+        if not rule:
+            raise ConfigError(f"{_lookup(config, path)} is out of range", where=path, hint=hint)
+
+    for path in ("batch_size", "accum_steps", "eval.batch_size", "log.every_steps", "optim.lr"):
+        check(path, 0 < _lookup(config, path) < math.inf, "a positive number")
+    check("checkpoint.keep", config.checkpoint.keep >= 1, "at least 1")
+    check("seed", 0 <= config.seed < 2**32, "from 0 to 2**32 - 1")
+    check("data.held_out", 0 <= config.data.held_out < 1, "a fraction from 0 to below 1")
+    check("optim.weight_decay", 0 <= config.optim.weight_decay < math.inf, "0 or more")
+    clip = config.optim.clip_norm
+    check("optim.clip_norm", clip is None or 0 < clip < math.inf, "positive, or none for no limit")
+    for axis in ("data", "fsdp"):
+        size = config.mesh[axis]
+        check(f"mesh.{axis}", size >= 1 or size == -1, "at least 1, or -1 for what is left")
+    if config.mesh.data == config.mesh.fsdp == -1:
+        raise ConfigError("only one axis can take what is left", where="mesh", hint="set one")
+    check("mesh.cpu_devices", config.mesh.cpu_devices >= 0, "0 for automatic, or more")
+    check("partition.min_size", config.partition.min_size >= 0, "0 or more")
+    if config.batch_size % config.accum_steps:
+        raise ConfigError(
+            f"{config.batch_size} examples do not divide into {config.accum_steps} micro-batches",
+            where="accum_steps",
+            hint="a divisor of batch_size",
+        )
+
+
+def _check_roles(config: ConfigDict) -> None:
+    trainable = [n for n, r in config.roles.items() if not r.frozen and r.ema_of is None]
+    for name, group in config.roles.items():
+        where = f"roles.{name}"
+        if group.ema_of is not None:
+            if group.frozen:
+                raise ConfigError(
+                    "a frozen role cannot be a moving average",
+                    where=f"{where}.frozen",
+                    hint=f"drop frozen, or drop {where}.ema_of",
+                )
+            if group.ema_of not in trainable:
+                raise ConfigError(
+                    f"{group.ema_of!r} is not a trainable role",
+                    where=f"{where}.ema_of",
+                    hint=nearest(group.ema_of, trainable),
+                )
+            if not 0 <= group.decay <= 1:
+                raise ConfigError(
+                    f"{group.decay} is out of range", where=f"{where}.decay", hint="from 0 to 1"
+                )
+        elif not group.model and not group.init:
+            raise ConfigError(
+                "no model is named",
+                where=f"{where}.model",
+                hint="name a module of distill_jax.models, or set init or ema_of",
+            )
+    if not trainable:
+        hint = "add role(model, ...) that is neither frozen nor a moving average"
+        raise ConfigError("no role is trainable", where="roles", hint=hint)
+
+
+def _check_data(config: ConfigDict) -> None:
+    for transform in config.data.augment:
+        if not isinstance(transform, str):
+            raise _mistyped(transform, str, "data.augment")
+    for transform in config.data.augment_kwargs:
+        if transform not in config.data.augment:
+            raise ConfigError(
+                f"{transform!r} is not among the transforms of data.augment",
+                where=f"data.augment_kwargs.{transform}",
+                hint=nearest(transform, config.data.augment),
+            )
+
+
+def _check_rules(rules: Iterable[Any], *, where: str) -> None:
+    for rule in rules:
+        match rule:
+            case (str(pattern), bool()):
+                try:
+                    re.compile(pattern)
+                except re.error as error:
+                    raise ConfigError(f"{pattern!r} is not a regex: {error}", where=where) from None
+            case _:
+                hint = '("kernel$", True)'
+                raise ConfigError(f"{rule!r} is not a rule", where=where, hint=f"example: {hint}")
+
+
+def _check_metric(config: ConfigDict, path: str) -> str:
+    metric = _lookup(config, path)
+    split, slash, name = metric.partition("/")
+    if not (slash and name):
+        hint = f"split/metric, such as held_out/{metric or 'accuracy'}"
+        raise ConfigError(f"{metric!r} names no split or no metric", where=path, hint=hint)
+    if split not in SPLITS:
+        raise ConfigError(f"unknown split {split!r}", where=path, hint=nearest(split, SPLITS))
+    return split
+
+
+def _check_study(config: ConfigDict) -> None:
+    study = config.study
+    for seed in study.seeds:
+        if not _is_a(seed, int) or seed < 0:
+            raise ConfigError(f"{seed!r} is not a seed", where="study.seeds", hint="(0, 1, 2)")
+    if len(set(study.seeds)) != len(study.seeds):
+        raise ConfigError(f"{study.seeds} repeats a seed", where="study.seeds", hint="(0, 1, 2)")
+    if study.reference and study.reference not in study.arms:
+        raise ConfigError(
+            f"{study.reference!r} is not an arm",
+            where="study.reference",
+            hint=nearest(study.reference, study.arms),
+        )
+    for name, changes in study.arms.items():
+        if not isinstance(changes, ConfigDict):
+            raise _mistyped(changes, ConfigDict, f"study.arms.{name}")
+        if not re.fullmatch(r"[\w.+-]+", name):
+            raise ConfigError(
+                f"{name!r} cannot be the name of a folder",
+                where="study.arms",
+                hint="letters, digits, '_', '-', '+' and '.'",
+            )
+        if "study" in changes:
+            raise ConfigError("an arm cannot change the study", where=f"study.arms.{name}.study")
+        try:
+            changed = override(config, dict(flatten(changes)))
+            changed.study = base().study
+            validate(changed)
+        except ConfigError as error:
+            where = f"study.arms.{name}.{error.where}"
+            raise ConfigError(error.what, where=where, hint=error.hint) from None
+
+
+# Files.
+
+
+def to_json(config: ConfigDict) -> str:
+    """Returns the resolved config as indented JSON."""
+    return json.dumps(config.copy_and_resolve_references().to_dict(), indent=2, default=_refuse)
+
+
+def _refuse(value: Any) -> Any:
+    raise ConfigError(
+        f"{value!r} cannot be stored",
+        where="config",
+        hint="use numbers, strings, booleans, tuples and dicts",
+    )
+
+
+def from_json(text: str) -> ConfigDict:
+    """Returns the config that `to_json` wrote, locked and typed as `base()`.
+
+    Raises:
+      ConfigError: for text that is not a config of this version.
+    """
+    try:
+        stored = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"not JSON: {error}", where="config.json") from None
+    if not isinstance(stored, dict):
+        raise ConfigError("not a JSON object", where="config.json")
+    config = base()
+    for name in stored.get("roles", {}):
+        config.roles[name] = role()
+    for path, value in flatten(stored).items():
+        node, key, is_open = _place(config, path)
+        try:
+            if not _is_empty(value):
+                node[key] = value
+            elif is_open:
+                node[key] = ConfigDict()
+        except TypeError as error:
+            raise ConfigError(str(error), where=path) from None
+    return config
+
+
+_ABSENT = "(absent)"
+
+
+def differences(
+    a: ConfigDict | Mapping[str, Any],
+    b: ConfigDict | Mapping[str, Any],
+    *,
+    ignore: Iterable[str] = (),
+) -> list[str]:
+    """Returns `"path: old -> new"` for every leaf in which two configs differ.
+
+    Args:
+      a: the old config.
+      b: the new config.
+      ignore: paths of leaves or groups that do not count.
+    """
+    old, new = flatten(a), flatten(b)
+    ignore = tuple(ignore)
+
+    def counts(path: str) -> bool:
+        return not any(path == group or path.startswith(f"{group}.") for group in ignore)
+
+    return [
+        f"{path}: {_show(old, path)} -> {_show(new, path)}"
+        for path in sorted(old.keys() | new.keys())
+        if old.get(path, _ABSENT) != new.get(path, _ABSENT) and counts(path)
+    ]
+
+
+def _show(flat: Mapping[str, Any], path: str) -> str:
+    return repr(flat[path]) if path in flat else _ABSENT

@@ -1,0 +1,92 @@
+"""What a config would run, without reading data or training: tables from shapes alone."""
+
+import json
+import math
+
+import jax
+from ml_collections import ConfigDict
+
+from distill_jax.core import partition
+from distill_jax.run import build as build_lib
+from distill_jax.run import config as config_lib
+
+
+def _table(rows: list[tuple[str, ...]], header: tuple[str, ...]) -> str:
+    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
+    lines = [header, tuple("-" * w for w in widths), *rows]
+    return "\n".join("  ".join(c.ljust(w) for c, w in zip(r, widths, strict=True)).rstrip() for r in lines)
+
+
+def _bytes(n: float) -> str:
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if n < 1024 or unit == "GiB":
+            return f"{n:.1f} {unit}" if unit != "B" else f"{n:.0f} B"
+        n /= 1024
+    raise AssertionError
+
+
+def _leaf_rows(tree) -> list[tuple[str, ...]]:
+    rows = []
+    for name, leaf in partition.named_leaves(tree).items():
+        on_device = math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+        shape = "x".join(map(str, leaf.shape)) or "scalar"
+        spec = str(tuple(leaf.sharding.spec)) if any(leaf.sharding.spec) else "replicated"
+        rows.append((name, shape, str(leaf.dtype), spec, _bytes(on_device)))
+    return rows
+
+
+def describe(config: ConfigDict) -> str:
+    """Returns the resolved config, the parameters, the sharding of each leaf and the step's cost.
+
+    Compiles the step for the devices of this process. Reads no data: the data set answers with
+    its shapes.
+
+    Raises:
+      ConfigError: the config does not fit together.
+    """
+    experiment = build_lib.build(config, shapes_only=True)
+    step = experiment.compile_step(build_lib.feed_shapes(experiment))
+    cost = step.cost_analysis() or {}
+    memory = step.memory_analysis()
+    parameters = [
+        (
+            role,
+            config.roles[role].model or "(as its source)",
+            f"{sum(math.prod(x.shape) for x in jax.tree.leaves(found.params)):,}",
+            _kind(config, role),
+        )
+        for role, found in experiment.shapes.roles.items()
+    ]
+    header = ("leaf", "shape", "type", "sharding", "per device")
+    state = experiment.abstract_state
+    leaves = _leaf_rows({"params": state.params, "targets": state.targets})
+    leaves += _leaf_rows({"frozen": experiment.abstract_frozen})
+    leaves += _leaf_rows({"model_state": state.model_state, "optimizer": state.opt_state})
+    sizes = ", ".join(f"{axis}={size}" for axis, size in experiment.mesh.shape.items())
+    sections = [
+        ("config", json.dumps(json.loads(config_lib.to_json(config)), indent=1)),
+        (
+            "run",
+            f"{experiment.total_steps:,} steps of {config.batch_size} examples, "
+            f"{experiment.steps_per_epoch:.2f} steps an epoch\n"
+            f"mesh: {sizes} ({jax.devices()[0].device_kind})",
+        ),
+        ("networks", _table(parameters, ("role", "model", "parameters", "learns"))),
+        ("state", _table(leaves, header)),
+        (
+            "step, on each device",
+            f"FLOPs      {cost.get('flops', float('nan')):.4g}\n"
+            f"arguments  {_bytes(memory.argument_size_in_bytes)}\n"
+            f"outputs    {_bytes(memory.output_size_in_bytes)}"
+            f" ({_bytes(memory.alias_size_in_bytes)} in place)\n"
+            f"temporary  {_bytes(memory.temp_size_in_bytes)}",
+        ),
+    ]
+    return "\n\n".join(f"== {title}\n{body}" for title, body in sections)
+
+
+def _kind(config: ConfigDict, role: str) -> str:
+    spec = config.roles[role]
+    if spec.frozen:
+        return "frozen"
+    return f"average of {spec.ema_of}, decay {spec.decay}" if spec.ema_of else "by gradient"

@@ -1,0 +1,115 @@
+"""The surroundings of a run: devices, compilation cache, versions and signals."""
+
+import contextlib
+import importlib.metadata
+import os
+import pathlib
+import platform
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from typing import Any
+
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "ml-collections")
+
+
+def process_age() -> float:
+    """Returns the seconds since this process began (Linux); 0 where that is not known."""
+    try:
+        ticks = int(pathlib.Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
+        uptime = float(pathlib.Path("/proc/uptime").read_text().split()[0])
+        return uptime - ticks / os.sysconf("SC_CLK_TCK")
+    except (OSError, ValueError, IndexError):
+        return 0.0
+
+
+def cpu_devices(config) -> int:
+    """How many devices to split a CPU into: one per core where the batch allows it."""
+    if config.mesh.cpu_devices:
+        return config.mesh.cpu_devices
+    fixed = config.mesh.fsdp if config.mesh.data == -1 else config.mesh.data * config.mesh.fsdp
+    if config.mesh.data != -1:
+        return fixed
+    cores = os.cpu_count() or 1
+    fits = [n for n in range(1, cores + 1) if n % fixed == 0 and config.batch_size % n == 0]
+    return max(fits, default=fixed)
+
+
+def configure_jax(*, cpu_devices: int) -> None:
+    """Splits the CPU into devices and switches the persistent compilation cache on.
+
+    The cache lies in `$DISTILL_JAX_CACHE`, by default `~/.cache/distill_jax`; "off" disables it.
+    Must run before JAX touches a device; later calls leave the devices as they are.
+    """
+    import jax
+
+    with contextlib.suppress(RuntimeError):
+        jax.config.update("jax_num_cpu_devices", cpu_devices)
+    cache = os.environ.get("DISTILL_JAX_CACHE", "~/.cache/distill_jax")
+    if cache != "off":
+        jax.config.update("jax_compilation_cache_dir", os.path.expanduser(cache))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+        jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+def describe_environment() -> dict[str, Any]:
+    """Returns versions, devices, host and command line, as stored in `env.json`."""
+    import jax
+
+    import distill_jax
+
+    def version(package: str) -> str:
+        try:
+            return importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            return "absent"
+
+    return {
+        "versions": {
+            "distill_jax": distill_jax.__version__,
+            "python": platform.python_version(),
+            **{package: version(package) for package in PACKAGES},
+        },
+        "device": jax.devices()[0].device_kind,
+        "platform": jax.default_backend(),
+        "devices": jax.device_count(),
+        "processes": jax.process_count(),
+        "host": {"system": platform.system(), "machine": platform.machine(), "cores": os.cpu_count()},
+        "command": " ".join(sys.argv),
+        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+
+
+class StopFlag:
+    """Whether a polite signal to stop has come, and which."""
+
+    signal: int | None = None
+
+    def __bool__(self) -> bool:
+        return self.signal is not None
+
+
+@contextlib.contextmanager
+def stop_on_signal() -> Iterator[StopFlag]:
+    """Turns SIGTERM and the first Ctrl-C into a flag that the loop reads between steps.
+
+    A second Ctrl-C interrupts at once. Outside the main thread signals are left alone.
+    """
+    flag = StopFlag()
+
+    def stop(number, frame):
+        del frame
+        if flag and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        flag.signal = number
+
+    previous = {}
+    with contextlib.suppress(ValueError):
+        for number in (signal.SIGTERM, signal.SIGINT):
+            previous[number] = signal.signal(number, stop)
+    try:
+        yield flag
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

@@ -1,0 +1,422 @@
+"""HTML elements that escape what they hold, and figures as inline SVG that follow the page's theme.
+
+Colours are the classes `c0`, `c1`, ... of `report.css`; nothing here names one.
+"""
+
+import base64
+import dataclasses
+import html
+import math
+import struct
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+WIDTH, COLOURS = 560, 8
+_VOID = {"img", "meta"}
+_DASHES = ("none", "7 4", "2 3", "9 3 2 3")
+
+
+class Html(str):
+    """Text that is HTML already. Every other string is escaped on its way into an element."""
+
+    __slots__ = ()
+
+
+def el(tag: str, *children: Any, **attributes: Any) -> Html:
+    """Returns one element.
+
+    Args:
+      tag: its name.
+      *children: `Html` as it is; sequences, child by child; None, nothing; all else as escaped
+        text.
+      **attributes: escaped values. A trailing underscore is dropped (`class_`), other underscores
+        become hyphens, floats get two decimals, and None leaves the attribute out.
+    """
+    pairs = "".join(
+        f' {name.rstrip("_").replace("_", "-")}="{_attribute(value)}"'
+        for name, value in attributes.items()
+        if value is not None
+    )
+    if tag in _VOID:
+        return Html(f"<{tag}{pairs}>")
+    return Html(f"<{tag}{pairs}>{join(*children)}</{tag}>")
+
+
+def join(*children: Any) -> Html:
+    """Returns children side by side, by the rules of `el`."""
+    return Html("".join(_child(child) for child in children))
+
+
+def colour(i: int) -> str:
+    """Returns the class of the i-th colour; colours repeat and line dashes tell them apart."""
+    return f"c{i % COLOURS}"
+
+
+def dash(i: int) -> str:
+    """Returns the dash pattern of the i-th series."""
+    return _DASHES[(i // COLOURS + i) % len(_DASHES)]
+
+
+def key(names: Sequence[str]) -> Html:
+    """Returns the legend of series 0, 1, ..."""
+
+    def item(i: int, name: str) -> Html:
+        line = el(
+            "line", x1=0, x2=26, y1=6, y2=6, class_="curve " + colour(i), stroke_dasharray=dash(i)
+        )
+        return el("li", el("svg", line, viewBox="0 0 26 12", width=26, aria_hidden="true"), name)
+
+    return el("ul", [item(i, name) for i, name in enumerate(names)], class_="key")
+
+
+def png(pixels: np.ndarray) -> str:
+    """Returns uint8 pixels `[h, w, c]`, c in {1, 3, 4}, as a PNG data URI."""
+    h, w, c = pixels.shape
+    rows = np.concatenate([np.zeros((h, 1), np.uint8), pixels.reshape(h, w * c)], axis=1)
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return (
+            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        )
+
+    header = struct.pack(">IIBBBBB", w, h, 8, {1: 0, 3: 2, 4: 6}[c], 0, 0, 0)
+    body = b"".join(
+        (
+            chunk(b"IHDR", header),
+            chunk(b"IDAT", zlib.compress(rows.tobytes(), 9)),
+            chunk(b"IEND", b""),
+        )
+    )
+    return "data:image/png;base64," + base64.b64encode(b"\x89PNG\r\n\x1a\n" + body).decode()
+
+
+def ticks(low: float, high: float, count: int = 5) -> list[float]:
+    """Returns round numbers in [low, high], about `count` of them."""
+    raw = (high - low) / count
+    power = 10.0 ** math.floor(math.log10(raw))
+    step = power * next(m for m in (1, 2, 5, 10) if m * power >= raw * 0.999)
+    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
+    return [float(f"{i * step:.12g}") for i in range(first, last + 1)]
+
+
+def log_ticks(low: float, high: float) -> list[float]:
+    """Returns 1, 2 and 5 times powers of ten in [low, high], or the powers alone if many."""
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    factors = (1, 2, 5) if len(powers) < 4 else (1,)
+    return [m * 10.0**p for p in powers for m in factors if low <= m * 10.0**p <= high]
+
+
+def short(value: float) -> str:
+    """Returns a number as an axis shows it: 0.25, 1500, 20k, 3M."""
+    for scale, suffix in ((1e9, "G"), (1e6, "M"), (1e4, "k")):
+        if abs(value) >= scale:
+            return f"{value / (1e3 if suffix == 'k' else scale):.4g}{suffix}"
+    return f"{value:.4g}".replace("-", "\u2212")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Panel:
+    """The rectangle of a plot: maps data to pixels and draws the frame.
+
+    Attributes:
+      x_range, y_range: data limits, low < high.
+      height: of the whole figure, in pixels.
+      left: margin for labels, in pixels.
+      log: whether y is logarithmic.
+    """
+
+    x_range: tuple[float, float]
+    y_range: tuple[float, float]
+    height: int = 300
+    left: int = 58
+    log: bool = False
+    right: int = WIDTH - 14
+    top: int = 12
+    foot: int = 46
+
+    @property
+    def bottom(self) -> int:
+        return self.height - self.foot
+
+    def x(self, value: Any) -> Any:
+        low, high = self.x_range
+        return self.left + (np.asarray(value) - low) / (high - low) * (self.right - self.left)
+
+    def y(self, value: Any) -> Any:
+        (low, high), value = self.y_range, np.asarray(value)
+        if self.log:
+            low, high, value = math.log10(low), math.log10(high), np.log10(value)
+        return self.bottom - (value - low) / (high - low) * (self.bottom - self.top)
+
+    def frame(self, *, x_label: str, y_label: str = "", y_ticks: bool = True) -> Html:
+        """Returns grid lines, tick labels and axis names."""
+        parts = []
+        for v in ticks(*self.x_range):
+            x = float(self.x(v))
+            parts.append(el("line", x1=x, x2=x, y1=self.top, y2=self.bottom, class_="grid"))
+            parts.append(el("text", short(v), x=x, y=self.bottom + 18, text_anchor="middle"))
+        for v in (log_ticks if self.log else ticks)(*self.y_range) if y_ticks else ():
+            y = float(self.y(v))
+            parts.append(el("line", x1=self.left, x2=self.right, y1=y, y2=y, class_="grid"))
+            parts.append(el("text", short(v), x=self.left - 8, y=y + 4, text_anchor="end"))
+        middle = (self.left + self.right) / 2
+        name = {"text_anchor": "middle", "class_": "axis"}
+        parts.append(el("text", x_label, x=middle, y=self.height - 8, **name))
+        if y_label:
+            y = (self.top + self.bottom) / 2
+            turn = f"rotate(-90 14 {y:.0f})"
+            parts.append(el("text", y_label, x=14, y=y, transform=turn, **name))
+        return join(parts)
+
+    def svg(self, *marks: Any, alt: str) -> Html:
+        """Returns the figure around its marks."""
+        view = f"0 0 {WIDTH} {self.height}"
+        return el("svg", *marks, viewBox=view, role="img", aria_label=alt, class_="plot")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Series:
+    """A line `[n]` over steps, with a band if `low` and `high` are given."""
+
+    name: str
+    x: np.ndarray
+    y: np.ndarray
+    low: np.ndarray | None = None
+    high: np.ndarray | None = None
+
+
+def line_chart(
+    series: Mapping[int, Series], *, y_label: str, x_label: str = "step", log: bool = False
+) -> Html:
+    """Draws lines with bands.
+
+    Args:
+      series: by colour number; all values finite, and positive if `log`.
+      y_label: name of the vertical axis.
+      x_label: name of the horizontal axis.
+      log: a logarithmic vertical axis.
+    """
+    edges = [a for s in series.values() for a in (s.y, s.low, s.high) if a is not None]
+    xs = np.concatenate([s.x for s in series.values()])
+    panel = Panel(
+        x_range=_padded(xs.min(), xs.max(), 0.0),
+        y_range=_limits(np.concatenate(edges), log=log),
+        log=log,
+    )
+    marks = [panel.frame(x_label=x_label, y_label=y_label + (" (log)" if log else ""))]
+    for i, s in series.items():
+        if s.low is not None and s.high is not None:
+            outline = _points(
+                np.concatenate([panel.x(s.x), panel.x(s.x)[::-1]]),
+                np.concatenate([panel.y(s.high), panel.y(s.low)[::-1]]),
+            )
+            marks.append(el("polygon", points=outline, class_="band " + colour(i)))
+    for i, s in series.items():
+        tip = el("title", f"{s.name}: {s.y[-1]:.4g} at {x_label} {short(s.x[-1])}")
+        x, y = panel.x(s.x), panel.y(s.y)
+        if len(x) > 1:
+            marks.append(
+                el(
+                    "polyline",
+                    tip,
+                    points=_points(x, y),
+                    class_="curve " + colour(i),
+                    stroke_dasharray=dash(i),
+                )
+            )
+        marks.append(el("circle", tip, cx=float(x[-1]), cy=float(y[-1]), r=3.5, class_=colour(i)))
+    ends = "; ".join(f"{s.name} ends at {s.y[-1]:.4g}" for s in series.values())
+    return panel.svg(*marks, alt=f"{y_label} over {x_label}. {ends}.")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Row:
+    """One row of a dot plot: single values, their mean, and its interval if there is one."""
+
+    name: str
+    values: Mapping[str, float]
+    mean: float | None
+    interval: tuple[float, float] | None
+    note: str = ""
+
+
+def dot_plot(rows: Sequence[Row], *, x_label: str, zero: bool = False) -> Html:
+    """Draws one row a name: a ring per value, a bar at the mean, a line for the interval.
+
+    Args:
+      rows: from top to bottom; the position is the colour number.
+      x_label: name of the horizontal axis.
+      zero: whether to include and mark 0.
+    """
+    numbers = [v for row in rows for v in (*row.values.values(), *(row.interval or ()))]
+    x_range = _limits(np.array(numbers + [0.0] * (zero or not numbers)))
+    left = min(210, 24 + 7 * max(len(row.name) for row in rows))
+    panel = Panel(
+        x_range=x_range, y_range=(0, 1), left=left, height=58 + 46 * len(rows), right=WIDTH - 20
+    )
+    marks = [panel.frame(x_label=x_label, y_ticks=False)]
+    if zero:
+        x = float(panel.x(0.0))
+        marks.append(el("line", x1=x, x2=x, y1=panel.top, y2=panel.bottom, class_="zero"))
+    letters = (left - 24) // 7
+    for i, row in enumerate(rows):
+        y = panel.top + 46 * i + 23
+        name = row.name if len(row.name) <= letters else row.name[: letters - 1] + "…"
+        marks.append(el("text", el("title", row.name), name, x=left - 14, y=y + 4, class_="name"))
+        if row.interval:
+            low, high = (float(panel.x(v)) for v in row.interval)
+            tip = el("title", f"95 % interval [{row.interval[0]:.4g}, {row.interval[1]:.4g}]")
+            marks.append(
+                el("line", tip, x1=low, x2=high, y1=y, y2=y, class_="interval " + colour(i))
+            )
+        if row.mean is not None:
+            x = float(panel.x(row.mean))
+            tip = el("title", f"mean {row.mean:.4g}")
+            marks.append(
+                el("line", tip, x1=x, x2=x, y1=y - 12, y2=y + 12, class_="mean " + colour(i))
+            )
+        for seed, value in row.values.items():
+            tip = el("title", f"seed {seed}: {value:.4g}")
+            x = float(panel.x(value))
+            marks.append(el("circle", tip, cx=x, cy=y, r=4.5, class_="ring " + colour(i)))
+        if row.note:
+            x = panel.right - 4
+            marks.append(el("text", row.note, x=x, y=y - 14, text_anchor="end", class_="note"))
+    said = "; ".join(f"{r.name} {r.mean:.4g}" for r in rows if r.mean is not None)
+    return panel.svg(*marks, alt=f"{x_label}, mean by row: {said or 'no values'}.")
+
+
+def reliability_diagram(tables: Mapping[int, tuple[str, np.ndarray]]) -> Html:
+    """Draws accuracy over confidence; the area of a point is its share of the examples.
+
+    Args:
+      tables: (name, `[bins, 5]` of `evaluators.calibration.reliability_table`) by colour number.
+    """
+    panel = Panel(x_range=(0.0, 1.0), y_range=(0.0, 1.0), height=440)
+    (x0, x1), (y0, y1) = panel.x([0, 1]), panel.y([0, 1])
+    marks = [
+        panel.frame(x_label="confidence", y_label="accuracy"),
+        el("line", x1=float(x0), y1=float(y0), x2=float(x1), y2=float(y1), class_="zero"),
+    ]
+    for i, (_, table) in tables.items():
+        filled = table[table[:, 2] > 0]
+        x, y = panel.x(filled[:, 3]), panel.y(filled[:, 4])
+        marks.append(
+            el(
+                "polyline",
+                points=_points(x, y),
+                class_="curve thin " + colour(i),
+                stroke_dasharray=dash(i),
+            )
+        )
+    for i, (name, table) in tables.items():
+        for _, _, count, confidence, accuracy in table[table[:, 2] > 0]:
+            tip = f"{name}: confidence {confidence:.3f}, accuracy {accuracy:.3f}, n = {count:.0f}"
+            marks.append(
+                el(
+                    "circle",
+                    el("title", tip),
+                    cx=float(panel.x(confidence)),
+                    cy=float(panel.y(accuracy)),
+                    r=2.5 + 16 * math.sqrt(count / table[:, 2].sum()),
+                    class_="bubble " + colour(i),
+                )
+            )
+    names = ", ".join(name for name, _ in tables.values())
+    return panel.svg(*marks, alt=f"Reliability diagram of {names}; the diagonal is perfect.")
+
+
+def confusion_chart(counts: np.ndarray, *, classes: Sequence[str], i: int = 0) -> Html:
+    """Draws a confusion matrix `[k, k]`, rows are labels, shaded by share of the row.
+
+    Counts are written up to 12 classes; above 20 the cells are one image without names.
+
+    Args:
+      counts: int `[k, k]`.
+      classes: k names.
+      i: colour number.
+    """
+    k = len(counts)
+    share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    names = [name if len(name) <= 12 else name[:11] + "…" for name in classes]
+    named = k <= 20
+    left = 36 + 7 * max(map(len, names)) if named else 36
+    size = WIDTH - left - 8
+    foot = (36 if max(map(len, names)) * 7.5 < size / k else 20 + 6 * max(map(len, names))) + 14
+    foot = foot if named else 34
+    panel = Panel(
+        x_range=(0, k), y_range=(0, k), height=8 + size + foot, left=left, top=8, foot=foot
+    )
+    marks = []
+    cell = size / k
+    if named:
+        for r, c in np.ndindex(k, k):
+            x, y = left + c * cell, 8 + r * cell
+            tip = f"{classes[r]} as {classes[c]}: {counts[r, c]} ({share[r, c]:.1%} of the row)"
+            box = {"x": x, "y": y, "width": cell - 1.5, "height": cell - 1.5, "rx": 2}
+            marks.append(el("rect", **box, class_="cell"))
+            fill = {"fill_opacity": round(float(share[r, c]), 3), "class_": colour(i)}
+            marks.append(el("rect", el("title", tip), **box, **fill))
+            if k <= 12 and counts[r, c]:
+                strong = "count strong" if share[r, c] > 0.5 else "count"
+                at = {"x": x + cell / 2, "y": y + cell / 2 + 4, "class_": strong}
+                marks.append(el("text", str(counts[r, c]), **at))
+        flat = max(map(len, names)) * 7.5 < cell
+        for j, name in enumerate(names):
+            middle = (j + 0.5) * cell
+            at = {"x": left - 8, "y": 8 + middle + 4, "text_anchor": "end"}
+            marks.append(el("text", name, **at))
+            x, y = left + middle, 8 + size + 16
+            turn = None if flat else f"rotate(-40 {x:.1f} {y:.1f})"
+            anchor = "middle" if flat else "end"
+            marks.append(el("text", name, x=x, y=y, text_anchor=anchor, transform=turn))
+    else:
+        shade = np.concatenate(
+            [np.full((k, k, 3), 128, np.uint8), (255 * np.sqrt(share))[..., None].astype(np.uint8)],
+            axis=2,
+        )
+        box = {"x": left, "y": 8, "width": size, "height": size}
+        marks.append(el("rect", **box, class_="cell"))
+        marks.append(el("image", **box, href=png(shade), class_="pixels"))
+    marks.append(
+        el("text", "predicted", x=left + size / 2, y=panel.height - 6, class_="axis middle")
+    )
+    turn = f"rotate(-90 14 {8 + size / 2:.0f})"
+    marks.append(el("text", "label", x=14, y=8 + size / 2, transform=turn, class_="axis middle"))
+    right = counts.trace() / max(counts.sum(), 1)
+    return panel.svg(*marks, alt=f"Confusion matrix of {k} classes, {right:.1%} on the diagonal.")
+
+
+def _child(child: Any) -> str:
+    if child is None:
+        return ""
+    if isinstance(child, Html):
+        return child
+    if isinstance(child, (list, tuple, Iterator)):
+        return join(*child)
+    return html.escape(str(child))
+
+
+def _attribute(value: Any) -> str:
+    return f"{value:.2f}" if isinstance(value, float) else html.escape(str(value))
+
+
+def _points(x: np.ndarray, y: np.ndarray) -> str:
+    return " ".join(f"{a:.1f},{b:.1f}" for a, b in zip(x, y, strict=True))
+
+
+def _padded(low: float, high: float, share: float) -> tuple[float, float]:
+    if high <= low:
+        share, low, high = 0.0, low - 0.5 * (abs(low) or 1), low + 0.5 * (abs(low) or 1)
+    pad = share * (high - low)
+    return float(low - pad), float(high + pad)
+
+
+def _limits(values: np.ndarray, *, log: bool = False) -> tuple[float, float]:
+    if not log:
+        return _padded(values.min(), values.max(), 0.06)
+    low, high = _padded(math.log10(values.min()), math.log10(values.max()), 0.06)
+    return 10.0**low, 10.0**high

@@ -1,0 +1,261 @@
+"""The command line: a config file, overrides of its values, a mode and a folder.
+
+`ml_collections.config_flags` reads `sys.argv`, answers a misspelt key with a traceback and refuses
+new keys in open groups. The same syntax is parsed here, so that every mistake is a `UserError`.
+Nothing here imports JAX.
+"""
+
+import dataclasses
+import inspect
+import os
+import pathlib
+import re
+import runpy
+import traceback
+from collections.abc import Mapping, Sequence
+
+from absl import flags
+
+from distill_jax.core.errors import ConfigError, UserError, nearest
+from distill_jax.run import config as config_lib
+
+MODES = {
+    "train": "train, evaluate and report; continues where the workdir stops",
+    "eval": "evaluate the best checkpoint of a workdir; the config defaults to the one in there",
+    "describe": "print networks, parameters, memory and cost; trains nothing",
+    "study": "train every arm with every seed, then compare them",
+}
+
+USAGE = """\
+usage: python -m distill_jax.main --config=FILE[:ARG] --workdir=DIR [--mode=MODE]
+           [--config.KEY=VALUE ...]
+
+modes:
+{modes}
+
+example:
+  python -m distill_jax.main --config=configs/distill/kd.py:smoke --workdir=runs/kd \\
+      --config.optim.lr=0.05 --config.total.epochs=10
+
+common overrides (every key and its meaning: distill_jax/run/config.py):
+  --config.seed=1                              another initialization, order and augmentation
+  --config.total.steps=1000                    length of training; replaces the file's unit
+  --config.batch_size=256                      examples per step, over all devices
+  --config.optim.lr=0.05                       peak learning rate
+  --config.optim.clip_norm=none                optional values are unset by none
+  --config.objective.kwargs.temperature=4      keyword arguments of the method
+  --config.data.augment=crop,flip              tuples are separated by commas
+  --config.roles.teacher.init=runs/teacher     start from the checkpoint of another run
+  --config.precision=bfloat16                  compute type
+"""
+
+_CONFIG = re.compile(r"--?(?P<no>no)?config(?:\.(?P<path>[^=]+))?(?:=(?P<value>.*))?", re.DOTALL)
+_NUMBER = re.compile(r"-[\d.]")
+
+
+@dataclasses.dataclass(frozen=True)
+class Flags:
+    """A command line that was understood.
+
+    Attributes:
+      config: the locked config with all overrides.
+      workdir: folder of the run or study; may be absent on disk, None where the mode needs none.
+      mode: a key of `MODES`.
+      config_spec: the value of `--config`, or the stored config that was read instead.
+      overrides: what the command line changed, as text by dotted path.
+    """
+
+    config: config_lib.ConfigDict
+    workdir: pathlib.Path | None
+    mode: str
+    config_spec: str
+    overrides: Mapping[str, str]
+
+
+def usage() -> str:
+    """Returns the text of `--help`."""
+    return USAGE.format(modes="\n".join(f"  {name:<9} {text}" for name, text in MODES.items()))
+
+
+def parse(argv: Sequence[str]) -> Flags:
+    """Parses a command line; has no memory of earlier calls and does not read `sys.argv`.
+
+    `--help` prints the usage and exits with code 0.
+
+    Args:
+      argv: program name, then the flags.
+
+    Raises:
+      UserError: for every mistake in the command line, the config file or an override.
+    """
+    if any(re.fullmatch(r"-h|--?help(full|short)?", arg) for arg in argv[1:]):
+        print(usage())
+        raise SystemExit(0)
+    spec, overrides, rest = _split(argv)
+    mode, workdir = _parse_plain(rest)
+    if spec is None:
+        stored = workdir / "config.json" if workdir and mode == "eval" else None
+        if stored is None or not stored.is_file():
+            hint = "--config=FILE[:ARG], for example --config=configs/distill/kd.py:smoke"
+            raise UserError("no config is given", where="--config", hint=hint)
+        spec, config = str(stored), config_lib.from_json(stored.read_text())
+    else:
+        config = load(spec)
+    config = config_lib.override(config, overrides)
+    config_lib.validate(config)
+    flags.FLAGS.mark_as_parsed()  # libraries such as grain refuse to work before
+    return Flags(config, workdir, mode, spec, overrides)
+
+
+def _split(argv: Sequence[str]) -> tuple[str | None, dict[str, str], list[str]]:
+    """Returns the config spec, the overrides in order, and the other arguments."""
+    spec: str | None = None
+    overrides: dict[str, str] = {}
+    rest = list(argv[:1])
+    args = list(argv[1:])
+    while args:
+        arg = args.pop(0)
+        match = _CONFIG.fullmatch(arg)
+        if not match:
+            rest.append(arg)
+            continue
+        path, value = match["path"], match["value"]
+        if match["no"]:
+            if not path or value is not None:
+                raise UserError("unknown flag", where=arg, hint="write --config.KEY=false")
+            value = "false"
+        elif value is None and args and (not args[0].startswith("-") or _NUMBER.match(args[0])):
+            value = args.pop(0)
+        if value is None or (not path and not value):
+            shape = f"--config.{path}=VALUE" if path else "--config=FILE[:ARG]"
+            raise UserError("the flag has no value", where=arg, hint=f"write {shape}")
+        if not path:
+            if spec is not None:
+                raise UserError("the flag is given twice", where="--config", hint="keep one")
+            spec = value
+        elif spec is None and any(re.match(r"--?config(=|$)", later) for later in args):
+            raise UserError(
+                "an override stands before the config that it changes",
+                where=arg,
+                hint="put --config=FILE first",
+            )
+        else:
+            overrides.pop(path, None)
+            overrides[path] = value
+    return spec, overrides, rest
+
+
+def _parse_plain(argv: Sequence[str]) -> tuple[str, pathlib.Path | None]:
+    """Returns mode and workdir."""
+    values = flags.FlagValues()
+    flags.DEFINE_string("workdir", None, "folder of the run", flag_values=values)
+    flags.DEFINE_string("mode", "train", "what to do", flag_values=values)
+    try:
+        positional = values(list(argv) or [""])[1:]
+    except flags.UnrecognizedFlagError as error:
+        raise _unknown_flag(error.flagname) from None
+    except flags.Error as error:
+        raise UserError(str(error), where="command line", hint="see --help") from None
+    if positional:
+        raise UserError(
+            "not a flag", where=positional[0], hint="flags are written --name=value; see --help"
+        )
+    mode = values["mode"].value
+    if mode not in MODES:
+        raise UserError(f"unknown mode {mode!r}", where="--mode", hint=nearest(mode, MODES))
+    return mode, _workdir(values["workdir"].value, mode)
+
+
+def _unknown_flag(name: str) -> UserError:
+    known = ("config", "workdir", "mode", "help")
+    hint = nearest(name, known)
+    parts = name.split(".")
+    paths = [
+        p for p in config_lib.flatten(config_lib.base()) if p.split(".")[-len(parts) :] == parts
+    ]
+    if paths:
+        hint = f"did you mean --config.{paths[0]}?"
+    elif len(parts) > 1:
+        hint = "did you mean --config." + ".".join(parts[1:]) + "?"
+    return UserError("unknown flag", where=f"--{name}", hint=hint)
+
+
+def _workdir(text: str | None, mode: str) -> pathlib.Path | None:
+    if not text:
+        if mode == "describe":
+            return None
+        hint = "--workdir=runs/NAME, the folder for checkpoints, metrics and the report"
+        raise UserError(f"mode {mode} needs a folder", where="--workdir", hint=hint)
+    workdir = pathlib.Path(text).expanduser().absolute()
+    present = next(path for path in (workdir, *workdir.parents) if path.exists())
+    if not present.is_dir():
+        raise UserError(f"{present} is a file", where="--workdir", hint="name a folder")
+    if mode != "describe" and not os.access(present, os.R_OK | os.W_OK | os.X_OK):
+        hint = "choose another folder or change its permissions"
+        raise UserError(f"{present} cannot be read and written", where="--workdir", hint=hint)
+    if mode == "eval" and present != workdir:
+        hint = "evaluation reads the workdir of a finished run"
+        raise UserError(f"{workdir} does not exist", where="--workdir", hint=hint)
+    return workdir
+
+
+def load(spec: str) -> config_lib.ConfigDict:
+    """Returns what `get_config` of a config file returns.
+
+    Args:
+      spec: `"path.py"`, or `"path.py:arg"` for `get_config(arg)`.
+
+    Raises:
+      UserError: for a file that is absent, raises, or returns something else than a config.
+    """
+    name, colon, arg = spec.partition(":")
+    path = pathlib.Path(name).expanduser()
+    if not path.is_file():
+        folder = path.parent
+        there = [str(p) for p in folder.glob("*.py")] if folder.is_dir() else []
+        what = f"{name} is a folder" if path.is_dir() else f"no such file: {name}"
+        hint = nearest(name, there) if there else f"there is no config in {folder}"
+        raise UserError(what, where="--config", hint=hint)
+    try:
+        found = runpy.run_path(str(path), run_name="config")
+    except Exception as error:
+        raise _raised(error, path) from error
+    get_config = found.get("get_config")
+    if not callable(get_config):
+        functions = [key for key, value in found.items() if inspect.isfunction(value)]
+        raise ConfigError(
+            "get_config is not defined", where=name, hint=nearest("get_config", functions)
+        )
+    args = (arg,) if colon else ()
+    try:
+        inspect.signature(get_config).bind(*args)
+    except TypeError:
+        hint = f"drop ':{arg}'" if colon else f"write --config={name}:ARG"
+        what = f"get_config{inspect.signature(get_config)} does not take {len(args)} arguments"
+        raise ConfigError(what, where=spec, hint=hint) from None
+    try:
+        config = get_config(*args)
+    except Exception as error:
+        raise _raised(error, path) from error
+    if not isinstance(config, config_lib.ConfigDict):
+        raise ConfigError(
+            f"get_config returned {type(config).__name__}",
+            where=name,
+            hint="return a config that starts from distill_jax.run.config.base()",
+        )
+    return config.lock() if not config.is_locked else config
+
+
+def _raised(error: Exception, path: pathlib.Path) -> UserError:
+    """Returns what a config file raised as one message that shows file and line."""
+    if isinstance(error, UserError):
+        return error
+    if isinstance(error, SyntaxError):
+        where, line = f"{error.filename}:{error.lineno}", (error.text or "").strip()
+    else:
+        frames = traceback.extract_tb(error.__traceback__)
+        own = [f for f in frames if pathlib.Path(f.filename) == path] or list(frames)
+        where, line = f"{own[-1].filename}:{own[-1].lineno}", own[-1].line or ""
+    text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+    text = text.strip("'\"").replace("\\n", " ").replace("\n", " ")
+    return ConfigError(f"{type(error).__name__}: {text}", where=where, hint=f"in: {line}")

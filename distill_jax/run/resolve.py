@@ -1,0 +1,186 @@
+"""From names in a config to functions bound to checked keyword arguments."""
+
+import dataclasses
+import functools
+import importlib
+import inspect
+import pathlib
+import re
+import types
+import typing
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from distill_jax.core.errors import ConfigError, nearest
+
+_NOUNS = {"data": "data set"}
+_DEFINES_MAKE = re.compile(r"^(def make\(|class make\b|make\b.*=|from .* import .*\bmake\b)", re.M)
+
+
+def available(package: str) -> list[str]:
+    """Returns the modules of `distill_jax.<package>` that define `make`; imports none of them."""
+    names = []
+    for folder in importlib.import_module(f"distill_jax.{package}").__path__:
+        for path in (
+            *pathlib.Path(folder).glob("*.py"),
+            *pathlib.Path(folder).glob("*/__init__.py"),
+        ):
+            name = path.parent.name if path.name == "__init__.py" else path.stem
+            if not name.startswith("_") and _DEFINES_MAKE.search(path.read_text("utf-8")):
+                names.append(name)
+    return sorted(names)
+
+
+def resolve(package: str, name: str, *, where: str) -> Callable[..., Any]:
+    """Returns what a name in the config stands for.
+
+    Args:
+      package: `"objectives"`, `"models"`, `"data"` or `"evaluators"`.
+      name: a module of the package, which stands for its `make`, or `"pkg.mod:Symbol"`.
+      where: the config path of the name.
+
+    Raises:
+      ConfigError: for a name that does not exist, or a module that fails to import; the failure is
+        its cause.
+    """
+    if not isinstance(name, str) or not name:
+        raise ConfigError("no name is set", where=where, hint=nearest("", available(package)))
+    if ":" in name:
+        module_name, _, symbol = name.partition(":")
+        missing = ConfigError(
+            f"no module named {module_name!r}",
+            where=where,
+            hint="write package.module:Symbol, with the package on the Python path",
+        )
+    else:
+        module_name, symbol = f"distill_jax.{package}.{name}", "make"
+        missing = ConfigError(
+            f"unknown {_NOUNS.get(package, package.removesuffix('s'))} {name!r}",
+            where=where,
+            hint=nearest(name, available(package)),
+        )
+        if name not in available(package):
+            raise missing
+    found: Any = _import(module_name, missing=missing, where=where)
+    for part in symbol.split("."):
+        if not hasattr(found, part):
+            public = [n for n in vars(found) if not n.startswith("_")]
+            what = f"{module_name} has no {symbol!r}"
+            raise ConfigError(what, where=where, hint=nearest(part, public))
+        found = getattr(found, part)
+    if not callable(found):
+        raise ConfigError(f"{name} is a {type(found).__name__}, not a function", where=where)
+    return found
+
+
+def _import(name: str, *, missing: ConfigError, where: str) -> types.ModuleType:
+    if not all(part.isidentifier() for part in name.split(".")):
+        raise missing
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        # The module itself or a parent of it is absent, as opposed to something that it imports.
+        if error.name and (name == error.name or name.startswith(f"{error.name}.")):
+            raise missing from None
+        raise _broken(name, error, where) from error
+    except Exception as error:
+        raise _broken(name, error, where) from error
+
+
+def _broken(name: str, error: Exception, where: str) -> ConfigError:
+    return ConfigError(
+        f"module {name} exists but its import failed: {type(error).__name__}: {error}", where=where
+    )
+
+
+def bind(
+    fn: Callable[..., Any],
+    kwargs: Mapping[str, Any],
+    *,
+    where: str,
+    provided: Mapping[str, Any] = types.MappingProxyType({}),
+) -> functools.partial[Any]:
+    """Binds keyword arguments after checking them against the signature of `fn`.
+
+    Args:
+      fn: a function or class.
+      kwargs: what the config sets.
+      where: the config path of `kwargs`.
+      provided: values such as `num_classes` that are passed where `fn` accepts them and the config
+        is silent.
+
+    Raises:
+      ConfigError: for a keyword that is not accepted, one that is missing, or a value of another
+        type than annotated.
+    """
+    kwargs = {name: _plain(value) for name, value in kwargs.items()}
+    keywords, open_ended = _keywords(fn)
+    label = getattr(fn, "__qualname__", repr(fn))
+    for name in kwargs:
+        if name not in keywords and not open_ended:
+            raise ConfigError(
+                f"{label} does not accept {name!r}",
+                where=f"{where}.{name}",
+                hint=nearest(name, keywords),
+            )
+    bound = {name: value for name, value in provided.items() if name in keywords} | kwargs
+    for name, parameter in keywords.items():
+        if name not in bound and parameter.default is inspect.Parameter.empty:
+            raise ConfigError(f"{label} needs {name!r}", where=where, hint=f"set {where}.{name}")
+    hints = _hints(fn)
+    for name, value in kwargs.items():
+        if name in hints and not _fits(value, hints[name]):
+            raise ConfigError(
+                f"{value!r} is a {type(value).__name__}",
+                where=f"{where}.{name}",
+                hint=f"{label} expects {_spell(hints[name])}",
+            )
+    return functools.partial(fn, **bound)
+
+
+def _keywords(fn: Callable[..., Any]) -> tuple[dict[str, inspect.Parameter], bool]:
+    """Returns the parameters that can be passed by keyword, and whether any keyword goes."""
+    parameters = inspect.signature(fn).parameters
+    by_keyword = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    keywords = {name: p for name, p in parameters.items() if p.kind in by_keyword}
+    return keywords, any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
+
+
+def _plain(value: Any) -> Any:
+    """Returns plain dicts for config groups: what is bound must not be a mutable config."""
+    return value.to_dict() if hasattr(value, "to_dict") else value
+
+
+def _hints(fn: Callable[..., Any]) -> dict[str, Any]:
+    by_init = inspect.isclass(fn) and not dataclasses.is_dataclass(fn)
+    target = fn.__init__ if by_init else fn
+    try:
+        return typing.get_type_hints(target)
+    except (NameError, TypeError, AttributeError):  # annotations that do not evaluate are not types
+        return {}
+
+
+_SIMPLE = (int, float, bool, str, tuple, dict, type(None))
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Says whether a value may have the annotated type; only simple annotations can refuse."""
+    origin = typing.get_origin(hint)
+    if origin in (typing.Union, types.UnionType):
+        return any(_fits(value, option) for option in typing.get_args(hint))
+    if origin is typing.Literal:
+        return value in typing.get_args(hint)
+    kind = origin or hint
+    if kind not in _SIMPLE:
+        return True
+    if kind is bool or isinstance(value, bool):
+        return kind is bool and isinstance(value, bool)
+    if kind is float:
+        return isinstance(value, (int, float))
+    if kind is tuple:
+        return isinstance(value, (tuple, list))
+    return isinstance(value, kind)
+
+
+def _spell(hint: Any) -> str:
+    return hint.__name__ if isinstance(hint, type) and not typing.get_args(hint) else str(hint)

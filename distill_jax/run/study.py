@@ -1,0 +1,243 @@
+"""Studies: arms times seeds from one config, finished work skipped, one comparison at the end.
+
+An arm may start from another's network: `init = "arm:teacher"` means the run of arm `teacher`
+with the same seed, `"arm:teacher@0"` the one with seed 0.
+"""
+
+import json
+import pathlib
+import re
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from distill_jax.core.errors import ConfigError, NonFiniteError, nearest
+from distill_jax.run import build as build_lib
+from distill_jax.run import config as config_lib
+from distill_jax.run import loop, report, statistics
+
+_REFERENCE = re.compile(r"arm:(?P<arm>[\w.+-]+)(@(?P<seed>\d+))?(?P<role>#\w+)?$")
+
+
+def _references(changes: Mapping[str, Any]) -> dict[str, re.Match]:
+    """Returns the config paths that name another arm's network."""
+    found = {}
+    for path, value in changes.items():
+        if isinstance(value, str) and value.startswith("arm:"):
+            match = _REFERENCE.match(value)
+            if match is None:
+                raise ConfigError(
+                    f"{value!r} names no arm", where=path, hint="write arm:NAME or arm:NAME@SEED"
+                )
+            found[path] = match
+    return found
+
+
+def ordered_arms(config: ConfigDict) -> list[str]:
+    """Returns the arms such that each comes after those it starts from.
+
+    Raises:
+      ConfigError: an arm starts from one that does not exist, or from itself in a circle.
+    """
+    arms = config_lib.arms(config)
+    needs: dict[str, set[str]] = {}
+    for arm, changes in arms.items():
+        references = _references(config_lib.flatten(config) | dict(changes))
+        needs[arm] = set()
+        for path, match in references.items():
+            source, seed = match["arm"], match["seed"]
+            if source not in arms:
+                raise ConfigError(
+                    f"starts from an arm {source!r} that the study does not have",
+                    where=f"study.arms.{arm}.{path}",
+                    hint=nearest(source, arms),
+                )
+            if seed is not None and int(seed) not in config.study.seeds:
+                raise ConfigError(
+                    f"starts from seed {seed}, which the study does not run",
+                    where=f"study.arms.{arm}.{path}",
+                    hint=f"seeds: {config.study.seeds}",
+                )
+            needs[arm].add(source)
+    order: list[str] = []
+    while len(order) < len(arms):
+        ready = [arm for arm in arms if arm not in order and needs[arm] <= set(order)]
+        if not ready:
+            left = [arm for arm in arms if arm not in order]
+            raise ConfigError(
+                f"the arms {', '.join(left)} start from each other in a circle", where="study.arms"
+            )
+        order.append(ready[0])
+    return order
+
+
+def arm_config(config: ConfigDict, arm: str, seed: int, workdir: pathlib.Path) -> ConfigDict:
+    """Returns the config of one run: the arm's changes, its seed, and paths for its sources."""
+    changes = dict(config_lib.arms(config)[arm])
+    flat = config_lib.flatten(config) | changes
+    for path, match in _references(flat).items():
+        source = run_folder(workdir, match["arm"], int(match["seed"] or seed))
+        changes[path] = str(source) + (match["role"] or "")
+    single = config_lib.override(config, {**changes, "seed": seed})
+    single.study = config_lib.base().study
+    return single
+
+
+def run_folder(workdir: pathlib.Path, arm: str, seed: int) -> pathlib.Path:
+    return workdir / arm / f"seed{seed}"
+
+
+def check(config: ConfigDict) -> None:
+    """Raises `ConfigError` unless every arm is a valid config and the comparison is defined."""
+    if not config.study.arms or not config.study.seeds:
+        raise ConfigError(
+            "the config defines no study",
+            where="study",
+            hint="set study.arms and study.seeds, or use --mode=train",
+        )
+    if not config.study.reference:
+        raise ConfigError(
+            "no reference arm is named",
+            where="study.reference",
+            hint=nearest("", config.study.arms),
+        )
+    for arm in ordered_arms(config):
+        try:
+            single = arm_config(config, arm, config.study.seeds[0], pathlib.Path())
+            config_lib.validate(single)
+        except ConfigError as e:
+            raise ConfigError(e.what, where=f"study.arms.{arm}: {e.where}", hint=e.hint) from e
+
+
+class _OneExperiment:
+    """Builds experiments, keeping the last: seeds of an arm share data and compiled programs."""
+
+    def __init__(self):
+        self._key, self._experiment = "", None
+
+    def __call__(self, config: ConfigDict) -> build_lib.Experiment:
+        same = json.loads(config_lib.to_json(config))
+        del same["seed"]
+        for role in same["roles"].values():
+            if role["model"]:
+                del role["init"]
+        key = json.dumps(same, sort_keys=True)
+        if key != self._key or self._experiment is None:
+            self._experiment = build_lib.build(config)
+            self._key = key
+        return self._experiment
+
+
+def run_study(
+    config: ConfigDict, workdir: pathlib.Path, *, say: Callable[[str], None] = print
+) -> str:
+    """Runs what is not finished, writes `study.json` and `report.html`, returns the table.
+
+    A run that diverges is recorded as failed and the others go on.
+
+    Args:
+      config: with `study.arms`, `study.seeds`, `study.reference` and `study.metric`.
+      workdir: the study's folder; each run lies in `<arm>/seed<k>`.
+      say: prints a line.
+
+    Raises:
+      UserError: an arm's config, data or starting network does not fit.
+      Preempted: stopped by a signal; the same command continues.
+    """
+    check(config)
+    workdir.mkdir(parents=True, exist_ok=True)
+    make_experiment = _OneExperiment()
+    order = ordered_arms(config)
+    runs = [(arm, seed) for arm in order for seed in config.study.seeds]
+    statuses: dict[tuple[str, int], dict[str, Any]] = {
+        (arm, seed): {"status": "pending", "value": None} for arm, seed in runs
+    }
+    began = time.perf_counter()
+    for i, (arm, seed) in enumerate(runs, 1):
+        folder = run_folder(workdir, arm, seed)
+        single = arm_config(config, arm, seed, workdir)
+        before = time.perf_counter()
+        try:
+            result = loop.train(
+                single,
+                folder,
+                arm=f"{arm} seed {seed}",
+                make_experiment=make_experiment,
+                say=lambda line: None,
+            )
+        except NonFiniteError as e:
+            statuses[arm, seed] = {"status": "failed", "value": None, "error": str(e)}
+            say(f"[{i}/{len(runs)}] {arm} seed {seed} failed: {e.what}")
+        else:
+            value = result["metrics"].get(config.study.metric)
+            if value is None:
+                raise ConfigError(
+                    f"no evaluator measures {config.study.metric!r}",
+                    where="study.metric",
+                    hint=nearest(config.study.metric, result["metrics"]),
+                )
+            statuses[arm, seed] = {"status": "done", "value": value}
+            took = time.perf_counter() - before
+            say(
+                f"[{i}/{len(runs)}] {arm} seed {seed}: {config.study.metric} {value:.4f}"
+                f" ({took:.0f} s, {time.perf_counter() - began:.0f} s in all)"
+            )
+        summary = _write(config, workdir, statuses)
+    table = statistics.format_table(
+        summary, metric=config.study.metric, mode=_mode(config.study.metric)
+    )
+    (workdir / "table.txt").write_text(table + "\n")
+    path = report.write_study_report(workdir)
+    return f"{table}\n\nreport: {path}"
+
+
+_LOWER = ("nll", "brier", "ece", "ece_adaptive", "aurc", "loss", "log_loss", "normalised_entropy")
+
+
+def _mode(metric: str) -> str:
+    """Says which end of a metric is better."""
+    return "min" if metric.rpartition("/")[2] in _LOWER else "max"
+
+
+def _write(config, workdir, statuses) -> list[statistics.ArmSummary]:
+    values: dict[str, dict[str, float]] = {arm: {} for arm in config_lib.arms(config)}
+    for (arm, seed), status in statuses.items():
+        if status["value"] is not None:
+            values[arm][str(seed)] = status["value"]
+    summary = statistics.summarise(values, reference=config.study.reference)
+    arms = config_lib.arms(config)
+    contents = {
+        "name": workdir.name,
+        "title": f"{', '.join(arms)} on {config.data.name}",
+        "metric": config.study.metric,
+        "mode": _mode(config.study.metric),
+        "reference": config.study.reference,
+        "arms": {
+            arm: {
+                "overrides": dict(changes),
+                "seeds": {
+                    str(seed): {
+                        **statuses[arm, seed],
+                        "run": str(run_folder(pathlib.Path(), arm, seed)),
+                    }
+                    for seed in config.study.seeds
+                },
+            }
+            for arm, changes in arms.items()
+        },
+        "summary": [_summary_row(row) for row in summary],
+    }
+    loop.write_json(workdir / "study.json", contents)
+    return summary
+
+
+def _summary_row(row: statistics.ArmSummary) -> dict[str, Any]:
+    return {
+        "arm": row.arm,
+        "seeds": list(row.seeds),
+        "value": row.value._asdict() if row.value else None,
+        "difference": row.difference._asdict() if row.difference else None,
+        "is_reference": row.is_reference,
+    }

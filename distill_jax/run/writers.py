@@ -1,0 +1,247 @@
+"""Where numbers go: a line of JSON, TensorBoard, and the console.
+
+Writers see Python floats that have left the device; nothing here waits for a device or imports
+TensorFlow.
+"""
+
+import contextlib
+import json
+import math
+import os
+import pathlib
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol, TextIO
+
+import tqdm
+
+from distill_jax.core.errors import UserError
+
+
+class Writer(Protocol):
+    """Takes the metrics of a step."""
+
+    def write(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Writes finished numbers by name."""
+        ...
+
+    def close(self) -> None:
+        """Flushes and lets go of the file."""
+        ...
+
+
+class JsonlWriter:
+    """Appends `{"step": ..., name: value, ...}` lines to a file, each flushed as it is written.
+
+    Args:
+      path: the file; created where it is absent.
+      resume_step: step at which the run continues. Later lines, and a line cut off by a crash, are
+        dropped first by an atomic replacement, so that a resumed run repeats none.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], *, resume_step: int = 0):
+        self._path = pathlib.Path(path)
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        if self._path.exists():
+            _truncate(self._path, resume_step)
+        self._file = self._path.open("a", encoding="utf-8")
+
+    def write(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Appends one line; a number that JSON cannot hold becomes null."""
+        row = {"step": int(step)} | {name: _number(value) for name, value in metrics.items()}
+        self._file.write(json.dumps(row, allow_nan=False) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def _truncate(path: pathlib.Path, step: int) -> None:
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    kept = [line for line in lines if line.endswith("\n") and _step(line) <= step]
+    if kept != lines:
+        temporary = path.with_name(path.name + ".tmp")
+        with temporary.open("w", encoding="utf-8") as file:
+            file.writelines(kept)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+
+
+def _step(line: str) -> float:
+    """Returns the step of a line, infinity where it cannot be read."""
+    try:
+        return json.loads(line)["step"]
+    except (ValueError, KeyError, TypeError):
+        return math.inf
+
+
+def _number(value: Any) -> float | int | str | None:
+    if isinstance(value, (str, bool, int)) or value is None:
+        return value
+    value = float(value)
+    return value if math.isfinite(value) else None
+
+
+def read_jsonl(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
+    """Returns the rows of a metrics file; a last line that is still being written is left out."""
+    text = pathlib.Path(path).read_text(encoding="utf-8")
+    lines = [line for line in text.splitlines(keepends=True) if line.endswith("\n")]
+    return [json.loads(line) for line in lines if line.strip()]
+
+
+class TensorBoardWriter:
+    """Writes scalars as TensorBoard events through tensorboardX.
+
+    Args:
+      folder: where the event files go.
+      resume_step: TensorBoard hides events of an earlier attempt beyond this step.
+
+    Raises:
+      UserError: where tensorboardX is not installed.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str], *, resume_step: int = 0):
+        try:
+            import tensorboardX
+        except ImportError:
+            raise UserError(
+                "tensorboardX is not installed",
+                where="TensorBoard",
+                hint="pip install tensorboardX",
+            ) from None
+        purge = resume_step + 1 if resume_step else None
+        self._writer = tensorboardX.SummaryWriter(logdir=str(folder), purge_step=purge)
+
+    def write(self, step: int, metrics: Mapping[str, float]) -> None:
+        for name, value in metrics.items():
+            if not isinstance(value, str) and value is not None:
+                self._writer.add_scalar(name, float(value), step)
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class MultiWriter:
+    """Hands everything to several writers; no writers make a silent one."""
+
+    def __init__(self, writers: Sequence[Writer] = ()):
+        self._writers = tuple(writers)
+
+    def write(self, step: int, metrics: Mapping[str, float]) -> None:
+        for writer in self._writers:
+            writer.write(step, metrics)
+
+    def close(self) -> None:
+        with contextlib.ExitStack() as stack:
+            for writer in self._writers:
+                stack.callback(writer.close)
+
+
+def make_writer(
+    workdir: str | os.PathLike[str],
+    *,
+    resume_step: int = 0,
+    tensorboard: bool = False,
+    is_main: bool = True,
+) -> MultiWriter:
+    """Builds the writer of a run: `metrics.jsonl` and, if asked, `tensorboard/` in the workdir.
+
+    Args:
+      workdir: folder of the run.
+      resume_step: step at which the run continues.
+      tensorboard: whether to write TensorBoard events too.
+      is_main: whether this process writes; in a multi-process run only the first one does.
+    """
+    if not is_main:
+        return MultiWriter()
+    workdir = pathlib.Path(workdir)
+    writers: list[Writer] = [JsonlWriter(workdir / "metrics.jsonl", resume_step=resume_step)]
+    if tensorboard:
+        writers.append(TensorBoardWriter(workdir / "tensorboard", resume_step=resume_step))
+    return MultiWriter(writers)
+
+
+class Progress:
+    """Shows how far a run is: a bar on a terminal, a line now and then in a log file.
+
+    Args:
+      total: steps of the whole run.
+      initial: step at which it starts or continues; the rate counts from there.
+      description: what runs, in front of every line.
+      every_seconds: pause between two lines where there is no terminal.
+      file: where to; standard error by default.
+      is_main: whether this process shows anything.
+      clock: seconds, monotonic.
+    """
+
+    def __init__(
+        self,
+        total: int,
+        *,
+        initial: int = 0,
+        description: str = "train",
+        every_seconds: float = 30.0,
+        file: TextIO | None = None,
+        is_main: bool = True,
+        clock: Callable[[], float] = time.perf_counter,
+    ):
+        self._file = file or sys.stderr
+        self._total, self._initial, self._description = total, initial, description
+        self._every, self._clock = every_seconds, clock
+        self._start = self._last = clock()
+        self._step, self._loss, self._is_main = initial, None, is_main
+        self._bar = tqdm.tqdm(
+            total=total,
+            initial=initial,
+            desc=description,
+            unit="step",
+            file=self._file,
+            disable=None if is_main else True,
+            dynamic_ncols=True,
+            mininterval=0.5,
+        )
+
+    def update(self, step: int, *, loss: float | None = None) -> None:
+        """Moves to `step`, the number of finished steps; cheap enough for every step.
+
+        Args:
+          step: finished steps.
+          loss: the latest loss that has left the device, shown from now on.
+        """
+        if loss is not None:
+            self._loss = loss
+            if not self._bar.disable:
+                self._bar.set_postfix_str(f"loss {loss:.4g}", refresh=False)
+        moved, self._step = step - self._step, step
+        if not self._bar.disable:
+            self._bar.update(moved)
+        elif self._is_main and (now := self._clock()) - self._last >= self._every:
+            self._last = now
+            print(self._line(now), file=self._file, flush=True)
+
+    def _line(self, now: float) -> str:
+        rate = (self._step - self._initial) / max(now - self._start, 1e-9)
+        loss = "" if self._loss is None else f" | loss {self._loss:.4g}"
+        left = f" | {_clock(now - self._start)} passed"
+        if rate:
+            left += f", {_clock((self._total - self._step) / rate)} left"
+        share = 100 * self._step / max(self._total, 1)
+        return (
+            f"{self._description}: step {self._step} of {self._total} ({share:.1f}%)"
+            f" | {rate:.3g} steps/s{left}{loss}"
+        )
+
+    def close(self) -> None:
+        """Leaves the bar, or a last line, as it stands."""
+        if self._is_main and self._bar.disable and self._step > self._initial:
+            print(self._line(self._clock()), file=self._file, flush=True)
+            self._is_main = False
+        self._bar.close()
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

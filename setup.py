@@ -1,0 +1,48 @@
+"""Package metadata: ranges that are tested. `constraints.txt` has the exact versions of CI."""
+
+import pathlib
+import re
+
+from setuptools import find_packages, setup
+
+ROOT = pathlib.Path(__file__).parent
+VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "distill_jax/__init__.py").read_text())[1]
+
+setup(
+    name="distill_jax",
+    version=VERSION,
+    description="Learning from supervision signals in JAX: distillation, self-supervision, trust.",
+    long_description=(ROOT / "README.md").read_text(),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=find_packages(include=["distill_jax", "distill_jax.*"]),
+    package_data={"distill_jax": ["data/assets/*", "run/*.html", "run/*.css"]},
+    install_requires=[
+        "jax>=0.10.2,<0.13",
+        "flax>=0.12.8,<0.13",
+        "optax>=0.2.8,<0.3",
+        "orbax-checkpoint>=0.12.8,<0.13",
+        "tensorflow-datasets>=4.9.10,<5",
+        "importlib_resources>=6",  # imported by tensorflow-datasets, which does not declare it
+        "array-record>=0.8",
+        "grain>=0.2.18,<0.3",
+        "absl-py>=2.3",
+        "ml-collections>=1.1,<2",
+        "numpy>=2",
+        "matplotlib>=3.9",
+        "tensorboardX>=2.6.5",
+        "tqdm>=4.66",
+    ],
+    extras_require={
+        "test": ["pytest>=8", "pytest-xdist>=3.6", "scikit-learn>=1.5"],
+        "lint": ["ruff>=0.14", "pyright[nodejs]>=1.1.400", "scikit-learn>=1.5", "pytest>=8"],
+    },
+    entry_points={"console_scripts": ["distill-jax = distill_jax.main:run"]},
+    classifiers=[
+        "License :: OSI Approved :: Apache Software License",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
+    ],
+)

@@ -1,0 +1,10 @@
+"""Eight CPU devices, warnings as errors and strict rank promotion for every test."""
+
+import os
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import jax
+
+jax.config.update("jax_num_cpu_devices", 8)
+jax.config.update("jax_numpy_rank_promotion", "raise")

@@ -1,0 +1,85 @@
+"""Distillation against a NumPy transcription of Hinton et al. 2015, section 2.1."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from distill_jax.core import state
+from distill_jax.core.errors import ConfigError
+from distill_jax.losses.classification import distillation_kl
+from distill_jax.objectives import kd
+from tests import harness
+
+STUDENT = np.array([[2.0, -1.0, 0.5], [0.1, 0.2, -3.0], [-1.0, 4.0, 1.0]])
+TEACHER = np.array([[1.0, 0.0, -0.5], [3.0, -0.2, 1.0], [0.0, 0.0, 0.0]])
+
+
+def softmax(z):
+    e = np.exp(z - z.max(1, keepdims=True))
+    return e / e.sum(1, keepdims=True)
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 4.0])
+def test_distillation_kl(temperature):
+    p, q = softmax(TEACHER / temperature), softmax(STUDENT / temperature)
+    want = temperature**2 * (p * np.log(p / q)).sum(1)
+    got = distillation_kl(jnp.asarray(STUDENT), jnp.asarray(TEACHER), temperature=temperature)
+    np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)
+
+
+def test_gradient_is_the_difference_of_probabilities():
+    """At T = 1, d KL / d student logits = softmax(student) - softmax(teacher)."""
+    grad = jax.grad(lambda s: distillation_kl(s, jnp.asarray(TEACHER), temperature=1.0).sum())
+    want = softmax(STUDENT) - softmax(TEACHER)
+    np.testing.assert_allclose(grad(jnp.asarray(STUDENT)), want, atol=1e-6)
+
+
+def test_extreme_logits_stay_finite():
+    far = jnp.array([[1e4, -1e4, 0.0]])
+    value, grad = jax.value_and_grad(lambda s: distillation_kl(s, -far, temperature=1.0).sum())(far)
+    assert np.isfinite(value)
+    assert np.isfinite(grad).all()
+
+
+def test_ratio_and_temperature():
+    made = harness.setup("kd")
+    objective = kd.make(alpha=0.3, temperature=2.0)
+    batch = harness.make_batch()
+    current = made.init(jax.random.key(0))
+    model = harness.tiny_model()
+    s = model.apply(current.params["student"], {}, batch["input"], train=True, rngs={})[0]
+    t = model.apply(*made.frozen["teacher"], batch["input"], train=False, rngs={})[0]
+
+    def nets(role, *inputs, train=False):
+        del inputs, train
+        return (s, {}) if role == "student" else (t, {})
+
+    terms = objective.loss(nets, batch, {}, jnp.int32(0))
+    loss = sum(terms.coef[k] * v.mean() for k, v in terms.values.items())
+    zs, zt = np.asarray(s["logits"], np.float64), np.asarray(t["logits"], np.float64)
+    ce = -np.log(softmax(zs)[np.arange(16), np.asarray(batch["label"])])
+    p, q = softmax(zt / 2), softmax(zs / 2)
+    want = 0.7 * ce.mean() + 0.3 * 4 * (p * np.log(p / q)).sum(1).mean()
+    np.testing.assert_allclose(loss, want, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kwargs", [{"alpha": 1.5}, {"temperature": 0.0}, {"label_smoothing": -1.0}])
+def test_hyperparameters_are_checked(kwargs):
+    with pytest.raises(ConfigError, match=next(iter(kwargs))):
+        kd.make(**kwargs)
+
+
+def test_class_mismatch_is_refused_on_shapes():
+    def narrow():
+        model = harness.tiny_model()
+
+        def apply(params, st, x, *, train, rngs):
+            out, st = model.apply(params, st, x, train=train, rngs=rngs)
+            return {"logits": out["logits"][:, :3]}, st
+
+        return model._replace(apply=apply)
+
+    models = {"student": harness.tiny_model(), "teacher": narrow()}
+    with pytest.raises(ConfigError, match="teacher has 3 classes and the student 5"):
+        state.infer_shapes(kd.make(), models, harness.make_batch())

@@ -1,0 +1,51 @@
+"""Supervised loss against a NumPy transcription."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from distill_jax.core.errors import ConfigError
+from distill_jax.losses.classification import cross_entropy, soft_cross_entropy
+from distill_jax.objectives import supervised
+from tests import harness
+
+LOGITS = np.array([[2.0, -1.0, 0.5], [0.1, 0.2, -3.0], [-1.0, 4.0, 1.0], [0.0, 0.0, 0.0]])
+LABEL = np.array([0, 2, 1, 1])
+
+
+def log_softmax(z):
+    return z - np.log(np.exp(z).sum(1, keepdims=True))
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.5])
+def test_cross_entropy(smoothing):
+    target = (1 - smoothing) * np.eye(3)[LABEL] + smoothing / 3
+    want = -(target * log_softmax(LOGITS)).sum(1)
+    got = cross_entropy(jnp.asarray(LOGITS), jnp.asarray(LABEL), smoothing=smoothing)
+    np.testing.assert_allclose(got, want, rtol=1e-5)
+
+
+def test_mixed_labels():
+    probs = np.array([[0.7, 0.3, 0.0], [0.0, 0.5, 0.5], [1.0, 0.0, 0.0], [0.2, 0.2, 0.6]])
+    want = -((0.9 * probs + 0.1 / 3) * log_softmax(LOGITS)).sum(1)
+    got = soft_cross_entropy(jnp.asarray(LOGITS), jnp.asarray(probs), smoothing=0.1)
+    np.testing.assert_allclose(got, want, rtol=1e-5)
+
+
+def test_mixed_labels_replace_class_ids():
+    batch = harness.make_batch(mixed=True)
+    made = harness.setup("supervised", batch=batch)
+    state = made.init(jax.random.key(0))
+    model = harness.tiny_model()
+    outputs, _ = model.apply(
+        state.params["student"], {}, batch["input"], train=True, rngs={}
+    )
+    want = -(batch["label_probs"] * log_softmax(np.asarray(outputs["logits"]))).sum(1).mean()
+    _, metrics = made.step(state, {}, batch, jax.random.key(0))
+    np.testing.assert_allclose(metrics["loss"], want, rtol=1e-5)
+
+
+def test_smoothing_is_checked():
+    with pytest.raises(ConfigError, match=r"label_smoothing is 1\.5"):
+        supervised.make(label_smoothing=1.5)

@@ -1,0 +1,63 @@
+"""Imports go one way, and heavy or foreign packages stay where they belong."""
+
+import ast
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parent.parent / "distill_jax"
+ALLOWED = {
+    "core": set(),
+    "losses": {"core"},
+    "objectives": {"core", "losses"},
+    "models": {"core"},
+    "data": {"core"},
+    "evaluators": {"core"},
+    "run": {"core", "losses", "objectives", "models", "data", "evaluators"},
+    "main": {"core", "run"},
+}
+FILES = sorted(ROOT.rglob("*.py"))
+
+
+def imported(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            yield base
+            yield from (f"{base}.{alias.name}" for alias in node.names)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_imports_go_one_way(path):
+    layer = path.relative_to(ROOT).parts[0].removesuffix(".py")
+    for name in imported(path):
+        parts = name.split(".")
+        if parts[0] == "distill_jax" and len(parts) > 1 and layer != "__init__":
+            assert parts[1] in {layer, "__version__", *ALLOWED[layer]}, f"{layer} imports {name}"
+        if parts[:2] in (["flax", "linen"], ["flax", "nnx"]):
+            assert layer == "models", f"{layer} imports {name}"
+        assert parts[0] not in ("tensorflow", "torch", "clu"), f"{layer} imports {name}"
+
+
+def test_core_is_pure():
+    """No files, flags, clocks or consoles in the core."""
+    for path in (ROOT / "core").glob("*.py"):
+        names = {name.split(".")[0] for name in imported(path)}
+        assert not names & {"os", "sys", "time", "pathlib", "absl", "logging", "ml_collections"}
+        assert "print(" not in path.read_text()
+
+
+def test_help_needs_no_jax():
+    code = (
+        "import sys, distill_jax.main as m\n"
+        "try: m.main(['x', '--help'])\n"
+        "except SystemExit as e: assert not e.code\n"
+        "assert 'jax' not in sys.modules and 'tensorflow' not in sys.modules\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "usage" in done.stdout
