@@ -43,11 +43,11 @@ def _run(parsed: flags.Flags) -> int:
             assert workdir is not None
             print(loop.evaluate_run(config, workdir))
         else:
-            from distill_jax.run import report
-
             assert workdir is not None
             result = loop.train(config, workdir, say=_say)
             print(loop.format_result(result))
+            from distill_jax.run import report  # with Matplotlib: not before the first step
+
             print(f"report: {report.write_run_report(workdir)}")
     except loop.Preempted as e:
         print(f"{e}; the same command continues it", file=sys.stderr)

@@ -58,7 +58,7 @@ def npz_bytes(arrays: dict[str, np.ndarray]) -> bytes:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--fashion-mnist", required=True, metavar="FOLDER")
     parser.add_argument("--check", action="store_true", help="compare, write nothing")
     args = parser.parse_args()

@@ -5,6 +5,8 @@ CC BY 4.0). There is no published split of them. Here every fifth example of a c
 scikit-learn's order, is a test example: 1,440 train, 357 test. Writers occur in both parts.
 """
 
+from typing import Any
+
 import numpy as np
 
 from distill_jax.core.api import Dataset
@@ -35,7 +37,7 @@ def make(*, held_out: float = 0.1, split_seed: int = 0) -> Dataset:
             where="data.name",
             hint="pip install scikit-learn",
         ) from error
-    digits = load_digits()
+    digits: Any = load_digits()
     images = np.round(digits.images * (255 / 16)).astype(np.uint8)
     labels = digits.target.astype(np.int32)
     test = is_test(labels)

@@ -132,20 +132,47 @@ class ResidentLoader:
         self._window = _put(window, self.sharding)
 
     def fetch(self, data: PyTree, window: Mapping[str, Array], step: Array) -> Batch:
-        """Returns batch `step` from `data` and `window(step)`; pure, for use inside jit.
+        """Returns batch `step` from `data` and `window(step)`; see `fetch_resident`."""
+        return fetch_resident(data, window, step, batch_size=self.batch_size)
 
-        Constrain the sharding of the result: the partitioner then gathers on each device only the
-        rows that it keeps. Offsets stay below 2n, so int32 holds whatever the step.
-        """
-        start = window["first_offset"] + (step - window["first_step"]) * self.batch_size
-        position = jax.lax.dynamic_slice_in_dim(window["order"], start, self.batch_size)
-        rows = jax.tree.map(lambda a: a.at[position].get(mode="promise_in_bounds"), data)
-        later = start + jnp.arange(self.batch_size, dtype=jnp.int32) >= self.n
-        return {
-            **rows,
-            "epoch": window["epoch"] + later.astype(jnp.int32),
-            "mask": jnp.ones(self.batch_size, jnp.float32),
-        }
+
+def fetch_resident(
+    data: PyTree, window: Mapping[str, Array], step: Array, *, batch_size: int
+) -> Batch:
+    """Gathers batch `step` from resident data; pure, for use inside jit.
+
+    Constrain the sharding of the result: the partitioner then gathers on each device only the
+    rows that it keeps. Offsets stay below 2n, so int32 holds whatever the step.
+
+    Args:
+      data: `ResidentLoader.data`.
+      window: `ResidentLoader.window(step)`.
+      step: int32 scalar.
+      batch_size: b.
+    """
+    start = window["first_offset"] + (step - window["first_step"]) * batch_size
+    position = jax.lax.dynamic_slice_in_dim(window["order"], start, batch_size)
+    rows = jax.tree.map(lambda a: a.at[position].get(mode="promise_in_bounds"), data)
+    n = window["order"].shape[0] // 2
+    later = start + jnp.arange(batch_size, dtype=jnp.int32) >= n
+    return {
+        **rows,
+        "epoch": window["epoch"] + later.astype(jnp.int32),
+        "mask": jnp.ones(batch_size, jnp.float32),
+    }
+
+
+def resident_shapes(source: Source, *, sharding: Sharding) -> tuple[PyTree, PyTree]:
+    """Returns `data` and `window` of a `ResidentLoader` as `jax.ShapeDtypeStruct`s."""
+    n = len(source)
+
+    def spec(shape, dtype):
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
+
+    rows = source.read(np.zeros(1, np.int64))
+    data = jax.tree.map(lambda x: spec((n, *x.shape[1:]), x.dtype), dict(rows))
+    window = {name: spec((), jnp.int32) for name in ("epoch", "first_step", "first_offset")}
+    return {**data, "index": spec((n,), jnp.int32)}, {**window, "order": spec((2 * n,), jnp.int32)}
 
 
 class StreamLoader:
@@ -219,7 +246,7 @@ class StreamLoader:
         }
 
     def iterate(self, start: int) -> Iterator[Mapping[str, Any]]:
-        """Yields the batches from `start` on without end, read ahead; `close()` ends the threads."""
+        """Yields the batches from `start` on, read ahead; `close()` ends the threads."""
         steps = self._grain.MapDataset.range(start, np.iinfo(np.int32).max)
         batches = iter(steps.map(self.batch).to_iter_dataset(self._read_options))
         try:
@@ -231,7 +258,7 @@ class StreamLoader:
         return self.iterate(self.start)
 
     def window(self, step: int) -> Batch:
-        """Returns batch `step` on the devices. Any step may be asked for; ascending ones are fast."""
+        """Returns batch `step` on the devices. Any step may be asked for; the next one is fast."""
         if self._batches is None or step not in (self._step, self._step + 1):
             self.close()
             self._batches, self._step = self.iterate(step), step - 1

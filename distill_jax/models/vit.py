@@ -32,6 +32,10 @@ VARIANTS = {
 _xavier = nn.initializers.xavier_uniform()
 
 
+def _divisors(n: int) -> str:
+    return ", ".join(str(k) for k in range(1, n + 1) if n % k == 0)
+
+
 class Attention(nn.Module):
     """Multi-head self-attention, `[b, t, d]` to `[b, t, d]`."""
 
@@ -90,7 +94,7 @@ class ViT(nn.Module):
             raise ConfigError(
                 f"an image of {h}x{w} cannot be cut into patches of {p}x{p}",
                 where="patch_size",
-                hint=f"divisors: {', '.join(str(n) for n in range(1, h + 1) if h % n == w % n == 0)}",
+                hint=f"divisors: {_divisors(math.gcd(h, w))}",
             )
         outputs = {}
         x = x.reshape(b, h // p, p, w // p, p, c).swapaxes(2, 3).reshape(b, -1, p * p * c)
@@ -159,6 +163,6 @@ def make(
         raise ConfigError(
             f"{size.heads} heads do not divide a width of {size.width}",
             where="heads",
-            hint=f"divisors: {', '.join(str(n) for n in range(1, 33) if size.width % n == 0)}",
+            hint=f"divisors: {_divisors(size.width)}",
         )
     return from_linen(ViT(num_classes, size, patch_size, pool, mlp_ratio, dropout, drop_path))

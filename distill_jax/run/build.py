@@ -69,7 +69,7 @@ class Experiment:
         shardings = partition.infer(
             shapes,
             self.mesh,
-            rules=self.config.partition.rules.to_dict(),
+            rules=dict(self.config.partition.rules),
             min_size=self.config.partition.min_size,
         )
         return jax.tree.map(_with_sharding, shapes, shardings)
@@ -100,7 +100,7 @@ class Experiment:
         def step(state, frozen, fed, key):
             batch = fed
             if self.resident:
-                batch = loader.fetch(*fed, state.step, batch_size=config.batch_size)
+                batch = loader.fetch_resident(*fed, state.step, batch_size=config.batch_size)
             batch = jax.lax.with_sharding_constraint(batch, over_batch)
             batch = transform(rng.stream(key, "transform"), batch, state.step)
             return update(state, frozen, batch, key)
@@ -203,19 +203,21 @@ def make_transform(config: ConfigDict, dataset: Dataset, *, train: bool):
     made = {}
     for name in config.data[key]:
         where = f"data.transform_kwargs.{name}"
-        make = resolve("transforms", name, where=f"data.{key}")
+        make = _resolve_transform(name, where=f"data.{key}")
         kwargs = config.data.transform_kwargs.get(name, {})
         made[name] = bind(
             make, dict(kwargs), where=where, provided={"num_classes": len(dataset.classes)}
         )()
-    for name in config.data.transform_kwargs:
-        if name not in (*config.data.train_transforms, *config.data.eval_transforms):
-            raise ConfigError(
-                f"arguments for a transform {name!r} that is not used",
-                where="data.transform_kwargs",
-                hint=nearest(name, (*config.data.train_transforms, *config.data.eval_transforms)),
-            )
     return transforms.compose(made)
+
+
+def _resolve_transform(name: str, *, where: str) -> Callable:
+    if ":" in name:
+        return resolve("data", name, where=where)
+    known = {k.removeprefix("make_"): f for k, f in vars(transforms).items() if k[:5] == "make_"}
+    if name not in known:
+        raise ConfigError(f"unknown transform {name!r}", where=where, hint=nearest(name, known))
+    return known[name]
 
 
 def load_dataset(config: ConfigDict, *, shapes_only: bool = False) -> Dataset:
@@ -413,30 +415,29 @@ class Feed:
     """Batches of one run as arguments of the step: resident arrays with a window, or a stream."""
 
     def __init__(self, experiment: Experiment, *, seed: int, start: int):
-        config, mesh = experiment.config, experiment.mesh
-        self._loader = None
+        source, mesh = experiment.dataset.train, experiment.mesh
+        arguments: dict[str, Any] = {"batch_size": experiment.config.batch_size, "seed": seed}
         if experiment.resident:
             self._loader = loader.ResidentLoader(
-                experiment.dataset.train,
-                batch_size=config.batch_size,
-                seed=seed,
-                sharding=partition.replicated(mesh),
+                source, sharding=partition.replicated(mesh), **arguments
             )
         else:
-            stream = loader.StreamLoader(
-                experiment.dataset.train,
-                batch_size=config.batch_size,
-                seed=seed,
+            self._loader = loader.StreamLoader(
+                source,
                 start=start,
                 process_index=jax.process_index(),
                 process_count=jax.process_count(),
+                sharding=partition.over_batch(mesh),
+                **arguments,
             )
-            over_batch = partition.over_batch(mesh)
-            put = functools.partial(jax.make_array_from_process_local_data, over_batch)
-            self._stream = (jax.tree.map(put, batch) for batch in stream)
+        self._resident = experiment.resident
 
     def __call__(self, step: int) -> PyTree:
-        """Returns what the step takes at `step`; a stream must be asked in order."""
-        if self._loader is not None:
-            return self._loader.data, self._loader.window(step)
-        return next(self._stream)
+        """Returns what the step takes at `step`."""
+        window = self._loader.window(step)
+        return (self._loader.data, window) if self._resident else window
+
+    def close(self) -> None:
+        """Ends the threads of a stream."""
+        if not self._resident:
+            self._loader.close()

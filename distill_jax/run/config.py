@@ -11,14 +11,24 @@ import json
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from absl import flags
 from ml_collections import config_dict
 
 from distill_jax.core.errors import ConfigError, nearest
 
-ConfigDict = config_dict.ConfigDict
+if TYPE_CHECKING:
+
+    class ConfigDict(config_dict.ConfigDict):
+        """What a key holds depends on the key, which a type checker cannot follow."""
+
+        def __getattr__(self, attribute: str) -> Any: ...
+        def __getitem__(self, key: str) -> Any: ...
+        def get(self, key: str, default: Any = None) -> Any: ...
+
+else:
+    ConfigDict = config_dict.ConfigDict
 
 UNITS = ("steps", "epochs", "examples", "percent")
 SPLITS = ("train", "held_out", "test")
@@ -26,7 +36,7 @@ SPLITS = ("train", "held_out", "test")
 # Groups that accept new keys, as patterns over config paths.
 _OPEN = re.compile(
     r"(objective|data|optim|roles\.\w+)\.kwargs(\..+)?"
-    r"|data\.augment_kwargs(\..+)?|optim\.schedule_kwargs(\..+)?|evaluators(\..+)?"
+    r"|data\.transform_kwargs(\..+)?|optim\.schedule_kwargs(\..+)?|evaluators(\..+)?"
     r"|study\.arms(\..+)?|roles"
 )
 
@@ -75,8 +85,9 @@ def base() -> ConfigDict:
     config.data.kwargs = ConfigDict()  # open: keyword arguments of the data set
     config.data.held_out = 0.1  # fraction of the training data kept for selection
     config.data.resident = "auto"  # keep the data on the device: auto | yes | no
-    config.data.augment = ()  # transforms by name, in order; evaluation keeps the fixed ones
-    config.data.augment_kwargs = ConfigDict()  # open: {transform: {keyword: value}}
+    config.data.train_transforms = ()  # make_<name> in distill_jax.data.transforms, in order
+    config.data.eval_transforms = ()  # the same for evaluation: those without randomness
+    config.data.transform_kwargs = ConfigDict()  # open: {transform: {keyword: value}}
 
     config.optim = ConfigDict()
     config.optim.name = "sgd"  # sgd | momentum | nesterov | adam | adamw | lars | lamb
@@ -85,7 +96,7 @@ def base() -> ConfigDict:
     config.optim.schedule = "cosine"  # constant | cosine | linear | step | rsqrt
     config.optim.schedule_kwargs = ConfigDict()  # open: keyword arguments of the schedule
     config.optim.warmup = _duration("steps", "epochs", "percent")  # linear from zero; at most one
-    config.optim.weight_decay = 0.0  # coupled L2 for the SGD family, decoupled for the others
+    config.optim.weight_decay = 0.0  # L2 for the SGD family; decoupled for adamw, lamb; not adam
     config.optim.decay_mask = (  # (regex, decayed) over role/path/to/leaf; the first match decides
         (r"/(kernel|embedding)$", True),
         (r".", False),
@@ -98,6 +109,7 @@ def base() -> ConfigDict:
     config.mesh.cpu_devices = 0  # devices to split a CPU into; 0 is automatic
 
     config.partition = ConfigDict()
+    config.partition.rules = ()  # (regex, (mesh axis or None, ...)) over leaf paths; first match
     config.partition.min_size = 2**14  # smaller parameters are replicated (elements)
 
     config.eval = ConfigDict()
@@ -110,6 +122,7 @@ def base() -> ConfigDict:
 
     config.log = ConfigDict()
     config.log.every_steps = 50  # steps between two lines of metrics
+    config.log.tensorboard = True  # also write TensorBoard events
 
     config.checkpoint = ConfigDict()
     config.checkpoint.every = _duration("steps", "epochs", "percent")  # at most one
@@ -121,10 +134,19 @@ def base() -> ConfigDict:
     config.study.reference = ""  # arm that the others are compared with
     config.study.metric = "test/accuracy"  # split/metric that is compared
 
+    return _lock(config)
+
+
+def _lock(config: ConfigDict) -> ConfigDict:
     config.lock()
     for path, node in _groups(config):
         if _OPEN.fullmatch(path):
             node.unlock()
+    for group in config.roles.values():
+        if isinstance(group, ConfigDict):
+            group.lock()
+            if isinstance(group.get("kwargs"), ConfigDict):
+                group.kwargs.unlock()
     return config
 
 
@@ -193,7 +215,7 @@ def _tuples(value: Any) -> Any:
 
 
 def override(config: ConfigDict, values: Mapping[str, Any]) -> ConfigDict:
-    """Returns a copy of `config` with other values; field references follow.
+    """Returns a locked copy of `config` with other values; field references follow.
 
     The command line and the arms of a study both end here. A string is read as the type of the
     field that it replaces: `"3e-4"` for a float, `"crop,flip"` or `"('crop', 'flip')"` for a
@@ -208,9 +230,14 @@ def override(config: ConfigDict, values: Mapping[str, Any]) -> ConfigDict:
     Raises:
       ConfigError: for a path that does not exist or a value of another type.
     """
-    config = copy.deepcopy(config)
-    template = _template(config)
+    config = _lock(copy.deepcopy(config))
     values = dict(_spread(values))
+    for path in values:  # a role that names its network, its weights or its source is a new one
+        match = re.fullmatch(r"roles\.(\w+)\.(model|init|ema_of)", path)
+        if match and match[1] not in config.roles:
+            with config.roles.unlocked():
+                config.roles[match[1]] = role()
+    template = _template(config)
     for path in sorted(values, key=lambda path: path.rpartition(".")[2] not in _OWNED):
         _set(config, template, path, values)
     return config
@@ -316,7 +343,7 @@ def _literal(text: str) -> Any:
     if text.lower() in ("true", "false", "none"):
         text = text.capitalize()
     try:
-        return ast.literal_eval(text)
+        return _tuples(ast.literal_eval(text))
     except (ValueError, SyntaxError):
         return text
 
@@ -536,15 +563,17 @@ def _check_roles(config: ConfigDict) -> None:
 
 
 def _check_data(config: ConfigDict) -> None:
-    for transform in config.data.augment:
-        if not isinstance(transform, str):
-            raise _mistyped(transform, str, "data.augment")
-    for transform in config.data.augment_kwargs:
-        if transform not in config.data.augment:
+    used = (*config.data.train_transforms, *config.data.eval_transforms)
+    for path in ("data.train_transforms", "data.eval_transforms"):
+        for transform in _lookup(config, path):
+            if not isinstance(transform, str):
+                raise _mistyped(transform, str, path)
+    for transform in config.data.transform_kwargs:
+        if transform not in used:
             raise ConfigError(
-                f"{transform!r} is not among the transforms of data.augment",
-                where=f"data.augment_kwargs.{transform}",
-                hint=nearest(transform, config.data.augment),
+                f"arguments for {transform!r}, which is not among the transforms",
+                where=f"data.transform_kwargs.{transform}",
+                hint=nearest(transform, used),
             )
 
 

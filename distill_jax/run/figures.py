@@ -105,7 +105,7 @@ def ticks(low: float, high: float, count: int = 5) -> list[float]:
 def log_ticks(low: float, high: float) -> list[float]:
     """Returns 1, 2 and 5 times powers of ten in [low, high], or the powers alone if many."""
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    factors = (1, 2, 5) if len(powers) < 4 else (1,)
+    factors = (1, 2, 5) if high / low < 1e3 else (1,)
     return [m * 10.0**p for p in powers for m in factors if low <= m * 10.0**p <= high]
 
 
@@ -133,7 +133,7 @@ class Panel:
     height: int = 300
     left: int = 58
     log: bool = False
-    right: int = WIDTH - 14
+    right: int = WIDTH - 22
     top: int = 12
     foot: int = 46
 
@@ -195,7 +195,7 @@ def line_chart(
 
     Args:
       series: by colour number; all values finite, and positive if `log`.
-      y_label: name of the vertical axis.
+      y_label: what is drawn, for the alternative text; the caption names it to the eye.
       x_label: name of the horizontal axis.
       log: a logarithmic vertical axis.
     """
@@ -205,8 +205,9 @@ def line_chart(
         x_range=_padded(xs.min(), xs.max(), 0.0),
         y_range=_limits(np.concatenate(edges), log=log),
         log=log,
+        left=46,
     )
-    marks = [panel.frame(x_label=x_label, y_label=y_label + (" (log)" if log else ""))]
+    marks = [panel.frame(x_label=x_label)]
     for i, s in series.items():
         if s.low is not None and s.high is not None:
             outline = _points(
@@ -224,7 +225,7 @@ def line_chart(
                     tip,
                     points=_points(x, y),
                     class_="curve " + colour(i),
-                    stroke_dasharray=dash(i),
+                    stroke_dasharray=dash(i) if len(series) > 1 else None,
                 )
             )
         marks.append(el("circle", tip, cx=float(x[-1]), cy=float(y[-1]), r=3.5, class_=colour(i)))
@@ -283,8 +284,8 @@ def dot_plot(rows: Sequence[Row], *, x_label: str, zero: bool = False) -> Html:
             x = float(panel.x(value))
             marks.append(el("circle", tip, cx=x, cy=y, r=4.5, class_="ring " + colour(i)))
         if row.note:
-            x = panel.right - 4
-            marks.append(el("text", row.note, x=x, y=y - 14, text_anchor="end", class_="note"))
+            at = {"x": panel.right - 4, "y": y - 14 if row.values else y + 4, "text_anchor": "end"}
+            marks.append(el("text", row.note, **at, class_="note"))
     said = "; ".join(f"{r.name} {r.mean:.4g}" for r in rows if r.mean is not None)
     return panel.svg(*marks, alt=f"{x_label}, mean by row: {said or 'no values'}.")
 
@@ -332,7 +333,8 @@ def reliability_diagram(tables: Mapping[int, tuple[str, np.ndarray]]) -> Html:
 def confusion_chart(counts: np.ndarray, *, classes: Sequence[str], i: int = 0) -> Html:
     """Draws a confusion matrix `[k, k]`, rows are labels, shaded by share of the row.
 
-    Counts are written up to 12 classes; above 20 the cells are one image without names.
+    Counts are written up to 12 classes. Above 20 the cells are one image without names, shaded by
+    the square root of the share, since single errors would be too pale to see.
 
     Args:
       counts: int `[k, k]`.
@@ -358,7 +360,7 @@ def confusion_chart(counts: np.ndarray, *, classes: Sequence[str], i: int = 0) -
             tip = f"{classes[r]} as {classes[c]}: {counts[r, c]} ({share[r, c]:.1%} of the row)"
             box = {"x": x, "y": y, "width": cell - 1.5, "height": cell - 1.5, "rx": 2}
             marks.append(el("rect", **box, class_="cell"))
-            fill = {"fill_opacity": round(float(share[r, c]), 3), "class_": colour(i)}
+            fill = {"fill_opacity": round(0.6 * float(share[r, c]), 3), "class_": colour(i)}
             marks.append(el("rect", el("title", tip), **box, **fill))
             if k <= 12 and counts[r, c]:
                 strong = "count strong" if share[r, c] > 0.5 else "count"

@@ -5,14 +5,16 @@ new keys in open groups. The same syntax is parsed here, so that every mistake i
 Nothing here imports JAX.
 """
 
+import contextlib
 import dataclasses
 import inspect
 import os
 import pathlib
 import re
 import runpy
+import sys
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from absl import flags
 
@@ -44,7 +46,8 @@ common overrides (every key and its meaning: distill_jax/run/config.py):
   --config.optim.lr=0.05                       peak learning rate
   --config.optim.clip_norm=none                optional values are unset by none
   --config.objective.kwargs.temperature=4      keyword arguments of the method
-  --config.data.augment=crop,flip              tuples are separated by commas
+  --config.eval.metric=held_out/nll            what selects the best checkpoint
+  --config.study.seeds=0,1,2                   tuples are separated by commas
   --config.roles.teacher.init=runs/teacher     start from the checkpoint of another run
   --config.precision=bfloat16                  compute type
 """
@@ -140,7 +143,6 @@ def _split(argv: Sequence[str]) -> tuple[str | None, dict[str, str], list[str]]:
                 hint="put --config=FILE first",
             )
         else:
-            overrides.pop(path, None)
             overrides[path] = value
     return spec, overrides, rest
 
@@ -160,7 +162,7 @@ def _parse_plain(argv: Sequence[str]) -> tuple[str, pathlib.Path | None]:
         raise UserError(
             "not a flag", where=positional[0], hint="flags are written --name=value; see --help"
         )
-    mode = values["mode"].value
+    mode = values["mode"].value or ""
     if mode not in MODES:
         raise UserError(f"unknown mode {mode!r}", where="--mode", hint=nearest(mode, MODES))
     return mode, _workdir(values["workdir"].value, mode)
@@ -175,7 +177,7 @@ def _unknown_flag(name: str) -> UserError:
     ]
     if paths:
         hint = f"did you mean --config.{paths[0]}?"
-    elif len(parts) > 1:
+    elif len(parts) > 1 and parts[1]:
         hint = "did you mean --config." + ".".join(parts[1:]) + "?"
     return UserError("unknown flag", where=f"--{name}", hint=hint)
 
@@ -216,10 +218,11 @@ def load(spec: str) -> config_lib.ConfigDict:
         what = f"{name} is a folder" if path.is_dir() else f"no such file: {name}"
         hint = nearest(name, there) if there else f"there is no config in {folder}"
         raise UserError(what, where="--config", hint=hint)
-    try:
-        found = runpy.run_path(str(path), run_name="config")
-    except Exception as error:
-        raise _raised(error, path) from error
+    with _importable(path):
+        try:
+            found = runpy.run_path(str(path), run_name="config")
+        except Exception as error:
+            raise _raised(error, path) from error
     get_config = found.get("get_config")
     if not callable(get_config):
         functions = [key for key, value in found.items() if inspect.isfunction(value)]
@@ -243,7 +246,19 @@ def load(spec: str) -> config_lib.ConfigDict:
             where=name,
             hint="return a config that starts from distill_jax.run.config.base()",
         )
-    return config.lock() if not config.is_locked else config
+    return config
+
+
+@contextlib.contextmanager
+def _importable(path: pathlib.Path) -> Iterator[None]:
+    """Lets a file below a folder `configs` import `configs.common`, wherever it is run from."""
+    roots = [str(p.parent) for p in path.resolve().parents if p.name == "configs"]
+    sys.path[:0] = roots
+    try:
+        yield
+    finally:
+        for root in roots:
+            sys.path.remove(root)
 
 
 def _raised(error: Exception, path: pathlib.Path) -> UserError:

@@ -248,8 +248,13 @@ class _Run:
         update = experiment.compile_step(feed(step))
         self.clock.lap("compile")
 
-        log = writers.make_writer(self.workdir, resume_step=step)
-        progress = writers.Progress(total, initial=step, description=self.arm or "train")
+        main = jax.process_index() == 0
+        log = writers.make_writer(
+            self.workdir, resume_step=step, tensorboard=config.log.tensorboard, is_main=main
+        )
+        progress = writers.Progress(
+            total, initial=step, description=self.arm or "train", is_main=main
+        )
         pending: list[Mapping[str, jax.Array]] = []
         first = step
         began = time.perf_counter()
@@ -288,6 +293,7 @@ class _Run:
         finally:
             progress.close()
             log.close()
+            feed.close()
 
     def _start(self, key) -> tuple[TrainState, int]:
         restored = self.checkpointer.restore(self.experiment.abstract_state)

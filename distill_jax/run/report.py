@@ -7,6 +7,7 @@ import math
 import os
 import urllib.parse
 import zipfile
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,6 +21,13 @@ from distill_jax.run import figures
 from distill_jax.run.figures import Html, el, join
 from distill_jax.run.statistics import ArmSummary, Estimate, conclusion, summarise, verdict
 
+_QUALITY = {
+    "accuracy": "accuracy",
+    "nll": "NLL",
+    "ece": "ECE",
+    "ece_adaptive": "adaptive ECE",
+    "aurc": "AURC",
+}
 _POINTS = 240  # of a curve, at most: more cannot be seen and would swell the file
 _ARMS = 8  # in figures that overlay arms, at most: as many as there are colours
 _NONE = "\u2013"
@@ -78,14 +86,15 @@ def write_study_report(study_dir: str | os.PathLike[str]) -> Path:
     some = [runs[0] for runs in study.runs.values() if runs]
     names = some[0].metric_names(4) if some else []
     shown = dict(list(study.runs.items())[:_ARMS])
+    finished = {arm: study.finished(arm) for arm in shown}
     sections = [
         ("results", "Results", _study_results(study)),
         ("seeds", "Seeds", _study_seeds(study)),
         ("curves", "Learning curves", _curves(shown, names=names)),
         ("metrics", "Further metrics", _study_metrics(study)),
-        ("calibration", "Calibration", _study_calibration(shown)),
+        ("calibration", "Calibration", _study_calibration(finished)),
         ("confusion", "Confusion", _study_confusion(study)),
-        ("examples", "Examples", _study_examples(shown)),
+        ("examples", "Examples", _study_examples(finished)),
         ("compute", "Compute", _compute(study.runs)),
         ("provenance", "Provenance", _provenance(study.all_runs)),
         ("config", "What differs", _study_config(study)),
@@ -106,6 +115,7 @@ class _Run:
     env: Mapping[str, Any]
     result: Mapping[str, Any]
     records: Sequence[Mapping[str, Any]]
+    arrays: Sequence[str]
     notes: Sequence[str]
 
     @classmethod
@@ -114,8 +124,7 @@ class _Run:
         names = ("config", "env", "result")
         config, env, result = (_read_json(path / f"{name}.json", notes) for name in names)
         records = _read_records(path / "metrics.jsonl", notes)
-        if not (path / "predictions.npz").exists():
-            notes.append("predictions.npz is missing")
+        arrays = _read_names(path / "predictions.npz", notes)
         return cls(
             path=path,
             label=label,
@@ -123,6 +132,7 @@ class _Run:
             env=env,
             result=result,
             records=records,
+            arrays=arrays,
             notes=notes,
         )
 
@@ -130,36 +140,37 @@ class _Run:
     def exists(self) -> bool:
         return bool(self.config or self.result or self.records)
 
-    @functools.cached_property
-    def predictions(self) -> Mapping[str, np.ndarray]:
-        """The arrays of predictions.npz; empty if it is absent, damaged or holds no labels."""
-        try:
-            with np.load(self.path / "predictions.npz", allow_pickle=False) as file:
-                arrays = {name: file[name] for name in file.files}
-        except (OSError, ValueError, EOFError, zipfile.BadZipFile):
-            return {}
-        return arrays if arrays.get("label", np.zeros(0)).dtype.kind in "iu" else {}
+    def array(self, name: str) -> np.ndarray:
+        """Returns one array of predictions.npz; not kept, since a study has many runs."""
+        with np.load(self.path / "predictions.npz", allow_pickle=False) as file:
+            return file[name]
 
     @property
     def roles(self) -> list[str]:
         """Roles with logits; the student first."""
-        names = [n.removeprefix("logits_") for n in self.predictions if n.startswith("logits_")]
+        names = [n.removeprefix("logits_") for n in self.arrays if n.startswith("logits_")]
         return sorted(names, key=lambda name: (name != "student", name))
 
     @property
     def classes(self) -> list[str]:
         """Class names, or numbers where the run does not name them."""
-        k = self.predictions[f"logits_{self.roles[0]}"].shape[1]
+        k = self.array(f"logits_{self.roles[0]}").shape[1]
         names = self.result.get("classes") or ()
         return [str(n) for n in names] if len(names) == k else [str(i) for i in range(k)]
 
     def evaluate(self, evaluator: Any, role: str) -> Mapping[str, Any]:
         """Evaluates stored logits; empty where they cannot be (not finite, not a classifier)."""
         try:
-            outputs = {role: {"logits": self.predictions[f"logits_{role}"]}}
-            return evaluator(outputs, self.predictions)
-        except (UserError, KeyError):
+            outputs = {role: {"logits": self.array(f"logits_{role}")}}
+            return evaluator(outputs, {"label": self.array("label")})
+        except (UserError, KeyError, ValueError):
             return {}
+
+    def quality(self, role: str) -> Mapping[str, Any]:
+        """Metrics and the reliability table of stored logits; empty where there are none."""
+        made = (module.make(role=role) for module in (classification, calibration))
+        first, second = (self.evaluate(evaluator, role) for evaluator in made)
+        return {**first, **second} if first and second else {}
 
     def metric_names(self, most: int) -> list[str]:
         """Names of curves, the loss and the metric of selection first."""
@@ -227,6 +238,34 @@ class _Study:
         alone = [summarise({a: v}, reference=a)[0] for a, v in self.values.items()]
         return [dataclasses.replace(summary, is_reference=False) for summary in alone]
 
+    @functools.cached_property
+    def digits(self) -> int:
+        """Decimals of the metric: at least four, and three digits of the largest mean."""
+        means = [abs(s.value.mean) for s in self.summaries if s.value]
+        largest = max(means, default=0) or 1.0
+        return max(4, 2 - math.floor(math.log10(largest)))
+
+    def fmt(self, value: float, *, sign: str = "") -> str:
+        return f"{value:{sign}.{self.digits}f}".replace("-", "\u2212")
+
+    def interval(self, est: Estimate | None, *, sign: str = "") -> str:
+        if est is None:
+            return _NONE
+        if est.interval is None:
+            return "n = 1"
+        return f"[{', '.join(self.fmt(v, sign=sign) for v in est.interval)}]"
+
+    def difference(self, est: Estimate | None) -> str:
+        if est is None:
+            return _NONE
+        mean = self.fmt(est.mean, sign="+")
+        return mean if est.se is None else f"{mean} ± {self.fmt(est.se)}"
+
+    def finished(self, arm: str) -> list[_Run]:
+        """The runs of an arm whose values count."""
+        folders = {self.path / str(self.seeds(arm)[seed].get("run")) for seed in self.values[arm]}
+        return [run for run in self.runs[arm] if run.path in folders]
+
     def failures(self) -> Iterator[tuple[str, str, str]]:
         """Yields (arm, seed, what happened) for every seed without a value."""
         for arm in self.arms:
@@ -254,7 +293,7 @@ def _run_lead(run: _Run) -> Html:
     seconds = _get(run.result, "compute.seconds")
     if _finite(seconds):
         tiles.append(("time", _duration(float(seconds))))
-    problems = list(run.notes)
+    problems = [note for note in run.notes if note != "result.json is missing"]
     if not status:
         at = f"; the last record is of step {steps}" if steps is not None else ""
         problems.insert(0, f"no result.json: the run was interrupted or still goes{at}")
@@ -288,9 +327,8 @@ def _run_result(run: _Run) -> Html | None:
 
 
 def _run_calibration(run: _Run) -> Html | None:
-    found = {r: run.evaluate(calibration.make(role=r), r) for r in run.roles}
-    found = {r: metrics for r, metrics in found.items() if metrics}
-    return _calibration_panel({r: (m, m["reliability"]) for r, m in found.items()})
+    found = {role: run.quality(role) for role in run.roles}
+    return _calibration_panel({r: (m, m["reliability"]) for r, m in found.items() if m})
 
 
 def _run_confusion(run: _Run) -> Html | None:
@@ -310,14 +348,14 @@ def _study_lead(study: _Study) -> Html:
     done = sum(map(len, study.values.values()))
     reference = next((s for s in study.summaries if s.is_reference), None)
     better = "higher is better" if study.mode == "max" else "lower is better"
-    tiles = [("metric", study.metric), ("arms", len(study.arms)), ("runs", f"{done} of {planned}")]
+    tiles: list[tuple[str, Any]] = [("arms", len(study.arms)), ("runs", f"{done} of {planned}")]
     if reference and reference.value:
-        tiles.append((f"reference: {reference.arm}", _fmt(reference.value.mean)))
+        tiles.append((f"reference: {reference.arm}", study.fmt(reference.value.mean)))
     seconds = [_get(run.result, "compute.seconds") for run in study.all_runs]
     if any(map(_finite, seconds)):
         tiles.append(("compute time", _duration(sum(float(s) for s in seconds if _finite(s)))))
     said = [
-        el("li", el("b", s.arm), ": ", verdict(s, mode=study.mode))
+        el("li", el("b", s.arm), ": ", verdict(s, mode=study.mode, digits=study.digits))
         for s in study.summaries
         if not s.is_reference and reference
     ]
@@ -335,7 +373,7 @@ def _study_lead(study: _Study) -> Html:
         el("p", f"{study.metric}, {better}. Differences are paired by seed.", class_="lead"),
         el("ul", said) if said and len(said) <= 8 else None,
         _tiles(tiles),
-        _alert(f"{len(lacking)} runs have no value", lacking, stop=True),
+        _alert(f"Runs without a value: {len(lacking)}", lacking, stop=True),
         _alert("Please note", problems),
     )
 
@@ -354,10 +392,10 @@ def _study_results(study: _Study) -> Html:
         rows.append(
             [
                 el("th", name, el("span", desc, class_="desc") if desc else None, scope="row"),
-                _num(s.value.mean if s.value else None),
-                el("td", _interval(s.value), class_="n"),
-                el("td", "reference" if s.is_reference else _difference(diff), class_="n"),
-                el("td", "" if s.is_reference else _interval(diff, "+"), class_="n"),
+                el("td", study.fmt(s.value.mean) if s.value else _NONE, class_="n"),
+                el("td", study.interval(s.value), class_="n"),
+                el("td", "reference" if s.is_reference else study.difference(diff), class_="n"),
+                el("td", "" if s.is_reference else study.interval(diff, sign="+"), class_="n"),
                 el("td", words, class_=tone),
                 el("td", f"{len(s.seeds)} / {planned}", class_="n"),
             ]
@@ -420,7 +458,7 @@ def _study_seeds(study: _Study) -> Html:
         if entry is None:
             return el("td", _NONE, class_="n")
         value = study.values[arm].get(seed)
-        text: Any = _fmt(value) if value is not None else entry.get("status", "unknown")
+        text: Any = study.fmt(value) if value is not None else entry.get("status", "unknown")
         page = Path(str(entry.get("run") or "")) / "report.html"
         if entry.get("run") and not page.is_absolute() and (study.path / page).exists():
             text = el("a", text, href=urllib.parse.quote(page.as_posix()))
@@ -434,8 +472,8 @@ def _study_seeds(study: _Study) -> Html:
 
 def _study_metrics(study: _Study) -> Html | None:
     found: dict[str, dict[str, list[float]]] = {}
-    for arm, runs in study.runs.items():
-        for run in runs:
+    for arm in study.arms:
+        for run in study.finished(arm):
             for name, value in (run.result.get("metrics") or {}).items():
                 if _finite(value):
                     found.setdefault(name, {}).setdefault(arm, []).append(float(value))
@@ -449,7 +487,7 @@ def _study_metrics(study: _Study) -> Html | None:
         spread = f" ± {_fmt(float(np.std(values, ddof=1)))}" if len(values) > 1 else ""
         return el("td", _fmt(float(np.mean(values))) + spread, class_="n")
 
-    arms = [arm for arm, runs in study.runs.items() if runs]
+    arms = [arm for arm in study.arms if study.finished(arm)]
     rows = [
         [el("th", name, scope="row"), *(cell(by_arm.get(arm)) for arm in arms)]
         for name, by_arm in found.items()
@@ -463,18 +501,16 @@ def _study_metrics(study: _Study) -> Html | None:
 def _study_calibration(shown: Mapping[str, Sequence[_Run]]) -> Html | None:
     tables = {}
     for arm, runs in shown.items():
-        found = [run.evaluate(calibration.make(role=r), r) for run in runs for r in run.roles[:1]]
-        found = [metrics for metrics in found if metrics]
+        found = [metrics for run in runs for r in run.roles[:1] if (metrics := run.quality(r))]
         if found:
-            mean = {n: float(np.mean([m[n] for m in found])) for n in ("ece", "aurc")}
-            mean["ece_adaptive"] = float(np.mean([m["ece_adaptive"] for m in found]))
+            mean = {name: float(np.mean([m[name] for m in found])) for name in _QUALITY}
             tables[arm] = (mean, _pooled([m["reliability"] for m in found]))
     note = "Seeds are pooled in the diagram; the table has their means."
     return _calibration_panel(tables, note=note, order=list(shown))
 
 
 def _study_confusion(study: _Study) -> Html | None:
-    scored = [s for s in study.summaries if s.value and study.runs[s.arm]]
+    scored = [s for s in study.summaries if s.value and study.finished(s.arm)]
     if not scored:
         return None
     sign = 1 if study.mode == "max" else -1
@@ -483,12 +519,13 @@ def _study_confusion(study: _Study) -> Html | None:
     order = list(study.arms)
     panels = []
     for s in chosen:
-        runs = [run for run in study.runs[s.arm] if run.roles]
+        runs = [run for run in study.finished(s.arm) if run.roles]
         found = [run.evaluate(classification.make(role=run.roles[0]), run.roles[0]) for run in runs]
         counts = [m["confusion"] for m in found if m]
         if counts and len({c.shape for c in counts}) == 1:
             kind = "reference" if s.is_reference else "best mean"
-            title = f"{s.arm} ({kind}), sum of {len(counts)} seeds"
+            seeds = f"sum of {len(counts)} seeds" if len(counts) > 1 else "one seed"
+            title = f"{s.arm} ({kind}), {seeds}"
             i = order.index(s.arm)
             panels.append(_confusion_panel(np.sum(counts, axis=0), runs[0].classes, title, i))
     return el("div", panels, class_="grid2") if panels else None
@@ -549,7 +586,7 @@ def _curves(arms: Mapping[str, Sequence[_Run]], *, names: Sequence[str]) -> Html
     for name in names:
         series = {
             i: line
-            for i, (arm, runs) in enumerate(arms.items())
+            for i, (arm, runs) in enumerate(arms.items(), len(arms) == 1)
             if (line := _band(arm, [run.curve(name) for run in runs])) is not None
         }
         if series:
@@ -557,7 +594,7 @@ def _curves(arms: Mapping[str, Sequence[_Run]], *, names: Sequence[str]) -> Html
             high = max(float(s.y.max()) for s in series.values())
             log = "loss" in name and low > 0 and high / low > 30
             plot = figures.line_chart(series, y_label=name, log=log)
-            panels.append(_figure(name, plot))
+            panels.append(_figure(name + (", log scale" if log else ""), plot))
     if not panels:
         return None
     several = any(len(runs) > 1 for runs in arms.values())
@@ -605,11 +642,10 @@ def _calibration_panel(
     number = {name: i for i, name in enumerate(order or tables)}
     number = number if order else {name: i + 1 for name, i in number.items()}
     plot = figures.reliability_diagram({number[n]: (n, t) for n, (_, t) in tables.items()})
-    columns = ("ece", "ece_adaptive", "aurc")
     rows = [
         [
             el("th", el("span", class_="dot " + figures.colour(number[n])), n, scope="row"),
-            *(_num(metrics[c]) for c in columns),
+            *(_num(metrics[name]) for name in _QUALITY),
         ]
         for n, (metrics, _) in tables.items()
     ]
@@ -618,13 +654,18 @@ def _calibration_panel(
         "area of a point is its share of the test examples."
     )
     side = join(
-        _table(["", "ECE", "adaptive ECE", "AURC"], rows),
-        el("p", "15 bins; lower is better in every column. " + note, class_="muted"),
+        _table(["", *_QUALITY.values()], rows),
+        el(
+            "p",
+            "Of the stored logits of the test split, in 15 bins. Higher accuracy is better, lower "
+            "in the other columns. " + note,
+            class_="muted",
+        ),
     )
     return el(
         "div",
         _figure("Reliability diagram", plot, text),
-        el("div", el("h3", "Calibration errors"), side, class_="panel"),
+        el("div", el("h3", "Accuracy and calibration"), side, class_="panel"),
         class_="grid2",
     )
 
@@ -636,44 +677,52 @@ def _confusion_panel(counts: np.ndarray, classes: Sequence[str], title: str, i: 
     worst = [np.unravel_index(j, (k, k)) for j in np.argsort(-wrong, axis=None, kind="stable")[:4]]
     said = [f"{classes[r]} as {classes[c]} ({wrong[r, c]})" for r, c in worst if wrong[r, c]]
     text = f"Most frequent errors: {', '.join(said)}." if said else "No errors."
-    return _figure(title, plot, text + " Shade is the share of the row.")
+    return _figure(
+        title,
+        plot,
+        text + f" Shade is the {'share' if k <= 20 else 'square root of the share'} of the row.",
+    )
 
 
 def _examples(
     run: _Run, voters: Mapping[str, tuple[_Run, str]], *, order: Sequence[str] = ()
 ) -> Html | None:
     """Shows stored images with the prediction of each voter (name -> run and role)."""
-    images, where = run.predictions.get("images"), run.predictions.get("images_index")
-    if images is None or where is None or images.ndim != 4 or images.dtype != np.uint8:
+    if not {"images", "images_index", "index", "label"} <= set(run.arrays):
         return None
+    images, where = run.array("images"), run.array("images_index")
+    if images.ndim != 4 or images.dtype != np.uint8 or run.array("label").dtype.kind not in "iu":
+        return None
+    classes, label = run.classes, run.array("label")
+    label = dict(zip(run.array("index").tolist(), label.tolist(), strict=False))
+    keep = [j for j, i in enumerate(where.tolist()) if label.get(i) in range(len(classes))]
     votes: dict[str, tuple[np.ndarray, np.ndarray]] = {}
-    labels = dict(zip(run.predictions["index"].tolist(), run.predictions["label"], strict=True))
-    keep = [j for j, index in enumerate(where.tolist()) if index in labels]
     for name, (other, role) in voters.items():
-        row = {index: j for j, index in enumerate(other.predictions["index"].tolist())}
+        row = {index: j for j, index in enumerate(other.array("index").tolist())}
         if all(int(where[j]) in row for j in keep):
-            logits = other.predictions[f"logits_{role}"]
+            logits = other.array(f"logits_{role}")
             rows = logits[[row[int(where[j])] for j in keep]].astype(np.float64)
-            if rows.ndim == 2 and np.isfinite(rows).all():
+            if rows.shape[1] == len(classes) and np.isfinite(rows).all():
                 votes[name] = rows.argmax(axis=1), np.exp(log_softmax(rows).max(axis=1))
     if not keep or not votes:
         return None
-    truth = np.array([labels[int(where[j])] for j in keep])
+    truth = np.array([label[int(where[j])] for j in keep])
     right = np.stack([choice == truth for choice, _ in votes.values()], axis=1)
     number = {name: i for i, name in enumerate(order)} or {n: i + 1 for i, n in enumerate(voters)}
     parts = []
     for title, chosen in _example_groups(right, list(votes)):
-        # The most confident errors first: they tell most about what the networks differ in.
+        # The evenest splits first, then the most confident errors: there the networks differ.
         doubt = np.stack([p for _, p in votes.values()], axis=1)
-        weight = np.where(right[chosen], 0, doubt[chosen]).sum(axis=1)
+        split = np.abs(right[chosen].mean(axis=1) - 0.5)
+        weight = np.where(right[chosen], 0, doubt[chosen]).mean(axis=1) - 2 * split
         chosen = chosen[np.argsort(-weight, kind="stable")][:8]
         cards = [
             _card(
                 images[keep[j]],
-                truth=run.classes[truth[j]],
+                truth=classes[truth[j]],
                 index=int(where[keep[j]]),
                 said=[
-                    (n, number[n], run.classes[c[j]], float(p[j]), bool(c[j] == truth[j]))
+                    (n, number[n], classes[c[j]], float(p[j]), bool(c[j] == truth[j]))
                     for n, (c, p) in votes.items()
                 ],
             )
@@ -728,10 +777,14 @@ def _card(
     lines = [
         el(
             "li",
-            el("span", class_="dot " + figures.colour(i)),
-            f"{name}: ",
-            el("span", ("✓ " if ok else "✗ ") + choice, class_="good" if ok else "bad"),
-            f" {p:.0%}",
+            el("span", el("span", class_="dot " + figures.colour(i)), name, title=name),
+            el(
+                "span",
+                ("✓ " if ok else "✗ ") + choice,
+                class_="good" if ok else "bad",
+                title=choice,
+            ),
+            el("span", f"{p:.0%}", class_="n"),
         )
         for name, i, choice, p, ok in said
     ]
@@ -739,7 +792,7 @@ def _card(
     return el(
         "div",
         picture,
-        el("div", el("b", truth), el("ul", lines), el("span", f"index {index}", class_="muted")),
+        el("div", el("b", truth, el("span", f"index {index}", class_="muted")), el("ul", lines)),
         class_="example",
     )
 
@@ -917,7 +970,11 @@ def _table(
     ]
     marks = refs or [False] * len(rows)
     body = [el("tr", row, class_="ref" if m else None) for row, m in zip(rows, marks, strict=True)]
-    return el("div", el("table", el("thead", el("tr", top)), el("tbody", body)), class_="scroll")
+    return el(
+        "div",
+        el("table", el("thead", el("tr", top)), el("tbody", body)),
+        class_="scroll fit" if len(heads) < 4 and numeric else "scroll",
+    )
 
 
 # --- reading ------------------------------------------------------------------------------------
@@ -955,6 +1012,23 @@ def _read_records(path: Path, notes: list[str]) -> list[dict[str, Any]]:
     if damaged:
         notes.append(f"{damaged} lines of {path.name} are damaged and left out")
     return records
+
+
+def _read_names(path: Path, notes: list[str]) -> list[str]:
+    """Returns the names of the arrays of a file; none if it is absent or damaged."""
+    try:
+        with zipfile.ZipFile(path) as file:
+            damaged = file.testzip()
+            names = [name.removesuffix(".npy") for name in file.namelist()]
+    except FileNotFoundError:
+        notes.append(f"{path.name} is missing")
+        return []
+    except (OSError, zipfile.BadZipFile, zlib.error) as error:
+        damaged, names = str(error), []
+    if damaged:
+        notes.append(f"{path.name} is damaged: {damaged}")
+        return []
+    return names
 
 
 def _pooled(tables: Sequence[np.ndarray]) -> np.ndarray:
@@ -1006,22 +1080,6 @@ def _fmt(value: Any) -> str:
 
 def _num(value: Any) -> Html:
     return el("td", _fmt(value), class_="n")
-
-
-def _interval(est: Estimate | None, sign: str = "") -> str:
-    if est is None:
-        return _NONE
-    if est.interval is None:
-        return "n = 1"
-    plus = "+" if sign else ""
-    return "[" + ", ".join((plus if v > 0 else "") + _fmt(v) for v in est.interval) + "]"
-
-
-def _difference(est: Estimate | None) -> str:
-    if est is None:
-        return _NONE
-    text = ("+" if est.mean > 0 else "") + _fmt(est.mean)
-    return text if est.se is None else f"{text} ± {_fmt(est.se)}"
 
 
 def _duration(seconds: float) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from scipy import stats
+from scipy import special
 
 from distill_jax.core.errors import ConfigError, NonFiniteError, nearest
 
@@ -54,7 +54,7 @@ def estimate(values: Sequence[float]) -> Estimate:
     if len(x) == 1:
         return Estimate(mean, 1)
     se = float(x.std(ddof=1)) / math.sqrt(len(x))
-    half = float(stats.t.ppf(0.975, len(x) - 1)) * se
+    half = float(special.stdtrit(len(x) - 1, 0.975)) * se
     return Estimate(mean, len(x), se, (mean - half, mean + half))
 
 

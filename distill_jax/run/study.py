@@ -35,6 +35,12 @@ def _references(changes: Mapping[str, Any]) -> dict[str, re.Match]:
     return found
 
 
+def _values(config: ConfigDict, changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the leaves of an arm's config by path, before references are resolved."""
+    flat = config_lib.flatten(config)
+    return {path: v for path, v in flat.items() if not path.startswith("study.")} | dict(changes)
+
+
 def ordered_arms(config: ConfigDict) -> list[str]:
     """Returns the arms such that each comes after those it starts from.
 
@@ -44,7 +50,7 @@ def ordered_arms(config: ConfigDict) -> list[str]:
     arms = config_lib.arms(config)
     needs: dict[str, set[str]] = {}
     for arm, changes in arms.items():
-        references = _references(config_lib.flatten(config) | dict(changes))
+        references = _references(_values(config, changes))
         needs[arm] = set()
         for path, match in references.items():
             source, seed = match["arm"], match["seed"]
@@ -74,12 +80,20 @@ def ordered_arms(config: ConfigDict) -> list[str]:
 
 
 def arm_config(config: ConfigDict, arm: str, seed: int, workdir: pathlib.Path) -> ConfigDict:
-    """Returns the config of one run: the arm's changes, its seed, and paths for its sources."""
+    """Returns the config of one run: the arm's changes, its seed, and paths for its sources.
+
+    A role that starts from another arm and names no model gets the network of that arm.
+    """
     changes = dict(config_lib.arms(config)[arm])
-    flat = config_lib.flatten(config) | changes
+    flat = _values(config, changes)
     for path, match in _references(flat).items():
         source = run_folder(workdir, match["arm"], int(match["seed"] or seed))
         changes[path] = str(source) + (match["role"] or "")
+        role = path.removesuffix(".init")
+        if not flat.get(f"{role}.model"):
+            origin = arm_config(config, match["arm"], seed, workdir).roles
+            network = origin[(match["role"] or "#student")[1:]]
+            changes |= {f"{role}.model": network.model, f"{role}.kwargs": network.kwargs.to_dict()}
     single = config_lib.override(config, {**changes, "seed": seed})
     single.study = config_lib.base().study
     return single

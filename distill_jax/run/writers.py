@@ -84,13 +84,6 @@ def _number(value: Any) -> float | int | str | None:
     return value if math.isfinite(value) else None
 
 
-def read_jsonl(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """Returns the rows of a metrics file; a last line that is still being written is left out."""
-    text = pathlib.Path(path).read_text(encoding="utf-8")
-    lines = [line for line in text.splitlines(keepends=True) if line.endswith("\n")]
-    return [json.loads(line) for line in lines if line.strip()]
-
-
 class TensorBoardWriter:
     """Writes scalars as TensorBoard events through tensorboardX.
 
@@ -103,14 +96,7 @@ class TensorBoardWriter:
     """
 
     def __init__(self, folder: str | os.PathLike[str], *, resume_step: int = 0):
-        try:
-            import tensorboardX
-        except ImportError:
-            raise UserError(
-                "tensorboardX is not installed",
-                where="TensorBoard",
-                hint="pip install tensorboardX",
-            ) from None
+        tensorboardX = _import_tensorboardx()
         purge = resume_step + 1 if resume_step else None
         self._writer = tensorboardX.SummaryWriter(logdir=str(folder), purge_step=purge)
 
@@ -121,6 +107,26 @@ class TensorBoardWriter:
 
     def close(self) -> None:
         self._writer.close()
+
+
+def _import_tensorboardx() -> Any:
+    """Imports tensorboardX without torch, which it would load, for seconds, where present."""
+    hidden = "torch" not in sys.modules
+    if hidden:
+        sys.modules["torch"] = None  # pyright: ignore[reportArgumentType]
+    try:
+        import tensorboardX
+
+        return tensorboardX
+    except ImportError:
+        raise UserError(
+            "tensorboardX is not installed",
+            where="log.tensorboard",
+            hint="pip install tensorboardX",
+        ) from None
+    finally:
+        if hidden:
+            del sys.modules["torch"]
 
 
 class MultiWriter:
@@ -224,9 +230,9 @@ class Progress:
     def _line(self, now: float) -> str:
         rate = (self._step - self._initial) / max(now - self._start, 1e-9)
         loss = "" if self._loss is None else f" | loss {self._loss:.4g}"
-        left = f" | {_clock(now - self._start)} passed"
+        left = f" | {_spell(now - self._start)} passed"
         if rate:
-            left += f", {_clock((self._total - self._step) / rate)} left"
+            left += f", {_spell((self._total - self._step) / rate)} left"
         share = 100 * self._step / max(self._total, 1)
         return (
             f"{self._description}: step {self._step} of {self._total} ({share:.1f}%)"
@@ -241,7 +247,7 @@ class Progress:
         self._bar.close()
 
 
-def _clock(seconds: float) -> str:
+def _spell(seconds: float) -> str:
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

@@ -2,9 +2,9 @@
 
 import base64
 import html
+import io
 import json
 import re
-import zlib
 from html.parser import HTMLParser
 
 import numpy as np
@@ -12,7 +12,7 @@ import pytest
 
 from distill_jax.core.errors import UserError
 from distill_jax.evaluators import calibration, classification
-from distill_jax.run import figures
+from distill_jax.run import figures, report
 from distill_jax.run.report import write_run_report, write_study_report
 
 EVIL = "<script>alert('x')</script>&\"quoted\""
@@ -137,14 +137,14 @@ def write_run(path, *, seed=0, skill=1.5, arm="distilled", classes=CLASSES, n=30
         128 + 127 * np.sin((1 + y) * (xx * (1 + i % 3) + yy * y) / 40 + i)
         for i, y in enumerate(labels[:64])
     ]
-    np.savez(
-        path / "predictions.npz",
+    arrays = {
         **{f"logits_{role}": values for role, values in logits.items()},
-        label=labels,
-        index=np.arange(n),
-        images=np.array(images).astype(np.uint8)[..., None],
-        images_index=np.arange(64),
-    )
+        "label": labels,
+        "index": np.arange(n),
+        "images": np.array(images).astype(np.uint8)[..., None],
+        "images_index": np.arange(64),
+    }
+    np.savez(path / "predictions.npz", allow_pickle=False, **arrays)
     return metrics["test/accuracy"]
 
 
@@ -161,7 +161,10 @@ def write_study(path, *, skills=None, seeds=3, failed=True, **run):
             entries[str(seed)] = {"status": "done", "value": value, "run": where}
         arms[arm] = {"overrides": {"arm": arm}, "description": f"{EVIL} {arm}", "seeds": entries}
     if failed:
-        arms[next(reversed(arms))]["seeds"]["1"] |= {
+        last = next(reversed(arms))
+        for name in ("result.json", "predictions.npz"):
+            (path / last / "seed1" / name).unlink()
+        arms[last]["seeds"]["1"] |= {
             "status": "failed",
             "value": None,
             "error": f"loss became NaN at step 12 {EVIL}",
@@ -279,7 +282,7 @@ def test_study_without_any_result_still_reports(tmp_path):
     study["reference"] = "unheard of"
     (tmp_path / "study.json").write_text(json.dumps(study))
     text = checked(write_study_report(tmp_path))
-    assert "3 runs have no value" in text
+    assert "Runs without a value: 3" in text
     assert "0 of 3" in text
     assert "is not an arm: no differences" in text
 
@@ -299,16 +302,16 @@ def test_not_a_classifier(tmp_path):
     path = tmp_path / "run/predictions.npz"
     arrays = dict(np.load(path))
     arrays["logits_student"][3] = np.nan
-    np.savez(path, **arrays)
+    np.savez(path, allow_pickle=False, **arrays)
     assert "Reliability diagram of teacher" in checked(write_run_report(tmp_path / "run"))
-    np.savez(path, **{**arrays, "label": arrays["label"] / 2})
+    np.savez(path, allow_pickle=False, **{**arrays, "label": arrays["label"] / 2})
     assert "Reliability diagram" not in checked(write_run_report(tmp_path / "run"))
 
 
 def test_many_classes_arms_and_steps_stay_small(tmp_path):
     many = tuple(f"class number {i}" for i in range(100))
     skills = {f"arm number {i}": 2 + i / 9 for i in range(10)}
-    write_study(tmp_path, skills=skills, seeds=1, classes=many, n=400, steps=20_000)
+    write_study(tmp_path, skills=skills, seeds=1, failed=False, classes=many, n=400, steps=20_000)
     checked(write_study_report(tmp_path))
     checked(write_run_report(tmp_path / "arm number 0/seed0"))
 
@@ -321,16 +324,63 @@ def test_folders_that_hold_nothing_are_refused(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_pooled_reliability_is_that_of_all_examples():
+    rng = np.random.default_rng(0)
+    confidence = rng.uniform(0.3, 1, (3, 40))
+    correct = (rng.uniform(size=(3, 40)) < confidence).astype(float)
+    parts = [
+        calibration.reliability_table(*pair, 15) for pair in zip(confidence, correct, strict=True)
+    ]
+    whole = calibration.reliability_table(confidence.ravel(), correct.ravel(), 15)
+    np.testing.assert_allclose(report._pooled(parts), whole, rtol=1e-12)
+
+
+def test_band_spans_the_seeds_over_their_common_steps():
+    first = np.arange(0, 101.0, 10), np.arange(0, 101.0, 10)
+    second = np.arange(0, 61.0, 20), 10 + np.arange(0, 61.0, 20)
+    got = report._band("arm", [first, second, (np.zeros(0), np.zeros(0))])
+    np.testing.assert_array_equal(got.x, np.arange(0, 61, 10))
+    np.testing.assert_allclose(got.low, got.x)
+    np.testing.assert_allclose(got.high, got.x + 10)
+    np.testing.assert_allclose(got.y, got.x + 5)
+    alone = report._band("arm", [first])
+    assert alone.low is None
+    assert report._band("arm", []) is None
+    x = np.arange(100_000.0)
+    long = report._band("arm", [(x, x)])
+    assert len(long.x) == 240
+    np.testing.assert_allclose(long.x, long.y)
+
+
+def test_figures_draw_every_number(tmp_path):
+    write_study(tmp_path, failed=False)
+    text = checked(write_study_report(tmp_path))
+    assert text.count('class="ring') == 3 * 3 + 2 * 3
+    assert text.count('class="band') == 4 * 3
+    run = tmp_path / "distilled/seed0"
+    arrays = np.load(run / "predictions.npz")
+    wrong = arrays["logits_student"].argmax(1)[arrays["label"] == 2] == 4
+    page = checked(write_run_report(run))
+    assert f"Pullover as Coat: {wrong.sum()} (" in page
+
+
+def test_lower_is_better_is_respected(tmp_path):
+    study = write_study(tmp_path, failed=False)
+    (tmp_path / "study.json").write_text(json.dumps(study | {"mode": "min"}))
+    text = checked(write_study_report(tmp_path))
+    assert "test/accuracy, lower is better" in text
+    assert "label only (reference), sum of 3 seeds" in text
+    assert "excludes 0, worse" in text
+    assert "excludes 0, better" not in text
+
+
 @pytest.mark.parametrize("channels", [1, 3, 4])
 def test_png_decodes_to_its_pixels(channels):
     image = pytest.importorskip("matplotlib.image")
     pixels = np.random.default_rng(0).integers(0, 256, (5, 7, channels)).astype(np.uint8)
     data = base64.b64decode(figures.png(pixels).partition(",")[2])
-    import io
-
     got = np.round(255 * image.imread(io.BytesIO(data))).astype(np.uint8)
     np.testing.assert_array_equal(got.reshape(5, 7, -1)[..., :channels], pixels)
-    assert zlib.crc32(data) != 0
 
 
 @pytest.mark.parametrize(("low", "high"), [(0, 1), (-0.03, 0.021), (12, 95_000), (0.5, 0.5001)])

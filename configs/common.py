@@ -1,0 +1,48 @@
+"""Pieces that most configs share."""
+
+from distill_jax.run import config as config_lib
+
+
+def parse(arg: str, *options: str) -> set[str]:
+    """Splits `file.py:smoke,full` into its options.
+
+    Raises:
+      ValueError: for an option that the file does not have.
+    """
+    given = {part for part in arg.split(",") if part}
+    if unknown := given - set(options):
+        raise ValueError(f"unknown argument {sorted(unknown)[0]!r}; this file has: {options}")
+    return given
+
+
+def fashion_mnist(*, full: bool = False):
+    """A classification config on Fashion-MNIST, or on the 5k/1k part that ships with the package.
+
+    Pixels are scaled by the mean and deviation of the full training set.
+    """
+    config = config_lib.base()
+    config.data.name = "fashion_mnist" if full else "fashion_mnist_5k"
+    config.data.train_transforms = ("random_crop", "horizontal_flip", "normalize")
+    config.data.eval_transforms = ("normalize",)
+    config.data.transform_kwargs.random_crop = {"padding": 2}
+    config.data.transform_kwargs.normalize = {"mean": (0.286,), "std": (0.353,)}
+    config.evaluators = {"classification": {}, "calibration": {}}
+    config.optim.name = "nesterov"
+    config.optim.lr = 0.1
+    config.optim.weight_decay = 5e-4
+    config.optim.warmup.epochs = 1.0
+    config.eval.every.epochs = 1.0
+    config.eval.metric = "held_out/accuracy"
+    return config
+
+
+def smoke(config):
+    """Shrinks a config to seconds: generated images, a few steps."""
+    config.data.name = "synthetic"
+    config.data.kwargs = {"n_train": 256, "n_test": 64, "image_size": 16, "channels": 1}
+    config.batch_size = 32
+    config.total = {"steps": 12, "epochs": None, "examples": None}
+    config.optim.warmup = {"steps": 2, "epochs": None, "percent": None}
+    config.eval.every = {"steps": 6, "epochs": None, "percent": None}
+    config.log.every_steps = 4
+    return config

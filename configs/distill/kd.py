@@ -1,0 +1,26 @@
+"""Classical knowledge distillation (Hinton et al. 2015) on Fashion-MNIST.
+
+  python -m distill_jax.main --config=configs/distill/supervised.py --workdir=runs/supervised
+  python -m distill_jax.main --config=configs/distill/kd.py --workdir=runs/kd \\
+      --config.roles.teacher.init=runs/supervised
+
+The teacher is the best checkpoint, by held-out accuracy, of the run in `roles.teacher.init`.
+`:full` and `:smoke` as in `supervised.py`.
+"""
+
+from configs import common
+from distill_jax.run import config as config_lib
+
+
+def get_config(arg: str = ""):
+    options = common.parse(arg, "full", "smoke")
+    config = common.fashion_mnist(full="full" in options)
+    config.objective.name = "kd"
+    config.objective.kwargs = {"temperature": 4.0, "alpha": 0.9}
+    config.roles.student = config_lib.role("convnet", widths=(8, 16, 32))
+    config.roles.teacher = config_lib.role("convnet", widths=(32, 64, 128))
+    config.roles.teacher.frozen = True
+    config.roles.teacher.init = "runs/supervised"
+    config.evaluators.agreement = {}
+    config.total.epochs = 20.0
+    return common.smoke(config) if "smoke" in options else config

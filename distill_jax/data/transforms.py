@@ -1,0 +1,370 @@
+"""Augmentation on the device, inside the jitted step: `(key, batch, step) -> batch`.
+
+A config names a transform by what follows `make_` here. Images are `batch["input"]` `[b, h, w, c]`,
+uint8 or float; transforms that move or hide pixels keep the dtype and the labels, and draw per
+example from `rng.example_keys`: what happens to an example is a function of (seed, epoch, example)
+whatever the batch, the step and the devices. `mixup` and `cutmix` pair examples and set
+`label_probs`; only they depend on the step and on the neighbours in the batch.
+
+Each transform is a draw followed by a public pure map (`crop`, `rotate`, `erase`, ...).
+"""
+
+import math
+import sys
+from collections.abc import Callable, Mapping, Sequence
+
+import jax
+import jax.numpy as jnp
+
+from distill_jax.core import rng
+from distill_jax.core.api import Array, Batch, Key, Transform
+from distill_jax.core.errors import ConfigError, nearest
+
+
+def resolve(name: str) -> Callable[..., Transform]:
+    """Returns the builder `make_<name>`.
+
+    Raises:
+      ConfigError: there is none; the hint names the nearest.
+    """
+    builders = {k[5:]: v for k, v in vars(sys.modules[__name__]).items() if k.startswith("make_")}
+    if name not in builders:
+        raise ConfigError(
+            f"no transform {name!r}", where="data.augment", hint=nearest(name, builders)
+        )
+    return builders[name]
+
+
+def compose(transforms: Mapping[str, Transform]) -> Transform:
+    """Returns the transforms applied in the order of the mapping.
+
+    Each draws from the stream of its own name, so that adding or removing one leaves the others'
+    draws as they are.
+    """
+
+    def apply(key: Key, batch: Batch, step: Array) -> Batch:
+        for name, transform in transforms.items():
+            batch = transform(rng.stream(key, name), batch, step)
+        return batch
+
+    return apply
+
+
+def _require(condition: bool, what: str, where: str) -> None:
+    if not condition:
+        raise ConfigError(what, where=f"data.augment_kwargs.{where}")
+
+
+def _per_example(draw: Callable[[Key], Array], key: Key, batch: Batch) -> Array:
+    return jax.vmap(draw)(rng.example_keys(key, batch))
+
+
+# --- values ---------------------------------------------------------------------------------
+
+
+def scale(images: Array) -> Array:
+    """Returns float32: uint8 divided by 255, floats as they are."""
+    unit = 1 / 255 if images.dtype == jnp.uint8 else 1.0
+    return images.astype(jnp.float32) * unit
+
+
+def make_scale() -> Transform:
+    """Returns a transform to float32 in [0, 1] (see `scale`)."""
+    return lambda key, batch, step: {**batch, "input": scale(batch["input"])}
+
+
+def make_normalize(*, mean: float | Sequence[float], std: float | Sequence[float]) -> Transform:
+    """Returns `(scale(input) - mean) / std`, float32.
+
+    Args:
+      mean: one number, or one a channel, on the scale [0, 1].
+      std: likewise, positive.
+    """
+    shift, spread = (jnp.atleast_1d(jnp.asarray(v, jnp.float32)) for v in (mean, std))
+    _require(bool((spread > 0).all()), "std must be positive", "normalize.std")
+
+    def apply(key: Key, batch: Batch, step: Array) -> Batch:
+        del key, step
+        images = scale(batch["input"])
+        channels = (1,) * (images.ndim - 1) + (-1,)
+        images = (images - shift.reshape(channels)) / spread.reshape(channels)
+        return {**batch, "input": images}
+
+    return apply
+
+
+# --- geometry -------------------------------------------------------------------------------
+
+
+def crop(images: Array, offsets: Array, *, padding: int, mode: str = "constant") -> Array:
+    """Pads height and width by `padding` and cuts the original size out at `offsets` int `[b, 2]`.
+
+    Offsets (row, column) lie in 0 .. 2 * padding; `padding` of both is the image itself. `mode` is
+    that of `jnp.pad`.
+    """
+    margin = ((0, 0), (padding, padding), (padding, padding), (0, 0))
+    padded = jnp.pad(images, margin, mode=mode)
+
+    def cut(image, offset):
+        return jax.lax.dynamic_slice(image, (offset[0], offset[1], 0), images.shape[1:])
+
+    return jax.vmap(cut)(padded, offsets)
+
+
+def make_random_crop(*, padding: int = 4, mode: str = "zero") -> Transform:
+    """Returns crops at uniform offsets after padding with zeros or by reflection.
+
+    He, Zhang, Ren, Sun (2016), section 4.2 (padding 4, zeros, 32x32).
+
+    Args:
+      padding: pixels added on each side.
+      mode: "zero" or "reflect" (without repeating the edge).
+    """
+    modes = {"zero": "constant", "reflect": "reflect"}
+    _require(mode in modes, f"mode {mode!r} is not one of {', '.join(modes)}", "random_crop.mode")
+    _require(padding >= 0, "padding must not be negative", "random_crop.padding")
+
+    def apply(key: Key, batch: Batch, step: Array) -> Batch:
+        del step
+        offsets = _per_example(
+            lambda k: jax.random.randint(k, (2,), 0, 2 * padding + 1), key, batch
+        )
+        images = crop(batch["input"], offsets, padding=padding, mode=modes[mode])
+        return {**batch, "input": images}
+
+    return apply
+
+
+def make_horizontal_flip(*, probability: float = 0.5) -> Transform:
+    """Returns images mirrored left to right with the given probability."""
+    _require(0 <= probability <= 1, "probability is not in [0, 1]", "horizontal_flip.probability")
+
+    def apply(key: Key, batch: Batch, step: Array) -> Batch:
+        del step
+        flip = _per_example(lambda k: jax.random.bernoulli(k, probability), key, batch)
+        images = batch["input"]
+        images = jnp.where(flip[:, None, None, None], images[:, :, ::-1], images)
+        return {**batch, "input": images}
+
+    return apply
+
+
+def rotate(images: Array, degrees: Array, *, fill: float = 0.0) -> Array:
+    """Rotates about the centre, counter-clockwise as seen, by `degrees` `[b]`; bilinear.
+
+    Each output pixel is read at its inverse image; pixels outside count as `fill`. uint8 is
+    rounded.
+    """
+    b, h, w, c = images.shape
+    angle = jnp.deg2rad(degrees)[:, None, None]
+    cos, sin = jnp.cos(angle), jnp.sin(angle)
+    dy = (jnp.arange(h) - (h - 1) / 2)[None, :, None]
+    dx = (jnp.arange(w) - (w - 1) / 2)[None, None, :]
+    y = cos * dy + sin * dx + (h - 1) / 2
+    x = cos * dx - sin * dy + (w - 1) / 2
+    top, left = jnp.floor(y), jnp.floor(x)
+    flat = images.reshape(b, h * w, c).astype(jnp.float32) - fill
+
+    def tap(row, column):
+        weight = (1 - jnp.abs(y - row)) * (1 - jnp.abs(x - column))
+        inside = (row >= 0) & (row < h) & (column >= 0) & (column < w)
+        position = jnp.where(inside, row * w + column, 0).astype(jnp.int32).reshape(b, h * w, 1)
+        value = jnp.take_along_axis(flat, position, axis=1, mode="promise_in_bounds")
+        return value * jnp.where(inside, weight, 0).reshape(b, h * w, 1)
+
+    out = tap(top, left) + tap(top, left + 1) + tap(top + 1, left) + tap(top + 1, left + 1)
+    out = (out + fill).reshape(images.shape)
+    if jnp.issubdtype(images.dtype, jnp.integer):
+        out = jnp.round(out)
+    return out.astype(images.dtype)
+
+
+def make_rotation(*, degrees: float = 15.0, fill: float = 0.0) -> Transform:
+    """Returns images rotated by an angle uniform in +-`degrees` (see `rotate`).
+
+    Args:
+      degrees: largest angle.
+      fill: value outside the image, in the units of the input.
+    """
+    _require(degrees >= 0, "degrees must not be negative", "rotation.degrees")
+
+    def apply(key: Key, batch: Batch, step: Array) -> Batch:
+        del step
+        angles = _per_example(
+            lambda k: jax.random.uniform(k, minval=-degrees, maxval=degrees), key, batch
+        )
+        return {**batch, "input": rotate(batch["input"], angles, fill=fill)}
+
+    return apply
+
+
+# --- boxes ----------------------------------------------------------------------------------
+
+
+def box_mask(box: Array, height: int, width: int) -> Array:
+    """Returns bool `[..., h, w]`: the pixels of boxes int `[..., 4]` (top, bottom, left, right).
+
+    Bottom and right are exclusive.
+    """
+    top, bottom, left, right = (box[..., i, None] for i in range(4))
+    row = jnp.arange(height).reshape((1,) * (box.ndim - 1) + (-1,))
+    column = jnp.arange(width).reshape((1,) * (box.ndim - 1) + (-1,))
+    rows, columns = (row >= top) & (row < bottom), (column >= left) & (column < right)
+    return rows[..., :, None] & columns[..., None, :]
+
+
+def erase(images: Array, boxes: Array, *, fill: float = 0.0) -> Array:
+    """Sets the pixels in `boxes` int `[b, 4]` to `fill`."""
+    mask = box_mask(boxes, *images.shape[1:3])[..., None]
+    return jnp.where(mask, jnp.asarray(fill, images.dtype), images)
+
+
+def make_random_erasing(
+    *,
+    probability: float = 0.5,
+    area: tuple[float, float] = (0.02, 0.33),
+    aspect: float = 0.3,
+    fill: float = 0.0,
+) -> Transform:
+    """Returns images with a random rectangle set to `fill`.
+
+    Zhong, Zheng, Kang, Li, Yang (2020), algorithm 1, with two changes that keep shapes static and
+    the draw single: sides that exceed the image are cut to it (the paper draws again), and the
+    aspect ratio is uniform on a logarithmic scale.
+
+    Args:
+      probability: of erasing.
+      area: smallest and largest share of the image.
+      aspect: smallest ratio of height to width; the largest is its inverse.
+      fill: value, in the units of the input.
+    """
+    where = "random_erasing"
+    _require(0 <= probability <= 1, "probability is not in [0, 1]", f"{where}.probability")
+    _require(0 < area[0] <= area[1] <= 1, "area is not a range in (0, 1]", f"{where}.area")
+    _require(0 < aspect <= 1, "aspect is not in (0, 1]", f"{where}.aspect")
+    limit = -math.log(aspect)
+
+    def apply(key: Key, batch: Batch, step: Array) -> Batch:
+        del step
+        height, width = batch["input"].shape[1:3]
+
+        def draw(k):
+            hit, share, ratio, corner = jax.random.split(k, 4)
+            pixels = height * width * jax.random.uniform(share, minval=area[0], maxval=area[1])
+            tall = jnp.exp(jax.random.uniform(ratio, minval=-limit, maxval=limit))
+            size = jnp.sqrt(jnp.stack([pixels * tall, pixels / tall]))
+            image = jnp.array([height, width])
+            size = jnp.clip(jnp.round(size).astype(jnp.int32), 1, image)
+            size = jnp.where(jax.random.bernoulli(hit, probability), size, 0)
+            first = jax.random.randint(corner, (2,), 0, image - size + 1)
+            last = first + size
+            return jnp.stack([first[0], last[0], first[1], last[1]])
+
+        boxes = _per_example(draw, key, batch)
+        return {**batch, "input": erase(batch["input"], boxes, fill=fill)}
+
+    return apply
+
+
+# --- pairs ----------------------------------------------------------------------------------
+
+
+def label_probs(batch: Batch, num_classes: int) -> Array:
+    """Returns the target distributions `[b, k]`: `label_probs` where set, else from `label`."""
+    if "label_probs" in batch:
+        return batch["label_probs"]
+    return (batch["label"][:, None] == jnp.arange(num_classes)[None]).astype(jnp.float32)
+
+
+def _partner(x: Array) -> Array:
+    return jnp.roll(x, 1, axis=0)
+
+
+def _mix_labels(batch: Batch, keep: Array, num_classes: int) -> Array:
+    probs, keep = label_probs(batch, num_classes), keep[:, None]
+    return keep * probs + (1 - keep) * _partner(probs)
+
+
+def _require_mix(alpha: float, num_classes: int, name: str) -> None:
+    _require(alpha > 0, "alpha must be positive", f"{name}.alpha")
+    _require(num_classes > 1, "num_classes must be at least 2", f"{name}.num_classes")
+
+
+def make_mixup(*, num_classes: int, alpha: float = 1.0) -> Transform:
+    """Returns convex combinations of each example and its left neighbour in the batch.
+
+    Zhang, Cisse, Dauphin, Lopez-Paz (2018), equation (2): one weight a batch from
+    Beta(alpha, alpha), as in the authors' code; batches are already shuffled, so the neighbour is
+    a random partner. Sets `label_probs`. An example whose partner is padding stays unmixed, so
+    that padding never reaches a row that counts.
+
+    Args:
+      num_classes: k.
+      alpha: concentration.
+
+    Raises:
+      ConfigError: bad arguments; when traced, an input that is not float (mixtures of rounded
+        pixels would lose precision: put `scale` or `normalize` before).
+    """
+    _require_mix(alpha, num_classes, "mixup")
+
+    def apply(key: Key, batch: Batch, step: Array) -> Batch:
+        images = batch["input"]
+        if not jnp.issubdtype(images.dtype, jnp.floating):
+            raise ConfigError(
+                f"mixup of {images.dtype} images",
+                where="data.augment",
+                hint="put scale or normalize before mixup",
+            )
+        lam = jax.random.beta(jax.random.fold_in(key, step), alpha, alpha)
+        keep = jnp.where(_partner(batch["mask"]) > 0, lam, 1.0)
+        weight = keep.astype(images.dtype).reshape((-1,) + (1,) * (images.ndim - 1))
+        images = weight * images + (1 - weight) * _partner(images)
+        return {**batch, "input": images, "label_probs": _mix_labels(batch, keep, num_classes)}
+
+    return apply
+
+
+def cutmix_box(lam: Array, centre: Array, height: int, width: int) -> Array:
+    """Returns the box int32 `[4]` of area share 1 - `lam` about `centre` int `[2]`, clipped.
+
+    Yun et al. (2019), equation (2): sides are the image's times sqrt(1 - lam), rounded down; half
+    a side, rounded down, lies on each side of the centre.
+    """
+    image = jnp.array([height, width])
+    half = (image * jnp.sqrt(1 - lam)).astype(jnp.int32) // 2
+    first, last = jnp.clip(centre - half, 0, image), jnp.clip(centre + half, 0, image)
+    return jnp.stack([first[0], last[0], first[1], last[1]])
+
+
+def make_cutmix(*, num_classes: int, alpha: float = 1.0) -> Transform:
+    """Returns images with one box of the batch pasted from the left neighbour.
+
+    Yun, Han, Oh, Chun, Choe, Yoo (2019), section 3.1: Beta(alpha, alpha) for the share, a uniform
+    centre, one box a batch as in the authors' code, and label weights by the area really pasted.
+    Sets `label_probs`. An example whose partner is padding stays as it is.
+
+    Args:
+      num_classes: k.
+      alpha: concentration.
+
+    Raises:
+      ConfigError: bad arguments.
+    """
+    _require_mix(alpha, num_classes, "cutmix")
+
+    def apply(key: Key, batch: Batch, step: Array) -> Batch:
+        images = batch["input"]
+        height, width = images.shape[1:3]
+        share, centre = jax.random.split(jax.random.fold_in(key, step))
+        lam = jax.random.beta(share, alpha, alpha)
+        middle = jax.random.randint(centre, (2,), 0, jnp.array([height, width]))
+        inside = box_mask(cutmix_box(lam, middle, height, width), height, width)
+        paired = _partner(batch["mask"]) > 0
+        images = jnp.where(
+            paired[:, None, None, None] & inside[None, :, :, None], _partner(images), images
+        )
+        keep = jnp.where(paired, 1 - inside.mean(), 1.0)
+        return {**batch, "input": images, "label_probs": _mix_labels(batch, keep, num_classes)}
+
+    return apply

@@ -1,0 +1,205 @@
+"""Every network: published parameter counts, endpoints, modes, precision, gradients, errors."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from distill_jax.core.errors import ConfigError
+from distill_jax.models import convnet, mlp, resnet, vit, wide_resnet
+
+NETS = {
+    "resnet": (resnet.make, {"depth": 8}),
+    "resnet_x4": (resnet.make, {"variant": "resnet8x4"}),
+    "wide_resnet": (wide_resnet.make, {"depth": 10, "width_multiplier": 1}),
+    "convnet": (convnet.make, {"widths": (4, 8)}),
+    "mlp": (mlp.make, {"hidden": (16, 8), "batch_norm": True}),
+    "vit": (vit.make, {"width": 16, "depth": 3, "heads": 2, "patch_size": 4}),
+    "vit_mean": (vit.make, {"width": 16, "depth": 3, "heads": 2, "pool": "mean"}),
+}
+
+
+def built(name, channels=3, size=8, **kwargs):
+    make, defaults = NETS[name]
+    model = make(num_classes=5, **(defaults | kwargs))
+    x = jax.random.normal(jax.random.key(1), (4, size, size, channels))
+    return model, x, *model.init(jax.random.key(0), x)
+
+
+def count(model):
+    params, _ = jax.eval_shape(
+        model.init, jax.random.key(0), jax.ShapeDtypeStruct((2, 32, 32, 3), jnp.float32)
+    )
+    return sum(leaf.size for leaf in jax.tree.leaves(params))
+
+
+def resnet_size(n, stem, widths, k):
+    """Counts convolutions (9 or 1 weights a pair of channels) and norms (2 a channel) by hand."""
+    total, c = 3 * stem * 9 + 2 * stem, stem
+    for stage, w in enumerate(widths):
+        total += 9 * c * w + (2 * n - 1) * 9 * w * w + 2 * n * 2 * w
+        if stage > 0 or c != w:
+            total += c * w + 2 * w
+        c = w
+    return total + c * k + k
+
+
+def wide_resnet_size(n, m, k):
+    """As above; a norm precedes each convolution of a block, and one follows the last block."""
+    total, c = 3 * 16 * 9, 16
+    for stage, w in enumerate((16 * m, 32 * m, 64 * m)):
+        total += 9 * c * w + (2 * n - 1) * 9 * w * w + 2 * c + (2 * n - 1) * 2 * w
+        if stage > 0 or c != w:
+            total += c * w
+        c = w
+    return total + 2 * c + c * k + k
+
+
+@pytest.mark.parametrize(
+    ("variant", "published", "arithmetic"),
+    [
+        # Published: Tian et al. 2020 (parameters for CIFAR-100, in millions).
+        ("resnet20", 0.278, resnet_size(3, 16, (16, 32, 64), 100)),
+        ("resnet56", 0.862, resnet_size(9, 16, (16, 32, 64), 100)),
+        ("resnet110", 1.737, resnet_size(18, 16, (16, 32, 64), 100)),
+        ("resnet8x4", 1.234, resnet_size(1, 32, (64, 128, 256), 100)),
+        ("resnet32x4", 7.434, resnet_size(5, 32, (64, 128, 256), 100)),
+    ],
+)
+def test_resnet_has_the_published_size(variant, published, arithmetic):
+    n = count(resnet.make(num_classes=100, variant=variant))
+    assert n == arithmetic
+    assert n == pytest.approx(published * 1e6, abs=600)
+
+
+def test_resnet20_has_278324_parameters():
+    # stem 464; stage 1: 3 (2 * 2304 + 64) = 14016; stage 2: 4608 + 5 * 9216 + 3 * 128 + 576;
+    # stage 3: 18432 + 5 * 36864 + 3 * 256 + 2176; linear 6500.
+    assert count(resnet.make(num_classes=100)) == 464 + 14016 + 51648 + 205696 + 6500 == 278324
+
+
+@pytest.mark.parametrize(
+    ("variant", "published"),
+    [("wrn-40-2", 2.255), ("wrn-40-1", 0.570), ("wrn-16-2", 0.703)],
+)
+def test_wide_resnet_has_the_published_size(variant, published):
+    depth, multiplier = map(int, variant.split("-")[1:])
+    n = count(wide_resnet.make(num_classes=100, variant=variant))
+    assert n == wide_resnet_size((depth - 4) // 6, multiplier, 100)
+    assert n == pytest.approx(published * 1e6, abs=600)
+
+
+def test_vit_tiny_has_the_size_of_its_arithmetic():
+    d, depth = 192, 12
+    block = 2 * 2 * d + (d + 1) * 3 * d + (d + 1) * d + (d + 1) * 4 * d + (4 * d + 1) * d
+    other = (16 * 3 + 1) * d + d + 65 * d + 2 * d + (d + 1) * 10
+    assert count(vit.make(num_classes=10, variant="tiny")) == depth * block + other
+
+
+@pytest.mark.parametrize("name", NETS)
+@pytest.mark.parametrize("channels", [1, 3])
+def test_endpoints_modes_and_gradients(name, channels):
+    model, x, params, state = built(name, channels)
+    outputs, same = model.apply(params, state, x, train=False, rngs={})
+    again, _ = model.apply(params, state, x, train=False, rngs={})
+    assert same is state
+    assert outputs["logits"].shape == (4, 5)
+    assert outputs["embedding"].ndim == 2
+    assert {"stage1", "stage2"} <= set(outputs)
+    for endpoint in outputs:
+        np.testing.assert_array_equal(outputs[endpoint], again[endpoint])
+
+    def loss(params):
+        outputs, new = model.apply(params, state, x, train=True, rngs={})
+        return -jax.nn.log_softmax(outputs["logits"])[:, 0].mean(), (outputs, new)
+
+    # A zero shift of the last linear map would hide nothing: every leaf is read.
+    (eager, (_, new)), _ = jax.value_and_grad(loss, has_aux=True)(params)
+    (jitted, _), grads = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
+    np.testing.assert_allclose(eager, jitted, rtol=1e-5)
+    assert jax.tree.structure(new) == jax.tree.structure(state)
+    for old_leaf, new_leaf in zip(jax.tree.leaves(state), jax.tree.leaves(new), strict=True):
+        assert bool((old_leaf != new_leaf).any())
+    for path, leaf in jax.tree.leaves_with_path(grads):
+        assert bool(jnp.any(leaf != 0)), jax.tree_util.keystr(path)
+
+
+@pytest.mark.parametrize("name", ["resnet", "wide_resnet", "convnet"])
+def test_activated_stages_are_their_pre_activation_above_zero(name):
+    model, x, params, state = built(name)
+    outputs, _ = model.apply(params, state, x)
+    stages = [k for k in outputs if k.startswith("stage") and not k.endswith("_pre")]
+    assert len(stages) >= 2
+    for stage in stages:
+        np.testing.assert_array_equal(outputs[stage], jnp.maximum(outputs[f"{stage}_pre"], 0))
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_bfloat16_in_bfloat16_out_and_float32_state(name):
+    model, x, params, state = built(name)
+    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves((params, state)))
+    low = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), (params, x))
+    outputs, new = model.apply(low[0], state, low[1], train=True, rngs={})
+    exact, _ = model.apply(params, state, x, train=True, rngs={})
+    assert {o.dtype for o in outputs.values()} == {jnp.dtype(jnp.bfloat16)}
+    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(new))
+    np.testing.assert_allclose(
+        outputs["logits"].astype(jnp.float32), exact["logits"], atol=0.15, rtol=0.1
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "kwargs"),
+    [
+        ("wide_resnet", {"dropout": 0.5}),
+        ("convnet", {"dropout": 0.5}),
+        ("mlp", {"dropout": 0.5}),
+        ("vit", {"dropout": 0.5}),
+        ("vit", {"drop_path": 0.5}),
+    ],
+)
+def test_dropout_follows_its_key_and_asks_for_it(name, kwargs):
+    model, x, params, state = built(name, **kwargs)
+
+    def logits(seed, train=True):
+        key = jax.random.key(seed)
+        return model.apply(params, state, x, train=train, rngs={"dropout": key})[0]["logits"]
+
+    np.testing.assert_array_equal(logits(0), logits(0))
+    assert bool((logits(0) != logits(1)).any())
+    np.testing.assert_array_equal(logits(0, train=False), logits(1, train=False))
+    with pytest.raises(ConfigError, match=r"no key[\s\S]*dropout"):
+        model.apply(params, state, x, train=True, rngs={})
+
+
+@pytest.mark.parametrize("name", ["resnet", "wide_resnet", "convnet"])
+def test_parameters_fit_images_of_another_size(name):
+    model, _, params, state = built(name)
+    outputs, _ = model.apply(params, state, jnp.ones((2, 11, 14, 3)))
+    assert outputs["logits"].shape == (2, 5)
+
+
+@pytest.mark.parametrize(
+    ("make", "kwargs", "hint"),
+    [
+        (resnet.make, {"depth": 18}, "nearest: 20"),
+        (resnet.make, {"variant": "resnet9"}, "nearest: 8"),
+        (resnet.make, {"variant": "resnt20"}, "'resnet20'"),
+        (resnet.make, {"width_multiplier": 0}, "at least 1"),
+        (wide_resnet.make, {"depth": 18}, "nearest: 16"),
+        (wide_resnet.make, {"variant": "wrn-40"}, "'wrn-40-"),
+        (wide_resnet.make, {"width_multiplier": 0}, "at least 1"),
+        (convnet.make, {"widths": ()}, "at least one"),
+        (vit.make, {"variant": "tny"}, "'tiny'"),
+        (vit.make, {"pool": "gap"}, "cls, mean"),
+        (vit.make, {"heads": 5}, "divisors: 1, 2, 3"),
+    ],
+)
+def test_wrong_arguments_are_refused_with_the_nearest(make, kwargs, hint):
+    with pytest.raises(ConfigError, match=hint):
+        make(num_classes=5, **kwargs)
+
+
+def test_patches_that_do_not_tile_the_image_are_refused():
+    with pytest.raises(ConfigError, match="divisors: 1, 2, 4, 8"):
+        built("vit", patch_size=3)

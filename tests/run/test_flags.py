@@ -1,0 +1,269 @@
+"""Command lines: what is understood, and a corpus of mistakes with what each must be told."""
+
+import os
+import subprocess
+import sys
+import textwrap
+import time
+
+import pytest
+
+from distill_jax.core.errors import UserError
+from distill_jax.run import config as config_lib
+from distill_jax.run import flags
+
+GOOD = """
+from distill_jax.run.config import base, role
+
+def get_config(arg="full"):
+    config = base()
+    config.objective.name = "kd"
+    config.objective.kwargs.temperature = 4.0
+    config.roles.student = role("mlp", width=8)
+    config.roles.teacher = role("mlp", width=32)
+    config.roles.teacher.frozen = True
+    config.roles.teacher.init = "runs/teacher"
+    config.data.name = "digits"
+    config.total.epochs = 1 if arg == "smoke" else 30
+    return config
+"""
+
+# Config files that cannot be used: name -> text.
+FILES = {
+    "good": GOOD,
+    "no_arg": GOOD.replace('arg="full"', "").replace('1 if arg == "smoke" else 30', "1"),
+    "needs_arg": GOOD.replace('arg="full"', "arg"),
+    "raises": "def get_config():\n    return undefined_name\n",
+    "raises_on_import": "import no_such_package\n\ndef get_config():\n    pass\n",
+    "raises_below": (
+        "import json\n\ndef helper():\n    return json.loads('{')\n\n"
+        "def get_config():\n    return helper()\n"
+    ),
+    "os_error": "def get_config():\n    return open('/no/such/file')\n",
+    "syntax": "def get_config():\n    return (\n",
+    "misspelt": GOOD.replace("    return config", "    config.optim.lrr = 1\n    return config"),
+    "mistyped": GOOD.replace("    return config", "    config.seed = 'a'\n    return config"),
+    "refuses": (
+        "from distill_jax.core.errors import ConfigError\n\ndef get_config(arg):\n"
+        "    raise ConfigError(f'no variant {arg!r}', where='--config')\n"
+    ),
+    "no_function": "def make_config():\n    pass\n",
+    "returns_none": "def get_config():\n    pass\n",
+    "returns_dict": "def get_config():\n    return {}\n",
+    "unlocked": GOOD.replace("    return config", "    config.unlock()\n    return config"),
+    "invalid": GOOD.replace('"digits"', '""'),
+}
+
+
+@pytest.fixture(autouse=True)
+def _folder(tmp_path, monkeypatch):
+    for name, text in FILES.items():
+        (tmp_path / f"{name}.py").write_text(text)
+    (tmp_path / "file").write_text("")
+    monkeypatch.chdir(tmp_path)
+
+
+def parse(line):
+    return flags.parse(["main", *line.split()])
+
+
+BASE = "--config=good.py --workdir=run "
+
+# (name, command line, what the message contains). Build-time mistakes are told in the same way.
+CORPUS = [
+    ("nothing", "", ["--workdir"]),
+    ("no config", "--workdir=run", ["--config: no config is given", "--config=FILE"]),
+    ("no workdir", "--config=good.py", ["--workdir: mode train needs a folder", "runs/NAME"]),
+    ("study without workdir", "--config=good.py --mode=study", ["mode study needs a folder"]),
+    ("eval without workdir", "--mode=eval", ["mode eval needs a folder"]),
+    ("eval of nothing", "--config=good.py --mode=eval --workdir=run", ["does not exist"]),
+    ("workdir is a file", "--config=good.py --workdir=file", ["file is a file", "name a folder"]),
+    ("workdir in a file", "--config=good.py --workdir=file/x", ["file is a file"]),
+    ("bad mode", BASE + "--mode=trian", ["--mode", "unknown mode 'trian'", "did you mean 'train'"]),
+    ("mode without value", BASE + "--mode", ["--mode", "--help"]),
+    ("unknown flag", BASE + "--wrkdir=x", ["--wrkdir: unknown flag", "did you mean 'workdir'"]),
+    ("config key as flag", BASE + "--lr=1", ["--lr", "did you mean --config.optim.lr"]),
+    ("nested key as flag", BASE + "--optim.lr=1", ["did you mean --config.optim.lr"]),
+    ("misspelt config", BASE + "--confg.optim.lr=1", ["did you mean --config.optim.lr"]),
+    ("not a flag", BASE + "optim.lr=1", ["optim.lr=1: not a flag", "--name=value"]),
+    ("config twice", BASE + "--config=raises.py", ["--config: the flag is given twice"]),
+    ("config without value", "--workdir=run --config", ["--config: the flag has no value"]),
+    ("config empty", "--workdir=run --config=", ["--config=: the flag has no value"]),
+    ("override without value", BASE + "--config.seed", ["write --config.seed=VALUE"]),
+    ("override of nothing", BASE + "--config.=3", ["--config.", "unknown flag"]),
+    (
+        "override before config",
+        "--config.seed=1 --config=good.py --workdir=run",
+        ["--config.seed=1: an override stands before", "put --config=FILE first"],
+    ),
+    ("no with value", BASE + "--noconfig.seed=1", ["write --config.KEY=false"]),
+    # Config files.
+    ("no such file", "--workdir=run --config=god.py", ["no such file: god.py", "'good.py'"]),
+    ("no such folder", "--workdir=run --config=x/y.py", ["no such file: x/y.py", "no config in x"]),
+    ("a folder", "--workdir=run --config=.", [". is a folder"]),
+    (
+        "an exception",
+        "--workdir=run --config=raises.py",
+        ["raises.py:2: NameError: name 'undefined_name'", "in: return undefined_name"],
+    ),
+    (
+        "an exception on import",
+        "--workdir=run --config=raises_on_import.py",
+        ["raises_on_import.py:1: ModuleNotFoundError", "in: import no_such_package"],
+    ),
+    (
+        "an exception in a library",
+        "--workdir=run --config=raises_below.py",
+        ["raises_below.py:4: JSONDecodeError", "in: return json.loads"],
+    ),
+    ("an os error", "--workdir=run --config=os_error.py", ["os_error.py:2: FileNotFoundError"]),
+    ("a syntax error", "--workdir=run --config=syntax.py", ["syntax.py:2: SyntaxError"]),
+    (
+        "a misspelt key in the file",
+        "--workdir=run --config=misspelt.py",
+        ["misspelt.py:14: AttributeError", "Did you mean", '"lr"'],
+    ),
+    (
+        "a mistyped value in the file",
+        "--workdir=run --config=mistyped.py",
+        ["mistyped.py:14: Type"],
+    ),
+    ("the file's own refusal", "--workdir=run --config=refuses.py:x", ["--config: no variant 'x'"]),
+    (
+        "no get_config",
+        "--workdir=run --config=no_function.py",
+        ["no_function.py: get_config is not defined", "did you mean 'make_config'"],
+    ),
+    ("returns None", "--workdir=run --config=returns_none.py", ["get_config returned NoneType"]),
+    ("returns a dict", "--workdir=run --config=returns_dict.py", ["returned dict", "base()"]),
+    ("an argument too many", "--workdir=run --config=no_arg.py:x", ["no_arg.py:x", "drop ':x'"]),
+    ("an argument missing", "--workdir=run --config=needs_arg.py", ["needs_arg.py:ARG"]),
+    ("an invalid config", "--workdir=run --config=invalid.py", ["data.name: no name is set"]),
+    # Overrides; tests/run/test_config.py has the rest of them.
+    (
+        "misspelt nested key",
+        BASE + "--config.optim.lrr=1",
+        ["optim.lrr: unknown config key 'lrr'", "did you mean 'lr'", "weight_decay"],
+    ),
+    ("misspelt group", BASE + "--config.optin.lr=1", ["optin", "did you mean 'optim'"]),
+    ("wrong type", BASE + "--config.optim.lr=abc", ["optim.lr: 'abc' is not of type float"]),
+    ("a group", BASE + "--config.optim=adam", ["optim: a group cannot be replaced", "optim.name"]),
+    ("an unlocked config", BASE.replace("good", "unlocked") + "--config.sed=1", ["'seed'"]),
+    ("invalid value", BASE + "--config.precision=fp16", ["precision", "did you mean 'bfloat16'"]),
+    ("two units", BASE + "--config.total.steps=1 --config.total.epochs=1", ["ambiguous duration"]),
+]
+
+
+@pytest.mark.parametrize(("line", "expected"), [c[1:] for c in CORPUS], ids=[c[0] for c in CORPUS])
+def test_mistakes_are_told_in_one_message(line, expected):
+    with pytest.raises(UserError) as error:
+        parse(line)
+    message = str(error.value)
+    for text in expected:
+        assert text in message
+    assert "Traceback" not in message and len(message.splitlines()) <= 4
+    assert error.value.exit_code == 2
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="the superuser may write anywhere")
+def test_a_workdir_that_cannot_be_written(tmp_path):
+    (tmp_path / "closed").mkdir(mode=0o500)
+    with pytest.raises(UserError, match="cannot be read and written"):
+        parse("--config=good.py --workdir=closed/run")
+
+
+def test_a_workdir_without_permission(monkeypatch):
+    monkeypatch.setattr(flags.os, "access", lambda *_: False)
+    with pytest.raises(UserError, match="cannot be read and written"):
+        parse("--config=good.py --workdir=run")
+
+
+def test_a_full_command_line(tmp_path):
+    line = "--config=good.py:smoke --workdir=runs/a --config.optim.lr=0.5 --config.mesh.data -1"
+    line += " --noconfig.roles.teacher.frozen --mode train --config.objective.kwargs.temperature=2"
+    found = parse(line)
+    assert found.mode == "train" and found.config_spec == "good.py:smoke"
+    assert found.workdir == tmp_path / "runs" / "a" and not found.workdir.exists()
+    assert found.config.total.epochs == 1.0 and found.config.optim.lr == 0.5
+    assert found.config.mesh.data == -1 and found.config.roles.teacher.frozen is False
+    assert found.config.objective.kwargs.temperature == 2.0
+    assert found.config.is_locked
+    assert list(found.overrides.items()) == [
+        ("optim.lr", "0.5"),
+        ("mesh.data", "-1"),
+        ("roles.teacher.frozen", "false"),
+        ("objective.kwargs.temperature", "2"),
+    ]
+
+
+def test_a_config_that_was_left_unlocked_is_locked():
+    line = "--config=unlocked.py --workdir=run --config.objective.kwargs.new=1"
+    config = parse(line + " --config.roles.student.kwargs.depth=3").config
+    assert config.objective.kwargs.new == 1 and config.roles.student.kwargs.depth == 3
+    for group in (config, config.optim, config.roles.student):
+        assert group.is_locked
+
+
+def test_the_last_of_two_overrides_wins():
+    assert parse(BASE + "--config.seed=1 --config.seed=2").config.seed == 2
+
+
+def test_values_may_hold_equals_signs_and_spaces():
+    argv = ["main", *BASE.split(), "--config.objective.kwargs.note=a=b c"]
+    assert flags.parse(argv).config.objective.kwargs.note == "a=b c"
+
+
+def test_parsing_has_no_memory(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["pytest", "--config.optim.lrr=1"])
+    assert parse(BASE + "--config.seed=1").config.seed == 1
+    assert parse(BASE).config.seed == 0
+
+
+def test_an_edited_config_file_is_read_again(tmp_path):
+    assert parse(BASE).config.total.epochs == 30
+    (tmp_path / "good.py").write_text(GOOD.replace("30", "40"))
+    assert parse(BASE).config.total.epochs == 40
+    assert not (tmp_path / "__pycache__").exists()
+
+
+def test_describe_needs_no_workdir():
+    assert parse("--config=good.py --mode=describe").workdir is None
+
+
+def test_eval_reads_the_config_of_the_run(tmp_path):
+    (tmp_path / "run").mkdir()
+    config = parse(BASE + "--config.seed=5").config
+    (tmp_path / "run" / "config.json").write_text(config_lib.to_json(config))
+    found = parse("--mode=eval --workdir=run --config.eval.batch_size=10")
+    assert found.config.seed == 5 and found.config.eval.batch_size == 10
+
+
+def test_help_is_short_fast_and_free_of_jax(capsys):
+    with pytest.raises(SystemExit) as stop:
+        parse("--help")
+    text = capsys.readouterr().out
+    assert stop.value.code == 0
+    for mode in flags.MODES:
+        assert f"  {mode}" in text
+    assert "--config.optim.lr" in text and len(text.splitlines()) < 40
+    script = """
+        import sys
+        from distill_jax.run import flags
+        try:
+            flags.parse(["main", "--help"])
+        finally:
+            heavy = {"jax", "numpy", "flax", "optax", "tensorflow", "orbax"} & set(sys.modules)
+            assert not heavy, heavy
+    """
+    start = time.perf_counter()
+    root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(flags.__file__))))
+    subprocess.run([sys.executable, "-c", textwrap.dedent(script)], check=True, cwd=root)
+    assert time.perf_counter() - start < 5.0
+
+
+def test_every_override_in_the_help_works():
+    shown = [word for word in flags.usage().split() if word.startswith("--config.")]
+    values = [word.rstrip("\\") for word in shown if "KEY" not in word]
+    assert len(values) >= 8
+    for word in values:
+        parse(BASE + word)
