@@ -8,3 +8,4 @@ import jax
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.devices()  # fixes the number of devices before anything else may choose it

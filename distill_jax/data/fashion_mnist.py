@@ -8,7 +8,7 @@ from pathlib import Path
 
 from distill_jax.core.api import Dataset
 from distill_jax.core.errors import DataUnavailable
-from distill_jax.data import idx_folder, source
+from distill_jax.data import idx_folder, shapes, source
 from distill_jax.data.fashion_mnist_5k import CLASSES
 
 SYSTEM_FOLDER = "/usr/share/datasets/fashion-mnist"
@@ -61,4 +61,12 @@ def make(*, root: str = "", held_out: float = 0.1, split_seed: int = 0) -> Datas
     train, test = parts
     return source.make_dataset(
         train, test, held_out=held_out, split_seed=split_seed, classes=CLASSES
+    )
+
+
+def spec(*, root: str = "", held_out: float = 0.1, split_seed: int = 0) -> Dataset:
+    """Returns the sizes and shapes of `make` without reading a file."""
+    del root, split_seed
+    return shapes.make_shapes(
+        per_class=[6000] * 10, n_test=10000, shape=(28, 28, 1), held_out=held_out, classes=CLASSES
     )

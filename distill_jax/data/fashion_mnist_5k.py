@@ -13,7 +13,7 @@ import numpy as np
 
 from distill_jax.core.api import Dataset
 from distill_jax.core.errors import DataUnavailable
-from distill_jax.data import source
+from distill_jax.data import shapes, source
 
 NAME = "Fashion-MNIST-5k/1k"
 ASSET = "fashion_mnist_5k1k.npz"
@@ -59,4 +59,12 @@ def make(*, held_out: float = 0.1, split_seed: int = 0) -> Dataset:
         )
     return source.make_dataset(
         train, test, held_out=held_out, split_seed=split_seed, classes=CLASSES
+    )
+
+
+def spec(*, held_out: float = 0.1, split_seed: int = 0) -> Dataset:
+    """Returns the sizes and shapes of `make` without reading the asset."""
+    del split_seed
+    return shapes.make_shapes(
+        per_class=[500] * 10, n_test=1000, shape=(28, 28, 1), held_out=held_out, classes=CLASSES
     )

@@ -14,7 +14,7 @@ data are resident, one batch where they are streamed.
 """
 
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -245,7 +245,7 @@ class StreamLoader:
             "mask": np.ones(len(position), np.float32),
         }
 
-    def iterate(self, start: int) -> Iterator[Mapping[str, Any]]:
+    def iterate(self, start: int) -> Generator[Mapping[str, Any], None, None]:
         """Yields the batches from `start` on, read ahead; `close()` ends the threads."""
         steps = self._grain.MapDataset.range(start, np.iinfo(np.int32).max)
         batches = iter(steps.map(self.batch).to_iter_dataset(self._read_options))
@@ -254,7 +254,7 @@ class StreamLoader:
         finally:
             batches.close()
 
-    def __iter__(self) -> Iterator[Mapping[str, Any]]:
+    def __iter__(self) -> Generator[Mapping[str, Any], None, None]:
         return self.iterate(self.start)
 
     def window(self, step: int) -> Batch:
@@ -281,7 +281,7 @@ class StreamLoader:
     def close(self) -> None:
         """Stops the reading threads of `window`; a later `window` starts them again."""
         if self._batches is not None:
-            self._batches.close()  # pyright: ignore[reportAttributeAccessIssue]
+            self._batches.close()
             self._batches = None
 
 

@@ -4,7 +4,7 @@ import numpy as np
 
 from distill_jax.core.api import Dataset
 from distill_jax.core.errors import ConfigError
-from distill_jax.data import source
+from distill_jax.data import shapes, source
 
 
 def make(
@@ -72,5 +72,26 @@ def make(
         part("test", n_test, 2),
         held_out=held_out,
         split_seed=split_seed,
+        classes=[f"prototype {label}" for label in range(num_classes)],
+    )
+
+
+def spec(
+    *,
+    n_train: int = 1024,
+    n_test: int = 256,
+    image_size: int = 16,
+    channels: int = 1,
+    num_classes: int = 4,
+    held_out: float = 0.1,
+    **unused: int,
+) -> Dataset:
+    """Returns the sizes and shapes of `make` without drawing a pixel."""
+    del unused
+    return shapes.make_shapes(
+        per_class=[len(range(label, n_train, num_classes)) for label in range(num_classes)],
+        n_test=n_test,
+        shape=(image_size, image_size, channels),
+        held_out=held_out,
         classes=[f"prototype {label}" for label in range(num_classes)],
     )

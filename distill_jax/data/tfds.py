@@ -21,6 +21,8 @@ from distill_jax.core.api import Dataset, Provenance
 from distill_jax.core.errors import ConfigError, DataUnavailable
 from distill_jax.data import source
 
+DAMAGED = "the files are incomplete: prepare the data set again"
+
 
 class TfdsSource:
     """Random access to one split.
@@ -89,6 +91,21 @@ def find_prepared(name: str, data_dir: str = "") -> Path:
     return max(found, key=by_version)
 
 
+def _count_records(path: os.PathLike) -> int:
+    # The length of TFDS's own data source comes from its info, not from the files.
+    from array_record.python.array_record_module import ArrayRecordReader
+
+    try:
+        reader = ArrayRecordReader(os.fspath(path))
+        count = reader.num_records()
+        reader.close()
+    except (OSError, RuntimeError, ValueError) as error:
+        raise DataUnavailable(
+            f"cannot be read: {error}", where=os.fspath(path), hint=DAMAGED
+        ) from error
+    return count
+
+
 def make(
     *,
     name: str,
@@ -131,8 +148,8 @@ def make(
             "parquet as TFDS writes it loses records",
         )
     try:
-        import array_record  # noqa: F401
         import tensorflow_datasets as tfds
+        from array_record.python.array_record_module import ArrayRecordReader  # noqa: F401
     except ImportError as error:
         raise DataUnavailable(
             f"TensorFlow Datasets cannot be imported: {error}",
@@ -156,14 +173,15 @@ def make(
             )
 
     def open_split(split: str, part: str) -> TfdsSource:
-        records: Any = builder.as_data_source(split)
         expected = info.splits[split].num_examples
-        if len(records) != expected:
+        held = sum(_count_records(path) for path in info.splits[split].filepaths)
+        if held != expected:
             raise DataUnavailable(
-                f"split {split!r} holds {len(records)} records, its info says {expected}",
+                f"split {split!r} holds {held} records, its info says {expected}",
                 where=str(folder),
-                hint="the files are incomplete: prepare the data set again",
+                hint=DAMAGED,
             )
+        records: Any = builder.as_data_source(split)
         undecoded: Any = {input_key: tfds.decode.SkipDecoding()}  # pyright: ignore[reportCallIssue]
         column: Any = builder.as_data_source(split, decoders=undecoded)
         labels = np.fromiter((record[label_key] for record in column), np.int32, expected)

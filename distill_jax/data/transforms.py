@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from distill_jax.core import rng
 from distill_jax.core.api import Array, Batch, Key, Transform
@@ -55,8 +56,13 @@ def _require(condition: bool, what: str, where: str) -> None:
         raise ConfigError(what, where=f"data.augment_kwargs.{where}")
 
 
-def _per_example(draw: Callable[[Key], Array], key: Key, batch: Batch) -> Array:
-    return jax.vmap(draw)(rng.example_keys(key, batch))
+def _uniform(key: Key, batch: Batch, *shape: int) -> Array:
+    """Returns numbers in [0, 1), `[b, *shape]`: one draw an example, cheap to run and compile."""
+    return jax.vmap(lambda k: jax.random.uniform(k, shape))(rng.example_keys(key, batch))
+
+
+def _integer(u: Array, count: Array | int) -> Array:
+    return jnp.floor(u * count).astype(jnp.int32)
 
 
 # --- values ---------------------------------------------------------------------------------
@@ -80,7 +86,7 @@ def make_normalize(*, mean: float | Sequence[float], std: float | Sequence[float
       mean: one number, or one a channel, on the scale [0, 1].
       std: likewise, positive.
     """
-    shift, spread = (jnp.atleast_1d(jnp.asarray(v, jnp.float32)) for v in (mean, std))
+    shift, spread = np.array(mean, np.float32, ndmin=1), np.array(std, np.float32, ndmin=1)
     _require(bool((spread > 0).all()), "std must be positive", "normalize.std")
 
     def apply(key: Key, batch: Batch, step: Array) -> Batch:
@@ -126,9 +132,7 @@ def make_random_crop(*, padding: int = 4, mode: str = "zero") -> Transform:
 
     def apply(key: Key, batch: Batch, step: Array) -> Batch:
         del step
-        offsets = _per_example(
-            lambda k: jax.random.randint(k, (2,), 0, 2 * padding + 1), key, batch
-        )
+        offsets = _integer(_uniform(key, batch, 2), 2 * padding + 1)
         images = crop(batch["input"], offsets, padding=padding, mode=modes[mode])
         return {**batch, "input": images}
 
@@ -141,7 +145,7 @@ def make_horizontal_flip(*, probability: float = 0.5) -> Transform:
 
     def apply(key: Key, batch: Batch, step: Array) -> Batch:
         del step
-        flip = _per_example(lambda k: jax.random.bernoulli(k, probability), key, batch)
+        flip = _uniform(key, batch) < probability
         images = batch["input"]
         images = jnp.where(flip[:, None, None, None], images[:, :, ::-1], images)
         return {**batch, "input": images}
@@ -190,9 +194,7 @@ def make_rotation(*, degrees: float = 15.0, fill: float = 0.0) -> Transform:
 
     def apply(key: Key, batch: Batch, step: Array) -> Batch:
         del step
-        angles = _per_example(
-            lambda k: jax.random.uniform(k, minval=-degrees, maxval=degrees), key, batch
-        )
+        angles = degrees * (2 * _uniform(key, batch) - 1)
         return {**batch, "input": rotate(batch["input"], angles, fill=fill)}
 
     return apply
@@ -246,22 +248,19 @@ def make_random_erasing(
 
     def apply(key: Key, batch: Batch, step: Array) -> Batch:
         del step
+        hit, share, ratio, *corner = _uniform(key, batch, 5).T
         height, width = batch["input"].shape[1:3]
+        pixels = height * width * (area[0] + (area[1] - area[0]) * share)
+        tall = jnp.exp(limit * (2 * ratio - 1))
 
-        def draw(k):
-            hit, share, ratio, corner = jax.random.split(k, 4)
-            pixels = height * width * jax.random.uniform(share, minval=area[0], maxval=area[1])
-            tall = jnp.exp(jax.random.uniform(ratio, minval=-limit, maxval=limit))
-            size = jnp.sqrt(jnp.stack([pixels * tall, pixels / tall]))
-            image = jnp.array([height, width])
-            size = jnp.clip(jnp.round(size).astype(jnp.int32), 1, image)
-            size = jnp.where(jax.random.bernoulli(hit, probability), size, 0)
-            first = jax.random.randint(corner, (2,), 0, image - size + 1)
-            last = first + size
-            return jnp.stack([first[0], last[0], first[1], last[1]])
+        def side(length, limit, place):
+            length = jnp.clip(jnp.round(jnp.sqrt(length)), 1, limit).astype(jnp.int32)
+            length = jnp.where(hit < probability, length, 0)
+            first = _integer(place, limit - length + 1)
+            return first, first + length
 
-        boxes = _per_example(draw, key, batch)
-        return {**batch, "input": erase(batch["input"], boxes, fill=fill)}
+        sides = *side(pixels * tall, height, corner[0]), *side(pixels / tall, width, corner[1])
+        return {**batch, "input": erase(batch["input"], jnp.stack(sides, -1), fill=fill)}
 
     return apply
 
@@ -274,6 +273,12 @@ def label_probs(batch: Batch, num_classes: int) -> Array:
     if "label_probs" in batch:
         return batch["label_probs"]
     return (batch["label"][:, None] == jnp.arange(num_classes)[None]).astype(jnp.float32)
+
+
+def _beta(key: Key, alpha: float) -> Array:
+    """Draws from Beta(alpha, alpha) as the share of one of two gamma variates."""
+    first, second = jax.random.loggamma(key, alpha, (2,))
+    return jax.nn.sigmoid(first - second)
 
 
 def _partner(x: Array) -> Array:
@@ -316,7 +321,7 @@ def make_mixup(*, num_classes: int, alpha: float = 1.0) -> Transform:
                 where="data.augment",
                 hint="put scale or normalize before mixup",
             )
-        lam = jax.random.beta(jax.random.fold_in(key, step), alpha, alpha)
+        lam = _beta(jax.random.fold_in(key, step), alpha)
         keep = jnp.where(_partner(batch["mask"]) > 0, lam, 1.0)
         weight = keep.astype(images.dtype).reshape((-1,) + (1,) * (images.ndim - 1))
         images = weight * images + (1 - weight) * _partner(images)
@@ -357,8 +362,8 @@ def make_cutmix(*, num_classes: int, alpha: float = 1.0) -> Transform:
         images = batch["input"]
         height, width = images.shape[1:3]
         share, centre = jax.random.split(jax.random.fold_in(key, step))
-        lam = jax.random.beta(share, alpha, alpha)
-        middle = jax.random.randint(centre, (2,), 0, jnp.array([height, width]))
+        lam = _beta(share, alpha)
+        middle = _integer(jax.random.uniform(centre, (2,)), jnp.array([height, width]))
         inside = box_mask(cutmix_box(lam, middle, height, width), height, width)
         paired = _partner(batch["mask"]) > 0
         images = jnp.where(

@@ -44,12 +44,12 @@ def from_linen(module: nn.Module) -> Model:
         rngs: Mapping[str, Key] | None = None,
     ) -> tuple[Outputs, State]:
         variables = {"params": params, **state}
+        mutable = list(state) if train else []
+        arguments: dict[str, Any] = {**mode(train), "rngs": dict(rngs or {}), "mutable": mutable}
         with _explained():
-            if not train:
-                return _named(module.apply(variables, *inputs, rngs=rngs, **mode(False))), state
-            outputs, updated = module.apply(
-                variables, *inputs, rngs=rngs, mutable=list(state), **mode(True)
-            )
+            outputs, updated = module.apply(variables, *inputs, **arguments)
+        if not train:
+            return _named(outputs), state
         return _named(outputs), {**state, **updated}
 
     return Model(init, apply)

@@ -11,29 +11,13 @@ from flax.linen.dtypes import promote_dtype
 from jax import lax
 
 from distill_jax.core.api import Array
+from distill_jax.models.convolution import conv2d
 
 he_normal = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 """He et al. 2015 for ReLU networks, by fan-out as in the distillation literature."""
 
 dense_uniform = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 """Uniform in +-1/sqrt(fan_in)."""
-
-
-def conv2d(x: Array, kernel: Array, *, stride: int = 1) -> Array:
-    """Cross-correlates images with a kernel, padded by half of the kernel on every side.
-
-    Args:
-      x: `[b, h, w, c]`.
-      kernel: `[kh, kw, c, d]`, of odd height and width.
-      stride: step between outputs along height and width.
-
-    Returns:
-      `[b, ceil(h / stride), ceil(w / stride), d]`.
-    """
-    padding = [(k // 2, k // 2) for k in kernel.shape[:2]]
-    return lax.conv_general_dilated(
-        x, kernel, (stride, stride), padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
-    )
 
 
 class Conv(nn.Module):

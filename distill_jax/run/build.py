@@ -330,6 +330,7 @@ def build(config: ConfigDict, *, shapes_only: bool = False) -> Experiment:
     example = dataset.train.read(np.zeros(config.batch_size, np.int64))
     raw = jax.eval_shape(lambda: _as_batch(example, config.batch_size))
     transform = make_transform(config, dataset, train=True)
+    make_transform(config, dataset, train=False)
     batch = jax.eval_shape(transform, jax.eval_shape(jax.random.key, 0), raw, jnp.int32(0))
     image_shape = jax.tree.leaves(batch["input"])[0].shape
     provided = {"num_classes": len(dataset.classes), "image_size": image_shape[1]}
@@ -398,6 +399,36 @@ def _check_classes(shapes: state.Shapes, dataset: Dataset) -> None:
                 where=f"roles.{role}.kwargs.num_classes",
                 hint="leave num_classes out: it is taken from the data",
             )
+
+
+def check_metric(experiment: Experiment, metric: str, *, where: str) -> None:
+    """Checks that an evaluator will measure `"<split>/<name>"`, by asking each on random outputs.
+
+    Raises:
+      ConfigError: no evaluator does, or the split is empty.
+    """
+    split, _, name = metric.partition("/")
+    if len(getattr(experiment.dataset, split, ())) == 0:
+        hint = "set data.held_out above 0" if split == "held_out" else "held_out or test"
+        raise ConfigError(f"measures on the {split} split, which is empty", where=where, hint=hint)
+    n, random = 4 * max(len(experiment.dataset.classes), 2), np.random.default_rng(0)
+    names: list[str] = []
+    for evaluator in experiment.evaluators.values():
+        outputs = {
+            role: {
+                output: random.normal(size=(n, *experiment.shapes.roles[role].outputs[output].shape[1:]))
+                for output in wanted
+            }
+            for role, wanted in evaluator.outputs.items()
+        }
+        rows = np.arange(n)
+        facts = {"label": rows % max(len(experiment.dataset.classes), 2), "index": rows}
+        found = evaluator(outputs, facts)
+        names += [f"{split}/{key}" for key, value in found.items() if np.ndim(value) == 0]
+    if metric not in names:
+        raise ConfigError(
+            f"no evaluator measures {name!r}", where=where, hint=nearest(metric, names)
+        )
 
 
 def feed_shapes(experiment: Experiment) -> PyTree:

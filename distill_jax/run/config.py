@@ -221,7 +221,7 @@ def override(config: ConfigDict, values: Mapping[str, Any]) -> ConfigDict:
     field that it replaces: `"3e-4"` for a float, `"crop,flip"` or `"('crop', 'flip')"` for a
     tuple, `"none"` for an optional field, any literal inside an open group. Another unit of a
     duration replaces the unit that was set, and another name drops the keyword arguments of the
-    old one, unless `values` sets those too.
+    old one, unless `values` sets those too. A role is added by its model, init or ema_of.
 
     Args:
       config: the config, left as it is.
@@ -235,8 +235,7 @@ def override(config: ConfigDict, values: Mapping[str, Any]) -> ConfigDict:
     for path in values:  # a role that names its network, its weights or its source is a new one
         match = re.fullmatch(r"roles\.(\w+)\.(model|init|ema_of)", path)
         if match and match[1] not in config.roles:
-            with config.roles.unlocked():
-                config.roles[match[1]] = role()
+            config.roles[match[1]] = role()
     template = _template(config)
     for path in sorted(values, key=lambda path: path.rpartition(".")[2] not in _OWNED):
         _set(config, template, path, values)
@@ -288,7 +287,7 @@ def _set(config: ConfigDict, template: ConfigDict, path: str, values: Mapping[st
 def _place(config: ConfigDict, path: str) -> tuple[ConfigDict, str, bool]:
     """Returns the group and the key that a path names, and whether the group takes new keys.
 
-    Groups inside open groups are made where they are absent; roles are not.
+    Groups inside open groups are made where they are absent, roles excepted.
     """
     parent, _, key = path.rpartition(".")
     is_open = parent != "roles" and bool(_OPEN.fullmatch(parent))

@@ -1,6 +1,7 @@
 """The surroundings of a run: devices, compilation cache, versions and signals."""
 
 import contextlib
+import functools
 import importlib.metadata
 import os
 import pathlib
@@ -14,14 +15,25 @@ from typing import Any
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "ml-collections")
 
 
-def process_age() -> float:
-    """Returns the seconds since this process began (Linux); 0 where that is not known."""
+@functools.cache
+def _process_start() -> float:
+    """Returns when this process began, on the clock of `time.perf_counter` (Linux)."""
+    now = time.perf_counter()
     try:
         ticks = int(pathlib.Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
         uptime = float(pathlib.Path("/proc/uptime").read_text().split()[0])
-        return uptime - ticks / os.sysconf("SC_CLK_TCK")
+        return now - (uptime - ticks / os.sysconf("SC_CLK_TCK"))
     except (OSError, ValueError, IndexError):
-        return 0.0
+        return now
+
+
+_started_runs: list[float] = []
+
+
+def startup_seconds() -> float:
+    """Returns the seconds from the start of the process to the first run in it; 0 for later runs."""
+    _started_runs.append(time.perf_counter())
+    return _started_runs[0] - _process_start() if len(_started_runs) == 1 else 0.0
 
 
 def cpu_devices(config) -> int:

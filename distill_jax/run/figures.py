@@ -97,7 +97,7 @@ def ticks(low: float, high: float, count: int = 5) -> list[float]:
     """Returns round numbers in [low, high], about `count` of them."""
     raw = (high - low) / count
     power = 10.0 ** math.floor(math.log10(raw))
-    step = power * next(m for m in (1, 2, 5, 10) if m * power >= raw * 0.999)
+    step = power * next(m for m in (1, 2, 2.5, 5, 10) if m * power >= raw * 0.999)
     first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
     return [float(f"{i * step:.12g}") for i in range(first, last + 1)]
 
@@ -291,7 +291,7 @@ def dot_plot(rows: Sequence[Row], *, x_label: str, zero: bool = False) -> Html:
 
 
 def reliability_diagram(tables: Mapping[int, tuple[str, np.ndarray]]) -> Html:
-    """Draws accuracy over confidence; the area of a point is its share of the examples.
+    """Draws accuracy over confidence; larger points hold more examples.
 
     Args:
       tables: (name, `[bins, 5]` of `evaluators.calibration.reliability_table`) by colour number.

@@ -1,5 +1,6 @@
 """The loop: batch, step, log, evaluate, save, in a fixed order."""
 
+import contextlib
 import json
 import os
 import pathlib
@@ -12,7 +13,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from distill_jax.core.api import TrainState
-from distill_jax.core.errors import CheckpointError, ConfigError, NonFiniteError, nearest
+from distill_jax.core.errors import CheckpointError, ConfigError, NonFiniteError
 from distill_jax.core.partition import named_leaves
 from distill_jax.data import loader
 from distill_jax.run import build as build_lib
@@ -40,32 +41,32 @@ def write_json(path: pathlib.Path, value: Any) -> None:
     os.replace(temporary, path)
 
 
-def open_workdir(config: ConfigDict, workdir: pathlib.Path) -> None:
-    """Creates the run folder, or checks that the run in it has the same config.
+def check_workdir(config: ConfigDict, workdir: pathlib.Path) -> None:
+    """Checks that a folder is new, or holds a run of the same config.
 
     Raises:
       ConfigError: the folder holds a run that differs in something that changes its result.
     """
     stored = workdir / "config.json"
-    if stored.exists():
-        before = config_lib.from_json(stored.read_text())
-        changes = [
-            change
-            for change in config_lib.differences(before, config)
-            if not change.startswith(NEUTRAL)
-        ]
-        if changes:
-            raise ConfigError(
-                "holds a run of another config:\n    " + "\n    ".join(changes),
-                where=str(workdir),
-                hint="give the same config to continue it, or another workdir",
-            )
+    if not stored.exists():
+        return
+    before = config_lib.from_json(stored.read_text())
+    changes = config_lib.differences(before, config)
+    changes = [change for change in changes if not change.startswith(NEUTRAL)]
+    if changes:
+        raise ConfigError(
+            "holds a run of another config:\n    " + "\n    ".join(changes),
+            where=str(workdir),
+            hint="give the same config to continue it, or another workdir",
+        )
+
+
+def create_workdir(config: ConfigDict, workdir: pathlib.Path) -> None:
+    """Writes `config.json` and `env.json`."""
     if jax.process_index() == 0:
         workdir.mkdir(parents=True, exist_ok=True)
-        temporary = stored.with_name("config.json.tmp")
-        temporary.write_text(config_lib.to_json(config))
-        os.replace(temporary, stored)
         write_json(workdir / "env.json", environment.describe_environment())
+        write_json(workdir / "config.json", json.loads(config_lib.to_json(config)))
 
 
 def read_result(workdir: pathlib.Path) -> dict[str, Any] | None:
@@ -113,7 +114,7 @@ def evaluate_run(config: ConfigDict, workdir: pathlib.Path) -> str:
     Raises:
       CheckpointError: the folder holds no undamaged checkpoint.
     """
-    open_workdir(config, workdir)
+    check_workdir(config, workdir)
     experiment = build_lib.build(config)
     checkpointer = Checkpointer(workdir / "checkpoints", mode=config.eval.mode)
     frozen = experiment.frozen_networks(config)
@@ -168,6 +169,7 @@ def train(
     workdir: pathlib.Path,
     *,
     arm: str = "",
+    reported: str = "",
     make_experiment: Callable[[ConfigDict], build_lib.Experiment] = build_lib.build,
     say: Callable[[str], None] = print,
 ) -> dict[str, Any]:
@@ -177,6 +179,7 @@ def train(
       config: a config that passes `config.validate`.
       workdir: the run folder.
       arm: name of the run in a study, for titles.
+      reported: the metric that a study compares, checked before the first step.
       make_experiment: how the experiment is built; a study passes a cached builder.
       say: prints a line.
 
@@ -185,13 +188,16 @@ def train(
       Preempted: a signal asked the run to stop; its state is saved.
     """
     clock = _Clock()
-    clock.phases["import"] = environment.process_age()
-    experiment = make_experiment(config)
-    _check_metrics(config, experiment)
-    open_workdir(config, workdir)
+    clock.phases["import"] = environment.startup_seconds()
+    check_workdir(config, workdir)
     if (finished := read_result(workdir)) is not None:
         say(f"{workdir} is finished; its result is read from result.json")
         return finished
+    experiment = make_experiment(config)
+    build_lib.check_metric(experiment, config.eval.metric, where="eval.metric")
+    if reported:
+        build_lib.check_metric(experiment, reported, where="study.metric")
+    create_workdir(config, workdir)
     clock.lap("build")
 
     checkpointer = Checkpointer(
@@ -202,18 +208,6 @@ def train(
             return _Run(config, workdir, experiment, checkpointer, clock, arm, say).run(stop)
         finally:
             checkpointer.close()
-
-
-def _check_metrics(config: ConfigDict, experiment: build_lib.Experiment) -> None:
-    if not config.evaluators:
-        raise ConfigError("no evaluator is named", where="evaluators", hint="e.g. classification")
-    for split in ("held_out", "test"):
-        if len(getattr(experiment.dataset, split)) == 0 and config.eval.metric.startswith(split):
-            raise ConfigError(
-                f"selects on the {split} split, which is empty",
-                where="eval.metric",
-                hint="set data.held_out above 0",
-            )
 
 
 class _Run:
@@ -249,51 +243,56 @@ class _Run:
         self.clock.lap("compile")
 
         main = jax.process_index() == 0
-        log = writers.make_writer(
-            self.workdir, resume_step=step, tensorboard=config.log.tensorboard, is_main=main
-        )
-        progress = writers.Progress(
-            total, initial=step, description=self.arm or "train", is_main=main
-        )
-        pending: list[Mapping[str, jax.Array]] = []
-        first = step
-        began = time.perf_counter()
-        try:
-            while step < total:
-                event = min(total, *((step // n + 1) * n for n in self.every.values()))
-                while step < event and not stop:
-                    state, metrics = update(state, frozen, feed(step), key)
-                    step += 1
-                    pending.append(metrics)
-                    if len(pending) > 2:  # keeps two steps in flight: rate and signals stay honest
-                        pending[-3]["loss"].block_until_ready()
-                    progress.update(step)
-                    if step == first + 1:
-                        metrics["loss"].block_until_ready()
-                        self.clock.lap("first_step")
-                        self._say_start(step)
-                means = self._read(pending, step)
-                pending.clear()
-                progress.update(step, loss=means.get("loss"))
-                self.training_seconds = time.perf_counter() - began
-                if step % self.every["log"] == 0 or step == total:
-                    log.write(step, self._facts(step, means))
-                measured = None
-                if step == total or (step % self.every["eval"] == 0 and not stop):
-                    measured = self._evaluate(state, frozen, "held_out")
-                    log.write(step, {"epoch": self._epoch(step), **scalars(measured)})
-                due = step % self.every["save"] == 0 or step == total or stop
-                if due or self._improves(measured):
-                    self._save(state, measured)
-                if stop and step < total:
-                    self.checkpointer.wait()
-                    raise Preempted(f"stopped at step {step} of {total}; the state is saved")
+        with contextlib.ExitStack() as stack:
+            stack.callback(feed.close)
+            log = writers.make_writer(
+                self.workdir, resume_step=step, tensorboard=config.log.tensorboard, is_main=main
+            )
+            stack.callback(log.close)
+            progress = writers.Progress(
+                total, initial=step, description=self.arm or "train", is_main=main
+            )
+            stack.callback(progress.close)
+            state = self._steps(stop, state, frozen, key, step, feed, update, log, progress)
+            progress.close()
             self.clock.lap("train")
             return self._finish(state, frozen, log)
-        finally:
-            progress.close()
-            log.close()
-            feed.close()
+
+    def _steps(self, stop, state, frozen, key, step, feed, update, log, progress) -> TrainState:
+        """Runs the steps that are left, with what is due between them."""
+        first, total = step, self.experiment.total_steps
+        pending: list[Mapping[str, jax.Array]] = []
+        began = time.perf_counter()
+        while step < total:
+            event = min(total, *((step // n + 1) * n for n in self.every.values()))
+            while step < event and not stop:
+                state, metrics = update(state, frozen, feed(step), key)
+                step += 1
+                pending.append(metrics)
+                if len(pending) > 2:  # keeps two steps in flight: rate and signals stay honest
+                    pending[-3]["loss"].block_until_ready()
+                progress.update(step)
+                if step == first + 1:
+                    metrics["loss"].block_until_ready()
+                    self.clock.lap("first_step")
+                    self._say_start(step)
+            means = self._read(pending, step)
+            pending.clear()
+            progress.update(step, loss=means.get("loss"))
+            self.training_seconds = time.perf_counter() - began
+            if step % self.every["log"] == 0 or step == total:
+                log.write(step, self._facts(step, means))
+            measured = None
+            if step == total or (step % self.every["eval"] == 0 and not stop):
+                measured = self._evaluate(state, frozen, "held_out")
+                log.write(step, {"epoch": self._epoch(step), **scalars(measured)})
+            due = step % self.every["save"] == 0 or step == total or stop
+            if due or self._improves(measured):
+                self._save(state, measured)
+            if stop and step < total:
+                self.checkpointer.wait()
+                raise Preempted(f"stopped at step {step} of {total}; the state is saved")
+        return state
 
     def _start(self, key) -> tuple[TrainState, int]:
         restored = self.checkpointer.restore(self.experiment.abstract_state)
@@ -348,13 +347,6 @@ class _Run:
             return {}
         metrics, _ = evaluate(self.experiment, state, frozen, split)
         self.latest |= scalars(metrics)
-        metric = self.config.eval.metric
-        if metric.startswith(f"{split}/") and metric not in metrics:
-            raise ConfigError(
-                f"no evaluator measures {metric!r}",
-                where="eval.metric",
-                hint=nearest(metric, scalars(metrics)),
-            )
         return metrics
 
     def _improves(self, measured: Mapping[str, Any] | None) -> bool:

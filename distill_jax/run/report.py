@@ -173,9 +173,10 @@ class _Run:
         return {**first, **second} if first and second else {}
 
     def metric_names(self, most: int) -> list[str]:
-        """Names of curves, the loss and the metric of selection first."""
+        """Names of curves; the loss, the metric of selection and usual ones first."""
         logged = {n: None for r in self.records for n, v in r.items() if _finite(v)}
         first = ["train/loss", str(_get(self.config, "eval.metric") or "")]
+        first += ["held_out/accuracy", "held_out/nll", "held_out/ece"]
         rest = sorted(n for n in logged if n.startswith(("held_out/", "train/")))
         rest.sort(key=lambda n: n.startswith("train/"))
         return [n for n in dict.fromkeys(first + rest) if n in logged][:most]
@@ -241,12 +242,10 @@ class _Study:
     @functools.cached_property
     def digits(self) -> int:
         """Decimals of the metric: at least four, and three digits of the largest mean."""
-        means = [abs(s.value.mean) for s in self.summaries if s.value]
-        largest = max(means, default=0) or 1.0
-        return max(4, 2 - math.floor(math.log10(largest)))
+        return _decimals(max((abs(s.value.mean) for s in self.summaries if s.value), default=0))
 
     def fmt(self, value: float, *, sign: str = "") -> str:
-        return f"{value:{sign}.{self.digits}f}".replace("-", "\u2212")
+        return _minus(f"{value:{sign}.{self.digits}f}")
 
     def interval(self, est: Estimate | None, *, sign: str = "") -> str:
         if est is None:
@@ -304,25 +303,29 @@ def _run_lead(run: _Run) -> Html:
 
 
 def _run_result(run: _Run) -> Html | None:
-    metrics = {n: v for n, v in (run.result.get("metrics") or {}).items() if _finite(v)}
-    if not metrics:
-        return None
-    splits = list(dict.fromkeys(name.partition("/")[0] for name in metrics))
-    names = list(dict.fromkeys(name.partition("/")[2] for name in metrics))
+    best = run.result.get("best") or {}
+    states = {"last step": run.result.get("metrics") or {}, f"best step, {best.get('step')}": best}
+    columns = {
+        f"{split}, {state}": {
+            name.partition("/")[2]: value
+            for name, value in metrics.items()
+            if name.startswith(f"{split}/") and _finite(value)
+        }
+        for split in ("held_out", "test")
+        for state, metrics in states.items()
+    }
+    columns = {title: found for title, found in columns.items() if found}
+    names = dict.fromkeys(name for found in columns.values() for name in found)
     rows = [
-        [el("th", name, scope="row"), *(_num(metrics.get(f"{s}/{name}")) for s in splits)]
+        [el("th", name, scope="row"), *(_num(found.get(name)) for found in columns.values())]
         for name in names
     ]
-    best = {n: v for n, v in (run.result.get("best") or {}).items() if n != "step"}
-    text = None
-    if best:
-        said = ", ".join(f"{n} {_fmt(v)}" for n, v in best.items())
-        text = (
-            f"Best checkpoint by the held-out data: step {run.result['best'].get('step')} ({said})."
-        )
+    if not rows:
+        return None
+    metric = _get(run.config, "eval.metric")
+    text = f"The best step is chosen by {metric}, not by the test split." if metric else ""
     return join(
-        el("p", text, class_="muted") if text else None,
-        _table(["metric", *splits], rows),
+        el("p", text, class_="muted") if best and text else None, _table(["", *columns], rows)
     )
 
 
@@ -355,7 +358,7 @@ def _study_lead(study: _Study) -> Html:
     if any(map(_finite, seconds)):
         tiles.append(("compute time", _duration(sum(float(s) for s in seconds if _finite(s)))))
     said = [
-        el("li", el("b", s.arm), ": ", verdict(s, mode=study.mode, digits=study.digits))
+        el("li", el("b", s.arm), ": ", _minus(verdict(s, mode=study.mode, digits=study.digits)))
         for s in study.summaries
         if not s.is_reference and reference
     ]
@@ -484,8 +487,11 @@ def _study_metrics(study: _Study) -> Html | None:
     def cell(values: list[float] | None) -> Html:
         if not values:
             return el("td", _NONE, class_="n")
-        spread = f" ± {_fmt(float(np.std(values, ddof=1)))}" if len(values) > 1 else ""
-        return el("td", _fmt(float(np.mean(values))) + spread, class_="n")
+        mean = float(np.mean(values))
+        digits = _decimals(mean)
+        spread = f" ± {np.std(values, ddof=1):.{digits}f}" if len(values) > 1 else ""
+        text = _minus(f"{mean:.{digits}f}")
+        return el("td", text + spread, class_="n")
 
     arms = [arm for arm in study.arms if study.finished(arm)]
     rows = [
@@ -650,8 +656,8 @@ def _calibration_panel(
         for n, (metrics, _) in tables.items()
     ]
     text = (
-        "Points on the dashed line are calibrated; below it the network is overconfident. The "
-        "area of a point is its share of the test examples."
+        "Points on the dashed line are calibrated; below it the network is overconfident. Larger "
+        "points hold more test examples."
     )
     side = join(
         _table(["", *_QUALITY.values()], rows),
@@ -862,7 +868,8 @@ def _provenance(runs: Sequence[_Run]) -> Html | None:
     heads = ["split", "data", "examples", "origin", "SHA-256", "licence"] + ["runs"] * bool(mixed)
     surroundings: dict[str, dict[str, int]] = {}
     for run in runs:
-        for name, value in _flat(run.env).items():
+        for name, value in run.env.items():
+            value = _joined(value)
             counts = surroundings.setdefault(name, {})
             counts[value] = counts.get(value, 0) + 1
     env_rows = [
@@ -1010,7 +1017,7 @@ def _read_records(path: Path, notes: list[str]) -> list[dict[str, Any]]:
         if isinstance(record, dict) and _finite(record.get("step")):
             records.append(record)
     if damaged:
-        notes.append(f"{damaged} lines of {path.name} are damaged and left out")
+        notes.append(f"damaged lines of {path.name}, left out: {damaged}")
     return records
 
 
@@ -1075,7 +1082,16 @@ def _fmt(value: Any) -> str:
     if not _finite(value):
         return _NONE
     plain = value == 0 or 1e-3 <= abs(value) < 1e4
-    return (f"{value:.4f}" if plain else f"{value:.4g}").replace("-", "\u2212")
+    return _minus(f"{value:.4f}" if plain else f"{value:.4g}")
+
+
+def _minus(text: str) -> str:
+    return text.replace("-", "\u2212")
+
+
+def _decimals(value: float) -> int:
+    """Returns four, or as many as show three digits of a smaller value."""
+    return max(4, 2 - math.floor(math.log10(abs(value)))) if value else 4
 
 
 def _num(value: Any) -> Html:
@@ -1108,10 +1124,18 @@ def _cut(text: str, limit: int = 300) -> str:
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
+def _joined(value: Any) -> str:
+    """Returns the leaves of a tree on one line."""
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {text}" for name, text in _flat(value).items())
+    return value if isinstance(value, str) else json.dumps(value, default=str)
+
+
 def _variants(counts: Mapping[str, int]) -> str:
     if len(counts) == 1:
         return _cut(next(iter(counts)))
-    shown = [f"{_cut(value, 160)} ({n} runs)" for value, n in list(counts.items())[:3]]
+    total = sum(counts.values())
+    shown = [f"{_cut(value, 160)} ({n} of {total})" for value, n in list(counts.items())[:3]]
     more = len(counts) - len(shown)
     return "; ".join(shown) + (f"; {more} more" if more else "")
 

@@ -17,18 +17,14 @@ _NOUNS = {"data": "data set"}
 _DEFINES_MAKE = re.compile(r"^(def make\(|class make\b|make\b.*=|from .* import .*\bmake\b)", re.M)
 
 
+_MAKES = re.compile(r"^(def make\(|make\b.*=)", re.MULTILINE)
+
+
 def available(package: str) -> list[str]:
-    """Returns the modules of `distill_jax.<package>` that define `make`; imports none of them."""
-    names = []
-    for folder in importlib.import_module(f"distill_jax.{package}").__path__:
-        for path in (
-            *pathlib.Path(folder).glob("*.py"),
-            *pathlib.Path(folder).glob("*/__init__.py"),
-        ):
-            name = path.parent.name if path.name == "__init__.py" else path.stem
-            if not name.startswith("_") and _DEFINES_MAKE.search(path.read_text("utf-8")):
-                names.append(name)
-    return sorted(names)
+    """Returns the modules of `distill_jax.<package>` that offer `make`, without importing them."""
+    root = importlib.import_module(f"distill_jax.{package}")
+    folder = pathlib.Path(next(iter(root.__path__)))
+    return sorted(p.stem for p in folder.glob("*.py") if _MAKES.search(p.read_text("utf-8")))
 
 
 def resolve(package: str, name: str, *, where: str) -> Callable[..., Any]:

@@ -178,6 +178,7 @@ def run_study(
                 single,
                 folder,
                 arm=f"{arm} seed {seed}",
+                reported=config.study.metric,
                 make_experiment=make_experiment,
                 say=lambda line: None,
             )
@@ -185,13 +186,7 @@ def run_study(
             statuses[arm, seed] = {"status": "failed", "value": None, "error": str(e)}
             say(f"[{i}/{len(runs)}] {arm} seed {seed} failed: {e.what}")
         else:
-            value = result["metrics"].get(config.study.metric)
-            if value is None:
-                raise ConfigError(
-                    f"no evaluator measures {config.study.metric!r}",
-                    where="study.metric",
-                    hint=nearest(config.study.metric, result["metrics"]),
-                )
+            value = result["metrics"][config.study.metric]
             statuses[arm, seed] = {"status": "done", "value": value}
             took = time.perf_counter() - before
             say(

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import textwrap
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -122,8 +123,9 @@ def test_names_must_say_which_configuration(prepared):
 
 @pytest.mark.parametrize("key", ["input_key", "label_key", "train_split", "test_split"])
 def test_unknown_features_and_splits_are_refused(prepared, key):
+    kwargs: dict[str, Any] = {key: "absent"}
     with pytest.raises(ConfigError, match="has no 'absent'") as error:
-        tfds.make(name="tiny/tensor", data_dir=str(prepared), **{key: "absent"})
+        tfds.make(name="tiny/tensor", data_dir=str(prepared), **kwargs)
     assert ("image, label" if "key" in key else "test, train") in error.value.hint
 
 
@@ -141,6 +143,10 @@ def test_lost_records_are_noticed(prepared, tmp_path):
     record.write_bytes(next(folder.glob("*test*")).read_bytes())
     with pytest.raises(DataUnavailable, match="holds 20 records, its info says 60"):
         tfds.make(name="tiny", data_dir=str(tmp_path))
+    for content in (record.read_bytes()[:-100], None):
+        record.unlink() if content is None else record.write_bytes(content)
+        with pytest.raises(DataUnavailable, match="cannot be read"):
+            tfds.make(name="tiny", data_dir=str(tmp_path))
 
 
 def test_unprepared_data_fail_at_once_with_the_command(tmp_path, monkeypatch):

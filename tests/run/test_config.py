@@ -122,7 +122,7 @@ def test_overrides_are_read_as_the_type_of_the_field(path, text, value):
         ("lr", 1, ["did you mean 'optim.lr'"]),
         ("optim.batch_size", 1, ["optim.batch_size", "did you mean 'batch_size'"]),
         ("objective.temperature", 1, ["objective.temperature", "objective.kwargs"]),
-        ("roles.studnet.model", "x", ["roles.studnet", "did you mean 'student'"]),
+        ("roles.studnet.frozen", "true", ["roles.studnet", "did you mean 'student'"]),
         ("roles.student.modle", "x", ["roles.student.modle", "did you mean 'model'"]),
         ("seed.x", 1, ["seed.x", "seed is a value, not a group"]),
         ("optim.lr", "abc", ["optim.lr: 'abc' is not of type float", "optim.lr=0.1"]),
@@ -161,6 +161,13 @@ def test_another_name_drops_the_keyword_arguments_of_the_old_one():
     assert config.objective.kwargs.temperature == 4.0
     assert config.roles.student.kwargs.to_dict() == {}
     assert config.roles.teacher.kwargs.depth == 56
+
+
+def test_a_role_is_added_by_what_defines_it():
+    config = override(make(), {"roles.target.ema_of": "student", "roles.target.decay": "0.9"})
+    assert config.roles.target.ema_of == "student" and config.roles.target.decay == 0.9
+    assert all(role.is_locked for role in config.roles.values())
+    validate(config)
 
 
 def test_nested_dicts_merge_into_groups():

@@ -36,8 +36,8 @@ FILES = {
     "raises": "def get_config():\n    return undefined_name\n",
     "raises_on_import": "import no_such_package\n\ndef get_config():\n    pass\n",
     "raises_below": (
-        "import json\n\ndef helper():\n    return json.loads('{')\n\n"
-        "def get_config():\n    return helper()\n"
+        "import json\n\ndef read():\n    return json.loads('{')\n\n"
+        "def get_config():\n    return read()\n"
     ),
     "os_error": "def get_config():\n    return open('/no/such/file')\n",
     "syntax": "def get_config():\n    return (\n",

@@ -271,7 +271,7 @@ def test_interrupted_run_shows_its_curve(tmp_path):
         file.write('{"step": 410, "train/loss": NaN}\n{"step": 420, "train/lo')
     text = checked(write_run_report(tmp_path / "run"))
     assert "the run was interrupted or still goes; the last record is of step 410" in text
-    assert "1 lines of metrics.jsonl are damaged" in text
+    assert "damaged lines of metrics.jsonl, left out: 1" in text
     assert "train/loss over step" in text
 
 
@@ -338,16 +338,23 @@ def test_pooled_reliability_is_that_of_all_examples():
 def test_band_spans_the_seeds_over_their_common_steps():
     first = np.arange(0, 101.0, 10), np.arange(0, 101.0, 10)
     second = np.arange(0, 61.0, 20), 10 + np.arange(0, 61.0, 20)
-    got = report._band("arm", [first, second, (np.zeros(0), np.zeros(0))])
+
+    def band(*curves):
+        got = report._band("arm", curves)
+        assert got is not None
+        return got
+
+    got = band(first, second, (np.zeros(0), np.zeros(0)))
+    assert got.low is not None
+    assert got.high is not None
     np.testing.assert_array_equal(got.x, np.arange(0, 61, 10))
     np.testing.assert_allclose(got.low, got.x)
     np.testing.assert_allclose(got.high, got.x + 10)
     np.testing.assert_allclose(got.y, got.x + 5)
-    alone = report._band("arm", [first])
-    assert alone.low is None
+    assert band(first).low is None
     assert report._band("arm", []) is None
     x = np.arange(100_000.0)
-    long = report._band("arm", [(x, x)])
+    long = band((x, x))
     assert len(long.x) == 240
     np.testing.assert_allclose(long.x, long.y)
 

@@ -30,7 +30,7 @@ def package(tmp_path, monkeypatch):
     (folder / "nested" / "__init__.py").write_text("class Doll: pass\nmake = Doll\n")
     (folder / "broken.py").write_text("import a_package_that_is_absent\ndef make(): pass\n")
     (folder / "faulty.py").write_text("1 / 0\ndef make(): pass\n")
-    (folder / "helper.py").write_text("def shared(): pass\n")
+    (folder / "shared.py").write_text("def shared(): pass\n")
     (folder / "_private.py").write_text("def make(): pass\n")
     monkeypatch.setattr(distill_jax, "__path__", [*distill_jax.__path__, str(tmp_path)])
     yield folder
@@ -64,7 +64,7 @@ def test_an_unknown_name_lists_what_exists(package):
     message = refusal(resolve, "toys", "robbot", where="toy.name")
     assert message.startswith("toy.name: unknown toy 'robbot'\n  did you mean 'robot'?")
     assert "available: broken, faulty, nested, robot" in message
-    for name in ("helper", "_private", "", "nested.inner", "robot.make"):
+    for name in ("shared", "_private", "", "nested.inner", "robot.make"):
         assert "toy.name" in refusal(resolve, "toys", name, where="toy.name")
     message = refusal(resolve, "objectives", "tgeo", where="objective.name")
     assert message.startswith("objective.name: unknown objective 'tgeo'") and "kd" in message

@@ -1,0 +1,61 @@
+"""Data sets that answer with their sizes and shapes alone, for `--mode=describe` and for tests.
+
+A data module that knows these without reading offers `spec`, with the keywords of its `make`.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from distill_jax.core.api import Dataset, Provenance
+
+
+class ZeroSource:
+    """`n` examples of zeros.
+
+    Args:
+      n: number of examples.
+      shape: shape of one input.
+      dtype: type of the inputs.
+    """
+
+    def __init__(self, n: int, shape: Sequence[int], dtype: Any):
+        self._n, self._shape, self._dtype = n, tuple(shape), dtype
+        self.provenance = Provenance("shapes only", "none", n, "")
+
+    def __len__(self) -> int:
+        return self._n
+
+    def read(self, indices: np.ndarray) -> Mapping[str, Any]:
+        """Returns `input` `[b, ...]` and `label` int32 `[b]`, all zero."""
+        b = len(indices)
+        inputs = np.zeros((b, *self._shape), self._dtype)
+        return {"input": inputs, "label": np.zeros(b, np.int32)}
+
+
+def make_shapes(
+    *,
+    per_class: Sequence[int],
+    n_test: int,
+    shape: Sequence[int],
+    held_out: float,
+    classes: Sequence[str] = (),
+    dtype: Any = np.uint8,
+) -> Dataset:
+    """Returns a data set of zeros with the sizes that `source.make_dataset` would give.
+
+    Args:
+      per_class: training examples of each class, before the held-out share is taken.
+      n_test: test examples.
+      shape: shape of one input.
+      held_out: share of the training examples held out, class by class.
+      classes: class names; by default the numbers.
+      dtype: type of the inputs.
+    """
+    held = sum(int(held_out * count + 0.5) for count in per_class)
+    sizes = {"train": sum(per_class) - held, "held_out": held, "test": n_test}
+    names = tuple(classes) or tuple(str(label) for label in range(len(per_class)))
+    return Dataset(
+        **{part: ZeroSource(n, shape, dtype) for part, n in sizes.items()}, classes=names
+    )

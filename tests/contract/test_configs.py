@@ -1,0 +1,86 @@
+"""Every shipped config is valid, builds on shapes alone, and is dumped to `tests/golden`.
+
+After a deliberate change: `UPDATE_GOLDEN=1 pytest tests/contract/test_configs.py`.
+"""
+
+import json
+import math
+import os
+import pathlib
+
+import jax
+import pytest
+
+from distill_jax.core import partition
+from distill_jax.run import build, flags, study
+from distill_jax.run import config as config_lib
+
+ROOT = pathlib.Path(__file__).parents[2]
+GOLDEN = ROOT / "tests" / "golden"
+FILES = sorted(p for p in (ROOT / "configs").rglob("*.py") if p.name != "common.py")
+CASES = [(path, arg) for path in FILES for arg in ("", "smoke")]
+
+
+def load(path, arg):
+    config = flags.load(f"{path}:{arg}" if arg else str(path))
+    config_lib.validate(config)
+    config.mesh.data = 1
+    return config
+
+
+def runs(config):
+    """The single runs of a config: itself, or the first seed of every arm."""
+    if not config.study.arms:
+        return {"": config}
+    study.check(config)
+    seed = config.study.seeds[0]
+    return {a: study.arm_config(config, a, seed, pathlib.Path("runs")) for a in config.study.arms}
+
+
+def dump(name, config):
+    experiment = build.build(config, shapes_only=True)
+    lines = [f"== {name}".rstrip(), json.dumps(json.loads(config_lib.to_json(config)), indent=1)]
+    state = experiment.abstract_state
+    for role, params in (*state.params.items(), *state.targets.items()):
+        leaves = partition.named_leaves(params)
+        total = sum(math.prod(x.shape) for x in leaves.values())
+        lines.append(f"-- {role}: {total} parameters")
+        lines += [f"{path} {tuple(leaf.shape)} {leaf.dtype}" for path, leaf in leaves.items()]
+    lines.append(f"-- {experiment.total_steps} steps")
+    return "\n".join(lines)
+
+
+@pytest.fixture(autouse=True)
+def one_device(monkeypatch):
+    devices = jax.devices()[:1]
+    make_mesh = partition.make_mesh
+    monkeypatch.setattr(
+        partition, "make_mesh", lambda **kwargs: make_mesh(**kwargs, devices=devices)
+    )
+
+
+@pytest.mark.parametrize("path, arg", CASES, ids=lambda x: getattr(x, "stem", x))
+def test_config_builds_and_matches_its_golden_dump(path, arg):
+    config = load(path, arg)
+    text = "\n".join(dump(name, single) for name, single in runs(config).items()) + "\n"
+    name = "_".join((*path.relative_to(ROOT / "configs").with_suffix("").parts, arg)).rstrip("_")
+    golden = GOLDEN / f"{name}.txt"
+    if os.environ.get("UPDATE_GOLDEN"):
+        golden.write_text(text)
+    assert golden.exists(), f"no golden dump: {golden.name}"
+    assert text == golden.read_text(), "the resolved experiment changed; see the module docstring"
+
+
+def test_no_stale_golden_dumps():
+    known = {
+        "_".join((*p.relative_to(ROOT / "configs").with_suffix("").parts, a)).rstrip("_")
+        for p, a in CASES
+    }
+    assert {p.stem for p in GOLDEN.glob("*.txt")} == known
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: p.stem)
+def test_header_gives_the_command(path):
+    text = path.read_text()
+    assert text.startswith('"""')
+    assert "--config=configs/" in text or "make " in text

@@ -1,0 +1,115 @@
+"""The CPU convolution equals that of lax in every derivative, dtype, loop and sharding."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from distill_jax.models import convolution
+from distill_jax.models.convolution import _conv, conv2d
+
+CASES = [(3, 1, 6, 5), (3, 2, 6, 5), (3, 2, 7, 8), (1, 2, 6, 5), (5, 1, 6, 7), (3, 3, 8, 7)]
+
+
+def arrays(size, h, w, b=6, dtype=np.float32):
+    rng = np.random.default_rng(0)
+    shapes = ((b, h, w, 3), (size, size, 3, 4), (b, h, w, 3), (size, size, 3, 4))
+    return [jnp.asarray(rng.normal(size=shape), dtype) for shape in shapes]
+
+
+def everything(conv, x, kernel, dx, dkernel):
+    """Values, both gradients, forward-mode products and second derivatives of a nonlinear map."""
+
+    def f(x, kernel):
+        return jnp.tanh(conv(x, kernel)).sum((1, 2, 3))
+
+    def grads(x, kernel):
+        return jax.grad(lambda *a: (f(*a) ** 2).sum(), argnums=(0, 1))(x, kernel)
+
+    value, tangent = jax.jvp(f, (x, kernel), (dx, dkernel))
+    _, linear = jax.linearize(f, x, kernel)
+    forward_over_reverse = jax.jvp(grads, (x, kernel), (dx, dkernel))
+    reverse_over_reverse = jax.grad(
+        lambda *a: sum((g * d).sum() for g, d in zip(grads(*a), (dx, dkernel), strict=True)),
+        argnums=(0, 1),
+    )(x, kernel)
+    return (
+        conv(x, kernel),
+        value,
+        tangent,
+        linear(dx, dkernel),
+        (
+            forward_over_reverse,
+            reverse_over_reverse,
+        ),
+    )
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("patches", [2**22, 1])
+def test_values_and_derivatives_equal_those_of_lax(case, patches, monkeypatch):
+    monkeypatch.setattr(convolution, "_PATCH_BYTES", patches)
+    size, stride, h, w = case
+    with jax.enable_x64(True):
+        args = arrays(size, h, w, dtype=np.float64)
+        ours, theirs = (
+            jax.jit(functools.partial(everything, functools.partial(conv, stride=stride)))(*args)
+            for conv in (conv2d, _conv)
+        )
+    jax.tree.map(
+        functools.partial(np.testing.assert_allclose, rtol=1e-12, atol=1e-12), ours, theirs
+    )
+
+
+def test_float32_gradients_agree_to_rounding_and_have_no_convolution_over_the_image():
+    x, kernel, *_ = arrays(3, 8, 8, b=8)
+
+    def grad(conv):
+        return jax.jit(jax.grad(lambda k: (conv(x, k, stride=1) ** 2).sum()))
+
+    exact = grad(_conv)(kernel)
+    np.testing.assert_allclose(grad(conv2d)(kernel), exact, rtol=1e-5, atol=1e-4)
+    assert grad(conv2d).lower(kernel).as_text().count("stablehlo.convolution") == 1
+    assert grad(_conv).lower(kernel).as_text().count("stablehlo.convolution") == 2
+
+
+def test_bfloat16_stays_bfloat16():
+    x, kernel, *_ = arrays(3, 6, 6, dtype=jnp.bfloat16)
+    gx, gk = jax.grad(lambda *a: conv2d(*a).sum().astype(jnp.float32), argnums=(0, 1))(x, kernel)
+    assert gx.dtype == gk.dtype == conv2d(x, kernel).dtype == jnp.bfloat16
+
+
+def test_inside_a_scan_and_per_example_by_vmap():
+    x, kernel, *_ = arrays(3, 6, 6)
+
+    def loss(conv, k, x):
+        return (conv(x, k, stride=1) ** 2).sum()
+
+    def scanned(conv):
+        def step(k, _):
+            return k - 1e-3 * jax.grad(functools.partial(loss, conv))(k, x), None
+
+        return jax.jit(lambda k: jax.lax.scan(step, k, length=2)[0])(kernel)
+
+    np.testing.assert_allclose(scanned(conv2d), scanned(_conv), rtol=1e-5, atol=1e-5)
+    each = [
+        jax.jit(jax.vmap(jax.grad(functools.partial(loss, conv)), in_axes=(None, 0)))(
+            kernel, x[:, None]
+        )
+        for conv in (conv2d, _conv)
+    ]
+    np.testing.assert_allclose(*each, rtol=1e-5, atol=1e-5)
+
+
+def test_a_sharded_batch_has_the_same_gradient_without_gathering():
+    x, kernel, *_ = arrays(3, 6, 6, b=16)
+    mesh = jax.make_mesh((2,), ("data",), axis_types=(AxisType.Auto,), devices=jax.devices()[:2])
+    split = jax.device_put(x, NamedSharding(mesh, PartitionSpec("data")))
+    whole = jax.device_put(kernel, NamedSharding(mesh, PartitionSpec()))
+    grad = jax.jit(jax.grad(lambda k, x: (conv2d(x, k) ** 2).sum()))
+    text = grad.lower(whole, split).compile().as_text()
+    assert "all-gather" not in text and "all-to-all" not in text
+    np.testing.assert_allclose(grad(whole, split), grad(kernel, x), rtol=1e-5, atol=1e-4)

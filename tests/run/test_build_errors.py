@@ -1,0 +1,242 @@
+"""Mistakes that show when a config meets data, networks and checkpoints: one message, exit code 2."""
+
+import contextlib
+import io
+import json
+import shutil
+import time
+
+import pytest
+
+from distill_jax import main
+from distill_jax.run import build, flags
+
+KD = "configs/distill/kd.py:smoke"
+SUPERVISED = "configs/distill/supervised.py:smoke"
+STUDY = "configs/studies/demo.py:smoke"
+
+# (name, config, mode, flags, what the message must say)
+CORPUS = [
+    ("objective", KD, "train", ["objective.name=kdd"], ["unknown objective 'kdd'", "'kd'"]),
+    ("objective path", KD, "train", ["objective.name=no.such:X"], ["no module named 'no.such'"]),
+    (
+        "objective keyword",
+        KD,
+        "train",
+        ["objective.kwargs.temprature=2"],
+        ["does not accept 'temprature'", "did you mean 'temperature'"],
+    ),
+    ("objective type", KD, "train", ["objective.kwargs.alpha=high"], ["'high'", "float"]),
+    ("objective value", KD, "train", ["objective.kwargs.alpha=1.5"], ["alpha is 1.5", "[0, 1]"]),
+    ("temperature", KD, "train", ["objective.kwargs.temperature=0.0"], ["temperature is 0.0"]),
+    ("model", KD, "train", ["roles.student.model=resnt"], ["unknown model 'resnt'", "resnet"]),
+    (
+        "model keyword",
+        KD,
+        "train",
+        ["roles.student.kwargs.width=3"],
+        ["does not accept 'width'", "widths"],
+    ),
+    (
+        "depth",
+        SUPERVISED,
+        "train",
+        ["roles.student.model=resnet", "roles.student.kwargs.depth=21"],
+        ["6n + 2", "nearest: 20"],
+    ),
+    (
+        "missing role",
+        SUPERVISED,
+        "train",
+        ["objective.name=kd"],
+        ["needs a network 'teacher'", "roles"],
+    ),
+    (
+        "spare role",
+        SUPERVISED,
+        "train",
+        ["roles.studnt.model=mlp"],
+        ["never calls the network 'studnt'"],
+    ),
+    ("data", KD, "train", ["data.name=fashion_mnst"], ["unknown data", "fashion_mnist"]),
+    (
+        "data keyword",
+        KD,
+        "train",
+        ["data.kwargs.chanels=3"],
+        ["does not accept 'chanels'", "channels"],
+    ),
+    (
+        "absent folder",
+        KD,
+        "train",
+        ["data.name=idx_folder", "data.kwargs.root=/no/such/folder"],
+        ["no such file or folder", "train-images-idx3-ubyte"],
+    ),
+    (
+        "unprepared tfds",
+        KD,
+        "train",
+        ["data.name=tfds", "data.kwargs.name=cifar10", "data.kwargs.data_dir=/no/such"],
+        ["'cifar10' is not prepared", "download_and_prepare"],
+    ),
+    ("batch over data", KD, "train", ["batch_size=4096"], ["batch of 4096"]),
+    ("batch over mesh", KD, "train", ["batch_size=31"], ["31", "multiple of 8"]),
+    ("mesh", KD, "train", ["mesh.data=3"], ["does not fit 8 devices", "must be 8"]),
+    (
+        "micro-batch",
+        KD,
+        "train",
+        ["accum_steps=16"],
+        ["does not split evenly", "multiple of 128"],
+    ),
+    ("optimizer", KD, "train", ["optim.name=adm"], ["unknown optimizer 'adm'", "adam"]),
+    ("schedule", KD, "train", ["optim.schedule=cosin"], ["cosin", "cosine"]),
+    (
+        "optimizer keyword",
+        KD,
+        "train",
+        ["optim.kwargs.momentun=0.9"],
+        ["momentun", "momentum"],
+    ),
+    (
+        "uncovered decay",
+        KD,
+        "train",
+        ["optim.decay_mask=(('kernel$', True),)"],
+        ["optim.decay_mask"],
+    ),
+    (
+        "partition rule",
+        KD,
+        "train",
+        ["partition.rules=(('nothing', ('fsdp',)),)"],
+        ["matches no parameter"],
+    ),
+    (
+        "partition axis",
+        KD,
+        "train",
+        ["partition.rules=(('Dense_0/kernel', ('model',)),)"],
+        ["unknown mesh axis 'model'"],
+    ),
+    ("evaluator", KD, "train", ["evaluators.clasification.role=student"], ["classification"]),
+    (
+        "evaluator role",
+        SUPERVISED,
+        "train",
+        ["evaluators.agreement.reference=teacher"],
+        ["'teacher'", "does not have"],
+    ),
+    ("selection metric", KD, "train", ["eval.metric=held_out/acuracy"], ["held_out/accuracy"]),
+    ("no held out", KD, "train", ["data.held_out=0.0"], ["held_out split, which is empty", "data.held_out"]),
+    ("transform", KD, "train", ["data.eval_transforms=normalise"], ["normalise", "normalize"]),
+    (
+        "transform keyword",
+        KD,
+        "train",
+        ["data.transform_kwargs.random_crop.pading=1"],
+        ["does not accept 'pading'", "padding"],
+    ),
+    ("teacher absent", KD, "train", ["roles.teacher.init=runs/no_such"], ["does not exist"]),
+    ("teacher without weights", KD, "train", ["roles.teacher.init=none"], ["without weights"]),
+    (
+        "two durations",
+        KD,
+        "train",
+        ["total.steps=5", "total.epochs=2"],
+        ["total", "epochs=2.0 and steps=5"],
+    ),
+    ("study metric", STUDY, "study", ["study.metric=test/acuracy"], ["test/accuracy"]),
+    ("study reference", STUDY, "study", ["study.reference=alon"], ["'alon'", "alone"]),
+    ("no study", KD, "study", [], ["defines no study"]),
+    (
+        "study source",
+        STUDY,
+        "study",
+        ["study.arms.kd.roles.teacher.init=arm:techer"],
+        ["'techer'", "'teacher'"],
+    ),
+    ("eval without run", KD, "eval", [], ["does not exist"]),
+]
+
+
+def refused(argv, capsys, expected):
+    began = time.perf_counter()
+    code = main.main(["distill-jax", *argv])
+    assert time.perf_counter() - began < 20  # a few seconds; more only on a busy machine
+    out, err = capsys.readouterr()
+    assert code == 2, (code, out, err)
+    assert [line[:7] for line in err.splitlines()].count("error: ") == 1
+    assert "Traceback" not in out + err
+    for text in expected:
+        assert text in err, err
+
+
+@pytest.mark.parametrize(
+    "config, mode, overrides, expected", [c[1:] for c in CORPUS], ids=[c[0] for c in CORPUS]
+)
+def test_refused(config, mode, overrides, expected, tmp_path, capsys, teacher):
+    argv = [f"--config={config}", f"--mode={mode}", f"--workdir={tmp_path / 'run'}"]
+    if "kd.py" in config:
+        argv.append(f"--config.roles.teacher.init={teacher}")
+    argv += [f"--config.{o}" for o in overrides]
+    refused(argv, capsys, expected)
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+@pytest.fixture(scope="session")
+def teacher(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("teacher") / "run"
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        code = main.main(["distill-jax", f"--config={SUPERVISED}", f"--workdir={workdir}"])
+    assert code == 0
+    return workdir
+
+
+def test_teacher_of_another_shape(tmp_path, capsys, teacher):
+    argv = [f"--config={KD}", f"--workdir={tmp_path}", f"--config.roles.teacher.init={teacher}"]
+    expected = ["another structure", "in the checkpoint", "in this run"]
+    refused([*argv, "--config.roles.teacher.kwargs.widths=4,8"], capsys, expected)
+
+
+def test_teacher_of_other_classes(tmp_path, capsys, teacher):
+    argv = [f"--config={KD}", f"--workdir={tmp_path}", f"--config.roles.teacher.init={teacher}"]
+    refused([*argv, "--config.roles.teacher.kwargs.num_classes=3"], capsys, ["teacher", "3", "4"])
+
+
+def test_damaged_teacher(tmp_path, capsys, teacher):
+    copy = tmp_path / "copy"
+    shutil.copytree(teacher, copy)
+    for path in copy.rglob("role.student/d/*"):
+        data = bytearray(path.read_bytes())
+        data[len(data) // 2] ^= 1
+        path.write_bytes(bytes(data))
+    argv = [f"--config={KD}", f"--workdir={tmp_path / 'run'}"]
+    refused([*argv, f"--config.roles.teacher.init={copy}"], capsys, ["differ from what was written"])
+
+
+def test_teacher_architecture_is_taken_from_its_run(tmp_path, teacher):
+    config = flags.load(KD)
+    config.roles.teacher.model = ""
+    config.roles.teacher.init = str(teacher)
+    config.mesh.data = 8
+    experiment = build.build(config, shapes_only=True)
+    assert experiment.shapes.roles["teacher"].outputs["logits"].shape == (32, 4)
+
+
+def test_changed_config_is_refused_on_resume(capsys, teacher):
+    before = (teacher / "result.json").read_text()
+    argv = [f"--config={SUPERVISED}", f"--workdir={teacher}", "--config.optim.lr=0.3"]
+    refused(argv, capsys, ["holds a run of another config", "optim.lr: 0.1 -> 0.3"])
+    assert (teacher / "result.json").read_text() == before
+
+
+def test_nan_names_term_and_step_and_keeps_what_was_written(tmp_path, capsys):
+    argv = [f"--config={SUPERVISED}", f"--workdir={tmp_path}", "--config.optim.lr=1e30"]
+    argv += ["--config.optim.warmup.steps=1", "--config.log.every_steps=2"]
+    argv += ["--config.checkpoint.every.steps=1"]
+    refused(argv, capsys, ["is nan at step 3", "last finite loss", "optim.lr"])
+    assert (tmp_path / "checkpoints" / "1" / "digest.json").exists()
+    rows = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert all(json.loads(row) for row in rows)
