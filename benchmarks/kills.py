@@ -2,8 +2,8 @@
 
   python benchmarks/kills.py --kills=20 --out=benchmarks/results/kills.json
 
-Each kill is a process that is signalled (SIGKILL and SIGTERM in turn) once its metrics show a random
-step, then started again with the same command until it ends. Also resumes runs across device counts.
+Each kill is a process that is signalled (SIGKILL and SIGTERM in turn) once its metrics show a
+random step, then started again with the same command. Also resumes runs across device counts.
 """
 
 import argparse
@@ -20,11 +20,11 @@ import time
 import numpy as np
 
 CONFIG = "configs/distill/kd.py:smoke"
-STEPS = 400
+STEPS = 200
 OVERRIDES = [
     f"--config.total.steps={STEPS}",
     "--config.log.every_steps=5",
-    "--config.eval.every.steps=100",
+    "--config.eval.every.steps=50",
     "--config.checkpoint.every.steps=20",
     "--config.log.tensorboard=false",
 ]
@@ -144,7 +144,7 @@ def main():
     for before, after in ((8, 1), (1, 8)):
         workdir = root / f"move{before}to{after}"
         run_until(
-            command(workdir, teacher, devices=before), workdir, step=150, number=signal.SIGTERM
+            command(workdir, teacher, devices=before), workdir, step=100, number=signal.SIGTERM
         )
         resumed_at = last_step(workdir)
         code = run_until(command(workdir, teacher, devices=after), workdir)

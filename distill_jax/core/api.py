@@ -167,13 +167,12 @@ said of an augmented example can be stored; only transforms that pair examples (
 
 
 class Evaluator(Protocol):
-    """A measurement over a whole split.
+    """A measurement over a whole split, on the host."""
 
-    Attributes:
-      outputs: the network outputs that it reads, by role: `{"student": ("logits",)}`.
-    """
-
-    outputs: Mapping[Role, tuple[str, ...]]
+    @property
+    def outputs(self) -> Mapping[Role, tuple[str, ...]]:
+        """The network outputs that it reads, by role: `{"student": ("logits",)}`."""
+        ...
 
     def __call__(
         self, outputs: Mapping[Role, Mapping[str, np.ndarray]], batch: Mapping[str, np.ndarray]

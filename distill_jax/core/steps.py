@@ -140,7 +140,7 @@ def make_train_step(
         model_state, memory = carry
 
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
+        params: Any = optax.apply_updates(state.params, updates)
         targets = dict(state.targets)
         for role, (source, decay) in ema.items():
             targets[role] = _lerp(state.targets[role], params[source], decay)

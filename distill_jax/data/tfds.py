@@ -156,8 +156,8 @@ def make(
             where="data.name",
             hint="pip install tensorflow-datasets array_record importlib_resources",
         ) from error
-    builder = tfds.builder_from_directory(folder)
-    info: Any = builder.info
+    builder: Any = tfds.builder_from_directory(folder)
+    info = builder.info
     features = info.features
     for key, value, options in (
         ("input_key", input_key, features),
@@ -181,9 +181,9 @@ def make(
                 where=str(folder),
                 hint=DAMAGED,
             )
-        records: Any = builder.as_data_source(split)
-        undecoded: Any = {input_key: tfds.decode.SkipDecoding()}  # pyright: ignore[reportCallIssue]
-        column: Any = builder.as_data_source(split, decoders=undecoded)
+        records = builder.as_data_source(split)
+        undecoded = {input_key: tfds.decode.SkipDecoding()}
+        column = builder.as_data_source(split, decoders=undecoded)
         labels = np.fromiter((record[label_key] for record in column), np.int32, expected)
         sha256 = hashlib.sha256(info_bytes + source.digest(labels).encode()).hexdigest()
         title = f"{info.full_name} ({part}: {split})"

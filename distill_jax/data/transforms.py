@@ -93,7 +93,7 @@ def make_normalize(*, mean: float | Sequence[float], std: float | Sequence[float
         del key, step
         images = scale(batch["input"])
         channels = (1,) * (images.ndim - 1) + (-1,)
-        images = (images - shift.reshape(channels)) / spread.reshape(channels)
+        images = (images - shift.reshape(channels)) * (1 / spread).reshape(channels)
         return {**batch, "input": images}
 
     return apply

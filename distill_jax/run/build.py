@@ -13,7 +13,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import Mesh
-from ml_collections import ConfigDict
 
 from distill_jax.core import optim, partition, rng, state, steps
 from distill_jax.core.api import Batch, Dataset, Evaluator, Model, Objective, PyTree, Role
@@ -22,6 +21,7 @@ from distill_jax.data import loader, transforms
 from distill_jax.models.adapters import as_model
 from distill_jax.run import checkpoint
 from distill_jax.run import config as config_lib
+from distill_jax.run.config import ConfigDict
 from distill_jax.run.resolve import bind, resolve
 
 RESIDENT_BYTES = 2**30
@@ -100,7 +100,10 @@ class Experiment:
         def step(state, frozen, fed, key):
             batch = fed
             if self.resident:
-                batch = loader.fetch_resident(*fed, state.step, batch_size=config.batch_size)
+                data, window = fed
+                batch = loader.fetch_resident(
+                    data, window, state.step, batch_size=config.batch_size
+                )
             batch = jax.lax.with_sharding_constraint(batch, over_batch)
             batch = transform(rng.stream(key, "transform"), batch, state.step)
             return update(state, frozen, batch, key)
@@ -158,12 +161,14 @@ class Experiment:
         """
         shardings = jax.tree.map(lambda x: x.sharding, self.abstract_state)
         lowered = jax.jit(self.init, out_shardings=shardings).lower(key)
-        fast = {"xla_backend_optimization_level": 0}
+        fast: dict[str, str | bool] = {"xla_backend_optimization_level": "0"}
         options = fast if jax.default_backend() == "cpu" else None
         new = lowered.compile(compiler_options=options)(key)
         for role in self.trainable:
             if config.roles[role].init:
-                params, model_state = self._read(config, role, new.params[role], new.model_state[role])
+                params, model_state = self._read(
+                    config, role, new.params[role], new.model_state[role]
+                )
                 new = new.replace(
                     params={**new.params, role: params},
                     model_state={**new.model_state, role: model_state},
@@ -190,7 +195,7 @@ class Experiment:
             like=like,
             where=f"roles.{role}.init",
         )
-        return jax.tree.map(lambda x, l: jax.device_put(x, l.sharding), values, like)
+        return jax.tree.map(lambda x, to: jax.device_put(x, to.sharding), values, like)
 
 
 def _with_sharding(x, sharding) -> jax.ShapeDtypeStruct:
@@ -262,9 +267,7 @@ def _make_models(config: ConfigDict, provided: Mapping[str, Any]) -> dict[Role, 
 
 
 def _split_roles(config: ConfigDict):
-    ema = {
-        role: (spec.ema_of, spec.decay) for role, spec in config.roles.items() if spec.ema_of
-    }
+    ema = {role: (spec.ema_of, spec.decay) for role, spec in config.roles.items() if spec.ema_of}
     frozen = tuple(role for role, spec in config.roles.items() if spec.frozen)
     for role in frozen:
         if not config.roles[role].init:
@@ -365,7 +368,10 @@ def _is_resident(config: ConfigDict, dataset: Dataset) -> bool:
     if config.data.resident != "auto":
         return config.data.resident == "yes"
     one = dataset.train.read(np.zeros(1, np.int64))
-    return sum(np.asarray(x).nbytes for x in jax.tree.leaves(one)) * len(dataset.train) <= RESIDENT_BYTES
+    return (
+        sum(np.asarray(x).nbytes for x in jax.tree.leaves(one)) * len(dataset.train)
+        <= RESIDENT_BYTES
+    )
 
 
 def _schedule_args(config: ConfigDict, steps_per_epoch: float, total_steps: int) -> dict:
@@ -416,7 +422,9 @@ def check_metric(experiment: Experiment, metric: str, *, where: str) -> None:
     for evaluator in experiment.evaluators.values():
         outputs = {
             role: {
-                output: random.normal(size=(n, *experiment.shapes.roles[role].outputs[output].shape[1:]))
+                output: random.normal(
+                    size=(n, *experiment.shapes.roles[role].outputs[output].shape[1:])
+                )
                 for output in wanted
             }
             for role, wanted in evaluator.outputs.items()
@@ -437,7 +445,9 @@ def feed_shapes(experiment: Experiment) -> PyTree:
     example = _as_batch(source.read(np.zeros(b, np.int64)), b)
     if not experiment.resident:
         sharding = partition.over_batch(experiment.mesh)
-        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), example)
+        return jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), example
+        )
     sharding = partition.replicated(experiment.mesh)
     return loader.resident_shapes(source, sharding=sharding)
 
@@ -470,5 +480,5 @@ class Feed:
 
     def close(self) -> None:
         """Ends the threads of a stream."""
-        if not self._resident:
+        if isinstance(self._loader, loader.StreamLoader):
             self._loader.close()

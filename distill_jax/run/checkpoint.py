@@ -52,7 +52,9 @@ def verify(folder: pathlib.Path) -> None:
     except ValueError as e:
         raise CheckpointError(f"{DIGEST} is damaged", where=str(folder)) from e
     found = _hash_files(folder)
-    bad = sorted(name for name in stored.keys() | found.keys() if stored.get(name) != found.get(name))
+    bad = sorted(
+        name for name in stored.keys() | found.keys() if stored.get(name) != found.get(name)
+    )
     if bad:
         raise CheckpointError(
             f"{len(bad)} of {len(stored)} files differ from what was written: {bad[0]}",
@@ -137,7 +139,9 @@ class Checkpointer:
         if jax.default_backend() == "cpu":
             # On CPU, Orbax's host copy aliases the buffer that the next step is given to reuse.
             state = jax.block_until_ready(self._copy(state))
-        args = {name: ocp.args.PyTreeSave(tree) for name, tree in _items(state).items()}
+        args: dict[str, Any] = {
+            name: ocp.args.PyTreeSave(tree) for name, tree in _items(state).items()
+        }
         meta = {**meta, "step": step, "metric": metric}
         args["meta"] = ocp.args.JsonSave(meta)
         self._checkpointer().save(folder, args=ocp.args.Composite(**args))
@@ -267,6 +271,7 @@ def _root_cause(e: BaseException) -> str:
 
 def _stored_shapes(folder: pathlib.Path, item: str) -> PyTree:
     import orbax.checkpoint as ocp
+    from etils import epath
 
     if not (folder / item).is_dir():
         raise CheckpointError(
@@ -275,13 +280,15 @@ def _stored_shapes(folder: pathlib.Path, item: str) -> PyTree:
             hint=nearest(item, (p.name for p in folder.iterdir() if p.is_dir())),
         )
     handler = ocp.PyTreeCheckpointHandler()
-    metadata = handler.metadata(folder / item)
+    metadata = handler.metadata(epath.Path(folder / item))
     return getattr(metadata, "tree", metadata)
 
 
 def _check_structure(folder: pathlib.Path, item: str, like: PyTree) -> None:
     """Raises `CheckpointError` that lists how the stored leaves differ from those wanted."""
-    stored = {name: tuple(x.shape) for name, x in named_leaves(_stored_shapes(folder, item)).items()}
+    stored = {
+        name: tuple(x.shape) for name, x in named_leaves(_stored_shapes(folder, item)).items()
+    }
     wanted = {name: tuple(x.shape) for name, x in named_leaves(like).items()}
     lines = [f"{name}: absent from the checkpoint" for name in wanted.keys() - stored.keys()]
     lines += [f"{name}: not in this run" for name in stored.keys() - wanted.keys()]
@@ -310,7 +317,9 @@ def find_step(path: pathlib.Path, *, where: str) -> pathlib.Path:
     """
     if not path.exists():
         siblings = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
-        raise CheckpointError(f"{path} does not exist", where=where, hint=nearest(path.name, siblings))
+        raise CheckpointError(
+            f"{path} does not exist", where=where, hint=nearest(path.name, siblings)
+        )
     if (path / DIGEST).exists():
         return path
     folder = path / "checkpoints" if (path / "checkpoints").is_dir() else path
@@ -349,6 +358,7 @@ def read_network(
     """
     import numpy as np
     import orbax.checkpoint as ocp
+    from etils import epath
 
     folder = find_step(path, where=where)
     verify(folder)
@@ -360,6 +370,7 @@ def read_network(
     restore_args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
     handler = ocp.PyTreeCheckpointHandler()
     item = handler.restore(
-        folder / (ROLE + role), args=ocp.args.PyTreeRestore(tree, restore_args=restore_args)
+        epath.Path(folder / (ROLE + role)),
+        args=ocp.args.PyTreeRestore(tree, restore_args=restore_args),
     )
     return item["params"], item["state"]

@@ -4,17 +4,19 @@ import json
 import math
 
 import jax
-from ml_collections import ConfigDict
 
 from distill_jax.core import partition
 from distill_jax.run import build as build_lib
 from distill_jax.run import config as config_lib
+from distill_jax.run.config import ConfigDict
 
 
 def _table(rows: list[tuple[str, ...]], header: tuple[str, ...]) -> str:
     widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
     lines = [header, tuple("-" * w for w in widths), *rows]
-    return "\n".join("  ".join(c.ljust(w) for c, w in zip(r, widths, strict=True)).rstrip() for r in lines)
+    return "\n".join(
+        "  ".join(c.ljust(w) for c, w in zip(r, widths, strict=True)).rstrip() for r in lines
+    )
 
 
 def _bytes(n: float) -> str:

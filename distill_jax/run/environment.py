@@ -31,7 +31,7 @@ _started_runs: list[float] = []
 
 
 def startup_seconds() -> float:
-    """Returns the seconds from the start of the process to the first run in it; 0 for later runs."""
+    """Returns the seconds from process start to the first run in it; 0 for later runs."""
     _started_runs.append(time.perf_counter())
     return _started_runs[0] - _process_start() if len(_started_runs) == 1 else 0.0
 
@@ -87,7 +87,11 @@ def describe_environment() -> dict[str, Any]:
         "platform": jax.default_backend(),
         "devices": jax.device_count(),
         "processes": jax.process_count(),
-        "host": {"system": platform.system(), "machine": platform.machine(), "cores": os.cpu_count()},
+        "host": {
+            "system": platform.system(),
+            "machine": platform.machine(),
+            "cores": os.cpu_count(),
+        },
         "command": " ".join(sys.argv),
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }

@@ -10,7 +10,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from ml_collections import ConfigDict
 
 from distill_jax.core.api import TrainState
 from distill_jax.core.errors import CheckpointError, ConfigError, NonFiniteError
@@ -20,8 +19,17 @@ from distill_jax.run import build as build_lib
 from distill_jax.run import config as config_lib
 from distill_jax.run import environment, writers
 from distill_jax.run.checkpoint import Checkpointer
+from distill_jax.run.config import ConfigDict
 
-NEUTRAL = ("mesh.", "partition.", "log.", "checkpoint.", "eval.batch_size", "data.resident", "study.")
+NEUTRAL = (
+    "mesh.",
+    "partition.",
+    "log.",
+    "checkpoint.",
+    "eval.batch_size",
+    "data.resident",
+    "study.",
+)
 """Config paths that change how a run is carried out and not what it computes."""
 
 EXAMPLES = 64
@@ -145,7 +153,10 @@ def evaluate_run(config: ConfigDict, workdir: pathlib.Path) -> str:
 def format_result(result: Mapping[str, Any]) -> str:
     """Formats the metrics of a finished run: the last state, and the best by held-out metric."""
     best = result["best"]
-    lines = [f"{'':28}{'last':>12}{'best':>12}", f"{'step':28}{result['steps']:>12}{best.get('step', 0):>12}"]
+    lines = [
+        f"{'':28}{'last':>12}{'best':>12}",
+        f"{'step':28}{result['steps']:>12}{best.get('step', 0):>12}",
+    ]
     for name, value in sorted(result["metrics"].items()):
         lines.append(f"{name:28}{value:>12.4f}{best.get(name, float('nan')):>12.4f}")
     return "\n".join(lines)
@@ -250,7 +261,7 @@ class _Run:
             )
             stack.callback(log.close)
             progress = writers.Progress(
-                total, initial=step, description=self.arm or "train", is_main=main
+                total, initial=step, description=self._title(), is_main=main
             )
             stack.callback(progress.close)
             state = self._steps(stop, state, frozen, key, step, feed, update, log, progress)
@@ -293,6 +304,9 @@ class _Run:
                 self.checkpointer.wait()
                 raise Preempted(f"stopped at step {step} of {total}; the state is saved")
         return state
+
+    def _title(self) -> str:
+        return f"{self.arm} seed {self.config.seed}" if self.arm else "train"
 
     def _start(self, key) -> tuple[TrainState, int]:
         restored = self.checkpointer.restore(self.experiment.abstract_state)
@@ -396,6 +410,7 @@ class _Run:
             "arm": self.arm,
             "seed": config.seed,
             "steps": total,
+            "classes": list(experiment.dataset.classes),
             "metrics": metrics,
             "best": best,
             "provenance": {

@@ -11,12 +11,11 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from ml_collections import ConfigDict
-
 from distill_jax.core.errors import ConfigError, NonFiniteError, nearest
 from distill_jax.run import build as build_lib
 from distill_jax.run import config as config_lib
 from distill_jax.run import loop, report, statistics
+from distill_jax.run.config import ConfigDict
 
 _REFERENCE = re.compile(r"arm:(?P<arm>[\w.+-]+)(@(?P<seed>\d+))?(?P<role>#\w+)?$")
 
@@ -177,13 +176,15 @@ def run_study(
             result = loop.train(
                 single,
                 folder,
-                arm=f"{arm} seed {seed}",
+                arm=arm,
                 reported=config.study.metric,
                 make_experiment=make_experiment,
                 say=lambda line: None,
             )
         except NonFiniteError as e:
             statuses[arm, seed] = {"status": "failed", "value": None, "error": str(e)}
+            failure = {"status": "failed", "arm": arm, "seed": seed, "error": str(e)}
+            loop.write_json(folder / "result.json", failure)
             say(f"[{i}/{len(runs)}] {arm} seed {seed} failed: {e.what}")
         else:
             value = result["metrics"][config.study.metric]
@@ -211,7 +212,8 @@ def _mode(metric: str) -> str:
 
 
 def _write(config, workdir, statuses) -> list[statistics.ArmSummary]:
-    values: dict[str, dict[str, float]] = {arm: {} for arm in config_lib.arms(config)}
+    names = sorted(config_lib.arms(config), key=lambda arm: arm != config.study.reference)
+    values: dict[str, dict[str, float]] = {arm: {} for arm in names}
     for (arm, seed), status in statuses.items():
         if status["value"] is not None:
             values[arm][str(seed)] = status["value"]

@@ -1,4 +1,4 @@
-"""What every training method must satisfy; new modules under `objectives/` are found by themselves."""
+"""What every training method must satisfy; new modules in `objectives/` are found by themselves."""
 
 import jax
 import jax.numpy as jnp

@@ -104,8 +104,12 @@ def test_per_example_transforms_need_no_communication():
 def test_composed_transforms_draw_from_streams_of_their_names():
     flip, crop = transforms.make_horizontal_flip(), transforms.make_random_crop()
     batch = make_batch(np.arange(10))
-    alone = flip(rng.stream(KEY, "b"), crop(rng.stream(KEY, "a"), batch, STEP), STEP)
-    both = transforms.compose({"a": crop, "b": flip})(KEY, batch, STEP)
+
+    def by_hand(key, batch, step):
+        return flip(rng.stream(key, "b"), crop(rng.stream(key, "a"), batch, step), step)
+
+    alone = compiled(by_hand)(KEY, batch, STEP)
+    both = compiled(transforms.compose({"a": crop, "b": flip}))(KEY, batch, STEP)
     np.testing.assert_array_equal(both["input"], alone["input"])
 
 
@@ -142,7 +146,6 @@ def test_crop_against_numpy(mode):
 
 def test_crop_offsets_are_uniform():
     n, p = 2000, 2
-    batch = make_batch([0])
     images = jnp.zeros((n, 8, 6, 1), jnp.uint8).at[:, 4, 3, 0].set(1)
     batch = {
         "input": images,
@@ -162,7 +165,7 @@ def test_crop_offsets_are_uniform():
 def test_half_of_the_images_are_flipped():
     n = 1000
     batch = make_batch(np.arange(n), h=1, w=4, c=1)
-    out = np.asarray(transforms.make_horizontal_flip()(KEY, batch, STEP)["input"])
+    out = np.asarray(compiled(transforms.make_horizontal_flip())(KEY, batch, STEP)["input"])
     before = np.asarray(batch["input"])
     flipped = (out == before[:, :, ::-1]).all((1, 2, 3))
     assert (flipped | (out == before).all((1, 2, 3))).all()
@@ -196,16 +199,17 @@ def numpy_rotate(image, degrees, fill):
 def test_rotation_against_numpy(fill):
     images = np.asarray(make_batch(np.arange(5), dtype=np.float32)["input"])
     degrees = np.array([0.0, 13.0, -40.0, 90.0, 171.0], np.float32)
-    got = np.asarray(transforms.rotate(jnp.asarray(images), jnp.asarray(degrees), fill=fill))
+    rotate = compiled(functools.partial(transforms.rotate, fill=fill))
+    got = np.asarray(rotate(jnp.asarray(images), jnp.asarray(degrees)))
     for image, angle, out in zip(images, degrees, got, strict=True):
         np.testing.assert_allclose(out, numpy_rotate(image, angle, fill), atol=2e-3)
-    whole = transforms.rotate(jnp.asarray(images, jnp.uint8), jnp.asarray(degrees), fill=fill)
+    whole = rotate(jnp.asarray(images, jnp.uint8), jnp.asarray(degrees))
     assert np.abs(np.asarray(whole, np.float32) - got).max() <= 0.5 + 1e-3
 
 
 def test_a_quarter_turn_is_counter_clockwise():
     square = np.asarray(make_batch([1, 2], h=5, w=5)["input"])
-    got = transforms.rotate(jnp.asarray(square), jnp.array([90.0, -90.0]))
+    got = compiled(transforms.rotate)(jnp.asarray(square), jnp.array([90.0, -90.0]))
     np.testing.assert_array_equal(got[0], np.rot90(square[0]))
     np.testing.assert_array_equal(got[1], np.rot90(square[1], -1))
 

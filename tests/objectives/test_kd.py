@@ -64,7 +64,9 @@ def test_ratio_and_temperature():
     np.testing.assert_allclose(loss, want, rtol=1e-5)
 
 
-@pytest.mark.parametrize("kwargs", [{"alpha": 1.5}, {"temperature": 0.0}, {"label_smoothing": -1.0}])
+@pytest.mark.parametrize(
+    "kwargs", [{"alpha": 1.5}, {"temperature": 0.0}, {"label_smoothing": -1.0}]
+)
 def test_hyperparameters_are_checked(kwargs):
     with pytest.raises(ConfigError, match=next(iter(kwargs))):
         kd.make(**kwargs)

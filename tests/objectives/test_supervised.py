@@ -38,9 +38,7 @@ def test_mixed_labels_replace_class_ids():
     made = harness.setup("supervised", batch=batch)
     state = made.init(jax.random.key(0))
     model = harness.tiny_model()
-    outputs, _ = model.apply(
-        state.params["student"], {}, batch["input"], train=True, rngs={}
-    )
+    outputs, _ = model.apply(state.params["student"], {}, batch["input"], train=True, rngs={})
     want = -(batch["label_probs"] * log_softmax(np.asarray(outputs["logits"]))).sum(1).mean()
     _, metrics = made.step(state, {}, batch, jax.random.key(0))
     np.testing.assert_allclose(metrics["loss"], want, rtol=1e-5)

@@ -1,4 +1,4 @@
-"""Mistakes that show when a config meets data, networks and checkpoints: one message, exit code 2."""
+"""Mistakes that show when a config meets data and checkpoints: one message, exit code 2."""
 
 import contextlib
 import io
@@ -129,7 +129,13 @@ CORPUS = [
         ["'teacher'", "does not have"],
     ),
     ("selection metric", KD, "train", ["eval.metric=held_out/acuracy"], ["held_out/accuracy"]),
-    ("no held out", KD, "train", ["data.held_out=0.0"], ["held_out split, which is empty", "data.held_out"]),
+    (
+        "no held out",
+        KD,
+        "train",
+        ["data.held_out=0.0"],
+        ["held_out split, which is empty", "data.held_out"],
+    ),
     ("transform", KD, "train", ["data.eval_transforms=normalise"], ["normalise", "normalize"]),
     (
         "transform keyword",
@@ -213,7 +219,9 @@ def test_damaged_teacher(tmp_path, capsys, teacher):
         data[len(data) // 2] ^= 1
         path.write_bytes(bytes(data))
     argv = [f"--config={KD}", f"--workdir={tmp_path / 'run'}"]
-    refused([*argv, f"--config.roles.teacher.init={copy}"], capsys, ["differ from what was written"])
+    refused(
+        [*argv, f"--config.roles.teacher.init={copy}"], capsys, ["differ from what was written"]
+    )
 
 
 def test_teacher_architecture_is_taken_from_its_run(tmp_path, teacher):

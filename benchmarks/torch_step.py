@@ -1,0 +1,265 @@
+"""Time of a training step against eager PyTorch on the same machine: same nets, batch, optimizer.
+
+    python benchmarks/torch_step.py --nets mlp,vit,resnet20 --rounds 15 --out results.json
+
+Every variant lives in a process of its own; the processes take turns, a few steps each, so that a
+busy machine slows all of them alike. Reported are medians over rounds of wall and process CPU
+time, and of the ratio of PyTorch's step time to each variant's in the same round (above 1: faster
+than PyTorch). The baseline is eager, float32 and, for images, NCHW; "torch_channels_last" stands
+beside it. All steps are cross-entropy, SGD with momentum 0.9, random data in memory.
+"""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+NETS = {
+    "mlp": {"batch": 128, "shape": (28, 28, 1), "steps": 40},
+    "vit": {"batch": 64, "shape": (32, 32, 3), "steps": 1},
+    "resnet20": {"batch": 128, "shape": (32, 32, 3), "steps": 1},
+}
+DESCRIPTION = {
+    "mlp": "784-512-512-10, batch 128",
+    "vit": "192 wide, 6 deep, 3 heads, patch 4, class token, 32x32x3, batch 64",
+    "resnet20": "ResNet-20, 32x32x3, batch 128",
+}
+VARIANTS = {
+    "torch": {},
+    "torch_channels_last": {"nets": ("resnet20",)},
+    "jax": {},
+    "jax_lax_conv": {"nets": ("resnet20",)},
+    "jax_two_devices": {},
+    "jax_bfloat16": {},
+    "jax_fast_compile": {"XLA_FLAGS": "--xla_cpu_opt_preset=FAST_COMPILE"},
+    "jax_keep_memory": {},
+}
+
+
+def torch_step(net: str, variant: str) -> Callable[[], Any]:
+    """Returns a training step in eager PyTorch."""
+    import torch
+    import torch.nn.functional as F
+    from torch import nn
+
+    class Block(nn.Module):
+        def __init__(self, c, d, stride):
+            super().__init__()
+            self.conv1 = nn.Conv2d(c, d, 3, stride, 1, bias=False)
+            self.conv2 = nn.Conv2d(d, d, 3, 1, 1, bias=False)
+            self.bn1, self.bn2 = nn.BatchNorm2d(d), nn.BatchNorm2d(d)
+            self.short = nn.Identity()
+            if c != d:
+                conv = nn.Conv2d(c, d, 1, stride, bias=False)
+                self.short = nn.Sequential(conv, nn.BatchNorm2d(d))
+
+        def forward(self, x):
+            y = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
+            return F.relu(y + self.short(x))
+
+    class Layer(nn.Module):
+        def __init__(self, d, heads):
+            super().__init__()
+            self.heads, self.norm1, self.norm2 = heads, nn.LayerNorm(d), nn.LayerNorm(d)
+            self.qkv, self.out = nn.Linear(d, 3 * d), nn.Linear(d, d)
+            self.up, self.down = nn.Linear(d, 4 * d), nn.Linear(4 * d, d)
+
+        def forward(self, x):
+            b, t, d = x.shape
+            q, k, v = self.qkv(self.norm1(x)).view(b, t, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+            y = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(b, t, d)
+            x = x + self.out(y)
+            return x + self.down(F.gelu(self.up(self.norm2(x)), approximate="tanh"))
+
+    class ViT(nn.Module):
+        def __init__(self, d=192, depth=6, heads=3):
+            super().__init__()
+            self.patches = nn.Conv2d(3, d, 4, 4)
+            self.cls = nn.Parameter(torch.zeros(1, 1, d))
+            self.positions = nn.Parameter(torch.randn(1, 65, d) * 0.02)
+            self.layers = nn.Sequential(*[Layer(d, heads) for _ in range(depth)])
+            self.norm, self.head = nn.LayerNorm(d), nn.Linear(d, 10)
+
+        def forward(self, x):
+            x = self.patches(x).flatten(2).transpose(1, 2)
+            x = torch.cat([self.cls.expand(len(x), -1, -1), x], 1) + self.positions
+            return self.head(self.norm(self.layers(x))[:, 0])
+
+    if net == "mlp":
+        hidden = (nn.Linear(784, 512), nn.ReLU(), nn.Linear(512, 512), nn.ReLU())
+        model = nn.Sequential(nn.Flatten(), *hidden, nn.Linear(512, 10))
+    elif net == "vit":
+        model = ViT()
+    else:
+        widths = [(16, 16, 1)] * 3 + [(16, 32, 2)] + [(32, 32, 1)] * 2
+        widths += [(32, 64, 2)] + [(64, 64, 1)] * 2
+        stem = (nn.Conv2d(3, 16, 3, 1, 1, bias=False), nn.BatchNorm2d(16), nn.ReLU())
+        head = (nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 10))
+        model = nn.Sequential(*stem, *[Block(*w) for w in widths], *head)
+    h, w, c = NETS[net]["shape"]
+    x = torch.randn(NETS[net]["batch"], c, h, w)
+    y = torch.randint(0, 10, (NETS[net]["batch"],))
+    if variant == "torch_channels_last":
+        model = model.to(memory_format=torch.channels_last)
+        x = x.to(memory_format=torch.channels_last)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
+
+    def step():
+        optimizer.zero_grad()
+        loss = F.cross_entropy(model(x), y)
+        loss.backward()
+        optimizer.step()
+        return loss
+
+    return step
+
+
+def jax_step(net: str, variant: str) -> Callable[[], Any]:
+    """Returns a jitted training step of the package's network."""
+    import jax
+
+    devices = 2 if variant == "jax_two_devices" else 1
+    jax.config.update("jax_num_cpu_devices", devices)
+    import jax.numpy as jnp
+    import optax
+    from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+    from distill_jax.models import convolution, layers, mlp, resnet, vit
+
+    if variant == "jax_lax_conv":
+        layers.conv2d = convolution._conv
+    if variant == "jax_keep_memory":
+        import ctypes
+
+        libc = ctypes.CDLL(None)  # M_MMAP_MAX, M_TRIM_THRESHOLD, M_ARENA_MAX of glibc
+        assert all((libc.mallopt(-4, 0), libc.mallopt(-1, 2**31 - 1), libc.mallopt(-8, 1)))
+    model = {
+        "mlp": lambda: mlp.make(num_classes=10, hidden=(512, 512)),
+        "vit": lambda: vit.make(num_classes=10, variant="tiny", depth=6),
+        "resnet20": lambda: resnet.make(num_classes=10, depth=20),
+    }[net]()
+    batch, shape = NETS[net]["batch"], NETS[net]["shape"]
+    mesh = jax.make_mesh((devices,), ("data",), axis_types=(AxisType.Auto,))
+    split, whole = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in (("data",), ()))
+    x = jax.device_put(jax.random.normal(jax.random.key(0), (batch, *shape)), split)
+    y = jax.device_put(jax.random.randint(jax.random.key(1), (batch,), 0, 10), split)
+    tx = optax.sgd(0.01, momentum=0.9)
+    dtype = jnp.bfloat16 if variant == "jax_bfloat16" else jnp.float32
+
+    def init(key):
+        params, state = model.init(key, x)
+        return params, state, tx.init(params)
+
+    carry = jax.jit(init, out_shardings=whole)(jax.random.key(2))
+
+    def train(carry, x, y):
+        params, state, opt_state = carry
+
+        def loss(params):
+            low, image = jax.tree.map(lambda leaf: leaf.astype(dtype), (params, x))
+            outputs, new = model.apply(low, state, image, train=True, rngs={})
+            logits = outputs["logits"].astype(jnp.float32)
+            return optax.softmax_cross_entropy_with_integer_labels(logits, y).mean(), new
+
+        (value, state), grads = jax.value_and_grad(loss, has_aux=True)(params)
+        updates, opt_state = tx.update(grads, opt_state, params)
+        return (optax.apply_updates(params, updates), state, opt_state), value
+
+    compiled = jax.jit(train, donate_argnums=0)
+
+    def step():
+        nonlocal carry
+        carry, value = compiled(carry, x, y)
+        return value.block_until_ready()
+
+    return step
+
+
+def serve(net: str, variant: str) -> None:
+    """Runs as many steps as each line of stdin asks for and prints seconds a step."""
+    step = (torch_step if variant.startswith("torch") else jax_step)(net, variant)
+    for _ in range(3):
+        value = float(step())
+    print(json.dumps(value), flush=True)
+    for line in sys.stdin:
+        steps = int(line)
+        wall, cpu = time.perf_counter(), time.process_time()
+        for _ in range(steps):
+            step()
+        wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+        print(json.dumps({"wall": wall / steps, "cpu": cpu / steps}), flush=True)
+
+
+def measure(net: str, variants: list[str], rounds: int) -> dict[str, Any]:
+    """Returns medians by variant, the variants taking turns in every round."""
+    here = os.path.abspath(__file__)
+    workers, times = {}, {name: [] for name in variants}
+    for name in variants:
+        env = os.environ | {k: v for k, v in VARIANTS[name].items() if k != "nets"}
+        env |= {"JAX_PLATFORMS": "cpu", "PYTHONPATH": os.path.dirname(os.path.dirname(here))}
+        command = [sys.executable, here, "--serve", f"{net}:{name}"]
+        workers[name] = subprocess.Popen(
+            command, env=env, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
+        workers[name].stdout.readline()  # compiled and warm
+    for _ in range(rounds):
+        for name, worker in workers.items():
+            worker.stdin.write(f"{NETS[net]['steps']}\n")
+            worker.stdin.flush()
+            times[name].append(json.loads(worker.stdout.readline()))
+    for worker in workers.values():
+        worker.stdin.close()
+        worker.wait()
+
+    def row(name: str) -> dict[str, float]:
+        pairs = list(zip(times["torch"], times[name], strict=True))
+        return {
+            "wall_ms": round(1e3 * statistics.median(t["wall"] for t in times[name]), 2),
+            "cpu_ms": round(1e3 * statistics.median(t["cpu"] for t in times[name]), 2),
+            "speed_of_torch": round(statistics.median(a["wall"] / b["wall"] for a, b in pairs), 3),
+            "speed_of_torch_cpu": round(
+                statistics.median(a["cpu"] / b["cpu"] for a, b in pairs), 3
+            ),
+        }
+
+    return {"net": DESCRIPTION[net], "rounds": rounds} | {name: row(name) for name in variants}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--nets", default="mlp,vit,resnet20")
+    parser.add_argument("--variants", default=",".join(VARIANTS))
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--out", default="benchmarks/results/torch_step.json")
+    parser.add_argument("--serve", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.serve:
+        return serve(*args.serve.split(":"))
+    from importlib.metadata import version
+
+    result = {
+        "versions": {p: version(p) for p in ("jax", "jaxlib", "flax", "torch")},
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "cpus": os.cpu_count(),
+        "nets": {},
+    }
+    for net in args.nets.split(","):
+        names = [n for n in args.variants.split(",") if net in VARIANTS[n].get("nets", (net,))]
+        names = ["torch", *[n for n in names if n != "torch"]]
+        result["nets"][net] = measure(net, names, args.rounds)
+        result["load_average"] = os.getloadavg()
+        with open(args.out, "w") as file:
+            json.dump(result, file, indent=2)
+            file.write("\n")
+        print(json.dumps(result["nets"][net], indent=2), flush=True)
+
+
+if __name__ == "__main__":
+    main()
