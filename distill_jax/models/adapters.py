@@ -30,9 +30,10 @@ def from_linen(module: nn.Module) -> Model:
 
     def init(key: Key, *inputs: Any) -> tuple[Params, State]:
         # Only shapes of the inputs matter; under `jit` the forward pass is dead code.
-        variables = jax.jit(lambda key, *inputs: module.init(key, *inputs, **mode(False)))(
-            key, *jax.tree.map(lambda x: jnp.zeros((1, *x.shape[1:]), x.dtype), inputs)
-        )
+        like = jax.tree.map(lambda x: jnp.zeros((1, *x.shape[1:]), x.dtype), inputs)
+        arguments: dict[str, Any] = mode(False)
+        run = jax.jit(lambda key, inputs: module.init(key, *inputs, **arguments))
+        variables = run(key, like)
         state = {k: v for k, v in variables.items() if k not in ("params", "intermediates")}
         return variables.get("params", {}), state
 

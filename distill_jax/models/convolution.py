@@ -16,6 +16,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.core import ShapedArray
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
@@ -101,7 +102,7 @@ def _primitive(name: str, run: Callable[..., Array], reference: Callable[..., Ar
 
     def abstract(*args: Any, **params: Any) -> Any:
         out = jax.eval_shape(functools.partial(reference, **params), *args)
-        return jax.core.ShapedArray(out.shape, out.dtype)
+        return ShapedArray(out.shape, out.dtype)
 
     def batch(args: Any, axes: Any, **params: Any) -> tuple[Array, int]:
         return jax.vmap(functools.partial(reference, **params), in_axes=axes)(*args), 0

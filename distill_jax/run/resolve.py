@@ -5,6 +5,7 @@ import functools
 import importlib
 import inspect
 import pathlib
+import pkgutil
 import re
 import types
 import typing
@@ -17,14 +18,16 @@ _NOUNS = {"data": "data set"}
 _DEFINES_MAKE = re.compile(r"^(def make\(|class make\b|make\b.*=|from .* import .*\bmake\b)", re.M)
 
 
-_MAKES = re.compile(r"^(def make\(|make\b.*=)", re.MULTILINE)
-
-
 def available(package: str) -> list[str]:
     """Returns the modules of `distill_jax.<package>` that offer `make`, without importing them."""
     root = importlib.import_module(f"distill_jax.{package}")
-    folder = pathlib.Path(next(iter(root.__path__)))
-    return sorted(p.stem for p in folder.glob("*.py") if _MAKES.search(p.read_text("utf-8")))
+    found = []
+    for module in pkgutil.iter_modules(root.__path__):
+        path = pathlib.Path(next(iter(root.__path__)), module.name)
+        path = path / "__init__.py" if module.ispkg else path.with_suffix(".py")
+        if not module.name.startswith("_") and _DEFINES_MAKE.search(path.read_text("utf-8")):
+            found.append(module.name)
+    return sorted(found)
 
 
 def resolve(package: str, name: str, *, where: str) -> Callable[..., Any]:

@@ -1,0 +1,196 @@
+"""Our distillation step against a hand-written `jit` loop of the same networks and data.
+
+  python benchmarks/step_overhead.py --out=benchmarks/results/step_overhead.json
+
+Both loops run in one process on one device, in alternating blocks; the figure is the median over
+blocks of the ratio of neighbouring blocks. "step" compares complete loops: our side has the loader, the
+progress bar and the bookkeeping of the shell, the hand-written side slices the same permutation.
+"loader" compares our loop fed by the loader with our loop fed one constant device batch.
+"""
+
+import argparse
+import importlib.metadata
+import io
+import json
+import os
+import pathlib
+import time
+
+import jax
+
+jax.config.update("jax_num_cpu_devices", 1)
+
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from distill_jax.core import partition, rng, state, steps
+from distill_jax.data import loader, synthetic, transforms
+from distill_jax.models import mlp, resnet
+from distill_jax.objectives import kd
+from distill_jax.run import writers
+
+NETS = {
+    # name: (student, teacher, image size, channels, batch, steps in a block)
+    "resnet20": (
+        lambda: resnet.make(num_classes=10, depth=20),
+        lambda: resnet.make(num_classes=10, depth=20),
+        32,
+        3,
+        64,
+        3,
+    ),
+    "mlp": (
+        lambda: mlp.make(num_classes=10, hidden=(256, 256)),
+        lambda: mlp.make(num_classes=10, hidden=(512, 512)),
+        28,
+        1,
+        64,
+        200,
+    ),
+}
+TEMPERATURE, ALPHA = 4.0, 0.9
+
+
+def hand_written(student, teacher, tx, batch_size):
+    """What a careful user writes: one jitted function, no framework."""
+
+    def loss_fn(params, model_state, frozen, x, y):
+        out, model_state = student.apply(params, model_state, x, train=True, rngs={})
+        target, _ = teacher.apply(*frozen, x, train=False, rngs={})
+        s, t = out["logits"], jax.lax.stop_gradient(target["logits"])
+        ce = optax.softmax_cross_entropy_with_integer_labels(s, y).mean()
+        log_s, log_t = (jax.nn.log_softmax(z / TEMPERATURE) for z in (s, t))
+        kl = TEMPERATURE**2 * (jnp.exp(log_t) * (log_t - log_s)).sum(-1).mean()
+        return ALPHA * kl + (1 - ALPHA) * ce, model_state
+
+    @jax.jit
+    def normalize(x):
+        return x.astype(jnp.float32) / 255
+
+    def step(carry, frozen, images, labels, order, i):
+        params, model_state, opt_state = carry
+        rows = jax.lax.dynamic_slice_in_dim(order, i * batch_size, batch_size)
+        x, y = normalize(images[rows]), labels[rows]
+        (loss, model_state), grads = jax.value_and_grad(loss_fn, has_aux=True)(
+            params, model_state, frozen, x, y
+        )
+        updates, opt_state = tx.update(grads, opt_state, params)
+        return (optax.apply_updates(params, updates), model_state, opt_state), loss
+
+    return jax.jit(step, donate_argnums=0)
+
+
+def make_sides(name):
+    make_student, make_teacher, size, channels, b, block = NETS[name]
+    student, teacher = make_student(), make_teacher()
+    data = synthetic.make(n_train=2048, image_size=size, channels=channels, num_classes=10)
+    tx = optax.sgd(0.01, momentum=0.9)
+    objective = kd.make(temperature=TEMPERATURE, alpha=ALPHA)
+    models = {"student": student, "teacher": teacher}
+    mesh = partition.make_mesh()
+    resident = loader.ResidentLoader(
+        data.train, batch_size=b, seed=0, sharding=partition.replicated(mesh)
+    )
+    transform = transforms.compose({"scale": transforms.make_scale()})
+    key = jax.device_put(jax.random.key(0), partition.replicated(mesh))
+    raw = loader.fetch_resident(resident.data, resident.window(0), jnp.int32(0), batch_size=b)
+    constant = transform(key, raw, jnp.int32(0))
+    shapes = state.infer_shapes(objective, models, jax.eval_shape(lambda: constant))
+    init = state.make_init(objective, models, tx, shapes, trainable=("student",), ema={})
+    frozen = {"teacher": jax.jit(teacher.init)(jax.random.key(1), constant["input"])}
+    update = steps.make_train_step(objective, models, tx)
+
+    def fed(state, frozen, arrays, window, key):
+        batch = loader.fetch_resident(arrays, window, state.step, batch_size=b)
+        batch = transform(rng.stream(key, "transform"), batch, state.step)
+        return update(state, frozen, batch, key)
+
+    def ours(fn, feed):
+        current = jax.jit(init)(key)
+        compiled = jax.jit(fn, donate_argnums=0).lower(current, frozen, *feed(0), key).compile()
+        box = {"state": current, "step": 0}
+        progress = writers.Progress(10**9, file=io.StringIO())
+
+        def run():
+            pending = []
+            for _ in range(block):
+                box["state"], metrics = compiled(box["state"], frozen, *feed(box["step"]), key)
+                box["step"] += 1
+                pending.append(metrics)
+                if len(pending) > 2:
+                    pending[-3]["loss"].block_until_ready()
+                progress.update(box["step"])
+            jax.device_get(pending)
+
+        return run
+
+    params, model_state = jax.jit(student.init)(jax.random.key(0), constant["input"])
+    by_hand = hand_written(student, teacher, tx, b)
+    hand = {"carry": (params, model_state, tx.init(params)), "step": 0}
+    images, labels = resident.data["input"], resident.data["label"]
+    order = jnp.asarray(np.random.default_rng(0).permutation(len(data.train)))
+    per_epoch = len(data.train) // b
+
+    def run_hand():
+        loss = None
+        for _ in range(block):
+            i = hand["step"] % per_epoch
+            hand["carry"], loss = by_hand(
+                hand["carry"], frozen["teacher"], images, labels, order, i
+            )
+            hand["step"] += 1
+        jax.block_until_ready(loss)
+
+    return {
+        "ours": ours(fed, lambda step: (resident.data, resident.window(step))),
+        "hand_written": run_hand,
+        "ours_constant_batch": ours(update, lambda step: (constant,)),
+    }
+
+
+def alternate(sides, *, blocks):
+    """Seconds per block of each side, blocks interleaved in rotating order."""
+    for run in sides.values():
+        run()
+        run()
+    names = list(sides)
+    seconds = {name: [] for name in names}
+    for i in range(blocks):
+        for name in names[i % len(names) :] + names[: i % len(names)]:
+            began = time.perf_counter()
+            sides[name]()
+            seconds[name].append(time.perf_counter() - began)
+    return seconds
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--blocks", type=int, default=41)
+    parser.add_argument("--out", default="")
+    options = parser.parse_args()
+    results = {}
+    for name, (*_, block) in NETS.items():
+        seconds = alternate(make_sides(name), blocks=options.blocks)
+        arrays = {side: np.array(values) / block for side, values in seconds.items()}
+        results[name] = {
+            "milliseconds": {s: float(np.median(v) * 1e3) for s, v in arrays.items()},
+            "step_over_hand_written": float(np.median(arrays["ours"] / arrays["hand_written"])),
+            "loader_over_constant_batch": float(
+                np.median(arrays["ours"] / arrays["ours_constant_batch"])
+            ),
+        }
+        print(name, json.dumps(results[name], indent=1), flush=True)
+    report = {
+        "results": results,
+        "blocks": options.blocks,
+        "device": jax.devices()[0].device_kind,
+        "cores": os.cpu_count(),
+        "versions": {p: importlib.metadata.version(p) for p in ("jax", "flax", "optax", "numpy")},
+    }
+    if options.out:
+        pathlib.Path(options.out).write_text(json.dumps(report, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
