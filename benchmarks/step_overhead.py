@@ -3,9 +3,10 @@
   python benchmarks/step_overhead.py --out=benchmarks/results/step_overhead.json
 
 Both loops run in one process on one device, in alternating blocks; the figure is the median over
-blocks of the ratio of neighbouring blocks. "step" compares complete loops: our side has the loader, the
-progress bar and the bookkeeping of the shell, the hand-written side slices the same permutation.
-"loader" compares our loop fed by the loader with our loop fed one constant device batch.
+blocks of the ratio of neighbouring blocks. "step" compares complete loops: ours has the loader, the
+progress bar and the bookkeeping of the shell, the hand-written one slices a permutation. A second
+hand-written side gives the noise of the ratio. "loader" compares our loop fed by the loader with
+our loop fed one constant device batch.
 """
 
 import argparse
@@ -17,9 +18,6 @@ import pathlib
 import time
 
 import jax
-
-jax.config.update("jax_num_cpu_devices", 1)
-
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -28,7 +26,7 @@ from distill_jax.core import partition, rng, state, steps
 from distill_jax.data import loader, synthetic, transforms
 from distill_jax.models import mlp, resnet
 from distill_jax.objectives import kd
-from distill_jax.run import writers
+from distill_jax.run import loop, writers
 
 NETS = {
     # name: (student, teacher, image size, channels, batch, steps in a block)
@@ -38,7 +36,7 @@ NETS = {
         32,
         3,
         64,
-        3,
+        2,
     ),
     "mlp": (
         lambda: mlp.make(num_classes=10, hidden=(256, 256)),
@@ -46,7 +44,7 @@ NETS = {
         28,
         1,
         64,
-        200,
+        48,
     ),
 }
 TEMPERATURE, ALPHA = 4.0, 0.9
@@ -99,7 +97,11 @@ def make_sides(name):
     shapes = state.infer_shapes(objective, models, jax.eval_shape(lambda: constant))
     init = state.make_init(objective, models, tx, shapes, trainable=("student",), ema={})
     frozen = {"teacher": jax.jit(teacher.init)(jax.random.key(1), constant["input"])}
-    update = steps.make_train_step(objective, models, tx)
+    core_step = steps.make_train_step(objective, models, tx)
+
+    def update(state, frozen, batch, key):
+        state, metrics = core_step(state, frozen, batch, key)
+        return state, jnp.stack(list(metrics.values()))
 
     def fed(state, frozen, arrays, window, key):
         batch = loader.fetch_resident(arrays, window, state.step, batch_size=b)
@@ -118,64 +120,74 @@ def make_sides(name):
                 box["state"], metrics = compiled(box["state"], frozen, *feed(box["step"]), key)
                 box["step"] += 1
                 pending.append(metrics)
-                if len(pending) > 2:
-                    pending[-3]["loss"].block_until_ready()
+                if len(pending) % loop.IN_FLIGHT == 0:
+                    pending[-loop.IN_FLIGHT].block_until_ready()
                 progress.update(box["step"])
-            jax.device_get(pending)
+            for metrics in pending:
+                np.asarray(metrics)
 
         return run
 
-    params, model_state = jax.jit(student.init)(jax.random.key(0), constant["input"])
-    by_hand = hand_written(student, teacher, tx, b)
-    hand = {"carry": (params, model_state, tx.init(params)), "step": 0}
     images, labels = resident.data["input"], resident.data["label"]
     order = jnp.asarray(np.random.default_rng(0).permutation(len(data.train)))
     per_epoch = len(data.train) // b
 
-    def run_hand():
-        loss = None
-        for _ in range(block):
-            i = hand["step"] % per_epoch
-            hand["carry"], loss = by_hand(
-                hand["carry"], frozen["teacher"], images, labels, order, i
-            )
-            hand["step"] += 1
-        jax.block_until_ready(loss)
+    def hand():
+        params, model_state = jax.jit(student.init)(jax.random.key(0), constant["input"])
+        by_hand = hand_written(student, teacher, tx, b)
+        box = {"carry": (params, model_state, tx.init(params)), "step": 0}
+
+        def run():
+            loss = None
+            for _ in range(block):
+                i = box["step"] % per_epoch
+                box["carry"], loss = by_hand(
+                    box["carry"], frozen["teacher"], images, labels, order, i
+                )
+                box["step"] += 1
+            jax.block_until_ready(loss)
+
+        return run
 
     return {
         "ours": ours(fed, lambda step: (resident.data, resident.window(step))),
-        "hand_written": run_hand,
+        "hand_written": hand(),
+        "hand_written_again": hand(),
         "ours_constant_batch": ours(update, lambda step: (constant,)),
     }
 
 
-def alternate(sides, *, blocks):
+def alternate(sides, *, seconds):
     """Seconds per block of each side, blocks interleaved in rotating order."""
     for run in sides.values():
         run()
         run()
     names = list(sides)
-    seconds = {name: [] for name in names}
-    for i in range(blocks):
+    found = {name: [] for name in names}
+    began, i = time.perf_counter(), 0
+    while time.perf_counter() - began < seconds:
         for name in names[i % len(names) :] + names[: i % len(names)]:
-            began = time.perf_counter()
+            start = time.perf_counter()
             sides[name]()
-            seconds[name].append(time.perf_counter() - began)
-    return seconds
+            found[name].append(time.perf_counter() - start)
+        i += 1
+    return found
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--blocks", type=int, default=41)
+    parser.add_argument("--seconds", type=float, default=90.0, help="for each net")
     parser.add_argument("--out", default="")
     options = parser.parse_args()
+    jax.config.update("jax_num_cpu_devices", 1)
     results = {}
     for name, (*_, block) in NETS.items():
-        seconds = alternate(make_sides(name), blocks=options.blocks)
+        seconds = alternate(make_sides(name), seconds=options.seconds)
         arrays = {side: np.array(values) / block for side, values in seconds.items()}
         results[name] = {
             "milliseconds": {s: float(np.median(v) * 1e3) for s, v in arrays.items()},
             "step_over_hand_written": float(np.median(arrays["ours"] / arrays["hand_written"])),
+            "noise": float(np.median(arrays["hand_written_again"] / arrays["hand_written"])),
             "loader_over_constant_batch": float(
                 np.median(arrays["ours"] / arrays["ours_constant_batch"])
             ),
@@ -183,7 +195,7 @@ def main():
         print(name, json.dumps(results[name], indent=1), flush=True)
     report = {
         "results": results,
-        "blocks": options.blocks,
+        "seconds": options.seconds,
         "device": jax.devices()[0].device_kind,
         "cores": os.cpu_count(),
         "versions": {p: importlib.metadata.version(p) for p in ("jax", "flax", "optax", "numpy")},

@@ -69,6 +69,7 @@ def make_train_step(
     accum_steps: int = 1,
     ema: Mapping[Role, tuple[Role, float]] | None = None,
     unroll: bool | None = None,
+    grad_norm: bool = False,
 ) -> StepFn:
     """Builds the step of a single-level method.
 
@@ -86,6 +87,7 @@ def make_train_step(
         update, for parameters and, unless the objective returns it, model state.
       unroll: whether micro-batches are unrolled instead of scanned. By default on CPU only, where
         XLA runs convolution gradients inside a loop some 18 times slower.
+      grad_norm: whether the metrics have the norm of the whole gradient; costs a pass over it.
 
     Raises:
       ConfigError: accumulation is asked of an objective that couples the examples of a batch.
@@ -154,7 +156,9 @@ def make_train_step(
             opt_state=opt_state,
             memory=memory,
         )
-        return new_state, {**metrics, "grad_norm": optax.tree.norm(grads)}
+        if grad_norm:
+            metrics = {**metrics, "grad_norm": optax.tree.norm(grads)}
+        return new_state, metrics
 
     return step
 

@@ -122,6 +122,7 @@ def base() -> ConfigDict:
 
     config.log = ConfigDict()
     config.log.every_steps = 50  # steps between two lines of metrics
+    config.log.grad_norm = False  # also log the norm of the gradient; costs a pass over it
     config.log.tensorboard = True  # also write TensorBoard events
 
     config.checkpoint = ConfigDict()

@@ -32,6 +32,10 @@ NEUTRAL = (
 )
 """Config paths that change how a run is carried out and not what it computes."""
 
+IN_FLIGHT = 8
+"""After this many steps the loop waits for the first of them: the device never idles, and the rate
+shown and the answer to a signal are at most so many steps off."""
+
 EXAMPLES = 64
 """How many test inputs are stored with their predictions, for the report to show."""
 
@@ -272,7 +276,7 @@ class _Run:
     def _steps(self, stop, state, frozen, key, step, feed, update, log, progress) -> TrainState:
         """Runs the steps that are left, with what is due between them."""
         first, total = step, self.experiment.total_steps
-        pending: list[Mapping[str, jax.Array]] = []
+        pending: list[jax.Array] = []
         began = time.perf_counter()
         while step < total:
             event = min(total, *((step // n + 1) * n for n in self.every.values()))
@@ -280,11 +284,11 @@ class _Run:
                 state, metrics = update(state, frozen, feed(step), key)
                 step += 1
                 pending.append(metrics)
-                if len(pending) > 2:  # keeps two steps in flight: rate and signals stay honest
-                    pending[-3]["loss"].block_until_ready()
+                if len(pending) % IN_FLIGHT == 0:
+                    pending[-IN_FLIGHT].block_until_ready()
                 progress.update(step)
                 if step == first + 1:
-                    metrics["loss"].block_until_ready()
+                    metrics.block_until_ready()
                     self.clock.lap("first_step")
                     self._say_start(step)
             means = self._read(pending, step)
@@ -330,20 +334,23 @@ class _Run:
         """Averages the metrics since the last event; refuses what is not finite."""
         if not pending:
             return {}
-        rows = jax.device_get(pending)
-        for offset, row in enumerate(rows):
-            bad = [name for name, value in row.items() if not np.isfinite(value)]
-            if bad:
-                terms = [name for name in bad if name not in ("loss", "grad_norm")] or bad
-                raise NonFiniteError(
-                    f"{', '.join(terms)} is {float(row[terms[0]])} at step "
-                    f"{step - len(rows) + offset + 1}; the last finite loss was {self.last_finite}",
-                    where=str(self.workdir),
-                    hint="lower optim.lr, set optim.clip_norm, or lengthen optim.warmup; "
-                    "checkpoints before this step are intact",
-                )
-            self.last_finite = float(row["loss"])
-        return {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
+        rows = np.stack([np.asarray(row) for row in pending])
+        names = self.experiment.metric_names
+        if not np.isfinite(rows).all():
+            row = int(np.argmin(np.isfinite(rows).all(1)))
+            bad = [i for i, value in enumerate(rows[row]) if not np.isfinite(value)]
+            bad = [i for i in bad if names[i] != "loss"] or bad
+            if row:
+                self.last_finite = float(rows[row - 1][0])
+            raise NonFiniteError(
+                f"{', '.join(names[i] for i in bad)} is {rows[row][bad[0]]} at step "
+                f"{step - len(rows) + row + 1}; the last finite loss was {self.last_finite}",
+                where=str(self.workdir),
+                hint="lower optim.lr, set optim.clip_norm, or lengthen optim.warmup; "
+                "checkpoints before this step are intact",
+            )
+        self.last_finite = float(rows[-1][0])
+        return dict(zip(names, rows.mean(0).tolist(), strict=True))
 
     def _epoch(self, step: int) -> float:
         return round(step / self.experiment.steps_per_epoch, 4)
