@@ -26,6 +26,7 @@ setup(
         "tensorflow-datasets>=4.9.10,<5",
         "importlib_resources>=6",  # imported by tensorflow-datasets, which does not declare it
         "array-record>=0.8",
+        "pillow>=10",  # decodes the images of tensorflow-datasets, where TensorFlow is absent
         "grain>=0.2.18,<0.3",
         "absl-py>=2.3",
         "ml-collections>=1.1,<2",

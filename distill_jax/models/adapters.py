@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import sys
 import zlib
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from flax import errors, nnx
+from flax import errors
 
 from distill_jax.core.api import Key, Model, Outputs, Params, State
 from distill_jax.core.errors import ConfigError
@@ -70,6 +71,8 @@ def from_nnx(module: Any, **kwargs: Any) -> Model:
     Raises:
       ConfigError: arguments for a module that is already built.
     """
+    from flax import nnx
+
     if isinstance(module, nnx.Module):
         if kwargs:
             raise ConfigError(f"{type(module).__name__} is already built and takes no arguments")
@@ -121,6 +124,15 @@ def from_nnx(module: Any, **kwargs: Any) -> Model:
     return Model(init, apply)
 
 
+def _nnx_module() -> type:
+    """Returns `nnx.Module` if anybody has imported NNX, else a class without instances.
+
+    Importing NNX costs a few tenths of a second, which runs without NNX networks need not pay.
+    """
+    loaded = sys.modules.get("flax.nnx")
+    return loaded.Module if loaded is not None else type("Nothing", (), {})
+
+
 def as_model(obj: Any, **kwargs: Any) -> Model:
     """Returns what a config's "package.module:Symbol" names as a `Model`.
 
@@ -132,9 +144,10 @@ def as_model(obj: Any, **kwargs: Any) -> Model:
     Raises:
       ConfigError: the object is or returns something else, or arguments are left over.
     """
-    if isinstance(obj, type) and issubclass(obj, nnx.Module):
+    nnx_module = _nnx_module()
+    if isinstance(obj, type) and issubclass(obj, nnx_module):
         return from_nnx(obj, **kwargs)
-    if isinstance(obj, Model | nn.Module | nnx.Module):
+    if isinstance(obj, (Model, nn.Module, nnx_module)):
         if kwargs:
             raise ConfigError(
                 f"{type(obj).__name__} is already built and takes no arguments",
@@ -147,7 +160,7 @@ def as_model(obj: Any, **kwargs: Any) -> Model:
         if not isinstance(obj, type) and "rngs" in inspect.signature(obj).parameters:
             return from_nnx(obj, **kwargs)
         built = obj(**kwargs)
-        if isinstance(built, Model | nn.Module | nnx.Module):
+        if isinstance(built, (Model, nn.Module, _nnx_module())):
             return as_model(built)
         obj = built
     raise ConfigError(
@@ -192,6 +205,8 @@ def _missing_key(purpose: str) -> ConfigError:
 
 def _to_dict(state: Any) -> dict[str, Any]:
     """Returns the values of an NNX state as nested dicts with string keys."""
+    from flax import nnx
+
     tree: dict[str, Any] = {}
     for path, variable in nnx.to_flat_state(state):
         *parents, leaf = map(str, path)
@@ -202,6 +217,8 @@ def _to_dict(state: Any) -> dict[str, Any]:
 
 def _from_dict(like: Any, tree: Mapping[str, Any]) -> Any:
     """Returns the NNX state of the structure of `like` with the values of `tree`."""
+    from flax import nnx
+
     return nnx.from_flat_state(
         (path, variable.replace(functools.reduce(lambda n, k: n[k], map(str, path), tree)))
         for path, variable in nnx.to_flat_state(like)
@@ -214,6 +231,7 @@ def _seeded(streams: Any, rngs: Mapping[str, Key], *, train: bool) -> Any:
     A stream takes the key of its own tag, else that of "dropout". Evaluation without keys gets a
     constant one, since modules may hold streams that they do not use then.
     """
+    from flax import nnx
 
     def fill(path: tuple[Any, ...], variable: Any) -> Any:
         if isinstance(variable, nnx.RngCount):

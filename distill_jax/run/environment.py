@@ -37,9 +37,16 @@ def startup_seconds() -> float:
 
 
 def cpu_devices(config) -> int:
-    """How many devices to split a CPU into: one per core where the batch allows it."""
+    """How many devices to split a CPU into: one per core where that is faster and the batch fits.
+
+    Convolutional networks and transformers gain (docs/performance.md); the step of a perceptron is
+    too short to pay for the exchange of its gradients.
+    """
     if config.mesh.cpu_devices:
         return config.mesh.cpu_devices
+    learning = {r.model for r in config.roles.values() if not r.frozen and r.ema_of is None}
+    if config.mesh.data == -1 and config.mesh.fsdp == 1 and learning == {"mlp"}:
+        return 1
     fixed = config.mesh.fsdp if config.mesh.data == -1 else config.mesh.data * config.mesh.fsdp
     if config.mesh.data != -1:
         return fixed
