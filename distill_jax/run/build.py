@@ -127,6 +127,13 @@ class Experiment:
             out_shardings=(shardings, partition.replicated(self.mesh)),
         )
 
+    @functools.cached_property
+    def is_finite(self) -> Callable:
+        """The jitted `params -> bool`: whether no parameter is NaN or infinite."""
+        leaves_finite = lambda params: [jnp.isfinite(x).all() for x in jax.tree.leaves(params)]  # noqa: E731
+        replicated = partition.replicated(self.mesh)
+        return jax.jit(lambda p: jnp.stack(leaves_finite(p)).all(), out_shardings=replicated)
+
     def compile_step(self, fed: PyTree) -> Callable:
         """Compiles the step once for all seeds; any other shapes or shardings then raise."""
         if "step" not in self._compiled:

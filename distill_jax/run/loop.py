@@ -32,6 +32,10 @@ NEUTRAL = (
 )
 """Config paths that change how a run is carried out and not what it computes."""
 
+REMEDY = (
+    "lower optim.lr, set optim.clip_norm, or lengthen optim.warmup; earlier checkpoints are intact"
+)
+
 IN_FLIGHT = 8
 """After this many steps the loop waits for the first of them: the device never idles, and the rate
 shown and the answer to a signal are at most so many steps off."""
@@ -346,8 +350,7 @@ class _Run:
                 f"{', '.join(names[i] for i in bad)} is {rows[row][bad[0]]} at step "
                 f"{step - len(rows) + row + 1}; the last finite loss was {self.last_finite}",
                 where=str(self.workdir),
-                hint="lower optim.lr, set optim.clip_norm, or lengthen optim.warmup; "
-                "checkpoints before this step are intact",
+                hint=REMEDY,
             )
         self.last_finite = float(rows[-1][0])
         return dict(zip(names, rows.mean(0).tolist(), strict=True))
@@ -382,6 +385,13 @@ class _Run:
         return sign * float(measured[self.config.eval.metric]) > sign * before
 
     def _save(self, state, measured) -> None:
+        if not self.experiment.is_finite(state.params):
+            raise NonFiniteError(
+                f"parameters are not finite after step {int(state.step)}, which is not saved; "
+                f"the last finite loss was {self.last_finite}",
+                where=str(self.workdir),
+                hint=REMEDY,
+            )
         metric = float(measured[self.config.eval.metric]) if measured else None
         meta = {
             "config": json.loads(config_lib.to_json(self.config)),

@@ -6,10 +6,13 @@ import json
 import shutil
 import time
 
+import jax
+import numpy as np
 import pytest
 
 from distill_jax import main
-from distill_jax.run import build, flags
+from distill_jax.run import build, checkpoint, flags
+from distill_jax.run import config as config_lib
 
 KD = "configs/distill/kd.py:smoke"
 SUPERVISED = "configs/distill/supervised.py:smoke"
@@ -240,11 +243,30 @@ def test_changed_config_is_refused_on_resume(capsys, teacher):
     assert (teacher / "result.json").read_text() == before
 
 
-def test_nan_names_term_and_step_and_keeps_what_was_written(tmp_path, capsys):
+def _shapes(workdir):
+    config = config_lib.from_json((workdir / "config.json").read_text())
+    found = build.build(config, shapes_only=True).shapes.roles["student"]
+    return found.params, found.state
+
+
+def test_nan_loss_is_refused(tmp_path, capsys):
+    argv = [f"--config={SUPERVISED}", f"--workdir={tmp_path}", "--config.optim.lr=1e30"]
+    argv += ["--config.optim.warmup.steps=1", "--config.log.every_steps=12"]
+    argv += ["--config.eval.every.steps=12"]
+    refused(argv, capsys, ["cross_entropy is", "at step", "last finite loss", "optim.lr"])
+
+
+def test_parameters_that_are_not_finite_are_never_saved(tmp_path, capsys):
     argv = [f"--config={SUPERVISED}", f"--workdir={tmp_path}", "--config.optim.lr=1e30"]
     argv += ["--config.optim.warmup.steps=1", "--config.log.every_steps=2"]
     argv += ["--config.checkpoint.every.steps=1"]
-    refused(argv, capsys, ["is nan at step 3", "last finite loss", "optim.lr"])
-    assert (tmp_path / "checkpoints" / "1" / "digest.json").exists()
+    refused(argv, capsys, ["not finite", "last finite loss", "optim.lr"])
+    kept = sorted(p.parent.name for p in (tmp_path / "checkpoints").glob("*/digest.json"))
+    assert kept
+    for step in kept:  # what is kept can be continued from
+        arrays = checkpoint.read_network(
+            tmp_path / "checkpoints" / step, like=_shapes(tmp_path), where="test"
+        )
+        assert all(np.isfinite(x).all() for x in jax.tree.leaves(arrays[0]))
     rows = (tmp_path / "metrics.jsonl").read_text().splitlines()
     assert all(json.loads(row) for row in rows)
