@@ -152,6 +152,8 @@ def fetch_resident(
     """
     start = window["first_offset"] + (step - window["first_step"]) * batch_size
     position = jax.lax.dynamic_slice_in_dim(window["order"], start, batch_size)
+    # Kept out of the gather's loop, where XLA:CPU would slice again for every element.
+    position = jax.lax.optimization_barrier(position)
     rows = jax.tree.map(lambda a: a.at[position].get(mode="promise_in_bounds"), data)
     n = window["order"].shape[0] // 2
     later = start + jnp.arange(batch_size, dtype=jnp.int32) >= n
