@@ -22,7 +22,7 @@ from distill_jax.core.api import Array, Batch, Key, Transform
 from distill_jax.core.errors import ConfigError, nearest
 
 
-def resolve(name: str) -> Callable[..., Transform]:
+def resolve(name: str, *, where: str = "data.train_transforms") -> Callable[..., Transform]:
     """Returns the builder `make_<name>`.
 
     Raises:
@@ -30,9 +30,7 @@ def resolve(name: str) -> Callable[..., Transform]:
     """
     builders = {k[5:]: v for k, v in vars(sys.modules[__name__]).items() if k.startswith("make_")}
     if name not in builders:
-        raise ConfigError(
-            f"no transform {name!r}", where="data.augment", hint=nearest(name, builders)
-        )
+        raise ConfigError(f"no transform {name!r}", where=where, hint=nearest(name, builders))
     return builders[name]
 
 

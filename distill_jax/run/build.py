@@ -227,21 +227,17 @@ def make_transform(config: ConfigDict, dataset: Dataset, *, train: bool):
     made = {}
     for name in config.data[key]:
         where = f"data.transform_kwargs.{name}"
-        make = _resolve_transform(name, where=f"data.{key}")
+        by_path = ":" in name
+        make = (
+            resolve("data", name, where=f"data.{key}")
+            if by_path
+            else transforms.resolve(name, where=f"data.{key}")
+        )
         kwargs = config.data.transform_kwargs.get(name, {})
         made[name] = bind(
             make, dict(kwargs), where=where, provided={"num_classes": len(dataset.classes)}
         )()
     return transforms.compose(made)
-
-
-def _resolve_transform(name: str, *, where: str) -> Callable:
-    if ":" in name:
-        return resolve("data", name, where=where)
-    known = {k.removeprefix("make_"): f for k, f in vars(transforms).items() if k[:5] == "make_"}
-    if name not in known:
-        raise ConfigError(f"unknown transform {name!r}", where=where, hint=nearest(name, known))
-    return known[name]
 
 
 def load_dataset(config: ConfigDict, *, shapes_only: bool = False) -> Dataset:
