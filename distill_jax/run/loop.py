@@ -302,7 +302,7 @@ class _Run:
             if step % self.every["log"] == 0 or step == total:
                 log.write(step, self._facts(step, means))
             measured = None
-            if step == total or (step % self.every["eval"] == 0 and not stop):
+            if step == total or step % self.every["eval"] == 0:
                 measured = self._evaluate(state, frozen, "held_out")
                 log.write(step, {"epoch": self._epoch(step), **scalars(measured)})
             due = step % self.every["save"] == 0 or step == total or stop
