@@ -56,12 +56,62 @@ class Terms:
       coef: scalar coefficients by term name, 1 where left out. Schedules are evaluated by the
         objective at `step`.
       memory: the new memory of the objective (queues, banks, centres); None keeps the old one.
+      weights: weights `[b]` of single examples by term name, 1 where left out; from a weigher.
+      logits: logits `[b, k]` by role, which a weigher may look at. Left out where the method has
+        none; it can then be weighed only by what needs none.
     """
 
     values: Mapping[str, Array]
     state: Mapping[Role, State] = struct.field(default_factory=dict)
     coef: Mapping[str, Any] = struct.field(default_factory=dict)
     memory: PyTree = None
+    weights: Mapping[str, Array] = struct.field(default_factory=dict)
+    logits: Mapping[Role, Array] = struct.field(default_factory=dict)
+
+
+@struct.dataclass
+class Evidence:
+    """What a weigher may look at, all of it without gradient unless a config says otherwise.
+
+    Attributes:
+      signals: per-example losses `[b]` in the order of the weights.
+      logits: `[b, k]` by role, usually "student" and "teacher".
+      label_probs: the label as a distribution, `[b, k]`: one-hot, or mixed by a transform. None
+        where the data has no classes.
+      class_means: mean teacher probabilities over the training examples of each class, `[k, k]`,
+        row c for class c. None unless the weigher names it in `needs`.
+      mask: float `[b]`, 0 on padding.
+    """
+
+    signals: Mapping[str, Array]
+    logits: Mapping[Role, Array]
+    label_probs: Array | None
+    class_means: Array | None
+    mask: Array
+
+
+class Weigher(Protocol):
+    """How much each signal counts, for each example: a frozen dataclass of hyperparameters.
+
+    Attributes:
+      roles: networks that it calls through `nets`; they are the outer variables of a bilevel
+        problem, or learn with the student, or stay as they are, as the config says.
+      needs: parts of the evidence that must be prepared: "class_means".
+      by_gradient: whether weights come from `from_gradient`, the gradient of the outer loss in the
+        weights, rather than from what `__call__` returns, which is then where they start.
+    """
+
+    roles: ClassVar[tuple[Role, ...]] = ()
+    needs: ClassVar[tuple[str, ...]] = ()
+    by_gradient: ClassVar[bool] = False
+
+    def __call__(self, nets: Nets, evidence: Evidence, step: Array) -> Array:
+        """Returns weights `[b, s]`, one column for each signal, in the order of the evidence."""
+        ...
+
+    def from_gradient(self, gradient: Array, mask: Array) -> Array:
+        """Returns weights `[b, s]` from the gradient `[b, s]` of the outer loss in them."""
+        raise NotImplementedError
 
 
 class Objective(Protocol):
@@ -151,12 +201,15 @@ class Dataset(NamedTuple):
       held_out: carved from the training data; model selection and outer losses see it.
       test: read only to report.
       classes: class names, in label order; empty where there are none.
+      cardinalities: numbers of values of the categorical columns of a table, whose examples are
+        `{"categorical": int32 [c], "numeric": float32 [m]}`; empty for anything else.
     """
 
     train: Source
     held_out: Source
     test: Source
     classes: tuple[str, ...] = ()
+    cardinalities: tuple[int, ...] = ()
 
 
 Transform: TypeAlias = Callable[[Key, Batch, Array], Batch]

@@ -113,21 +113,23 @@ def infer_shapes(objective: Objective, models: Mapping[Role, Model], batch: Batc
 
 
 def check_terms(terms: Terms, shape: tuple[int, ...]) -> None:
-    """Raises `ConfigError` unless every value has the shape `[b]` and every coefficient a value."""
-    for name, value in terms.values.items():
-        if value.shape != shape:
-            raise ConfigError(
-                f"loss term {name!r} has shape {value.shape}, not one value per example {shape}",
-                where="objective",
-                hint="objectives return per-example values; a [b, 1] array would broadcast",
-            )
-    for name in terms.coef:
-        if name not in terms.values:
-            raise ConfigError(
-                f"coefficient {name!r} has no loss term",
-                where="objective",
-                hint=nearest(name, terms.values),
-            )
+    """Raises `ConfigError` unless values and weights are `[b]` and nothing lacks its value."""
+    for kind, arrays in (("loss term", terms.values), ("weight", terms.weights)):
+        for name, value in arrays.items():
+            if value.shape != shape:
+                raise ConfigError(
+                    f"{kind} {name!r} has shape {value.shape}, not one value per example {shape}",
+                    where="objective",
+                    hint="objectives return per-example values; a [b, 1] array would broadcast",
+                )
+    for kind, names in (("coefficient", terms.coef), ("weight", terms.weights)):
+        for name in names:
+            if name not in terms.values:
+                raise ConfigError(
+                    f"{kind} {name!r} has no loss term",
+                    where="objective",
+                    hint=nearest(name, terms.values),
+                )
 
 
 def make_init(

@@ -13,12 +13,14 @@ from distill_jax.core.api import (
     Batch,
     Key,
     Model,
+    Nets,
     Objective,
     Outputs,
     Params,
     PyTree,
     Role,
     State,
+    Terms,
     TrainState,
 )
 from distill_jax.core.errors import ConfigError
@@ -58,6 +60,20 @@ class BoundNets:
             params, self._state[role], *inputs, train=train, rngs={"dropout": key}
         )
         return cast(outputs, jnp.float32), state
+
+
+def bind_networks(
+    models: Mapping[Role, Model],
+    state: TrainState,
+    frozen: Frozen,
+    *,
+    key: Key,
+    precision: str = "float32",
+) -> BoundNets:
+    """Returns all networks of a run at a state: trained, averaged and frozen ones."""
+    params = {r: p for r, (p, _) in frozen.items()} | {**state.params, **state.targets}
+    model_state = {r: s for r, (_, s) in frozen.items()} | dict(state.model_state)
+    return BoundNets(models, params, model_state, key=key, precision=precision)
 
 
 def make_train_step(
@@ -120,11 +136,10 @@ def make_train_step(
             )
             terms = objective.loss(nets, micro, memory, state.step)
             check_terms(terms, micro["mask"].shape)
-            means = {k: (micro["mask"] * v).sum() / total for k, v in terms.values.items()}
-            loss = sum(terms.coef.get(k, 1.0) * v for k, v in means.items())
+            loss, metrics = mean_loss(terms, micro["mask"], total)
             memory = memory if terms.memory is None else terms.memory
             returned.update(terms.state)
-            return loss, ({"loss": loss, **means}, {**model_state, **terms.state}, memory)
+            return loss, (metrics, {**model_state, **terms.state}, memory)
 
         grad_fn = jax.grad(loss_fn, has_aux=True)
         carry = (dict(state.model_state), state.memory)
@@ -143,11 +158,7 @@ def make_train_step(
 
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         params: Any = optax.apply_updates(state.params, updates)
-        targets = dict(state.targets)
-        for role, (source, decay) in ema.items():
-            targets[role] = _lerp(state.targets[role], params[source], decay)
-            if role not in returned:
-                model_state[role] = _lerp(model_state[role], model_state[source], decay)
+        targets = move_targets(state.targets, params, model_state, ema=ema, returned=returned)
         new_state = TrainState(
             step=state.step + 1,
             params=params,
@@ -161,6 +172,50 @@ def make_train_step(
         return new_state, metrics
 
     return step
+
+
+def mean_loss(terms: Terms, mask: Array, total: Array) -> tuple[Array, dict[str, Array]]:
+    """Returns the loss and the metrics of a batch: the one place where examples are averaged.
+
+    Args:
+      terms: from an objective.
+      mask: float `[b]`.
+      total: the sum of the mask over the whole batch, of which this may be a part.
+
+    Returns:
+      `sum_t coef_t * sum_b mask_b * weight_tb * value_tb / total`, and as metrics the loss, the
+      mean of each value without its weights, and the mean of each weight as `weight/<term>`.
+    """
+    means = {k: (mask * v).sum() / total for k, v in terms.values.items()}
+    weighted = {k: (mask * w * terms.values[k]).sum() / total for k, w in terms.weights.items()}
+    loss: Any = sum(terms.coef.get(k, 1.0) * v for k, v in {**means, **weighted}.items())
+    shares = {f"weight/{k}": (mask * w).sum() / total for k, w in terms.weights.items()}
+    return loss, {"loss": loss, **means, **shares}
+
+
+def move_targets(
+    targets: Mapping[Role, Params],
+    params: Mapping[Role, Params],
+    model_state: dict[Role, State],
+    *,
+    ema: Mapping[Role, tuple[Role, float]],
+    returned: set[Role],
+) -> dict[Role, Params]:
+    """Returns moving averages after an update; moves their model state in place, where not given.
+
+    Args:
+      targets: old averages by role.
+      params: new parameters by role.
+      model_state: state by role; that of a target follows its source unless it is in `returned`.
+      ema: `{role: (source, decay)}`.
+      returned: roles whose state the objective itself updates.
+    """
+    moved = dict(targets)
+    for role, (source, decay) in ema.items():
+        moved[role] = _lerp(targets[role], params[source], decay)
+        if role not in returned:
+            model_state[role] = _lerp(model_state[role], model_state[source], decay)
+    return moved
 
 
 def _accumulate(grad_fn, carry, batch, key, *, accum_steps, unroll):
@@ -200,16 +255,26 @@ def make_predict(
     outputs: Mapping[Role, tuple[str, ...]],
     *,
     precision: str = "float32",
+    derived: Mapping[str, Callable[[Nets, Batch, PyTree, Array], Outputs]] | None = None,
 ) -> Callable[[TrainState, Frozen, Batch], Mapping[Role, Outputs]]:
-    """Returns a pure `(state, frozen, batch) -> {role: {name: [b, ...]}}` in evaluation mode."""
+    """Returns a pure `(state, frozen, batch) -> {role: {name: [b, ...]}}` in evaluation mode.
+
+    Args:
+      models: a network for each role.
+      outputs: names of the outputs that are wanted, by role or by name of `derived`.
+      precision: compute type of the networks.
+      derived: outputs that are not of one network: `(nets, batch, memory, step) -> outputs`.
+    """
+    derived = derived or {}
 
     def predict(state: TrainState, frozen: Frozen, batch: Batch):
-        params = {r: p for r, (p, _) in frozen.items()} | {**state.params, **state.targets}
-        model_state = {r: s for r, (_, s) in frozen.items()} | dict(state.model_state)
-        nets = BoundNets(models, params, model_state, key=jax.random.key(0), precision=precision)
+        nets = bind_networks(models, state, frozen, key=jax.random.key(0), precision=precision)
         result = {}
         for role, names in outputs.items():
-            found, _ = nets(role, batch["input"])
+            if role in derived:
+                found = derived[role](nets, batch, state.memory, state.step)
+            else:
+                found, _ = nets(role, batch["input"])
             result[role] = {name: found[name] for name in names}
         return result
 

@@ -39,3 +39,15 @@ def distillation_kl(student: Array, teacher: Array, *, temperature: float) -> Ar
     log_teacher = jax.nn.log_softmax(teacher / temperature)
     kl = (jnp.exp(log_teacher) * (log_teacher - log_student)).sum(-1)
     return temperature**2 * kl
+
+
+def shift_logits(logits: Array, shift: Array) -> Array:
+    """Rolls each row along the classes: `out[i, (c + shift_i) % k] = logits[i, c]`.
+
+    Args:
+      logits: `[b, k]`.
+      shift: int `[b]`; 0 leaves a row as it is, anything else makes a right answer wrong.
+    """
+    k = logits.shape[-1]
+    source = (jnp.arange(k)[None] - shift[:, None]) % k
+    return jnp.take_along_axis(logits, source, axis=-1)

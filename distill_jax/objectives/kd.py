@@ -11,7 +11,7 @@ import jax
 
 from distill_jax.core.api import Array, Batch, Nets, Objective, PyTree, Terms
 from distill_jax.core.errors import ConfigError
-from distill_jax.losses.classification import distillation_kl
+from distill_jax.losses.classification import distillation_kl, shift_logits
 from distill_jax.objectives.supervised import check_smoothing, label_loss
 
 
@@ -49,8 +49,7 @@ class KD(Objective):
 
     def loss(self, nets: Nets, batch: Batch, memory: PyTree, step: Array) -> Terms:
         student, state = nets("student", batch["input"], train=True)
-        teacher, _ = nets("teacher", batch["input"])
-        target = jax.lax.stop_gradient(teacher["logits"])
+        target = teacher_logits(nets, batch)
         check_same_classes(student["logits"], target)
         return Terms(
             values={
@@ -63,7 +62,15 @@ class KD(Objective):
             },
             coef={"distillation": self.alpha, "cross_entropy": 1 - self.alpha},
             state={"student": state},
+            logits={"student": student["logits"], "teacher": target},
         )
+
+
+def teacher_logits(nets: Nets, batch: Batch) -> Array:
+    """Returns what the frozen teacher says of a batch, `[b, k]`, damaged where the data say so."""
+    teacher, _ = nets("teacher", batch["input"])
+    logits = jax.lax.stop_gradient(teacher["logits"])
+    return shift_logits(logits, batch["teacher_shift"]) if "teacher_shift" in batch else logits
 
 
 def check_same_classes(student: Array, teacher: Array) -> None:

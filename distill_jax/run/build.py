@@ -14,10 +14,11 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from distill_jax.core import optim, partition, rng, state, steps
+from distill_jax.core import bilevel, optim, partition, rng, state, steps, weighing
 from distill_jax.core.api import Batch, Dataset, Evaluator, Model, Objective, PyTree, Role
 from distill_jax.core.errors import ConfigError, nearest
-from distill_jax.data import loader, transforms
+from distill_jax.core.weighing import Weighed
+from distill_jax.data import corruption, loader, transforms
 from distill_jax.models.adapters import as_model
 from distill_jax.run import checkpoint
 from distill_jax.run import config as config_lib
@@ -39,8 +40,9 @@ class Experiment:
     models: Mapping[Role, Model]
     evaluators: Mapping[str, Evaluator]
     shapes: state.Shapes
-    tx: optax.GradientTransformation
+    tx: Any
     schedule: optax.Schedule
+    outer: "Outer | None"
     trainable: tuple[Role, ...]
     frozen: tuple[Role, ...]
     ema: Mapping[Role, tuple[Role, float]]
@@ -48,6 +50,17 @@ class Experiment:
     steps_per_epoch: float
     resident: bool
     _compiled: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    def variant(self, step: int) -> str:
+        """Returns which of the compiled steps is due: "outer" where the weigher learns too."""
+        return "outer" if self.outer is not None and self.outer.due(step) else "inner"
+
+    @property
+    def variants(self) -> tuple[str, ...]:
+        """The steps that training uses."""
+        if self.outer is None:
+            return ("inner",)
+        return ("outer",) if (self.outer.every, self.outer.warmup) == (1, 0) else ("inner", "outer")
 
     @functools.cached_property
     def init(self) -> Callable:
@@ -82,43 +95,68 @@ class Experiment:
         )
         return jax.tree.map(_with_sharding, shapes, shardings)
 
-    @property
-    def metric_names(self) -> tuple[str, ...]:
-        """Names of the step's metrics: total loss, its terms, and the gradient norm if asked."""
+    def metric_names(self, variant: str = "inner") -> tuple[str, ...]:
+        """Names of a step's metrics: total loss, terms, weights, and what was asked for."""
+        terms = self.shapes.terms
+        outer = ("outer_loss", "outer_grad_norm") if variant == "outer" else ()
         norm = ("grad_norm",) if self.config.log.grad_norm else ()
-        return ("loss", *self.shapes.terms.values, *norm)
+        return ("loss", *terms.values, *(f"weight/{n}" for n in terms.weights), *outer, *norm)
 
-    @functools.cached_property
-    def step(self) -> Callable:
-        """The jitted step `(state, frozen, fed, key) -> (state, metrics)`; donates the state.
+    def step(self, variant: str = "inner") -> Callable:
+        """Returns the jitted step `(state, frozen, fed, key) -> (state, metrics)`.
 
-        The metrics are one array `[m]` in the order of `metric_names`: each output of a step costs
-        the host some microseconds, which shows where steps are short.
+        It donates the state. The metrics are one array `[m]` in the order of `metric_names`: each
+        output of a step costs the host some microseconds, which shows where steps are short.
         """
-        config = self.config
-        update = steps.make_train_step(
-            self.objective,
-            self.models,
-            self.tx,
-            precision=config.precision,
-            accum_steps=config.accum_steps,
-            ema=self.ema,
-            grad_norm=config.log.grad_norm,
-        )
-        transform = make_transform(config, self.dataset, train=True)
+        config, outer = self.config, self.outer
+        options: dict[str, Any] = {
+            "precision": config.precision,
+            "ema": self.ema,
+            "grad_norm": config.log.grad_norm,
+        }
+        if isinstance(self.tx, bilevel.Optimizers):
+            assert isinstance(self.objective, Weighed)
+            update = bilevel.make_bilevel_step(
+                self.objective,
+                self.models,
+                self.tx,
+                outer.options if outer else bilevel.Bilevel(),
+                outer=variant == "outer",
+                **options,
+            )
+        else:
+            update = steps.make_train_step(
+                self.objective, self.models, self.tx, accum_steps=config.accum_steps, **options
+            )
+        names = self.metric_names(variant)
+        train = make_transform(config, self.dataset, train=True)
+        evaluation = make_transform(config, self.dataset, train=False)
         over_batch = partition.over_batch(self.mesh)
 
-        def step(state, frozen, fed, key):
-            batch = fed
+        def batch_of(fed, step, batch_size, transform, key):
             if self.resident:
                 data, window = fed
-                batch = loader.fetch_resident(
-                    data, window, state.step, batch_size=config.batch_size
-                )
-            batch = jax.lax.with_sharding_constraint(batch, over_batch)
-            batch = transform(rng.stream(key, "transform"), batch, state.step)
-            state, metrics = update(state, frozen, batch, key)
-            return state, jnp.stack([metrics[name] for name in self.metric_names])
+                fed = loader.fetch_resident(data, window, step, batch_size=batch_size)
+            batch = jax.lax.with_sharding_constraint(fed, over_batch)
+            return transform(key, batch, step)
+
+        def train_batch(fed, step, key):
+            return batch_of(fed, step, config.batch_size, train, rng.stream(key, "transform"))
+
+        def both_batches(fed, step, key):
+            assert outer is not None
+            ahead = [train_batch(fed["train"], step + k, key) for k in range(outer.options.unroll)]
+            together = jax.tree.map(lambda *x: jnp.stack(x), *ahead)
+            held_key = rng.stream(key, "held_out", "transform")
+            held_out = batch_of(
+                fed["held_out"], outer.count(step), outer.batch_size, evaluation, held_key
+            )
+            return {"train": together if len(ahead) > 1 else ahead[0], "held_out": held_out}
+
+        def step(state, frozen, fed, key):
+            make = both_batches if variant == "outer" else train_batch
+            state, metrics = update(state, frozen, make(fed, state.step, key), key)
+            return state, jnp.stack([metrics[name] for name in names])
 
         shardings = jax.tree.map(lambda x: x.sharding, self.abstract_state)
         return jax.jit(
@@ -134,22 +172,39 @@ class Experiment:
         replicated = partition.replicated(self.mesh)
         return jax.jit(lambda p: jnp.stack(leaves_finite(p)).all(), out_shardings=replicated)
 
-    def compile_step(self, fed: PyTree) -> Callable:
-        """Compiles the step once for all seeds; any other shapes or shardings then raise."""
-        if "step" not in self._compiled:
+    def compile_step(self, fed: PyTree, variant: str = "inner") -> Callable:
+        """Compiles a step once for all seeds; any other shapes or shardings then raise."""
+        if variant not in self._compiled:
             key = jax.ShapeDtypeStruct(
                 (), jax.random.key(0).dtype, sharding=partition.replicated(self.mesh)
             )
-            lowered = self.step.lower(self.abstract_state, self.abstract_frozen, fed, key)
-            self._compiled["step"] = lowered.compile()
-        return self._compiled["step"]
+            step = self.step(variant)
+            lowered = step.lower(self.abstract_state, self.abstract_frozen, fed, key)
+            self._compiled[variant] = lowered.compile()
+        return self._compiled[variant]
 
     @property
     def flops_per_step(self) -> float | None:
-        """Floating-point operations of one compiled step on one device, where XLA counts them."""
-        if "step" not in self._compiled:
-            return None
-        return (self._compiled["step"].cost_analysis() or {}).get("flops")
+        """Floating-point operations of a step on one device, on average over training.
+
+        None where XLA does not count them.
+        """
+        outer = self.outer.share(self.total_steps) if self.outer else 0.0
+        shares = {"outer": outer, "inner": 1 - outer}
+        total = 0.0
+        for variant in self.variants:
+            step = self._compiled.get(variant)
+            flops = (step.cost_analysis() or {}).get("flops") if step is not None else None
+            if flops is None:
+                return None
+            total += shares[variant] * flops
+        return total
+
+    @functools.cached_property
+    def outputs(self) -> Mapping[str, Mapping[str, Any]]:
+        """Shapes of what evaluators may read: outputs of networks, and what the weigher did."""
+        found = {role: shapes.outputs for role, shapes in self.shapes.roles.items()}
+        return found | _trust_shapes(self.objective, self.shapes)
 
     @functools.cached_property
     def predict(self) -> Callable:
@@ -158,7 +213,10 @@ class Experiment:
         for evaluator in self.evaluators.values():
             for role, names in evaluator.outputs.items():
                 wanted[role] = tuple(dict.fromkeys((*wanted.get(role, ()), *names)))
-        predict = steps.make_predict(self.models, wanted, precision=self.config.precision)
+        derived = {"trust": self.objective.trust} if isinstance(self.objective, Weighed) else {}
+        predict = steps.make_predict(
+            self.models, wanted, precision=self.config.precision, derived=derived
+        )
         transform = make_transform(self.config, self.dataset, train=False)
 
         def run(state, frozen, batch):
@@ -177,6 +235,10 @@ class Experiment:
 
         On CPU the initialisers are compiled without optimisation: they run once, and compiling
         them well takes longer than running them.
+
+        Args:
+          key: the root key of the run.
+          config: the config of the run, which names the networks to start from.
         """
         shardings = jax.tree.map(lambda x: x.sharding, self.abstract_state)
         lowered = jax.jit(self.init, out_shardings=shardings).lower(key)
@@ -201,6 +263,29 @@ class Experiment:
                         )
         return new
 
+    def with_class_means(self, state: Any, frozen: steps.Frozen) -> Any:
+        """Fills the class-mean table, where the weigher needs one, from the training part alone."""
+        if not isinstance(self.objective, Weighed) or "class_means" not in state.memory:
+            return state
+        objective = self.objective
+        transform = make_transform(self.config, self.dataset, train=False)
+
+        def sums(state, frozen, batch):
+            batch = transform(rng.stream(jax.random.key(0), "transform"), batch, state.step)
+            nets = steps.bind_networks(
+                self.models, state, frozen, key=jax.random.key(0), precision=self.config.precision
+            )
+            return objective.class_sums(nets, batch, state.memory)
+
+        run = jax.jit(sums, out_shardings=partition.replicated(self.mesh))
+        batches = loader.eval_batches(self.dataset.train, batch_size=self.eval_batch_size)
+        parts = [jax.device_get(run(state, frozen, batch)) for batch in batches]
+        total = jax.tree.map(lambda *x: np.sum(np.stack(x, dtype=np.float64), axis=0), *parts)
+        old = state.memory["class_means"]
+        means = weighing.class_means(*jax.tree.map(jnp.asarray, jax.tree.map(np.float32, total)))
+        table = jax.device_put(np.asarray(means, old.dtype), old.sharding)
+        return state.replace(memory={**state.memory, "class_means": table})
+
     def frozen_networks(self, config: ConfigDict) -> steps.Frozen:
         """Reads the networks that never learn from the checkpoints that `config` names."""
         return {role: self._read(config, role, *self.abstract_frozen[role]) for role in self.frozen}
@@ -215,6 +300,42 @@ class Experiment:
             where=f"roles.{role}.init",
         )
         return jax.tree.map(lambda x, to: jax.device_put(x, to.sharding), values, like)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Outer:
+    """When the weigher learns, and from how much.
+
+    Attributes:
+      options: how its gradient is taken.
+      every: student steps between two of the weigher.
+      warmup: student steps before the first.
+      batch_size: held-out examples a step.
+    """
+
+    options: bilevel.Bilevel
+    every: int
+    warmup: int
+    batch_size: int
+
+    def due(self, step: int) -> bool:
+        return step >= self.warmup and (step - self.warmup) % self.every == 0
+
+    def count(self, step: Any) -> Any:
+        """Returns how many outer steps came before `step`; also under `jit`."""
+        return (step - self.warmup) // self.every
+
+    def share(self, total: int) -> float:
+        """Returns the share of `total` steps in which the weigher learns."""
+        return max(0, -(-(total - self.warmup) // self.every)) / total
+
+
+def _trust_shapes(objective: Objective, shapes: state.Shapes) -> dict[str, Any]:
+    if not isinstance(objective, Weighed) or objective.weigher.by_gradient:
+        return {}
+    b = shapes.batch["mask"].shape[0]
+    weights = jax.ShapeDtypeStruct((b, len(objective.signals)), jnp.float32)
+    return {"trust": {"weights": weights, **shapes.terms.logits}}
 
 
 def _with_sharding(x, sharding) -> jax.ShapeDtypeStruct:
@@ -245,12 +366,14 @@ def load_dataset(config: ConfigDict, *, shapes_only: bool = False) -> Dataset:
     make = resolve("data", config.data.name, where="data.name")
     if shapes_only:
         make = getattr(sys.modules[make.__module__], "spec", make)
-    return bind(
+    dataset = bind(
         make,
         config.data.kwargs.to_dict(),
         where="data.kwargs",
         provided={"held_out": config.data.held_out},
     )()
+    corrupt = functools.partial(corruption.corrupt, dataset)
+    return bind(corrupt, config.data.corrupt.to_dict(), where="data.corrupt")()
 
 
 def _role_spec(config: ConfigDict, role: Role) -> tuple[str, dict]:
@@ -295,24 +418,24 @@ def _split_roles(config: ConfigDict):
     return trainable, frozen, ema
 
 
-def _make_evaluators(config: ConfigDict, shapes: state.Shapes) -> dict[str, Evaluator]:
+def _make_evaluators(config: ConfigDict, outputs: Mapping[str, Any]) -> dict[str, Evaluator]:
     evaluators = {}
     for name, kwargs in config.evaluators.items():
         make = resolve("evaluators", name, where="evaluators")
         evaluator = bind(make, dict(kwargs or {}), where=f"evaluators.{name}")()
         for role, names in evaluator.outputs.items():
-            if role not in shapes.roles:
+            if role not in outputs:
                 raise ConfigError(
-                    f"evaluator {name!r} reads a network {role!r} that the run does not have",
+                    f"evaluator {name!r} reads {role!r}, which the run does not have",
                     where=f"evaluators.{name}",
-                    hint=nearest(role, shapes.roles),
+                    hint=nearest(role, outputs),
                 )
             for output in names:
-                if output not in shapes.roles[role].outputs:
+                if output not in outputs[role]:
                     raise ConfigError(
                         f"evaluator {name!r} reads {output!r}, which {role} does not return",
                         where=f"evaluators.{name}",
-                        hint=nearest(output, shapes.roles[role].outputs),
+                        hint=nearest(output, outputs[role]),
                     )
         evaluators[name] = evaluator
     return evaluators
@@ -344,6 +467,12 @@ def build(config: ConfigDict, *, shapes_only: bool = False) -> Experiment:
     total_steps = config_lib.total_steps(config, len(dataset.train))
     schedule_args = _schedule_args(config, steps_per_epoch, total_steps)
     tx, schedule = optim.make_optimizer(total_steps=total_steps, **schedule_args)
+    objective = _weighed(config, objective, dataset, total_steps)
+    resident = _is_resident(config, dataset)
+    duration = {"steps_per_epoch": steps_per_epoch, "total_steps": total_steps}
+    tx, outer = _two_levels(config, objective, tx, trainable, duration)
+    if outer is not None:
+        _check_outer(config, outer, dataset, mesh, resident=resident)
 
     example = dataset.train.read(np.zeros(config.batch_size, np.int64))
     raw = jax.eval_shape(lambda: _as_batch(example, config.batch_size))
@@ -351,27 +480,130 @@ def build(config: ConfigDict, *, shapes_only: bool = False) -> Experiment:
     make_transform(config, dataset, train=False)
     batch = jax.eval_shape(transform, jax.eval_shape(jax.random.key, 0), raw, jnp.int32(0))
     image_shape = jax.tree.leaves(batch["input"])[0].shape
-    provided = {"num_classes": len(dataset.classes), "image_size": image_shape[1]}
+    provided = {
+        "num_classes": len(dataset.classes),
+        "image_size": image_shape[1],
+        "cardinalities": dataset.cardinalities,
+    }
     models = _make_models(config, provided)
     shapes = state.infer_shapes(objective, models, batch)
     _check_classes(shapes, dataset)
+    if isinstance(objective, Weighed):
+        for role, path in weighing.dead_parameters(objective, models, shapes):
+            raise ConfigError(
+                f"{path} of the weigher reaches no weight, so it could never learn",
+                where=f"roles.{role}",
+                hint="every parameter must enter the output that the weigher reads",
+            )
     return Experiment(
         config=config,
         mesh=mesh,
         dataset=dataset,
         objective=objective,
         models=models,
-        evaluators=_make_evaluators(config, shapes),
+        evaluators=_make_evaluators(
+            config,
+            {r: s.outputs for r, s in shapes.roles.items()} | _trust_shapes(objective, shapes),
+        ),
         shapes=shapes,
         tx=tx,
         schedule=schedule,
+        outer=outer,
         trainable=trainable,
         frozen=frozen,
         ema=ema,
         total_steps=total_steps,
         steps_per_epoch=steps_per_epoch,
-        resident=_is_resident(config, dataset),
+        resident=resident,
     )
+
+
+def _weighed(config: ConfigDict, objective: Objective, dataset: Dataset, total: int) -> Objective:
+    """Returns the objective, weighed where the config names a weigher."""
+    spec = config.weigher
+    if not spec.name:
+        return objective
+    make = resolve("weighers", spec.name, where="weigher.name")
+    provided = {"total_steps": total}
+    weigher = bind(make, spec.kwargs.to_dict(), where="weigher.kwargs", provided=provided)()
+    return Weighed(
+        objective=objective,
+        weigher=weigher,
+        signals=tuple(spec.signals),
+        num_classes=len(dataset.classes),
+        control=spec.control,
+        stop_features=spec.stop_features,
+    )
+
+
+def _two_levels(config, objective, tx, trainable, duration) -> tuple[Any, Outer | None]:
+    """Returns the optimizers, and when the weigher learns; None where it does not."""
+    if not isinstance(objective, Weighed):
+        return tx, None
+    roles = tuple(role for role in objective.weigher.roles if role in trainable)
+    by_gradient = objective.weigher.by_gradient
+    if not by_gradient and (not roles or objective.control == "joint"):
+        return tx, None
+    spec = config.bilevel
+    if config.accum_steps > 1:
+        raise ConfigError(
+            "a learned weigher does not go with gradient accumulation",
+            where="accum_steps",
+            hint="set accum_steps to 1, and bilevel.low_memory=true to save memory",
+        )
+    outer_tx, _ = optim.make_optimizer(
+        name=spec.optim.name,
+        total_steps=duration["total_steps"],
+        lr=spec.optim.lr,
+        schedule="constant",
+        schedule_kwargs={},
+        warmup_steps=0,
+        weight_decay=spec.optim.weight_decay if roles else 0.0,
+        decay_mask=((r"kernel$", True), (r".", False)),
+        clip_norm=None,
+        kwargs=spec.optim.kwargs.to_dict(),
+    )
+    optimizers = bilevel.Optimizers(tx, outer_tx, roles)
+    if objective.control == "frozen":
+        return optimizers, None
+    outer = Outer(
+        options=bilevel.Bilevel(
+            method=spec.method,
+            order=spec.order,
+            unroll=spec.unroll,
+            part=spec.part,
+            low_memory=spec.low_memory,
+            outer_terms=tuple(spec.outer_loss),
+        ),
+        every=spec.every,
+        warmup=config_lib.duration(config, "bilevel.warmup", default=0, **duration),
+        batch_size=max(1, round(spec.outer_batch * config.batch_size)),
+    )
+    if by_gradient and (outer.every, outer.warmup) != (1, 0):
+        raise ConfigError(
+            f"{config.weigher.name} takes its weights from a gradient in every step",
+            where="bilevel.every" if outer.every != 1 else "bilevel.warmup",
+            hint="set bilevel.every to 1 and no warmup",
+        )
+    return optimizers, outer
+
+
+def _check_outer(config, outer: Outer, dataset: Dataset, mesh: Mesh, *, resident: bool) -> None:
+    n = len(dataset.held_out)
+    if outer.batch_size > n:
+        raise ConfigError(
+            f"a held-out batch of {outer.batch_size} from {n} held-out examples",
+            where="bilevel.outer_batch" if n else "data.held_out",
+            hint="the weigher learns from the held-out part: enlarge it, or lower outer_batch",
+        )
+    partition.check_batch(outer.batch_size, mesh, where="bilevel.outer_batch")
+    unroll = outer.options.unroll
+    if unroll > 1 and (not resident or unroll * config.batch_size > len(dataset.train)):
+        raise ConfigError(
+            f"{unroll} steps look {unroll} batches ahead",
+            where="bilevel.unroll",
+            hint="data.resident=yes, and no more batches than an epoch has",
+        )
 
 
 def _as_batch(example: Mapping[str, Any], b: int) -> Batch:
@@ -437,9 +669,7 @@ def check_metric(experiment: Experiment, metric: str, *, where: str) -> None:
     for evaluator in experiment.evaluators.values():
         outputs = {
             role: {
-                output: random.normal(
-                    size=(n, *experiment.shapes.roles[role].outputs[output].shape[1:])
-                )
+                output: random.normal(size=(n, *experiment.outputs[role][output].shape[1:]))
                 for output in wanted
             }
             for role, wanted in evaluator.outputs.items()
@@ -454,46 +684,74 @@ def check_metric(experiment: Experiment, metric: str, *, where: str) -> None:
         )
 
 
-def feed_shapes(experiment: Experiment) -> PyTree:
-    """Returns what a `Feed` gives the step, as shapes with shardings."""
-    b, source = experiment.config.batch_size, experiment.dataset.train
-    example = _as_batch(source.read(np.zeros(b, np.int64)), b)
-    if not experiment.resident:
+def feed_shapes(experiment: Experiment, variant: str = "inner") -> PyTree:
+    """Returns what a `Feed` gives a step, as shapes with shardings."""
+
+    def one(source, b):
+        if experiment.resident:
+            sharding = partition.replicated(experiment.mesh)
+            return loader.resident_shapes(source, sharding=sharding)
+        example = _as_batch(source.read(np.zeros(b, np.int64)), b)
         sharding = partition.over_batch(experiment.mesh)
         return jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), example
         )
-    sharding = partition.replicated(experiment.mesh)
-    return loader.resident_shapes(source, sharding=sharding)
+
+    train = one(experiment.dataset.train, experiment.config.batch_size)
+    if variant == "inner":
+        return train
+    assert experiment.outer is not None
+    return {
+        "train": train,
+        "held_out": one(experiment.dataset.held_out, experiment.outer.batch_size),
+    }
 
 
 class Feed:
-    """Batches of one run as arguments of the step: resident arrays with a window, or a stream."""
+    """Batches of one run as arguments of a step: resident arrays with a window, or streams."""
 
     def __init__(self, experiment: Experiment, *, seed: int, start: int):
-        source, mesh = experiment.dataset.train, experiment.mesh
-        arguments: dict[str, Any] = {"batch_size": experiment.config.batch_size, "seed": seed}
-        if experiment.resident:
-            self._loader = loader.ResidentLoader(
-                source, sharding=partition.replicated(mesh), **arguments
-            )
-        else:
-            self._loader = loader.StreamLoader(
+        self._outer, self._resident = experiment.outer, experiment.resident
+        mesh, dataset = experiment.mesh, experiment.dataset
+
+        def make(source, batch_size, start):
+            if self._resident:
+                return loader.ResidentLoader(
+                    source,
+                    batch_size=batch_size,
+                    seed=seed,
+                    sharding=partition.replicated(mesh),
+                )
+            return loader.StreamLoader(
                 source,
+                batch_size=batch_size,
+                seed=seed,
                 start=start,
                 process_index=jax.process_index(),
                 process_count=jax.process_count(),
                 sharding=partition.over_batch(mesh),
-                **arguments,
             )
-        self._resident = experiment.resident
 
-    def __call__(self, step: int) -> PyTree:
-        """Returns what the step takes at `step`."""
-        window = self._loader.window(step)
-        return (self._loader.data, window) if self._resident else window
+        self._train = make(dataset.train, experiment.config.batch_size, start)
+        self._held_out: Any = None
+        if self._outer is not None:
+            first = max(0, self._outer.count(start))
+            self._held_out = make(dataset.held_out, self._outer.batch_size, first)
+
+    def __call__(self, step: int, variant: str = "inner") -> PyTree:
+        """Returns what the step of that name takes at `step`."""
+        train = self._window(self._train, step)
+        if variant == "inner":
+            return train
+        assert self._outer is not None
+        index = max(0, self._outer.count(step))
+        return {"train": train, "held_out": self._window(self._held_out, index)}
+
+    def _window(self, source: Any, step: int) -> PyTree:
+        return (source.data, source.window(step)) if self._resident else source.window(step)
 
     def close(self) -> None:
-        """Ends the threads of a stream."""
-        if isinstance(self._loader, loader.StreamLoader):
-            self._loader.close()
+        """Ends the threads of streams."""
+        for source in (self._train, self._held_out):
+            if isinstance(source, loader.StreamLoader):
+                source.close()

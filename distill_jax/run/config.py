@@ -35,9 +35,10 @@ SPLITS = ("train", "held_out", "test")
 
 # Groups that accept new keys, as patterns over config paths.
 _OPEN = re.compile(
-    r"(objective|data|optim|roles\.\w+)\.kwargs(\..+)?"
-    r"|data\.transform_kwargs(\..+)?|optim\.schedule_kwargs(\..+)?|evaluators(\..+)?"
-    r"|study\.arms(\..+)?|roles"
+    r"(objective|weigher|data|optim|bilevel\.optim|roles\.\w+)\.kwargs(\..+)?"
+    r"|data\.transform_kwargs(\..+)?|data\.corrupt(\..+)?"
+    r"|optim\.schedule_kwargs(\..+)?|evaluators(\..+)?"
+    r"|study\.arms(\..+)?|study\.tuned|roles"
 )
 
 # A name and the keyword arguments that belong to it: another name drops them.
@@ -78,12 +79,36 @@ def base() -> ConfigDict:
     config.objective.name = ""  # module in distill_jax.objectives, or package.module:Symbol
     config.objective.kwargs = ConfigDict()  # open: keyword arguments of the objective
 
+    config.weigher = ConfigDict()
+    config.weigher.name = ""  # module in distill_jax.weighers; empty keeps fixed coefficients
+    config.weigher.kwargs = ConfigDict()  # open: keyword arguments of the weigher
+    config.weigher.signals = ("cross_entropy", "distillation")  # terms that it weighs, in order
+    config.weigher.control = "none"  # none | frozen | joint | shuffled | batch_mean
+    config.weigher.stop_features = True  # what it sees has no gradient to the student
+
+    config.bilevel = ConfigDict()  # how a weigher learns from the held-out part
+    config.bilevel.method = "exact"  # exact | finite_difference | last_layer
+    config.bilevel.order = "real"  # real: after the student's step | virtual: from one tried first
+    config.bilevel.every = 1  # student steps between two of the weigher
+    config.bilevel.warmup = _duration("steps", "epochs", "percent")  # before its first; at most one
+    config.bilevel.outer_batch = 1.0  # held-out examples a step, as a share of batch_size
+    config.bilevel.outer_loss = ("cross_entropy",)  # terms whose sum the held-out part judges by
+    config.bilevel.part = 1.0  # share 1/m of the training batch in the forward-mode product
+    config.bilevel.unroll = 1  # inner steps that the gradient goes through
+    config.bilevel.low_memory = False  # a forward pass more instead of activations kept
+    config.bilevel.optim = ConfigDict()
+    config.bilevel.optim.name = "adamw"  # as optim.name
+    config.bilevel.optim.kwargs = ConfigDict()  # open: keyword arguments of the optimizer
+    config.bilevel.optim.lr = 1e-3  # constant
+    config.bilevel.optim.weight_decay = 1e-4  # as optim.weight_decay; kernels only
+
     config.roles = ConfigDict()  # open: {role: role(model, **kwargs)}
 
     config.data = ConfigDict()
     config.data.name = ""  # module in distill_jax.data, or package.module:Symbol
     config.data.kwargs = ConfigDict()  # open: keyword arguments of the data set
     config.data.held_out = 0.1  # fraction of the training data kept for selection
+    config.data.corrupt = ConfigDict()  # open: known faults, keywords of data.corruption.corrupt
     config.data.resident = "auto"  # keep the data on the device: auto | yes | no
     config.data.train_transforms = ()  # make_<name> in distill_jax.data.transforms, in order
     config.data.eval_transforms = ()  # the same for evaluation: those without randomness
@@ -115,7 +140,8 @@ def base() -> ConfigDict:
     config.eval = ConfigDict()
     config.eval.every = _duration("steps", "epochs", "percent")  # at most one
     config.eval.batch_size = 500  # examples per evaluation step
-    config.eval.metric = "held_out/accuracy"  # split/metric that selects the best checkpoint
+    config.eval.metric = "held_out/accuracy"  # split/metric that selects the best checkpoint;
+    # empty selects none, and goes with data.held_out=0
     config.eval.mode = "max"  # what is best: max | min
 
     config.evaluators = ConfigDict()  # open: {module in distill_jax.evaluators: keyword arguments}
@@ -131,6 +157,8 @@ def base() -> ConfigDict:
 
     config.study = ConfigDict()
     config.study.arms = ConfigDict()  # open: {arm: nested dict of what it changes in this config}
+    config.study.tuned = ConfigDict()  # open: {name: arms}; stands for the best of them, held out
+    config.study.title = ""  # of the report
     config.study.seeds = ()  # seeds of every arm
     config.study.reference = ""  # arm that the others are compared with
     config.study.metric = "test/accuracy"  # split/metric that is compared
@@ -453,7 +481,7 @@ def validate(config: ConfigDict) -> None:
             where="total",
             hint="set exactly one of total.steps, total.epochs, total.examples",
         )
-    for path in ("optim.warmup", "eval.every", "checkpoint.every"):
+    for path in ("optim.warmup", "bilevel.warmup", "eval.every", "checkpoint.every"):
         _unit(config, path)
     for group in ("objective", "data"):
         if not config[group].name:
@@ -463,7 +491,9 @@ def validate(config: ConfigDict) -> None:
     _check_roles(config)
     _check_data(config)
     _check_rules(config.optim.decay_mask, where="optim.decay_mask")
-    if _check_metric(config, "eval.metric") == "test":
+    if config.eval.metric == "" and config.data.held_out == 0:
+        pass  # nothing to select on: the last state is the result
+    elif _check_metric(config, "eval.metric") == "test":
         raise ConfigError(
             "the test split is read only to report, never to select",
             where="eval.metric",
@@ -510,6 +540,10 @@ def _check_numbers(config: ConfigDict) -> None:
     for path in ("batch_size", "accum_steps", "eval.batch_size", "log.every_steps", "optim.lr"):
         check(path, 0 < _lookup(config, path) < math.inf, "a positive number")
     check("checkpoint.keep", config.checkpoint.keep >= 1, "at least 1")
+    check("bilevel.every", config.bilevel.every >= 1, "at least 1")
+    check("bilevel.outer_batch", 0 < config.bilevel.outer_batch < math.inf, "a positive share")
+    for path in ("bilevel.optim.lr", "bilevel.optim.weight_decay"):
+        check(path, 0 <= _lookup(config, path) < math.inf, "0 or more")
     check("seed", 0 <= config.seed < 2**32, "from 0 to 2**32 - 1")
     check("data.held_out", 0 <= config.data.held_out < 1, "a fraction from 0 to below 1")
     check("optim.weight_decay", 0 <= config.optim.weight_decay < math.inf, "0 or more")
@@ -614,6 +648,17 @@ def _check_study(config: ConfigDict) -> None:
             where="study.reference",
             hint=nearest(study.reference, study.arms),
         )
+    for name, candidates in study.tuned.items():
+        where = f"study.tuned.{name}"
+        if name in study.arms:
+            raise ConfigError("an arm has this name", where=where, hint="choose another")
+        if not isinstance(candidates, (tuple, list)) or not candidates:
+            raise ConfigError(f"{candidates!r} lists no arms", where=where, hint="('a', 'b')")
+        for arm in candidates:
+            if arm not in study.arms:
+                raise ConfigError(
+                    f"{arm!r} is not an arm", where=where, hint=nearest(arm, study.arms)
+                )
     for name, changes in study.arms.items():
         if not isinstance(changes, ConfigDict):
             raise _mistyped(changes, ConfigDict, f"study.arms.{name}")

@@ -47,9 +47,10 @@ def describe(config: ConfigDict) -> str:
       ConfigError: the config does not fit together.
     """
     experiment = build_lib.build(config, shapes_only=True)
-    step = experiment.compile_step(build_lib.feed_shapes(experiment))
-    cost = step.cost_analysis() or {}
-    memory = step.memory_analysis()
+    compiled = {
+        variant: experiment.compile_step(build_lib.feed_shapes(experiment, variant), variant)
+        for variant in experiment.variants
+    }
     parameters = [
         (
             role,
@@ -75,16 +76,29 @@ def describe(config: ConfigDict) -> str:
         ),
         ("networks", _table(parameters, ("role", "model", "parameters", "learns"))),
         ("state", _table(leaves, header)),
-        (
-            "step, on each device",
-            f"FLOPs      {cost.get('flops', float('nan')):.4g}\n"
-            f"arguments  {_bytes(memory.argument_size_in_bytes)}\n"
-            f"outputs    {_bytes(memory.output_size_in_bytes)}"
-            f" ({_bytes(memory.alias_size_in_bytes)} in place)\n"
-            f"temporary  {_bytes(memory.temp_size_in_bytes)}",
-        ),
+        *((_step_title(experiment, v), _cost(step)) for v, step in compiled.items()),
     ]
     return "\n\n".join(f"== {title}\n{body}" for title, body in sections)
+
+
+def _step_title(experiment: build_lib.Experiment, variant: str) -> str:
+    if experiment.outer is None:
+        return "step, on each device"
+    share = experiment.outer.share(experiment.total_steps)
+    if variant == "outer":
+        return f"step in which the weigher learns, {share:.1%} of all, on each device"
+    return f"step of the student alone, {1 - share:.1%} of all, on each device"
+
+
+def _cost(step) -> str:
+    cost, memory = step.cost_analysis() or {}, step.memory_analysis()
+    return (
+        f"FLOPs      {cost.get('flops', float('nan')):.4g}\n"
+        f"arguments  {_bytes(memory.argument_size_in_bytes)}\n"
+        f"outputs    {_bytes(memory.output_size_in_bytes)}"
+        f" ({_bytes(memory.alias_size_in_bytes)} in place)\n"
+        f"temporary  {_bytes(memory.temp_size_in_bytes)}"
+    )
 
 
 def _kind(config: ConfigDict, role: str) -> str:

@@ -1,6 +1,7 @@
 """The surroundings of a run: devices, compilation cache, versions and signals."""
 
 import contextlib
+import ctypes
 import functools
 import importlib.metadata
 import os
@@ -59,9 +60,12 @@ def configure_jax(*, cpu_devices: int) -> None:
     """Splits the CPU into devices and switches the persistent compilation cache on.
 
     The cache lies in `$DISTILL_JAX_CACHE`, by default `~/.cache/distill_jax`; "off" disables it.
-    Must run before JAX touches a device; later calls leave the devices as they are.
+    Must run before JAX touches a device; later calls leave the devices as they are. On Linux freed
+    memory stays in the process, see `keep_freed_memory`.
     """
     import jax
+
+    keep_freed_memory()
 
     with contextlib.suppress(RuntimeError):
         jax.config.update("jax_num_cpu_devices", cpu_devices)
@@ -70,6 +74,25 @@ def configure_jax(*, cpu_devices: int) -> None:
         jax.config.update("jax_compilation_cache_dir", os.path.expanduser(cache))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
         jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+def keep_freed_memory() -> bool:
+    """Tells glibc to keep freed memory in the process; returns whether it could.
+
+    XLA:CPU allocates the buffers of a step anew each time. Large ones come from `mmap` and go back
+    at once, so that every step pays for the page faults of all of them: a quarter of the time of a
+    transformer's step (docs/performance.md). The process then never shrinks. Set
+    `DISTILL_JAX_KEEP_MEMORY=off` where memory is shared with other programs.
+    """
+    if os.environ.get("DISTILL_JAX_KEEP_MEMORY") == "off" or not sys.platform.startswith("linux"):
+        return False
+    try:
+        mallopt = ctypes.CDLL("libc.so.6").mallopt
+    except (OSError, AttributeError):  # another C library
+        return False
+    # From malloc.h: no mmap at all, no trimming, one arena for all threads.
+    no_mmap, trim_threshold, arenas = (-4, 0), (-1, 2**31 - 1), (-8, 1)
+    return all([mallopt(*option) for option in (no_mmap, trim_threshold, arenas)])
 
 
 def describe_environment() -> dict[str, Any]:

@@ -15,6 +15,7 @@ from distill_jax.core.api import TrainState
 from distill_jax.core.errors import CheckpointError, ConfigError, NonFiniteError
 from distill_jax.core.partition import named_leaves
 from distill_jax.data import loader
+from distill_jax.data.source import Subset
 from distill_jax.run import build as build_lib
 from distill_jax.run import config as config_lib
 from distill_jax.run import environment, writers
@@ -42,6 +43,9 @@ shown and the answer to a signal are at most so many steps off."""
 
 EXAMPLES = 64
 """How many test inputs are stored with their predictions, for the report to show."""
+
+TRUST_EXAMPLES, EXTREMES = 10_000, 12
+"""How many training examples are stored with their weights, and images of the extreme ones."""
 
 
 class Preempted(Exception):
@@ -95,20 +99,27 @@ def read_result(workdir: pathlib.Path) -> dict[str, Any] | None:
 
 
 def evaluate(
-    experiment: build_lib.Experiment, state: TrainState, frozen: Any, split: str
+    experiment: build_lib.Experiment,
+    state: TrainState,
+    frozen: Any,
+    split: str,
+    *,
+    limit: int | None = None,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Runs every evaluator over a split.
+    """Runs every evaluator over a split, or over its first `limit` examples.
 
     Returns:
       `{"<split>/<metric>": value}` of scalars and arrays, and the collected outputs
       `{role: {name: [n, ...]}}` beside `label` and `index` `[n]`.
     """
     source = getattr(experiment.dataset, split)
+    if limit is not None and len(source) > limit:
+        source = Subset(source, np.arange(limit), f"first {limit}")
     collected: list[Any] = []
     for batch in loader.eval_batches(source, batch_size=experiment.eval_batch_size):
         outputs = jax.device_get(experiment.predict(state, frozen, batch))
         real = np.asarray(batch["mask"]) > 0
-        facts = {k: np.asarray(batch[k]) for k in ("label", "index") if k in batch}
+        facts = {k: np.asarray(x) for k, x in batch.items() if k not in ("input", "mask", "epoch")}
         collected.append(jax.tree.map(lambda x, real=real: x[real], (outputs, facts)))
     outputs, facts = jax.tree.map(lambda *xs: np.concatenate(xs), *collected)
     metrics: dict[str, Any] = {}
@@ -213,7 +224,8 @@ def train(
         say(f"{workdir} is finished; its result is read from result.json")
         return finished
     experiment = make_experiment(config)
-    build_lib.check_metric(experiment, config.eval.metric, where="eval.metric")
+    if config.eval.metric:
+        build_lib.check_metric(experiment, config.eval.metric, where="eval.metric")
     if reported:
         build_lib.check_metric(experiment, reported, where="study.metric")
     create_workdir(config, workdir)
@@ -249,16 +261,17 @@ class _Run:
         self.last_finite: float | None = None
         self.earlier_seconds = 0.0
         self.training_seconds = 0.0
+        self.paces: list[float] = []
 
     def run(self, stop: environment.StopFlag) -> dict[str, Any]:
         config, experiment, total = self.config, self.experiment, self.experiment.total_steps
         replicated = build_lib.partition.replicated(experiment.mesh)
         key = jax.device_put(jax.random.key(config.seed), replicated)
         frozen = experiment.frozen_networks(config)
-        state, step = self._start(key)
+        state, step = self._start(key, frozen)
         self.clock.lap("init")
         feed = build_lib.Feed(experiment, seed=config.seed, start=step)
-        update = experiment.compile_step(feed(step))
+        update = {v: experiment.compile_step(feed(step, v), v) for v in experiment.variants}
         self.clock.lap("compile")
 
         main = jax.process_index() == 0
@@ -280,16 +293,18 @@ class _Run:
     def _steps(self, stop, state, frozen, key, step, feed, update, log, progress) -> TrainState:
         """Runs the steps that are left, with what is due between them."""
         first, total = step, self.experiment.total_steps
-        pending: list[jax.Array] = []
+        pending: list[tuple[str, jax.Array]] = []
         began = time.perf_counter()
         while step < total:
             event = min(total, *((step // n + 1) * n for n in self.every.values()))
+            begin, started = step, time.perf_counter()
             while step < event and not stop:
-                state, metrics = update(state, frozen, feed(step), key)
+                variant = self.experiment.variant(step)
+                state, metrics = update[variant](state, frozen, feed(step, variant), key)
                 step += 1
-                pending.append(metrics)
+                pending.append((variant, metrics))
                 if len(pending) % IN_FLIGHT == 0:
-                    pending[-IN_FLIGHT].block_until_ready()
+                    pending[-IN_FLIGHT][1].block_until_ready()
                 progress.update(step)
                 if step == first + 1:
                     metrics.block_until_ready()
@@ -297,6 +312,8 @@ class _Run:
                     self._say_start(step)
             means = self._read(pending, step)
             pending.clear()
+            if step > begin:
+                self.paces.append((time.perf_counter() - started) / (step - begin))
             progress.update(step, loss=means.get("loss"))
             self.training_seconds = time.perf_counter() - began
             if step % self.every["log"] == 0 or step == total:
@@ -316,10 +333,11 @@ class _Run:
     def _title(self) -> str:
         return f"{self.arm} seed {self.config.seed}" if self.arm else "train"
 
-    def _start(self, key) -> tuple[TrainState, int]:
+    def _start(self, key, frozen) -> tuple[TrainState, int]:
         restored = self.checkpointer.restore(self.experiment.abstract_state)
         if restored is None:
-            return self.experiment.initial_state(key, self.config), 0
+            state = self.experiment.initial_state(key, self.config)
+            return self.experiment.with_class_means(state, frozen), 0
         for skipped in restored.skipped:
             self.say(f"damaged checkpoint set aside: {skipped}")
         self.earlier_seconds = restored.meta.get("seconds", 0.0)
@@ -336,24 +354,22 @@ class _Run:
 
     def _read(self, pending, step) -> dict[str, float]:
         """Averages the metrics since the last event; refuses what is not finite."""
-        if not pending:
-            return {}
-        rows = np.stack([np.asarray(row) for row in pending])
-        names = self.experiment.metric_names
-        if not np.isfinite(rows).all():
-            row = int(np.argmin(np.isfinite(rows).all(1)))
-            bad = [i for i, value in enumerate(rows[row]) if not np.isfinite(value)]
-            bad = [i for i in bad if names[i] != "loss"] or bad
-            if row:
-                self.last_finite = float(rows[row - 1][0])
-            raise NonFiniteError(
-                f"{', '.join(names[i] for i in bad)} is {rows[row][bad[0]]} at step "
-                f"{step - len(rows) + row + 1}; the last finite loss was {self.last_finite}",
-                where=str(self.workdir),
-                hint=REMEDY,
-            )
-        self.last_finite = float(rows[-1][0])
-        return dict(zip(names, rows.mean(0).tolist(), strict=True))
+        found: dict[str, list[float]] = {}
+        for i, (variant, values) in enumerate(pending):
+            row = dict(zip(self.experiment.metric_names(variant), np.asarray(values), strict=True))
+            bad = [name for name, value in row.items() if not np.isfinite(value)]
+            bad = [name for name in bad if name != "loss"] or bad
+            if bad:
+                raise NonFiniteError(
+                    f"{', '.join(bad)} is {row[bad[0]]} at step {step - len(pending) + i + 1}; "
+                    f"the last finite loss was {self.last_finite}",
+                    where=str(self.workdir),
+                    hint=REMEDY,
+                )
+            self.last_finite = float(row["loss"])
+            for name, value in row.items():
+                found.setdefault(name, []).append(float(value))
+        return {name: float(np.mean(values)) for name, values in found.items()}
 
     def _epoch(self, step: int) -> float:
         return round(step / self.experiment.steps_per_epoch, 4)
@@ -374,7 +390,7 @@ class _Run:
         return metrics
 
     def _improves(self, measured: Mapping[str, Any] | None) -> bool:
-        if not measured:
+        if not measured or not self.config.eval.metric:
             return False
         self.checkpointer.wait()
         best = self.checkpointer.best()
@@ -392,7 +408,8 @@ class _Run:
                 where=str(self.workdir),
                 hint=REMEDY,
             )
-        metric = float(measured[self.config.eval.metric]) if measured else None
+        chosen = self.config.eval.metric
+        metric = float(measured[chosen]) if measured and chosen else None
         meta = {
             "config": json.loads(config_lib.to_json(self.config)),
             "seconds": self.earlier_seconds + self.training_seconds,
@@ -412,6 +429,8 @@ class _Run:
             log.write(total, {"epoch": self._epoch(total), **scalars(measured)})
             if jax.process_index() == 0:
                 _write_predictions(self.workdir, experiment, collected)
+        if "trust" in experiment.outputs and jax.process_index() == 0:
+            _write_trust(self.workdir, experiment, state, frozen)
         if (best_step := self.checkpointer.best()) is not None:
             best = {"step": best_step, **self.checkpointer.meta(best_step)["metrics"]}
             if best_step == total:
@@ -441,6 +460,7 @@ class _Run:
             "compute": {
                 "seconds": round(seconds, 3),
                 "flops_per_step": experiment.flops_per_step,
+                "seconds_per_step": round(float(np.median(self.paces)), 6) if self.paces else None,
                 "examples": total * config.batch_size,
                 "devices": jax.device_count(),
                 "phases": {name: round(t, 3) for name, t in self.clock.phases.items()},
@@ -449,6 +469,28 @@ class _Run:
         if jax.process_index() == 0:
             write_json(self.workdir / "result.json", result)
         return result
+
+
+def _write_trust(workdir, experiment, state, frozen) -> None:
+    """Stores what the weigher makes of training examples, and the extreme ones among them."""
+    source = experiment.dataset.train
+    _, found = evaluate(experiment, state, frozen, "train", limit=TRUST_EXAMPLES)
+    trust = found.pop("outputs")["trust"]
+    weights = trust["weights"]
+    arrays = {name: x.astype(np.float32) for name, x in trust.items()}
+    arrays |= {"signals": np.asarray(experiment.objective.signals), **found}
+    order = np.argsort(weights[:, -1] / np.maximum(weights.sum(1), 1e-12), kind="stable")
+    for name, rows in (("low", order[:EXTREMES]), ("high", order[::-1][:EXTREMES])):
+        images = source.read(rows)["input"]
+        if isinstance(images, np.ndarray) and images.ndim == 4 and images.dtype == np.uint8:
+            arrays |= {name: rows, f"{name}_images": images}
+    _save_arrays(workdir / "trust.npz", arrays)
+
+
+def _save_arrays(path: pathlib.Path, arrays: Mapping[str, Any]) -> None:
+    temporary = path.with_suffix(".tmp.npz")
+    np.savez_compressed(temporary, **arrays)
+    os.replace(temporary, path)
 
 
 def _write_predictions(workdir, experiment, collected) -> None:
@@ -463,6 +505,4 @@ def _write_predictions(workdir, experiment, collected) -> None:
     images = source.read(rows)["input"]
     if isinstance(images, np.ndarray) and images.ndim == 4 and images.dtype == np.uint8:
         arrays |= {"images": images, "images_index": collected["index"][rows]}
-    temporary = workdir / "predictions.tmp.npz"
-    np.savez_compressed(temporary, **arrays)
-    os.replace(temporary, workdir / "predictions.npz")
+    _save_arrays(workdir / "predictions.npz", arrays)

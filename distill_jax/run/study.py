@@ -116,6 +116,12 @@ def check(config: ConfigDict) -> None:
             where="study.reference",
             hint=nearest("", config.study.arms),
         )
+    if config.study.tuned and not config.eval.metric:
+        raise ConfigError(
+            "tuned arms are chosen by eval.metric, which is empty",
+            where="study.tuned",
+            hint="set eval.metric, such as held_out/accuracy",
+        )
     for arm in ordered_arms(config):
         try:
             single = arm_config(config, arm, config.study.seeds[0], pathlib.Path())
@@ -188,7 +194,7 @@ def run_study(
             say(f"[{i}/{len(runs)}] {arm} seed {seed} failed: {e.what}")
         else:
             value = result["metrics"][config.study.metric]
-            statuses[arm, seed] = {"status": "done", "value": value}
+            statuses[arm, seed] = {"status": "done", "value": value, "metrics": result["metrics"]}
             took = time.perf_counter() - before
             say(
                 f"[{i}/{len(runs)}] {arm} seed {seed}: {config.study.metric} {value:.4f}"
@@ -211,22 +217,51 @@ def _mode(metric: str) -> str:
     return "min" if metric.rpartition("/")[2] in _LOWER else "max"
 
 
+def tune(config: ConfigDict, statuses: Mapping[tuple[str, int], Any]) -> dict[str, dict[str, Any]]:
+    """Chooses, for each entry of `study.tuned`, the arm of the best mean over the finished seeds.
+
+    By `eval.metric` of the last state, which is measured on the held-out part: the test part is
+    not looked at.
+
+    Returns:
+      `{name: {"arm": chosen, "by": metric, "candidates": {arm: mean}}}`; a name is left out while
+      none of its candidates has finished.
+    """
+    metric, sign = config.eval.metric, 1 if config.eval.mode == "max" else -1
+    chosen = {}
+    for name, candidates in config.study.tuned.items():
+        means = {}
+        for arm in candidates:
+            found = [statuses[arm, seed].get("metrics") for seed in config.study.seeds]
+            values = [metrics[metric] for metrics in found if metrics]
+            if values:
+                means[arm] = sum(values) / len(values)
+        if means:
+            best = max(means, key=lambda arm: sign * means[arm])
+            chosen[name] = {"arm": best, "by": metric, "candidates": means}
+    return chosen
+
+
 def _write(config, workdir, statuses) -> list[statistics.ArmSummary]:
-    names = sorted(config_lib.arms(config), key=lambda arm: arm != config.study.reference)
+    arms = {arm: (arm, changes) for arm, changes in config_lib.arms(config).items()}
+    tuned = tune(config, statuses)
+    arms |= {name: (found["arm"], arms[found["arm"]][1]) for name, found in tuned.items()}
+    names = sorted(arms, key=lambda arm: arm != config.study.reference)
     values: dict[str, dict[str, float]] = {arm: {} for arm in names}
-    for (arm, seed), status in statuses.items():
-        if status["value"] is not None:
-            values[arm][str(seed)] = status["value"]
+    for name in names:
+        for seed in config.study.seeds:
+            status = statuses[arms[name][0], seed]
+            if status["value"] is not None:
+                values[name][str(seed)] = status["value"]
     summary = statistics.summarise(values, reference=config.study.reference)
-    arms = config_lib.arms(config)
     contents = {
         "name": workdir.name,
-        "title": f"{', '.join(arms)} on {config.data.name}",
+        "title": config.study.title or f"{', '.join(arms)} on {config.data.name}",
         "metric": config.study.metric,
         "mode": _mode(config.study.metric),
         "reference": config.study.reference,
         "arms": {
-            arm: {
+            name: {
                 "overrides": dict(changes),
                 "seeds": {
                     str(seed): {
@@ -236,8 +271,9 @@ def _write(config, workdir, statuses) -> list[statistics.ArmSummary]:
                     for seed in config.study.seeds
                 },
             }
-            for arm, changes in arms.items()
+            for name, (arm, changes) in arms.items()
         },
+        "tuned": tuned,
         "summary": [_summary_row(row) for row in summary],
     }
     loop.write_json(workdir / "study.json", contents)

@@ -1,0 +1,341 @@
+"""Gradients of an outer loss in the weights of an inner loss, through the inner optimizer's step.
+
+The inner loss is `J(params, omega) = h(omega, F(params))`: `F` gives per-example losses (and the
+logits that a weigher sees), `h` weighs and averages them and depends on the outer variables
+`omega`. One step of any optax optimizer gives `params' = params + update(g)` with
+`g = dJ/dparams`, and the outer loss is `V(params')`. Then, with `v = dV/dparams'` and
+`u = (d update / d g)^T v`,
+
+    dV/domega = d/domega <u, dJ/dparams> = d/domega [ (dh/dF) (dF/dparams) u ],
+
+one forward-mode product of the network and the gradient of the small function `h` (Hu et al. 2024
+leave the rule open, arXiv:2312.15112; the product is that of Ren et al. 2018, arXiv:1803.09050, for
+any optimizer). It is exact, and no second derivative of the network appears. The same linearization
+of `F`, transposed, gives `g`, so that the forward pass is made once.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.extend.core import ClosedJaxpr, Literal
+
+from distill_jax.core.api import Array, Params, PyTree
+
+Forward = Callable[[Params], PyTree]
+"""`params -> outs`, pure: what of a batch depends on the inner parameters."""
+
+Weighing = Callable[[PyTree, PyTree, PyTree], Array]
+"""`(omega, outs, seen) -> J`: the inner loss; `seen` is what the weigher sees of `outs`."""
+
+
+def directional(
+    h: Weighing, omega: PyTree, outs: PyTree, d_outs: PyTree, *, stop_features: bool
+) -> PyTree:
+    """Returns `d/domega` of the derivative of `h` in `outs` along `d_outs`.
+
+    Args:
+      h: the inner loss as a function of the network's outputs.
+      omega: outer variables.
+      outs: outputs at the inner parameters.
+      d_outs: their forward-mode product, the change along the pulled-back outer gradient.
+      stop_features: whether what the weigher sees has no derivative.
+    """
+
+    def along(omega: PyTree) -> Array:
+        def loss(o: PyTree) -> Array:
+            return h(omega, o, jax.lax.stop_gradient(o) if stop_features else o)
+
+        return jax.jvp(loss, (outs,), (d_outs,))[1]
+
+    return jax.grad(along)(omega)
+
+
+def finite_difference(
+    forward: Forward,
+    h: Weighing,
+    params: Params,
+    omega: PyTree,
+    direction: PyTree,
+    seen: PyTree,
+    *,
+    stop_features: bool,
+    step_size: float = 0.01,
+) -> PyTree:
+    """Returns the same by a central difference of two forward passes (Liu et al. 2019, eq. 8).
+
+    Args:
+      forward: the network on the training batch.
+      h: the inner loss.
+      params: inner parameters.
+      omega: outer variables.
+      direction: the pulled-back outer gradient, like `params`.
+      seen: what the weigher sees at `params`.
+      stop_features: whether the weigher sees that on both sides.
+      step_size: length of the step; the paper's value. The error is of its square, plus rounding.
+    """
+    scale = step_size / jnp.maximum(optax.tree.norm(direction), jnp.finfo(jnp.float32).tiny)
+
+    def outs(sign: int) -> PyTree:
+        moved = jax.tree.map(lambda p, d: (p + sign * scale * d).astype(p.dtype), params, direction)
+        return forward(moved)
+
+    plus, minus = outs(1), outs(-1)
+
+    def difference(omega: PyTree) -> Array:
+        a = h(omega, plus, seen if stop_features else plus)
+        b = h(omega, minus, seen if stop_features else minus)
+        return (a - b) / (2 * scale)
+
+    return jax.grad(difference)(omega)
+
+
+def pull_back(
+    tx: optax.GradientTransformation,
+    grads: Params,
+    opt_state: PyTree,
+    params: Params,
+    cotangent: Params,
+) -> Params:
+    """Returns `(d update / d grads)^T cotangent` of one optimizer step; no pass of the network.
+
+    Derivatives that are infinite at a zero second moment or a zero norm count as zero, see
+    `regular`; the update itself is not touched.
+
+    Args:
+      tx: any optax optimizer.
+      grads: inner gradient.
+      opt_state: its state before the step.
+      params: inner parameters before the step.
+      cotangent: gradient of the outer loss in the parameters after the step.
+    """
+
+    def update(grads: Params) -> Params:
+        return tx.update(grads, opt_state, params)[0]
+
+    _, pull = jax.vjp(regular(update), grads)
+    return pull(cotangent)[0]
+
+
+def unrolled(
+    grad_fn: Callable[[Params, PyTree, int], tuple[Params, PyTree]],
+    outer_grad: Callable[[Params], Params],
+    tx: optax.GradientTransformation,
+    params: Params,
+    opt_state: PyTree,
+    omega: PyTree,
+    *,
+    steps: int,
+) -> PyTree:
+    """Returns `dV(params_K)/domega` through `steps` inner steps, exactly.
+
+    Reverse mode over the steps, forward mode within each (Kemaev et al. 2025, arXiv:2505.00793):
+    stored are parameters, optimizer state and gradient of every step, and nothing of the network,
+    whose pass is made anew where it is needed. Memory is therefore that of one step, plus three
+    or four copies of the parameters for each.
+
+    Args:
+      grad_fn: `(params, omega, k) -> (dJ/dparams, dJ/domega)` on the batch of inner step k.
+      outer_grad: `params -> dV/dparams`.
+      tx: the inner optimizer.
+      params: inner parameters before the first step.
+      opt_state: optimizer state before the first step.
+      omega: outer variables, the same in all steps.
+      steps: K.
+    """
+    visited = []
+    for k in range(steps):
+        grads, _ = grad_fn(params, omega, k)
+        visited.append((params, opt_state, grads))
+        params, opt_state = _apply(tx, grads, opt_state, params)
+    adjoint = outer_grad(params)
+    moving = _Floats(opt_state)
+    state_adjoint = jax.tree.map(jnp.zeros_like, moving.floats(opt_state))
+    total = jax.tree.map(jnp.zeros_like, omega)
+    for k in reversed(range(steps)):
+        params, opt_state, grads = visited[k]
+        params = after(params, adjoint)  # or XLA would keep the activations of the pass above
+
+        def advance(grads, floats, params, opt_state=opt_state):
+            new = _apply(tx, grads, moving.merge(opt_state, floats), params)
+            return new[0], moving.floats(new[1])
+
+        _, pull = jax.vjp(regular(advance), grads, moving.floats(opt_state), params)
+        u, state_adjoint, through = pull((adjoint, state_adjoint))
+        _, (hessian_product, d_omega) = jax.jvp(
+            lambda p, k=k: grad_fn(p, omega, k), (params,), (u,)
+        )
+        adjoint = jax.tree.map(jnp.add, through, hessian_product)
+        total = jax.tree.map(jnp.add, total, d_omega)
+    return total
+
+
+def after(tree: PyTree, cause: PyTree) -> PyTree:
+    """Returns `tree` unchanged but not computable before `cause` is.
+
+    XLA is free to make every pass of the network as early as it can and to merge equal ones, and
+    then holds activations for as long as the last reader needs. An `optimization_barrier` does
+    not prevent it on CPU, where barriers go before the program is scheduled; adding zero times the
+    cause does, since floating-point arithmetic forbids to drop that.
+    """
+    leaves = [x for x in jax.tree.leaves(cause) if x.size]
+    zero = sum(0.0 * x.reshape(-1)[0] for x in leaves)
+    return jax.tree.map(lambda x: x + jnp.asarray(zero, x.dtype), tree)
+
+
+def _apply(tx, grads, opt_state, params):
+    updates, opt_state = tx.update(grads, opt_state, params)
+    return optax.apply_updates(params, updates), opt_state
+
+
+class _Floats:
+    """Takes the floating-point leaves out of a tree and puts others in."""
+
+    def __init__(self, like: PyTree):
+        leaves, self.structure = jax.tree.flatten(like)
+        self.chosen = [jnp.issubdtype(jnp.result_type(x), jnp.floating) for x in leaves]
+
+    def floats(self, tree: PyTree) -> list[Array]:
+        return [x for x, c in zip(jax.tree.leaves(tree), self.chosen, strict=True) if c]
+
+    def merge(self, tree: PyTree, floats: list[Array]) -> PyTree:
+        new = iter(floats)
+        leaves = zip(jax.tree.leaves(tree), self.chosen, strict=True)
+        return jax.tree.unflatten(self.structure, [next(new) if c else x for x, c in leaves])
+
+
+# Regular derivatives.
+
+
+def regular(fn: Callable[..., PyTree]) -> Callable[..., PyTree]:
+    """Returns `fn` with derivatives of `sqrt(x)`, `1 / sqrt(x)` and `y / x` at `x = 0` set to zero.
+
+    Adam divides by the root of a second moment that is zero where a parameter never had a gradient;
+    clipping divides by a norm. There autodiff gives 0 * inf = NaN for what is a finite slope: with
+    `m / (sqrt(v) + eps)` and `v = (1 - b) g^2` the slope at `g = 0` is that of `m / eps`, which is
+    what this rule leaves. Values are unchanged; the functions inside `jit` are treated as well,
+    those inside loops and branches are not.
+    """
+
+    @functools.wraps(fn)
+    def call(*args: Any) -> PyTree:
+        flat, structure = jax.tree.flatten(args)
+        out_structure = None
+
+        def flat_fn(*flat: Any) -> list[Any]:
+            nonlocal out_structure
+            leaves, out_structure = jax.tree.flatten(fn(*jax.tree.unflatten(structure, flat)))
+            return leaves
+
+        jaxpr = jax.make_jaxpr(flat_fn)(*flat)
+        assert out_structure is not None
+        return jax.tree.unflatten(out_structure, _evaluate(jaxpr, flat))
+
+    return call
+
+
+def _evaluate(closed: ClosedJaxpr, args: list[Any]) -> list[Any]:
+    jaxpr = closed.jaxpr
+    values: dict[Any, Any] = dict(zip(jaxpr.constvars, closed.consts, strict=True))
+    values |= dict(zip(jaxpr.invars, args, strict=True))
+
+    def read(atom: Any) -> Any:
+        return atom.val if isinstance(atom, Literal) else values[atom]
+
+    for eqn in jaxpr.eqns:
+        inputs = [read(atom) for atom in eqn.invars]
+        name = eqn.primitive.name
+        if name in _REGULAR and jnp.issubdtype(inputs[0].dtype, jnp.floating):
+            outputs = [_REGULAR[name](*inputs)]
+        elif name in ("jit", "pjit"):
+            outputs = _evaluate(eqn.params["jaxpr"], inputs)
+        else:
+            outputs = eqn.primitive.bind(*inputs, **eqn.primitive.get_bind_params(eqn.params))
+            outputs = outputs if eqn.primitive.multiple_results else [outputs]
+        values |= dict(zip(eqn.outvars, outputs, strict=True))
+    return [read(atom) for atom in jaxpr.outvars]
+
+
+@jax.custom_jvp
+def _sqrt(x: Array) -> Array:
+    return jax.lax.sqrt(x)
+
+
+@_sqrt.defjvp
+def _(primals, tangents):
+    (x,), (t,) = primals, tangents
+    root = jax.lax.sqrt(x)
+    return root, jnp.where(root > 0, t / jnp.where(root > 0, 2 * root, 1), 0)
+
+
+@jax.custom_jvp
+def _rsqrt(x: Array) -> Array:
+    return jax.lax.rsqrt(x)
+
+
+@_rsqrt.defjvp
+def _(primals, tangents):
+    (x,), (t,) = primals, tangents
+    return jax.lax.rsqrt(x), jnp.where(x > 0, -0.5 * t * jnp.where(x > 0, x, 1) ** -1.5, 0)
+
+
+@jax.custom_jvp
+def _div(y: Array, x: Array) -> Array:
+    return jax.lax.div(y, x)
+
+
+@_div.defjvp
+def _(primals, tangents):
+    (y, x), (ty, tx) = primals, tangents
+    divisor = jnp.where(x != 0, x, 1)
+    return jax.lax.div(y, x), jnp.where(x != 0, (ty - tx * (y / divisor)) / divisor, 0)
+
+
+_REGULAR = {"sqrt": _sqrt, "rsqrt": _rsqrt, "div": _div}
+
+
+# Which inputs a result depends on.
+
+
+def dependencies(fn: Callable[..., PyTree], *args: Any) -> PyTree:
+    """Returns, for each leaf of `fn(*args)`, the set of flat input positions it depends on.
+
+    By structure: an input that enters only through `stop_gradient` of a derivative, or not at all,
+    is absent whatever its value. Loops and branches count as depending on all that they are given.
+
+    Args:
+      fn: a pure function.
+      *args: its arguments, arrays or `jax.ShapeDtypeStruct`s.
+    """
+    jaxpr, out = jax.make_jaxpr(fn, return_shape=True)(*args)
+    found = _reach(jaxpr.jaxpr, [{i} for i in range(len(jaxpr.jaxpr.invars))])
+    return jax.tree.unflatten(jax.tree.structure(out), found)
+
+
+def _reach(jaxpr: Any, inputs: list[set[int]]) -> list[set[int]]:
+    values: dict[Any, set[int]] = {var: set() for var in jaxpr.constvars}
+    values |= dict(zip(jaxpr.invars, inputs, strict=True))
+
+    def read(atom: Any) -> set[int]:
+        return set() if isinstance(atom, Literal) else values[atom]
+
+    for eqn in jaxpr.eqns:
+        given = [read(atom) for atom in eqn.invars]
+        if eqn.primitive.name in ("jit", "pjit"):
+            results = _reach(eqn.params["jaxpr"].jaxpr, given)
+        else:
+            results = [set().union(*given)] * len(eqn.outvars)
+        values |= dict(zip(eqn.outvars, results, strict=True))
+    return [read(atom) for atom in jaxpr.outvars]
+
+
+def dead_leaves(grad_fn: Callable[..., PyTree], *args: Any) -> list[bool]:
+    """Says of each leaf of a gradient whether it is zero by structure: it depends on no input."""
+    return [not found for found in jax.tree.leaves(dependencies(grad_fn, *args), is_leaf=_is_set)]
+
+
+def _is_set(x: Any) -> bool:
+    return isinstance(x, set)

@@ -1,0 +1,228 @@
+"""An objective whose signals are weighed, example by example, by a weigher."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from distill_jax.core.api import (
+    Array,
+    Batch,
+    Evidence,
+    Key,
+    Model,
+    Nets,
+    Objective,
+    Outputs,
+    PyTree,
+    Role,
+    State,
+    Terms,
+    Weigher,
+)
+from distill_jax.core.errors import ConfigError, nearest
+from distill_jax.core.hypergradient import dead_leaves
+from distill_jax.core.partition import named_leaves
+from distill_jax.core.state import Shapes, zeros
+from distill_jax.core.steps import BoundNets
+
+CONTROLS = ("none", "frozen", "joint", "shuffled", "batch_mean")
+"""How a weigher with networks is trained or its weights are used: as it is meant ("none"); never
+trained; trained with the student on the training loss; trained as meant, while the student gets
+the weights of a batch in another order, or their mean."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Weighed(Objective):
+    """`sum_s w_s * signal_s` in place of the fixed coefficients of an objective.
+
+    Terms of the objective that are not among the signals keep their coefficients.
+
+    Attributes:
+      objective: a method that returns the signals as terms.
+      weigher: what weighs them.
+      signals: names of terms, in the order of the weights `[b, s]`.
+      num_classes: k, 0 where the data has no classes.
+      control: one of `CONTROLS`.
+      stop_features: whether the weigher's evidence has no gradient. Without it the student could
+        lower its loss by steering the weights.
+    """
+
+    objective: Objective
+    weigher: Weigher
+    signals: tuple[str, ...]
+    num_classes: int = 0
+    control: str = "none"
+    stop_features: bool = True
+
+    def __post_init__(self):
+        if self.control not in CONTROLS:
+            hint = nearest(self.control, CONTROLS)
+            raise ConfigError(
+                f"unknown control {self.control!r}", where="weigher.control", hint=hint
+            )
+        if not self.signals or len(set(self.signals)) != len(self.signals):
+            raise ConfigError(
+                f"the signals are {self.signals}",
+                where="weigher.signals",
+                hint="name each term that is weighed once",
+            )
+
+    @property
+    def roles(self) -> tuple[Role, ...]:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return (*self.objective.roles, *self.weigher.roles)
+
+    @property
+    def couples_batch(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.objective.couples_batch or self.control in ("shuffled", "batch_mean")
+
+    def memory(self, key: Key, batch: Batch) -> PyTree:
+        """The objective's own memory and, where the weigher needs it, a class-mean table.
+
+        The table starts as uniform rows; `class_means` gives its values.
+        """
+        memory: dict[str, Any] = {"objective": self.objective.memory(key, batch)}
+        if "class_means" in self.weigher.needs:
+            if not self.num_classes:
+                raise ConfigError(
+                    "the weigher compares with class means, and the data has no classes",
+                    where="weigher.name",
+                    hint="choose blocks or another weigher that needs no class means",
+                )
+            k = self.num_classes
+            memory["class_means"] = jnp.full((k, k), 1 / k, jnp.float32)
+        return memory
+
+    def signals_of(self, nets: Nets, batch: Batch, memory: PyTree, step: Array) -> Terms:
+        """Returns the terms of the objective, not weighed, with the memory of this objective."""
+        terms = self.objective.loss(nets, batch, memory["objective"], step)
+        for name in self.signals:
+            if name not in terms.values:
+                raise ConfigError(
+                    f"the objective has no term {name!r} to weigh",
+                    where="weigher.signals",
+                    hint=nearest(name, terms.values),
+                )
+        if terms.memory is None:
+            return terms
+        return dataclasses.replace(terms, memory={**memory, "objective": terms.memory})
+
+    def evidence(self, terms: Terms, batch: Batch, memory: PyTree) -> Evidence:
+        """Returns what the weigher sees of a batch."""
+        label_probs = batch.get("label_probs")
+        if label_probs is None and self.num_classes and "label" in batch:
+            label_probs = jax.nn.one_hot(batch["label"], self.num_classes)
+        return Evidence(
+            signals={name: terms.values[name] for name in self.signals},
+            logits=dict(terms.logits),
+            label_probs=label_probs,
+            class_means=memory.get("class_means"),
+            mask=batch["mask"],
+        )
+
+    def weights(self, nets: Nets, evidence: Evidence, step: Array) -> Array:
+        """Returns the weigher's `[b, s]`, checked.
+
+        Raises:
+          ConfigError: the weigher gave anything but one weight for each example and signal: a
+            `[b, 1]` against losses `[b]` would broadcast to all pairs of examples.
+        """
+        if self.stop_features:
+            evidence = jax.lax.stop_gradient(evidence)
+        found = self.weigher(nets, evidence, step)
+        expected = (*evidence.mask.shape, len(self.signals))
+        if found.shape != expected:
+            raise ConfigError(
+                f"{type(self.weigher).__name__} gave weights of shape {found.shape}, "
+                f"not one for each example and signal {expected}",
+                where="weigher",
+                hint=f"the signals are {', '.join(self.signals)}",
+            )
+        return found
+
+    def used(self, weights: Array, mask: Array, step: Array) -> Array:
+        """Returns the weights that the student gets: `weights` but for a control's change."""
+        if self.control == "shuffled":
+            # The same order on every mesh and for every seed: only the pairing is to be broken.
+            key = jax.random.fold_in(jax.random.key(0), step)
+            return weights[jax.random.permutation(key, weights.shape[0])]
+        if self.control == "batch_mean":
+            mean = (mask[:, None] * weights).sum(0) / jnp.maximum(mask.sum(), 1)
+            return jnp.broadcast_to(mean[None], weights.shape)
+        return weights
+
+    def with_weights(self, terms: Terms, weights: Array) -> Terms:
+        """Returns terms that carry `weights` `[b, s]` in place of the signals' coefficients."""
+        columns = {name: weights[:, j] for j, name in enumerate(self.signals)}
+        coef = {name: c for name, c in terms.coef.items() if name not in columns}
+        return dataclasses.replace(terms, weights={**terms.weights, **columns}, coef=coef)
+
+    def loss(self, nets: Nets, batch: Batch, memory: PyTree, step: Array) -> Terms:
+        terms = self.signals_of(nets, batch, memory, step)
+        weights = self.weights(nets, self.evidence(terms, batch, memory), step)
+        return self.with_weights(terms, self.used(weights, batch["mask"], step))
+
+    def trust(self, nets: Nets, batch: Batch, memory: PyTree, step: Array) -> Outputs:
+        """Returns `weights` `[b, s]` and the logits that the weigher saw, in evaluation mode."""
+        terms = self.signals_of(_Evaluating(nets), batch, memory, step)
+        evidence = self.evidence(terms, batch, memory)
+        return {"weights": self.weights(nets, evidence, step), **evidence.logits}
+
+    def class_sums(self, nets: Nets, batch: Batch, memory: PyTree) -> tuple[Array, Array]:
+        """Returns sums of teacher probabilities by class `[k, k]` and class counts `[k]`."""
+        terms = self.signals_of(_Evaluating(nets), batch, memory, jnp.int32(0))
+        if "teacher" not in terms.logits:
+            raise ConfigError(
+                f"{type(self.weigher).__name__} compares with class means of a teacher, and "
+                f"{type(self.objective).__name__} has none",
+                where="weigher.name",
+            )
+        probs = jax.nn.softmax(terms.logits["teacher"])
+        label = jax.nn.one_hot(batch["label"], self.num_classes) * batch["mask"][:, None]
+        return label.T @ probs, label.sum(0)
+
+
+def class_means(sums: Array, counts: Array) -> Array:
+    """Returns mean probabilities `[k, k]` from `Weighed.class_sums`; an empty class is uniform."""
+    k = counts.shape[0]
+    return jnp.where(counts[:, None] > 0, sums / jnp.maximum(counts, 1)[:, None], 1 / k)
+
+
+def dead_parameters(
+    weighed: Weighed, models: Mapping[Role, Model], shapes: Shapes
+) -> list[tuple[Role, str]]:
+    """Returns the weigher's parameters that cannot reach a weight, as (role, path).
+
+    Found by structure, on shapes alone: their gradient would be zero whatever their values.
+    """
+    roles = {role: shapes.roles[role] for role in weighed.weigher.roles}
+    params = {role: found.params for role, found in roles.items()}
+    state = {role: zeros(found.state) for role, found in roles.items()}
+    evidence = jax.eval_shape(weighed.evidence, shapes.terms, shapes.batch, shapes.memory)
+    direction = jax.ShapeDtypeStruct((*evidence.mask.shape, len(weighed.signals)), jnp.float32)
+
+    def gradient(params: Any, evidence: Evidence, direction: Array, key: Key) -> PyTree:
+        def along(params: Any) -> Array:
+            nets = BoundNets(models, params, state, key=key)
+            return (direction * weighed.weights(nets, evidence, jnp.int32(1))).sum()
+
+        return jax.grad(along)(params)
+
+    key = jax.eval_shape(jax.random.key, 0)
+    dead = dead_leaves(gradient, params, evidence, direction, key)
+    names = named_leaves(params)
+    found = [name.partition("/") for name, is_dead in zip(names, dead, strict=True) if is_dead]
+    return [(role, path) for role, _, path in found]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Evaluating:
+    """Networks in evaluation mode whatever the caller asks."""
+
+    nets: Nets
+
+    def __call__(self, role: Role, *inputs: Any, train: bool = False) -> tuple[Outputs, State]:
+        del train
+        return self.nets(role, *inputs, train=False)

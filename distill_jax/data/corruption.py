@@ -1,0 +1,258 @@
+"""Known faults, put into a data set so that a study can ask whether a method notices them.
+
+What happens to an example is a function of the seed and the example's id (`source.example_ids`):
+it depends neither on the split nor on the order, and the examples hit at a smaller share are among
+those hit at a larger one. Examples carry flags that say what was done to them.
+"""
+
+import hashlib
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from distill_jax.core.api import Dataset, Source
+from distill_jax.core.errors import ConfigError, nearest
+from distill_jax.data.source import example_ids, example_labels
+
+WHERE = "data.corrupt"
+KINDS = {"label_noise": ("uniform", "pair"), "teacher_damage": ("random", "class")}
+PARTS = ("train", "held_out", "test")
+
+
+class Corrupted:
+    """Another source with one flag more, perhaps other labels, perhaps noise images at its end.
+
+    Args:
+      source: the parent, m examples.
+      key: what the flag is called in a batch.
+      flag: int32 `[n]`, n >= m; what lies beyond m is added.
+      labels: int32 `[n]`; by default the parent's.
+      ids: int32 `[n]`; by default the parent's.
+      seed: of the noise images (see `noise_images`).
+      title: what was done, appended to the parent's name in the provenance, whose sha256 becomes
+        that of the parent's digest followed by the title. Without it nothing was done, and the
+        provenance stays the parent's.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        *,
+        key: str,
+        flag: np.ndarray,
+        labels: np.ndarray | None = None,
+        ids: np.ndarray | None = None,
+        seed: int = 0,
+        title: str = "",
+    ):
+        self.source, self.key, self.flag, self.seed = source, key, flag, seed
+        self.labels = np.asarray(example_labels(source) if labels is None else labels, np.int32)
+        self.ids = example_ids(source) if ids is None else ids
+        self.provenance = source.provenance
+        if title:
+            sha = hashlib.sha256(f"{self.provenance.sha256}{title}".encode()).hexdigest()
+            self.provenance = self.provenance._replace(
+                name=f"{self.provenance.name}, {title}", n=len(flag), sha256=sha
+            )
+
+    def __len__(self) -> int:
+        return len(self.flag)
+
+    def read(self, indices: np.ndarray) -> Mapping[str, Any]:
+        """Returns `input` `[b, ...]`, `label` and the flag, int32 `[b]`, of those at `indices`.
+
+        Whatever else the parent gives is 0 for added examples.
+        """
+        added = np.asarray(indices) >= len(self.source)
+        rows = dict(self.source.read(np.where(added, 0, indices)))
+        if added.any():
+            rows = jax.tree.map(np.array, rows)
+            for leaf in jax.tree.leaves(rows):
+                leaf[added] = 0
+            shape = rows["input"].shape[1:]
+            rows["input"][added] = noise_images(
+                self.ids[indices][added], shape=shape, seed=self.seed
+            )
+        return {**rows, "label": self.labels[indices], self.key: self.flag[indices]}
+
+
+def _philox(seed: int, purpose: str, stream: int = 0) -> np.random.Generator:
+    key = [seed, zlib.crc32(purpose.encode())]
+    return np.random.Generator(np.random.Philox(key=key, counter=[0, 0, 0, stream]))
+
+
+def draws(ids: np.ndarray, *, seed: int, purpose: str) -> np.ndarray:
+    """Returns two numbers in [0, 1) for each of `ids` `[n]`, float64 `[n, 2]`.
+
+    Those of id i are the i-th pair of the stream of (seed, purpose), whatever the other ids.
+    """
+    return _philox(seed, purpose).random((int(ids.max(initial=-1)) + 1, 2))[ids]
+
+
+def _shifts(ids: np.ndarray, share: float, top: int, *, seed: int, purpose: str) -> np.ndarray:
+    """int32 `[n]`: uniform on 1..top with probability `share`, else 0."""
+    chosen, size = draws(ids, seed=seed, purpose=purpose).T
+    return np.where(chosen < share, 1 + size * top, 0).astype(np.int32)
+
+
+def noise_images(ids: np.ndarray, *, shape: Sequence[int], seed: int) -> np.ndarray:
+    """Returns Gaussian noise, uint8 `[n, *shape]`; each image is a function of (seed, id).
+
+    Pixels are independent with mean 0.5 and variance 1, clipped to [0, 1], in 256 grey levels (Hu
+    et al. 2024, section 4.4, arXiv:2312.15112).
+    """
+    images = np.empty((len(ids), *shape), np.uint8)
+    for image, number in zip(images, ids.tolist(), strict=True):
+        pixels = 0.5 + _philox(seed, "outlier image", number).standard_normal(shape)
+        image[...] = np.rint(255 * np.clip(pixels, 0, 1))
+    return images
+
+
+def _map_parts(dataset: Dataset, one: Callable[[str, Source], Source]) -> Dataset:
+    return dataset._replace(**{part: one(part, getattr(dataset, part)) for part in PARTS})
+
+
+def _damage_teacher(dataset: Dataset, share: float, kind: str, seed: int) -> Dataset:
+    k = len(dataset.classes)
+    count = max(1, round(share * k))
+    classes = _philox(seed, "teacher, classes").permutation(k)[:count]
+    of_class = np.zeros(k, np.int32)
+    of_class[classes] = _shifts(classes, 1, k - 1, seed=seed, purpose="teacher, shift of class")
+
+    def one(part: str, source: Source) -> Source:
+        if kind == "class":
+            shift, whom = of_class[example_labels(source)], f"{count} of {k} classes"
+        else:
+            # Training and held-out examples have ids of one root, test examples of another.
+            purpose = "teacher, test" if part == "test" else "teacher, train"
+            shift = _shifts(example_ids(source), share, k - 1, seed=seed, purpose=purpose)
+            whom = f"{100 * share:.15g}% of examples"
+        title = f"teacher damaged on {whom} (seed {seed})"
+        return Corrupted(source, key="teacher_shift", flag=shift, title=title)
+
+    return _map_parts(dataset, one)
+
+
+def _change_labels(dataset: Dataset, share: float, kind: str, seed: int) -> Dataset:
+    k = len(dataset.classes)
+    top = 1 if kind == "pair" else k - 1
+    title = f"{100 * share:.15g}% {kind} label noise (seed {seed})"
+
+    def one(part: str, source: Source) -> Source:
+        if part != "train":
+            return Corrupted(source, key="label_noisy", flag=np.zeros(len(source), np.int32))
+        shift = _shifts(example_ids(source), share, top, seed=seed, purpose="label")
+        labels = (example_labels(source) + shift) % k
+        noisy = (shift > 0).astype(np.int32)
+        return Corrupted(source, key="label_noisy", flag=noisy, labels=labels, title=title)
+
+    return _map_parts(dataset, one)
+
+
+def _add_outliers(dataset: Dataset, share: float, seed: int) -> Dataset:
+    n = len(dataset.train)
+    count = round(share * n)
+    top = max(int(example_ids(p).max(initial=-1)) for p in (dataset.train, dataset.held_out))
+    ids = np.arange(top + 1, top + 1 + count, dtype=np.int32)
+    label = draws(ids, seed=seed, purpose="outlier label")[:, 0] * len(dataset.classes)
+
+    def one(part: str, source: Source) -> Source:
+        if part != "train":
+            return Corrupted(source, key="outlier", flag=np.zeros(len(source), np.int32))
+        return Corrupted(
+            source,
+            key="outlier",
+            flag=np.repeat(np.array([0, 1], np.int32), [n, count]),
+            labels=np.concatenate([example_labels(source), label.astype(np.int32)]),
+            ids=np.concatenate([example_ids(source), ids]),
+            seed=seed,
+            title=f"{count} noise images added (seed {seed})",
+        )
+
+    return _map_parts(dataset, one)
+
+
+def _check(
+    dataset: Dataset, shares: Mapping[str, float], kinds: Mapping[str, str], seed: int
+) -> None:
+    for key, share in shares.items():
+        if not 0 <= share < 1:
+            raise ConfigError(f"{key} is {share}", where=f"{WHERE}.{key}", hint="0 <= x < 1")
+    for key, kind in kinds.items():
+        if kind not in KINDS[key]:
+            hint = nearest(kind, KINDS[key])
+            raise ConfigError(f"unknown kind {kind!r}", where=f"{WHERE}.{key}_kind", hint=hint)
+    if seed < 0:
+        raise ConfigError(f"seed is {seed}", where=f"{WHERE}.seed", hint="at least 0")
+    active = [key for key, share in shares.items() if share]
+    if not active:
+        return
+    k = len(dataset.classes)
+    top = max(int(example_labels(getattr(dataset, part)).max(initial=0)) for part in PARTS)
+    if k < 2 or top >= k:
+        raise ConfigError(
+            f"the data have {k} classes" + (f" and a label {top}" if k > 1 else ""),
+            where=f"{WHERE}.{active[0]}",
+            hint="0, or data with at least 2 classes, all of them named",
+        )
+    if shares["outliers"]:
+        images = dataset.train.read(np.zeros(1, np.int64))["input"]
+        if not isinstance(images, np.ndarray) or images.dtype != np.uint8 or images.ndim != 4:
+            raise ConfigError(
+                "the inputs are not images, so there are no noise images like them",
+                where=f"{WHERE}.outliers",
+                hint="0, or inputs that are uint8 [h, w, c]",
+            )
+
+
+def corrupt(
+    dataset: Dataset,
+    *,
+    label_noise: float = 0.0,
+    label_noise_kind: str = "uniform",
+    teacher_damage: float = 0.0,
+    teacher_damage_kind: str = "random",
+    outliers: float = 0.0,
+    seed: int = 0,
+) -> Dataset:
+    """Returns the data set with the faults whose share is above 0; without any, `dataset` itself.
+
+    Each fault adds an int32 key to the examples of all three parts:
+
+    * `label_noisy`: 1 where the label was changed, in the training part alone.
+    * `teacher_shift`: s in 0..k-1; whoever asks the teacher rolls its logits by s along the
+      classes, so that class c gets what the teacher gave to c - s. 0 leaves the answer alone.
+    * `outlier`: 1 on noise images (see `noise_images`) with uniformly random labels, which follow
+      the examples of the training part. Their ids are above all others; their other flags are 0.
+
+    A part whose examples stay as they were keeps its provenance.
+
+    Args:
+      dataset: of k classes; its training and held-out parts are from one root.
+      label_noise: share of training examples with a wrong label; each is hit independently.
+      label_noise_kind: "uniform", any other class; "pair", class c becomes c + 1 modulo k.
+      teacher_damage: share of examples, or of classes, for which the teacher is damaged.
+      teacher_damage_kind: "random", each example independently, with a shift uniform on 1..k-1;
+        "class", all examples whose clean label is among round(share * k) classes, at least one,
+        each class with one shift.
+      outliers: number of noise images, as a share of the training examples; rounded.
+      seed: any non-negative integer.
+
+    Raises:
+      ConfigError: a share outside [0, 1), an unknown kind, a negative seed, fewer than 2 classes,
+        labels that are not among them, or outliers where the inputs are not uint8 images.
+    """
+    shares = {"label_noise": label_noise, "teacher_damage": teacher_damage, "outliers": outliers}
+    kinds = {"label_noise": label_noise_kind, "teacher_damage": teacher_damage_kind}
+    _check(dataset, shares, kinds, seed)
+    # In this order: the teacher's damage goes by clean labels, and added examples have no other.
+    if teacher_damage:
+        dataset = _damage_teacher(dataset, teacher_damage, teacher_damage_kind, seed)
+    if label_noise:
+        dataset = _change_labels(dataset, label_noise, label_noise_kind, seed)
+    if outliers:
+        dataset = _add_outliers(dataset, outliers, seed)
+    return dataset

@@ -1,0 +1,349 @@
+"""The outer gradient against brute force: autodiff through the whole inner step, in float64."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from distill_jax.core import bilevel, hypergradient, rng, state, steps
+from distill_jax.core.api import Model, Weigher
+from distill_jax.core.bilevel import Bilevel, Optimizers
+from distill_jax.core.errors import ConfigError
+from distill_jax.core.optim import make_schedule
+from distill_jax.core.weighing import Weighed
+from distill_jax.objectives.kd import KD
+from tests import harness
+
+SIGNALS = ("cross_entropy", "distillation")
+
+
+@dataclasses.dataclass(frozen=True)
+class ByProbabilities(Weigher):
+    """A small network over student and teacher probabilities and the label."""
+
+    roles = ("weigher",)
+
+    def __call__(self, nets, evidence, step):
+        del step
+        s, t = (jax.nn.softmax(evidence.logits[r]) for r in ("student", "teacher"))
+        found, _ = nets("weigher", jnp.concatenate([s, t, evidence.label_probs], axis=-1))
+        ratio = jax.nn.sigmoid(found["logits"][:, 0])
+        return jnp.stack([1 - ratio, ratio], axis=1)
+
+
+def weigher_model() -> Model:
+    def init(key, x):
+        k1, k2 = jax.random.split(key)
+        return {
+            "first": {"kernel": jax.random.normal(k1, (x.shape[-1], 7))},
+            "last": {"kernel": jax.random.normal(k2, (7, 1))},
+        }, {}
+
+    def apply(params, state, x, *, train, rngs):
+        del train, rngs
+        h = jnp.tanh(x @ params["first"]["kernel"])
+        return {"logits": h @ params["last"]["kernel"]}, state
+
+    return Model(init, apply)
+
+
+def chain(name):
+    rate = make_schedule("cosine", lr=0.2, total_steps=20, warmup_steps=3)
+    return {
+        "sgd": optax.sgd(0.3),
+        "heavy_ball": optax.sgd(0.3, momentum=0.9),
+        "nesterov": optax.sgd(0.3, momentum=0.9, nesterov=True),
+        "adamw": optax.adamw(0.05, weight_decay=0.1),
+        "clip_adamw": optax.chain(optax.clip_by_global_norm(0.1), optax.adamw(0.05)),
+        "decayed_momentum": optax.chain(
+            optax.add_decayed_weights(0.05), optax.sgd(0.3, momentum=0.9)
+        ),
+        "schedule": optax.adam(rate),
+        "lamb": optax.lamb(0.05),
+    }[name]
+
+
+CHAINS = (
+    "sgd",
+    "heavy_ball",
+    "nesterov",
+    "adamw",
+    "clip_adamw",
+    "decayed_momentum",
+    "schedule",
+    "lamb",
+)
+
+
+class Problem:
+    """A student with batch norm after some steps of training, and the brute-force gradient."""
+
+    def __init__(self, tx, *, b=16, warm_steps=3, **weighed):
+        self.tx = tx
+        self.weighed = Weighed(
+            objective=KD(temperature=2.0),
+            weigher=ByProbabilities(),
+            signals=SIGNALS,
+            num_classes=harness.K,
+            **weighed,
+        )
+        net = harness.tiny_model(batch_norm=True)
+        self.models = {"student": net, "teacher": net, "weigher": weigher_model()}
+        self.outer_tx = optax.sgd(1.0)
+        self.optimizers = Optimizers(tx, self.outer_tx, ("weigher",))
+        self.train = harness.make_batch(b)
+        self.train["mask"] = self.train["mask"].at[3].set(0.0)
+        self.held_out = harness.make_batch(12, seed=1)
+        shapes = state.infer_shapes(self.weighed, self.models, self.train)
+        make = state.make_init(
+            self.weighed,
+            self.models,
+            self.optimizers,
+            shapes,
+            trainable=("student", "weigher"),
+            ema={},
+        )
+        self.frozen = {"teacher": net.init(jax.random.key(7), self.train["input"])}
+        self.key = jax.random.key(3)
+        wide = jnp.result_type(float)
+        self.state = jax.tree.map(
+            lambda x: x.astype(wide) if x.dtype == jnp.float32 else x, make(jax.random.key(0))
+        )
+        inner = jax.jit(self.make(Bilevel(), outer=False))
+        for i in range(warm_steps):
+            self.state, _ = inner(
+                self.state, self.frozen, harness.make_batch(b, seed=9 + i), self.key
+            )
+
+    def make(self, options, **kwargs):
+        return bilevel.make_bilevel_step(
+            self.weighed, self.models, self.optimizers, options, **kwargs
+        )
+
+    def gradient(self, options, *, train=None):
+        """What the step takes from the weigher's parameters; the outer optimizer is SGD of 1."""
+        step = jax.jit(self.make(options, outer=True))
+        fed = {"train": self.train if train is None else train, "held_out": self.held_out}
+        new, metrics = step(self.state, self.frozen, fed, self.key)
+        moved = jax.tree.map(jnp.subtract, self.state.params["weigher"], new.params["weigher"])
+        return moved, new, metrics
+
+    def brute_force(self, batches):
+        """Autodiff of the outer loss through the inner steps on `batches`, weights included."""
+        objective = self.weighed.objective
+        fixed = {r: p for r, (p, _) in self.frozen.items()}
+        fixed_state = {r: s for r, (_, s) in self.frozen.items()} | dict(self.state.model_state)
+
+        def terms_of(params, batch):
+            nets = steps.BoundNets(self.models, fixed | params, fixed_state, key=self.key)
+            return objective.loss(nets, batch, {}, self.state.step)
+
+        def inner_loss(student, weigher, batch):
+            terms = terms_of({"student": student}, batch)
+            s, t = (jax.nn.softmax(terms.logits[r]) for r in ("student", "teacher"))
+            if self.weighed.stop_features:
+                s = jax.lax.stop_gradient(s)
+            x = jnp.concatenate([s, t, jax.nn.one_hot(batch["label"], harness.K)], axis=-1)
+            h = jnp.tanh(x @ weigher["first"]["kernel"]) @ weigher["last"]["kernel"]
+            ratio = jax.nn.sigmoid(h[:, 0])
+            per_example = (1 - ratio) * terms.values["cross_entropy"]
+            per_example += ratio * terms.values["distillation"]
+            return (batch["mask"] * per_example).sum() / batch["mask"].sum()
+
+        def outer(weigher):
+            student, opt = self.state.params["student"], self.state.opt_state["inner"]
+            for batch in batches:
+                grads = jax.grad(inner_loss)(student, weigher, batch)
+                updates, opt = self.tx.update({"student": grads}, opt, {"student": student})
+                student = optax.apply_updates({"student": student}, updates)["student"]
+            return terms_of({"student": student}, self.held_out).values["cross_entropy"].mean()
+
+        return jax.jit(jax.grad(outer))(self.state.params["weigher"])
+
+
+@pytest.mark.parametrize("name", CHAINS)
+@pytest.mark.parametrize("order", ["real", "virtual"])
+def test_one_step_equals_brute_force(name, order):
+    with jax.enable_x64(True):
+        problem = Problem(chain(name))
+        want = problem.brute_force([problem.train])
+        got, _, metrics = problem.gradient(Bilevel(order=order))
+        assert harness.max_relative(want, got) < 1e-10
+        assert metrics["outer_grad_norm"] > 0
+        low, _, _ = problem.gradient(Bilevel(order=order, low_memory=True))
+        assert harness.max_relative(want, low) < 1e-10
+
+
+@pytest.mark.parametrize("name", ["heavy_ball", "adamw"])
+def test_features_with_gradient_equal_brute_force(name):
+    with jax.enable_x64(True):
+        problem = Problem(chain(name), stop_features=False)
+        want = problem.brute_force([problem.train])
+        got, _, _ = problem.gradient(Bilevel())
+        assert harness.max_relative(want, got) < 1e-10
+        stopped = Problem(chain(name)).brute_force([problem.train])
+        assert harness.max_relative(want, stopped) > 1e-3
+
+
+@pytest.mark.parametrize("name, bound", [("sgd", 1e-3), ("adamw", 1e-2)])
+def test_finite_difference_is_close_and_not_exact(name, bound):
+    with jax.enable_x64(True):
+        problem = Problem(chain(name))
+        want = problem.brute_force([problem.train])
+        got, _, _ = problem.gradient(Bilevel(method="finite_difference"))
+        error = harness.max_relative(want, got)
+        assert 1e-9 < error < bound
+
+
+@pytest.mark.parametrize("name", ["nesterov", "clip_adamw"])
+@pytest.mark.parametrize("k", [1, 2, 4])
+def test_unrolled_steps_equal_brute_force(name, k):
+    with jax.enable_x64(True):
+        problem = Problem(chain(name))
+        batches = [problem.train, *(harness.make_batch(16, seed=20 + i) for i in range(1, k))]
+        want = problem.brute_force(batches)
+        train = problem.train if k == 1 else jax.tree.map(lambda *x: jnp.stack(x), *batches)
+        got, _, _ = problem.gradient(Bilevel(order="virtual", unroll=k), train=train)
+        assert harness.max_relative(want, got) < 1e-10
+
+
+def test_last_layer_is_exact_for_a_student_of_one_layer():
+    with jax.enable_x64(True):
+        problem = Problem(chain("heavy_ball"))
+        chosen = bilevel.last_layer(
+            problem.models["student"],
+            problem.state.params["student"],
+            problem.state.model_state["student"],
+            (problem.train["input"],),
+        )
+        names = list(jax.tree_util.tree_leaves_with_path(problem.state.params["student"]))
+        found = [jax.tree_util.keystr(p) for (p, _), c in zip(names, chosen, strict=True) if c]
+        assert found == ["['last']['bias']", "['last']['kernel']"]
+
+        masked = optax.masked(
+            optax.set_to_zero(),
+            {"student": {"first": {"kernel": True, "bias": True}, "last": False}},
+        )
+        tx = optax.chain(chain("heavy_ball"), masked)
+        frozen_below = Problem(tx)
+        want = frozen_below.brute_force([frozen_below.train])
+        got, _, _ = frozen_below.gradient(Bilevel(method="last_layer"))
+        assert harness.max_relative(want, got) < 1e-10
+
+
+def test_part_of_the_batch_is_unbiased_without_batch_norm():
+    with jax.enable_x64(True):
+        problem = Problem(chain("sgd"))
+        net = harness.tiny_model(batch_norm=False)
+        problem.models["student"] = problem.models["teacher"] = net
+        want, _, _ = problem.gradient(Bilevel())
+        key, starts, found = problem.key, set(), []
+        for seed in range(40):
+            problem.key = jax.random.key(seed)
+            folded = jax.random.fold_in(rng.stream(problem.key, "step"), problem.state.step)
+            start = int(jax.random.randint(rng.stream(folded, "part"), (), 0, 4))
+            if start not in starts:
+                starts.add(start)
+                found.append(problem.gradient(Bilevel(part=0.25))[0])
+        problem.key = key
+        assert starts == {0, 1, 2, 3}
+        mean = jax.tree.map(lambda *x: sum(x) / 4, *found)
+        assert harness.max_relative(want, mean) < 1e-10
+        assert harness.max_relative(want, found[0]) > 1e-3
+
+
+def test_weigher_learns_only_in_outer_steps():
+    problem = Problem(chain("adamw"))
+    inner, metrics = problem.make(Bilevel(), outer=False)(
+        problem.state, problem.frozen, problem.train, problem.key
+    )
+    same = jax.tree.map(
+        lambda a, b: bool((a == b).all()), problem.state.params["weigher"], inner.params["weigher"]
+    )
+    assert all(jax.tree.leaves(same)) and "outer_loss" not in metrics
+    moved, outer, metrics = problem.gradient(Bilevel())
+    assert all(np.any(x) for x in jax.tree.leaves(moved))
+    assert np.isfinite(metrics["outer_loss"])
+    # In real order the student's step is the same whether or not the weigher learns after it.
+    assert harness.max_relative(inner.params["student"], outer.params["student"]) < 1e-6
+
+
+def test_zero_gradients_under_adam_and_clipping_stay_finite():
+    """A student leaf that never had a gradient, and a gradient of norm zero."""
+    tx = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(0.1))
+    params = {"used": jnp.ones(3), "unused": jnp.ones(2)}
+    opt_state = tx.init(params)
+    for scale in (1.0, 0.0):
+        grads = {"used": scale * jnp.array([1.0, 0.0, 2.0]), "unused": jnp.zeros(2)}
+        cotangent = jax.tree.map(jnp.ones_like, params)
+        _, naive = jax.vjp(lambda g: tx.update(g, opt_state, params)[0], grads)
+        assert not all(np.isfinite(x).all() for x in jax.tree.leaves(naive(cotangent)))
+        u = hypergradient.pull_back(tx, grads, opt_state, params, cotangent)
+        assert all(np.isfinite(x).all() for x in jax.tree.leaves(u))
+
+
+def test_regular_leaves_values_and_ordinary_derivatives_alone():
+    def fn(x, y):
+        return jax.jit(jnp.sqrt)(x) / y + jax.lax.rsqrt(y) * x
+
+    x, y = jnp.array([1.0, 2.0]), jnp.array([3.0, 0.5])
+    want, got = jax.vjp(fn, x, y), jax.vjp(hypergradient.regular(fn), x, y)
+    np.testing.assert_allclose(want[0], got[0], rtol=1e-6)
+    for a, b in zip(want[1](x), got[1](x), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5)
+
+
+def test_adam_slope_at_zero_is_that_of_the_limit():
+    with jax.enable_x64(True):
+        tx = optax.adam(0.1, eps=1e-3)
+        params = {"x": jnp.zeros(1)}
+        grads, one = {"x": jnp.zeros(1)}, {"x": jnp.ones(1)}
+        u = hypergradient.pull_back(tx, grads, tx.init(params), params, one)["x"][0]
+        tiny = {"x": jnp.full(1, 1e-12)}
+        limit = tx.update(tiny, tx.init(params), params)[0]["x"][0] / 1e-12
+        np.testing.assert_allclose(u, limit, rtol=1e-6)
+
+
+def test_dead_leaves_are_found_by_structure():
+    def grad_fn(params, x):
+        def loss(params):
+            return (x * params["a"]).sum() + jax.lax.stop_gradient(params["b"]).sum()
+
+        return jax.grad(loss)(params)
+
+    dead = hypergradient.dead_leaves(grad_fn, {"a": jnp.ones(2), "b": jnp.ones(2)}, jnp.zeros(2))
+    assert dead == [False, True]
+
+
+@pytest.mark.parametrize(
+    "kwargs, word",
+    [
+        ({"method": "exactt"}, "did you mean 'exact'"),
+        ({"order": "rael"}, "did you mean 'real'"),
+        ({"part": 0.3}, "whole number"),
+        ({"unroll": 2}, "order=virtual"),
+        ({"unroll": 0}, "at least 1"),
+        ({"method": "last_layer", "part": 0.5}, "set part to 1"),
+    ],
+)
+def test_wrong_options_are_refused(kwargs, word):
+    with pytest.raises(ConfigError, match=word):
+        Bilevel(**kwargs)
+
+
+def test_a_weight_column_for_one_number_is_refused():
+    """A `[b, 1]` ratio against losses `[b]` would broadcast."""
+
+    @dataclasses.dataclass(frozen=True)
+    class Column(Weigher):
+        def __call__(self, nets, evidence, step):
+            del nets, step
+            return jnp.full((evidence.mask.shape[0], 1), 0.5)
+
+    net = harness.tiny_model()
+    weighed = Weighed(objective=KD(), weigher=Column(), signals=SIGNALS, num_classes=harness.K)
+    with pytest.raises(ConfigError, match=r"shape \(16, 1\)"):
+        state.infer_shapes(weighed, {"student": net, "teacher": net}, harness.make_batch())
