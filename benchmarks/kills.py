@@ -88,6 +88,12 @@ def final_arrays(workdir):
             return [arrays[name] for name in arrays.files]
 
 
+def selected(workdir):
+    """The selected step and its metrics, and those of the last state."""
+    result = json.loads((workdir / "result.json").read_text())
+    return result["best"], result["metrics"]
+
+
 def equal(a, b):
     return len(a) == len(b) and all(x.tobytes() == y.tobytes() for x, y in zip(a, b, strict=True))
 
@@ -114,7 +120,7 @@ def main():
     )
     whole = root / "whole"
     assert run_until(command(whole, teacher, devices=2), whole) == 0
-    want = final_arrays(whole)
+    want, chosen = final_arrays(whole), selected(whole)
 
     kills = []
     for i in range(options.kills):
@@ -134,6 +140,7 @@ def main():
                 "logged_up_to": at,
                 "exit": code,
                 "byte_equal": same,
+                "same_selection": selected(workdir) == chosen,
                 "log_complete": steps == sorted(set(steps)) and steps[-1] == STEPS,
             }
         )
@@ -167,6 +174,7 @@ def main():
     result = {
         "kills": kills,
         "byte_equal": sum(kill["byte_equal"] for kill in kills),
+        "same_selection": sum(kill["same_selection"] for kill in kills),
         "of": len(kills),
         "moves": moves,
         "seed": options.seed,

@@ -46,3 +46,28 @@ def smoke(config):
     config.eval.every = {"steps": 6, "epochs": None, "percent": None}
     config.log.every_steps = 4
     return config
+
+
+def table(name: str):
+    """A classification config on a table; columns come scaled from the data set."""
+    config = config_lib.base()
+    config.data.name = name
+    config.optim.name = "nesterov"
+    config.optim.lr = 0.05
+    config.optim.weight_decay = 1e-4
+    config.optim.warmup.steps = 30
+    return config
+
+
+def smoke_table(config):
+    """Shrinks a config on a table to seconds: generated rows, a few steps."""
+    config.data.name = "synthetic_table"
+    config.data.kwargs = {"n_train": 512, "n_test": 128}
+    config.data.corrupt = {}
+    config.batch_size = 32
+    config.total = {"steps": 12, "epochs": None, "examples": None}
+    config.optim.warmup = {"steps": 2, "epochs": None, "percent": None}
+    config.bilevel.warmup = {"steps": 2, "epochs": None, "percent": None}
+    config.eval.every = {"steps": 6, "epochs": None, "percent": None}
+    config.log.every_steps = 4
+    return config

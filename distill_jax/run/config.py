@@ -217,7 +217,7 @@ def _unknown(parent: str, key: str, node: Any) -> ConfigError:
     hint = nearest(key, node)
     elsewhere = [p for p in flatten(base()) if p.rpartition(".")[2] == key]
     if elsewhere:
-        hint = f"did you mean {elsewhere[0]!r}? {hint}"
+        hint = f"did you mean {min(elsewhere, key=len)!r}? {hint}"
     elif "kwargs" in node and not hint.startswith("did"):
         hint = f"keyword arguments go into {parent}.kwargs; {hint}"
     return ConfigError(what, where=where, hint=hint)

@@ -1,6 +1,6 @@
 """HTML elements that escape what they hold, and figures as inline SVG that follow the page's theme.
 
-Colours are the classes `c0`, `c1`, ... of `report.css`; nothing here names one.
+Colours are the classes `c0`, `c1`, ... of `report/page.css`; nothing here names one.
 """
 
 import base64
@@ -60,16 +60,20 @@ def dash(i: int) -> str:
     return _DASHES[(i // COLOURS + i) % len(_DASHES)]
 
 
-def key(names: Sequence[str]) -> Html:
-    """Returns the legend of series 0, 1, ..."""
+def key(
+    names: Sequence[str] | Mapping[int, str], *, dashes: Mapping[int, str] | None = None
+) -> Html:
+    """Returns the legend of series 0, 1, ..., or of those numbers; `dashes` as in `line_chart`."""
 
     def item(i: int, name: str) -> Html:
+        stroke = (dashes or {}).get(i, dash(i))
         line = el(
-            "line", x1=0, x2=26, y1=6, y2=6, class_="curve " + colour(i), stroke_dasharray=dash(i)
+            "line", x1=0, x2=26, y1=6, y2=6, class_="curve " + colour(i), stroke_dasharray=stroke
         )
         return el("li", el("svg", line, viewBox="0 0 26 12", width=26, aria_hidden="true"), name)
 
-    return el("ul", [item(i, name) for i, name in enumerate(names)], class_="key")
+    numbered = names if isinstance(names, Mapping) else dict(enumerate(names))
+    return el("ul", [item(i, name) for i, name in numbered.items()], class_="key")
 
 
 def png(pixels: np.ndarray) -> str:
@@ -115,6 +119,11 @@ def short(value: float) -> str:
         if abs(value) >= scale:
             return f"{value / (1e3 if suffix == 'k' else scale):.4g}{suffix}"
     return f"{value:.4g}".replace("-", "\u2212")
+
+
+def shortened(text: str, letters: int) -> str:
+    """Returns at most so many letters, the last one an ellipsis where some are left out."""
+    return text if len(text) <= letters else text[: letters - 1] + "…"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -189,7 +198,14 @@ class Series:
 
 
 def line_chart(
-    series: Mapping[int, Series], *, y_label: str, x_label: str = "step", log: bool = False
+    series: Mapping[int, Series],
+    *,
+    y_label: str,
+    x_label: str = "step",
+    log: bool = False,
+    y_range: tuple[float, float] | None = None,
+    level: float | None = None,
+    dashes: Mapping[int, str] | None = None,
 ) -> Html:
     """Draws lines with bands.
 
@@ -198,19 +214,25 @@ def line_chart(
       y_label: what is drawn, for the alternative text; the caption names it to the eye.
       x_label: name of the horizontal axis.
       log: a logarithmic vertical axis.
+      y_range: limits of the vertical axis; by default those of the values.
+      level: a value to mark by a dashed line, within the limits.
+      dashes: dash patterns by colour number, where they are not to follow it.
     """
     edges = [a for s in series.values() for a in (s.y, s.low, s.high) if a is not None]
     xs = np.concatenate([s.x for s in series.values()])
     panel = Panel(
         x_range=_padded(xs.min(), xs.max(), 0.0),
-        y_range=_limits(np.concatenate(edges), log=log),
+        y_range=y_range or limits(np.concatenate(edges), log=log),
         log=log,
         left=46,
     )
     marks = [panel.frame(x_label=x_label)]
+    if level is not None:
+        y = float(panel.y(level))
+        marks.append(el("line", x1=panel.left, x2=panel.right, y1=y, y2=y, class_="zero"))
     for i, s in series.items():
         if s.low is not None and s.high is not None:
-            outline = _points(
+            outline = points(
                 np.concatenate([panel.x(s.x), panel.x(s.x)[::-1]]),
                 np.concatenate([panel.y(s.high), panel.y(s.low)[::-1]]),
             )
@@ -223,9 +245,9 @@ def line_chart(
                 el(
                     "polyline",
                     tip,
-                    points=_points(x, y),
+                    points=points(x, y),
                     class_="curve " + colour(i),
-                    stroke_dasharray=dash(i) if len(series) > 1 else None,
+                    stroke_dasharray=(dashes or {}).get(i, dash(i)) if len(series) > 1 else None,
                 )
             )
         marks.append(el("circle", tip, cx=float(x[-1]), cy=float(y[-1]), r=3.5, class_=colour(i)))
@@ -253,7 +275,7 @@ def dot_plot(rows: Sequence[Row], *, x_label: str, zero: bool = False) -> Html:
       zero: whether to include and mark 0.
     """
     numbers = [v for row in rows for v in (*row.values.values(), *(row.interval or ()))]
-    x_range = _limits(np.array(numbers + [0.0] * (zero or not numbers)))
+    x_range = limits(np.array(numbers + [0.0] * (zero or not numbers)))
     left = min(210, 24 + 7 * max(len(row.name) for row in rows))
     panel = Panel(
         x_range=x_range, y_range=(0, 1), left=left, height=58 + 46 * len(rows), right=WIDTH - 20
@@ -265,7 +287,7 @@ def dot_plot(rows: Sequence[Row], *, x_label: str, zero: bool = False) -> Html:
     letters = (left - 24) // 7
     for i, row in enumerate(rows):
         y = panel.top + 46 * i + 23
-        name = row.name if len(row.name) <= letters else row.name[: letters - 1] + "…"
+        name = shortened(row.name, letters)
         marks.append(el("text", el("title", row.name), name, x=left - 14, y=y + 4, class_="name"))
         if row.interval:
             low, high = (float(panel.x(v)) for v in row.interval)
@@ -290,6 +312,60 @@ def dot_plot(rows: Sequence[Row], *, x_label: str, zero: bool = False) -> Html:
     return panel.svg(*marks, alt=f"{x_label}, mean by row: {said or 'no values'}.")
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Bars:
+    """One row of a bar chart: at most one bar of every colour number."""
+
+    name: str
+    values: Mapping[int, float]
+
+
+def bar_chart(
+    rows: Sequence[Bars], *, kinds: Mapping[int, str], x_label: str, level: float, unit: str = ""
+) -> Html:
+    """Draws horizontal bars from 0, with their values at their ends.
+
+    Args:
+      rows: from top to bottom; values finite and not negative.
+      kinds: what the bars of a row are, by colour number.
+      x_label: name of the horizontal axis.
+      level: a value to mark by a dashed line.
+      unit: written after every value.
+    """
+    pitch = 16 + 14 * len(kinds)
+    top = max([level, *(v for row in rows for v in row.values.values())])
+    left = min(210, 24 + 7 * max(len(row.name) for row in rows))
+    panel = Panel(
+        x_range=(0.0, 1.1 * top), y_range=(0, 1), left=left, height=58 + pitch * len(rows)
+    )
+    marks = [panel.frame(x_label=x_label, y_ticks=False)]
+    letters = (left - 24) // 7
+    for j, row in enumerate(rows):
+        middle = panel.top + pitch * (j + 0.5)
+        name = shortened(row.name, letters)
+        marks.append(
+            el("text", el("title", row.name), name, x=left - 14, y=middle + 4, class_="name")
+        )
+        for n, (i, kind) in enumerate(kinds.items()):
+            y = middle - 7 * len(kinds) + 14 * n
+            if i not in row.values:
+                marks.append(el("text", "\u2013", x=left + 6, y=y + 10, class_="note"))
+                continue
+            said = f"{row.values[i]:.3g}{unit}"
+            end = float(panel.x(row.values[i]))
+            box = {"x": left, "y": y, "width": end - left, "height": 11, "rx": 2}
+            tip = el("title", f"{row.name}, {kind}: {said}")
+            marks.append(el("rect", tip, **box, class_="bar " + colour(i)))
+            marks.append(el("text", said, x=end + 5, y=y + 10, class_="note"))
+    x = float(panel.x(level))
+    marks.append(el("line", x1=x, x2=x, y1=panel.top, y2=panel.bottom, class_="zero"))
+    said = "; ".join(
+        f"{row.name} {', '.join(f'{kinds[i]} {v:.3g}{unit}' for i, v in row.values.items())}"
+        for row in rows
+    )
+    return panel.svg(*marks, alt=f"{x_label}: {said}.")
+
+
 def reliability_diagram(tables: Mapping[int, tuple[str, np.ndarray]]) -> Html:
     """Draws accuracy over confidence; larger points hold more examples.
 
@@ -308,7 +384,7 @@ def reliability_diagram(tables: Mapping[int, tuple[str, np.ndarray]]) -> Html:
         marks.append(
             el(
                 "polyline",
-                points=_points(x, y),
+                points=points(x, y),
                 class_="curve thin " + colour(i),
                 stroke_dasharray=dash(i),
             )
@@ -343,7 +419,7 @@ def confusion_chart(counts: np.ndarray, *, classes: Sequence[str], i: int = 0) -
     """
     k = len(counts)
     share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    names = [name if len(name) <= 12 else name[:11] + "…" for name in classes]
+    names = [shortened(name, 12) for name in classes]
     named = k <= 20
     left = 36 + 7 * max(map(len, names)) if named else 36
     size = WIDTH - left - 8
@@ -406,7 +482,8 @@ def _attribute(value: Any) -> str:
     return f"{value:.2f}" if isinstance(value, float) else html.escape(str(value))
 
 
-def _points(x: np.ndarray, y: np.ndarray) -> str:
+def points(x: np.ndarray, y: np.ndarray) -> str:
+    """Returns the `points` of a polyline through pixels `[n]`."""
     return " ".join(f"{a:.1f},{b:.1f}" for a, b in zip(x, y, strict=True))
 
 
@@ -417,7 +494,8 @@ def _padded(low: float, high: float, share: float) -> tuple[float, float]:
     return float(low - pad), float(high + pad)
 
 
-def _limits(values: np.ndarray, *, log: bool = False) -> tuple[float, float]:
+def limits(values: np.ndarray, *, log: bool = False) -> tuple[float, float]:
+    """Returns the range of finite values `[n]` with a margin."""
     if not log:
         return _padded(values.min(), values.max(), 0.06)
     low, high = _padded(math.log10(values.min()), math.log10(values.max()), 0.06)

@@ -171,9 +171,9 @@ CORPUS = [
 
 
 def refused(argv, capsys, expected):
-    began = time.perf_counter()
+    began = time.process_time()  # of all threads, whatever else the machine does
     code = main.main(["distill-jax", *argv])
-    assert time.perf_counter() - began < 20  # a few seconds; more only on a busy machine
+    assert time.process_time() - began < 5
     out, err = capsys.readouterr()
     assert code == 2, (code, out, err)
     assert [line[:7] for line in err.splitlines()].count("error: ") == 1

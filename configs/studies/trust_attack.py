@@ -1,0 +1,47 @@
+"""Learned trust in attack detection: which attack is it, many classes and few examples of some.
+
+  python -m distill_jax.main --mode=study --config=configs/studies/trust_attack.py \\
+      --workdir=runs/trust_attack
+
+The arms, budgets, controls and faults of `trust_images.py`, for perceptrons on the embedded KDD99
+attack types (2,414 distinct records, 7 classes, no "normal" class), compared by macro-F1.
+`:nsl_kdd` reads NSL-KDD from the folder given with `--config.data.kwargs.path=...` and tells
+normal traffic from four kinds of attack.
+"""
+
+from configs import common, trust
+from distill_jax.run import config as config_lib
+
+
+def get_config(arg: str = ""):
+    options = common.parse(arg, "smoke", "nsl_kdd", *trust.SCENARIOS)
+    fault = trust.scenario(options)
+    config = common.table("nsl_kdd" if "nsl_kdd" in options else "kdd99_attack_types")
+    if "nsl_kdd" in options:
+        config.data.kwargs.path = ""
+    config.evaluators = {"imbalance": {}, "classification": {}, "calibration": {}}
+    config.roles.student = config_lib.role("tabular_mlp", hidden=(16,))
+    config.data.held_out = 0.2
+    config.data.corrupt = trust.SCENARIOS.get(fault, {})
+    config.batch_size = 128
+    config.total.steps = 600
+    config.eval.every.steps = 100
+    config.eval.metric = "held_out/macro_f1"
+    config.bilevel.every = 2
+    config.bilevel.warmup.steps = 30
+    config.bilevel.outer_batch = 0.5
+    config.bilevel.optim.lr = 3e-3
+    teacher = {
+        "roles": {"student": {"kwargs": {"hidden": (256, 128)}}},
+        "data": {"corrupt": {"label_noise": 0.0}} if fault == "noisy" else {},
+    }
+    config.study.arms = trust.arms(teacher=teacher, temperature=1.5, hidden=(32,), full=not fault)
+    config.study.tuned = trust.tuned()
+    config.study.seeds = (0, 1, 2, 3, 4)
+    config.study.reference = "kd_0.5"
+    config.study.metric = "test/macro_f1"
+    config.study.title = f"Learned trust, attack detection{': ' + fault if fault else ''}"
+    if "smoke" in options:
+        config = common.smoke_table(config)
+        config.study.seeds = (0, 1)
+    return config

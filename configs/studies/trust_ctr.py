@@ -1,0 +1,56 @@
+"""Learned trust in click-through prediction, on tables that stand in for click logs.
+
+  python -m distill_jax.main --mode=study --config=configs/studies/trust_ctr.py \\
+      --workdir=runs/trust_ctr
+
+The arms, budgets, controls and faults of `trust_images.py`. The teacher is DCN-V2, the student a
+small DeepFM; compared by the area under the ROC curve. The data are Adult (48,842 people, 24 %
+positive), which is not a click log; `:census` reads Census-Income (299,285 people, 6 % positive)
+from the folder given with `--config.data.kwargs.path=...`. `:criteo` and `:avazu` read those click
+logs in their original formats from the file given there.
+"""
+
+from configs import common, trust
+from distill_jax.run import config as config_lib
+
+DATA = {"census": "census_income", "criteo": "criteo", "avazu": "avazu"}
+
+
+def get_config(arg: str = ""):
+    options = common.parse(arg, "smoke", *DATA, *trust.SCENARIOS)
+    fault = trust.scenario(options)
+    chosen = sorted(options & set(DATA))
+    config = common.table(DATA[chosen[0]] if chosen else "adult")
+    if chosen:
+        config.data.kwargs.path = ""
+    config.evaluators = {"ctr": {}, "classification": {}}
+    config.roles.student = config_lib.role("deepfm", embedding_dim=4, hidden=(16,))
+    config.data.held_out = 0.1
+    config.data.corrupt = trust.SCENARIOS.get(fault, {})
+    config.batch_size = 256
+    config.total.steps = 1000
+    config.optim.name = "adam"
+    config.optim.lr = 1e-3
+    config.optim.weight_decay = 0.0
+    config.optim.warmup.steps = 50
+    config.eval.every.steps = 250
+    config.eval.batch_size = 4096
+    config.eval.metric = "held_out/auc"
+    config.bilevel.every = 2
+    config.bilevel.warmup.steps = 50
+    config.bilevel.outer_batch = 0.5
+    config.bilevel.optim.lr = 3e-3
+    teacher = {
+        "roles": {"student": {"model": "dcnv2", "kwargs": {"embedding_dim": 16, "hidden": (128, 64)}}},
+        "data": {"corrupt": {"label_noise": 0.0}} if fault == "noisy" else {},
+    }
+    config.study.arms = trust.arms(teacher=teacher, temperature=2.0, hidden=(64,), full=not fault)
+    config.study.tuned = trust.tuned()
+    config.study.seeds = (0, 1, 2, 3, 4)
+    config.study.reference = "kd_0.5"
+    config.study.metric = "test/auc"
+    config.study.title = f"Learned trust, click-through{': ' + fault if fault else ''}"
+    if "smoke" in options:
+        config = common.smoke_table(config)
+        config.study.seeds = (0, 1)
+    return config

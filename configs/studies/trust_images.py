@@ -1,0 +1,51 @@
+"""Learned trust on images: TGeo-KD, its rivals and its controls, on Fashion-MNIST-5k/1k.
+
+  python -m distill_jax.main --mode=study --config=configs/studies/trust_images.py \\
+      --workdir=runs/trust_images
+
+Hu et al. 2024 (arXiv:2312.15112) against a constant ratio, published re-weighting rules and
+controls that break what the method claims: a frozen random ratio network, ratios shuffled within
+the batch, their mean, and training on the training loss. All arms have the same steps, batch,
+optimizer and held-out split (10 % of the training part, from which weighers learn); `*_all_data`
+arms train on it as well. `kd_tuned` is the constant ratio of the best held-out accuracy.
+
+`:class` and `:random` damage the teacher on 30 % of the classes or of the examples, `:noisy`
+changes 30 % of the training labels (teacher and held-out labels stay clean), with fewer arms.
+`:full` reads the whole of Fashion-MNIST; `:smoke` takes seconds on generated images.
+"""
+
+from configs import common, trust
+from distill_jax.run import config as config_lib
+
+
+def get_config(arg: str = ""):
+    options = common.parse(arg, "smoke", "full", *trust.SCENARIOS)
+    fault = trust.scenario(options)
+    config = common.fashion_mnist(full="full" in options)
+    config.objective.name = "supervised"
+    config.roles.student = config_lib.role("convnet", widths=(8, 16, 32))
+    config.data.train_transforms = ("normalize",)
+    del config.data.transform_kwargs["random_crop"]
+    config.data.corrupt = trust.SCENARIOS.get(fault, {})
+    config.total.epochs = 12.0
+    config.eval.every.epochs = 2.0
+    config.bilevel.every = 2
+    config.bilevel.warmup.epochs = 1.0
+    config.bilevel.outer_batch = 0.5
+    config.bilevel.optim.lr = 3e-3
+    teacher = {
+        "roles": {"student": {"kwargs": {"widths": (16, 32, 64)}}},
+        "data": {"corrupt": {"label_noise": 0.0}} if fault == "noisy" else {},
+    }
+    config.study.arms = trust.arms(
+        teacher=teacher, temperature=4.0, hidden=(128,), full=not fault
+    )
+    config.study.tuned = trust.tuned()
+    config.study.seeds = (0, 1, 2, 3, 4)
+    config.study.reference = "kd_0.5"
+    config.study.title = f"Learned trust, images{': ' + fault if fault else ''}"
+    if "smoke" in options:
+        config = common.smoke(config)
+        config.bilevel.warmup = {"steps": 2, "epochs": None, "percent": None}
+        config.study.seeds = (0, 1)
+    return config

@@ -1,0 +1,97 @@
+"""Arms of the studies of learned trust: the same for every task, so that budgets are equal."""
+
+ALPHAS = (0.1, 0.3, 0.5, 0.7, 0.9)
+SCENARIOS = {
+    "class": {"teacher_damage": 0.3, "teacher_damage_kind": "class"},
+    "random": {"teacher_damage": 0.3, "teacher_damage_kind": "random"},
+    "noisy": {"label_noise": 0.3},
+}
+"""A teacher that is wrong on 30 % of the classes, or of the examples; 30 % wrong labels."""
+
+
+def scenario(options: set[str]) -> str:
+    """Returns which fault the options ask for, "" for none.
+
+    Raises:
+      ValueError: for two of them.
+    """
+    given = sorted(options & set(SCENARIOS))
+    if len(given) > 1:
+        raise ValueError(f"choose one of {', '.join(given)}")
+    return given[0] if given else ""
+
+
+def kd(alpha: float, *, temperature: float) -> dict:
+    """Distillation at a constant ratio."""
+    return {
+        "objective": {"name": "kd", "kwargs": {"temperature": temperature, "alpha": alpha}},
+        "roles": {"teacher": {"init": "arm:teacher", "frozen": True}},
+    }
+
+
+def weighed(name: str, *, temperature: float, control: str = "none", **kwargs) -> dict:
+    """Distillation with a weigher that has no network."""
+    arm = kd(0.5, temperature=temperature)
+    arm["weigher"] = {"name": name, "kwargs": kwargs, "control": control}
+    return arm
+
+
+def with_network(arm: dict, model: str, **kwargs) -> dict:
+    """Gives the weigher of an arm a network, and a picture of what it does."""
+    roles = {**arm["roles"], "weigher": {"model": model, "kwargs": kwargs}}
+    return {**arm, "roles": roles, "evaluators": {"trust": {}}}
+
+
+def arms(*, teacher: dict, temperature: float, hidden: tuple[int, ...], full: bool) -> dict:
+    """Returns the arms of a study.
+
+    Args:
+      teacher: what the teacher's run changes in the config.
+      temperature: of every distillation term.
+      hidden: hidden widths of the ratio network.
+      full: all arms; otherwise those that tell whether trust mattered under a fault.
+    """
+    t = temperature
+
+    def tgeo(control: str = "none", **network) -> dict:
+        arm = weighed("trilateral", temperature=t, control=control)
+        return with_network(arm, "ratio_mlp", hidden=hidden, **network)
+
+    mwn = weighed("meta_weight_net", temperature=t)
+    found = {"alone": {}}
+    found |= {f"kd_{alpha}": kd(alpha, temperature=t) for alpha in ALPHAS}
+    found |= {
+        "ada_sample": weighed("teacher_margin", temperature=t, granularity="sample"),
+        "wsl": weighed("wsl", temperature=t),
+        "rw": _every_step(weighed("reweight", temperature=t, normalize="signals")),
+        "mwn": with_network(mwn, "ratio_mlp", outputs=2, hidden=(100,)),
+        "tgeo": tgeo(),
+        "tgeo_frozen": tgeo("frozen", zero_init=False),
+        "tgeo_shuffled": tgeo("shuffled"),
+    }
+    if full:
+        found |= {
+            "annealed": weighed("annealed", temperature=t),
+            "ada_class": weighed("teacher_margin", temperature=t, granularity="class"),
+            "l2rw": _every_step(weighed("reweight", temperature=t, normalize="batch")),
+            "tgeo_batch_mean": tgeo("batch_mean"),
+            "tgeo_joint": tgeo("joint"),
+        }
+        whole = ("alone", "kd_0.5", "kd_0.9", "ada_sample", "wsl", "annealed", "tgeo_joint")
+        found |= {f"{name}_all_data": _all_data(found[name]) for name in whole}
+    return {**found, "teacher": teacher}
+
+
+def tuned() -> dict:
+    """The constant ratio that the held-out part prefers; it has the budget of all of them."""
+    return {"kd_tuned": tuple(f"kd_{alpha}" for alpha in ALPHAS)}
+
+
+def _every_step(arm: dict) -> dict:
+    """Weights by gradient are taken anew in every step."""
+    return {**arm, "bilevel": {"every": 1, "warmup": {"epochs": None}}}
+
+
+def _all_data(arm: dict) -> dict:
+    """Gives the held-out part back to an arm that learns nothing from it: last state, no choice."""
+    return {**arm, "data": {"held_out": 0.0}, "eval": {"metric": ""}}

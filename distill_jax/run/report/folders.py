@@ -1,0 +1,246 @@
+"""What can be read of the folders of runs and studies, whatever is missing or damaged."""
+
+import dataclasses
+import functools
+import json
+import zipfile
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from distill_jax.core.errors import UserError
+from distill_jax.evaluators import calibration, classification
+from distill_jax.run.report.wording import NONE, decimals, is_finite, minus
+from distill_jax.run.statistics import ArmSummary, Estimate, summarise
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Run:
+    """What could be read of a run folder."""
+
+    path: Path
+    label: str
+    config: Mapping[str, Any]
+    env: Mapping[str, Any]
+    result: Mapping[str, Any]
+    records: Sequence[Mapping[str, Any]]
+    arrays: Sequence[str]
+    notes: Sequence[str]
+
+    @classmethod
+    def read(cls, path: Path, *, label: str) -> "Run":
+        notes: list[str] = []
+        names = ("config", "env", "result")
+        config, env, result = (read_json(path / f"{name}.json", notes) for name in names)
+        records = _read_records(path / "metrics.jsonl", notes)
+        arrays = _read_names(path / "predictions.npz", notes)
+        return cls(
+            path=path,
+            label=label,
+            config=config,
+            env=env,
+            result=result,
+            records=records,
+            arrays=arrays,
+            notes=notes,
+        )
+
+    @property
+    def exists(self) -> bool:
+        return bool(self.config or self.result or self.records)
+
+    def array(self, name: str) -> np.ndarray:
+        """Returns one array of predictions.npz; not kept, since a study has many runs."""
+        with np.load(self.path / "predictions.npz", allow_pickle=False) as file:
+            return file[name]
+
+    @property
+    def roles(self) -> list[str]:
+        """Roles with logits; the student first."""
+        names = [n.removeprefix("logits_") for n in self.arrays if n.startswith("logits_")]
+        return sorted(names, key=lambda name: (name != "student", name))
+
+    @property
+    def classes(self) -> list[str]:
+        """Class names, or numbers where the run does not name them."""
+        k = self.array(f"logits_{self.roles[0]}").shape[1]
+        names = self.result.get("classes") or ()
+        return [str(n) for n in names] if len(names) == k else [str(i) for i in range(k)]
+
+    def evaluate(self, evaluator: Any, role: str) -> Mapping[str, Any]:
+        """Evaluates stored logits; empty where they cannot be (not finite, not a classifier)."""
+        try:
+            outputs = {role: {"logits": self.array(f"logits_{role}")}}
+            return evaluator(outputs, {"label": self.array("label")})
+        except (UserError, KeyError, ValueError):
+            return {}
+
+    def quality(self, role: str) -> Mapping[str, Any]:
+        """Metrics and the reliability table of stored logits; empty where there are none."""
+        made = (module.make(role=role) for module in (classification, calibration))
+        first, second = (self.evaluate(evaluator, role) for evaluator in made)
+        return {**first, **second} if first and second else {}
+
+    def metric_names(self, most: int) -> list[str]:
+        """Names of curves; the loss, the metric of selection and usual ones first."""
+        logged = {n: None for r in self.records for n, v in r.items() if is_finite(v)}
+        first = ["train/loss", str(lookup(self.config, "eval.metric") or "")]
+        first += ["held_out/accuracy", "held_out/nll", "held_out/ece"]
+        rest = sorted(n for n in logged if n.startswith(("held_out/", "train/")))
+        rest.sort(key=lambda n: n.startswith("train/"))
+        return [n for n in dict.fromkeys(first + rest) if n in logged][:most]
+
+    def curve(self, name: str) -> tuple[np.ndarray, np.ndarray]:
+        """Returns finite (steps, values) `[n]`; a step repeated after a resume counts once."""
+        at = {r["step"]: r[name] for r in self.records if is_finite(r.get(name))}
+        steps = sorted(at)
+        return np.array(steps, np.float64), np.array([at[s] for s in steps], np.float64)
+
+
+class Study:
+    """What could be read of a study folder."""
+
+    def __init__(self, path: Path, spec: Mapping[str, Any], notes: list[str]):
+        self.path, self.spec, self.notes = path, spec, notes
+        self.metric = str(spec.get("metric", "metric"))
+        self.mode = "min" if spec.get("mode") == "min" else "max"
+        self.arms: dict[str, Mapping[str, Any]] = {
+            str(name): arm for name, arm in dict(spec.get("arms") or {}).items()
+        }
+
+    def seeds(self, arm: str) -> Mapping[str, Mapping[str, Any]]:
+        return self.arms[arm].get("seeds") or {}
+
+    @functools.cached_property
+    def values(self) -> dict[str, dict[str, float]]:
+        """Finite values of finished seeds by arm."""
+        return {
+            arm: {
+                seed: float(entry["value"])
+                for seed, entry in self.seeds(arm).items()
+                if entry.get("status") == "done" and is_finite(entry.get("value"))
+            }
+            for arm in self.arms
+        }
+
+    @functools.cached_property
+    def runs(self) -> dict[str, list[Run]]:
+        """Run folders that can be read, by arm; empty arms are left in."""
+        found: dict[str, list[Run]] = {}
+        for arm in self.arms:
+            runs = [
+                Run.read(self.path / str(entry["run"]), label=f"{arm}, seed {seed}")
+                for seed, entry in self.seeds(arm).items()
+                if entry.get("run")
+            ]
+            found[arm] = [run for run in runs if run.exists]
+        return found
+
+    @property
+    def all_runs(self) -> list[Run]:
+        return [run for runs in self.runs.values() for run in runs]
+
+    @functools.cached_property
+    def summaries(self) -> list[ArmSummary]:
+        reference = self.spec.get("reference")
+        if reference in self.arms:
+            return summarise(self.values, reference=str(reference))
+        alone = [summarise({a: v}, reference=a)[0] for a, v in self.values.items()]
+        return [dataclasses.replace(summary, is_reference=False) for summary in alone]
+
+    @functools.cached_property
+    def digits(self) -> int:
+        """Decimals of the metric: at least four, and three digits of the largest mean."""
+        return decimals(max((abs(s.value.mean) for s in self.summaries if s.value), default=0))
+
+    def fmt(self, value: float, *, sign: str = "") -> str:
+        return minus(f"{value:{sign}.{self.digits}f}")
+
+    def interval(self, est: Estimate | None, *, sign: str = "") -> str:
+        if est is None:
+            return NONE
+        if est.interval is None:
+            return "n = 1"
+        return f"[{', '.join(self.fmt(v, sign=sign) for v in est.interval)}]"
+
+    def difference(self, est: Estimate | None) -> str:
+        if est is None:
+            return NONE
+        mean = self.fmt(est.mean, sign="+")
+        return mean if est.se is None else f"{mean} ± {self.fmt(est.se)}"
+
+    def finished(self, arm: str) -> list[Run]:
+        """The runs of an arm whose values count."""
+        folders = {self.path / str(self.seeds(arm)[seed].get("run")) for seed in self.values[arm]}
+        return [run for run in self.runs[arm] if run.path in folders]
+
+    def failures(self) -> Iterator[tuple[str, str, str]]:
+        """Yields (arm, seed, what happened) for every seed without a value."""
+        for arm in self.arms:
+            for seed, entry in self.seeds(arm).items():
+                if seed not in self.values[arm]:
+                    status = str(entry.get("status", "unknown"))
+                    status = "done, but without a finite value" if status == "done" else status
+                    error = entry.get("error")
+                    yield arm, seed, f"{status}: {error}" if error else status
+
+
+def read_json(path: Path, notes: list[str]) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        notes.append(f"{path.name} is missing")
+        return {}
+    except (OSError, ValueError) as error:
+        notes.append(f"{path.name} cannot be read: {error}")
+        return {}
+    if not isinstance(found, dict):
+        notes.append(f"{path.name} is not an object")
+        return {}
+    return found
+
+
+def _read_records(path: Path, notes: list[str]) -> list[dict[str, Any]]:
+    """Returns the lines of metrics.jsonl; a kill may have cut the last one short."""
+    if not path.exists():
+        notes.append(f"{path.name} is missing")
+        return []
+    records, damaged = [], 0
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            record = json.loads(line) if line.strip() else None
+        except ValueError:
+            damaged += 1
+            continue
+        if isinstance(record, dict) and is_finite(record.get("step")):
+            records.append(record)
+    if damaged:
+        notes.append(f"damaged lines of {path.name}, left out: {damaged}")
+    return records
+
+
+def _read_names(path: Path, notes: list[str]) -> list[str]:
+    """Returns the names of the arrays of a file; none if it is absent or damaged."""
+    try:
+        with zipfile.ZipFile(path) as file:
+            damaged = file.testzip()
+            names = [name.removesuffix(".npy") for name in file.namelist()]
+    except FileNotFoundError:
+        notes.append(f"{path.name} is missing")
+        return []
+    except (OSError, zipfile.BadZipFile, zlib.error) as error:
+        damaged, names = str(error), []
+    if damaged:
+        notes.append(f"{path.name} is damaged: {damaged}")
+        return []
+    return names
+
+
+def lookup(tree: Mapping[str, Any], path: str) -> Any:
+    node: Any = tree
+    for name in path.split("."):
+        node = node.get(name) if isinstance(node, Mapping) else None
+    return node

@@ -1,0 +1,307 @@
+"""The report of a study: arms compared over seeds."""
+
+import math
+import os
+import urllib.parse
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from distill_jax.core.errors import UserError
+from distill_jax.evaluators import classification
+from distill_jax.run import figures
+from distill_jax.run.figures import Html, el, join
+from distill_jax.run.report import compute, curves, examples, provenance
+from distill_jax.run.report.folders import Run, Study, lookup, read_json
+from distill_jax.run.report.page import alert, figure, table, tiles, write
+from distill_jax.run.report.provenance import config_table
+from distill_jax.run.report.quality import QUALITY, calibration_panel, confusion_panel, pooled
+from distill_jax.run.report.wording import NONE, cut, decimals, duration, flat, is_finite, minus
+from distill_jax.run.statistics import conclusion, verdict
+
+_ARMS = 8  # in figures that overlay arms, at most: as many as there are colours
+
+
+def write_study_report(study_dir: str | os.PathLike[str]) -> Path:
+    """Writes `report.html` into a study folder and returns its path.
+
+    Means and intervals are computed anew from the values of the seeds in `study.json`.
+
+    Raises:
+      UserError: the folder has no readable `study.json`.
+    """
+    path = Path(study_dir)
+    notes: list[str] = []
+    study = Study(path, read_json(path / "study.json", notes), notes)
+    if not isinstance(study.spec.get("arms"), dict) or not study.spec["arms"]:
+        raise UserError(
+            "there is no study to report",
+            where=str(path / "study.json"),
+            hint="; ".join(notes) or "it must be an object with `arms`",
+        )
+    some = [runs[0] for runs in study.runs.values() if runs]
+    names = some[0].metric_names(4) if some else []
+    shown = dict(list(study.runs.items())[:_ARMS])
+    finished = {arm: study.finished(arm) for arm in shown}
+    sections = [
+        ("results", "Results", _study_results(study)),
+        ("seeds", "Seeds", _study_seeds(study)),
+        ("curves", "Learning curves", curves.section(shown, names=names)),
+        ("metrics", "Further metrics", _study_metrics(study)),
+        ("calibration", "Calibration", _study_calibration(finished)),
+        ("confusion", "Confusion", _study_confusion(study)),
+        ("examples", "Examples", _study_examples(finished)),
+        ("compute", "Compute", compute.section(study.runs)),
+        ("provenance", "Provenance", provenance.section(study.all_runs)),
+        ("config", "What differs", _study_config(study)),
+    ]
+    title = str(study.spec.get("title") or study.spec.get("name") or path.name)
+    return write(
+        path, kicker="Study report", title=title, lead=_study_lead(study), sections=sections
+    )
+
+
+def _study_lead(study: Study) -> Html:
+    planned = sum(len(study.seeds(arm)) for arm in study.arms)
+    done = sum(map(len, study.values.values()))
+    reference = next((s for s in study.summaries if s.is_reference), None)
+    better = "higher is better" if study.mode == "max" else "lower is better"
+    facts: list[tuple[str, Any]] = [("arms", len(study.arms)), ("runs", f"{done} of {planned}")]
+    if reference and reference.value:
+        facts.append((f"reference: {reference.arm}", study.fmt(reference.value.mean)))
+    seconds = [lookup(run.result, "compute.seconds") for run in study.all_runs]
+    if any(map(is_finite, seconds)):
+        facts.append(("compute time", duration(sum(float(s) for s in seconds if is_finite(s)))))
+    said = [
+        el("li", el("b", s.arm), ": ", minus(verdict(s, mode=study.mode, digits=study.digits)))
+        for s in study.summaries
+        if not s.is_reference and reference
+    ]
+    lacking = [f"{arm}, seed {seed} {what}" for arm, seed, what in study.failures()]
+    problems = list(study.notes)
+    if reference is None:
+        problems.append(f"reference {study.spec.get('reference')!r} is not an arm: no differences")
+    singles = [s.arm for s in study.summaries if len(s.seeds) == 1]
+    if singles:
+        problems.append(f"one seed only, so no interval: {', '.join(singles)}")
+    incomplete = [r.label for r in study.all_runs if "result.json is missing" in r.notes]
+    if incomplete:
+        problems.append(f"no result.json: {', '.join(incomplete)}")
+    return join(
+        el("p", f"{study.metric}, {better}. Differences are paired by seed.", class_="lead"),
+        el("ul", said) if said and len(said) <= 8 else None,
+        tiles(facts),
+        alert(f"Runs without a value: {len(lacking)}", lacking, stop=True),
+        alert("Please note", problems),
+    )
+
+
+def _study_results(study: Study) -> Html:
+    rows = []
+    for i, s in enumerate(study.summaries):
+        desc = study.arms[s.arm].get("description")
+        planned = len(study.seeds(s.arm))
+        name = [el("span", class_="dot " + figures.colour(i)), s.arm]
+        diff = s.difference
+        words = conclusion(diff, mode=study.mode) if diff else ""
+        if diff and not diff.interval:
+            words = "one common seed"
+        tone = {"better": "good", "worse": "bad"}.get(words.rpartition(", ")[2])
+        rows.append(
+            [
+                el("th", name, el("span", desc, class_="desc") if desc else None, scope="row"),
+                el("td", study.fmt(s.value.mean) if s.value else NONE, class_="n"),
+                el("td", study.interval(s.value), class_="n"),
+                el("td", "reference" if s.is_reference else study.difference(diff), class_="n"),
+                el("td", "" if s.is_reference else study.interval(diff, sign="+"), class_="n"),
+                el("td", words, class_=tone),
+                el("td", f"{len(s.seeds)} / {planned}", class_="n"),
+            ]
+        )
+    heads = ["arm", "mean", "95 % interval", "difference ± se", "95 % interval", "", "seeds"]
+    value_rows = [
+        figures.Row(
+            name=s.arm,
+            values=study.values[s.arm],
+            mean=s.value.mean if s.value else None,
+            interval=s.value.interval if s.value else None,
+            note=_lack(len(study.seeds(s.arm)) - len(s.seeds)),
+        )
+        for s in study.summaries
+    ]
+    charts = []
+    if any(study.values.values()):
+        caption = "Rings are seeds, bars are means, pale lines are 95 % intervals of the mean."
+        plot = figures.dot_plot(value_rows, x_label=study.metric)
+        charts.append(figure(f"{study.metric} by seed", plot, caption))
+    if any(s.difference for s in study.summaries):
+        plot = figures.dot_plot(_difference_rows(study), x_label="difference", zero=True)
+        caption = (
+            "Each seed minus the same seed of the reference. The dashed line is no difference."
+        )
+        charts.append(figure(f"Paired difference to {study.spec.get('reference')}", plot, caption))
+    return join(
+        table(heads, rows, refs=[s.is_reference for s in study.summaries]),
+        el(
+            "p",
+            "Student-t intervals over seeds. They take seeds as independent and say nothing about "
+            "other data sets; they are not corrected for the number of arms.",
+            class_="muted",
+        ),
+        el("div", charts, class_="grid2"),
+    )
+
+
+def _difference_rows(study: Study) -> list[figures.Row]:
+    base = study.values.get(str(study.spec.get("reference")), {})
+    return [
+        figures.Row(
+            name=s.arm,
+            values={n: v - base[n] for n, v in study.values[s.arm].items() if n in base}
+            if s.difference
+            else {},
+            mean=s.difference.mean if s.difference else None,
+            interval=s.difference.interval if s.difference else None,
+            note="reference" if s.is_reference else "",
+        )
+        for s in study.summaries
+    ]
+
+
+def _study_seeds(study: Study) -> Html:
+    seeds = list(dict.fromkeys(seed for arm in study.arms for seed in study.seeds(arm)))
+
+    def cell(arm: str, seed: str) -> Html:
+        entry = study.seeds(arm).get(seed)
+        if entry is None:
+            return el("td", NONE, class_="n")
+        value = study.values[arm].get(seed)
+        text: Any = study.fmt(value) if value is not None else entry.get("status", "unknown")
+        page = Path(str(entry.get("run") or "")) / "report.html"
+        if entry.get("run") and not page.is_absolute() and (study.path / page).exists():
+            text = el("a", text, href=urllib.parse.quote(page.as_posix()))
+        return el("td", text, class_="n" if value is not None else "n bad")
+
+    rows = [
+        [el("th", arm, scope="row"), *(cell(arm, seed) for seed in seeds)] for arm in study.arms
+    ]
+    return table(["arm", *(f"seed {seed}" for seed in seeds)], rows)
+
+
+def _study_metrics(study: Study) -> Html | None:
+    found: dict[str, dict[str, list[float]]] = {}
+    for arm in study.arms:
+        for run in study.finished(arm):
+            for name, value in (run.result.get("metrics") or {}).items():
+                if is_finite(value):
+                    found.setdefault(name, {}).setdefault(arm, []).append(float(value))
+    found = {n: v for n, v in found.items() if n.startswith("test/")} or found
+    if not found:
+        return None
+
+    def cell(values: list[float] | None) -> Html:
+        if not values:
+            return el("td", NONE, class_="n")
+        mean = float(np.mean(values))
+        digits = decimals(mean)
+        spread = f" ± {np.std(values, ddof=1):.{digits}f}" if len(values) > 1 else ""
+        text = minus(f"{mean:.{digits}f}")
+        return el("td", text + spread, class_="n")
+
+    arms = [arm for arm in study.arms if study.finished(arm)]
+    rows = [
+        [el("th", name, scope="row"), *(cell(by_arm.get(arm)) for arm in arms)]
+        for name, by_arm in found.items()
+    ]
+    return join(
+        el("p", "Mean ± standard deviation over seeds.", class_="muted"),
+        table(["metric", *arms], rows),
+    )
+
+
+def _study_calibration(shown: Mapping[str, Sequence[Run]]) -> Html | None:
+    tables = {}
+    for arm, runs in shown.items():
+        found = [metrics for run in runs for r in run.roles[:1] if (metrics := run.quality(r))]
+        if found:
+            mean = {name: float(np.mean([m[name] for m in found])) for name in QUALITY}
+            tables[arm] = (mean, pooled([m["reliability"] for m in found]))
+    note = "Seeds are pooled in the diagram; the table has their means."
+    return calibration_panel(tables, note=note, order=list(shown))
+
+
+def _study_confusion(study: Study) -> Html | None:
+    scored = [s for s in study.summaries if s.value and study.finished(s.arm)]
+    if not scored:
+        return None
+    sign = 1 if study.mode == "max" else -1
+    best = max(scored, key=lambda s: sign * s.value.mean if s.value else -math.inf)
+    chosen = [s for s in scored if s.is_reference or s is best]
+    order = list(study.arms)
+    panels = []
+    for s in chosen:
+        runs = [run for run in study.finished(s.arm) if run.roles]
+        found = [run.evaluate(classification.make(role=run.roles[0]), run.roles[0]) for run in runs]
+        counts = [m["confusion"] for m in found if m]
+        if counts and len({c.shape for c in counts}) == 1:
+            kind = "reference" if s.is_reference else "best mean"
+            seeds = f"sum of {len(counts)} seeds" if len(counts) > 1 else "one seed"
+            title = f"{s.arm} ({kind}), {seeds}"
+            i = order.index(s.arm)
+            panels.append(confusion_panel(np.sum(counts, axis=0), runs[0].classes, title, i))
+    return el("div", panels, class_="grid2") if panels else None
+
+
+def _study_examples(shown: Mapping[str, Sequence[Run]]) -> Html | None:
+    seeds = [{run.path.name: run for run in runs if run.roles} for runs in shown.values()]
+    common = [name for name in (seeds[0] if seeds else {}) if all(name in s for s in seeds if s)]
+    if not common:
+        return None
+    picked = {arm: runs[common[0]] for arm, runs in zip(shown, seeds, strict=True) if runs}
+    first = next(iter(picked.values()))
+    voters = {arm: (run, run.roles[0]) for arm, run in picked.items()}
+    if len(first.roles) > 1:
+        voters |= {role: (first, role) for role in first.roles[1:] if role not in voters}
+    order = [*shown, *(name for name in voters if name not in shown)]
+    return join(
+        el("p", f"Predictions of {common[0]} of every arm.", class_="muted"),
+        examples.section(first, voters, order=order),
+    )
+
+
+def _study_config(study: Study) -> Html | None:
+    configs = {a: flat(runs[0].config) for a, runs in study.runs.items() if runs and runs[0].config}
+    for arm, spec in study.arms.items():
+        if arm not in configs and spec.get("overrides"):
+            configs[arm] = flat(spec["overrides"])
+    own = ("seed", "study.", "workdir")
+    names = [
+        n for n in dict.fromkeys(n for f in configs.values() for n in f) if not n.startswith(own)
+    ]
+    differ = [n for n in names if len({f.get(n) for f in configs.values()}) > 1]
+    if not configs:
+        return None
+    rows = [
+        [
+            el("th", name, scope="row", class_="code"),
+            *(el("td", cut(f.get(name, NONE)), class_="code") for f in configs.values()),
+        ]
+        for name in differ
+    ]
+    shared = {n: next(iter(configs.values()))[n] for n in names if n not in differ}
+    return join(
+        table(["key", *configs], rows, numeric=False)
+        if rows
+        else el("p", "The configs of all arms are equal.", class_="muted"),
+        el(
+            "details",
+            el("summary", f"{len(shared)} keys that all arms share"),
+            config_table(shared),
+        ),
+    )
+
+
+def _lack(count: int) -> str:
+    return f"{count} without a value" if count else ""

@@ -1,0 +1,98 @@
+"""The page, and the pieces of HTML that sections are made of."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from distill_jax.run.figures import Html, el
+from distill_jax.run.report.wording import fmt
+
+
+class _Section(NamedTuple):
+    anchor: str
+    title: str
+    body: Html | None
+
+
+def write(
+    folder: Path,
+    *,
+    kicker: str,
+    title: str,
+    lead: Html,
+    sections: Sequence[tuple[str, str, Html | None]],
+) -> Path:
+    shown = [s for s in map(_Section._make, sections) if s.body]
+    style = Html(Path(__file__).with_name("page.css").read_text(encoding="utf-8"))
+    policy = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
+    head = el(
+        "head",
+        el("meta", charset="utf-8"),
+        el("meta", http_equiv="Content-Security-Policy", content=policy),
+        el("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        el("title", title),
+        el("style", style),
+    )
+    links = [el("li", el("a", s.title, href=f"#{s.anchor}")) for s in shown]
+    body = el(
+        "body",
+        el("a", "Skip to the content", href="#content", class_="skip"),
+        el("header", el("p", kicker, class_="kicker"), el("h1", title), lead),
+        el("nav", el("ul", links), aria_label="Sections"),
+        el(
+            "main",
+            [
+                el("section", el("h2", s.title, id=f"{s.anchor}-title"), s.body, id=s.anchor)
+                for s in shown
+            ],
+            id="content",
+        ),
+        el("footer", "Built by distill_jax from the files of this folder alone."),
+    )
+    path = folder / "report.html"
+    partial = folder / f".report.{os.getpid()}.html"
+    partial.write_text(f"<!DOCTYPE html>\n{el('html', head, body, lang='en')}\n", encoding="utf-8")
+    os.replace(partial, path)
+    return path
+
+
+def tiles(facts: Sequence[tuple[str, Any]]) -> Html:
+    items = [el("div", el("span", name), el("b", value), class_="tile") for name, value in facts]
+    return el("div", items, class_="tiles")
+
+
+def alert(title: str, lines: Sequence[str], *, stop: bool = False) -> Html | None:
+    if not lines:
+        return None
+    items = [el("li", line) for line in lines]
+    return el("div", el("b", title), el("ul", items), class_="alert stop" if stop else "alert")
+
+
+def figure(title: str, plot: Html | None, caption: str = "") -> Html:
+    return el("figure", el("h3", title), plot, el("figcaption", caption) if caption else None)
+
+
+def table(
+    heads: Sequence[str],
+    rows: Sequence[Sequence[Html]],
+    *,
+    refs: Sequence[bool] = (),
+    numeric: bool = True,
+) -> Html:
+    """Returns a table; columns after the first are numbers if `numeric`."""
+    top = [
+        el("th", head, scope="col", class_="n" if numeric and i else None)
+        for i, head in enumerate(heads)
+    ]
+    marks = refs or [False] * len(rows)
+    body = [el("tr", row, class_="ref" if m else None) for row, m in zip(rows, marks, strict=True)]
+    return el(
+        "div",
+        el("table", el("thead", el("tr", top)), el("tbody", body)),
+        class_="scroll fit" if len(heads) < 4 and numeric else "scroll",
+    )
+
+
+def num_cell(value: Any) -> Html:
+    return el("td", fmt(value), class_="n")

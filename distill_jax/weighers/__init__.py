@@ -1,0 +1,1 @@
+"""Weights of signals from evidence, one file each; every module exposes `make`."""

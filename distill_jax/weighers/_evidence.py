@@ -1,0 +1,47 @@
+"""What several weighers check or compute from their evidence."""
+
+import jax
+import jax.numpy as jnp
+
+from distill_jax.core.api import Array, Evidence
+from distill_jax.core.errors import ConfigError
+
+
+def need_two_signals(evidence: Evidence, who: str) -> None:
+    """Raises `ConfigError` unless there are two signals: the label's and the teacher's."""
+    if len(evidence.signals) != 2:
+        raise ConfigError(
+            f"{who} divides between two signals and there are {len(evidence.signals)}",
+            where="weigher.signals",
+            hint="name the label's term, then the teacher's",
+        )
+
+
+def probs(evidence: Evidence, role: str) -> Array:
+    """Returns probabilities `[b, k]` of a role at temperature 1, at least in float32.
+
+    Raises:
+      ConfigError: the method gives no logits of that role.
+    """
+    if role not in evidence.logits:
+        raise ConfigError(
+            f"the weigher looks at the logits of {role!r}, which the objective does not give",
+            where="weigher.name",
+            hint=f"it gives {', '.join(evidence.logits) or 'none'}",
+        )
+    logits = evidence.logits[role]
+    return jax.nn.softmax(logits.astype(jnp.promote_types(logits.dtype, jnp.float32)))
+
+
+def labels(evidence: Evidence) -> Array:
+    """Returns the label as probabilities `[b, k]`; raises `ConfigError` where there is none."""
+    if evidence.label_probs is None:
+        raise ConfigError(
+            "the weigher looks at labels, and the data have no classes", where="weigher.name"
+        )
+    return evidence.label_probs
+
+
+def between(ratio: Array) -> Array:
+    """Returns weights `[b, 2]` from the teacher's ratio `[b]`: `[1 - ratio, ratio]`."""
+    return jnp.stack([1 - ratio, ratio], axis=1)

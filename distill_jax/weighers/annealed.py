@@ -1,0 +1,51 @@
+"""Teacher annealing (Clark et al. 2019, BAM, arXiv:1907.04829, section 3.2)."""
+
+import dataclasses
+
+import jax.numpy as jnp
+
+from distill_jax.core.api import Array, Evidence, Nets, Weigher
+from distill_jax.core.errors import ConfigError
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Annealed(Weigher):
+    """The last signal's weight goes linearly from `start` to `end`; the others share the rest.
+
+    Attributes:
+      total_steps: length of training.
+      start: weight of the last signal at step 0, in [0, 1].
+      end: its weight at the end of training.
+    """
+
+    total_steps: int
+    start: float = 1.0
+    end: float = 0.0
+
+    def __post_init__(self):
+        for name in ("start", "end"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigError(
+                    f"{name} is {getattr(self, name)}",
+                    where=f"weigher.kwargs.{name}",
+                    hint="from 0 to 1",
+                )
+        if self.total_steps < 1:
+            raise ConfigError(
+                f"total_steps is {self.total_steps}",
+                where="weigher.kwargs.total_steps",
+                hint="leave it out: it is the length of training",
+            )
+
+    def __call__(self, nets: Nets, evidence: Evidence, step: Array) -> Array:
+        del nets
+        s = len(evidence.signals)
+        if s < 2:
+            raise ConfigError("annealing needs two signals", where="weigher.signals")
+        progress = jnp.clip(step / self.total_steps, 0.0, 1.0)
+        last = self.start + (self.end - self.start) * progress
+        row = jnp.concatenate([jnp.full(s - 1, (1 - last) / (s - 1)), last[None]])
+        return jnp.broadcast_to(row[None], (evidence.mask.shape[0], s))
+
+
+make = Annealed

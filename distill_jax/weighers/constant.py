@@ -1,0 +1,47 @@
+"""The same weights for every example at every step."""
+
+import dataclasses
+import math
+
+import jax.numpy as jnp
+
+from distill_jax.core.api import Array, Evidence, Nets, Weigher
+from distill_jax.core.errors import ConfigError
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Constant(Weigher):
+    """Fixed weights.
+
+    Attributes:
+      ratio: of the second of two signals, in [0, 1]; the first gets the rest.
+      weights: one for each signal, in place of `ratio`.
+    """
+
+    ratio: float = 0.5
+    weights: tuple[float, ...] = ()
+
+    def __post_init__(self):
+        if not 0 <= self.ratio <= 1:
+            raise ConfigError(
+                f"ratio is {self.ratio}", where="weigher.kwargs.ratio", hint="from 0 to 1"
+            )
+        if not all(0 <= w < math.inf for w in self.weights):
+            raise ConfigError(
+                f"weights are {self.weights}", where="weigher.kwargs.weights", hint="0 or more"
+            )
+
+    def __call__(self, nets: Nets, evidence: Evidence, step: Array) -> Array:
+        del nets, step
+        weights = self.weights or (1 - self.ratio, self.ratio)
+        if len(weights) != len(evidence.signals):
+            raise ConfigError(
+                f"{len(weights)} weights for {len(evidence.signals)} signals",
+                where="weigher.kwargs.weights",
+                hint=f"one for each of {', '.join(evidence.signals)}",
+            )
+        row = jnp.asarray(weights, jnp.float32)[None]
+        return jnp.broadcast_to(row, (evidence.mask.shape[0], len(weights)))
+
+
+make = Constant

@@ -1,0 +1,47 @@
+"""Meta-Weight-Net (Shu et al. 2019, arXiv:1902.07379): a small network from losses to weights."""
+
+import dataclasses
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+
+from distill_jax.core.api import Array, Evidence, Nets, Weigher
+from distill_jax.core.errors import ConfigError
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MetaWeightNet(Weigher):
+    """`w = sigmoid(net(losses))`, one output for each signal.
+
+    With one signal and a network 1-100-1 it is the paper's; with several the network sees all
+    losses of an example.
+
+    Attributes:
+      normalize: whether the weights of each signal are divided by their mean over the batch.
+    """
+
+    normalize: bool = False
+
+    roles: ClassVar[tuple[str, ...]] = ("weigher",)
+
+    def __call__(self, nets: Nets, evidence: Evidence, step: Array) -> Array:
+        del step
+        losses = jnp.stack(list(evidence.signals.values()), axis=1)
+        outputs, _ = nets("weigher", losses)
+        if outputs["logits"].shape != losses.shape:
+            raise ConfigError(
+                f"the network gives {outputs['logits'].shape}, not one logit for each example "
+                f"and signal {losses.shape}",
+                where="roles.weigher.kwargs.outputs",
+                hint=f"set it to {losses.shape[1]}",
+            )
+        weights = jax.nn.sigmoid(outputs["logits"])
+        if not self.normalize:
+            return weights
+        real = evidence.mask[:, None]
+        mean = (real * weights).sum(0) / jnp.maximum(real.sum(), 1)
+        return weights / mean[None]
+
+
+make = MetaWeightNet

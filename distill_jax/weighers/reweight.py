@@ -1,0 +1,61 @@
+"""Weights by the gradient of the outer loss in them (L2RW and RW-KD).
+
+All weights start at zero; the gradient of the held-out loss after one step, in each weight, says
+how much that signal of that example would help; what would hurt gets nothing. Normalized over the
+batch it is Ren et al. 2018 (arXiv:1803.09050, eq. 12-14), over the signals of each example Lu et
+al. 2021 (RW-KD, Findings of EMNLP, algorithm 1).
+"""
+
+import dataclasses
+from typing import ClassVar
+
+import jax.numpy as jnp
+
+from distill_jax.core.api import Array, Evidence, Nets, Weigher
+from distill_jax.core.errors import ConfigError, nearest
+
+NORMALIZE = ("batch", "signals")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Reweight(Weigher):
+    """Clipped negative gradients as weights.
+
+    Attributes:
+      normalize: "batch": the weights of a batch sum to its number of examples, all zero where no
+        gradient helps; "signals": those of each example sum to one.
+      floor: smallest weight before normalization; 1e-8 in RW-KD.
+    """
+
+    normalize: str = "batch"
+    floor: float = 1e-8
+
+    by_gradient: ClassVar[bool] = True
+
+    def __post_init__(self):
+        if self.normalize not in NORMALIZE:
+            raise ConfigError(
+                f"unknown normalization {self.normalize!r}",
+                where="weigher.kwargs.normalize",
+                hint=nearest(self.normalize, NORMALIZE),
+            )
+        if not self.floor >= 0:
+            raise ConfigError(
+                f"floor is {self.floor}", where="weigher.kwargs.floor", hint="0 or more"
+            )
+
+    def __call__(self, nets: Nets, evidence: Evidence, step: Array) -> Array:
+        del nets, step
+        return jnp.zeros((evidence.mask.shape[0], len(evidence.signals)), jnp.float32)
+
+    def from_gradient(self, gradient: Array, mask: Array) -> Array:
+        """Returns weights `[b, s]` from the outer loss's gradient in them; 0 on padding."""
+        raw = mask[:, None] * jnp.maximum(-gradient, self.floor)
+        if self.normalize == "signals":
+            total = raw.sum(1, keepdims=True)
+        else:
+            total = raw.sum(keepdims=True) / jnp.maximum(mask.sum(), 1)
+        return jnp.where(total > 0, raw / jnp.where(total > 0, total, 1), 0.0)
+
+
+make = Reweight

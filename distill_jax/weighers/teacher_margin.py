@@ -1,0 +1,60 @@
+"""The ratio follows the teacher's margin (Lukasik et al. 2021, ADA-KD, arXiv:2106.10494).
+
+`alpha = max(0, p_y - mean_{c != y} p_c)` of the teacher's probabilities, averaged over the
+examples of a class in the original, or of each example. A class-wise mean of margins is the margin
+of the class-mean probabilities, the margin being linear in them.
+"""
+
+import dataclasses
+
+import jax.numpy as jnp
+
+from distill_jax.core.api import Array, Evidence, Nets, Weigher
+from distill_jax.core.errors import ConfigError, nearest
+from distill_jax.weighers._evidence import between, labels, need_two_signals, probs
+
+GRANULARITIES = ("class", "sample")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TeacherMargin(Weigher):
+    """Ratio by the teacher's margin.
+
+    Attributes:
+      granularity: "class": of the class means over the training part; "sample": of each example.
+    """
+
+    granularity: str = "class"
+
+    def __post_init__(self):
+        if self.granularity not in GRANULARITIES:
+            raise ConfigError(
+                f"unknown granularity {self.granularity!r}",
+                where="weigher.kwargs.granularity",
+                hint=nearest(self.granularity, GRANULARITIES),
+            )
+
+    @property
+    def needs(self) -> tuple[str, ...]:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return ("class_means",) if self.granularity == "class" else ()
+
+    def __call__(self, nets: Nets, evidence: Evidence, step: Array) -> Array:
+        del nets, step
+        need_two_signals(evidence, "teacher_margin")
+        label = labels(evidence)
+        k = label.shape[-1]
+        if self.granularity == "class":
+            assert evidence.class_means is not None
+            table = evidence.class_means
+            right = jnp.diagonal(table)
+            rest = (table.sum(-1) - right) / (k - 1)
+            ratio = label @ jnp.maximum(right - rest, 0.0)
+        else:
+            teacher = probs(evidence, "teacher")
+            right = (label * teacher).sum(-1)
+            rest = ((1 - label) * teacher).sum(-1) / (k - 1)
+            ratio = jnp.maximum(right - rest, 0.0)
+        return between(ratio)
+
+
+make = TeacherMargin

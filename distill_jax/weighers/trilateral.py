@@ -1,0 +1,118 @@
+"""Ratios from the trilateral geometry of student, teacher and label (TGeo-KD).
+
+Hu et al. 2024 (ICLR), arXiv:2312.15112, eq. 6-10. With S, T the probabilities of student and
+teacher at temperature 1, G the label and T' the mean of the teacher over the training examples of
+the label's class, a network sees the triangles (S, T, G) and (S, T', G): their edges and vertices.
+Edges are differences in the paper; the authors' programs square them or take absolute values.
+Where the paper is silent: the features carry no gradient, T' is averaged over the training part
+alone, and the network starts at a given ratio.
+"""
+
+import dataclasses
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+
+from distill_jax.core.api import Array, Evidence, Nets, Weigher
+from distill_jax.core.errors import ConfigError, nearest
+from distill_jax.weighers._evidence import labels, probs
+
+BLOCKS = ("sg", "tg", "st", "mg", "sm", "s", "t", "m", "g")
+"""Edges `sg = G - S, tg = G - T, st = T - S, mg = G - T', sm = T' - S`, then the vertices
+`s, t, m = T', g`: eq. 10 in its order."""
+
+EDGE_MODES = {"signed": lambda e: e, "squared": jnp.square, "abs": jnp.abs}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Trilateral(Weigher):
+    """`softmax([0, net(features)])` over the signals; for two of them a ratio `sigmoid(net)`.
+
+    The network, role "weigher", gets `[b, blocks, f]` and returns s - 1 logits.
+
+    Attributes:
+      edge_mode: "signed", "squared" or "abs".
+      blocks: which of `BLOCKS` the network sees; order makes no difference.
+      compact: for many classes, what f = 3 numbers say of each block in place of k: the entry of
+        the label's class, the largest entry and the entropy of a vertex; the entry of the label's
+        class, the largest magnitude and the Euclidean length of an edge. Not in the paper.
+    """
+
+    edge_mode: str = "signed"
+    blocks: tuple[str, ...] = BLOCKS
+    compact: bool = False
+
+    roles: ClassVar[tuple[str, ...]] = ("weigher",)
+
+    def __post_init__(self):
+        if self.edge_mode not in EDGE_MODES:
+            raise ConfigError(
+                f"unknown edge_mode {self.edge_mode!r}",
+                where="weigher.kwargs.edge_mode",
+                hint=nearest(self.edge_mode, EDGE_MODES),
+            )
+        for block in self.blocks:
+            if block not in BLOCKS:
+                raise ConfigError(
+                    f"unknown block {block!r}",
+                    where="weigher.kwargs.blocks",
+                    hint=nearest(block, BLOCKS),
+                )
+        if not self.blocks or len(set(self.blocks)) != len(self.blocks):
+            raise ConfigError(
+                f"blocks are {self.blocks}", where="weigher.kwargs.blocks", hint="each at most once"
+            )
+
+    @property
+    def needs(self) -> tuple[str, ...]:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return ("class_means",) if any("m" in block for block in self.blocks) else ()
+
+    def features(self, evidence: Evidence) -> Array:
+        """Returns what the network sees, `[b, blocks, f]` with f = k, or 3 if compact."""
+        label = labels(evidence)
+        corners = {"s": probs(evidence, "student"), "t": probs(evidence, "teacher"), "g": label}
+        if "class_means" in self.needs:
+            assert evidence.class_means is not None
+            corners["m"] = label @ evidence.class_means
+        found = []
+        for block in BLOCKS:
+            if block not in self.blocks:
+                continue
+            if len(block) == 1:
+                x = corners[block]
+            else:  # from the first corner to the second
+                x = EDGE_MODES[self.edge_mode](corners[block[1]] - corners[block[0]])
+            found.append(_compact(x, label, vertex=len(block) == 1) if self.compact else x)
+        return jnp.stack(found, axis=1)
+
+    def __call__(self, nets: Nets, evidence: Evidence, step: Array) -> Array:
+        del step
+        s = len(evidence.signals)
+        if s < 2:
+            raise ConfigError(
+                "a ratio is between signals, and there is one",
+                where="weigher.signals",
+                hint="name at least two terms",
+            )
+        outputs, _ = nets("weigher", self.features(evidence))
+        logits = outputs["logits"]
+        if logits.shape != (evidence.mask.shape[0], s - 1):
+            raise ConfigError(
+                f"the network gives {logits.shape}, not one logit for each example and signal "
+                f"after the first {(evidence.mask.shape[0], s - 1)}",
+                where="roles.weigher.kwargs.outputs",
+                hint=f"set it to {s - 1}",
+            )
+        return jax.nn.softmax(jnp.concatenate([jnp.zeros_like(logits[:, :1]), logits], axis=1))
+
+
+def _compact(x: Array, label: Array, *, vertex: bool) -> Array:
+    own = (label * x).sum(-1)
+    if vertex:
+        entropy = -(x * jnp.log(jnp.maximum(x, jnp.finfo(x.dtype).tiny))).sum(-1)
+        return jnp.stack([own, x.max(-1), entropy], axis=-1)
+    return jnp.stack([own, jnp.abs(x).max(-1), jnp.sqrt((x * x).sum(-1))], axis=-1)
+
+
+make = Trilateral

@@ -1,0 +1,50 @@
+"""Weighted soft labels (Zhou et al. 2021, arXiv:2102.00650).
+
+The label's term keeps its weight; the teacher's gets `scale * w`, with
+`w = 1 - exp(-CE(student) / CE(teacher))` at temperature 1, constant under differentiation. The
+paper's distillation term is T^2 times a cross-entropy, whose gradient is that of T^2 times the KL
+divergence used here.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from distill_jax.core.api import Array, Evidence, Nets, Weigher
+from distill_jax.core.errors import ConfigError
+from distill_jax.weighers._evidence import labels, need_two_signals, probs
+
+_TINY = 1e-7  # added to the teacher's cross-entropy, as by the authors
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class WSL(Weigher):
+    """Weights `[1, scale * w]`.
+
+    Attributes:
+      scale: of the teacher's term; the authors' value on ImageNet is 2.5.
+    """
+
+    scale: float = 2.5
+
+    def __post_init__(self):
+        if not self.scale > 0:
+            raise ConfigError(
+                f"scale is {self.scale}", where="weigher.kwargs.scale", hint="a positive number"
+            )
+
+    def __call__(self, nets: Nets, evidence: Evidence, step: Array) -> Array:
+        del nets, step
+        need_two_signals(evidence, "wsl")
+        label = labels(evidence)
+        losses = []
+        for role in ("student", "teacher"):
+            probs(evidence, role)  # refuses a role without logits
+            losses.append(-(label * jax.nn.log_softmax(evidence.logits[role])).sum(-1))
+        student, teacher = losses
+        weight = jax.lax.stop_gradient(-jnp.expm1(-student / (teacher + _TINY)))
+        return jnp.stack([jnp.ones_like(weight), self.scale * weight], axis=1)
+
+
+make = WSL

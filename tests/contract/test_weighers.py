@@ -1,0 +1,294 @@
+"""What every weigher must satisfy, with fixed weights, learned ones and controls."""
+
+import importlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from distill_jax.core import bilevel, partition, state, steps, weighing
+from distill_jax.core.errors import ConfigError
+from distill_jax.core.weighing import Weighed
+from distill_jax.models import ratio_mlp
+from distill_jax.objectives.kd import KD
+from distill_jax.run.checkpoint import Checkpointer
+from distill_jax.run.resolve import bind
+from tests import harness
+
+WEIGHERS = harness.modules("weighers")
+SIGNALS = ("cross_entropy", "distillation")
+OUTPUTS = {"meta_weight_net": 2}
+LEARNED = ("trilateral", "meta_weight_net", "reweight")
+
+
+def setup(name, *, control="none", options=None, outer=None, tx=None, batch=None, models=None):
+    """Distillation on tiny networks under a weigher, as the step that training would use."""
+    make = importlib.import_module(f"distill_jax.weighers.{name}").make
+    weigher = bind(make, {}, where="weigher.kwargs", provided={"total_steps": 10})()
+    weighed = Weighed(
+        objective=KD(temperature=2.0),
+        weigher=weigher,
+        signals=SIGNALS,
+        num_classes=harness.K,
+        control=control,
+    )
+    net = harness.tiny_model(batch_norm=True)
+    networks = {"student": net, "teacher": net}
+    for role in weigher.roles:
+        networks[role] = ratio_mlp.make(outputs=OUTPUTS.get(name, 1), hidden=(6,), zero_init=False)
+    networks |= models or {}
+    shapes = state.infer_shapes(weighed, networks, harness.make_batch() if batch is None else batch)
+    tx = optax.sgd(0.1, momentum=0.9) if tx is None else tx
+    by_step = weigher.by_gradient or (weigher.roles and control != "joint")
+    outer = bool(by_step and control != "frozen") if outer is None else outer
+    if by_step:
+        tx = bilevel.Optimizers(tx, optax.adamw(1e-2), tuple(weigher.roles))
+        step = bilevel.make_bilevel_step(
+            weighed, networks, tx, options or bilevel.Bilevel(), outer=outer
+        )
+    else:
+        step = steps.make_train_step(weighed, networks, tx)
+    trainable = ("student", *weigher.roles)
+    init = state.make_init(weighed, networks, tx, shapes, trainable=trainable, ema={})
+    frozen = {"teacher": net.init(jax.random.key(7), harness.make_batch()["input"])}
+    return harness.Setup(weighed, networks, shapes, init, step, frozen), outer
+
+
+def fed(outer, batch=None):
+    batch = harness.make_batch() if batch is None else batch
+    return {"train": batch, "held_out": harness.make_batch(8, seed=5)} if outer else batch
+
+
+def cases():
+    for name in WEIGHERS:
+        yield name, "none"
+    for control in weighing.CONTROLS[1:]:
+        yield "trilateral", control
+
+
+CASES = list(cases())
+
+
+@pytest.mark.parametrize("name, control", CASES)
+def test_jit_equals_eager_and_one_compilation(name, control):
+    made, outer = setup(name, control=control)
+    current = made.init(jax.random.key(0))
+    batch, key = fed(outer), jax.random.key(3)
+    eager = made.step(current, made.frozen, batch, key)
+    step = jax.jit(made.step)
+    jitted = step(current, made.frozen, batch, key)
+    assert harness.max_relative(eager, jitted) < 1e-4
+    with jax.no_tracing():
+        for _ in range(2):
+            current, _ = step(current, made.frozen, batch, key)
+
+
+@pytest.mark.parametrize("name, control", CASES)
+def test_one_device_equals_eight(name, control):
+    with jax.enable_x64(True):
+        made, outer = setup(name, control=control)
+        one, history = harness.run(made, fed(outer), n_steps=2)
+        eight, other = harness.run(made, fed(outer), n_steps=2, mesh=partition.make_mesh())
+        sharded, _ = harness.run(
+            made, fed(outer), n_steps=2, mesh=partition.make_mesh(data=2, fsdp=4)
+        )
+    assert harness.max_relative(one.params, eight.params) < 1e-6
+    assert harness.max_relative(one.params, sharded.params) < 1e-6
+    for name in history[-1]:
+        np.testing.assert_allclose(history[-1][name], other[-1][name], rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", WEIGHERS)
+def test_padding_changes_nothing(name):
+    batch = harness.make_batch(16)
+    padded = jax.tree.map(lambda x: jnp.concatenate([x, x[:8] * 0 + 3]), batch)
+    padded["mask"] = padded["mask"].at[16:].set(0.0)
+    padded["label"] = padded["label"].at[16:].set(0)
+    plain = harness.tiny_model()  # batch statistics would see the padding
+    nets = {"student": plain, "teacher": plain}
+    made, outer = setup(name, models=nets)
+    want, history = harness.run(made, fed(outer, batch))
+    made, outer = setup(name, batch=padded, models=nets)
+    got, other = harness.run(made, fed(outer, padded))
+    assert harness.max_relative(want.params, got.params) < 1e-5
+    np.testing.assert_allclose(history[0]["loss"], other[0]["loss"], rtol=1e-5)
+
+
+@pytest.mark.parametrize("name, control", CASES)
+def test_resume_is_bitwise(name, control, tmp_path):
+    made, outer = setup(name, control=control)
+    step, batch, key = jax.jit(made.step), fed(outer), jax.random.key(0)
+    states = [jax.jit(made.init)(jax.random.key(0))]
+    for _ in range(4):
+        states.append(step(states[-1], made.frozen, batch, key)[0])
+    checkpointer = Checkpointer(tmp_path)
+    checkpointer.save(states[2], {}, metric=None)
+    checkpointer.wait()
+    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    like = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), states[0]
+    )
+    current = checkpointer.restore(like).state
+    for _ in range(2):
+        current, _ = step(current, made.frozen, batch, key)
+    checkpointer.close()
+    same = jax.tree.map(lambda a, b: bool((a == b).all()), current, states[4])
+    assert all(jax.tree.leaves(same))
+
+
+@pytest.mark.parametrize("name", [n for n in LEARNED if n != "reweight"])
+def test_every_leaf_of_the_network_learns_and_only_where_it_should(name):
+    made, _ = setup(name)
+    before = made.init(jax.random.key(0))
+    after, _ = harness.run(made, fed(True), n_steps=1)
+    moved = jax.tree.map(lambda a, b: np.any(a != b), before.params, after.params)
+    assert all(jax.tree.leaves(moved["weigher"]))
+    frozen, outer = setup(name, control="frozen")
+    assert not outer
+    still, _ = harness.run(frozen, fed(False), n_steps=2)
+    same = jax.tree.map(lambda a, b: np.array_equal(a, b), before.params, still.params)
+    assert all(jax.tree.leaves(same["weigher"])) and not all(jax.tree.leaves(same["student"]))
+
+
+def test_permuting_examples_permutes_weights():
+    made, _ = setup("trilateral")
+    current, batch = made.init(jax.random.key(0)), harness.make_batch()
+    order = jax.random.permutation(jax.random.key(1), 16)
+
+    def weights(batch):
+        nets = steps.bind_networks(made.models, current, made.frozen, key=jax.random.key(0))
+        return made.objective.trust(nets, batch, current.memory, jnp.int32(0))["weights"]
+
+    shuffled = jax.tree.map(lambda x: x[order], batch)
+    np.testing.assert_allclose(weights(batch)[order], weights(shuffled), rtol=1e-5)
+
+
+def test_controls_change_what_the_student_gets_and_nothing_else():
+    made, _ = setup("trilateral", control="shuffled")
+    mean, _ = setup("trilateral", control="batch_mean")
+    weights = jax.random.uniform(jax.random.key(0), (16, 2))
+    mask = jnp.ones(16).at[3].set(0)
+    shuffled = made.objective.used(weights, mask, jnp.int32(4))
+    assert not np.allclose(shuffled, weights)
+    np.testing.assert_array_equal(np.sort(shuffled, axis=0), np.sort(weights, axis=0))
+    other = made.objective.used(weights, mask, jnp.int32(5))
+    assert not np.allclose(shuffled, other)
+    averaged = mean.objective.used(weights, mask, jnp.int32(4))
+    want = np.delete(np.asarray(weights), 3, axis=0).mean(0)
+    np.testing.assert_allclose(averaged, np.broadcast_to(want, (16, 2)), rtol=1e-6)
+
+
+def test_the_shuffled_control_leaves_the_weighers_own_gradient_alone():
+    """It breaks the pairing for the student; the product still goes to the example it is of."""
+    found = {}
+    for control in ("none", "shuffled"):
+        made, _ = setup("trilateral", control=control)
+        current = made.init(jax.random.key(0))
+        equal = jax.tree.map(jnp.zeros_like, current.params["weigher"])
+        current = current.replace(params={**current.params, "weigher": equal})
+        # Equal ratios for all examples: shuffling them changes nothing, so all must agree.
+        new, _ = jax.jit(made.step)(current, made.frozen, fed(True), jax.random.key(0))
+        found[control] = new.params
+    assert harness.max_relative(found["none"], found["shuffled"]) < 1e-6
+
+
+def test_parameters_that_reach_no_weight_are_found():
+    made, _ = setup("trilateral")
+    assert weighing.dead_parameters(made.objective, made.models, made.shapes) == []
+    alive = made.models["weigher"]
+
+    def init(key, *inputs):
+        params, model_state = alive.init(key, *inputs)
+        return {**params, "idle": {"kernel": jnp.zeros(3)}}, model_state
+
+    def apply(params, model_state, *inputs, **kwargs):
+        used = {name: x for name, x in params.items() if name != "idle"}
+        return alive.apply(used, model_state, *inputs, **kwargs)
+
+    models = {**made.models, "weigher": type(alive)(init, apply)}
+    shapes = state.infer_shapes(made.objective, models, harness.make_batch())
+    assert weighing.dead_parameters(made.objective, models, shapes) == [("weigher", "idle/kernel")]
+
+
+def test_reweighting_equals_its_definition():
+    """The first step of L2RW by brute force: the gradient in the weights, at weights of zero."""
+    with jax.enable_x64(True):
+        made, _ = setup("reweight", tx=optax.sgd(0.3))
+        current = made.init(jax.random.key(0))
+        batch, held_out = harness.make_batch(), harness.make_batch(8, seed=5)
+        frozen = {r: p for r, (p, _) in made.frozen.items()}
+        model_state = {r: s for r, (_, s) in made.frozen.items()} | dict(current.model_state)
+
+        def terms(student, batch):
+            params = {**frozen, "student": student}
+            nets = steps.BoundNets(made.models, params, model_state, key=jax.random.key(0))
+            return made.objective.objective.loss(nets, batch, {}, jnp.int32(0)).values
+
+        def outer(weights):
+            def inner(student):
+                found = terms(student, batch)
+                return sum((weights[:, j] * found[n]).mean() for j, n in enumerate(SIGNALS))
+
+            grads = jax.grad(inner)(current.params["student"])
+            moved = jax.tree.map(lambda p, g: p - 0.3 * g, current.params["student"], grads)
+            return terms(moved, held_out)["cross_entropy"].mean()
+
+        gradient = jax.grad(outer)(jnp.zeros((16, 2)))
+        weights = made.objective.weigher.from_gradient(gradient, batch["mask"])
+
+        def final(student):
+            found = terms(student, batch)
+            return sum((weights[:, j] * found[n]).mean() for j, n in enumerate(SIGNALS))
+
+        grads = jax.grad(final)(current.params["student"])
+        want = jax.tree.map(lambda p, g: p - 0.3 * g, current.params["student"], grads)
+        new, _ = made.step(current, made.frozen, fed(True), jax.random.key(0))
+        assert harness.max_relative(want, new.params["student"]) < 1e-6
+
+
+def test_class_means_equal_numpy_and_empty_classes_are_uniform():
+    made, _ = setup("trilateral")
+    current = made.init(jax.random.key(0))
+    batch = harness.make_batch(40)
+    batch["label"] = jnp.where(batch["label"] == 2, 0, batch["label"])
+    batch["mask"] = batch["mask"].at[5].set(0.0)
+    nets = steps.bind_networks(made.models, current, made.frozen, key=jax.random.key(0))
+    sums, counts = made.objective.class_sums(nets, batch, current.memory)
+    table = np.asarray(weighing.class_means(sums, counts))
+    params, model_state = made.frozen["teacher"]
+    outputs, _ = made.models["teacher"].apply(
+        params, model_state, batch["input"], train=False, rngs={}
+    )
+    logits = np.asarray(outputs["logits"], np.float64)
+    probs = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    label, real = np.asarray(batch["label"]), np.asarray(batch["mask"]) > 0
+    for c in range(harness.K):
+        rows = real & (label == c)
+        want = probs[rows].mean(0) if rows.any() else np.full(harness.K, 1 / harness.K)
+        np.testing.assert_allclose(table[c], want, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "kwargs, word",
+    [
+        ({"control": "shufled"}, "did you mean 'shuffled'"),
+        ({"signals": ()}, "the signals are"),
+        ({"signals": ("cross_entropy", "cross_entropy")}, "once"),
+    ],
+)
+def test_wrong_arguments_are_refused(kwargs, word):
+    made, _ = setup("constant")
+    good = {"objective": KD(), "weigher": made.objective.weigher, "signals": SIGNALS}
+    with pytest.raises(ConfigError, match=word):
+        Weighed(**(good | kwargs))
+
+
+def test_an_unknown_signal_is_refused():
+    made, _ = setup("constant")
+    wrong = Weighed(
+        objective=KD(), weigher=made.objective.weigher, signals=("cross_entropy", "destillation")
+    )
+    with pytest.raises(ConfigError, match="did you mean 'distillation'"):
+        state.infer_shapes(wrong, made.models, harness.make_batch())
