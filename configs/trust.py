@@ -1,6 +1,6 @@
 """Arms of the studies of learned trust: the same for every task, so that budgets are equal."""
 
-ALPHAS = (0.1, 0.3, 0.5, 0.7, 0.9)
+PERCENT = (10, 30, 50, 70, 90)
 SCENARIOS = {
     "class": {"teacher_damage": 0.3, "teacher_damage_kind": "class"},
     "random": {"teacher_damage": 0.3, "teacher_damage_kind": "random"},
@@ -59,7 +59,7 @@ def arms(*, teacher: dict, temperature: float, hidden: tuple[int, ...], full: bo
 
     mwn = weighed("meta_weight_net", temperature=t)
     found = {"alone": {}}
-    found |= {f"kd_{alpha}": kd(alpha, temperature=t) for alpha in ALPHAS}
+    found |= {f"kd_{p}": kd(p / 100, temperature=t) for p in PERCENT}
     found |= {
         "ada_sample": weighed("teacher_margin", temperature=t, granularity="sample"),
         "wsl": weighed("wsl", temperature=t),
@@ -77,19 +77,19 @@ def arms(*, teacher: dict, temperature: float, hidden: tuple[int, ...], full: bo
             "tgeo_batch_mean": tgeo("batch_mean"),
             "tgeo_joint": tgeo("joint"),
         }
-        whole = ("alone", "kd_0.5", "kd_0.9", "ada_sample", "wsl", "annealed", "tgeo_joint")
+        whole = ("alone", "kd_50", "kd_90", "ada_sample", "wsl", "annealed", "tgeo_joint")
         found |= {f"{name}_all_data": _all_data(found[name]) for name in whole}
     return {**found, "teacher": teacher}
 
 
 def tuned() -> dict:
     """The constant ratio that the held-out part prefers; it has the budget of all of them."""
-    return {"kd_tuned": tuple(f"kd_{alpha}" for alpha in ALPHAS)}
+    return {"kd_tuned": tuple(f"kd_{p}" for p in PERCENT)}
 
 
 def _every_step(arm: dict) -> dict:
     """Weights by gradient are taken anew in every step."""
-    return {**arm, "bilevel": {"every": 1, "warmup": {"epochs": None}}}
+    return {**arm, "bilevel": {"every": 1, "warmup": {"epochs": None, "steps": None}}}
 
 
 def _all_data(arm: dict) -> dict:

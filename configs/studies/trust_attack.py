@@ -38,7 +38,7 @@ def get_config(arg: str = ""):
     config.study.arms = trust.arms(teacher=teacher, temperature=1.5, hidden=(32,), full=not fault)
     config.study.tuned = trust.tuned()
     config.study.seeds = (0, 1, 2, 3, 4)
-    config.study.reference = "kd_0.5"
+    config.study.reference = "kd_50"
     config.study.metric = "test/macro_f1"
     config.study.title = f"Learned trust, attack detection{': ' + fault if fault else ''}"
     if "smoke" in options:

@@ -47,7 +47,7 @@ def get_config(arg: str = ""):
     config.study.arms = trust.arms(teacher=teacher, temperature=2.0, hidden=(64,), full=not fault)
     config.study.tuned = trust.tuned()
     config.study.seeds = (0, 1, 2, 3, 4)
-    config.study.reference = "kd_0.5"
+    config.study.reference = "kd_50"
     config.study.metric = "test/auc"
     config.study.title = f"Learned trust, click-through{': ' + fault if fault else ''}"
     if "smoke" in options:

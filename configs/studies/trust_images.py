@@ -42,7 +42,7 @@ def get_config(arg: str = ""):
     )
     config.study.tuned = trust.tuned()
     config.study.seeds = (0, 1, 2, 3, 4)
-    config.study.reference = "kd_0.5"
+    config.study.reference = "kd_50"
     config.study.title = f"Learned trust, images{': ' + fault if fault else ''}"
     if "smoke" in options:
         config = common.smoke(config)

@@ -184,6 +184,11 @@ class Weighed(Objective):
         return label.T @ probs, label.sum(0)
 
 
+def networks(objective: Objective) -> tuple[Role, ...]:
+    """Returns the roles that are networks of a weigher; their logits are not of classes."""
+    return tuple(objective.weigher.roles) if isinstance(objective, Weighed) else ()
+
+
 def class_means(sums: Array, counts: Array) -> Array:
     """Returns mean probabilities `[k, k]` from `Weighed.class_sums`; an empty class is uniform."""
     k = counts.shape[0]

@@ -11,12 +11,33 @@ from distill_jax.models.adapters import from_linen
 from distill_jax.models.layers import Dense, dense_uniform
 
 
+def head(x: Array, *, outputs: int, ratio: float, zero_init: bool) -> Array:
+    """Returns logits `[b, outputs]` whose sigmoids start at `ratio`; to be called in a network.
+
+    The start is a constant, not a bias that is learned: weight decay then draws towards `ratio`.
+    """
+    last = nn.initializers.zeros if zero_init else dense_uniform
+    return Dense(outputs, kernel_init=last)(x) + math.log(ratio / (1 - ratio))
+
+
+def check_head(outputs: int, ratio: float) -> None:
+    """Raises `ConfigError` for a ratio outside (0, 1), or no outputs."""
+    if not 0 < ratio < 1:
+        raise ConfigError(
+            f"ratio is {ratio}", where="roles.weigher.kwargs.ratio", hint="between 0 and 1"
+        )
+    if outputs < 1:
+        raise ConfigError(
+            f"outputs is {outputs}", where="roles.weigher.kwargs.outputs", hint="at least 1"
+        )
+
+
 class RatioMLP(nn.Module):
     """The network of `make`."""
 
     outputs: int
     hidden: tuple[int, ...]
-    bias: float
+    ratio: float
     zero_init: bool
 
     @nn.compact
@@ -24,8 +45,8 @@ class RatioMLP(nn.Module):
         x = x.reshape(x.shape[0], -1)
         for width in self.hidden:
             x = jax.nn.relu(Dense(width)(x))
-        last = nn.initializers.zeros if self.zero_init else dense_uniform
-        return {"logits": Dense(self.outputs, kernel_init=last)(x) + self.bias}
+        logits = head(x, outputs=self.outputs, ratio=self.ratio, zero_init=self.zero_init)
+        return {"logits": logits}
 
 
 def make(
@@ -46,15 +67,13 @@ def make(
         never trained needs a random one.
 
     Raises:
-      ConfigError: a ratio outside (0, 1), or no outputs.
+      ConfigError: a ratio outside (0, 1), no outputs, or a hidden layer without units.
     """
-    if not 0 < ratio < 1:
+    check_head(outputs, ratio)
+    if any(width < 1 for width in hidden):
         raise ConfigError(
-            f"ratio is {ratio}", where="roles.weigher.kwargs.ratio", hint="between 0 and 1"
+            f"hidden is {tuple(hidden)}",
+            where="roles.weigher.kwargs.hidden",
+            hint="widths of at least 1, or () for a linear map",
         )
-    if outputs < 1:
-        raise ConfigError(
-            f"outputs is {outputs}", where="roles.weigher.kwargs.outputs", hint="at least 1"
-        )
-    bias = math.log(ratio / (1 - ratio))
-    return from_linen(RatioMLP(outputs, tuple(hidden), bias, zero_init))
+    return from_linen(RatioMLP(outputs, tuple(hidden), ratio, zero_init))

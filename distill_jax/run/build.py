@@ -487,7 +487,7 @@ def build(config: ConfigDict, *, shapes_only: bool = False) -> Experiment:
     }
     models = _make_models(config, provided)
     shapes = state.infer_shapes(objective, models, batch)
-    _check_classes(shapes, dataset)
+    _check_classes(shapes, dataset, weighing.networks(objective))
     if isinstance(objective, Weighed):
         for role, path in weighing.dead_parameters(objective, models, shapes):
             raise ConfigError(
@@ -540,7 +540,7 @@ def _two_levels(config, objective, tx, trainable, duration) -> tuple[Any, Outer 
     """Returns the optimizers, and when the weigher learns; None where it does not."""
     if not isinstance(objective, Weighed):
         return tx, None
-    roles = tuple(role for role in objective.weigher.roles if role in trainable)
+    roles = tuple(role for role in weighing.networks(objective) if role in trainable)
     by_gradient = objective.weigher.by_gradient
     if not by_gradient and (not roles or objective.control == "joint"):
         return tx, None
@@ -643,9 +643,9 @@ def _schedule_args(config: ConfigDict, steps_per_epoch: float, total_steps: int)
     }
 
 
-def _check_classes(shapes: state.Shapes, dataset: Dataset) -> None:
+def _check_classes(shapes: state.Shapes, dataset: Dataset, others: tuple[Role, ...]) -> None:
     for role, found in shapes.roles.items():
-        logits = found.outputs.get("logits")
+        logits = found.outputs.get("logits") if role not in others else None
         if logits is not None and dataset.classes and logits.shape[-1] != len(dataset.classes):
             raise ConfigError(
                 f"{role} has {logits.shape[-1]} classes, the data {len(dataset.classes)}",

@@ -429,7 +429,7 @@ class _Run:
             log.write(total, {"epoch": self._epoch(total), **scalars(measured)})
             if jax.process_index() == 0:
                 _write_predictions(self.workdir, experiment, collected)
-        if "trust" in experiment.outputs and jax.process_index() == 0:
+        if any("trust" in e.outputs for e in experiment.evaluators.values()):
             _write_trust(self.workdir, experiment, state, frozen)
         if (best_step := self.checkpointer.best()) is not None:
             best = {"step": best_step, **self.checkpointer.meta(best_step)["metrics"]}
@@ -484,7 +484,8 @@ def _write_trust(workdir, experiment, state, frozen) -> None:
         images = source.read(rows)["input"]
         if isinstance(images, np.ndarray) and images.ndim == 4 and images.dtype == np.uint8:
             arrays |= {name: rows, f"{name}_images": images}
-    _save_arrays(workdir / "trust.npz", arrays)
+    if jax.process_index() == 0:
+        _save_arrays(workdir / "trust.npz", arrays)
 
 
 def _save_arrays(path: pathlib.Path, arrays: Mapping[str, Any]) -> None:
