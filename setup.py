@@ -17,7 +17,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["distill_jax", "distill_jax.*"]),
-    package_data={"distill_jax": ["data/assets/*", "run/*.css"]},
+    package_data={"distill_jax": ["data/assets/*", "run/report/*.css"]},
     install_requires=[
         "jax>=0.10.2,<0.13",
         "flax>=0.12.8,<0.13",

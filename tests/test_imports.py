@@ -11,11 +11,12 @@ ROOT = pathlib.Path(__file__).parent.parent / "distill_jax"
 ALLOWED = {
     "core": set(),
     "losses": {"core"},
+    "weighers": {"core"},
     "objectives": {"core", "losses"},
     "models": {"core"},
     "data": {"core"},
     "evaluators": {"core"},
-    "run": {"core", "losses", "objectives", "models", "data", "evaluators"},
+    "run": {"core", "losses", "weighers", "objectives", "models", "data", "evaluators"},
     "main": {"core", "run"},
 }
 FILES = sorted(ROOT.rglob("*.py"))

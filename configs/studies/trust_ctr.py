@@ -5,7 +5,7 @@
 
 The arms, budgets, controls and faults of `trust_images.py`. The teacher is DCN-V2, the student a
 small DeepFM; compared by the area under the ROC curve. The data are Adult (48,842 people, 24 %
-positive), which is not a click log; `:census` reads Census-Income (299,285 people, 6 % positive)
+positive, UCI's split), which is not a click log; `:census` reads Census-Income (299,285 people, 6 % positive)
 from the folder given with `--config.data.kwargs.path=...`. `:criteo` and `:avazu` read those click
 logs in their original formats from the file given there.
 """
@@ -21,8 +21,7 @@ def get_config(arg: str = ""):
     fault = trust.scenario(options)
     chosen = sorted(options & set(DATA))
     config = common.table(DATA[chosen[0]] if chosen else "adult")
-    if chosen:
-        config.data.kwargs.path = ""
+    config.data.kwargs = {"path": ""} if chosen else {"split": "uci"}
     config.evaluators = {"ctr": {}, "classification": {}}
     config.roles.student = config_lib.role("deepfm", embedding_dim=4, hidden=(16,))
     config.data.held_out = 0.1

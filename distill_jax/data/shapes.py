@@ -16,21 +16,24 @@ class ZeroSource:
 
     Args:
       n: number of examples.
-      shape: shape of one input.
-      dtype: type of the inputs.
+      shape: shape of one input, or a dict of them.
+      dtype: type of the inputs, or a dict of them with the same keys.
     """
 
-    def __init__(self, n: int, shape: Sequence[int], dtype: Any):
-        self._n, self._shape, self._dtype = n, tuple(shape), dtype
+    def __init__(self, n: int, shape: Sequence[int] | Mapping[str, Sequence[int]], dtype: Any):
+        self._n, self._shape, self._dtype = n, shape, dtype
         self.provenance = Provenance("shapes only", "none", n, "")
 
     def __len__(self) -> int:
         return self._n
 
     def read(self, indices: np.ndarray) -> Mapping[str, Any]:
-        """Returns `input` `[b, ...]` and `label` int32 `[b]`, all zero."""
-        b = len(indices)
-        inputs = np.zeros((b, *self._shape), self._dtype)
+        """Returns `input` `[b, ...]`, or a dict of such, and `label` int32 `[b]`, all zero."""
+        b, shape = len(indices), self._shape
+        if isinstance(shape, Mapping):
+            inputs = {key: np.zeros((b, *shape[key]), self._dtype[key]) for key in shape}
+        else:
+            inputs = np.zeros((b, *shape), self._dtype)
         return {"input": inputs, "label": np.zeros(b, np.int32)}
 
 
@@ -38,24 +41,28 @@ def make_shapes(
     *,
     per_class: Sequence[int],
     n_test: int,
-    shape: Sequence[int],
+    shape: Sequence[int] | Mapping[str, Sequence[int]],
     held_out: float,
     classes: Sequence[str] = (),
     dtype: Any = np.uint8,
+    cardinalities: Sequence[int] = (),
 ) -> Dataset:
     """Returns a data set of zeros with the sizes that `source.make_dataset` would give.
 
     Args:
       per_class: training examples of each class, before the held-out share is taken.
       n_test: test examples.
-      shape: shape of one input.
+      shape: shape of one input, or a dict of them.
       held_out: share of the training examples held out, class by class.
       classes: class names; by default the numbers.
-      dtype: type of the inputs.
+      dtype: type of the inputs, or a dict of them with the same keys.
+      cardinalities: of the categorical columns of a table.
     """
     held = sum(int(held_out * count + 0.5) for count in per_class)
     sizes = {"train": sum(per_class) - held, "held_out": held, "test": n_test}
     names = tuple(classes) or tuple(str(label) for label in range(len(per_class)))
     return Dataset(
-        **{part: ZeroSource(n, shape, dtype) for part, n in sizes.items()}, classes=names
+        **{part: ZeroSource(n, shape, dtype) for part, n in sizes.items()},
+        classes=names,
+        cardinalities=tuple(cardinalities),
     )

@@ -144,16 +144,24 @@ def make_dataset(
     held_out: float,
     split_seed: int,
     classes: Sequence[str] = (),
+    cardinalities: Sequence[int] = (),
 ) -> Dataset:
     """Returns the three parts of a data set; `held_out` of `train` is carved off.
 
-    Without class names they are the label numbers.
+    Without class names they are the label numbers. A table states the `cardinalities` of its
+    categorical columns.
     """
     if not classes:
         top = max(int(example_labels(part).max(initial=-1)) for part in (train, test))
         classes = [str(label) for label in range(top + 1)]
     train, held = split_held_out(train, fraction=held_out, seed=split_seed)
-    return Dataset(train=train, held_out=held, test=test, classes=tuple(classes))
+    return Dataset(
+        train=train,
+        held_out=held,
+        test=test,
+        classes=tuple(classes),
+        cardinalities=tuple(cardinalities),
+    )
 
 
 def make_array_source(

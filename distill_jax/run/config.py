@@ -158,6 +158,7 @@ def base() -> ConfigDict:
     config.study = ConfigDict()
     config.study.arms = ConfigDict()  # open: {arm: nested dict of what it changes in this config}
     config.study.tuned = ConfigDict()  # open: {name: arms}; stands for the best of them, held out
+    config.study.sources = ()  # arms that others start from and that are not compared
     config.study.title = ""  # of the report
     config.study.seeds = ()  # seeds of every arm
     config.study.reference = ""  # arm that the others are compared with
@@ -648,6 +649,11 @@ def _check_study(config: ConfigDict) -> None:
             where="study.reference",
             hint=nearest(study.reference, study.arms),
         )
+    for arm in study.sources:
+        if arm not in study.arms or arm == study.reference:
+            what = "the reference" if arm == study.reference else "not an arm"
+            hint = nearest(arm, set(study.arms) - {study.reference})
+            raise ConfigError(f"{arm!r} is {what}", where="study.sources", hint=hint)
     for name, candidates in study.tuned.items():
         where = f"study.tuned.{name}"
         if name in study.arms:

@@ -183,7 +183,7 @@ def run_study(
                 single,
                 folder,
                 arm=arm,
-                reported=config.study.metric,
+                reported="" if arm in config.study.sources else config.study.metric,
                 make_experiment=make_experiment,
                 say=lambda line: None,
             )
@@ -193,11 +193,12 @@ def run_study(
             loop.write_json(folder / "result.json", failure)
             say(f"[{i}/{len(runs)}] {arm} seed {seed} failed: {e.what}")
         else:
-            value = result["metrics"][config.study.metric]
+            value = result["metrics"].get(config.study.metric)
             statuses[arm, seed] = {"status": "done", "value": value, "metrics": result["metrics"]}
             took = time.perf_counter() - before
+            measured = "done" if value is None else f"{config.study.metric} {value:.4f}"
             say(
-                f"[{i}/{len(runs)}] {arm} seed {seed}: {config.study.metric} {value:.4f}"
+                f"[{i}/{len(runs)}] {arm} seed {seed}: {measured}"
                 f" ({took:.0f} s, {time.perf_counter() - began:.0f} s in all)"
             )
         summary = _write(config, workdir, statuses)
@@ -246,7 +247,8 @@ def _write(config, workdir, statuses) -> list[statistics.ArmSummary]:
     arms = {arm: (arm, changes) for arm, changes in config_lib.arms(config).items()}
     tuned = tune(config, statuses)
     arms |= {name: (found["arm"], arms[found["arm"]][1]) for name, found in tuned.items()}
-    names = sorted(arms, key=lambda arm: arm != config.study.reference)
+    compared = [arm for arm in arms if arm not in config.study.sources]
+    names = sorted(compared, key=lambda arm: arm != config.study.reference)
     values: dict[str, dict[str, float]] = {arm: {} for arm in names}
     for name in names:
         for seed in config.study.seeds:

@@ -17,8 +17,8 @@ def need_two_signals(evidence: Evidence, who: str) -> None:
         )
 
 
-def probs(evidence: Evidence, role: str) -> Array:
-    """Returns probabilities `[b, k]` of a role at temperature 1, at least in float32.
+def log_probs(evidence: Evidence, role: str) -> Array:
+    """Returns log-probabilities `[b, k]` of a role at temperature 1, at least in float32.
 
     Raises:
       ConfigError: the method gives no logits of that role.
@@ -30,7 +30,12 @@ def probs(evidence: Evidence, role: str) -> Array:
             hint=f"it gives {', '.join(evidence.logits) or 'none'}",
         )
     logits = evidence.logits[role]
-    return jax.nn.softmax(logits.astype(jnp.promote_types(logits.dtype, jnp.float32)))
+    return jax.nn.log_softmax(logits.astype(jnp.promote_types(logits.dtype, jnp.float32)))
+
+
+def probs(evidence: Evidence, role: str) -> Array:
+    """Returns probabilities `[b, k]` of a role at temperature 1; raises as `log_probs`."""
+    return jnp.exp(log_probs(evidence, role))
 
 
 def labels(evidence: Evidence) -> Array:
@@ -40,6 +45,17 @@ def labels(evidence: Evidence) -> Array:
             "the weigher looks at labels, and the data have no classes", where="weigher.name"
         )
     return evidence.label_probs
+
+
+def class_means(evidence: Evidence) -> Array:
+    """Returns the table `[k, k]`; raises `ConfigError` where none was prepared."""
+    if evidence.class_means is None:
+        raise ConfigError(
+            "the weigher compares with class means, and none were prepared",
+            where="weigher.name",
+            hint="its `needs` must name class_means",
+        )
+    return evidence.class_means
 
 
 def between(ratio: Array) -> Array:

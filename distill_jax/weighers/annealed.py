@@ -41,7 +41,11 @@ class Annealed(Weigher):
         del nets
         s = len(evidence.signals)
         if s < 2:
-            raise ConfigError("annealing needs two signals", where="weigher.signals")
+            raise ConfigError(
+                "annealing goes from one signal to others, and there is one",
+                where="weigher.signals",
+                hint="name at least two terms, the teacher's last",
+            )
         progress = jnp.clip(step / self.total_steps, 0.0, 1.0)
         last = self.start + (self.end - self.start) * progress
         row = jnp.concatenate([jnp.full(s - 1, (1 - last) / (s - 1)), last[None]])

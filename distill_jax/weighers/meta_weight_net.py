@@ -41,7 +41,7 @@ class MetaWeightNet(Weigher):
             return weights
         real = evidence.mask[:, None]
         mean = (real * weights).sum(0) / jnp.maximum(real.sum(), 1)
-        return weights / mean[None]
+        return weights / jnp.where(mean > 0, mean, 1)[None]
 
 
 make = MetaWeightNet

@@ -7,6 +7,7 @@ al. 2021 (RW-KD, Findings of EMNLP, algorithm 1).
 """
 
 import dataclasses
+import math
 from typing import ClassVar
 
 import jax.numpy as jnp
@@ -22,13 +23,14 @@ class Reweight(Weigher):
     """Clipped negative gradients as weights.
 
     Attributes:
-      normalize: "batch": the weights of a batch sum to its number of examples, all zero where no
-        gradient helps; "signals": those of each example sum to one.
-      floor: smallest weight before normalization; 1e-8 in RW-KD.
+      normalize: "batch": the weights of a batch sum to its number of real examples, or are all
+        zero where nothing helps; "signals": those of each example sum to one.
+      floor: smallest weight before normalization; None is the papers', 0 over the batch and 1e-8
+        over signals, which then share equally where none helps.
     """
 
     normalize: str = "batch"
-    floor: float = 1e-8
+    floor: float | None = None
 
     by_gradient: ClassVar[bool] = True
 
@@ -39,7 +41,7 @@ class Reweight(Weigher):
                 where="weigher.kwargs.normalize",
                 hint=nearest(self.normalize, NORMALIZE),
             )
-        if not self.floor >= 0:
+        if self.floor is not None and not 0 <= self.floor < math.inf:
             raise ConfigError(
                 f"floor is {self.floor}", where="weigher.kwargs.floor", hint="0 or more"
             )
@@ -50,8 +52,10 @@ class Reweight(Weigher):
 
     def from_gradient(self, gradient: Array, mask: Array) -> Array:
         """Returns weights `[b, s]` from the outer loss's gradient in them; 0 on padding."""
-        raw = mask[:, None] * jnp.maximum(-gradient, self.floor)
-        if self.normalize == "signals":
+        by_signal = self.normalize == "signals"
+        floor = (1e-8 if by_signal else 0.0) if self.floor is None else self.floor
+        raw = mask[:, None] * jnp.maximum(-gradient, floor)
+        if by_signal:
             total = raw.sum(1, keepdims=True)
         else:
             total = raw.sum(keepdims=True) / jnp.maximum(mask.sum(), 1)

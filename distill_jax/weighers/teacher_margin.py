@@ -2,7 +2,8 @@
 
 `alpha = max(0, p_y - mean_{c != y} p_c)` of the teacher's probabilities, averaged over the
 examples of a class in the original, or of each example. A class-wise mean of margins is the margin
-of the class-mean probabilities, the margin being linear in them.
+of the class-mean probabilities, the margin being linear in them. A mixed label gets the mean of its
+classes' ratios.
 """
 
 import dataclasses
@@ -11,7 +12,13 @@ import jax.numpy as jnp
 
 from distill_jax.core.api import Array, Evidence, Nets, Weigher
 from distill_jax.core.errors import ConfigError, nearest
-from distill_jax.weighers._evidence import between, labels, need_two_signals, probs
+from distill_jax.weighers._evidence import (
+    between,
+    class_means,
+    labels,
+    need_two_signals,
+    probs,
+)
 
 GRANULARITIES = ("class", "sample")
 
@@ -42,19 +49,14 @@ class TeacherMargin(Weigher):
         del nets, step
         need_two_signals(evidence, "teacher_margin")
         label = labels(evidence)
-        k = label.shape[-1]
         if self.granularity == "class":
-            assert evidence.class_means is not None
-            table = evidence.class_means
-            right = jnp.diagonal(table)
-            rest = (table.sum(-1) - right) / (k - 1)
-            ratio = label @ jnp.maximum(right - rest, 0.0)
-        else:
-            teacher = probs(evidence, "teacher")
-            right = (label * teacher).sum(-1)
-            rest = ((1 - label) * teacher).sum(-1) / (k - 1)
-            ratio = jnp.maximum(right - rest, 0.0)
-        return between(ratio)
+            return between(label @ _margins(jnp.diagonal(class_means(evidence)), label.shape[1]))
+        return between((label * _margins(probs(evidence, "teacher"), label.shape[1])).sum(-1))
+
+
+def _margins(right: Array, k: int) -> Array:
+    """Returns the ratio of a label to which the teacher gives the probability `right`."""
+    return jnp.maximum(right - (1 - right) / (k - 1), 0.0)
 
 
 make = TeacherMargin

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from distill_jax.core.api import Array, Evidence, Nets, Weigher
 from distill_jax.core.errors import ConfigError, nearest
-from distill_jax.weighers._evidence import labels, probs
+from distill_jax.weighers._evidence import class_means, labels, probs
 
 BLOCKS = ("sg", "tg", "st", "mg", "sm", "s", "t", "m", "g")
 """Edges `sg = G - S, tg = G - T, st = T - S, mg = G - T', sm = T' - S`, then the vertices
@@ -61,7 +61,9 @@ class Trilateral(Weigher):
                 )
         if not self.blocks or len(set(self.blocks)) != len(self.blocks):
             raise ConfigError(
-                f"blocks are {self.blocks}", where="weigher.kwargs.blocks", hint="each at most once"
+                f"blocks are {self.blocks}",
+                where="weigher.kwargs.blocks",
+                hint="one or more, each once",
             )
 
     @property
@@ -73,8 +75,7 @@ class Trilateral(Weigher):
         label = labels(evidence)
         corners = {"s": probs(evidence, "student"), "t": probs(evidence, "teacher"), "g": label}
         if "class_means" in self.needs:
-            assert evidence.class_means is not None
-            corners["m"] = label @ evidence.class_means
+            corners["m"] = label @ class_means(evidence)
         found = []
         for block in BLOCKS:
             if block not in self.blocks:
@@ -108,11 +109,12 @@ class Trilateral(Weigher):
 
 
 def _compact(x: Array, label: Array, *, vertex: bool) -> Array:
-    own = (label * x).sum(-1)
+    own, tiny = (label * x).sum(-1), jnp.finfo(x.dtype).tiny  # tiny: gradients stay finite at 0
     if vertex:
-        entropy = -(x * jnp.log(jnp.maximum(x, jnp.finfo(x.dtype).tiny))).sum(-1)
+        entropy = -(x * jnp.log(jnp.maximum(x, tiny))).sum(-1)
         return jnp.stack([own, x.max(-1), entropy], axis=-1)
-    return jnp.stack([own, jnp.abs(x).max(-1), jnp.sqrt((x * x).sum(-1))], axis=-1)
+    length = jnp.sqrt(jnp.maximum((x * x).sum(-1), tiny))
+    return jnp.stack([own, jnp.abs(x).max(-1), length], axis=-1)
 
 
 make = Trilateral

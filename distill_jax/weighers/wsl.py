@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from distill_jax.core.api import Array, Evidence, Nets, Weigher
 from distill_jax.core.errors import ConfigError
-from distill_jax.weighers._evidence import labels, need_two_signals, probs
+from distill_jax.weighers._evidence import labels, log_probs, need_two_signals
 
 _TINY = 1e-7  # added to the teacher's cross-entropy, as by the authors
 
@@ -38,11 +38,8 @@ class WSL(Weigher):
         del nets, step
         need_two_signals(evidence, "wsl")
         label = labels(evidence)
-        losses = []
-        for role in ("student", "teacher"):
-            probs(evidence, role)  # refuses a role without logits
-            losses.append(-(label * jax.nn.log_softmax(evidence.logits[role])).sum(-1))
-        student, teacher = losses
+        student = -(label * log_probs(evidence, "student")).sum(-1)
+        teacher = -(label * log_probs(evidence, "teacher")).sum(-1)
         weight = jax.lax.stop_gradient(-jnp.expm1(-student / (teacher + _TINY)))
         return jnp.stack([jnp.ones_like(weight), self.scale * weight], axis=1)
 

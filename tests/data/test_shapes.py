@@ -11,14 +11,19 @@ from tests import harness
 KWARGS = {
     "synthetic": {"n_train": 103, "num_classes": 5, "held_out": 0.25},
     "fashion_mnist_5k": {"held_out": 0.13},
+    "kdd99_attack_types": {"held_out": 0.2},
+    "adult": {"held_out": 0.13},
+    "adult, uci": {"held_out": 0.13, "split": "uci"},
+    "synthetic_table": {"n_train": 103, "num_classes": 5, "imbalance": 7.0, "held_out": 0.25},
+    "synthetic_table, numeric": {"cardinalities": (), "numeric": 3, "n_test": 31},
 }
 
 
 @pytest.mark.parametrize("name", KWARGS)
 def test_spec_equals_make(name):
-    module = importlib.import_module(f"distill_jax.data.{name}")
+    module = importlib.import_module(f"distill_jax.data.{name.partition(',')[0]}")
     made, shapes = module.make(**KWARGS[name]), module.spec(**KWARGS[name])
-    assert shapes.classes == made.classes
+    assert shapes.classes == made.classes and shapes.cardinalities == made.cardinalities
     for part in ("train", "held_out", "test"):
         want, got = getattr(made, part), getattr(shapes, part)
         assert len(got) == len(want)
@@ -30,6 +35,6 @@ def test_spec_equals_make(name):
 
 
 def test_every_data_module_is_found():
-    assert {"fashion_mnist_5k", "digits", "idx_folder", "npz_file", "tfds", "synthetic"} <= set(
-        harness.modules("data")
-    )
+    images = {"fashion_mnist_5k", "digits", "idx_folder", "npz_file", "tfds", "synthetic"}
+    tables = {"kdd99_attack_types", "adult", "nsl_kdd", "census_income", "criteo", "avazu"}
+    assert images | tables | {"synthetic_table"} <= set(harness.modules("data"))
