@@ -52,6 +52,7 @@ def table(name: str):
     """A classification config on a table; columns come scaled from the data set."""
     config = config_lib.base()
     config.data.name = name
+    config.objective.name = "supervised"
     config.optim.name = "nesterov"
     config.optim.lr = 0.05
     config.optim.weight_decay = 1e-4

@@ -17,7 +17,9 @@ from distill_jax.run import config as config_lib
 
 ROOT = pathlib.Path(__file__).parents[2]
 GOLDEN = ROOT / "tests" / "golden"
-FILES = sorted(p for p in (ROOT / "configs").rglob("*.py") if p.name != "common.py")
+FILES = sorted(
+    p for p in (ROOT / "configs").rglob("*.py") if "def get_config" in p.read_text("utf-8")
+)
 CASES = [(path, arg) for path in FILES for arg in ("", "smoke")]
 
 
@@ -37,17 +39,24 @@ def runs(config):
     return {a: study.arm_config(config, a, seed, pathlib.Path("runs")) for a in config.study.arms}
 
 
-def dump(name, config):
+def dump(name, config, base):
+    """What an arm changes in the config of its study, or a config whole, and its parameters."""
     experiment = build.build(config, shapes_only=True)
-    lines = [f"== {name}".rstrip(), json.dumps(json.loads(config_lib.to_json(config)), indent=1)]
+    lines = [f"== {name}".rstrip()]
+    lines += config_lib.differences(base, config) if name else [resolved(config)]
     state = experiment.abstract_state
     for role, params in (*state.params.items(), *state.targets.items()):
         leaves = partition.named_leaves(params)
         total = sum(math.prod(x.shape) for x in leaves.values())
         lines.append(f"-- {role}: {total} parameters")
-        lines += [f"{path} {tuple(leaf.shape)} {leaf.dtype}" for path, leaf in leaves.items()]
+        if not name:
+            lines += [f"{path} {tuple(leaf.shape)} {leaf.dtype}" for path, leaf in leaves.items()]
     lines.append(f"-- {experiment.total_steps} steps")
     return "\n".join(lines)
+
+
+def resolved(config):
+    return json.dumps(json.loads(config_lib.to_json(config)), indent=1)
 
 
 @pytest.fixture(autouse=True)
@@ -62,7 +71,11 @@ def one_device(monkeypatch):
 @pytest.mark.parametrize("path, arg", CASES, ids=lambda x: getattr(x, "stem", x))
 def test_config_builds_and_matches_its_golden_dump(path, arg):
     config = load(path, arg)
-    text = "\n".join(dump(name, single) for name, single in runs(config).items()) + "\n"
+    study_config = config.copy_and_resolve_references()
+    study_config.study = config_lib.base().study
+    arms = runs(config)
+    parts = [resolved(config)] if config.study.arms else []
+    text = "\n".join([*parts, *(dump(n, one, study_config) for n, one in arms.items())]) + "\n"
     name = "_".join((*path.relative_to(ROOT / "configs").with_suffix("").parts, arg)).rstrip("_")
     golden = GOLDEN / f"{name}.txt"
     if os.environ.get("UPDATE_GOLDEN"):
