@@ -1,5 +1,7 @@
 """Ratio networks: sizes, starts, transcriptions, errors."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -23,8 +25,22 @@ def scattered(model, x, seed=1):
     return jax.tree.map(lambda p: jnp.asarray(0.5 * r.randn(*p.shape), jnp.float32), shapes)
 
 
+def fast_jit(f):
+    """Compiles `f` in the least time."""
+    return jax.jit(f, compiler_options={"xla_backend_optimization_level": 0})
+
+
+@functools.cache
+def started(name, **kwargs):
+    """Returns a network of four units a layer, and its first parameters."""
+    kwargs |= {"mlp": {"hidden": (4,)}, "attention": {"width": 4}}[name]
+    model = MAKES[name](**kwargs)
+    return model, fast_jit(model.init)(jax.random.key(0), features())[0]
+
+
 def logits(model, params, x):
-    return np.asarray(model.apply(params, {}, x, train=False, rngs={})[0]["logits"])
+    apply = fast_jit(lambda params, x: model.apply(params, {}, x, train=False, rngs={})[0])
+    return np.asarray(apply(params, x)["logits"])
 
 
 def size(model, shape):
@@ -57,9 +73,8 @@ def test_perceptron_equals_numpy(hidden):
     params = scattered(model, x)
     h = np.asarray(x, np.float64).reshape(B, T * F)
     for i in range(len(hidden) + 1):
-        h = h @ np.float64(params[f"Dense_{i}"]["kernel"]) + np.float64(
-            params[f"Dense_{i}"]["bias"]
-        )
+        layer = jax.tree.map(np.float64, params[f"Dense_{i}"])
+        h = h @ layer["kernel"] + layer["bias"]
         h = np.maximum(h, 0) if i < len(hidden) else h + np.log(0.2 / 0.8)
     np.testing.assert_allclose(logits(model, params, x), h, rtol=1e-4, atol=1e-5)
 
@@ -92,16 +107,15 @@ def test_attention_equals_numpy(heads):
 @pytest.mark.parametrize("name", MAKES)
 @pytest.mark.parametrize("ratio", [0.5, 0.1])
 def test_the_start_is_the_ratio_whatever_the_input(name, ratio):
-    model, x = MAKES[name](outputs=3, ratio=ratio), features()
-    params, _ = model.init(jax.random.key(0), x)
-    np.testing.assert_allclose(jax.nn.sigmoid(logits(model, params, 10 * x)), ratio, rtol=1e-6)
+    model, params = started(name, outputs=3, ratio=ratio)
+    got = 1 / (1 + np.exp(-logits(model, params, 10 * features())))
+    np.testing.assert_allclose(got, np.full((B, 3), ratio), rtol=1e-6)
 
 
 @pytest.mark.parametrize("name", MAKES)
 def test_a_random_start_tells_examples_apart(name):
-    model, x = MAKES[name](zero_init=False), features()
-    params, _ = model.init(jax.random.key(0), x)
-    assert np.ptp(logits(model, params, x)) > 0.01
+    model, params = started(name, zero_init=False)
+    assert np.ptp(logits(model, params, features())) > 0.01
 
 
 def test_attention_knows_blocks_by_their_place():

@@ -11,7 +11,18 @@ import pytest
 from distill_jax.core.errors import ConfigError
 from distill_jax.models import ratio_attention, ratio_mlp
 from distill_jax.weighers import meta_weight_net, trilateral
-from tests.weighers.evidence import B, K, Nets, draw, giving, on_device, refused, softmax, weights
+from tests.weighers.evidence import (
+    B,
+    K,
+    Nets,
+    draw,
+    fast_jit,
+    giving,
+    on_device,
+    refused,
+    softmax,
+    weights,
+)
 
 MODELS = {
     "mlp": functools.partial(ratio_mlp.make, hidden=(7,)),
@@ -31,11 +42,21 @@ def equation_10(evidence, edge=lambda e: e):
     return np.stack([edge(e) for e in edges] + [s, t, mean, g], axis=1)
 
 
+def features(rule, evidence):
+    return np.asarray(fast_jit(rule.features)(on_device(evidence)))
+
+
 @functools.cache
 def fitted(model, shape, **kwargs):
-    """Returns a ratio network with its parameters for inputs of a shape."""
-    made = MODELS[model](**kwargs)
-    return Nets(made, made.init(jax.random.key(0), jnp.zeros(shape))[0])
+    """Returns a ratio network for inputs of a shape, with parameters drawn by NumPy, none zero."""
+    made, r = MODELS[model](**kwargs), np.random.RandomState(0)
+    like, _ = jax.eval_shape(made.init, jax.random.key(0), jnp.zeros(shape))
+    return Nets(made, jax.tree.map(lambda p: np.float32(0.3 * r.randn(*p.shape)), like))
+
+
+def logits_of(nets, x):
+    found = fast_jit(lambda x: nets("weigher", x)[0]["logits"])(jnp.asarray(x, jnp.float32))
+    return np.asarray(found, np.float64)
 
 
 @pytest.mark.parametrize("mixed", [False, True])
@@ -45,14 +66,14 @@ def fitted(model, shape, **kwargs):
 def test_features_are_equation_10(mode, edge, mixed):
     evidence = draw(mixed=mixed)
     with jax.enable_x64(True):
-        got = trilateral.make(edge_mode=mode).features(on_device(evidence))
+        got = features(trilateral.make(edge_mode=mode), evidence)
     assert got.shape == (B, 9, K)
     np.testing.assert_allclose(got, equation_10(evidence, edge), rtol=1e-12, atol=1e-15)
 
 
 def test_the_mean_of_a_label_is_its_row_of_the_table():
     evidence = draw()
-    got = trilateral.make(blocks=("m",)).features(on_device(evidence))
+    got = features(trilateral.make(blocks=("m",)), evidence)
     rows = evidence.class_means[evidence.label_probs.argmax(1)]
     np.testing.assert_allclose(got[:, 0], rows, rtol=1e-6)
 
@@ -67,7 +88,7 @@ def test_compact_features(mode, edge):
             largest = x.max() if j > 4 else np.abs(x).max()
             want[i, j] = x[own[i]], largest, np.linalg.norm(x) if entropy is None else entropy
     with jax.enable_x64(True):
-        got = trilateral.make(edge_mode=mode, compact=True).features(on_device(evidence))
+        got = features(trilateral.make(edge_mode=mode, compact=True), evidence)
     np.testing.assert_allclose(got, want, rtol=1e-10, atol=1e-12)
 
 
@@ -79,7 +100,7 @@ def test_compact_features_have_finite_gradients_at_equal_corners():
         logits = {"student": student, "teacher": evidence.logits["student"]}
         return rule.features(dataclasses.replace(evidence, logits=logits)).sum()
 
-    assert np.isfinite(jax.grad(total)(evidence.logits["student"])).all()
+    assert np.isfinite(fast_jit(jax.grad(total))(evidence.logits["student"])).all()
 
 
 @pytest.mark.parametrize("block", trilateral.BLOCKS)
@@ -90,8 +111,8 @@ def test_every_block_can_be_left_out_or_left_alone(block):
     alone = trilateral.make(blocks=(block,))
     left = trilateral.make(blocks=others[::-1])  # the order in which they are named is nothing
     assert alone.needs == (("class_means",) if "m" in block else ())
-    np.testing.assert_allclose(alone.features(on_device(evidence)), want[:, [at]], atol=1e-6)
-    got = left.features(on_device(evidence))
+    np.testing.assert_allclose(features(alone, evidence), want[:, [at]], atol=1e-6)
+    got = features(left, evidence)
     np.testing.assert_allclose(got, np.delete(want, at, axis=1), atol=1e-6)
 
 
@@ -99,7 +120,7 @@ def test_without_class_means_none_are_needed():
     rule = trilateral.make(blocks=("sg", "tg", "st", "s", "t", "g"))
     without = dataclasses.replace(draw(), class_means=None)
     assert rule.needs == ()
-    assert rule.features(on_device(without)).shape == (B, 6, K)
+    assert features(rule, without).shape == (B, 6, K)
     with pytest.raises(ConfigError, match="class means"):
         refused(trilateral.make(), without)
 
@@ -107,7 +128,9 @@ def test_without_class_means_none_are_needed():
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("ratio", [0.5, 0.2])
 def test_two_signals_start_at_the_ratio(model, ratio):
-    nets = fitted(model, (B, 9, K), ratio=ratio)
+    made = MODELS[model](ratio=ratio)
+    params, _ = fast_jit(made.init)(jax.random.key(0), jnp.zeros((B, 9, K)))
+    nets = Nets(made, params)
     got = weights(trilateral.make(), draw(), nets)
     np.testing.assert_allclose(got, np.full((B, 2), (1 - ratio, ratio)), rtol=1e-6)
     if ratio == 0.5:
@@ -117,9 +140,9 @@ def test_two_signals_start_at_the_ratio(model, ratio):
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("s", [2, 3])
 def test_weights_are_a_softmax_with_a_zero_for_the_first(model, s):
-    nets, evidence = fitted(model, (B, 9, K), outputs=s - 1, zero_init=False), draw(s=s)
+    nets, evidence = fitted(model, (B, 9, K), outputs=s - 1), draw(s=s)
     got = weights(trilateral.make(), evidence, nets)
-    logits = np.asarray(nets("weigher", nets.seen)[0]["logits"], np.float64)
+    logits = logits_of(nets, equation_10(evidence))
     want = softmax(np.concatenate([np.zeros((B, 1)), logits], 1))
     assert logits.std(0).min() > 1e-3  # examples differ
     np.testing.assert_allclose(got, want, rtol=1e-5)
@@ -131,7 +154,7 @@ def test_weights_are_a_softmax_with_a_zero_for_the_first(model, s):
 def test_meta_weight_net_with_one_signal_is_the_papers():
     """Shu et al. 2019: a sigmoid of one hidden ReLU layer of 100 units, of the loss alone."""
     made = ratio_mlp.make(hidden=(100,), zero_init=False)
-    params, _ = made.init(jax.random.key(1), jnp.zeros((B, 1)))
+    params, _ = fast_jit(made.init)(jax.random.key(1), jnp.zeros((B, 1)))
     params = jax.tree.map(lambda x: x + 0.1, params)  # biases start at zero
     evidence = draw(s=1)
     first, last = (jax.tree.map(np.float64, params[f"Dense_{i}"]) for i in (0, 1))
@@ -143,11 +166,10 @@ def test_meta_weight_net_with_one_signal_is_the_papers():
 
 @pytest.mark.parametrize("s", [1, 2, 3])
 def test_meta_weight_net_gives_a_sigmoid_for_each_signal(s):
-    nets, evidence = fitted("mlp", (B, s), outputs=s, zero_init=False), draw(s=s)
+    nets, evidence = fitted("mlp", (B, s), outputs=s), draw(s=s)
     got = weights(meta_weight_net.make(), evidence, nets)
-    np.testing.assert_allclose(nets.seen, np.stack([*evidence.signals.values()], 1), rtol=1e-6)
-    logits = np.asarray(nets("weigher", nets.seen)[0]["logits"], np.float64)
-    want = 1 / (1 + np.exp(-logits))
+    losses = np.stack([*evidence.signals.values()], 1)
+    want = 1 / (1 + np.exp(-logits_of(nets, losses)))
     np.testing.assert_allclose(got, want, rtol=1e-5)
     normal = weights(meta_weight_net.make(normalize=True), evidence, nets)
     real = evidence.mask > 0
@@ -165,7 +187,7 @@ def test_permuting_examples_permutes_weights(model):
     evidence, order = draw(mixed=True), np.random.RandomState(3).permutation(B)
     table, each = evidence.class_means, dataclasses.replace(evidence, class_means=None)
     moved = dataclasses.replace(jax.tree.map(lambda x: x[order], each), class_means=table)
-    nets = fitted(model, (B, 9, K), zero_init=False)
+    nets = fitted(model, (B, 9, K))
     want = weights(trilateral.make(), evidence, nets)
     assert np.ptp(want[:, 1]) > 1e-3
     np.testing.assert_allclose(weights(trilateral.make(), moved, nets), want[order], rtol=1e-5)
@@ -175,14 +197,13 @@ def test_permuting_examples_permutes_weights(model):
 @pytest.mark.parametrize("model", MODELS)
 def test_every_leaf_of_the_network_has_a_gradient(model, compact):
     evidence, rule = on_device(draw(k=5)), trilateral.make(compact=compact)
-    nets = fitted(model, (B, 9, 3 if compact else 5), zero_init=False)
+    nets = fitted(model, (B, 9, 3 if compact else 5))
 
     def teachers_share(params):
-        return (
-            evidence.signals["signal1"] * rule(Nets(nets.model, params), evidence, 0)[:, 1]
-        ).sum()
+        share = rule(Nets(nets.model, params), evidence, jnp.int32(0))[:, 1]
+        return (evidence.signals["signal1"] * share).sum()
 
-    grads = jax.grad(teachers_share)(nets.params)
+    grads = fast_jit(jax.grad(teachers_share))(nets.params)
     assert all(np.abs(g).max() > 1e-6 for g in jax.tree.leaves(grads))
 
 
