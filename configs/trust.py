@@ -59,7 +59,7 @@ def arms(*, teacher: dict, temperature: float, hidden: tuple[int, ...], full: bo
 
     mwn = weighed("meta_weight_net", temperature=t)
     found = {"alone": {}}
-    found |= {f"kd_{p}": kd(p / 100, temperature=t) for p in PERCENT}
+    found |= {f"kd_{p}": kd(p / 100, temperature=t) for p in percent(full)}
     found |= {
         "ada_sample": weighed("teacher_margin", temperature=t, granularity="sample"),
         "wsl": weighed("wsl", temperature=t),
@@ -82,9 +82,14 @@ def arms(*, teacher: dict, temperature: float, hidden: tuple[int, ...], full: bo
     return {**found, "teacher": teacher}
 
 
-def tuned() -> dict:
+def percent(full: bool) -> tuple[int, ...]:
+    """Returns the constant ratios that are tried."""
+    return PERCENT if full else PERCENT[::2]
+
+
+def tuned(*, full: bool) -> dict:
     """The constant ratio that the held-out part prefers; it has the budget of all of them."""
-    return {"kd_tuned": tuple(f"kd_{p}" for p in PERCENT)}
+    return {"kd_tuned": tuple(f"kd_{p}" for p in percent(full))}
 
 
 def _every_step(arm: dict) -> dict:

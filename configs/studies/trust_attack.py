@@ -36,7 +36,7 @@ def get_config(arg: str = ""):
         "data": {"corrupt": {"label_noise": 0.0}} if fault == "noisy" else {},
     }
     config.study.arms = trust.arms(teacher=teacher, temperature=1.5, hidden=(32,), full=not fault)
-    config.study.tuned = trust.tuned()
+    config.study.tuned = trust.tuned(full=not fault)
     config.study.seeds = (0, 1, 2, 3, 4)
     config.study.reference = "kd_50"
     config.study.metric = "test/macro_f1"

@@ -27,7 +27,7 @@ def get_config(arg: str = ""):
     config.data.train_transforms = ("normalize",)
     del config.data.transform_kwargs["random_crop"]
     config.data.corrupt = trust.SCENARIOS.get(fault, {})
-    config.total.epochs = 12.0
+    config.total.epochs = 8.0
     config.eval.every.epochs = 2.0
     config.bilevel.every = 2
     config.bilevel.warmup.epochs = 1.0
@@ -40,7 +40,7 @@ def get_config(arg: str = ""):
     config.study.arms = trust.arms(
         teacher=teacher, temperature=4.0, hidden=(128,), full=not fault
     )
-    config.study.tuned = trust.tuned()
+    config.study.tuned = trust.tuned(full=not fault)
     config.study.seeds = (0, 1, 2, 3, 4)
     config.study.reference = "kd_50"
     config.study.title = f"Learned trust, images{': ' + fault if fault else ''}"

@@ -50,9 +50,12 @@ def join(*children: Any) -> Html:
     return Html("".join(_child(child) for child in children))
 
 
-def colour(i: int) -> str:
-    """Returns the class of the i-th colour; colours repeat and line dashes tell them apart."""
-    return f"c{i % COLOURS}"
+def colour(i: int | None) -> str:
+    """Returns the class of the i-th colour; colours repeat and line dashes tell them apart.
+
+    None is the pale grey of what has no colour of its own.
+    """
+    return "pale" if i is None else f"c{i % COLOURS}"
 
 
 def dash(i: int) -> str:
@@ -74,6 +77,12 @@ def key(
 
     numbered = names if isinstance(names, Mapping) else dict(enumerate(names))
     return el("ul", [item(i, name) for i, name in numbered.items()], class_="key")
+
+
+def swatches(names: Mapping[int, str]) -> Html:
+    """Returns the legend of areas by colour number."""
+    items = [el("li", el("span", class_="dot " + colour(i)), name) for i, name in names.items()]
+    return el("ul", items, class_="key areas")
 
 
 def png(pixels: np.ndarray) -> str:
@@ -266,13 +275,20 @@ class Row:
     note: str = ""
 
 
-def dot_plot(rows: Sequence[Row], *, x_label: str, zero: bool = False) -> Html:
+def dot_plot(
+    rows: Sequence[Row],
+    *,
+    x_label: str,
+    zero: bool = False,
+    colours: Mapping[str, int] | None = None,
+) -> Html:
     """Draws one row a name: a ring per value, a bar at the mean, a line for the interval.
 
     Args:
-      rows: from top to bottom; the position is the colour number.
+      rows: from top to bottom.
       x_label: name of the horizontal axis.
       zero: whether to include and mark 0.
+      colours: colour numbers by name, of some rows; by default the positions.
     """
     numbers = [v for row in rows for v in (*row.values.values(), *(row.interval or ()))]
     x_range = limits(np.array(numbers + [0.0] * (zero or not numbers)))
@@ -285,8 +301,9 @@ def dot_plot(rows: Sequence[Row], *, x_label: str, zero: bool = False) -> Html:
         x = float(panel.x(0.0))
         marks.append(el("line", x1=x, x2=x, y1=panel.top, y2=panel.bottom, class_="zero"))
     letters = (left - 24) // 7
-    for i, row in enumerate(rows):
-        y = panel.top + 46 * i + 23
+    for j, row in enumerate(rows):
+        i = j if colours is None else colours.get(row.name)
+        y = panel.top + 46 * j + 23
         name = shortened(row.name, letters)
         marks.append(el("text", el("title", row.name), name, x=left - 14, y=y + 4, class_="name"))
         if row.interval:
@@ -330,7 +347,7 @@ def bar_chart(
       kinds: what the bars of a row are, by colour number.
       x_label: name of the horizontal axis.
       level: a value to mark by a dashed line.
-      unit: written after every value.
+      unit: written after every value, which has two decimals.
     """
     pitch = 16 + 14 * len(kinds)
     top = max([level, *(v for row in rows for v in row.values.values())])
@@ -351,7 +368,7 @@ def bar_chart(
             if i not in row.values:
                 marks.append(el("text", "\u2013", x=left + 6, y=y + 10, class_="note"))
                 continue
-            said = f"{row.values[i]:.3g}{unit}"
+            said = f"{row.values[i]:.2f}{unit}"
             end = float(panel.x(row.values[i]))
             box = {"x": left, "y": y, "width": end - left, "height": 11, "rx": 2}
             tip = el("title", f"{row.name}, {kind}: {said}")
@@ -360,7 +377,7 @@ def bar_chart(
     x = float(panel.x(level))
     marks.append(el("line", x1=x, x2=x, y1=panel.top, y2=panel.bottom, class_="zero"))
     said = "; ".join(
-        f"{row.name} {', '.join(f'{kinds[i]} {v:.3g}{unit}' for i, v in row.values.items())}"
+        f"{row.name} {', '.join(f'{kinds[i]} {v:.2f}{unit}' for i, v in row.values.items())}"
         for row in rows
     )
     return panel.svg(*marks, alt=f"{x_label}: {said}.")

@@ -104,17 +104,17 @@ def evaluate(
     frozen: Any,
     split: str,
     *,
-    limit: int | None = None,
+    rows: np.ndarray | None = None,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Runs every evaluator over a split, or over its first `limit` examples.
+    """Runs every evaluator over a split, or over those of its examples that `rows` lists.
 
     Returns:
       `{"<split>/<metric>": value}` of scalars and arrays, and the collected outputs
       `{role: {name: [n, ...]}}` beside `label` and `index` `[n]`.
     """
     source = getattr(experiment.dataset, split)
-    if limit is not None and len(source) > limit:
-        source = Subset(source, np.arange(limit), f"first {limit}")
+    if rows is not None:
+        source = Subset(source, rows, f"{len(rows)} of them")
     collected: list[Any] = []
     for batch in loader.eval_batches(source, batch_size=experiment.eval_batch_size):
         outputs = jax.device_get(experiment.predict(state, frozen, batch))
@@ -474,14 +474,16 @@ class _Run:
 def _write_trust(workdir, experiment, state, frozen) -> None:
     """Stores what the weigher makes of training examples, and the extreme ones among them."""
     source = experiment.dataset.train
-    _, found = evaluate(experiment, state, frozen, "train", limit=TRUST_EXAMPLES)
+    n = len(source)
+    chosen = np.unique(np.linspace(0, n - 1, min(n, TRUST_EXAMPLES)).astype(np.int64))
+    _, found = evaluate(experiment, state, frozen, "train", rows=chosen)
     trust = found.pop("outputs")["trust"]
     weights = trust["weights"]
     arrays = {name: x.astype(np.float32) for name, x in trust.items()}
     arrays |= {"signals": np.asarray(experiment.objective.signals), **found}
     order = np.argsort(weights[:, -1] / np.maximum(weights.sum(1), 1e-12), kind="stable")
     for name, rows in (("low", order[:EXTREMES]), ("high", order[::-1][:EXTREMES])):
-        images = source.read(rows)["input"]
+        images = source.read(chosen[rows])["input"]
         if isinstance(images, np.ndarray) and images.ndim == 4 and images.dtype == np.uint8:
             arrays |= {name: rows, f"{name}_images": images}
     if jax.process_index() == 0:

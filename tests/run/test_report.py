@@ -12,8 +12,8 @@ import pytest
 
 from distill_jax.core.errors import UserError
 from distill_jax.evaluators import calibration, classification
-from distill_jax.run import figures, report
-from distill_jax.run.report import write_run_report, write_study_report
+from distill_jax.run import figures
+from distill_jax.run.report import curves, quality, write_run_report, write_study_report
 
 EVIL = "<script>alert('x')</script>&\"quoted\""
 CLASSES = ("T-shirt", "Trouser", "Pullover", "Dress", "Coat", "Sandal")
@@ -332,15 +332,15 @@ def test_pooled_reliability_is_that_of_all_examples():
         calibration.reliability_table(*pair, 15) for pair in zip(confidence, correct, strict=True)
     ]
     whole = calibration.reliability_table(confidence.ravel(), correct.ravel(), 15)
-    np.testing.assert_allclose(report._pooled(parts), whole, rtol=1e-12)
+    np.testing.assert_allclose(quality.pooled(parts), whole, rtol=1e-12)
 
 
 def test_band_spans_the_seeds_over_their_common_steps():
     first = np.arange(0, 101.0, 10), np.arange(0, 101.0, 10)
     second = np.arange(0, 61.0, 20), 10 + np.arange(0, 61.0, 20)
 
-    def band(*curves):
-        got = report._band("arm", curves)
+    def band(*parts):
+        got = curves.band("arm", parts)
         assert got is not None
         return got
 
@@ -352,7 +352,7 @@ def test_band_spans_the_seeds_over_their_common_steps():
     np.testing.assert_allclose(got.high, got.x + 10)
     np.testing.assert_allclose(got.y, got.x + 5)
     assert band(first).low is None
-    assert report._band("arm", []) is None
+    assert curves.band("arm", []) is None
     x = np.arange(100_000.0)
     long = band((x, x))
     assert len(long.x) == 240

@@ -4,46 +4,81 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from distill_jax.run import figures
 from distill_jax.run.figures import Html, el, join
 from distill_jax.run.report.folders import Run, lookup
-from distill_jax.run.report.page import table
+from distill_jax.run.report.page import figure, grid, table
 from distill_jax.run.report.wording import NONE, duration, is_finite, si
 
+_COSTS = {1: ("flops_per_step", "FLOPs"), 5: ("seconds_per_step", "time")}
 
-def section(arms: Mapping[str, Sequence[Run]]) -> Html | None:
-    def mean(runs: Sequence[Run], path: str) -> float | None:
-        values = [float(v) for run in runs if is_finite(v := lookup(run.result, path))]
-        return float(np.mean(values)) if values else None
 
+def section(arms: Mapping[str, Sequence[Run]], *, base: str | None = None) -> Html | None:
+    """Shows the cost of the arms, and that of their steps relative to the arm `base`."""
     arms = {arm: runs for arm, runs in arms.items() if any(run.result for run in runs)}
     if not arms:
         return None
     every = [run for runs in arms.values() for run in runs]
     roles = list(dict.fromkeys(r for run in every for r in run.result.get("parameters") or {}))
-    known = ("seconds", "flops_per_step")
-    others = dict.fromkeys(
+    known = ("seconds", "flops_per_step", "seconds_per_step")
+    found = dict.fromkeys(
         name
         for run in every
         for name, value in (run.result.get("compute") or {}).items()
-        if name not in known and is_finite(value)
+        if is_finite(value)
     )
+    others = [name for name in found if name not in known]
+    timed = "seconds_per_step" in found
     rows = []
     for arm, runs in arms.items():
-        steps, flops = mean(runs, "steps"), mean(runs, "compute.flops_per_step")
-        seconds = mean(runs, "compute.seconds")
+        steps, flops = _mean(runs, "steps"), _mean(runs, "compute.flops_per_step")
+        seconds, pace = _mean(runs, "compute.seconds"), _mean(runs, "compute.seconds_per_step")
         cells = [
             duration(seconds) if seconds is not None else NONE,
             f"{steps:,.0f}" if steps is not None else NONE,
+            *[NONE if pace is None else f"{1e3 * pace:.3g} ms"] * timed,
             si(flops),
             si(flops * steps if flops is not None and steps is not None else None),
-            *(si(mean(runs, f"compute.{name}")) for name in others),
-            *(si(mean(runs, f"parameters.{role}")) for role in roles),
+            *(si(_mean(runs, f"compute.{name}")) for name in others),
+            *(si(_mean(runs, f"parameters.{role}")) for role in roles),
         ]
         rows.append([el("th", arm, scope="row"), *(el("td", c, class_="n") for c in cells)])
-    heads = ["time", "steps", "FLOPs per step", "FLOPs of training"]
+    heads = ["time", "steps", *["time per step"] * timed, "FLOPs per step", "FLOPs of training"]
     heads += [name.replace("_", " ") for name in others] + [f"parameters: {r}" for r in roles]
     several = any(len(runs) > 1 for runs in arms.values())
     return join(
         el("p", "Means over the runs of an arm.", class_="muted") if several else None,
         table(["", *heads], rows),
+        _relative(arms, base) if base in arms else None,
     )
+
+
+def _mean(runs: Sequence[Run], path: str) -> float | None:
+    values = [float(v) for run in runs if is_finite(v := lookup(run.result, path))]
+    return float(np.mean(values)) if values else None
+
+
+def _relative(arms: Mapping[str, Sequence[Run]], base: str) -> Html | None:
+    """Draws the cost of a step of each arm over that of `base`, where both are known."""
+    costs = {
+        i: {arm: _mean(runs, f"compute.{path}") for arm, runs in arms.items()}
+        for i, (path, _) in _COSTS.items()
+    }
+    kinds = {i: name for i, (_, name) in _COSTS.items() if (costs[i][base] or 0) > 0}
+    rows = [
+        figures.Bars(
+            name=arm,
+            values={i: v / b for i in kinds if (v := costs[i][arm]) and (b := costs[i][base])},
+        )
+        for arm in arms
+    ]
+    if not kinds or sum(bool(row.values) for row in rows) < 2:
+        return None
+    plot = figures.bar_chart(
+        rows, kinds=kinds, x_label=f"relative to {base}", level=1.0, unit="\u00d7"
+    )
+    caption = (
+        "FLOPs are those of the compiled steps, averaged over the schedule; time is the median "
+        "over training, which depends on what else the machine did."
+    )
+    return grid([figure("Cost of a step", plot, caption, legend=figures.swatches(kinds))])

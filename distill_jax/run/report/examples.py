@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -99,7 +100,19 @@ def card(
     truth: str,
     index: int,
     said: Sequence[tuple[str, int, str, float, bool]],
+    kind: str = "test example",
+    more: Any = None,
 ) -> Html:
+    """Returns an example with what networks say of it.
+
+    Args:
+      image: uint8 `[h, w, c]`.
+      truth: name of its class.
+      index: position in the source.
+      said: (network, colour number, class, probability, whether it is right).
+      kind: of example, for the alternative text.
+      more: what else stands on the card.
+    """
     stride = math.ceil(max(image.shape[:2]) / _PIXELS)
     image = image[::stride, ::stride]
     image = image if image.shape[2] in (1, 3, 4) else image[..., :1]
@@ -117,10 +130,15 @@ def card(
         )
         for name, i, choice, p, ok in said
     ]
-    picture = el("img", src=figures.png(image), alt=f"test example {index}: {truth}")
+    picture = el("img", src=figures.png(image), alt=f"{kind} {index}: {truth}")
     return el(
         "div",
         picture,
-        el("div", el("b", truth, el("span", f"index {index}", class_="muted")), el("ul", lines)),
+        el(
+            "div",
+            el("b", truth, el("span", f"index {index}", class_="muted")),
+            el("ul", lines),
+            more,
+        ),
         class_="example",
     )

@@ -13,8 +13,15 @@ import numpy as np
 
 from distill_jax.core.errors import UserError
 from distill_jax.evaluators import calibration, classification
+from distill_jax.run import figures
 from distill_jax.run.report.wording import NONE, decimals, is_finite, minus
 from distill_jax.run.statistics import ArmSummary, Estimate, summarise
+
+
+def is_trust(metric: str) -> bool:
+    """Says whether a metric, with its split, is one of `evaluators.trust`."""
+    name = metric.rpartition("/")[2]
+    return name.startswith("ratio_") or name in ("teacher_wrong_auc", "damaged_auc")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -28,6 +35,7 @@ class Run:
     result: Mapping[str, Any]
     records: Sequence[Mapping[str, Any]]
     arrays: Sequence[str]
+    trust_arrays: Sequence[str]
     notes: Sequence[str]
 
     @classmethod
@@ -37,6 +45,7 @@ class Run:
         config, env, result = (read_json(path / f"{name}.json", notes) for name in names)
         records = _read_records(path / "metrics.jsonl", notes)
         arrays = _read_names(path / "predictions.npz", notes)
+        weighed = (path / "trust.npz").exists()
         return cls(
             path=path,
             label=label,
@@ -45,6 +54,7 @@ class Run:
             result=result,
             records=records,
             arrays=arrays,
+            trust_arrays=_read_names(path / "trust.npz", notes) if weighed else (),
             notes=notes,
         )
 
@@ -65,8 +75,10 @@ class Run:
 
     @property
     def classes(self) -> list[str]:
-        """Class names, or numbers where the run does not name them."""
-        k = self.array(f"logits_{self.roles[0]}").shape[1]
+        return self.class_names(self.array(f"logits_{self.roles[0]}").shape[1])
+
+    def class_names(self, k: int) -> list[str]:
+        """Names of k classes, or numbers where the run does not name them."""
         names = self.result.get("classes") or ()
         return [str(n) for n in names] if len(names) == k else [str(i) for i in range(k)]
 
@@ -90,6 +102,7 @@ class Run:
         first = ["train/loss", str(lookup(self.config, "eval.metric") or "")]
         first += ["held_out/accuracy", "held_out/nll", "held_out/ece"]
         rest = sorted(n for n in logged if n.startswith(("held_out/", "train/")))
+        rest = [n for n in rest if not is_trust(n)]
         rest.sort(key=lambda n: n.startswith("train/"))
         return [n for n in dict.fromkeys(first + rest) if n in logged][:most]
 
@@ -171,6 +184,28 @@ class Study:
             return NONE
         mean = self.fmt(est.mean, sign="+")
         return mean if est.se is None else f"{mean} ± {self.fmt(est.se)}"
+
+    @functools.cached_property
+    def best(self) -> str | None:
+        """The arm of the best mean, among those with runs that can be read."""
+        sign = 1 if self.mode == "max" else -1
+        means = {s.arm: sign * s.value.mean for s in self.summaries if s.value}
+        return max((a for a in means if self.finished(a)), key=lambda a: means[a], default=None)
+
+    @functools.cached_property
+    def colours(self) -> dict[str, int]:
+        """Colour numbers of the arms that figures draw over each other.
+
+        Of more arms than there are colours these are the reference, the best, those with ratios of
+        a weigher and the first others, as many as there are colours.
+        """
+
+        def rank(arm: str) -> tuple[bool, ...]:
+            weighed = any(run.trust_arrays for run in self.runs[arm])
+            return arm != self.spec.get("reference"), arm != self.best, not weighed
+
+        chosen = set(sorted(self.arms, key=rank)[: figures.COLOURS])
+        return {arm: i for i, arm in enumerate(a for a in self.arms if a in chosen)}
 
     def finished(self, arm: str) -> list[Run]:
         """The runs of an arm whose values count."""

@@ -1,6 +1,5 @@
 """The report of a study: arms compared over seeds."""
 
-import math
 import os
 import urllib.parse
 from collections.abc import Mapping, Sequence
@@ -13,15 +12,13 @@ from distill_jax.core.errors import UserError
 from distill_jax.evaluators import classification
 from distill_jax.run import figures
 from distill_jax.run.figures import Html, el, join
-from distill_jax.run.report import compute, curves, examples, provenance
-from distill_jax.run.report.folders import Run, Study, lookup, read_json
+from distill_jax.run.report import compute, curves, examples, provenance, trust
+from distill_jax.run.report.folders import Run, Study, is_trust, lookup, read_json
 from distill_jax.run.report.page import alert, figure, table, tiles, write
 from distill_jax.run.report.provenance import config_table
 from distill_jax.run.report.quality import QUALITY, calibration_panel, confusion_panel, pooled
 from distill_jax.run.report.wording import NONE, cut, decimals, duration, flat, is_finite, minus
 from distill_jax.run.statistics import conclusion, verdict
-
-_ARMS = 8  # in figures that overlay arms, at most: as many as there are colours
 
 
 def write_study_report(study_dir: str | os.PathLike[str]) -> Path:
@@ -43,17 +40,18 @@ def write_study_report(study_dir: str | os.PathLike[str]) -> Path:
         )
     some = [runs[0] for runs in study.runs.values() if runs]
     names = some[0].metric_names(4) if some else []
-    shown = dict(list(study.runs.items())[:_ARMS])
+    shown = {arm: study.runs[arm] for arm in study.colours}
     finished = {arm: study.finished(arm) for arm in shown}
     sections = [
         ("results", "Results", _study_results(study)),
         ("seeds", "Seeds", _study_seeds(study)),
         ("curves", "Learning curves", curves.section(shown, names=names)),
         ("metrics", "Further metrics", _study_metrics(study)),
+        ("trust", "Trust", _study_trust(study)),
         ("calibration", "Calibration", _study_calibration(finished)),
         ("confusion", "Confusion", _study_confusion(study)),
         ("examples", "Examples", _study_examples(finished)),
-        ("compute", "Compute", compute.section(study.runs)),
+        ("compute", "Compute", compute.section(study.runs, base=_base(study))),
         ("provenance", "Provenance", provenance.section(study.all_runs)),
         ("config", "What differs", _study_config(study)),
     ]
@@ -100,10 +98,10 @@ def _study_lead(study: Study) -> Html:
 
 def _study_results(study: Study) -> Html:
     rows = []
-    for i, s in enumerate(study.summaries):
+    for s in study.summaries:
         desc = study.arms[s.arm].get("description")
         planned = len(study.seeds(s.arm))
-        name = [el("span", class_="dot " + figures.colour(i)), s.arm]
+        name = [el("span", class_="dot " + figures.colour(study.colours.get(s.arm))), s.arm]
         diff = s.difference
         words = conclusion(diff, mode=study.mode) if diff else ""
         if diff and not diff.interval:
@@ -134,10 +132,12 @@ def _study_results(study: Study) -> Html:
     charts = []
     if any(study.values.values()):
         caption = "Rings are seeds, bars are means, pale lines are 95 % intervals of the mean."
-        plot = figures.dot_plot(value_rows, x_label=study.metric)
+        plot = figures.dot_plot(value_rows, x_label=study.metric, colours=study.colours)
         charts.append(figure(f"{study.metric} by seed", plot, caption))
     if any(s.difference for s in study.summaries):
-        plot = figures.dot_plot(_difference_rows(study), x_label="difference", zero=True)
+        plot = figures.dot_plot(
+            _difference_rows(study), x_label="difference", zero=True, colours=study.colours
+        )
         caption = (
             "Each seed minus the same seed of the reference. The dashed line is no difference."
         )
@@ -148,6 +148,11 @@ def _study_results(study: Study) -> Html:
             "p",
             "Student-t intervals over seeds. They take seeds as independent and say nothing about "
             "other data sets; they are not corrected for the number of arms.",
+            f" Figures that draw arms over each other show {len(study.colours)} of "
+            f"{len(study.arms)}, which have a colour above: the reference, the best, those with a "
+            "learned ratio and the first of the others."
+            if len(study.colours) < len(study.arms)
+            else None,
             class_="muted",
         ),
         el("div", charts, class_="grid2"),
@@ -195,7 +200,7 @@ def _study_metrics(study: Study) -> Html | None:
     for arm in study.arms:
         for run in study.finished(arm):
             for name, value in (run.result.get("metrics") or {}).items():
-                if is_finite(value):
+                if is_finite(value) and (name == study.metric or not is_trust(name)):
                     found.setdefault(name, {}).setdefault(arm, []).append(float(value))
     found = {n: v for n, v in found.items() if n.startswith("test/")} or found
     if not found:
@@ -221,6 +226,17 @@ def _study_metrics(study: Study) -> Html | None:
     )
 
 
+def _study_trust(study: Study) -> Html | None:
+    finished = {arm: study.finished(arm) for arm in study.arms}
+    return trust.section(study.runs, finished, colours=study.colours)
+
+
+def _base(study: Study) -> str | None:
+    """Returns the arm that costs are compared with: plain distillation, or the reference."""
+    names = ("kd", str(study.spec.get("reference")))
+    return next((arm for arm in names if arm in study.arms), None)
+
+
 def _study_calibration(shown: Mapping[str, Sequence[Run]]) -> Html | None:
     tables = {}
     for arm, runs in shown.items():
@@ -233,15 +249,10 @@ def _study_calibration(shown: Mapping[str, Sequence[Run]]) -> Html | None:
 
 
 def _study_confusion(study: Study) -> Html | None:
-    scored = [s for s in study.summaries if s.value and study.finished(s.arm)]
-    if not scored:
-        return None
-    sign = 1 if study.mode == "max" else -1
-    best = max(scored, key=lambda s: sign * s.value.mean if s.value else -math.inf)
-    chosen = [s for s in scored if s.is_reference or s is best]
-    order = list(study.arms)
     panels = []
-    for s in chosen:
+    for s in study.summaries:
+        if not (s.is_reference or s.arm == study.best):
+            continue
         runs = [run for run in study.finished(s.arm) if run.roles]
         found = [run.evaluate(classification.make(role=run.roles[0]), run.roles[0]) for run in runs]
         counts = [m["confusion"] for m in found if m]
@@ -249,7 +260,7 @@ def _study_confusion(study: Study) -> Html | None:
             kind = "reference" if s.is_reference else "best mean"
             seeds = f"sum of {len(counts)} seeds" if len(counts) > 1 else "one seed"
             title = f"{s.arm} ({kind}), {seeds}"
-            i = order.index(s.arm)
+            i = study.colours[s.arm]
             panels.append(confusion_panel(np.sum(counts, axis=0), runs[0].classes, title, i))
     return el("div", panels, class_="grid2") if panels else None
 

@@ -69,8 +69,14 @@ def alert(title: str, lines: Sequence[str], *, stop: bool = False) -> Html | Non
     return el("div", el("b", title), el("ul", items), class_="alert stop" if stop else "alert")
 
 
-def figure(title: str, plot: Html | None, caption: str = "") -> Html:
-    return el("figure", el("h3", title), plot, el("figcaption", caption) if caption else None)
+def figure(title: str, plot: Html | None, caption: str = "", *, legend: Html | None = None) -> Html:
+    text = el("figcaption", caption) if caption else None
+    return el("figure", el("h3", title), plot, legend, text)
+
+
+def grid(items: Sequence[Html]) -> Html:
+    """Returns items two in a row; a single one has the width of half a row too."""
+    return el("div", items, class_="grid2" if len(items) > 1 else "grid2 one")
 
 
 def table(
