@@ -46,7 +46,7 @@ def _run(parsed: flags.Flags) -> int:
             assert workdir is not None
             result = loop.train(config, workdir, say=_say)
             print(loop.format_result(result))
-            from distill_jax.run import report  # with Matplotlib: not before the first step
+            from distill_jax.run import report  # not before the first step
 
             print(f"report: {report.write_run_report(workdir)}")
     except loop.Preempted as e:

@@ -5,9 +5,9 @@
 
 The arms, budgets, controls and faults of `trust_images.py`. The teacher is DCN-V2, the student a
 small DeepFM; compared by the area under the ROC curve. The data are Adult (48,842 people, 24 %
-positive, UCI's split), which is not a click log; `:census` reads Census-Income (299,285 people, 6 % positive)
-from the folder given with `--config.data.kwargs.path=...`. `:criteo` and `:avazu` read those click
-logs in their original formats from the file given there.
+positive, UCI's split), which is not a click log; `:census` reads Census-Income (299,285 people,
+6 % positive) from the folder given with `--config.data.kwargs.path=...`. `:criteo` and `:avazu`
+read those click logs in their original formats from the file given there.
 """
 
 from configs import common, trust
@@ -40,7 +40,9 @@ def get_config(arg: str = ""):
     config.bilevel.outer_batch = 0.5
     config.bilevel.optim.lr = 3e-3
     teacher = {
-        "roles": {"student": {"model": "dcnv2", "kwargs": {"embedding_dim": 16, "hidden": (128, 64)}}},
+        "roles": {
+            "student": {"model": "dcnv2", "kwargs": {"embedding_dim": 16, "hidden": (128, 64)}}
+        },
         "data": {"corrupt": {"label_noise": 0.0}} if fault == "noisy" else {},
     }
     config.study.arms = trust.arms(teacher=teacher, temperature=2.0, hidden=(64,), full=not fault)

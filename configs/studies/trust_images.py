@@ -37,9 +37,7 @@ def get_config(arg: str = ""):
         "roles": {"student": {"kwargs": {"widths": (16, 32, 64)}}},
         "data": {"corrupt": {"label_noise": 0.0}} if fault == "noisy" else {},
     }
-    config.study.arms = trust.arms(
-        teacher=teacher, temperature=4.0, hidden=(128,), full=not fault
-    )
+    config.study.arms = trust.arms(teacher=teacher, temperature=4.0, hidden=(128,), full=not fault)
     config.study.tuned = trust.tuned(full=not fault)
     config.study.seeds = (0, 1, 2, 3, 4)
     config.study.reference = "kd_50"

@@ -1,0 +1,39 @@
+"""TGeo-KD (Hu et al. 2024, arXiv:2312.15112) on Fashion-MNIST: a ratio for each example.
+
+  python -m distill_jax.main --config=configs/distill/supervised.py --workdir=runs/supervised
+  python -m distill_jax.main --config=configs/bilevel/tgeo_kd.py --workdir=runs/tgeo_kd \\
+      --config.roles.teacher.init=runs/supervised
+
+A small network turns the trilateral geometry of student, teacher and label into the share of the
+distillation term, and learns by the exact gradient of the held-out loss after the student's step,
+every fourth step from the second epoch on. The paper leaves that rule open. `weigher.control` makes
+the controls: frozen (with `--config.roles.weigher.kwargs.zero_init=false`), shuffled, batch_mean,
+joint. `:full` and `:smoke` as in `configs/distill/supervised.py`.
+"""
+
+from configs import common
+from distill_jax.run import config as config_lib
+
+
+def get_config(arg: str = ""):
+    options = common.parse(arg, "full", "smoke")
+    config = common.fashion_mnist(full="full" in options)
+    config.objective.name = "kd"
+    config.objective.kwargs = {"temperature": 4.0}
+    config.roles.student = config_lib.role("convnet", widths=(8, 16, 32))
+    config.roles.teacher = config_lib.role("convnet", widths=(32, 64, 128))
+    config.roles.teacher.frozen = True
+    config.roles.teacher.init = "runs/supervised"
+    config.roles.weigher = config_lib.role("ratio_mlp", hidden=(128,))
+    config.weigher.name = "trilateral"
+    config.bilevel.every = 4
+    config.bilevel.warmup.epochs = 1.0
+    config.bilevel.outer_batch = 0.5
+    config.bilevel.optim.lr = 3e-3
+    config.evaluators = {"classification": {}, "calibration": {}, "trust": {}}
+    config.total.epochs = 20.0
+    if "smoke" in options:
+        config = common.smoke(config)
+        config.bilevel.every = 2
+        config.bilevel.warmup = {"steps": 3, "epochs": None, "percent": None}
+    return config
