@@ -1,0 +1,150 @@
+"""Turns finished studies into a page of tables and the numbers behind it.
+
+  python tools/results_page.py --out=docs/results/trust_images \\
+      --also=test/nll,test/ece runs/trust_images runs/trust_images_random
+
+Writes OUT.md (the tables only: what they support is written by hand above them, and kept) and
+OUT.json (every test metric and every measure of trust, by study, arm and seed).
+"""
+
+import argparse
+import json
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+from distill_jax.run import statistics
+
+MARK = "<!-- tables: tools/results_page.py -->"
+KEPT = ("test/", "held_out/ratio_", "held_out/teacher_wrong_auc", "held_out/damaged_auc")
+TRUST = {
+    "ratio_right": "ratio, teacher right",
+    "ratio_wrong": "teacher wrong",
+    "teacher_wrong_auc": "AUC, wrong teacher",
+    "damaged_auc": "AUC, damaged teacher",
+    "ratio_clean": "clean label",
+    "ratio_noisy": "noisy label",
+}
+
+
+def read(folder: pathlib.Path) -> dict[str, Any]:
+    """Returns what a study measured: `{"values": {arm: {metric: {seed: value}}}, ...}`."""
+    found = json.loads((folder / "study.json").read_text())
+    values: dict[str, dict[str, dict[str, float]]] = {}
+    for arm, entry in found["arms"].items():
+        for seed, run in entry["seeds"].items():
+            for name, value in (run.get("metrics") or {}).items():
+                if name.startswith(KEPT) or name == found["metric"]:
+                    values.setdefault(arm, {}).setdefault(name, {})[seed] = round(value, 6)
+    costs = {arm: _cost(folder, entry) for arm, entry in found["arms"].items()}
+    keys = ("title", "metric", "mode", "reference", "tuned")
+    return {key: found.get(key) for key in keys} | {"values": values, "costs": costs}
+
+
+def _cost(folder: pathlib.Path, entry: Mapping[str, Any]) -> dict[str, Any]:
+    run = folder / next(iter(entry["seeds"].values()))["run"] / "result.json"
+    compute = json.loads(run.read_text())["compute"] if run.exists() else {}
+    flops = compute.get("flops_per_step")
+    return {"gflops_per_step": round(flops / 1e9, 6) if flops else None}
+
+
+def tables(study: Mapping[str, Any], also: list[str]) -> list[str]:
+    """Returns the Markdown of one study."""
+    lines = [f"## {study['title']}", ""]
+    lines += _comparison(study, also)
+    for name, chosen in (study["tuned"] or {}).items():
+        means = ", ".join(f"{a} {m:.4f}" for a, m in sorted(chosen["candidates"].items()))
+        lines += ["", f"`{name}` is {chosen['arm']}, by {chosen['by']} ({means})."]
+    lines += ["", *_against(study), "", *_trust(study)]
+    return lines
+
+
+def _comparison(study: Mapping[str, Any], also: list[str]) -> list[str]:
+    metric, values = study["metric"], study["values"]
+    summaries = statistics.summarise(
+        {arm: values[arm].get(metric, {}) for arm in values if metric in values[arm]},
+        reference=study["reference"],
+    )
+    unit = study["costs"].get("kd_50", {}).get("gflops_per_step")
+    head = ["arm", f"{metric} ± se", f"minus {study['reference']} ± se", "", *also, "FLOPs of KD"]
+    rows = []
+    for row in summaries:
+        assert row.value is not None
+        diff, cost = row.difference, study["costs"][row.arm]["gflops_per_step"]
+        others = []
+        for name in also:
+            found = list(values[row.arm].get(name, {}).values())
+            others.append(f"{statistics.estimate(found).mean:.4f}" if found else "")
+        rows.append(
+            [
+                row.arm,
+                _estimate(row.value),
+                _estimate(diff, "+") if diff else "reference",
+                statistics.conclusion(diff, mode=study["mode"]) if diff else "",
+                *others,
+                f"{cost / unit:.2f}" if cost and unit else "",
+            ]
+        )
+    return _table(head, rows)
+
+
+def _against(study: Mapping[str, Any]) -> list[str]:
+    """TGeo-KD minus what it has to beat, paired by seed."""
+    values, metric = study["values"], study["metric"]
+    rows = []
+    for arm in values:
+        if arm in ("tgeo", "teacher") or metric not in values[arm] or "tgeo" not in values:
+            continue
+        pair = {name: values[name][metric] for name in ("tgeo", arm)}
+        found = statistics.summarise(pair, reference=arm)[0].difference
+        if found is not None:
+            verdict = statistics.conclusion(found, mode=study["mode"])
+            rows.append([arm, _estimate(found, "+"), _interval(found), verdict])
+    return _table(["TGeo-KD minus", "difference ± se", "95 % interval", ""], rows)
+
+
+def _trust(study: Mapping[str, Any]) -> list[str]:
+    rows = []
+    for arm, found in study["values"].items():
+        cells = []
+        for name in TRUST:
+            seeds = list(found.get(f"test/{name}", {}).values())
+            cells.append(_estimate(statistics.estimate(seeds), digits=3) if seeds else "")
+        if any(cells):
+            rows.append([arm, *cells])
+    used = [i for i in range(1, len(TRUST) + 1) if any(row[i] for row in rows)]
+    names = list(TRUST.values())
+    head = ["on test examples", *(names[i - 1] for i in used)]
+    return _table(head, [[row[0], *(row[i] for i in used)] for row in rows])
+
+
+def _estimate(found: statistics.Estimate, sign: str = "", digits: int = 4) -> str:
+    text = f"{found.mean:{sign}.{digits}f}"
+    return f"{text} ± {found.se:.{digits}f}" if found.se is not None else text
+
+
+def _interval(found: statistics.Estimate) -> str:
+    return f"[{found.interval[0]:+.4f}, {found.interval[1]:+.4f}]" if found.interval else ""
+
+
+def _table(head: list[str], rows: list[list[str]]) -> list[str]:
+    lines = [head, ["---"] * len(head), *rows]
+    return ["| " + " | ".join(line) + " |" for line in lines]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("studies", nargs="+", type=pathlib.Path)
+    parser.add_argument("--out", required=True, type=pathlib.Path)
+    parser.add_argument("--also", default="", help="further metrics, separated by commas")
+    options = parser.parse_args()
+    studies = {folder.name: read(folder) for folder in options.studies}
+    page = options.out.with_suffix(".md")
+    above = page.read_text().partition(MARK)[0] if page.exists() else ""
+    body = [line for s in studies.values() for line in (*tables(s, options.also.split(",")), "")]
+    page.write_text(f"{above}{MARK}\n\n" + "\n".join(body).rstrip() + "\n")
+    options.out.with_suffix(".json").write_text(json.dumps(studies, indent=None) + "\n")
+
+
+if __name__ == "__main__":
+    main()
