@@ -22,7 +22,7 @@ def get_config(arg: str = ""):
     config.roles.student = config_lib.role("convnet", widths=(8, 16, 32))
     config.data.train_transforms = ("normalize",)
     del config.data.transform_kwargs["random_crop"]
-    config.total.epochs = 15.0
+    config.total.epochs = 12.0
     config.eval.every.epochs = 1.0
     config.bilevel.every = 2
     config.bilevel.warmup.epochs = 1.0

@@ -373,7 +373,15 @@ def load_dataset(config: ConfigDict, *, shapes_only: bool = False) -> Dataset:
         provided={"held_out": config.data.held_out},
     )()
     corrupt = functools.partial(corruption.corrupt, dataset)
-    return bind(corrupt, config.data.corrupt.to_dict(), where="data.corrupt")()
+    corrupted = bind(corrupt, config.data.corrupt.to_dict(), where="data.corrupt")()
+    mixing = [name for name in config.data.train_transforms if name in ("mixup", "cutmix")]
+    if corrupted is not dataset and mixing:
+        raise ConfigError(
+            f"{mixing[0]} mixes examples whose faults are known one by one",
+            where="data.train_transforms",
+            hint=f"leave out {mixing[0]}, or data.corrupt",
+        )
+    return corrupted
 
 
 def _role_spec(config: ConfigDict, role: Role) -> tuple[str, dict]:

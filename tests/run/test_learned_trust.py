@@ -138,6 +138,13 @@ WRONG = [
     (["weigher.name=constant"], ["never calls the network 'weigher'"]),
     (["weigher.name="], ["roles.weigher", "delete the role"]),
     (["data.corrupt.label_nois=0.1"], ["does not accept 'label_nois'", "'label_noise'"]),
+    (
+        [
+            "data.corrupt.label_noise=0.1",
+            "data.train_transforms=random_crop,horizontal_flip,normalize,mixup",
+        ],
+        ["mixup", "data.corrupt"],
+    ),
     (["data.corrupt.teacher_damage=1.5"], ["data.corrupt.teacher_damage", "0 <= x < 1"]),
 ]
 
