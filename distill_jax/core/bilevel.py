@@ -126,51 +126,209 @@ class _Outs(NamedTuple):
     logits: Mapping[Role, Array]
 
 
-class _Problem:
-    """The two losses of one step, as functions of inner and outer parameters."""
+class _Trace:
+    """One step while it is traced: batches, parameters, and the network linearized at them.
 
-    def __init__(self, weighed: Weighed, models, frozen: Frozen, state: TrainState, precision):
-        self.weighed, self.models, self.step = weighed, models, state.step
+    Attributes:
+      inner: parameters of what learns from the training loss, by role.
+      omega: parameters of the weigher's networks, by role.
+      terms: the objective's terms at `inner`, with new model state and memory.
+      outs: what of them depends on `inner`; `push` maps a change of `inner` to one of `outs`.
+    """
+
+    def __init__(self, made: "_Made", state: TrainState, frozen: Frozen, train: Batch, key: Key):
+        self.weighed, self.options, self.optimizers = made.weighed, made.options, made.optimizers
+        self.models, self.precision = made.models, made.precision
+        self.memory, self.step, self.train, self.key = state.memory, state.step, train, key
         self.fixed = {role: p for role, (p, _) in frozen.items()} | dict(state.targets)
-        self.state = {role: s for role, (_, s) in frozen.items()} | dict(state.model_state)
-        self.memory, self.precision = state.memory, precision
-        self.terms: Terms | None = None
-
-    def nets(self, params: Mapping[Role, Params], key: Key) -> Nets:
-        return BoundNets(
-            self.models, self.fixed | dict(params), self.state, key=key, precision=self.precision
+        self.model_state = {role: s for role, (_, s) in frozen.items()} | dict(state.model_state)
+        self.inner, self.omega = made.optimizers.split(state.params)
+        self.inner_state: PyTree = state.opt_state["inner"]
+        self.mask, self.total = train["mask"], jnp.maximum(train["mask"].sum(), 1)
+        self.outs, self.push, self.terms = jax.linearize(
+            lambda inner: self.forward(inner, train, key), self.inner, has_aux=True
         )
 
+    # The two losses.
+
+    def nets(self, params: Mapping[Role, Params], key: Key) -> Nets:
+        params = self.fixed | dict(params)
+        return BoundNets(self.models, params, self.model_state, key=key, precision=self.precision)
+
     def forward(self, inner: Params, batch: Batch, key: Key) -> tuple[_Outs, Terms]:
-        """Returns the outputs of a training batch, and the terms that they belong to."""
+        """Returns the outputs of a batch, and the terms that they belong to."""
         terms = self.weighed.signals_of(self.nets(inner, key), batch, self.memory, self.step)
         check_terms(terms, batch["mask"].shape)
         return _Outs(dict(terms.values), dict(terms.logits)), terms
 
-    def weights(self, outer, outs: _Outs, terms: Terms, batch: Batch, key: Key) -> Array:
-        terms = dataclasses.replace(terms, values=outs.values, logits=outs.logits)
+    def weights(self, omega: Params, seen: _Outs, terms: Terms, batch: Batch, key: Key) -> Array:
+        """Returns the weigher's weights `[b, s]` of a batch of which it sees `seen`."""
+        terms = dataclasses.replace(terms, values=seen.values, logits=seen.logits)
         evidence = self.weighed.evidence(terms, batch, self.memory)
-        return self.weighed.weights(self.nets(outer, key), evidence, self.step)
+        return self.weighed.weights(self.nets(omega, key), evidence, self.step)
 
     def loss(
         self, weights: Array, outs: _Outs, terms: Terms, mask: Array, total: Array
     ) -> tuple[Array, dict[str, Array]]:
+        """Returns the inner loss and its metrics."""
         terms = dataclasses.replace(terms, values=outs.values, logits=outs.logits)
         return mean_loss(self.weighed.with_weights(terms, weights), mask, total)
 
-    def outer_loss(self, inner: Params, batch: Batch, key: Key, names: tuple[str, ...]) -> Array:
+    def outer_loss(self, inner: Params, held_out: Batch) -> Array:
         """Returns the mean of the outer terms; batch norm by batch, its running state unused."""
-        terms = self.weighed.signals_of(self.nets(inner, key), batch, self.memory, self.step)
-        for name in names:
+        nets = self.nets(inner, rng.stream(self.key, "held_out"))
+        terms = self.weighed.signals_of(nets, held_out, self.memory, self.step)
+        for name in self.options.outer_terms:
             if name not in terms.values:
                 raise ConfigError(
                     f"the objective has no term {name!r}",
                     where="bilevel.outer_loss",
                     hint=nearest(name, terms.values),
                 )
-        mask = batch["mask"]
-        values = sum(terms.values[name] for name in names)
-        return (mask * values).sum() / jnp.maximum(mask.sum(), 1)
+        mask, values = held_out["mask"], [terms.values[n] for n in self.options.outer_terms]
+        return (mask * sum(values)).sum() / jnp.maximum(mask.sum(), 1)
+
+    # The inner step.
+
+    def weights_now(self, omega: Params) -> Array:
+        """Returns the weights of the training batch."""
+        return self.weights(omega, self.outs, self.terms, self.train, self.key)
+
+    def inner_gradient(self, omega: Params, weights: Array) -> tuple[Params, dict[str, Array]]:
+        """Returns the inner gradient at given weights, or through them if they are steered."""
+
+        def loss(outs: _Outs) -> tuple[Array, dict[str, Array]]:
+            w = weights
+            if not self.weighed.stop_features and not self.weighed.weigher.by_gradient:
+                w = self.weights(omega, outs, self.terms, self.train, self.key)
+            w = self.weighed.used(w, self.mask, self.step)
+            return self.loss(w, outs, self.terms, self.mask, self.total)
+
+        cotangents, metrics = jax.grad(loss, has_aux=True)(self.outs)
+        (grads,) = jax.linear_transpose(self.push, self.inner)(cotangents)
+        return grads, metrics
+
+    def apply(self, grads: Params) -> tuple[Any, PyTree]:
+        """Returns inner parameters and optimizer state after a step."""
+        updates, new = self.optimizers.inner.update(grads, self.inner_state, self.inner)
+        return optax.apply_updates(self.inner, updates), new
+
+    # The outer gradient.
+
+    def outer_direction(
+        self, grads: Params, moved: Params, held_out: Batch
+    ) -> tuple[Array, Params]:
+        """Returns the outer loss after the step, and its gradient pulled back to `grads`."""
+        if self.options.method == "last_layer":
+            part = self._last_layer(moved)
+            value, some = jax.value_and_grad(
+                lambda some: self.outer_loss(part.merge(moved, some), held_out)
+            )(part.pick(moved))
+            v = part.merge(jax.tree.map(jnp.zeros_like, moved), some)
+        else:
+            value, v = jax.value_and_grad(self.outer_loss)(moved, held_out)
+        tx = self.optimizers.inner
+        return value, hypergradient.pull_back(tx, grads, self.inner_state, self.inner, v)
+
+    def change(self, u: Params) -> _Outs:
+        """Returns the forward-mode product: how the training batch's outputs change along `u`."""
+        forward = lambda inner: self.forward(inner, self.train, self.key)[0]  # noqa: E731
+        if self.options.method == "last_layer":
+            part = self._last_layer(self.inner)
+            some = lambda x: forward(part.merge(self.inner, x))  # noqa: E731
+            return jax.jvp(some, (part.pick(self.inner),), (part.pick(u),))[1]
+        if self.options.low_memory:
+            return jax.jvp(forward, (hypergradient.after(self.inner, u),), (u,))[1]
+        return self.push(u)
+
+    def outer_gradient(self, u: Params) -> PyTree:
+        """Returns the gradient in `omega`, given what `outer_direction` gave."""
+        stop, stride = self.weighed.stop_features, self.options.stride
+        rows, seen = _every((self.train, self.outs), stride, rng.stream(self.key, "part"))
+        forward = lambda inner: self.forward(inner, rows, self.key)[0]  # noqa: E731
+
+        def h(omega, outs, seen):
+            weights = self.weights(omega, seen, self.terms, rows, self.key)
+            return self.loss(weights, outs, self.terms, rows["mask"], self.total / stride)[0]
+
+        if self.options.method == "finite_difference":
+            return hypergradient.finite_difference(
+                forward, h, self.inner, self.omega, u, seen, stop_features=stop
+            )
+        if stride > 1:
+            start = hypergradient.after(self.inner, u)
+            outs, d_outs = jax.jvp(forward, (start,), (u,))
+        else:
+            outs, d_outs = self.outs, self.change(u)
+        return hypergradient.directional(h, self.omega, outs, d_outs, stop_features=stop)
+
+    def outer_gradient_unrolled(self, ahead: Batch, held_out: Batch) -> tuple[Array, PyTree]:
+        """Returns outer loss and gradient through steps on the batches `[unroll, b, ...]`."""
+
+        def grad_fn(inner, omega, k):
+            rows = jax.tree.map(lambda x: x[k], ahead)
+            mask, total = rows["mask"], jnp.maximum(rows["mask"].sum(), 1)
+            key = jax.random.fold_in(rng.stream(self.key, "ahead"), k) if k else self.key
+
+            def loss(inner, omega):
+                outs, terms = self.forward(inner, rows, key)
+                seen = jax.lax.stop_gradient(outs) if self.weighed.stop_features else outs
+                weights = self.weights(omega, seen, terms, rows, key)
+                return self.loss(weights, outs, terms, mask, total)[0]
+
+            return jax.grad(loss, argnums=(0, 1))(inner, omega)
+
+        return hypergradient.unrolled(
+            grad_fn,
+            lambda inner: jax.value_and_grad(self.outer_loss)(inner, held_out),
+            self.optimizers.inner,
+            self.inner,
+            self.inner_state,
+            self.omega,
+            steps=self.options.unroll,
+        )
+
+    def gradient_in_weights(self, u: Params) -> Array:
+        """Returns the gradient `[b, s]` of the outer loss in the weights themselves."""
+        change = self.change(u).values
+        columns = [self.mask * change[name] / self.total for name in self.weighed.signals]
+        return jnp.stack(columns, axis=1)
+
+    def _last_layer(self, params: Params) -> "_Part":
+        chosen = []
+        for role in sorted(params):  # the order of the leaves of a dict
+            state = self.model_state[role]
+            chosen += last_layer(self.models[role], params[role], state, (self.train["input"],))
+        return _Part(chosen)
+
+
+class _Part(NamedTuple):
+    """Some leaves of a tree.
+
+    Attributes:
+      chosen: whether each leaf is one of them.
+    """
+
+    chosen: list[bool]
+
+    def pick(self, tree: PyTree) -> list[Array]:
+        return [x for x, c in zip(jax.tree.leaves(tree), self.chosen, strict=True) if c]
+
+    def merge(self, tree: PyTree, some: list[Array]) -> Any:
+        """Returns the tree with `some` in place of its chosen leaves."""
+        new, (leaves, structure) = iter(some), jax.tree.flatten(tree)
+        merged = [next(new) if c else x for x, c in zip(leaves, self.chosen, strict=True)]
+        return jax.tree.unflatten(structure, merged)
+
+
+class _Made(NamedTuple):
+    """What all traces of a step share."""
+
+    weighed: Weighed
+    models: Mapping[Role, Model]
+    optimizers: Optimizers
+    options: Bilevel
+    precision: str
 
 
 def last_layer(model: Model, params: Params, state: State, inputs: tuple[Any, ...]) -> list[bool]:
@@ -234,172 +392,51 @@ def make_bilevel_step(
       `outer_loss`, before the weigher's update, and `outer_grad_norm`.
     """
     ema = ema or {}
+    made = _Made(weighed, models, optimizers, bilevel, precision)
     by_gradient = weighed.weigher.by_gradient
     virtual = bilevel.order == "virtual" or by_gradient
-    tx_inner, tx_outer = optimizers.inner, optimizers.outer
 
     def step(state: TrainState, frozen: Frozen, batch: Batch, key: Key):
         key = jax.random.fold_in(rng.stream(key, "step"), state.step)
         held_out: Any = batch["held_out"] if outer else None
         ahead: Any = batch["train"] if outer else batch
-        train = jax.tree.map(lambda x: x[0], ahead) if outer and bilevel.unroll > 1 else ahead
-        mask, total = train["mask"], jnp.maximum(train["mask"].sum(), 1)
-        inner, omega = optimizers.split(state.params)
-        opt_state: dict[str, PyTree] = dict(state.opt_state)
-        problem = _Problem(weighed, models, frozen, state, precision)
-        forward = lambda p: problem.forward(p, train, key)  # noqa: E731
-        outs, push, terms = jax.linearize(forward, inner, has_aux=True)
-
-        def inner_gradient(weights: Array) -> tuple[Params, dict[str, Array]]:
-            used = weighed.used(weights, mask, state.step)
-            loss = lambda o, w: problem.loss(w, o, terms, mask, total)  # noqa: E731
-            if weighed.stop_features:
-                cotangents, metrics = jax.grad(loss, has_aux=True)(outs, used)
-            else:
-
-                def steered(o):
-                    w = problem.weights(omega, o, terms, train, key)
-                    return loss(o, weighed.used(w, mask, state.step))
-
-                cotangents, metrics = jax.grad(steered, has_aux=True)(outs)
-            (grads,) = jax.linear_transpose(push, inner)(cotangents)
-            return grads, metrics
-
-        def weights_of(omega) -> Array:
-            return problem.weights(omega, outs, terms, train, key)
-
-        def outer_value_and_direction(grads, moved) -> tuple[Array, Params]:
-            """Outer loss after the step, and its gradient pulled back to the inner gradient."""
-            held_key = rng.stream(key, "held_out")
-            loss = lambda p: problem.outer_loss(p, held_out, held_key, bilevel.outer_terms)  # noqa: E731
-            if bilevel.method == "last_layer":
-                flat, structure = jax.tree.flatten(moved)
-                chosen = _last_layers(models, moved, problem.state, train)
-                some = [x for x, c in zip(flat, chosen, strict=True) if c]
-
-                def partial_loss(some):
-                    return loss(_merge(structure, chosen, flat, some))
-
-                value, v = jax.value_and_grad(partial_loss)(some)
-                v = _merge(structure, chosen, [jnp.zeros_like(x) for x in flat], v)
-            else:
-                value, v = jax.value_and_grad(loss)(moved)
-            u = hypergradient.pull_back(tx_inner, grads, opt_state["inner"], inner, v)
-            return value, u
-
-        def change(u: Params) -> _Outs:
-            """The forward-mode product of the training batch along `u`."""
-            if bilevel.method == "last_layer":
-                flat, structure = jax.tree.flatten(inner)
-                chosen = _last_layers(models, inner, problem.state, train)
-                pick = lambda xs: [x for x, c in zip(xs, chosen, strict=True) if c]  # noqa: E731
-
-                def partial_forward(some):
-                    return forward(_merge(structure, chosen, flat, some))[0]
-
-                tangents = pick(jax.tree.leaves(u))
-                return jax.jvp(partial_forward, (pick(flat),), (tangents,))[1]
-            if bilevel.low_memory:
-                start = hypergradient.after(inner, u)
-                return jax.jvp(lambda p: forward(p)[0], (start,), (u,))[1]
-            return push(u)
-
-        def outer_gradient(u: Params) -> PyTree:
-            stop, stride = weighed.stop_features, bilevel.stride
-            rows, seen = _every((train, outs), stride, rng.stream(key, "part"))
-            some = lambda p: problem.forward(p, rows, key)[0]  # noqa: E731
-
-            def h(omega, o, seen):
-                weights = problem.weights(omega, seen, terms, rows, key)
-                return problem.loss(weights, o, terms, rows["mask"], total / stride)[0]
-
-            if bilevel.method == "finite_difference":
-                return hypergradient.finite_difference(
-                    some, h, inner, omega, u, seen, stop_features=stop
-                )
-            if stride > 1:
-                start = hypergradient.after(inner, u)
-                at, d_outs = jax.jvp(some, (start,), (u,))
-            else:
-                at, d_outs = outs, change(u)
-            return hypergradient.directional(h, omega, at, d_outs, stop_features=stop)
-
-        def through_unrolled() -> tuple[Array, PyTree]:
-            """Outer loss and gradient through `unroll` steps on batches of their own."""
-
-            def grad_fn(p, omega, k):
-                rows = jax.tree.map(lambda x: x[k], ahead)
-                rows_mask, rows_total = rows["mask"], jnp.maximum(rows["mask"].sum(), 1)
-                rows_key = jax.random.fold_in(rng.stream(key, "ahead"), k) if k else key
-
-                def loss(p, omega):
-                    outs, terms = problem.forward(p, rows, rows_key)
-                    seen = jax.lax.stop_gradient(outs) if weighed.stop_features else outs
-                    weights = problem.weights(omega, seen, terms, rows, rows_key)
-                    return problem.loss(weights, outs, terms, rows_mask, rows_total)[0]
-
-                return jax.grad(loss, argnums=(0, 1))(p, omega)
-
-            value = jnp.zeros(())
-
-            def outer_grad(p):
-                nonlocal value
-                held_key = rng.stream(key, "held_out")
-                value, v = jax.value_and_grad(
-                    lambda p: problem.outer_loss(p, held_out, held_key, bilevel.outer_terms)
-                )(p)
-                return v
-
-            gradient = hypergradient.unrolled(
-                grad_fn,
-                outer_grad,
-                tx_inner,
-                inner,
-                opt_state["inner"],
-                omega,
-                steps=bilevel.unroll,
-            )
-            return value, gradient
-
-        def learn(omega, gradient) -> Any:
-            updates, opt_state["outer"] = tx_outer.update(gradient, opt_state["outer"], omega)
-            return optax.apply_updates(omega, updates)
-
-        def apply_inner(grads) -> tuple[Any, PyTree]:
-            updates, new = tx_inner.update(grads, opt_state["inner"], inner)
-            return optax.apply_updates(inner, updates), new
-
+        several = outer and bilevel.unroll > 1
+        train = jax.tree.map(lambda x: x[0], ahead) if several else ahead
+        trace = _Trace(made, state, frozen, train, key)
+        omega, outer_state = trace.omega, state.opt_state["outer"]
         metrics: dict[str, Array] = {}
-        weights = weights_of(omega)
-        if outer and by_gradient:
-            start, _ = inner_gradient(weights)
-            value, u = outer_value_and_direction(start, apply_inner(start)[0])
-            d_outs = change(u)
-            found = jnp.stack(
-                [mask * d_outs.values[name] / total for name in weighed.signals], axis=1
-            )
-            weights = jax.lax.stop_gradient(weighed.weigher.from_gradient(found, mask))
-            metrics |= {"outer_loss": value, "outer_grad_norm": optax.tree.norm(found)}
-        elif outer and virtual:
-            if bilevel.unroll > 1:
-                value, gradient = through_unrolled()
-            else:
-                start, _ = inner_gradient(weights)
-                value, u = outer_value_and_direction(start, apply_inner(start)[0])
-                gradient = outer_gradient(u)
-            metrics |= {"outer_loss": value, "outer_grad_norm": optax.tree.norm(gradient)}
-            omega = learn(omega, gradient)
-            weights = weights_of(omega)
-        grads, inner_metrics = inner_gradient(weights)
-        new_inner, new_opt = apply_inner(grads)
-        if outer and not virtual:
-            value, u = outer_value_and_direction(grads, new_inner)
-            gradient = outer_gradient(u)
-            metrics |= {"outer_loss": value, "outer_grad_norm": optax.tree.norm(gradient)}
-            omega = learn(omega, gradient)
-        opt_state["inner"] = new_opt
 
-        params: dict[Role, Params] = {**new_inner, **omega}
+        def direction(grads, moved) -> Params:
+            metrics["outer_loss"], u = trace.outer_direction(grads, moved, held_out)
+            return u
+
+        def learn(gradient) -> tuple[Any, PyTree]:
+            metrics["outer_grad_norm"] = optax.tree.norm(gradient)
+            updates, new = optimizers.outer.update(gradient, outer_state, omega)
+            return optax.apply_updates(omega, updates), new
+
+        weights = trace.weights_now(omega)
+        if outer and virtual:
+            if several:
+                metrics["outer_loss"], gradient = trace.outer_gradient_unrolled(ahead, held_out)
+                omega, outer_state = learn(gradient)
+            else:
+                tried, _ = trace.inner_gradient(omega, weights)
+                u = direction(tried, trace.apply(tried)[0])
+                if by_gradient:
+                    gradient = trace.gradient_in_weights(u)
+                    metrics["outer_grad_norm"] = optax.tree.norm(gradient)
+                    weights = weighed.weigher.from_gradient(gradient, train["mask"])
+                else:
+                    omega, outer_state = learn(trace.outer_gradient(u))
+            if not by_gradient:
+                weights = trace.weights_now(omega)
+        grads, inner_metrics = trace.inner_gradient(omega, weights)
+        inner, inner_state = trace.apply(grads)
+        if outer and not virtual:
+            omega, outer_state = learn(trace.outer_gradient(direction(grads, inner)))
+
+        terms, params = trace.terms, {**inner, **omega}
         model_state = {**state.model_state, **terms.state}
         targets = move_targets(
             state.targets, params, model_state, ema=ema, returned=set(terms.state)
@@ -412,27 +449,12 @@ def make_bilevel_step(
             params={role: params[role] for role in state.params},
             targets=targets,
             model_state=model_state,
-            opt_state=opt_state,
+            opt_state={"inner": inner_state, "outer": outer_state},
             memory=state.memory if terms.memory is None else terms.memory,
         )
         return new_state, metrics
 
     return step
-
-
-def _merge(structure: Any, chosen: list[bool], flat: list[Any], some: Any) -> PyTree:
-    """Returns the tree with the chosen leaves replaced; `some` lists them or is a whole tree."""
-    new = iter(some)
-    leaves = [next(new) if c else x for x, c in zip(flat, chosen, strict=True)]
-    return jax.tree.unflatten(structure, leaves)
-
-
-def _last_layers(models, params: Params, state, batch: Batch) -> list[bool]:
-    """`last_layer` of every role that learns, in the order of the leaves of `params`."""
-    chosen = []
-    for role in sorted(params):
-        chosen += last_layer(models[role], params[role], state[role], (batch["input"],))
-    return chosen
 
 
 def _every(tree: PyTree, stride: int, key: Key) -> PyTree:

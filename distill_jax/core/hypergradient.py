@@ -122,7 +122,7 @@ def pull_back(
 
 def unrolled(
     grad_fn: Callable[[Params, PyTree, int], tuple[Params, PyTree]],
-    outer_grad: Callable[[Params], Params],
+    outer_value_and_grad: Callable[[Params], tuple[Array, Params]],
     tx: optax.GradientTransformation,
     params: Params,
     opt_state: PyTree,
@@ -139,7 +139,7 @@ def unrolled(
 
     Args:
       grad_fn: `(params, omega, k) -> (dJ/dparams, dJ/domega)` on the batch of inner step k.
-      outer_grad: `params -> dV/dparams`.
+      outer_value_and_grad: `params -> (V, dV/dparams)`.
       tx: the inner optimizer.
       params: inner parameters before the first step.
       opt_state: optimizer state before the first step.
@@ -151,7 +151,7 @@ def unrolled(
         grads, _ = grad_fn(params, omega, k)
         visited.append((params, opt_state, grads))
         params, opt_state = _apply(tx, grads, opt_state, params)
-    adjoint = outer_grad(params)
+    value, adjoint = outer_value_and_grad(params)
     moving = _Floats(opt_state)
     state_adjoint = jax.tree.map(jnp.zeros_like, moving.floats(opt_state))
     total = jax.tree.map(jnp.zeros_like, omega)
@@ -170,7 +170,7 @@ def unrolled(
         )
         adjoint = jax.tree.map(jnp.add, through, hessian_product)
         total = jax.tree.map(jnp.add, total, d_omega)
-    return total
+    return value, total
 
 
 def after(tree: PyTree, cause: PyTree) -> PyTree:
