@@ -15,17 +15,15 @@ import argparse
 import json
 import os
 import platform
-import statistics
-import subprocess
-import sys
-import time
 from collections.abc import Callable
 from typing import Any
 
+import _turns
+
 NETS = {
-    "mlp": {"batch": 128, "shape": (28, 28, 1), "steps": 10},
-    "vit": {"batch": 64, "shape": (32, 32, 3), "steps": 1},
-    "resnet20": {"batch": 128, "shape": (32, 32, 3), "steps": 1},
+    "mlp": {"batch": 128, "shape": (28, 28, 1), "steps": 50},
+    "vit": {"batch": 64, "shape": (32, 32, 3), "steps": 2},
+    "resnet20": {"batch": 128, "shape": (32, 32, 3), "steps": 2},
 }
 DESCRIPTION = {
     "mlp": "784-512-512-10, batch 128",
@@ -42,11 +40,12 @@ VARIANTS = {
     "jax_bfloat16": {},
     "jax_fast_compile": {"XLA_FLAGS": "--xla_cpu_opt_preset=FAST_COMPILE"},
     "jax_keep_memory": {},
+    "jax_two_devices_keep_memory": {},
 }
 
 
-def torch_step(net: str, variant: str) -> Callable[[], Any]:
-    """Returns a training step in eager PyTorch."""
+def torch_model(net: str) -> Any:
+    """Returns the network in PyTorch."""
     import torch
     import torch.nn.functional as F
     from torch import nn
@@ -96,15 +95,22 @@ def torch_step(net: str, variant: str) -> Callable[[], Any]:
 
     if net == "mlp":
         hidden = (nn.Linear(784, 512), nn.ReLU(), nn.Linear(512, 512), nn.ReLU())
-        model = nn.Sequential(nn.Flatten(), *hidden, nn.Linear(512, 10))
-    elif net == "vit":
-        model = ViT()
-    else:
-        widths = [(16, 16, 1)] * 3 + [(16, 32, 2)] + [(32, 32, 1)] * 2
-        widths += [(32, 64, 2)] + [(64, 64, 1)] * 2
-        stem = (nn.Conv2d(3, 16, 3, 1, 1, bias=False), nn.BatchNorm2d(16), nn.ReLU())
-        head = (nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 10))
-        model = nn.Sequential(*stem, *[Block(*w) for w in widths], *head)
+        return nn.Sequential(nn.Flatten(), *hidden, nn.Linear(512, 10))
+    if net == "vit":
+        return ViT()
+    widths = [(16, 16, 1)] * 3 + [(16, 32, 2)] + [(32, 32, 1)] * 2
+    widths += [(32, 64, 2)] + [(64, 64, 1)] * 2
+    stem = (nn.Conv2d(3, 16, 3, 1, 1, bias=False), nn.BatchNorm2d(16), nn.ReLU())
+    head = (nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 10))
+    return nn.Sequential(*stem, *[Block(*w) for w in widths], *head)
+
+
+def torch_step(net: str, variant: str) -> Callable[[], Any]:
+    """Returns a training step in eager PyTorch."""
+    import torch
+    import torch.nn.functional as F
+
+    model = torch_model(net)
     h, w, c = NETS[net]["shape"]
     x = torch.randn(NETS[net]["batch"], c, h, w)
     y = torch.randint(0, 10, (NETS[net]["batch"],))
@@ -123,30 +129,37 @@ def torch_step(net: str, variant: str) -> Callable[[], Any]:
     return step
 
 
+def jax_model(net: str) -> Any:
+    """Returns the same network of the package."""
+    from distill_jax.models import mlp, resnet, vit
+
+    return {
+        "mlp": lambda: mlp.make(num_classes=10, hidden=(512, 512)),
+        "vit": lambda: vit.make(num_classes=10, variant="tiny", depth=6),
+        "resnet20": lambda: resnet.make(num_classes=10, depth=20),
+    }[net]()
+
+
 def jax_step(net: str, variant: str) -> Callable[[], Any]:
     """Returns a jitted training step of the package's network."""
     import jax
 
-    devices = 2 if variant == "jax_two_devices" else 1
+    devices = 2 if "two_devices" in variant else 1
     jax.config.update("jax_num_cpu_devices", devices)
     import jax.numpy as jnp
     import optax
     from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-    from distill_jax.models import convolution, layers, mlp, resnet, vit
+    from distill_jax.models import convolution, layers
 
     if variant == "jax_lax_conv":
         layers.conv2d = convolution._conv
-    if variant == "jax_keep_memory":
+    if variant.endswith("keep_memory"):
         import ctypes
 
         libc = ctypes.CDLL(None)  # M_MMAP_MAX, M_TRIM_THRESHOLD, M_ARENA_MAX of glibc
         assert all((libc.mallopt(-4, 0), libc.mallopt(-1, 2**31 - 1), libc.mallopt(-8, 1)))
-    model = {
-        "mlp": lambda: mlp.make(num_classes=10, hidden=(512, 512)),
-        "vit": lambda: vit.make(num_classes=10, variant="tiny", depth=6),
-        "resnet20": lambda: resnet.make(num_classes=10, depth=20),
-    }[net]()
+    model = jax_model(net)
     batch, shape = NETS[net]["batch"], NETS[net]["shape"]
     mesh = jax.make_mesh((devices,), ("data",), axis_types=(AxisType.Auto,))
     split, whole = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in (("data",), ()))
@@ -185,50 +198,21 @@ def jax_step(net: str, variant: str) -> Callable[[], Any]:
 
 
 def serve(net: str, variant: str) -> None:
-    """Runs as many steps as each line of stdin asks for and prints seconds a step."""
-    step = (torch_step if variant.startswith("torch") else jax_step)(net, variant)
-    for _ in range(3):
-        value = float(step().__array__())
-    print(json.dumps(value), flush=True)
-    for line in sys.stdin:
-        steps = int(line)
-        wall, cpu = time.perf_counter(), time.process_time()
-        for _ in range(steps):
-            step()
-        wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
-        print(json.dumps({"wall": wall / steps, "cpu": cpu / steps}), flush=True)
+    """Takes turns as one variant."""
+    _turns.serve((torch_step if variant.startswith("torch") else jax_step)(net, variant))
 
 
 def measure(net: str, variants: list[str], rounds: int) -> dict[str, Any]:
     """Returns medians by variant, the variants taking turns in every round."""
-    here = os.path.abspath(__file__)
-    workers, times = {}, {name: [] for name in variants}
-    for name in variants:
-        env = os.environ | {k: v for k, v in VARIANTS[name].items() if k != "nets"}
-        env |= {"JAX_PLATFORMS": "cpu", "PYTHONPATH": os.path.dirname(os.path.dirname(here))}
-        command = [sys.executable, here, "--serve", f"{net}:{name}"]
-        workers[name] = subprocess.Popen(
-            command, env=env, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
-        )
-        workers[name].stdout.readline()  # compiled and warm
-    for _ in range(rounds):
-        for name, worker in workers.items():
-            worker.stdin.write(f"{NETS[net]['steps']}\n")
-            worker.stdin.flush()
-            times[name].append(json.loads(worker.stdout.readline()))
-    for worker in workers.values():
-        worker.stdin.close()
-        worker.wait()
+    env = {name: {k: v for k, v in VARIANTS[name].items() if k != "nets"} for name in variants}
+    times = _turns.take_turns(__file__, env, net=net, rounds=rounds, steps=NETS[net]["steps"])
 
     def row(name: str) -> dict[str, float]:
-        pairs = list(zip(times["torch"], times[name], strict=True))
         return {
-            "wall_ms": round(1e3 * statistics.median(t["wall"] for t in times[name]), 2),
-            "cpu_ms": round(1e3 * statistics.median(t["cpu"] for t in times[name]), 2),
-            "speed_of_torch": round(statistics.median(a["wall"] / b["wall"] for a, b in pairs), 3),
-            "speed_of_torch_cpu": round(
-                statistics.median(a["cpu"] / b["cpu"] for a, b in pairs), 3
-            ),
+            "wall_ms": _turns.median_ms(times[name]),
+            "cpu_ms": _turns.median_ms(times[name], "cpu"),
+            "speed_of_torch": _turns.ratio(times["torch"], times[name]),
+            "speed_of_torch_cpu": _turns.ratio(times["torch"], times[name], "cpu"),
         }
 
     return {"net": DESCRIPTION[net], "rounds": rounds} | {name: row(name) for name in variants}
