@@ -422,16 +422,14 @@ def _norm(arrays: Any) -> float:
     return sum(float((x**2).sum()) for x in arrays) ** 0.5
 
 
-def measure(net: str, rounds: int, betty: str) -> dict[str, Any]:
+def measure(net: str, variants: list[str], rounds: int, betty: str) -> dict[str, Any]:
     """Returns medians over rounds of all variants and of their ratios."""
-    env: dict[str, dict[str, str]] = {name: {} for name in VARIANTS}
+    env: dict[str, dict[str, str]] = {name: {} for name in variants}
     for name in env:
         if name.endswith("tuned"):
             env[name] = KEEP_MEMORY
         if name.startswith("betty"):
             env[name] = {"PYTHONPATH": betty}
-    if not betty:
-        del env["betty_bilevel"]
     times = _turns.take_turns(__file__, env, net=net, rounds=rounds, steps=STEPS[net])
     result: dict[str, Any] = {
         "net": DESCRIPTION[net],
@@ -444,10 +442,10 @@ def measure(net: str, rounds: int, betty: str) -> dict[str, Any]:
             "cpu_ms": _turns.median_ms(turns, "cpu"),
             "peak_mib": round(turns[-1]["peak_mib"]),
         }
-        if name in PLAIN:
+        if PLAIN.get(name) in times:
             result[name]["over_plain"] = _turns.ratio(turns, times[PLAIN[name]])
         if name in PLAIN and not name.startswith("ours"):
-            for ours in ("ours_bilevel", "ours_bilevel_virtual", "ours_bilevel_two_devices"):
+            for ours in (n for n in times if n.startswith("ours_bilevel")):
                 result[name][f"{ours}_over_this"] = _turns.ratio(times[ours], turns)
     return result
 
@@ -455,6 +453,7 @@ def measure(net: str, rounds: int, betty: str) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--nets", default="resnet20,mlp")
+    parser.add_argument("--variants", default=",".join(VARIANTS))
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--betty", default="", help="folder where Betty is installed")
     parser.add_argument("--out", default="benchmarks/results/bilevel_peers.json")
@@ -480,6 +479,7 @@ def main() -> None:
         "same_problem": {},
         "nets": {},
     }
+    variants = [n for n in args.variants.split(",") if args.betty or not n.startswith("betty")]
     root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     env = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": os.pathsep.join((root, args.betty))}
     for net in args.nets.split(","):
@@ -490,7 +490,7 @@ def main() -> None:
         if result["same_problem"][net]["outer_gradient_error"] > 1e-8:
             raise SystemExit("the two sides do not solve the same problem")
     for net in args.nets.split(","):
-        result["nets"][net] = measure(net, args.rounds, args.betty)
+        result["nets"][net] = measure(net, variants, args.rounds, args.betty)
         with open(args.out, "w") as file:
             json.dump(result, file, indent=2)
             file.write("\n")

@@ -176,7 +176,7 @@ def _unknown_flag(name: str) -> UserError:
         p for p in config_lib.flatten(config_lib.base()) if p.split(".")[-len(parts) :] == parts
     ]
     if paths:
-        hint = f"did you mean --config.{paths[0]}?"
+        hint = f"did you mean --config.{min(paths, key=len)}?"
     elif len(parts) > 1 and parts[1]:
         hint = "did you mean --config." + ".".join(parts[1:]) + "?"
     return UserError("unknown flag", where=f"--{name}", hint=hint)
