@@ -11,6 +11,8 @@ import optax
 
 from distill_jax.core import partition, state, steps
 from distill_jax.core.api import Model, Objective
+from distill_jax.models.adapters import as_model
+from distill_jax.run.resolve import bind
 
 K, SIZE = 5, 6
 
@@ -49,6 +51,53 @@ def tiny_model(*, width: int = 8, batch_norm: bool = False) -> Model:
     return Model(init, apply)
 
 
+def tiny_convnet(*, width: int = 8, batch_norm: bool = False) -> Model:
+    """A three-layer network `[b, 6, 6, 1] -> logits [b, 5]`, written without any library.
+
+    Its features are maps, `stage1` `[b, 3, 3, w]` and `stage2` `[b, 3, 3, 2w]`, and those before
+    the activation (`_pre`); `embedding` is `[b, 2w]`.
+    """
+
+    def init(key, x):
+        keys = jax.random.split(key, 3)
+        d, wide = 4 * x.shape[-1], 2 * width
+        sizes = {"first": (d, width), "second": (width, wide), "last": (wide, K)}
+        params = {
+            name: {"kernel": jax.random.normal(k, shape) / shape[0] ** 0.5, "bias": jnp.zeros(n)}
+            for k, (name, shape) in zip(keys, sizes.items(), strict=True)
+            for n in shape[1:]
+        }
+        return params, {"mean": jnp.zeros(width)} if batch_norm else {}
+
+    def linear(layer, x):
+        y = x.reshape(-1, x.shape[-1]) @ layer["kernel"]
+        return y.reshape(*x.shape[:-1], -1)
+
+    def shift(layer, x):
+        return x + layer["bias"].reshape((1,) * (x.ndim - 1) + (-1,))
+
+    def apply(params, state, x, *, train, rngs):
+        del rngs
+        b, h, w, c = x.shape
+        x = x.reshape(b, h // 2, 2, w // 2, 2, c).swapaxes(2, 3).reshape(b, h // 2, w // 2, 4 * c)
+        pre1 = linear(params["first"], x)
+        if batch_norm:
+            mean = pre1.mean((0, 1, 2)) if train else state["mean"].astype(pre1.dtype)
+            pre1 = pre1 - mean[None, None, None]
+            if train:
+                state = {"mean": 0.9 * state["mean"] + 0.1 * mean.astype(state["mean"].dtype)}
+        pre1 = shift(params["first"], pre1)
+        stage1 = jnp.tanh(pre1)
+        pre2 = shift(params["second"], linear(params["second"], stage1))
+        stage2 = jnp.tanh(pre2)
+        embedding = stage2.mean((1, 2))
+        outputs = {"stage1_pre": pre1, "stage1": stage1, "stage2_pre": pre2, "stage2": stage2}
+        logits = shift(params["last"], linear(params["last"], embedding))
+        return {**outputs, "embedding": embedding, "logits": logits}, state
+
+    return Model(init, apply)
+
+
 def make_batch(b: int = 16, *, seed: int = 0, mixed: bool = False) -> dict[str, Any]:
     r = np.random.RandomState(seed)
     batch = {
@@ -75,19 +124,47 @@ class Setup(NamedTuple):
     frozen: Any
 
 
-def setup(name: str, *, batch_norm: bool = False, tx=None, batch=None, **step_kwargs) -> Setup:
-    """Builds an objective on tiny networks: "teacher" is frozen, every other role learns."""
-    objective = importlib.import_module(f"distill_jax.objectives.{name}").make()
-    models = {role: tiny_model(batch_norm=batch_norm) for role in objective.roles}
+PROVIDED = {"num_classes": K, "num_examples": 64, "total_steps": 10, "steps_per_epoch": 2.0}
+"""What a run tells every objective about its data and length."""
+
+ROLE_MODELS: dict[str, tuple[str, dict[str, Any]]] = {}
+"""Networks of roles that are not classifiers of the input: `{role: (model, kwargs)}`."""
+
+
+def make_objective(name: str, **kwargs) -> Objective:
+    """Makes an objective as a run does: what it needs to know of the data is given to it."""
+    make = importlib.import_module(f"distill_jax.objectives.{name}").make
+    return bind(make, kwargs, where="objective.kwargs", provided=PROVIDED)()
+
+
+def role_model(role: str, *, batch_norm: bool = False) -> Model:
+    """The network of a role: tiny, and wider for a teacher."""
+    if role in ROLE_MODELS:
+        name, kwargs = ROLE_MODELS[role]
+        return as_model(importlib.import_module(f"distill_jax.models.{name}").make(**kwargs))
+    return tiny_convnet(width=16 if is_frozen(role) else 8, batch_norm=batch_norm)
+
+
+def is_frozen(role: str) -> bool:
+    """Roles named for a teacher never learn; every other role does."""
+    return role.startswith("teacher")
+
+
+def setup(
+    name: str, *, batch_norm: bool = False, tx=None, batch=None, kwargs=None, **step_kwargs
+) -> Setup:
+    """Builds an objective on tiny networks: teachers are frozen, every other role learns."""
+    objective = make_objective(name, **(kwargs or {}))
+    models = {role: role_model(role, batch_norm=batch_norm) for role in objective.roles}
     tx = optax.sgd(0.1, momentum=0.9) if tx is None else tx
     shapes = state.infer_shapes(objective, models, make_batch() if batch is None else batch)
-    trainable = tuple(role for role in objective.roles if role != "teacher")
+    trainable = tuple(role for role in objective.roles if not is_frozen(role))
     init = state.make_init(objective, models, tx, shapes, trainable=trainable, ema={})
     step = steps.make_train_step(objective, models, tx, **step_kwargs)
     frozen = {
-        role: models[role].init(jax.random.key(7), *state.zeros(shapes.roles[role].inputs))
-        for role in objective.roles
-        if role == "teacher"
+        role: models[role].init(jax.random.key(7 + i), *state.zeros(shapes.roles[role].inputs))
+        for i, role in enumerate(objective.roles)
+        if is_frozen(role)
     }
     return Setup(objective, models, shapes, init, step, frozen)
 

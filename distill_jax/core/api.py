@@ -41,8 +41,18 @@ class Model(NamedTuple):
 class Nets(Protocol):
     """The networks of a step by role, bound to their parameters, state, precision and keys."""
 
-    def __call__(self, role: Role, *inputs: Any, train: bool = False) -> tuple[Outputs, State]:
-        """Applies the network of `role`; outputs are float32 whatever the compute precision."""
+    def __call__(
+        self, role: Role, *inputs: Any, train: bool = False, learn: bool = True
+    ) -> tuple[Outputs, State]:
+        """Applies the network of `role`; outputs are float32 whatever the compute precision.
+
+        Args:
+          role: its name in the config.
+          *inputs: arrays with leading axis b.
+          train: training mode: batch statistics of this batch, dropout.
+          learn: whether this call gives the network's parameters a gradient. Without it the
+            gradient still reaches the inputs: what an adversary learns from.
+        """
         ...
 
 
@@ -123,10 +133,12 @@ class Objective(Protocol):
       roles: the networks that it calls.
       couples_batch: whether one example's value depends on the other examples (negatives, batch
         statistics). Gradient accumulation is then refused.
+      auxiliary: those of its networks whose logits are not of the classes of the data.
     """
 
     roles: ClassVar[tuple[Role, ...]]
     couples_batch: ClassVar[bool] = False
+    auxiliary: ClassVar[tuple[Role, ...]] = ()
 
     def memory(self, key: Key, batch: Batch) -> PyTree:
         """Returns the initial memory; called once, under `jit`, with a batch of zeros."""

@@ -57,7 +57,10 @@ class _ShapeNets:
         self.models = models
         self.seen: dict[Role, RoleShapes] = {}
 
-    def __call__(self, role: Role, *inputs: Any, train: bool = False) -> tuple[Outputs, State]:
+    def __call__(
+        self, role: Role, *inputs: Any, train: bool = False, learn: bool = True
+    ) -> tuple[Outputs, State]:
+        del learn
         if role not in self.models:
             raise ConfigError(
                 f"the objective calls a network {role!r} that the config does not define",

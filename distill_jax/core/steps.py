@@ -52,10 +52,13 @@ class BoundNets:
         self._dtype = COMPUTE_DTYPES[precision]
         self._calls: dict[Role, int] = {}
 
-    def __call__(self, role: Role, *inputs: Any, train: bool = False) -> tuple[Outputs, State]:
+    def __call__(
+        self, role: Role, *inputs: Any, train: bool = False, learn: bool = True
+    ) -> tuple[Outputs, State]:
         call = self._calls[role] = self._calls.get(role, -1) + 1
         key = jax.random.fold_in(rng.stream(self._key, role, "dropout"), call)
         params, inputs = cast((self._params[role], inputs), self._dtype)
+        params = params if learn else jax.lax.stop_gradient(params)
         outputs, state = self._models[role].apply(
             params, self._state[role], *inputs, train=train, rngs={"dropout": key}
         )

@@ -78,6 +78,10 @@ class Weighed(Objective):
     def couples_batch(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
         return self.objective.couples_batch or self.control in ("shuffled", "batch_mean")
 
+    @property
+    def auxiliary(self) -> tuple[Role, ...]:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return (*self.objective.auxiliary, *self.weigher.roles)
+
     def memory(self, key: Key, batch: Batch) -> PyTree:
         """The objective's own memory and, where the weigher needs it, a class-mean table.
 
@@ -185,7 +189,7 @@ class Weighed(Objective):
 
 
 def networks(objective: Objective) -> tuple[Role, ...]:
-    """Returns the roles that are networks of a weigher; their logits are not of classes."""
+    """Returns the roles that are networks of a weigher."""
     return tuple(objective.weigher.roles) if isinstance(objective, Weighed) else ()
 
 
@@ -228,6 +232,8 @@ class _Evaluating:
 
     nets: Nets
 
-    def __call__(self, role: Role, *inputs: Any, train: bool = False) -> tuple[Outputs, State]:
+    def __call__(
+        self, role: Role, *inputs: Any, train: bool = False, learn: bool = True
+    ) -> tuple[Outputs, State]:
         del train
-        return self.nets(role, *inputs, train=False)
+        return self.nets(role, *inputs, train=False, learn=learn)

@@ -7,11 +7,10 @@ teacher is a frozen network in evaluation mode; it sees the same augmented view 
 import dataclasses
 from typing import ClassVar
 
-import jax
-
 from distill_jax.core.api import Array, Batch, Nets, Objective, PyTree, Terms
 from distill_jax.core.errors import ConfigError
-from distill_jax.losses.classification import distillation_kl, shift_logits
+from distill_jax.losses.classification import distillation_kl
+from distill_jax.objectives._distillation import ask_teacher, check_positive, check_same_classes
 from distill_jax.objectives.supervised import check_smoothing, label_loss
 
 
@@ -34,12 +33,7 @@ class KD(Objective):
 
     def __post_init__(self):
         check_smoothing(self.label_smoothing)
-        if not self.temperature > 0:
-            raise ConfigError(
-                f"temperature is {self.temperature}",
-                where="objective.kwargs.temperature",
-                hint="a positive number, commonly 1 to 10",
-            )
+        check_positive(temperature=self.temperature)
         if not 0 <= self.alpha <= 1:
             raise ConfigError(
                 f"alpha is {self.alpha}",
@@ -49,7 +43,7 @@ class KD(Objective):
 
     def loss(self, nets: Nets, batch: Batch, memory: PyTree, step: Array) -> Terms:
         student, state = nets("student", batch["input"], train=True)
-        target = teacher_logits(nets, batch)
+        target = ask_teacher(nets, batch)["logits"]
         check_same_classes(student["logits"], target)
         return Terms(
             values={
@@ -63,23 +57,6 @@ class KD(Objective):
             coef={"distillation": self.alpha, "cross_entropy": 1 - self.alpha},
             state={"student": state},
             logits={"student": student["logits"], "teacher": target},
-        )
-
-
-def teacher_logits(nets: Nets, batch: Batch) -> Array:
-    """Returns what the frozen teacher says of a batch, `[b, k]`, damaged where the data say so."""
-    teacher, _ = nets("teacher", batch["input"])
-    logits = jax.lax.stop_gradient(teacher["logits"])
-    return shift_logits(logits, batch["teacher_shift"]) if "teacher_shift" in batch else logits
-
-
-def check_same_classes(student: Array, teacher: Array) -> None:
-    """Raises `ConfigError` unless both networks rank the same number of classes."""
-    if student.shape != teacher.shape:
-        raise ConfigError(
-            f"the teacher has {teacher.shape[-1]} classes and the student {student.shape[-1]}",
-            where="roles.teacher",
-            hint="distillation of logits needs the same classes in the same order",
         )
 
 

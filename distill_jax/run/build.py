@@ -19,6 +19,7 @@ from distill_jax.core.api import Batch, Dataset, Evaluator, Model, Objective, Py
 from distill_jax.core.errors import ConfigError, nearest
 from distill_jax.core.weighing import Weighed
 from distill_jax.data import corruption, loader, transforms
+from distill_jax.data.source import example_ids
 from distill_jax.models.adapters import as_model
 from distill_jax.run import checkpoint
 from distill_jax.run import config as config_lib
@@ -462,10 +463,8 @@ def build(config: ConfigDict, *, shapes_only: bool = False) -> Experiment:
       CheckpointError: a network to start from is absent, damaged, or of other shapes.
     """
     config_lib.validate(config)
-    where = "objective"
-    make_objective = resolve("objectives", config.objective.name, where=f"{where}.name")
-    objective = bind(make_objective, config.objective.kwargs.to_dict(), where=f"{where}.kwargs")()
     trainable, frozen, ema = _split_roles(config)
+    make_objective = resolve("objectives", config.objective.name, where="objective.name")
     mesh = partition.make_mesh(data=config.mesh.data, fsdp=config.mesh.fsdp)
     partition.check_batch(
         config.batch_size, mesh, accum_steps=config.accum_steps, where="batch_size"
@@ -475,6 +474,14 @@ def build(config: ConfigDict, *, shapes_only: bool = False) -> Experiment:
     total_steps = config_lib.total_steps(config, len(dataset.train))
     schedule_args = _schedule_args(config, steps_per_epoch, total_steps)
     tx, schedule = optim.make_optimizer(total_steps=total_steps, **schedule_args)
+    facts = {
+        "num_classes": len(dataset.classes),
+        "num_examples": int(example_ids(dataset.train).max(initial=-1)) + 1,
+        "total_steps": total_steps,
+        "steps_per_epoch": steps_per_epoch,
+    }
+    kwargs = config.objective.kwargs.to_dict()
+    objective = bind(make_objective, kwargs, where="objective.kwargs", provided=facts)()
     objective = _weighed(config, objective, dataset, total_steps)
     resident = _is_resident(config, dataset)
     duration = {"steps_per_epoch": steps_per_epoch, "total_steps": total_steps}
@@ -495,7 +502,7 @@ def build(config: ConfigDict, *, shapes_only: bool = False) -> Experiment:
     }
     models = _make_models(config, provided)
     shapes = state.infer_shapes(objective, models, batch)
-    _check_classes(shapes, dataset, weighing.networks(objective))
+    _check_classes(shapes, dataset, objective.auxiliary)
     if isinstance(objective, Weighed):
         for role, path in weighing.dead_parameters(objective, models, shapes):
             raise ConfigError(

@@ -47,12 +47,12 @@ def test_ratio_and_temperature():
     objective = kd.make(alpha=0.3, temperature=2.0)
     batch = harness.make_batch()
     current = made.init(jax.random.key(0))
-    model = harness.tiny_model()
+    model = harness.role_model("student")
     s = model.apply(current.params["student"], {}, batch["input"], train=True, rngs={})[0]
     t = model.apply(*made.frozen["teacher"], batch["input"], train=False, rngs={})[0]
 
-    def nets(role, *inputs, train=False):
-        del inputs, train
+    def nets(role, *inputs, train=False, learn=True):
+        del inputs, train, learn
         return (s, {}) if role == "student" else (t, {})
 
     terms = objective.loss(nets, batch, {}, jnp.int32(0))

@@ -37,7 +37,7 @@ def test_mixed_labels_replace_class_ids():
     batch = harness.make_batch(mixed=True)
     made = harness.setup("supervised", batch=batch)
     state = made.init(jax.random.key(0))
-    model = harness.tiny_model()
+    model = harness.role_model("student")
     outputs, _ = model.apply(state.params["student"], {}, batch["input"], train=True, rngs={})
     want = -(batch["label_probs"] * log_softmax(np.asarray(outputs["logits"]))).sum(1).mean()
     _, metrics = made.step(state, {}, batch, jax.random.key(0))

@@ -1,0 +1,155 @@
+"""The frame of the distillation methods: labels, softened logits, and one signal of their own."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import jax
+
+from distill_jax.core.api import Array, Batch, Nets, Objective, Outputs, PyTree, Role, State, Terms
+from distill_jax.core.errors import ConfigError, nearest
+from distill_jax.losses.classification import distillation_kl, shift_logits
+from distill_jax.objectives.supervised import check_smoothing, label_loss
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Distillation(Objective):
+    """`label_weight CE + kd_weight T^2 KL(teacher_T || student_T) + weight * signal`.
+
+    A method adds its signal in `signals`; each is a term of its own, which a weigher may weigh.
+
+    Attributes:
+      weight: coefficient of the method's own signal, 0 or more.
+      label_weight: coefficient of the cross-entropy with the labels, 0 or more.
+      kd_weight: coefficient of the term of Hinton et al. 2015; the term is left out where it is 0.
+      temperature: T of both softmaxes, positive.
+      label_smoothing: of the label term, in [0, 1).
+    """
+
+    weight: float = 1.0
+    label_weight: float = 1.0
+    kd_weight: float = 0.0
+    temperature: float = 4.0
+    label_smoothing: float = 0.0
+
+    roles: ClassVar[tuple[Role, ...]] = ("student", "teacher")
+    couples_batch: ClassVar[bool] = False
+
+    def __post_init__(self):
+        check_smoothing(self.label_smoothing)
+        check_positive(temperature=self.temperature)
+        check_not_negative(
+            weight=self.weight, label_weight=self.label_weight, kd_weight=self.kd_weight
+        )
+
+    def signals(
+        self, nets: Nets, student: Outputs, teacher: Outputs, batch: Batch, memory: PyTree
+    ) -> "Signals":
+        """Returns the method's own terms.
+
+        Args:
+          nets: the networks, for connectors.
+          student: outputs of the student in training mode.
+          teacher: outputs of the teacher, without gradient.
+          batch: the batch.
+          memory: the objective's memory.
+        """
+        raise NotImplementedError
+
+    def loss(self, nets: Nets, batch: Batch, memory: PyTree, step: Array) -> Terms:
+        student, state = nets("student", batch["input"], train=True)
+        teacher = ask_teacher(nets, batch)
+        found = self.signals(nets, student, teacher, batch, memory)
+        values = dict(found.values)
+        coef: dict[str, Any] = {name: self.weight for name in found.values}
+        if self.label_weight:
+            smoothing = self.label_smoothing
+            values["cross_entropy"] = label_loss(student["logits"], batch, smoothing=smoothing)
+            coef["cross_entropy"] = self.label_weight
+        if self.kd_weight:
+            check_same_classes(student["logits"], teacher["logits"])
+            values["distillation"] = distillation_kl(
+                student["logits"], teacher["logits"], temperature=self.temperature
+            )
+            coef["distillation"] = self.kd_weight
+        logits = {"student": student["logits"], "teacher": teacher["logits"]}
+        return Terms(
+            values=values,
+            coef={**coef, **found.coef},
+            state={"student": state, **found.state},
+            memory=found.memory,
+            logits=logits,
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Signals:
+    """What a method adds to the frame.
+
+    Attributes:
+      values: per-example losses `[b]` by name.
+      coef: coefficients by name, `weight` of the objective where left out.
+      state: new state of connectors.
+      memory: the new memory; None keeps the old one.
+    """
+
+    values: Mapping[str, Array]
+    coef: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    state: Mapping[Role, State] = dataclasses.field(default_factory=dict)
+    memory: PyTree = None
+
+
+def ask_teacher(nets: Nets, batch: Batch, *, role: Role = "teacher") -> Outputs:
+    """Returns what a frozen teacher says of a batch, without gradient, in evaluation mode.
+
+    It sees `teacher_input` where a transform gave it a view of its own, else what the student
+    sees. Its logits are damaged where the data say so (`teacher_shift`).
+    """
+    outputs, _ = nets(role, batch.get("teacher_input", batch["input"]))
+    outputs = dict(jax.lax.stop_gradient(outputs))
+    if "teacher_shift" in batch:
+        outputs["logits"] = shift_logits(outputs["logits"], batch["teacher_shift"])
+    return outputs
+
+
+def check_same_classes(student: Array, teacher: Array, *, role: Role = "teacher") -> None:
+    """Raises `ConfigError` unless both networks rank the same number of classes."""
+    if student.shape != teacher.shape:
+        raise ConfigError(
+            f"the {role} has {teacher.shape[-1]} classes and the student {student.shape[-1]}",
+            where=f"roles.{role}",
+            hint="distillation of logits needs the same classes in the same order",
+        )
+
+
+def endpoint(outputs: Outputs, name: str, *, role: Role, where: str) -> Array:
+    """Returns a named output of a network.
+
+    Raises:
+      ConfigError: the network has no such output.
+    """
+    if name not in outputs:
+        raise ConfigError(
+            f"{role} has no output {name!r}",
+            where=f"objective.kwargs.{where}",
+            hint=nearest(name, outputs),
+        )
+    return outputs[name]
+
+
+def check_positive(**values: float) -> None:
+    """Raises `ConfigError` for a hyperparameter that is not above 0."""
+    for name, value in values.items():
+        if not value > 0:
+            raise ConfigError(
+                f"{name} is {value}", where=f"objective.kwargs.{name}", hint="a positive number"
+            )
+
+
+def check_not_negative(**values: float) -> None:
+    """Raises `ConfigError` for a hyperparameter below 0."""
+    for name, value in values.items():
+        if not value >= 0:
+            raise ConfigError(
+                f"{name} is {value}", where=f"objective.kwargs.{name}", hint="0 or more"
+            )
