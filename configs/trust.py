@@ -1,5 +1,7 @@
 """Arms of the studies of learned trust: the same for every task, so that budgets are equal."""
 
+from collections.abc import Iterable
+
 PERCENT = (10, 30, 50, 70, 90)
 SCENARIOS = {
     "class": {"teacher_damage": 0.3, "teacher_damage_kind": "class"},
@@ -8,14 +10,17 @@ SCENARIOS = {
 }
 """A teacher that is wrong on 30 % of the classes, or of the examples; 30 % wrong labels."""
 
+OUTLIERS = {"outliers": {"outliers": 0.1}}
+"""Noise images with random labels among the training images, a tenth of their number."""
 
-def scenario(options: set[str]) -> str:
+
+def scenario(options: set[str], known: Iterable[str] = SCENARIOS) -> str:
     """Returns which fault the options ask for, "" for none.
 
     Raises:
       ValueError: for two of them.
     """
-    given = sorted(options & set(SCENARIOS))
+    given = sorted(options & set(known))
     if len(given) > 1:
         raise ValueError(f"choose one of {', '.join(given)}")
     return given[0] if given else ""

@@ -4,7 +4,8 @@
       --also=test/nll,test/ece runs/trust_images runs/trust_images_random
 
 Writes OUT.md (the tables only: what they support is written by hand above them, and kept) and
-OUT.json (every test metric and every measure of trust, by study, arm and seed).
+OUT.json (every test metric and every measure of trust, by study, arm and seed). Studies that
+OUT.json already has and that are not named stay.
 """
 
 import argparse
@@ -138,12 +139,14 @@ def main() -> None:
     parser.add_argument("--out", required=True, type=pathlib.Path)
     parser.add_argument("--also", default="", help="further metrics, separated by commas")
     options = parser.parse_args()
-    studies = {folder.name: read(folder) for folder in options.studies}
+    stored = options.out.with_suffix(".json")
+    studies = json.loads(stored.read_text()) if stored.exists() else {}
+    studies |= {folder.name: read(folder) for folder in options.studies}
     page = options.out.with_suffix(".md")
     above = page.read_text().partition(MARK)[0] if page.exists() else ""
     body = [line for s in studies.values() for line in (*tables(s, options.also.split(",")), "")]
     page.write_text(f"{above}{MARK}\n\n" + "\n".join(body).rstrip() + "\n")
-    options.out.with_suffix(".json").write_text(json.dumps(studies, indent=None) + "\n")
+    stored.write_text(json.dumps(studies, indent=None) + "\n")
 
 
 if __name__ == "__main__":

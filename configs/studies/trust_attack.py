@@ -40,7 +40,8 @@ def get_config(arg: str = ""):
     config.study.seeds = (0, 1, 2, 3, 4)
     config.study.reference = "kd_50"
     config.study.metric = "test/macro_f1"
-    config.study.title = f"Learned trust, attack detection{': ' + fault if fault else ''}"
+    data = ", NSL-KDD" if "nsl_kdd" in options else ""
+    config.study.title = f"Learned trust, attack detection{data}{': ' + fault if fault else ''}"
     if "smoke" in options:
         config = common.smoke_table(config)
         config.study.seeds = (0, 1)

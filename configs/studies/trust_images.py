@@ -10,7 +10,9 @@ optimizer and held-out split (10 % of the training part, from which weighers lea
 arms train on it as well. `kd_tuned` is the constant ratio of the best held-out accuracy.
 
 `:class` and `:random` damage the teacher on 30 % of the classes or of the examples, `:noisy`
-changes 30 % of the training labels (teacher and held-out labels stay clean), with fewer arms.
+changes 30 % of the training labels (teacher and held-out labels stay clean), `:outliers` adds
+noise images with random labels to the training part (the teacher is trained without), with fewer
+arms.
 `:full` reads the whole of Fashion-MNIST; `:smoke` takes seconds on generated images.
 """
 
@@ -19,23 +21,25 @@ from distill_jax.run import config as config_lib
 
 
 def get_config(arg: str = ""):
-    options = common.parse(arg, "smoke", "full", *trust.SCENARIOS)
-    fault = trust.scenario(options)
+    faults = trust.SCENARIOS | trust.OUTLIERS
+    options = common.parse(arg, "smoke", "full", *faults)
+    fault = trust.scenario(options, faults)
     config = common.fashion_mnist(full="full" in options)
     config.objective.name = "supervised"
     config.roles.student = config_lib.role("convnet", widths=(8, 16, 32))
     config.data.train_transforms = ("normalize",)
     del config.data.transform_kwargs["random_crop"]
-    config.data.corrupt = trust.SCENARIOS.get(fault, {})
+    config.data.corrupt = faults.get(fault, {})
     config.total.epochs = 8.0
     config.eval.every.epochs = 2.0
     config.bilevel.every = 2
     config.bilevel.warmup.epochs = 1.0
     config.bilevel.outer_batch = 0.5
     config.bilevel.optim.lr = 3e-3
+    trained_clean = ("noisy", "outliers")
     teacher = {
         "roles": {"student": {"kwargs": {"widths": (16, 32, 64)}}},
-        "data": {"corrupt": {"label_noise": 0.0}} if fault == "noisy" else {},
+        "data": {"corrupt": dict.fromkeys(faults[fault], 0.0)} if fault in trained_clean else {},
     }
     config.study.arms = trust.arms(teacher=teacher, temperature=4.0, hidden=(128,), full=not fault)
     config.study.tuned = trust.tuned(full=not fault)
