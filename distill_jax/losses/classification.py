@@ -29,6 +29,19 @@ def soft_cross_entropy(logits: Array, probs: Array, *, smoothing: float = 0.0) -
     return optax.softmax_cross_entropy(logits, probs)
 
 
+def kl(log_p: Array, log_q: Array) -> Array:
+    """`KL(p || q)` of log-probabilities of two distributions, `[b, k], [b, k] -> [b]`.
+
+    As `sum p (d - 1 + exp(-d))` with `d = log p - log q`: the same for rows that sum to 1, but its
+    terms are of second order where p and q are close, so that they do not cancel in float32.
+    """
+    p, d = jnp.exp(log_p), log_p - log_q
+    near = jnp.abs(d) < 1
+    small = jnp.where(near, d, 0)
+    terms = jnp.where(near, p * (small + jnp.expm1(-small)), p * (d - 1) + jnp.exp(log_q))
+    return terms.sum(-1)
+
+
 def distillation_kl(student: Array, teacher: Array, *, temperature: float) -> Array:
     """`T^2 KL(softmax(teacher / T) || softmax(student / T))`, `[b, k], [b, k] -> [b]`, in nats.
 
@@ -37,8 +50,7 @@ def distillation_kl(student: Array, teacher: Array, *, temperature: float) -> Ar
     """
     log_student = jax.nn.log_softmax(student / temperature)
     log_teacher = jax.nn.log_softmax(teacher / temperature)
-    kl = (jnp.exp(log_teacher) * (log_teacher - log_student)).sum(-1)
-    return temperature**2 * kl
+    return temperature**2 * kl(log_teacher, log_student)
 
 
 def shift_logits(logits: Array, shift: Array) -> Array:
