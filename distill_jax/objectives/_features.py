@@ -1,0 +1,117 @@
+"""The frame of the methods that match features of several stages."""
+
+import dataclasses
+import re
+from collections.abc import Sequence
+from typing import ClassVar
+
+from distill_jax.core.api import Array, Nets, Outputs, Role, State
+from distill_jax.core.errors import ConfigError
+from distill_jax.losses.features import as_map, check_same_shape, match_sizes
+from distill_jax.objectives._distillation import Distillation, endpoint
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StageDistillation(Distillation):
+    """Distillation of features of pairs of stages.
+
+    Features are maps; tokens and vectors are viewed as such (`losses.features.as_map`).
+
+    Attributes:
+      student_stages: outputs of the student, shallow to deep; empty takes all `stage<i>`.
+      teacher_stages: as many outputs of the teacher; empty takes all `stage<i>`.
+    """
+
+    student_stages: tuple[str, ...] = ()
+    teacher_stages: tuple[str, ...] = ()
+
+    suffix: ClassVar[str] = ""
+
+    def maps(self, student: Outputs, teacher: Outputs) -> tuple[list[Array], list[Array]]:
+        """Returns the maps of both networks, paired.
+
+        Raises:
+          ConfigError: an output does not exist or is no map, or the numbers differ.
+        """
+        found = []
+        for role, outputs, names in (
+            ("student", student, self.student_stages),
+            ("teacher", teacher, self.teacher_stages),
+        ):
+            names = tuple(names) or stages(outputs, role=role, suffix=self.suffix)
+            where = f"{role}_stages"
+            found.append([feature(outputs, name, role=role, where=where) for name in names])
+        if len(found[0]) != len(found[1]):
+            raise ConfigError(
+                f"{len(found[0])} stages of the student and {len(found[1])} of the teacher",
+                where="objective.kwargs.student_stages",
+                hint="name as many of each, shallow to deep",
+            )
+        return found[0], found[1]
+
+
+def stages(outputs: Outputs, *, role: Role, suffix: str = "") -> tuple[str, ...]:
+    """Returns the names `stage<i><suffix>` of a network, shallow to deep."""
+    matches = [re.fullmatch(rf"stage(\d+){suffix}", name) for name in outputs]
+    numbers = sorted(int(match[1]) for match in matches if match)
+    if not numbers:
+        raise ConfigError(
+            f"{role} has no outputs stage<i>{suffix}",
+            where=f"roles.{role}.model",
+            hint=f"it has {', '.join(sorted(outputs))}",
+        )
+    return tuple(f"stage{i}{suffix}" for i in numbers)
+
+
+def feature(outputs: Outputs, name: str, *, role: Role, where: str) -> Array:
+    """Returns a named output of a network as a map; an empty name means its last stage."""
+    found = endpoint(outputs, name or stages(outputs, role=role)[-1], role=role, where=where)
+    return as_map(found, where=f"objective.kwargs.{where}")
+
+
+def connect(
+    nets: Nets,
+    role: Role,
+    student: Sequence[Array],
+    teacher: Sequence[Array],
+    *,
+    train: bool = True,
+) -> tuple[Outputs, list[Array], list[Array], State]:
+    """Maps the student's features to the teacher's shapes by the network of `role`.
+
+    Of two maps of different size the larger is averaged first.
+
+    Args:
+      nets: the networks.
+      role: a connector that is called with all maps of the student, then all of the teacher, of
+        which only the shapes count, and returns `output1`, `output2`, ...
+      student: maps of the student.
+      teacher: maps of the teacher.
+      train: training mode of the connector.
+
+    Returns:
+      All outputs of the connector; `output1`, ...; the teacher's maps to compare them with; the
+      connector's new state.
+    """
+    where = f"roles.{role}"
+    pairs = [match_sizes(s, t, where=where) for s, t in zip(student, teacher, strict=True)]
+    targets = [t for _, t in pairs]
+    outputs, state = nets(role, *(s for s, _ in pairs), *targets, train=train)
+    found = connected(outputs, targets, role=role)
+    return outputs, found, targets, state
+
+
+def connected(outputs: Outputs, targets: Sequence[Array], *, role: Role) -> list[Array]:
+    """Returns `output1`, ... of a connector after a check against the shapes of the targets."""
+    found = []
+    for i, target in enumerate(targets, start=1):
+        if f"output{i}" not in outputs:
+            raise ConfigError(
+                f"{role} returns no output{i}, only {', '.join(outputs)}",
+                where=f"roles.{role}.model",
+                hint="use the model that the objective names for this role",
+            )
+        found.append(outputs[f"output{i}"])
+        hint = "a connector must return the shapes of the teacher's features"
+        check_same_shape(found[-1], target, where=f"roles.{role}", hint=hint)
+    return found

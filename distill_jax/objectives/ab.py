@@ -1,0 +1,66 @@
+"""Activation boundaries (Heo et al. 2019, arXiv:1811.03233).
+
+`L = label_weight CE + weight sum_stages mean(relu(margin - y r(s))^2)` where r(s) is the student's
+feature before the activation through a connector and y = +-1 the sign of the teacher's.
+
+The paper initializes a student with it, then trains that student with labels (and logits). Two
+runs do the same: this objective with `label_weight=0`, and no selection of checkpoints, since the
+classifier stays as it began (`eval.metric=""`, `data.held_out=0`); then any other objective with
+`roles.student.init=<the first run>`. With labels, the default, both are learned at once.
+
+Deviations: mean over the elements in place of their sum, and the same weight for every stage; of
+two maps of different size the larger is averaged first.
+
+Networks: student and teacher with outputs `stage<i>_pre`; regressor, model `regressor` with
+`batch_norm=True` as published.
+"""
+
+import dataclasses
+from typing import ClassVar
+
+from distill_jax.core.api import Array, Batch, Nets, Outputs, PyTree
+from distill_jax.losses.features import boundary_distance
+from distill_jax.objectives._distillation import Signals, check_positive
+from distill_jax.objectives._features import StageDistillation, connect
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AB(StageDistillation):
+    """Squared hinge on the signs of the teacher's values before the activation.
+
+    Attributes:
+      weight: of the hinge; 0.1 to 100.
+      margin: distance from zero that the student is asked for, positive; published 1.
+    """
+
+    weight: float = 1.0
+    margin: float = 1.0
+
+    roles: ClassVar[tuple[str, ...]] = ("student", "teacher", "regressor")
+    suffix: ClassVar[str] = "_pre"
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_positive(margin=self.margin)
+
+    def signals(
+        self,
+        nets: Nets,
+        student: Outputs,
+        teacher: Outputs,
+        batch: Batch,
+        memory: PyTree,
+        step: Array,
+    ) -> Signals:
+        maps = self.maps(student, teacher)
+        _, found, targets, state = connect(nets, "regressor", *maps)
+        distances = [
+            boundary_distance(s, t, margin=self.margin) for s, t in zip(found, targets, strict=True)
+        ]
+        return Signals(
+            values={"boundary": sum(distances[1:], start=distances[0])},
+            state={"regressor": state},
+        )
+
+
+make = AB

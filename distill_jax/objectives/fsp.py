@@ -1,0 +1,58 @@
+"""Flow of the solution procedure (Yim et al. 2017, CVPR, "A Gift from Knowledge Distillation").
+
+`L = label_weight CE + weight sum_pairs mean((G_s - G_t)^2)` over pairs of consecutive stages, with
+`G_ij = 1/(h w) sum_positions f1_i f2_j` (eqs. 1 and 2).
+
+Deviations: mean over the entries of G in place of their sum, for which the weight 50 was published
+(Tian et al. 2020, arXiv:1910.10699); of two stages the larger is averaged to the size of the
+smaller, where the paper takes maxima. The paper learns flows first and labels afterwards: set
+`label_weight=0`, then start another run from this student.
+
+Both networks need the same channels in the stages that are compared.
+"""
+
+import dataclasses
+import itertools
+
+from distill_jax.core.api import Array, Batch, Nets, Outputs, PyTree
+from distill_jax.core.errors import ConfigError
+from distill_jax.losses.features import check_same_shape, flow, match_sizes, mean_square
+from distill_jax.objectives._distillation import Signals
+from distill_jax.objectives._features import StageDistillation
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FSP(StageDistillation):
+    """Distance of the products of the channels of consecutive stages.
+
+    Attributes:
+      weight: of the distance; 1 to 100, published 50.
+    """
+
+    weight: float = 50.0
+
+    def signals(
+        self,
+        nets: Nets,
+        student: Outputs,
+        teacher: Outputs,
+        batch: Batch,
+        memory: PyTree,
+        step: Array,
+    ) -> Signals:
+        where = "objective.kwargs.student_stages"
+        flows = [
+            [flow(*match_sizes(a, b, where=where)) for a, b in itertools.pairwise(maps)]
+            for maps in self.maps(student, teacher)
+        ]
+        if not flows[0]:
+            raise ConfigError("a flow needs two stages", where=where, hint="name at least two")
+        found = []
+        for s, t in zip(*flows, strict=True):
+            hint = "flows need stages of the same channels: a teacher of the student's widths"
+            check_same_shape(s, t, where=where, hint=hint)
+            found.append(mean_square(s - t))
+        return Signals(values={"fsp": sum(found[1:], start=found[0])})
+
+
+make = FSP

@@ -1,0 +1,67 @@
+"""Knowledge review (Chen et al. 2021, arXiv:2104.09044).
+
+`L = label_weight CE + weight sum_stages HCL(fused_i, t_i)`: each stage of the student is fused, by
+learned gates, with what comes from its deeper stages, and compared with the teacher's stage by the
+hierarchical context loss, mean squares at several pooled sizes.
+
+The pyramid has the full size and 4x4, 2x2 and 1x1, as far as these are smaller than the map.
+`warmup_epochs` lets the weight grow over the first epochs, as public programs of the method do.
+
+Networks: student; teacher; fusion, model `review_fusion`. Published stages end in the pooled
+feature: `student_stages=("stage1", "stage2", "stage3", "embedding")` and the same of the teacher.
+"""
+
+import dataclasses
+from typing import ClassVar
+
+import jax.numpy as jnp
+
+from distill_jax.core.api import Array, Batch, Nets, Outputs, PyTree
+from distill_jax.losses.features import hierarchical_distance
+from distill_jax.objectives._distillation import Signals, check_not_negative
+from distill_jax.objectives._features import StageDistillation, connected
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ReviewKD(StageDistillation):
+    """Distance of stages of the teacher from a review of the student's stages.
+
+    Attributes:
+      weight: of the distance; 0.5 to 10.
+      warmup_epochs: epochs over which the weight grows linearly to its value; 0 to 20.
+      steps_per_epoch: taken from the data where the config is silent.
+    """
+
+    weight: float = 1.0
+    warmup_epochs: float = 0.0
+    steps_per_epoch: float = 1.0
+
+    roles: ClassVar[tuple[str, ...]] = ("student", "teacher", "fusion")
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_not_negative(warmup_epochs=self.warmup_epochs)
+
+    def signals(
+        self,
+        nets: Nets,
+        student: Outputs,
+        teacher: Outputs,
+        batch: Batch,
+        memory: PyTree,
+        step: Array,
+    ) -> Signals:
+        maps, targets = self.maps(student, teacher)
+        outputs, state = nets("fusion", *maps, *targets, train=True)
+        fused = connected(outputs, targets, role="fusion")
+        found = [hierarchical_distance(s, t) for s, t in zip(fused, targets, strict=True)]
+        coef: dict[str, float | Array] = {}
+        if self.warmup_epochs:
+            ramp = (step + 1) / (self.warmup_epochs * self.steps_per_epoch)
+            coef["review"] = self.weight * jnp.minimum(ramp, 1.0)
+        return Signals(
+            values={"review": sum(found[1:], start=found[0])}, coef=coef, state={"fusion": state}
+        )
+
+
+make = ReviewKD

@@ -1,0 +1,83 @@
+"""Softmax regression representation learning (Yang et al. 2021, ICLR).
+
+`L = label_weight CE + weight mean((r(s) - t)^2) + regression_weight mean((C(r(s)) - z_t)^2)`: the
+student's last feature s, through a regressor r, is to equal the teacher's t and to make the
+teacher's classifier C say what it says of t, the teacher's logits z_t.
+
+Deviations: means over elements in place of sums.
+
+Networks: student; teacher; regressor, model `regressor` with `batch_norm=True, relu=True` as
+published; teacher_head, model `linear_head`, frozen, which takes over the teacher's last layer by
+`init="<run>#<role>/<layer>"`, e.g. `"runs/teacher#student/Dense_0"`.
+"""
+
+import dataclasses
+from typing import ClassVar
+
+from distill_jax.core.api import Array, Batch, Nets, Outputs, PyTree
+from distill_jax.losses.features import mean_square
+from distill_jax.objectives._distillation import (
+    Distillation,
+    Signals,
+    check_not_negative,
+    check_same_classes,
+)
+from distill_jax.objectives._features import connect, feature
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SRRL(Distillation):
+    """Regression of the teacher's last feature and of its classifier's answer.
+
+    Attributes:
+      weight: of the distance of features; 0.1 to 10.
+      regression_weight: of the distance of logits, 0 or more.
+      student_stage: output of the student; empty takes its last `stage<i>`.
+      teacher_stage: output of the teacher whose mean over positions its classifier sees; empty
+        takes its last `stage<i>`.
+    """
+
+    weight: float = 1.0
+    regression_weight: float = 1.0
+    student_stage: str = "embedding"
+    teacher_stage: str = "embedding"
+
+    roles: ClassVar[tuple[str, ...]] = ("student", "teacher", "regressor", "teacher_head")
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_not_negative(regression_weight=self.regression_weight)
+
+    def signals(
+        self,
+        nets: Nets,
+        student: Outputs,
+        teacher: Outputs,
+        batch: Batch,
+        memory: PyTree,
+        step: Array,
+    ) -> Signals:
+        found, target, state = self._regress(nets, student, teacher)
+        logits = self._reuse(nets, found)
+        check_same_classes(logits, teacher["logits"])
+        return Signals(
+            values={
+                "feature": mean_square(found - target),
+                "regression": mean_square(logits - teacher["logits"]),
+            },
+            coef={"regression": self.regression_weight},
+            state={"regressor": state},
+        )
+
+    def _regress(self, nets: Nets, student: Outputs, teacher: Outputs, *, train: bool = True):
+        own = feature(student, self.student_stage, role="student", where="student_stage")
+        target = feature(teacher, self.teacher_stage, role="teacher", where="teacher_stage")
+        _, found, targets, state = connect(nets, "regressor", [own], [target], train=train)
+        return found[0], targets[0], state
+
+    def _reuse(self, nets: Nets, found: Array) -> Array:
+        """Returns what the teacher's classifier says of a map that stands for the teacher's."""
+        return nets("teacher_head", found.mean((1, 2)), learn=False)[0]["logits"]
+
+
+make = SRRL
