@@ -1,0 +1,57 @@
+"""Which examples count, which rows of a table they write, and how many features are kept."""
+
+import jax
+import jax.numpy as jnp
+
+from distill_jax.core.api import Array, Key
+
+
+def small_loss_weights(loss: Array, mask: Array, *, rate: Array | float) -> Array:
+    """Weights `[b]` that keep the `ceil(rate * n)` examples of smallest loss among the n real ones.
+
+    Han et al. 2018 (arXiv:1804.06872), algorithm 1, lines 4 and 5. Kept examples have weight
+    `n / kept` and others 0, so that the mean over the n is the mean over the kept. Ties go to the
+    earlier row. Without gradient.
+
+    Args:
+      loss: `[b]`.
+      mask: `[b]`, 0 on padding, which is never kept.
+      rate: share that is kept, in [0, 1].
+    """
+    loss = jax.lax.stop_gradient(jnp.where(mask > 0, loss, jnp.inf))
+    rank = jnp.argsort(jnp.argsort(loss, stable=True), stable=True)
+    n = mask.sum()
+    # A share such as 0.8 is not exact in binary: without the margin, 0.8 of 20 could be 17.
+    kept = mask * (rank < rate * n - 1e-4)
+    return kept * n / jnp.maximum(kept.sum(), 1)
+
+
+def nested_width(key: Key, d: int, *, sigma: float) -> Array:
+    """Draws k in 1..d with `p(k)` proportional to `exp(-(k / sigma)^2)`; an int32 scalar.
+
+    Chen et al. 2022 (arXiv:2206.13140): nested dropout of the features with mu = 0.
+    """
+    k = jnp.arange(1, d + 1)
+    return 1 + jax.random.categorical(key, -((k / sigma) ** 2))
+
+
+def truncate(features: Array, k: Array | int) -> Array:
+    """Sets all but the first k features to 0, `[b, d] -> [b, d]`; the others are not rescaled."""
+    return jnp.where(jnp.arange(features.shape[-1])[None] < k, features, 0)
+
+
+def rows_to_write(index: Array, mask: Array, n: int) -> Array:
+    """Returns the row of a table `[n, ...]` that each example writes, int `[b]`; n is none.
+
+    Padding writes nothing. A batch that straddles two epochs can hold an example twice: its last
+    occurrence is written, so that the table does not depend on the order of a scatter.
+
+    Args:
+      index: ids of the examples, int `[b]`, below n.
+      mask: `[b]`, 0 on padding.
+      n: rows of the table; write with `mode="drop"`.
+    """
+    position = jnp.arange(index.shape[0])
+    later = position[None] > position[:, None]
+    again = later & (index[None] == index[:, None]) & (mask[None] > 0)
+    return jnp.where((mask > 0) & ~again.any(1), index, n)
