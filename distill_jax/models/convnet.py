@@ -27,7 +27,8 @@ class ConvNet(nn.Module):
         x = outputs["embedding"] = x.mean((1, 2))
         if self.dropout:
             x = nn.Dropout(self.dropout)(x, deterministic=not train)
-        outputs["logits"] = Dense(self.num_classes)(x)
+        if self.num_classes:
+            outputs["logits"] = Dense(self.num_classes)(x)
         return outputs
 
 
@@ -39,7 +40,7 @@ def make(
     Endpoints: `stage<i>` and `stage<i>_pre` of every width before pooling, `embedding`, `logits`.
 
     Args:
-      num_classes: k.
+      num_classes: k; 0 leaves the last layer and `logits` out, for a head that is another network.
       widths: channels of the convolutions.
       dropout: rate before the last layer.
 

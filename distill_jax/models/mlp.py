@@ -29,7 +29,8 @@ class MLP(nn.Module):
             if self.dropout:
                 x = nn.Dropout(self.dropout)(x, deterministic=not train)
         outputs["embedding"] = x
-        outputs["logits"] = Dense(self.num_classes)(x)
+        if self.num_classes:
+            outputs["logits"] = Dense(self.num_classes)(x)
         return outputs
 
 
@@ -46,7 +47,7 @@ def make(
     (input of the last layer) and `logits`.
 
     Args:
-      num_classes: k.
+      num_classes: k; 0 leaves the last layer and `logits` out, for a head that is another network.
       hidden: widths of the hidden layers.
       dropout: rate after every hidden layer.
       batch_norm: whether to normalize before every activation.
