@@ -26,27 +26,56 @@ _PATCH_BYTES = 4 * 2**20
 """Bound on the patches of one product; larger ones leave the cache and cost page faults."""
 
 
-def conv2d(x: Array, kernel: Array, *, stride: int = 1) -> Array:
+def conv2d(x: Array, kernel: Array, *, stride: int = 1, groups: int = 1) -> Array:
     """Cross-correlates images with a kernel, padded by half of the kernel on every side.
 
     Args:
       x: `[b, h, w, c]`.
-      kernel: `[kh, kw, c, d]` of the dtype of `x` and of odd height and width.
+      kernel: `[kh, kw, c / groups, d]` of the dtype of `x` and of odd height and width.
       stride: step between outputs along height and width.
+      groups: parts into which `c` and `d` are cut; part i of `d` sees part i of `c` alone. `c`
+        groups with `c` outputs are a depthwise convolution.
 
     Returns:
       `[b, ceil(h / stride), ceil(w / stride), d]`.
+
+    Raises:
+      ValueError: the channels do not divide into the groups.
     """
-    if jax.default_backend() == "cpu":
+    if x.shape[-1] != groups * kernel.shape[2] or kernel.shape[3] % groups:
+        raise ValueError(f"kernel {kernel.shape}, {groups} groups, input {x.shape}")
+    if jax.default_backend() != "cpu":
+        return _conv(x, kernel, stride=stride, groups=groups)
+    if groups == 1:
         return _conv_p.bind(x, kernel, stride=stride)
-    return _conv(x, kernel, stride=stride)
+    if groups == x.shape[-1] == kernel.shape[3]:
+        return _depthwise(x, kernel, stride=stride)
+    parts = zip(jnp.split(x, groups, -1), jnp.split(kernel, groups, -1), strict=True)
+    return jnp.concatenate([_conv_p.bind(*part, stride=stride) for part in parts], -1)
 
 
-def _conv(x: Array, kernel: Array, *, stride: int) -> Array:
-    padding = [(k // 2, k // 2) for k in kernel.shape[:2]]
+def _conv(x: Array, kernel: Array, *, stride: int, groups: int = 1) -> Array:
     return lax.conv_general_dilated(
-        x, kernel, (stride, stride), padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
+        x,
+        kernel,
+        (stride, stride),
+        [(k // 2, k // 2) for k in kernel.shape[:2]],
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=groups,
     )
+
+
+def _depthwise(x: Array, kernel: Array, *, stride: int) -> Array:
+    """Sums shifted images times one row of the kernel: XLA:CPU loops over single channels."""
+    kh, kw = kernel.shape[:2]
+    rows, columns = (stride * (-(-n // stride) - 1) + 1 for n in x.shape[1:3])
+    x = jnp.pad(x, ((0, 0), (kh // 2,) * 2, (kw // 2,) * 2, (0, 0)))
+    shifts = [
+        x[:, i : i + rows : stride, j : j + columns : stride] * kernel[i, j].reshape(1, 1, 1, -1)
+        for i in range(kh)
+        for j in range(kw)
+    ]
+    return functools.reduce(jnp.add, shifts)
 
 
 def _kernel_gradient_by_lax(x: Array, g: Array, *, stride: int, size: tuple[int, int]) -> Array:

@@ -29,12 +29,13 @@ class Conv(nn.Module):
     features: int
     kernel_size: int = 3
     stride: int = 1
+    groups: int = 1
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        shape = (self.kernel_size, self.kernel_size, x.shape[-1], self.features)
+        shape = (self.kernel_size, self.kernel_size, x.shape[-1] // self.groups, self.features)
         x, kernel = promote_dtype(x, self.param("kernel", he_normal, shape))
-        return conv2d(x, kernel, stride=self.stride)
+        return conv2d(x, kernel, stride=self.stride, groups=self.groups)
 
 
 class BatchNorm(nn.Module):
@@ -111,3 +112,13 @@ class DropPath(nn.Module):
 def gelu(x: Array) -> Array:
     """Gaussian error linear unit in its tanh form (Hendrycks & Gimpel 2016)."""
     return jax.nn.gelu(x, approximate=True)
+
+
+def shuffle_channels(x: Array, groups: int) -> Array:
+    """Interleaves groups of channels (Zhang et al. 2018, ShuffleNet, figure 1).
+
+    Args:
+      x: `[..., c]`, c a multiple of `groups`.
+      groups: consecutive parts of c; output channel i comes from part i mod `groups`.
+    """
+    return x.reshape(*x.shape[:-1], groups, -1).swapaxes(-1, -2).reshape(x.shape)

@@ -1,0 +1,115 @@
+"""The CIFAR-100 distillation benchmark (Tian et al. 2020, arXiv:1910.10699): thirteen pairs.
+
+  python -m distill_jax.main --mode=study --workdir=runs/kd_cifar100/resnet56-resnet20 \\
+      --config=configs/studies/kd_cifar100.py:resnet56-resnet20
+
+Arms: the student alone, distillation of .1 cross-entropy and .9 T^2 KL at T 4 (Hinton et al. 2015),
+and the teacher, which each student takes from its own seed after the last epoch. 240 epochs of
+batch 64; momentum .9, weight decay 5e-4 on all parameters; the rate .05, or .01 for ShuffleNets and
+MobileNets, falls tenfold after epochs 150, 180 and 210; random crops and flips. All 50,000 images
+are trained on: nothing is selected, the last state counts. `configs/published.py` has the figures
+that were published for every pair.
+
+`:<teacher>-<student>` names the pair (`PAIRS`); without it resnet56-resnet20. `:smoke` trains a few
+steps on generated images, and combines: `:vgg13-vgg8,smoke`.
+"""
+
+from configs import common, trust
+from distill_jax.run import config as config_lib
+
+NETWORKS = {
+    **{f"wrn-{n}": ("wide_resnet", {"variant": f"wrn-{n}"}) for n in ("40-2", "16-2", "40-1")},
+    **{
+        f"resnet{n}": ("resnet", {"variant": f"resnet{n}"})
+        for n in ("20", "32", "56", "110", "8x4", "32x4")
+    },
+    "resnet50": ("resnet_four_stages", {"variant": "resnet50"}),
+    "vgg8": ("vgg", {"variant": "vgg8"}),
+    "vgg13": ("vgg", {"variant": "vgg13"}),
+    "mobilenet_v2": ("mobilenet_v2", {"width_multiplier": 0.5}),
+    "shufflenet_v1": ("shufflenet_v1", {"groups": 3}),
+    "shufflenet_v2": ("shufflenet_v2", {"variant": "1x"}),
+}
+PAIRS = {
+    f"{teacher}-{student}": (teacher, student)
+    for teacher, student in (
+        ("wrn-40-2", "wrn-16-2"),
+        ("wrn-40-2", "wrn-40-1"),
+        ("resnet56", "resnet20"),
+        ("resnet110", "resnet20"),
+        ("resnet110", "resnet32"),
+        ("resnet32x4", "resnet8x4"),
+        ("vgg13", "vgg8"),
+        ("vgg13", "mobilenet_v2"),
+        ("resnet50", "mobilenet_v2"),
+        ("resnet50", "vgg8"),
+        ("resnet32x4", "shufflenet_v1"),
+        ("resnet32x4", "shufflenet_v2"),
+        ("wrn-40-2", "shufflenet_v1"),
+    )
+}
+LR, LOW_LR = 0.05, 0.01
+TEMPERATURE, ALPHA = 4.0, 0.9
+
+
+def get_config(arg: str = ""):
+    options = common.parse(arg, "smoke", *PAIRS)
+    pairs = sorted(options - {"smoke"}) or ["resnet56-resnet20"]
+    if len(pairs) > 1:
+        raise ValueError(f"choose one of {', '.join(pairs)}")
+    teacher, student = PAIRS[pairs[0]]
+    config = config_lib.base()
+    config.data.name = "cifar100"
+    config.data.held_out = 0.0
+    config.data.train_transforms = ("random_crop", "horizontal_flip", "normalize")
+    config.data.eval_transforms = ("normalize",)
+    config.data.transform_kwargs.random_crop = {"padding": 4}
+    config.data.transform_kwargs.normalize = {
+        "mean": (0.5071, 0.4867, 0.4408),
+        "std": (0.2675, 0.2565, 0.2761),
+    }
+    config.objective.name = "supervised"
+    model, kwargs = NETWORKS[student]
+    config.roles.student = config_lib.role(model, **kwargs)
+    config.evaluators = {"classification": {}, "calibration": {}}
+    config.batch_size = 64
+    config.total.epochs = 240.0
+    config.optim.name = "momentum"
+    config.optim.lr = LOW_LR if "net_v" in student else LR
+    config.optim.schedule = "step"
+    config.optim.schedule_kwargs = {"milestones": (150 / 240, 180 / 240, 210 / 240), "factor": 0.1}
+    config.optim.weight_decay = 5e-4
+    config.optim.decay_mask = ((r".", True),)
+    config.eval.metric = ""
+    config.checkpoint.every.epochs = 10.0
+    config.checkpoint.keep = 1
+    model, kwargs = NETWORKS[teacher]
+    config.study.arms = {
+        "alone": {},
+        "kd": {**trust.kd(ALPHA, temperature=TEMPERATURE), "evaluators": {"agreement": {}}},
+        "teacher": {
+            "roles": {"student": {"model": model, "kwargs": kwargs}},
+            "optim": {"lr": LR},
+        },
+    }
+    config.study.seeds = (0, 1, 2, 3, 4)
+    config.study.reference = "alone"
+    config.study.title = f"CIFAR-100, {teacher} to {student}"
+    return _smoke(config) if "smoke" in options else config
+
+
+def _smoke(config):
+    config = common.smoke(config)
+    config.data.kwargs = {
+        "n_train": 200,
+        "n_test": 100,
+        "image_size": 8,
+        "channels": 3,
+        "num_classes": 100,
+    }
+    config.batch_size = 8
+    config.total.steps = 8
+    config.optim.warmup.steps = None
+    config.checkpoint.every = {"steps": 4, "epochs": None, "percent": None}
+    config.study.seeds = (0,)
+    return config

@@ -1,0 +1,96 @@
+"""The CIFAR-100 benchmark: every pair builds on shapes, one trains, figures fit the pairs."""
+
+import json
+import pathlib
+
+import numpy as np
+import pytest
+
+from configs import published
+from configs.studies import kd_cifar100
+from distill_jax import main
+from distill_jax.core.errors import DataUnavailable
+from distill_jax.data import cifar100
+from distill_jax.run import build, study
+from distill_jax.run import config as config_lib
+
+CONFIG = "configs/studies/kd_cifar100.py"
+MILLIONS = {
+    # Trainable parameters at 100 classes, as the distillation literature prints them.
+    "wrn-40-2": 2.26, "wrn-16-2": 0.70, "wrn-40-1": 0.57, "resnet20": 0.28, "resnet32": 0.47,
+    "resnet56": 0.86, "resnet110": 1.74, "resnet8x4": 1.23, "resnet32x4": 7.43, "resnet50": 23.71,
+    "vgg8": 3.97, "vgg13": 9.46, "mobilenet_v2": 0.81, "shufflenet_v1": 0.95, "shufflenet_v2": 1.36,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("pair", kd_cifar100.PAIRS)
+def test_every_pair_builds_on_shapes_with_the_published_sizes(pair):
+    config = kd_cifar100.get_config(pair)
+    config_lib.validate(config)
+    study.check(config)
+    config.mesh.data = 8
+    teacher, student = kd_cifar100.PAIRS[pair]
+    single = study.arm_config(config, "kd", 0, pathlib.Path("runs"))
+    shapes = build.build(single, shapes_only=True).shapes.roles
+    for role, name in (("teacher", teacher), ("student", student)):
+        leaves = build.partition.named_leaves(shapes[role].params).values()
+        size = sum(int(np.prod(x.shape)) for x in leaves)
+        assert size / 1e6 == pytest.approx(MILLIONS[name], abs=0.0075)
+
+
+def test_rates_fall_after_the_published_epochs():
+    single = study.arm_config(
+        kd_cifar100.get_config("resnet32x4-shufflenet_v1"), "alone", 0, pathlib.Path("runs")
+    )
+    single.mesh.data = 8
+    experiment = build.build(single, shapes_only=True)
+    per_epoch = experiment.steps_per_epoch
+    assert per_epoch == 50_000 / 64
+    assert experiment.total_steps == round(240 * per_epoch)
+    rates = [float(experiment.schedule(round(e * per_epoch))) for e in (149.9, 150, 180, 210, 239)]
+    np.testing.assert_allclose(rates, [0.01, 1e-3, 1e-4, 1e-5, 1e-5], rtol=1e-5)
+
+
+def test_published_figures_name_the_pairs_and_agree_on_each_network():
+    assert set(published.CIFAR100) == set(kd_cifar100.PAIRS)
+    alone = {}
+    for pair, row in published.CIFAR100.items():
+        teacher, student = kd_cifar100.PAIRS[pair]
+        assert {"teacher", "alone", "kd", "crd"} <= set(row)
+        for name, value in ((teacher, row["teacher"]), (student, row["alone"])):
+            assert alone.setdefault(name, value) == value
+
+
+def test_one_pair_trains_on_generated_images(tmp_path, capsys):
+    argv = ["main", f"--config={CONFIG}:vgg13-vgg8,smoke", f"--workdir={tmp_path}", "--mode=study"]
+    narrow = [f"--config.roles.student.kwargs.width_multiplier={1 / 16}", "--config.mesh.data=8"]
+    assert main.main([*argv, *narrow]) == 0, capsys.readouterr().err
+    found = json.loads((tmp_path / "kd" / "seed0" / "result.json").read_text())
+    assert found["steps"] == 8 and len(found["classes"]) == 100
+    assert not found["best"]
+    assert 0 <= found["metrics"]["test/agreement"] <= 1
+
+
+def test_cifar100_reads_the_original_layout(tmp_path, monkeypatch):
+    monkeypatch.setitem(cifar100.SIZES, "train", 300)
+    monkeypatch.setitem(cifar100.SIZES, "test", 100)
+    rng = np.random.default_rng(0)
+    images = {}
+    for part, n in (("train", 300), ("test", 100)):
+        labels = np.arange(n) % 100
+        planes = images[part] = rng.integers(0, 256, (n, 3, 32, 32), np.uint8)
+        rows = np.concatenate([np.zeros((n, 1)), labels[:, None], planes.reshape(n, -1)], axis=1)
+        (tmp_path / f"{part}.bin").write_bytes(rows.astype(np.uint8).tobytes())
+    found = cifar100.make(root=str(tmp_path), held_out=0.0)
+    rows = found.test.read(np.array([3, 7]))
+    assert list(rows["label"]) == [3, 7]
+    np.testing.assert_array_equal(rows["input"][1, 5, 9], images["test"][7, :, 5, 9])
+    assert len(found.train) == 300 and len(found.held_out) == 0
+    assert cifar100.spec().test.read(np.arange(2))["input"].shape == rows["input"].shape
+    (tmp_path / "test.bin").write_bytes(b"short")
+    with pytest.raises(DataUnavailable, match="holds 5 bytes"):
+        cifar100.make(root=str(tmp_path))
+    monkeypatch.setenv("DISTILL_JAX_DATA", str(tmp_path / "nothing"))
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "nothing"))
+    with pytest.raises(DataUnavailable, match="cifar-100-binary"):
+        cifar100.make()
