@@ -1,0 +1,263 @@
+"""Several processes as one run: how they find each other, and what they decide together.
+
+`detect` is a pure function of the environment; `initialize` is the one place that calls
+`jax.distributed`. A run of one process never initializes anything.
+"""
+
+import contextlib
+import os
+import re
+import socket
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from distill_jax.core.errors import UserError
+
+PORT = 8476
+"""Where process 0 listens, unless an address says otherwise."""
+
+TIMEOUT_SECONDS = 300
+HEARTBEAT_SECONDS = 60
+"""A peer that is silent for so long is taken for dead, and every process ends."""
+
+
+class Settings(NamedTuple):
+    """Who takes part. All three None: JAX asks the TPU host's metadata.
+
+    Attributes:
+      coordinator: host:port of process 0.
+      num_processes: how many processes there are.
+      process_id: which of them this is.
+      source: what said so, for messages.
+      timeout: seconds that processes wait for each other at the start.
+    """
+
+    coordinator: str | None
+    num_processes: int | None
+    process_id: int | None
+    source: str
+    timeout: int = TIMEOUT_SECONDS
+
+
+def detect(
+    environ: Mapping[str, str],
+    *,
+    coordinator: str | None = None,
+    num_processes: int | None = None,
+    process_id: int | None = None,
+) -> Settings | None:
+    """Returns how the processes of this run find each other, None where there is one process.
+
+    The first that applies decides:
+
+    1. the arguments (flags `--coordinator`, `--num_processes`, `--process_id`);
+    2. `JAX_COORDINATOR_ADDRESS`, with `JAX_NUM_PROCESSES` and `JAX_PROCESS_ID`, or
+       `JOB_COMPLETION_INDEX` of an indexed Kubernetes job in place of the last;
+    3. a SLURM step of several tasks: `SLURM_STEP_NUM_TASKS`, `SLURM_PROCID`, `SLURM_STEP_NODELIST`,
+       with a port drawn from `SLURM_JOB_ID`. Outside `srun` these are absent;
+    4. several `TPU_WORKER_HOSTNAMES` with `TPU_WORKER_ID`, as Kubernetes on TPU sets them;
+    5. `DISTILL_JAX_PROCESSES=tpu`: a TPU VM, whose metadata JAX reads itself.
+
+    `DISTILL_JAX_PROCESSES=off` switches 2 to 5 off. `DISTILL_JAX_TIMEOUT` are the seconds to wait.
+
+    Args:
+      environ: the environment, such as `os.environ`.
+      coordinator: host:port of process 0.
+      num_processes: how many there are.
+      process_id: which one this is, from 0.
+
+    Raises:
+      UserError: one of several values is missing, no number, or out of range.
+    """
+    timeout = _integer(environ, "DISTILL_JAX_TIMEOUT", default=TIMEOUT_SECONDS)
+    if timeout < 1:
+        raise UserError("must be at least 1 second", where="DISTILL_JAX_TIMEOUT")
+    given = {
+        "--coordinator": coordinator,
+        "--num_processes": num_processes,
+        "--process_id": process_id,
+    }
+    if any(value is not None for value in given.values()):
+        if num_processes == 1 and coordinator is None and not process_id:
+            return None
+        missing = [name for name, value in given.items() if value is None]
+        if missing:
+            raise UserError(
+                f"missing beside {', '.join(n for n in given if n not in missing)}",
+                where=", ".join(missing),
+                hint="--coordinator=HOST:PORT --num_processes=N --process_id=I, I from 0 to N - 1",
+            )
+        return _checked(Settings(coordinator, num_processes, process_id, "flags", timeout))
+    mode = environ.get("DISTILL_JAX_PROCESSES", "")
+    if mode not in ("", "off", "tpu"):
+        raise UserError(f"{mode!r} is neither off nor tpu", where="DISTILL_JAX_PROCESSES")
+    if mode == "off":
+        return None
+    if address := environ.get("JAX_COORDINATOR_ADDRESS"):
+        count = _integer(environ, "JAX_NUM_PROCESSES")
+        names = ("JAX_PROCESS_ID", "JOB_COMPLETION_INDEX")
+        name = next((name for name in names if name in environ), names[0])
+        index = _integer(environ, name)
+        return _checked(Settings(address, count, index, "JAX_COORDINATOR_ADDRESS", timeout))
+    if _integer(environ, "SLURM_STEP_NUM_TASKS", default=1) > 1:
+        host = first_host(environ.get("SLURM_STEP_NODELIST", ""))
+        port = 61440 + _integer(environ, "SLURM_JOB_ID") % 4096
+        return _checked(
+            Settings(
+                f"{host}:{port}",
+                _integer(environ, "SLURM_STEP_NUM_TASKS"),
+                _integer(environ, "SLURM_PROCID"),
+                "SLURM",
+                timeout,
+            )
+        )
+    hosts = [h for h in environ.get("TPU_WORKER_HOSTNAMES", "").split(",") if h]
+    if len(hosts) > 1:
+        index = _integer(environ, "TPU_WORKER_ID")
+        address = f"{hosts[0]}:{PORT}"
+        return _checked(Settings(address, len(hosts), index, "TPU_WORKER_HOSTNAMES", timeout))
+    return Settings(None, None, None, "TPU metadata", timeout) if mode == "tpu" else None
+
+
+def first_host(nodes: str) -> str:
+    """Returns the first host of a SLURM list: "a[01-03,7],b" -> "a01".
+
+    Raises:
+      UserError: there is none.
+    """
+    match = re.match(r"([^,\[\]]+)(?:\[([^\],-]+)[^\]]*\]([^,\[\]]*))?", nodes)
+    if match is None:
+        raise UserError(f"{nodes!r} names no host", where="SLURM_STEP_NODELIST")
+    return match[1] + (match[2] or "") + (match[3] or "")
+
+
+def _integer(environ: Mapping[str, str], name: str, *, default: int | None = None) -> int:
+    text = environ.get(name)
+    if text is None and default is not None:
+        return default
+    try:
+        return int(text or "")
+    except ValueError:
+        what = "is not set" if text is None else f"{text!r} is not a number"
+        raise UserError(what, where=name, hint="see launch/README.md") from None
+
+
+def _checked(settings: Settings) -> Settings:
+    address, count, index, source, _ = settings
+    assert address is not None and count is not None and index is not None
+    host, _, port = address.rpartition(":")
+    if not (host and port.isdigit() and 0 < int(port) < 65536):
+        raise UserError(f"{address!r} is no address of process 0", where=source, hint="HOST:PORT")
+    if count < 1 or not 0 <= index < count:
+        raise UserError(
+            f"process {index} of {count}", where=source, hint="processes count from 0 to N - 1"
+        )
+    return settings
+
+
+def initialize(settings: Settings | None) -> None:
+    """Joins the other processes; must run before JAX touches a device. None does nothing.
+
+    Every process uses all devices that it sees: start one a host, or hide the others' devices.
+
+    Raises:
+      UserError: the others did not come in time.
+    """
+    if settings is None:
+        return
+    import jax
+
+    if settings.coordinator is None:
+        found = {}
+    else:
+        _reachable(settings)
+        found = {
+            "coordinator_address": settings.coordinator,
+            "num_processes": settings.num_processes,
+            "process_id": settings.process_id,
+            "cluster_detection_method": "deactivate",
+        }
+    # Where others are missing, JAX's client aborts the process with a stack trace: be earlier.
+    alarm = threading.Timer(settings.timeout, _give_up, (_absent(settings, "waited in vain"),))
+    alarm.daemon = True
+    alarm.start()
+    try:
+        jax.distributed.initialize(
+            **found,
+            initialization_timeout=settings.timeout + 30,
+            heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
+            shutdown_timeout_seconds=HEARTBEAT_SECONDS,
+        )
+    except Exception as error:
+        first = (str(error) or type(error).__name__).splitlines()[0]
+        raise _absent(settings, first[:200]) from error
+    finally:
+        alarm.cancel()
+
+
+def _absent(settings: Settings, what: str) -> UserError:
+    return UserError(
+        f"process {settings.process_id} of {settings.num_processes} did not meet all others at "
+        f"{settings.coordinator} in {settings.timeout} s: {what}",
+        where=settings.source,
+        hint="are all processes running, and can they reach that address? "
+        "DISTILL_JAX_TIMEOUT=SECONDS waits longer",
+    )
+
+
+def _give_up(error: UserError) -> None:
+    print(f"error: {error}", file=sys.stderr, flush=True)
+    os._exit(error.exit_code)
+
+
+def _reachable(settings: Settings) -> None:
+    """Waits until process 0 listens; alone, JAX ends the process without an error to catch."""
+    if not settings.process_id:
+        return
+    host, _, port = (settings.coordinator or "").rpartition(":")
+    deadline = time.monotonic() + settings.timeout
+    while time.monotonic() < deadline:
+        with contextlib.suppress(OSError):
+            socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
+            return
+        time.sleep(0.2)
+    raise _absent(settings, "nobody listens there")
+
+
+def is_main() -> bool:
+    """Whether this process writes files and speaks: the first one, or the only one."""
+    import jax
+
+    return jax.process_index() == 0
+
+
+def count() -> int:
+    """How many processes take part."""
+    import jax
+
+    return jax.process_count()
+
+
+def any_process(flag: bool) -> bool:
+    """Whether a flag is set in any process. All have to ask at the same point."""
+    import jax
+    import numpy as np
+
+    if jax.process_count() == 1:
+        return flag
+    from jax.experimental import multihost_utils
+
+    return bool(np.asarray(multihost_utils.process_allgather(np.int32(flag))).any())
+
+
+def barrier(name: str) -> None:
+    """Waits until every process is here."""
+    import jax
+
+    if jax.process_count() > 1:
+        from jax.experimental import multihost_utils
+
+        multihost_utils.sync_global_devices(name)

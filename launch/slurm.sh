@@ -1,0 +1,51 @@
+#!/bin/bash
+# Trains under SLURM, one process a node with all its devices, and continues after preemption.
+#
+#   sbatch --nodes=2 --gpus-per-node=8 --time=12:00:00 launch/slurm.sh \
+#       --config=configs/distill/kd.py --workdir=runs/kd
+#
+# Arguments are flags of distill_jax.main; resources are options of sbatch, in front. The workdir is
+# on a file system that all nodes see. Processes find each other by the variables of the step
+# (distill_jax/run/processes.py). 120 seconds before the time limit, or when the job is preempted, the
+# program gets SIGTERM, saves and exits with 75; the job then goes back into the queue. Any other exit
+# code ends the job. PYTHON names the interpreter. DRY_RUN=1 prints what would run.
+#
+#SBATCH --job-name=distill_jax
+#SBATCH --nodes=1
+#SBATCH --ntasks-per-node=1
+#SBATCH --requeue
+#SBATCH --open-mode=append
+#SBATCH --output=slurm-%j.log
+#SBATCH --signal=TERM@120
+
+set -u
+
+PYTHON=${PYTHON:-.venv/bin/python}
+PREEMPTED=75
+
+run() {
+    if [[ -n ${DRY_RUN:-} ]]; then
+        printf '%q ' "$@"
+        echo
+    else
+        "$@"
+    fi
+}
+
+if [[ $# -eq 0 ]]; then
+    echo "usage: sbatch [OPTIONS] launch/slurm.sh --config=FILE --workdir=DIR ..." >&2
+    exit 2
+fi
+
+# The signal is for the step. This shell has to outlive it, to put the job back.
+trap ':' TERM
+
+# --wait: a process that is left alone by its peers hangs in a collective; it is ended.
+# --kill-on-bad-exit=0: processes that save together must not end each other while they do.
+run srun --kill-on-bad-exit=0 --wait=120 "$PYTHON" -m distill_jax.main "$@"
+code=$?
+
+if [[ $code -eq $PREEMPTED || -n ${DRY_RUN:-} ]]; then
+    run scontrol requeue "${SLURM_JOB_ID:-JOB_ID}"
+fi
+exit "$code"

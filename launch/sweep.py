@@ -1,0 +1,282 @@
+"""Trains a config with many values of its keys: a grid, or a random search.
+
+  python launch/sweep.py --config=configs/distill/kd.py --workdir=runs/sweep_kd --jobs=2 -- \\
+      --config.roles.teacher.init=runs/supervised
+  python launch/sweep.py ... --random=20                     # 20 random trials in place of the grid
+  python launch/sweep.py ... --backend=slurm --sbatch=--gpus=1,--time=2:00:00
+
+The config file has a function `sweep()` beside `get_config`. It returns a dict from config paths to
+the values to try: a list, or for `--random` also `("uniform", low, high)` or
+`("log_uniform", low, high)`. What stands behind `--` goes to every trial.
+
+Each trial is a run in `<workdir>/<number>`, and `<workdir>/sweep.json` lists them. `--backend`:
+
+  local   runs `--jobs` at a time; a trial that failed does not stop the others. The same command
+          skips finished trials and continues the others. Ends with a table, the best first, by
+          `eval.metric` of the held-out part: choose there, test the chosen one once.
+  slurm   hands them to SLURM as one array of jobs, each put back after preemption
+  print   prints the commands
+
+`--dry_run` prints what would be done. Exit code 0 where every trial is done, otherwise that of the
+first that is not.
+"""
+
+import argparse
+import itertools
+import json
+import math
+import pathlib
+import random
+import runpy
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+ROOT = pathlib.Path(__file__).parents[1]
+PREEMPTED = 75
+
+
+class SweepError(Exception):
+    """A sweep that cannot be run as written."""
+
+
+def read_space(spec: str) -> dict[str, Any]:
+    """Returns what `sweep()` of a config file returns.
+
+    Raises:
+      SweepError: there is no such file or function, or it returns something else.
+    """
+    path = pathlib.Path(spec.partition(":")[0])
+    if not path.is_file():
+        raise SweepError(f"no such file: {path}")
+    sys.path.insert(0, str(ROOT))
+    space = runpy.run_path(str(path)).get("sweep")
+    if not callable(space):
+        raise SweepError(f"{path} has no function sweep()")
+    found = space()
+    if not isinstance(found, Mapping) or not found:
+        raise SweepError(f"sweep() of {path} returned no dict of values by config path")
+    return dict(found)
+
+
+def _is_range(values: Any) -> bool:
+    return isinstance(values, tuple) and len(values) == 3 and values[0] in _DRAWS
+
+
+_DRAWS = {
+    "uniform": lambda generator, low, high: generator.uniform(low, high),
+    "log_uniform": lambda generator, low, high: math.exp(
+        generator.uniform(math.log(low), math.log(high))
+    ),
+}
+
+
+def grid(space: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Returns every combination; the last path varies fastest.
+
+    Raises:
+      SweepError: a path has a range in place of values.
+    """
+    for path, values in space.items():
+        if _is_range(values) or not values:
+            raise SweepError(f"{path} has no list of values: give --random=N, or list them")
+    return [dict(zip(space, values, strict=True)) for values in itertools.product(*space.values())]
+
+
+def draw(space: Mapping[str, Any], *, n: int, seed: int) -> list[dict[str, Any]]:
+    """Returns n independent draws; the first m of n are those of m."""
+    generator = random.Random(seed)
+
+    def one(values: Any) -> Any:
+        if _is_range(values):
+            kind, low, high = values
+            return float(f"{_DRAWS[kind](generator, low, high):.6g}")
+        return generator.choice(list(values))
+
+    return [{path: one(values) for path, values in space.items()} for _ in range(n)]
+
+
+def _text(value: Any) -> str:
+    return "none" if value is None else value if isinstance(value, str) else repr(value)
+
+
+def commands(
+    trials: Sequence[Mapping[str, Any]],
+    *,
+    config: str,
+    workdir: pathlib.Path,
+    args: Sequence[str],
+    python: str = sys.executable,
+) -> list[list[str]]:
+    """Returns the command of each trial."""
+    width = len(str(max(len(trials) - 1, 1)))
+    shared = [python, "-m", "distill_jax.main", f"--config={config}"]
+    return [
+        [
+            *shared,
+            f"--workdir={workdir / f'{i:0{width}}'}",
+            *args,
+            *(f"--config.{path}={_text(value)}" for path, value in trial.items()),
+        ]
+        for i, trial in enumerate(trials)
+    ]
+
+
+def slurm_script(lines: Sequence[Sequence[str]], *, jobs: int, options: Sequence[str]) -> str:
+    """Returns a batch script with one task of an array for each command."""
+    cases = "\n".join(f"    {i}) run {shlex.join(line)} ;;" for i, line in enumerate(lines))
+    extra = "".join(f"#SBATCH {option}\n" for option in options)
+    return f"""#!/bin/bash
+#SBATCH --job-name=sweep
+#SBATCH --array=0-{len(lines) - 1}%{jobs}
+#SBATCH --requeue
+#SBATCH --open-mode=append
+#SBATCH --output=slurm-%A_%a.log
+#SBATCH --signal=TERM@120
+{extra}set -u
+trap ':' TERM
+
+run() {{
+    srun --ntasks=1 "$@"
+    code=$?
+    if [[ $code -eq {PREEMPTED} ]]; then scontrol requeue "$SLURM_JOB_ID"; fi
+    exit "$code"
+}}
+
+case $SLURM_ARRAY_TASK_ID in
+{cases}
+esac
+"""
+
+
+def run_local(lines: Sequence[Sequence[str]], *, jobs: int, folders: Sequence[pathlib.Path]) -> int:
+    """Runs the commands, `jobs` at a time, each with a log in its folder; returns the exit code.
+
+    SIGTERM and Ctrl-C are handed on and start nothing new.
+    """
+    waiting = [i for i in range(len(lines)) if _result(folders[i]) is None]
+    print(f"{len(lines) - len(waiting)} of {len(lines)} trials are done", flush=True)
+    running: dict[int, subprocess.Popen] = {}
+    codes: dict[int, int] = {}
+    stopping: list[int] = []
+
+    def stop(number, frame):
+        del frame
+        stopping.append(number)
+        for child in running.values():
+            child.send_signal(signal.SIGTERM)
+
+    previous = {n: signal.signal(n, stop) for n in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        while running or (waiting and not stopping):
+            while waiting and len(running) < jobs and not stopping:
+                i = waiting.pop(0)
+                folders[i].mkdir(parents=True, exist_ok=True)
+                with (folders[i] / "log.txt").open("a") as log:
+                    running[i] = subprocess.Popen(
+                        lines[i], stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+                    )
+            for i, child in list(running.items()):
+                if (code := child.poll()) is not None:
+                    del running[i]
+                    codes[i] = code if code >= 0 else 128 - code
+                    print(f"{folders[i]}: {_outcome(codes[i])}", flush=True)
+            time.sleep(0.1)
+    finally:
+        for child in running.values():
+            child.kill()
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+    if stopping:
+        return PREEMPTED
+    return next((code for _, code in sorted(codes.items()) if code), 0)
+
+
+def _outcome(code: int) -> str:
+    meanings = {0: "done", 2: "a mistake", 3: "a loss that is not finite", PREEMPTED: "stopped"}
+    return meanings.get(code, f"exit code {code}") + ("" if code == 0 else "; see its log.txt")
+
+
+def _result(folder: pathlib.Path) -> dict[str, Any] | None:
+    try:
+        found = json.loads((folder / "result.json").read_text())
+    except (OSError, ValueError):
+        return None
+    return found if found.get("status") == "done" else None
+
+
+def table(trials: Sequence[Mapping[str, Any]], folders: Sequence[pathlib.Path]) -> str:
+    """Returns the finished trials, the best first, by the metric that selects their checkpoints."""
+    rows, metric, sign = [], "", 1.0
+    for trial, folder in zip(trials, folders, strict=True):
+        if (result := _result(folder)) is None:
+            continue
+        chosen = json.loads((folder / "config.json").read_text())["eval"]
+        metric, sign = chosen["metric"], 1.0 if chosen["mode"] == "max" else -1.0
+        value = result["best"].get(metric)
+        if value is not None:
+            rows.append((sign * value, folder.name, trial))
+    rows.sort(key=lambda row: (-row[0], row[1]))
+    lines = [f"{'trial':<8}{metric:>24}"] if rows else ["no finished trial has a metric"]
+    for value, name, trial in rows:
+        values = "  ".join(f"{path}={_text(v)}" for path, v in trial.items())
+        lines.append(f"{name:<8}{sign * value:>24.6g}  {values}")
+    return "\n".join(lines)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Parses the command line and carries the sweep out."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--config", required=True)
+    parser.add_argument("--workdir", required=True, type=pathlib.Path)
+    parser.add_argument("--random", type=int, default=0, metavar="N", help="draws; 0: the grid")
+    parser.add_argument("--seed", type=int, default=0, help="of the draws")
+    parser.add_argument("--backend", choices=("local", "slurm", "print"), default="local")
+    parser.add_argument("--jobs", type=int, default=1, help="trials at a time")
+    parser.add_argument("--sbatch", default="", help="options of sbatch, with commas between them")
+    parser.add_argument("--dry_run", action="store_true", help="print what would be done")
+    parser.add_argument("args", nargs="*", help="-- then flags of every trial")
+    flags = parser.parse_args(argv)
+    if flags.jobs < 1 or flags.random < 0:
+        parser.error("--jobs is 1 or more, --random 0 or more")
+    try:
+        space = read_space(flags.config)
+        trials = draw(space, n=flags.random, seed=flags.seed) if flags.random else grid(space)
+    except SweepError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    workdir = flags.workdir.expanduser().absolute()
+    lines = commands(trials, config=flags.config, workdir=workdir, args=flags.args)
+    folders = [pathlib.Path(line[4].partition("=")[2]) for line in lines]
+    listed = [{"folder": f.name, "values": t} for f, t in zip(folders, trials, strict=True)]
+    listing = json.dumps(listed, indent=1)
+    script = slurm_script(lines, jobs=flags.jobs, options=[o for o in flags.sbatch.split(",") if o])
+    if flags.dry_run and flags.backend == "slurm":
+        print(script, end="")
+        return 0
+    if flags.dry_run or flags.backend == "print":
+        print("\n".join(shlex.join(line) for line in lines))
+        return 0
+    workdir.mkdir(parents=True, exist_ok=True)
+    stored = workdir / "sweep.json"
+    if stored.exists() and json.loads(stored.read_text()) != json.loads(listing):
+        print(f"error: {workdir} holds another sweep; name another --workdir", file=sys.stderr)
+        return 2
+    stored.write_text(listing)
+    if flags.backend == "slurm":
+        path = workdir / "sweep.sh"
+        path.write_text(script)
+        return subprocess.run(["sbatch", str(path)], check=False).returncode
+    code = run_local(lines, jobs=flags.jobs, folders=folders)
+    print(table(trials, folders))
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,411 @@
+"""Launchers: what they would run, what they hand back, and two processes that equal one."""
+
+import importlib.util
+import io
+import json
+import os
+import pathlib
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import numpy as np
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[2]
+LAUNCH = ROOT / "launch"
+
+
+def load(name):
+    spec = importlib.util.spec_from_file_location(f"launch_{name}", LAUNCH / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+local, jobset, sweep = load("local"), load("jobset"), load("sweep")
+
+
+def script(name, *args, **environ):
+    return subprocess.run(
+        ["bash", str(LAUNCH / name), *args],
+        env={"PATH": os.environ["PATH"], **environ},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        cwd=ROOT,
+    )
+
+
+# local.py
+
+
+def python(code):
+    return [sys.executable, "-c", code]
+
+
+def test_local_commands_share_a_coordinator_and_differ_in_their_number(capsys):
+    args = ["--processes=2", "--devices=3", "--port=5555", "--dry_run", "--", "--config=a b.py"]
+    assert local.main(args) == 0
+    lines = [shlex.split(line) for line in capsys.readouterr().out.splitlines()]
+    assert lines[0][:4] == [sys.executable, "-m", "distill_jax.main", "--config=a b.py"]
+    shared = ["--coordinator=127.0.0.1:5555", "--num_processes=2"]
+    assert [line[4:] for line in lines] == [
+        ["--config.mesh.cpu_devices=3", *shared, f"--process_id={i}"] for i in range(2)
+    ]
+    assert len(local.commands(["x"], processes=1, devices=0, port=1)[0]) == 4
+
+
+@pytest.mark.parametrize("code", [0, 2, 3, 75])
+def test_local_hands_back_the_code_and_marks_each_line(code):
+    out = io.StringIO()
+    late = f"import time; print('hello'); time.sleep(0.5); raise SystemExit({code})"
+    lines = [python(late), python("print('there')")]
+    assert local.run(lines, grace=5, stdout=out) == code
+    assert sorted(out.getvalue().splitlines()) == ["[0] hello", "[1] there"]
+
+
+def test_local_ends_the_others_when_one_fails():
+    stubborn = "import signal, time; signal.signal(15, signal.SIG_IGN); print(1, flush=True)"
+    began = time.monotonic()
+    lines = [python(f"{stubborn}; time.sleep(60)"), python("import time; time.sleep(1); exit(3)")]
+    assert local.run(lines, grace=0.5, stdout=io.StringIO()) == 3
+    assert time.monotonic() - began < 30
+
+
+def test_local_reports_a_process_that_a_signal_ended():
+    lines = [python("import os; os.kill(os.getpid(), 9)")]
+    assert local.run(lines, grace=1, stdout=io.StringIO()) == 128 + signal.SIGKILL
+
+
+def test_local_hands_sigterm_on():
+    wait = "import signal, time; signal.signal(15, lambda *a: exit(75)); print('up', flush=True)"
+    out = io.StringIO()
+
+    def stop():
+        while out.getvalue().count("up") < 2:
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=stop).start()
+    assert local.run([python(f"{wait}; time.sleep(60)")] * 2, grace=5, stdout=out) == 75
+
+
+def test_two_processes_train_as_one(tmp_path):
+    args = [
+        "--config=configs/distill/supervised.py:smoke",
+        "--config.roles.student.model=mlp",
+        "--config.roles.student.kwargs.hidden=(16,)",
+        "--config.roles.student.kwargs.batch_norm=True",
+        "--config.log.every_steps=1",
+        "--config.log.tensorboard=False",
+    ]
+    environ = {**os.environ, "DISTILL_JAX_TIMEOUT": "120"}
+    for processes, devices, resident in ((1, 2, "yes"), (2, 1, "yes"), (2, 1, "no")):
+        folder = tmp_path / f"{processes}{resident}"
+        launcher = [f"--processes={processes}", f"--devices={devices}", "--"]
+        own = [f"--workdir={folder}", f"--config.data.resident={resident}"]
+        found = subprocess.run(
+            [sys.executable, str(LAUNCH / "local.py"), *launcher, *args, *own],
+            env=environ,
+            capture_output=True,
+            text=True,
+            timeout=500,
+            cwd=ROOT,
+        )
+        assert found.returncode == 0, found.stdout + found.stderr
+
+    def losses(name):
+        lines = (tmp_path / name / "metrics.jsonl").read_text().splitlines()
+        rows = [json.loads(line) for line in lines]
+        steps = [row["step"] for row in rows if "train/loss" in row]
+        assert steps == list(range(1, 13))  # one process writes, each step once
+        return [row["train/loss"] for row in rows if "train/loss" in row]
+
+    one, two, streamed = (losses(name) for name in ("1yes", "2yes", "2no"))
+    np.testing.assert_allclose(two, one, rtol=2e-5)
+    np.testing.assert_allclose(streamed, one, rtol=2e-5)
+    results = [json.loads((tmp_path / n / "result.json").read_text()) for n in ("1yes", "2yes")]
+    np.testing.assert_allclose(*[result["metrics"]["test/nll"] for result in results], rtol=1e-4)
+    assert json.loads((tmp_path / "2yes" / "env.json").read_text())["processes"] == 2
+
+
+# slurm.sh and tpu_vm.sh
+
+
+def test_slurm_dry_run_prints_the_step_and_what_follows_preemption():
+    found = script("slurm.sh", "--config=a b.py", DRY_RUN="1", PYTHON="python", SLURM_JOB_ID="7")
+    assert found.returncode == 0, found.stderr
+    step, requeue = (shlex.split(line) for line in found.stdout.splitlines())
+    assert step[0] == "srun" and step[-4:] == [
+        "python",
+        "-m",
+        "distill_jax.main",
+        "--config=a b.py",
+    ]
+    assert requeue == ["scontrol", "requeue", "7"]
+    assert script("slurm.sh").returncode == 2
+
+
+@pytest.mark.parametrize("code, requeued", [(0, False), (2, False), (3, False), (75, True)])
+def test_slurm_puts_the_job_back_after_preemption_alone(tmp_path, code, requeued):
+    for name, body in (("srun", f"exit {code}"), ("scontrol", 'echo "$@" > called')):
+        (tmp_path / name).write_text(f"#!/bin/bash\n{body}\n")
+        (tmp_path / name).chmod(0o755)
+    found = subprocess.run(
+        ["bash", str(LAUNCH / "slurm.sh"), "--config=x"],
+        env={"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "7"},
+        cwd=tmp_path,
+        timeout=60,
+    )
+    assert found.returncode == code
+    called = tmp_path / "called"
+    assert called.exists() == requeued
+    assert not requeued or called.read_text() == "requeue 7\n"
+
+
+TPU = {"DRY_RUN": "1", "TPU": "t", "ZONE": "z", "ACCELERATOR": "v4-32", "VERSION": "v"}
+
+
+def test_tpu_dry_run_prints_every_command():
+    found = script("tpu_vm.sh", "create", SPOT="1", PROJECT="p", **TPU)
+    create = "gcloud compute tpus tpu-vm create t --zone=z --project=p --accelerator-type=v4-32"
+    assert found.stdout.split() == [*create.split(), "--version=v", "--spot"]
+    found = script("tpu_vm.sh", "run", "--config=c.py", "--workdir=/a b", **TPU)
+    *ssh, command = shlex.split(found.stdout)
+    assert ssh == ["gcloud", "compute", "tpus", "tpu-vm", "ssh", "t", "--zone=z", "--worker=all"]
+    inner = shlex.split(command.removeprefix("--command="))
+    assert inner[-2:] == ["--config=c.py", "--workdir=/a b"]
+    assert "DISTILL_JAX_PROCESSES=tpu" in inner
+    found = script("tpu_vm.sh", "watch", "--config=c.py", **TPU)
+    verbs = [line.split()[4] for line in found.stdout.splitlines() if line.startswith("gcloud")]
+    assert verbs == ["ssh", "delete", "create", "scp", "ssh", "ssh"]
+    assert "delete t" in script("tpu_vm.sh", "delete", **TPU).stdout
+
+
+def test_tpu_watch_makes_a_new_one_after_preemption(tmp_path):
+    # A gcloud whose first TPU is preempted while it trains.
+    (tmp_path / "gcloud").write_text(
+        """#!/bin/bash
+echo "$4" >> calls
+made=$(grep -c create calls)
+case $4 in
+    describe) if [[ $made -gt 0 || ! -e gone ]]; then echo READY; else echo PREEMPTED; fi ;;
+    ssh) if [[ $made -eq 0 ]]; then touch gone; exit 1; fi ;;
+esac
+"""
+    )
+    (tmp_path / "gcloud").chmod(0o755)
+    (tmp_path / "git").write_text("#!/bin/bash\n")
+    (tmp_path / "git").chmod(0o755)
+    environ = {k: v for k, v in TPU.items() if k != "DRY_RUN"}
+    found = subprocess.run(
+        ["bash", str(LAUNCH / "tpu_vm.sh"), "watch", "--config=x"],
+        env={"PATH": f"{tmp_path}:{os.environ['PATH']}", **environ},
+        cwd=tmp_path,
+        capture_output=True,
+        timeout=60,
+    )
+    assert found.returncode == 0, found.stderr
+    calls = (tmp_path / "calls").read_text().split()
+    first, again = ["describe", "ssh", "describe"], ["delete", "create", "scp", "ssh"]
+    assert calls == [*first, *again, "describe", "ssh"]
+
+
+@pytest.mark.parametrize("name", ["slurm.sh", "tpu_vm.sh"])
+def test_scripts_parse_and_pass_shellcheck(name):
+    subprocess.run(["bash", "-n", str(LAUNCH / name)], check=True)
+    if shutil.which("shellcheck"):
+        subprocess.run(["shellcheck", str(LAUNCH / name)], check=True)
+
+
+# jobset.py
+
+# Required fields and names of the public API (jobset.x-k8s.io/v1alpha2, batch/v1, core/v1), as far
+# as the manifest uses them: {field: type, or a schema of its own, or [schema of the items]}.
+PAIR = {"name!": str, "value": str}
+POD = {
+    "restartPolicy!": str,
+    "terminationGracePeriodSeconds": int,
+    "nodeSelector": dict,
+    "containers!": [
+        {
+            "name!": str,
+            "image!": str,
+            "command": [str],
+            "env": [PAIR],
+            "ports": [{"containerPort!": int}],
+            "volumeMounts": [{"name!": str, "mountPath!": str}],
+            "resources": {"limits": dict},
+        }
+    ],
+    "volumes": [{"name!": str, "persistentVolumeClaim": {"claimName!": str}}],
+}
+EXIT = {"containerName": str, "operator!": str, "values!": [int]}
+JOB = {
+    "completionMode": str,
+    "completions": int,
+    "parallelism": int,
+    "backoffLimit": int,
+    "podFailurePolicy": {"rules!": [{"action!": str, "onExitCodes": EXIT}]},
+    "template!": {"spec!": POD},
+}
+JOBSET = {
+    "apiVersion!": str,
+    "kind!": str,
+    "metadata!": {"name!": str},
+    "spec!": {
+        "network": {"enableDNSHostnames": bool, "subdomain": str},
+        "successPolicy": {"operator!": str},
+        "failurePolicy": {
+            "maxRestarts": int,
+            "rules": [{"name!": str, "action!": str, "onJobFailureReasons": [str]}],
+        },
+        "replicatedJobs!": [{"name!": str, "replicas": int, "template!": {"spec!": JOB}}],
+    },
+}
+
+
+def check(value, schema, path="$"):
+    if isinstance(schema, list):
+        assert isinstance(value, list), path
+        for i, item in enumerate(value):
+            check(item, schema[0], f"{path}[{i}]")
+    elif isinstance(schema, dict):
+        names = {name.rstrip("!"): kind for name, kind in schema.items()}
+        assert isinstance(value, dict) and set(value) <= set(names), (path, value)
+        required = {name[:-1] for name in schema if name.endswith("!")}
+        assert required <= set(value), (path, required - set(value))
+        for name, item in value.items():
+            check(item, names[name], f"{path}.{name}")
+    else:
+        assert type(value) is schema, (path, value)
+
+
+@pytest.mark.parametrize("hosts", [1, 4])
+def test_jobset_fits_the_public_api_and_its_processes_find_each_other(hosts, capsys):
+    flags = [f"--hosts={hosts}", "--name=kd", "--image=i", "--claim=c"]
+    more = ["--resource=nvidia.com/gpu=8", "--select=a/b=c=d"]
+    assert jobset.main([*flags, *more, "--", "--config=c.py", "--workdir=/runs/kd"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    check(found, JOBSET)
+    assert (found["apiVersion"], found["kind"]) == ("jobset.x-k8s.io/v1alpha2", "JobSet")
+    [workers] = found["spec"]["replicatedJobs"]
+    job = workers["template"]["spec"]
+    assert job["completionMode"] == "Indexed" and job["completions"] == job["parallelism"] == hosts
+    pod = job["template"]["spec"]
+    [container] = pod["containers"]
+    assert pod["restartPolicy"] == "Never"  # what podFailurePolicy requires
+    assert pod["nodeSelector"] == {"a/b=c": "d"}
+    assert container["resources"]["limits"] == {"nvidia.com/gpu": "8"}
+    assert container["command"][-2:] == ["--config=c.py", "--workdir=/runs/kd"]
+
+    from distill_jax.run import processes
+
+    environ = {pair["name"]: pair["value"] for pair in container["env"]}
+    ids = []
+    for index in range(hosts):
+        settings = processes.detect({**environ, "JOB_COMPLETION_INDEX": str(index)})
+        assert (settings is None) == (hosts == 1)
+        if settings:
+            host = f"kd-{workers['name']}-0-0.{found['spec']['network']['subdomain']}"
+            assert settings.coordinator == f"{host}:{container['ports'][0]['containerPort']}"
+            ids.append((settings.num_processes, settings.process_id))
+    assert ids == [(hosts, i) for i in range(hosts) if hosts > 1]
+
+
+def test_jobset_refuses_a_name_that_is_no_host_name(capsys):
+    with pytest.raises(SystemExit):
+        jobset.main(["--name=K_D", "--image=i", "--claim=c", "--", "--config=x"])
+    assert "lower-case letters" in capsys.readouterr().err
+
+
+# sweep.py
+
+
+def test_grid_and_draws():
+    space = {"a": [1, 2], "b": ["x", None]}
+    trials = sweep.grid(space)
+    assert trials == [{"a": a, "b": b} for a in (1, 2) for b in ("x", None)]
+    lines = sweep.commands(trials, config="c.py", workdir=pathlib.Path("/w"), args=["--q"])
+    assert lines[3][3:] == [
+        "--config=c.py",
+        "--workdir=/w/3",
+        "--q",
+        "--config.a=2",
+        "--config.b=none",
+    ]
+    ranges = {"lr": ("log_uniform", 1e-4, 1.0), "m": ("uniform", -1.0, 1.0), "n": [3, 5]}
+    drawn = sweep.draw(ranges, n=400, seed=1)
+    assert drawn[:7] == sweep.draw(ranges, n=7, seed=1) != sweep.draw(ranges, n=7, seed=2)
+    logs = np.log10([trial["lr"] for trial in drawn])
+    assert -4 <= logs.min() < -3.8 and -0.2 < logs.max() <= 0
+    assert abs(np.median(logs) + 2) < 0.3
+    assert {trial["n"] for trial in drawn} == {3, 5}
+    with pytest.raises(sweep.SweepError, match="--random=N"):
+        sweep.grid(ranges)
+
+
+SPACE = "def sweep():\n    return {'optim.lr': [0.1, 0.2], 'seed': [0, 1, 2]}\n"
+
+
+def test_sweep_prints_commands_and_a_batch_script_without_touching_the_folder(tmp_path, capsys):
+    config = tmp_path / "c.py"
+    config.write_text(SPACE)
+    args = [f"--config={config}:smoke", f"--workdir={tmp_path / 'w'}", "--dry_run"]
+    assert sweep.main([*args, "--", "--config.x=a b"]) == 0
+    lines = [shlex.split(line) for line in capsys.readouterr().out.splitlines()]
+    assert len(lines) == 6
+    assert lines[4][3:] == [
+        f"--config={config}:smoke",
+        f"--workdir={tmp_path / 'w' / '4'}",
+        "--config.x=a b",
+        "--config.optim.lr=0.2",
+        "--config.seed=1",
+    ]
+    assert sweep.main([*args, "--backend=slurm", "--jobs=2", "--sbatch=--gpus=1"]) == 0
+    text = capsys.readouterr().out
+    assert "#SBATCH --array=0-5%2\n" in text and "#SBATCH --gpus=1\n" in text
+    fake = "srun() { shift; printf '%s\\n' \"$@\"; }\n"
+    found = subprocess.run(
+        ["bash", "-c", fake + text],
+        env={**os.environ, "SLURM_ARRAY_TASK_ID": "4"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert found.returncode == 0 and found.stdout.split()[-2:] == lines[4][-2:]
+    assert not (tmp_path / "w").exists()
+
+
+def test_sweep_refuses_what_it_cannot_run(tmp_path, capsys):
+    config = tmp_path / "c.py"
+    for text, message in (("x = 1", "no function sweep"), ("def sweep(): return []", "no dict")):
+        config.write_text(text)
+        assert sweep.main([f"--config={config}", "--workdir=w"]) == 2
+        assert message in capsys.readouterr().err
+    assert sweep.main(["--config=absent.py", "--workdir=w"]) == 2
+
+
+def test_local_sweep_skips_what_is_done_goes_on_after_failures_and_ranks(tmp_path, capsys):
+    trials = [{"seed": i} for i in range(4)]
+    folders = [tmp_path / str(i) for i in range(4)]
+    write = (
+        "import json, pathlib, sys; f = pathlib.Path(sys.argv[1]); i = int(f.name)\n"
+        "if i == 1: sys.exit(3)\n"
+        "metric = {'metric': 'held_out/accuracy', 'mode': 'max'}\n"
+        "(f / 'config.json').write_text(json.dumps({'eval': metric}))\n"
+        "best = {'held_out/accuracy': [0.2, 0, 0.9, 0.5][i]}\n"
+        "(f / 'result.json').write_text(json.dumps({'status': 'done', 'best': best}))\n"
+    )
+    lines = [[*python(write), str(folder)] for folder in folders]
+    assert sweep.run_local(lines, jobs=2, folders=folders) == 3
+    assert "0 of 4" in capsys.readouterr().out
+    assert sweep.run_local(lines, jobs=2, folders=folders) == 3
+    assert "3 of 4" in capsys.readouterr().out
+    order = [line.split()[0] for line in sweep.table(trials, folders).splitlines()[1:]]
+    assert order == ["2", "3", "0"]

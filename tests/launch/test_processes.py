@@ -1,0 +1,124 @@
+"""How processes find each other, as a function of the environment."""
+
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+
+from distill_jax.core.errors import UserError
+from distill_jax.run import processes
+from distill_jax.run.processes import detect, first_host
+
+SLURM = {
+    "SLURM_JOB_ID": "12345",
+    "SLURM_STEP_NODELIST": "node[07-09,12],other",
+    "SLURM_STEP_NUM_TASKS": "4",
+    "SLURM_PROCID": "3",
+}
+KUBERNETES = {
+    "JAX_COORDINATOR_ADDRESS": "kd-workers-0-0.kd:8476",
+    "JAX_NUM_PROCESSES": "2",
+    "JOB_COMPLETION_INDEX": "1",
+    "KUBERNETES_SERVICE_HOST": "10.0.0.1",
+}
+TPU = {"TPU_WORKER_HOSTNAMES": "t0,t1,t2", "TPU_WORKER_ID": "2"}
+FLAGS = {"coordinator": "h:1", "num_processes": 2, "process_id": 1}
+
+
+@pytest.mark.parametrize(
+    "environ, flags, found",
+    [
+        ({}, {}, None),
+        ({}, {"num_processes": 1}, None),
+        ({}, FLAGS, ("h:1", 2, 1)),
+        (KUBERNETES | SLURM | TPU, FLAGS, ("h:1", 2, 1)),
+        (KUBERNETES, {}, ("kd-workers-0-0.kd:8476", 2, 1)),
+        (KUBERNETES | {"JAX_PROCESS_ID": "0"}, {}, ("kd-workers-0-0.kd:8476", 2, 0)),
+        (SLURM, {}, (f"node07:{61440 + 12345 % 4096}", 4, 3)),
+        (SLURM | {"SLURM_STEP_NUM_TASKS": "1"}, {}, None),
+        # A batch script outside srun: the job's variables without the step's.
+        ({"SLURM_JOB_ID": "1", "SLURM_NTASKS": "4", "SLURM_PROCID": "0"}, {}, None),
+        (TPU, {}, ("t0:8476", 3, 2)),
+        ({"TPU_WORKER_HOSTNAMES": "localhost", "TPU_WORKER_ID": "0"}, {}, None),
+        ({"DISTILL_JAX_PROCESSES": "tpu"}, {}, (None, None, None)),
+        (KUBERNETES | {"DISTILL_JAX_PROCESSES": "off"}, {}, None),
+        (SLURM | {"DISTILL_JAX_PROCESSES": "off"}, FLAGS, ("h:1", 2, 1)),
+    ],
+)
+def test_the_first_source_that_applies_decides(environ, flags, found):
+    settings = detect(environ, **flags)
+    assert (settings and tuple(settings[:3])) == found
+
+
+@pytest.mark.parametrize(
+    "environ, flags, message",
+    [
+        ({}, {"coordinator": "h:1"}, "--num_processes, --process_id: missing beside --coordinator"),
+        ({}, {"num_processes": 2, "process_id": 0}, "--coordinator: missing"),
+        ({}, FLAGS | {"process_id": 2}, "process 2 of 2"),
+        ({}, FLAGS | {"process_id": -1}, "process -1 of 2"),
+        ({}, FLAGS | {"coordinator": "host"}, "'host' is no address"),
+        ({}, FLAGS | {"coordinator": "host:99999"}, "no address"),
+        ({"JAX_COORDINATOR_ADDRESS": "h:1"}, {}, "JAX_NUM_PROCESSES: is not set"),
+        (KUBERNETES | {"JAX_NUM_PROCESSES": "two"}, {}, "JAX_NUM_PROCESSES: 'two' is not a number"),
+        (KUBERNETES | {"JOB_COMPLETION_INDEX": "5"}, {}, "process 5 of 2"),
+        (SLURM | {"SLURM_STEP_NODELIST": ""}, {}, "SLURM_STEP_NODELIST"),
+        ({k: v for k, v in SLURM.items() if k != "SLURM_PROCID"}, {}, "SLURM_PROCID: is not set"),
+        ({"TPU_WORKER_HOSTNAMES": "a,b"}, {}, "TPU_WORKER_ID: is not set"),
+        ({"DISTILL_JAX_PROCESSES": "gpu"}, {}, "'gpu' is neither"),
+        ({"DISTILL_JAX_TIMEOUT": "0"}, {}, "DISTILL_JAX_TIMEOUT: must be at least 1"),
+        ({"DISTILL_JAX_TIMEOUT": "x"}, {}, "DISTILL_JAX_TIMEOUT: 'x' is not a number"),
+    ],
+)
+def test_what_does_not_fit_is_refused(environ, flags, message):
+    with pytest.raises(UserError) as error:
+        detect(environ, **flags)
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "nodes, host",
+    [
+        ("a", "a"),
+        ("a,b", "a"),
+        ("a[1-3]", "a1"),
+        ("a[001,7],b", "a001"),
+        ("rack[2-3]-ib", "rack2-ib"),
+        ("gpu-a3,gpu-b[1-2]", "gpu-a3"),
+    ],
+)
+def test_first_host_of_a_slurm_list(nodes, host):
+    assert first_host(nodes) == host
+
+
+def test_a_coordinator_that_is_not_there_is_told_within_the_time():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))  # bound but not listening: connections are refused
+        address = f"127.0.0.1:{probe.getsockname()[1]}"
+        settings = detect(
+            {"DISTILL_JAX_TIMEOUT": "1"}, coordinator=address, num_processes=2, process_id=1
+        )
+        began = time.monotonic()
+        with pytest.raises(UserError, match=r"in 1 s: nobody listens there"):
+            processes.initialize(settings)
+    assert time.monotonic() - began < 10
+
+
+def test_process_0_tells_in_time_that_the_others_are_missing():
+    code = (
+        "from distill_jax.run import processes; import socket; s = socket.socket();"
+        "s.bind(('127.0.0.1', 0)); port = s.getsockname()[1]; s.close();"
+        "processes.initialize(processes.Settings(f'127.0.0.1:{port}', 2, 0, 'flags', 2))"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=90)
+    assert found.returncode == 2, found.stderr
+    assert "error: flags: process 0 of 2 did not meet all others at 127.0.0.1" in found.stderr
+
+
+def test_one_process_initializes_nothing():
+    processes.initialize(None)
+    assert processes.is_main() and processes.count() == 1
+    assert processes.any_process(True) and not processes.any_process(False)
+    processes.barrier("alone")
