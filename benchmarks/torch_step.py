@@ -44,8 +44,12 @@ VARIANTS = {
 }
 
 
-def torch_model(net: str) -> Any:
-    """Returns the network in PyTorch."""
+SIZES = {"mlp": 512, "vit": 6, "resnet20": 3}
+"""Hidden width, depth, and blocks in a stage."""
+
+
+def torch_model(net: str, size: int = 0) -> Any:
+    """Returns the network in PyTorch; `size` in place of that of `SIZES`."""
     import torch
     import torch.nn.functional as F
     from torch import nn
@@ -80,7 +84,7 @@ def torch_model(net: str) -> Any:
             return x + self.down(F.gelu(self.up(self.norm2(x)), approximate="tanh"))
 
     class ViT(nn.Module):
-        def __init__(self, d=192, depth=6, heads=3):
+        def __init__(self, depth, d=192, heads=3):
             super().__init__()
             self.patches = nn.Conv2d(3, d, 4, 4)
             self.cls = nn.Parameter(torch.zeros(1, 1, d))
@@ -93,13 +97,14 @@ def torch_model(net: str) -> Any:
             x = torch.cat([self.cls.expand(len(x), -1, -1), x], 1) + self.positions
             return self.head(self.norm(self.layers(x))[:, 0])
 
+    n = size or SIZES[net]
     if net == "mlp":
-        hidden = (nn.Linear(784, 512), nn.ReLU(), nn.Linear(512, 512), nn.ReLU())
-        return nn.Sequential(nn.Flatten(), *hidden, nn.Linear(512, 10))
+        hidden = (nn.Linear(784, n), nn.ReLU(), nn.Linear(n, n), nn.ReLU())
+        return nn.Sequential(nn.Flatten(), *hidden, nn.Linear(n, 10))
     if net == "vit":
-        return ViT()
-    widths = [(16, 16, 1)] * 3 + [(16, 32, 2)] + [(32, 32, 1)] * 2
-    widths += [(32, 64, 2)] + [(64, 64, 1)] * 2
+        return ViT(n)
+    widths = [(16, 16, 1)] * n + [(16, 32, 2)] + [(32, 32, 1)] * (n - 1)
+    widths += [(32, 64, 2)] + [(64, 64, 1)] * (n - 1)
     stem = (nn.Conv2d(3, 16, 3, 1, 1, bias=False), nn.BatchNorm2d(16), nn.ReLU())
     head = (nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 10))
     return nn.Sequential(*stem, *[Block(*w) for w in widths], *head)

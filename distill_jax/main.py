@@ -1,5 +1,6 @@
 """The entrypoint: `python -m distill_jax.main --config=FILE --workdir=DIR [--mode=MODE] ...`."""
 
+import os
 import sys
 from collections.abc import Sequence
 
@@ -10,8 +11,8 @@ from distill_jax.run import flags
 def main(argv: Sequence[str]) -> int:
     """Runs one command line and returns its exit code.
 
-    0 done, 2 a mistake that the user can mend (one message on stderr, no traceback), 75 stopped
-    by a signal with the state saved.
+    0 done, 2 a mistake that the user can mend (one message on stderr, no traceback), 3 a loss that
+    is not finite, 75 stopped by a signal with the state saved.
     """
     try:
         parsed = flags.parse(argv)
@@ -23,10 +24,22 @@ def main(argv: Sequence[str]) -> int:
 
 def _run(parsed: flags.Flags) -> int:
     # Imported late: `--help` and mistakes in the command line answer before JAX is loaded.
-    from distill_jax.run import environment
+    from distill_jax.run import environment, processes
 
-    environment.configure_jax(cpu_devices=environment.cpu_devices(parsed.config))
+    settings = None
+    if parsed.mode != "describe":
+        given = {name: getattr(parsed, name) for name in flags.PROCESS_FLAGS}
+        settings = processes.detect(os.environ, **given)
+    count = settings.num_processes or 1 if settings else 1
+    environment.configure_jax(cpu_devices=environment.cpu_devices(parsed.config, processes=count))
+    processes.initialize(settings)
     from distill_jax.run import loop
+
+    if processes.count() > 1:
+        # Lanes are chosen by time, which processes measure differently.
+        parsed.config.study.lanes = "no"
+    main_process = processes.is_main()
+    say = _say if main_process else _silent
 
     config, workdir = parsed.config, parsed.workdir
     try:
@@ -38,17 +51,22 @@ def _run(parsed: flags.Flags) -> int:
             from distill_jax.run import study
 
             assert workdir is not None
-            print(study.run_study(config, workdir, say=_say))
+            table = study.run_study(config, workdir, say=say)
+            if main_process:
+                print(table)
         elif parsed.mode == "eval":
             assert workdir is not None
-            print(loop.evaluate_run(config, workdir))
+            table = loop.evaluate_run(config, workdir)
+            if main_process:
+                print(table)
         else:
             assert workdir is not None
-            result = loop.train(config, workdir, say=_say)
-            print(loop.format_result(result))
-            from distill_jax.run import report  # not before the first step
+            result = loop.train(config, workdir, say=say)
+            if main_process:
+                print(loop.format_result(result))
+                from distill_jax.run import report  # not before the first step
 
-            print(f"report: {report.write_run_report(workdir)}")
+                print(f"report: {report.write_run_report(workdir)}")
     except loop.Preempted as e:
         print(f"{e}; the same command continues it", file=sys.stderr)
         return e.exit_code
@@ -59,6 +77,10 @@ def _say(line: str) -> None:
     from tqdm import tqdm
 
     tqdm.write(line)
+
+
+def _silent(line: str) -> None:
+    del line
 
 
 def run() -> None:

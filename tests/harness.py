@@ -106,6 +106,7 @@ def make_batch(b: int = 16, *, seed: int = 0, mixed: bool = False) -> dict[str, 
         "mask": jnp.ones(b),
         "index": jnp.arange(b, dtype=jnp.int32),
         "epoch": jnp.zeros(b, jnp.int32),
+        "domain": jnp.arange(b, dtype=jnp.int32) % 2,
     }
     if mixed:
         probs = r.rand(b, K)
@@ -127,8 +128,24 @@ class Setup(NamedTuple):
 PROVIDED = {"num_classes": K, "num_examples": 64, "total_steps": 10, "steps_per_epoch": 2.0}
 """What a run tells every objective about its data and length."""
 
-ROLE_MODELS: dict[str, tuple[str, dict[str, Any]]] = {}
+ROLE_MODELS: dict[str, tuple[str, dict[str, Any]]] = {
+    "aggregator": ("expert_aggregator", {"heads": 2}),
+    "augmentor": ("augmentor_affine", {"scale": 0.5}),
+    "heads": ("projector", {"features": 2 * K}),
+    "fusion": ("review_fusion", {"width": 8, "batch_norm": False}),
+    "paraphraser": ("paraphraser", {"depth": 1, "batch_norm": False}),
+    "posterior": ("regressor", {"variance": 5.0}),
+    "regressor": ("regressor", {}),
+    "teacher_head": ("linear_head", {"num_classes": K}),
+    "translator": ("translator", {"depth": 1, "batch_norm": False}),
+    "joint": ("projector", {"features": 4 * K}),
+    "projector": ("projector", {"features": 32}),
+    "projector_of_teacher": ("projector", {"features": 32}),
+}
 """Networks of roles that are not classifiers of the input: `{role: (model, kwargs)}`."""
+
+EQUAL_WIDTHS = ("fsp", "meta_dmoe")
+"""Objectives that compare a student with a teacher of its own widths."""
 
 
 def make_objective(name: str, **kwargs) -> Objective:
@@ -156,6 +173,8 @@ def setup(
     """Builds an objective on tiny networks: teachers are frozen, every other role learns."""
     objective = make_objective(name, **(kwargs or {}))
     models = {role: role_model(role, batch_norm=batch_norm) for role in objective.roles}
+    if name in EQUAL_WIDTHS:
+        models |= {role: models["student"] for role in models if is_frozen(role)}
     tx = optax.sgd(0.1, momentum=0.9) if tx is None else tx
     shapes = state.infer_shapes(objective, models, make_batch() if batch is None else batch)
     trainable = tuple(role for role in objective.roles if not is_frozen(role))

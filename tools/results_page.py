@@ -17,6 +17,8 @@ from typing import Any
 from distill_jax.run import statistics
 
 MARK = "<!-- tables: tools/results_page.py -->"
+BEST = "best state"
+"""The compared metric of the state with the best held-out metric."""
 KEPT = ("test/", "held_out/ratio_", "held_out/teacher_wrong_auc", "held_out/damaged_auc")
 TRUST = {
     "ratio_right": "ratio, teacher right",
@@ -34,8 +36,9 @@ def read(folder: pathlib.Path) -> dict[str, Any]:
     values: dict[str, dict[str, dict[str, float]]] = {}
     for arm, entry in found["arms"].items():
         for seed, run in entry["seeds"].items():
-            for name, value in (run.get("metrics") or {}).items():
-                if name.startswith(KEPT) or name == found["metric"]:
+            best = {BEST: run["best"]} if run.get("best") is not None else {}
+            for name, value in {**(run.get("metrics") or {}), **best}.items():
+                if name.startswith(KEPT) or name in (found["metric"], BEST):
                     values.setdefault(arm, {}).setdefault(name, {})[seed] = round(value, 6)
     costs = {arm: _cost(folder, entry) for arm, entry in found["arms"].items()}
     keys = ("title", "metric", "mode", "reference", "tuned")

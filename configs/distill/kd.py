@@ -24,3 +24,11 @@ def get_config(arg: str = ""):
     config.evaluators.agreement = {}
     config.total.epochs = 20.0
     return common.smoke(config) if "smoke" in options else config
+
+
+def sweep():
+    """What `launch/sweep.py` tries."""
+    return {
+        "objective.kwargs.temperature": [1.0, 4.0, 8.0],
+        "objective.kwargs.alpha": [0.1, 0.5, 0.9],
+    }

@@ -21,7 +21,9 @@ Outputs: TypeAlias = Mapping[str, Array]
 Batch: TypeAlias = Mapping[str, Any]
 """Arrays with a leading axis b. Always present: `input` (an array or a dict of arrays), `mask`
 float32 `[b]` (0 on padding), `index` int32 `[b]` (position in the source) and `epoch` int32
-`[b]`. Usually `label` int32 `[b]`; after mixing transforms also `label_probs` `[b, k]`."""
+`[b]`. Usually `label` int32 `[b]`; after mixing transforms also `label_probs` `[b, k]`; where a
+teacher sees something else than the student, `teacher_input`; where its answers are stored,
+`answers` `{role: {output: [b, ...]}}`."""
 
 
 class Model(NamedTuple):
@@ -52,6 +54,19 @@ class Nets(Protocol):
           train: training mode: batch statistics of this batch, dropout.
           learn: whether this call gives the network's parameters a gradient. Without it the
             gradient still reaches the inputs: what an adversary learns from.
+        """
+        ...
+
+    def adapted(self, role: Role, loss: Callable[["Nets"], Array], *, lr: float) -> "Nets":
+        """Returns these networks after one step of gradient descent of one of them.
+
+        The step is differentiable: the gradient of what the adapted network says reaches the
+        parameters before the step and whatever else `loss` depends on.
+
+        Args:
+          role: the network that takes the step; the others stay as they are.
+          loss: a scalar of networks like these.
+          lr: the step size.
         """
         ...
 
@@ -134,11 +149,13 @@ class Objective(Protocol):
       couples_batch: whether one example's value depends on the other examples (negatives, batch
         statistics). Gradient accumulation is then refused.
       auxiliary: those of its networks whose logits are not of the classes of the data.
+      surveys: whether it looks at the whole training part once, before the first step.
     """
 
     roles: ClassVar[tuple[Role, ...]]
     couples_batch: ClassVar[bool] = False
     auxiliary: ClassVar[tuple[Role, ...]] = ()
+    surveys: ClassVar[bool] = False
 
     def memory(self, key: Key, batch: Batch) -> PyTree:
         """Returns the initial memory; called once, under `jit`, with a batch of zeros."""
@@ -148,6 +165,40 @@ class Objective(Protocol):
     def loss(self, nets: Nets, batch: Batch, memory: PyTree, step: Array) -> Terms:
         """Returns the per-example terms of one batch."""
         ...
+
+    def survey(self, nets: Nets, batch: Batch, memory: PyTree, step: Array) -> Mapping[str, Array]:
+        """Returns facts `[b, ...]` of a training batch in evaluation mode, for `digest`."""
+        del nets, batch, memory, step
+        return {}
+
+    def digest(
+        self,
+        rows: Mapping[str, np.ndarray],
+        ids: np.ndarray,
+        memory: PyTree,
+        random: np.random.Generator,
+    ) -> PyTree:
+        """Returns the memory with what was learned from the survey; runs once, on the host.
+
+        Args:
+          rows: the facts of all n training examples, `[n, ...]` each.
+          ids: their ids, int32 `[n]`, as batches carry them in `index`.
+          memory: the initial memory, NumPy arrays; shapes and types must stay.
+          random: a generator that depends on the seed of the run.
+        """
+        del rows, ids, random
+        return memory
+
+    def predictions(
+        self, nets: Nets, batch: Batch, memory: PyTree, step: Array
+    ) -> Mapping[str, Outputs]:
+        """Returns what the method says of a batch where that is not the output of one network.
+
+        Evaluators read it as they read a network, under its name in place of a role: by
+        convention "prediction" where there is one. Networks are called in evaluation mode.
+        """
+        del nets, batch, memory, step
+        return {}
 
 
 @struct.dataclass

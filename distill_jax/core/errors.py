@@ -39,6 +39,8 @@ class CheckpointError(UserError):
 class NonFiniteError(UserError):
     """A loss term that became NaN or infinite."""
 
+    exit_code = 3
+
 
 def nearest(name: str, options: Iterable[str]) -> str:
     """Returns a hint that names the closest option and lists what exists."""

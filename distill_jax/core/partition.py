@@ -45,8 +45,14 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def over_batch(mesh: Mesh) -> NamedSharding:
-    """The sharding of every array with a leading batch axis."""
-    return NamedSharding(mesh, PartitionSpec(AXES))
+    """The sharding of every array with a leading batch axis.
+
+    While a function is traced under `jax.shard_map` over another axis of the mesh, its arrays are
+    of the mesh in that context.
+    """
+    context = jax.sharding.get_abstract_mesh()
+    inside = context.axis_names == mesh.axis_names
+    return NamedSharding(context if inside else mesh, PartitionSpec(AXES))
 
 
 def check_batch(batch_size: int, mesh: Mesh, *, accum_steps: int = 1, where: str) -> None:

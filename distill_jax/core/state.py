@@ -9,9 +9,11 @@ import optax
 
 from distill_jax.core import rng
 from distill_jax.core.api import (
+    Array,
     Batch,
     Key,
     Model,
+    Nets,
     Objective,
     Outputs,
     PyTree,
@@ -40,6 +42,7 @@ class Shapes(NamedTuple):
     batch: Batch
     memory: PyTree
     terms: Terms
+    predictions: Mapping[str, Mapping[str, Any]] = {}
 
 
 def _spec(tree: PyTree) -> PyTree:
@@ -78,6 +81,11 @@ class _ShapeNets:
         self.seen.setdefault(role, RoleShapes(specs, params, state, outputs))
         return cast(zeros(outputs), jnp.float32), zeros(new_state)
 
+    def adapted(self, role: Role, loss: Callable[[Nets], Array], *, lr: float) -> "_ShapeNets":
+        del role, lr
+        loss(self)
+        return self
+
 
 def infer_shapes(objective: Objective, models: Mapping[Role, Model], batch: Batch) -> Shapes:
     """Runs the objective on shapes alone: which network sees what, and what comes out.
@@ -101,6 +109,8 @@ def infer_shapes(objective: Objective, models: Mapping[Role, Model], batch: Batc
 
     def run(batch):
         memory = objective.memory(jax.random.key(0), batch)
+        if objective.surveys:
+            objective.survey(nets, batch, memory, jnp.int32(0))
         return memory, objective.loss(nets, batch, memory, jnp.int32(0))
 
     memory, terms = jax.eval_shape(run, batch)
@@ -112,7 +122,11 @@ def infer_shapes(objective: Objective, models: Mapping[Role, Model], batch: Batc
                 where=f"roles.{role}",
                 hint=f"it calls {', '.join(nets.seen)}; delete the role",
             )
-    return Shapes(nets.seen, batch, memory, terms)
+
+    def predict(batch, memory):
+        return objective.predictions(_ShapeNets(models), batch, memory, jnp.int32(0))
+
+    return Shapes(nets.seen, batch, memory, terms, jax.eval_shape(predict, batch, memory))
 
 
 def check_terms(terms: Terms, shape: tuple[int, ...]) -> None:

@@ -1,5 +1,6 @@
 """Step builders: from per-example terms to a pure `(state, frozen, batch, key)` step."""
 
+import copy
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -37,6 +38,8 @@ class BoundNets:
     """Networks by role, with parameters, state, precision and keys in place (`api.Nets`).
 
     Each call of a role draws from its own stream, so two views of a batch get two dropout masks.
+    Roles among the `answers` of `batch` are not applied: asked about the teacher's view of that
+    batch, in evaluation mode, they give what is stored.
     """
 
     def __init__(
@@ -47,7 +50,9 @@ class BoundNets:
         *,
         key: Key,
         precision: str = "float32",
+        batch: Batch | None = None,
     ):
+        self._batch = {} if batch is None else batch
         self._models, self._params, self._state, self._key = models, params, state, key
         self._dtype = COMPUTE_DTYPES[precision]
         self._calls: dict[Role, int] = {}
@@ -55,6 +60,8 @@ class BoundNets:
     def __call__(
         self, role: Role, *inputs: Any, train: bool = False, learn: bool = True
     ) -> tuple[Outputs, State]:
+        if role in self._batch.get("answers", {}):
+            return self._stored_answer(role, inputs, train=train), {}
         call = self._calls[role] = self._calls.get(role, -1) + 1
         key = jax.random.fold_in(rng.stream(self._key, role, "dropout"), call)
         params, inputs = cast((self._params[role], inputs), self._dtype)
@@ -63,6 +70,31 @@ class BoundNets:
             params, self._state[role], *inputs, train=train, rngs={"dropout": key}
         )
         return cast(outputs, jnp.float32), state
+
+    def _stored_answer(self, role: Role, inputs: tuple[Any, ...], *, train: bool) -> Outputs:
+        if train or len(inputs) != 1 or inputs[0] is not teacher_view(self._batch):
+            raise ConfigError(
+                f"the objective asks {role} about more than its view of the batch in evaluation "
+                "mode, and only answers to that are stored",
+                where="cache.roles",
+                hint=f"leave {role} out, or set cache.dir to nothing",
+            )
+        return self._batch["answers"][role]
+
+    def adapted(self, role: Role, loss: Callable[[Nets], Array], *, lr: float) -> "BoundNets":
+        def after(params: Params) -> "BoundNets":
+            changed = copy.copy(self)
+            changed._params = {**self._params, role: params}
+            return changed
+
+        old = self._params[role]
+        grads = jax.grad(lambda params: loss(after(params)))(old)
+        return after(jax.tree.map(lambda p, g: p - lr * g, old, grads))
+
+
+def teacher_view(batch: Batch) -> Any:
+    """Returns what a teacher sees of a batch: a view of its own where a transform made one."""
+    return batch.get("teacher_input", batch["input"])
 
 
 def bind_networks(
@@ -136,6 +168,7 @@ def make_train_step(
                 fixed_state | model_state,
                 key=key,
                 precision=precision,
+                batch=micro,
             )
             terms = objective.loss(nets, micro, memory, state.step)
             check_terms(terms, micro["mask"].shape)

@@ -1,11 +1,12 @@
 """An objective whose signals are weighed, example by example, by a weigher."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from distill_jax.core.api import (
     Array,
@@ -81,6 +82,23 @@ class Weighed(Objective):
     @property
     def auxiliary(self) -> tuple[Role, ...]:  # pyright: ignore[reportIncompatibleVariableOverride]
         return (*self.objective.auxiliary, *self.weigher.roles)
+
+    @property
+    def surveys(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.objective.surveys
+
+    def survey(self, nets: Nets, batch: Batch, memory: PyTree, step: Array) -> Mapping[str, Array]:
+        return self.objective.survey(nets, batch, memory["objective"], step)
+
+    def digest(
+        self,
+        rows: Mapping[str, np.ndarray],
+        ids: np.ndarray,
+        memory: PyTree,
+        random: np.random.Generator,
+    ) -> PyTree:
+        found = self.objective.digest(rows, ids, memory["objective"], random)
+        return {**memory, "objective": found}
 
     def memory(self, key: Key, batch: Batch) -> PyTree:
         """The objective's own memory and, where the weigher needs it, a class-mean table.
@@ -168,6 +186,11 @@ class Weighed(Objective):
         weights = self.weights(nets, self.evidence(terms, batch, memory), step)
         return self.with_weights(terms, self.used(weights, batch["mask"], step))
 
+    def predictions(
+        self, nets: Nets, batch: Batch, memory: PyTree, step: Array
+    ) -> Mapping[str, Outputs]:
+        return self.objective.predictions(nets, batch, memory["objective"], step)
+
     def trust(self, nets: Nets, batch: Batch, memory: PyTree, step: Array) -> Outputs:
         """Returns `weights` `[b, s]` and the logits that the weigher saw, in evaluation mode."""
         terms = self.signals_of(_Evaluating(nets), batch, memory, step)
@@ -237,3 +260,6 @@ class _Evaluating:
     ) -> tuple[Outputs, State]:
         del train
         return self.nets(role, *inputs, train=False, learn=learn)
+
+    def adapted(self, role: Role, loss: Callable[[Nets], Array], *, lr: float) -> "_Evaluating":
+        return _Evaluating(self.nets.adapted(role, lambda nets: loss(_Evaluating(nets)), lr=lr))

@@ -28,7 +28,7 @@ class Corrupted:
     Args:
       source: the parent, m examples.
       key: what the flag is called in a batch.
-      flag: int32 `[n]`, n >= m; what lies beyond m is added.
+      flag: numbers `[n]`, n >= m; what lies beyond m is added.
       labels: int32 `[n]`; by default the parent's.
       ids: int32 `[n]`; by default the parent's.
       seed: of the noise images (see `noise_images`).
@@ -62,7 +62,7 @@ class Corrupted:
         return len(self.flag)
 
     def read(self, indices: np.ndarray) -> Mapping[str, Any]:
-        """Returns `input` `[b, ...]`, `label` and the flag, int32 `[b]`, of those at `indices`.
+        """Returns `input` `[b, ...]`, `label` and the flag `[b]` of the examples at `indices`.
 
         Whatever else the parent gives is 0 for added examples.
         """
@@ -175,8 +175,33 @@ def _add_outliers(dataset: Dataset, share: float, seed: int) -> Dataset:
     return _map_parts(dataset, one)
 
 
+def _hide_labels(dataset: Dataset, per_class: int, seed: int) -> Dataset:
+    train = dataset.train
+    labels, ids = example_labels(train), example_ids(train)
+    real = np.ones(len(train), bool)
+    if isinstance(train, Corrupted) and train.key == "outlier":
+        real = train.flag == 0
+    order, shown = draws(ids, seed=seed, purpose="label shown")[:, 0], np.zeros(len(train), bool)
+    for label in range(len(dataset.classes)):
+        members = np.flatnonzero((labels == label) & real)
+        shown[members[np.argsort(order[members])[:per_class]]] = True
+    title = f"{per_class} labels a class (seed {seed})"
+
+    def one(part: str, source: Source) -> Source:
+        if part != "train":
+            return Corrupted(source, key="labelled", flag=np.ones(len(source), np.float32))
+        flag = np.where(shown, len(shown) / shown.sum(), 0).astype(np.float32)
+        return Corrupted(source, key="labelled", flag=flag, title=title)
+
+    return _map_parts(dataset, one)
+
+
 def _check(
-    dataset: Dataset, shares: Mapping[str, float], kinds: Mapping[str, str], seed: int
+    dataset: Dataset,
+    shares: Mapping[str, float],
+    kinds: Mapping[str, str],
+    labels_per_class: int,
+    seed: int,
 ) -> None:
     for key, share in shares.items():
         if not 0 <= share < 1:
@@ -185,6 +210,9 @@ def _check(
         if kind not in KINDS[key]:
             hint = nearest(kind, KINDS[key])
             raise ConfigError(f"unknown kind {kind!r}", where=f"{WHERE}.{key}_kind", hint=hint)
+    if labels_per_class < 0:
+        what, where = f"labels_per_class is {labels_per_class}", f"{WHERE}.labels_per_class"
+        raise ConfigError(what, where=where, hint="at least 0")
     if seed < 0:
         raise ConfigError(f"seed is {seed}", where=f"{WHERE}.seed", hint="at least 0")
     active = [key for key, share in shares.items() if share]
@@ -216,6 +244,7 @@ def corrupt(
     teacher_damage: float = 0.0,
     teacher_damage_kind: str = "random",
     outliers: float = 0.0,
+    labels_per_class: int = 0,
     seed: int = 0,
 ) -> Dataset:
     """Returns the data set with the faults whose share is above 0; without any, `dataset` itself.
@@ -227,6 +256,9 @@ def corrupt(
       classes, so that class c gets what the teacher gave to c - s. 0 leaves the answer alone.
     * `outlier`: 1 on noise images (see `noise_images`) with uniformly random labels, which follow
       the examples of the training part. Their ids are above all others; their other flags are 0.
+    * `labelled`, float32: 0 on training examples whose label no method may use, and n / m on the m
+      of n others, so that the mean over a batch is on average that over labelled examples. Noise
+      images are never among them. 1 in the other parts.
 
     A part whose examples stay as they were keeps its provenance.
 
@@ -239,6 +271,8 @@ def corrupt(
         "class", all examples whose clean label is among round(share * k) classes, at least one,
         each class with one shift.
       outliers: number of noise images, as a share of the training examples; rounded.
+      labels_per_class: how many training examples of each class keep their label, where it has so
+        many; 0 for all. Those of a smaller number are among those of a larger one.
       seed: any non-negative integer.
 
     Raises:
@@ -247,7 +281,7 @@ def corrupt(
     """
     shares = {"label_noise": label_noise, "teacher_damage": teacher_damage, "outliers": outliers}
     kinds = {"label_noise": label_noise_kind, "teacher_damage": teacher_damage_kind}
-    _check(dataset, shares, kinds, seed)
+    _check(dataset, shares, kinds, labels_per_class, seed)
     # In this order: the teacher's damage goes by clean labels, and added examples have no other.
     if teacher_damage:
         dataset = _damage_teacher(dataset, teacher_damage, teacher_damage_kind, seed)
@@ -255,4 +289,6 @@ def corrupt(
         dataset = _change_labels(dataset, label_noise, label_noise_kind, seed)
     if outliers:
         dataset = _add_outliers(dataset, outliers, seed)
+    if labels_per_class:
+        dataset = _hide_labels(dataset, labels_per_class, seed)
     return dataset

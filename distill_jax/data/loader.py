@@ -84,6 +84,7 @@ class ResidentLoader:
       batch_size: global batch size.
       seed: of the order.
       sharding: replicates `data` and `window` over a mesh; by default the first device.
+      answers: stored answers to the examples (`run.teacher_cache.Answers`), which `fetch` adds.
 
     Attributes:
       data: device arrays `[n, ...]`: what `source.read` gives, and `index`, the example ids.
@@ -93,9 +94,16 @@ class ResidentLoader:
     """
 
     def __init__(
-        self, source: Source, *, batch_size: int, seed: int, sharding: Sharding | None = None
+        self,
+        source: Source,
+        *,
+        batch_size: int,
+        seed: int,
+        sharding: Sharding | None = None,
+        answers: Any = None,
     ):
-        self.n = len(source)
+        self.n, self.answers = len(source), answers
+        self._tables: dict[int, PyTree] = {}
         _check(self.n, batch_size)
         self.batch_size, self.seed, self.sharding = batch_size, seed, sharding
         rows = source.read(np.arange(self.n))
@@ -130,6 +138,16 @@ class ResidentLoader:
             "first_offset": np.int32(first * self.batch_size - epoch * self.n),
         }
         self._window = _put(window, self.sharding)
+        if self.answers is not None:
+            views = [self.answers.view(e) for e in (epoch, epoch + 1)]
+            self._tables = {v: self._tables.get(v) or self._table(v) for v in views}
+            names = ("now", "next")[: self.answers.views]
+            tables = {name: self._tables[v] for name, v in zip(names, views, strict=False)}
+            self._window["answers"] = tables
+
+    def _table(self, view: int) -> PyTree:
+        everything = np.arange(self.n)
+        return _put(self.answers.read(np.full(self.n, view), everything), self.sharding)
 
     def fetch(self, data: PyTree, window: Mapping[str, Array], step: Array) -> Batch:
         """Returns batch `step` from `data` and `window(step)`; see `fetch_resident`."""
@@ -157,6 +175,19 @@ def fetch_resident(
     rows = jax.tree.map(lambda a: a.at[position].get(mode="promise_in_bounds"), data)
     n = window["order"].shape[0] // 2
     later = start + jnp.arange(batch_size, dtype=jnp.int32) >= n
+    if "answers" in window:
+        found = jax.tree.map(
+            lambda a: a.at[position].get(mode="promise_in_bounds"), window["answers"]
+        )
+        rows["answers"] = found["now"]
+        if "next" in found:
+            rows["answers"] = jax.tree.map(
+                lambda now, after: jnp.where(
+                    later.reshape((-1,) + (1,) * (now.ndim - 1)), after, now
+                ),
+                found["now"],
+                found["next"],
+            )
     return {
         **rows,
         "epoch": window["epoch"] + later.astype(jnp.int32),
@@ -193,6 +224,7 @@ class StreamLoader:
         arrays in memory; threads pay where reading waits for a disk or decodes.
       prefetch: batches read ahead.
       sharding: of the batch axis over a mesh, for `window`; by default the first device.
+      answers: stored answers to the examples (`run.teacher_cache.Answers`), which batches carry.
 
     Raises:
       ConfigError: a batch larger than the source or not divisible over the processes.
@@ -213,6 +245,7 @@ class StreamLoader:
         num_threads: int = 2,
         prefetch: int = 4,
         sharding: Sharding | None = None,
+        answers: Any = None,
     ):
         _check(len(source), batch_size, process_count)
         try:
@@ -226,7 +259,7 @@ class StreamLoader:
         share = batch_size // process_count
         self.rows = slice(process_index * share, (process_index + 1) * share)
         self.source, self.batch_size, self.seed, self.start = source, batch_size, seed, start
-        self.sharding, self.data = sharding, {}
+        self.sharding, self.data, self.answers = sharding, {}, answers
         self._ids = example_ids(source)
         self._grain = grain
         self._read_options = grain.ReadOptions(
@@ -240,8 +273,10 @@ class StreamLoader:
             step, batch_size=self.batch_size, seed=self.seed, n=len(self.source)
         )
         position, epoch = position[self.rows], epoch[self.rows]
+        stored = {} if self.answers is None else {"answers": self.answers.read(epoch, position)}
         return {
             **self.source.read(position),
+            **stored,
             "index": self._ids[position],
             "epoch": epoch,
             "mask": np.ones(len(position), np.float32),
@@ -285,6 +320,25 @@ class StreamLoader:
         if self._batches is not None:
             self._batches.close()
             self._batches = None
+
+
+def chunk_batches(
+    source: Source, positions: np.ndarray, *, batch_size: int, epoch: int
+) -> Iterator[Mapping[str, Any]]:
+    """Yields the examples at `positions` in this order, as NumPy batches of `batch_size` rows.
+
+    The last batch is filled with copies of the last example, with mask 0.
+    """
+    ids = example_ids(source)
+    for start in range(0, len(positions), batch_size):
+        row = start + np.arange(batch_size)
+        position = positions[np.minimum(row, len(positions) - 1)]
+        yield {
+            **source.read(position),
+            "index": ids[position],
+            "epoch": np.full(batch_size, epoch, np.int32),
+            "mask": (row < len(positions)).astype(np.float32),
+        }
 
 
 def eval_batches(

@@ -49,9 +49,56 @@ def compose(transforms: Mapping[str, Transform]) -> Transform:
     return apply
 
 
+def two_views(
+    transforms: Mapping[str, Transform], clean: Transform | None, *, shared: Sequence[str]
+) -> Transform:
+    """Returns the transforms, and a view of the teacher's own as `teacher_input`.
+
+    A student that sees another view than its teacher learns what the teacher says of an image, not
+    of what it sees (Beyer, Zhai, Royer, Markeeva, Anil, Kolesnikov 2022, arXiv:2106.05237, figure
+    2: "independent noise", and "fixed teacher" where the teacher's view is `clean`).
+
+    Args:
+      transforms: of the student's view, in order.
+      clean: of the teacher's view; None draws the student's transforms once more.
+      shared: names of transforms whose draws both views share, such as mixup, which then mixes the
+        same pairs in the same proportion. After `clean` they alone are applied.
+    """
+
+    def draw_again(key: Key, batch: Batch, step: Array) -> Batch:
+        for name, transform in transforms.items():
+            own = key if name in shared else rng.stream(key, "teacher")
+            batch = transform(rng.stream(own, name), batch, step)
+        return batch
+
+    def apply(key: Key, batch: Batch, step: Array) -> Batch:
+        if clean is None:
+            other = draw_again(key, batch, step)
+        else:
+            mixing = {name: transforms[name] for name in transforms if name in shared}
+            other = compose(mixing)(key, clean(key, batch, step), step)
+        return {**compose(transforms)(key, batch, step), "teacher_input": other["input"]}
+
+    return apply
+
+
+def in_turn(transform: Transform, views: int) -> Transform:
+    """Returns the transform with `views` views of each example that come back in turn.
+
+    These are the stored crops of FKD (Shen, Xing 2022, arXiv:2112.01528): epoch e sees view
+    e modulo `views`.
+    """
+
+    def apply(key: Key, batch: Batch, step: Array) -> Batch:
+        seen = transform(key, {**batch, "epoch": batch["epoch"] % views}, step)
+        return {**seen, "epoch": batch["epoch"]}
+
+    return apply
+
+
 def _require(condition: bool, what: str, where: str) -> None:
     if not condition:
-        raise ConfigError(what, where=f"data.augment_kwargs.{where}")
+        raise ConfigError(what, where=f"data.transform_kwargs.{where}")
 
 
 def _uniform(key: Key, batch: Batch, *shape: int) -> Array:
@@ -93,6 +140,29 @@ def make_normalize(*, mean: float | Sequence[float], std: float | Sequence[float
         channels = (1,) * (images.ndim - 1) + (-1,)
         images = (images - shift.reshape(channels)) * (1 / spread).reshape(channels)
         return {**batch, "input": images}
+
+    return apply
+
+
+def make_downscale(*, factor: int = 2) -> Transform:
+    """Returns a transform to float32 in [0, 1] at a smaller size: means of `factor` x `factor`.
+
+    Raises:
+      ConfigError: a factor below 1; when used, images whose sides it does not divide.
+    """
+    _require(factor >= 1, f"factor is {factor}, not 1 or more", "downscale.factor")
+
+    def apply(key: Key, batch: Batch, step: Array) -> Batch:
+        del key, step
+        images = scale(batch["input"])
+        b, h, w, c = images.shape
+        _require(
+            h % factor == w % factor == 0,
+            f"images of {h} x {w} do not divide by {factor}",
+            "downscale.factor",
+        )
+        cells = images.reshape(b, h // factor, factor, w // factor, factor, c)
+        return {**batch, "input": cells.mean((2, 4))}
 
     return apply
 
@@ -338,6 +408,100 @@ def cutmix_box(lam: Array, centre: Array, height: int, width: int) -> Array:
     half = (image * jnp.sqrt(1 - lam)).astype(jnp.int32) // 2
     first, last = jnp.clip(centre - half, 0, image), jnp.clip(centre + half, 0, image)
     return jnp.stack([first[0], last[0], first[1], last[1]])
+
+
+def resized_crop(images: Array, boxes: Array, flip: Array) -> Array:
+    """Cuts boxes out, scales them to the size of the images (bilinear), and mirrors some.
+
+    Args:
+      images: float `[b, h, w, c]`.
+      boxes: `[b, 4]`, top, left, height and width as shares of the image.
+      flip: bool `[b]`, mirrored left to right after the crop.
+    """
+
+    def taps(first, length, n):
+        at = (first[:, None] + length[:, None] * ((jnp.arange(n) + 0.5) / n)[None]) * n - 0.5
+        at = jnp.clip(at, 0, n - 1)
+        return jnp.maximum(0, 1 - jnp.abs(at[:, :, None] - jnp.arange(n)[None, None]))
+
+    height, width = images.shape[1:3]
+    rows, columns = taps(boxes[:, 0], boxes[:, 2], height), taps(boxes[:, 1], boxes[:, 3], width)
+    columns = jnp.where(flip[:, None, None], columns[:, ::-1], columns)
+    rows, columns = rows.astype(images.dtype), columns.astype(images.dtype)
+    return jnp.einsum("bij,bjkc,blk->bilc", rows, images, columns)
+
+
+def make_random_resized_crop(
+    *,
+    area: tuple[float, float] = (0.08, 1.0),
+    aspect: float = 0.75,
+    flip: float = 0.5,
+    self_mix: str = "none",
+    alpha: float = 1.0,
+) -> Transform:
+    """Returns crops of random size and place, scaled back; or two of the same image, mixed.
+
+    The crop of Szegedy et al. (2015), section 6, with sides that exceed the image cut to it. A
+    mixture is SelfMix of FerKD (Shen 2023, arXiv:2312.17473): labels of two crops of one image
+    differ less than those of two images. It sets `crops` `[b, 2, h, w, c]` and `mix` `[b]`, the
+    share of the first crop in the mixture, which is the input. Here each example has a share of its
+    own.
+
+    Args:
+      area: smallest and largest share of the image.
+      aspect: smallest ratio of height to width; the largest is its inverse.
+      flip: probability that a crop is mirrored.
+      self_mix: "none", "mixup" (a weighted sum) or "cutmix" (a box of the second in the first).
+      alpha: concentration of the Beta distribution of the shares.
+
+    Raises:
+      ConfigError: bad arguments; when traced, an input that is not float.
+    """
+    where = "random_resized_crop"
+    _require(0 < area[0] <= area[1] <= 1, "area is not a range in (0, 1]", f"{where}.area")
+    _require(0 < aspect <= 1, "aspect is not in (0, 1]", f"{where}.aspect")
+    _require(0 <= flip <= 1, "flip is not in [0, 1]", f"{where}.flip")
+    _require(alpha > 0, "alpha must be positive", f"{where}.alpha")
+    kinds = ("none", "mixup", "cutmix")
+    _require(self_mix in kinds, f"self_mix is not one of {', '.join(kinds)}", f"{where}.self_mix")
+    limit = -math.log(aspect)
+
+    def one(key: Key, batch: Batch) -> Array:
+        share, ratio, top, left, mirror = _uniform(key, batch, 5).T
+        share = area[0] + (area[1] - area[0]) * share
+        tall = jnp.exp(limit * (2 * ratio - 1))
+        height, width = (jnp.minimum(jnp.sqrt(x), 1) for x in (share * tall, share / tall))
+        boxes = jnp.stack([top * (1 - height), left * (1 - width), height, width], -1)
+        return resized_crop(batch["input"], boxes, mirror < flip)
+
+    def apply(key: Key, batch: Batch, step: Array) -> Batch:
+        del step
+        if not jnp.issubdtype(batch["input"].dtype, jnp.floating):
+            raise ConfigError(
+                f"a scaled crop of {batch['input'].dtype} images",
+                where="data.train_transforms",
+                hint="put scale or normalize before random_resized_crop",
+            )
+        first = one(key, batch)
+        if self_mix == "none":
+            return {**batch, "input": first}
+        second = one(rng.stream(key, "second"), batch)
+        keys = rng.example_keys(rng.stream(key, "mix"), batch)
+        lam = jax.vmap(lambda k: _beta(k, alpha))(keys)
+        if self_mix == "mixup":
+            keep = lam.astype(first.dtype).reshape(-1, 1, 1, 1)
+            mixed = keep * first + (1 - keep) * second
+        else:
+            size = first.shape[1:3]
+            middle = _integer(_uniform(rng.stream(key, "box"), batch, 2), jnp.array([size]))
+            boxes = jax.vmap(lambda share, at: cutmix_box(share, at, *size))(lam, middle)
+            inside = box_mask(boxes, *size)
+            mixed = jnp.where(inside[..., None], second, first)
+            lam = 1 - inside.mean((1, 2))
+        crops = jnp.stack([first, second], axis=1)
+        return {**batch, "input": mixed, "crops": crops, "mix": lam.astype(jnp.float32)}
+
+    return apply
 
 
 def make_cutmix(*, num_classes: int, alpha: float = 1.0) -> Transform:

@@ -43,7 +43,13 @@ class Distillation(Objective):
         )
 
     def signals(
-        self, nets: Nets, student: Outputs, teacher: Outputs, batch: Batch, memory: PyTree
+        self,
+        nets: Nets,
+        student: Outputs,
+        teacher: Outputs,
+        batch: Batch,
+        memory: PyTree,
+        step: Array,
     ) -> "Signals":
         """Returns the method's own terms.
 
@@ -53,13 +59,14 @@ class Distillation(Objective):
           teacher: outputs of the teacher, without gradient.
           batch: the batch.
           memory: the objective's memory.
+          step: int32 scalar, the number of finished steps.
         """
         raise NotImplementedError
 
     def loss(self, nets: Nets, batch: Batch, memory: PyTree, step: Array) -> Terms:
         student, state = nets("student", batch["input"], train=True)
         teacher = ask_teacher(nets, batch)
-        found = self.signals(nets, student, teacher, batch, memory)
+        found = self.signals(nets, student, teacher, batch, memory, step)
         values = dict(found.values)
         coef: dict[str, Any] = {name: self.weight for name in found.values}
         if self.label_weight:

@@ -13,10 +13,14 @@ from distill_jax.losses.classification import cross_entropy, soft_cross_entropy
 
 
 def label_loss(logits: Array, batch: Batch, *, smoothing: float) -> Array:
-    """Cross-entropy against the batch's mixed labels where it has them, else its class ids."""
+    """Cross-entropy against the batch's mixed labels where it has them, else its class ids.
+
+    Examples whose label is hidden count 0, the others more (`labelled`, see `data.corruption`).
+    """
     if "label_probs" in batch:
         return soft_cross_entropy(logits, batch["label_probs"], smoothing=smoothing)
-    return cross_entropy(logits, batch["label"], smoothing=smoothing)
+    loss = cross_entropy(logits, batch["label"], smoothing=smoothing)
+    return loss * batch["labelled"] if "labelled" in batch else loss
 
 
 def check_smoothing(smoothing: float) -> None:

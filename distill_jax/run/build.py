@@ -3,8 +3,10 @@
 import dataclasses
 import functools
 import json
+import math
 import pathlib
 import sys
+import zlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -14,14 +16,14 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from distill_jax.core import bilevel, optim, partition, rng, state, steps, weighing
+from distill_jax.core import bilevel, lookahead, optim, partition, rng, state, steps, weighing
 from distill_jax.core.api import Batch, Dataset, Evaluator, Model, Objective, PyTree, Role
 from distill_jax.core.errors import ConfigError, nearest
 from distill_jax.core.weighing import Weighed
 from distill_jax.data import corruption, loader, transforms
 from distill_jax.data.source import example_ids
 from distill_jax.models.adapters import as_model
-from distill_jax.run import checkpoint
+from distill_jax.run import checkpoint, teacher_cache
 from distill_jax.run import config as config_lib
 from distill_jax.run.config import ConfigDict
 from distill_jax.run.resolve import bind, resolve
@@ -50,6 +52,7 @@ class Experiment:
     total_steps: int
     steps_per_epoch: float
     resident: bool
+    cache: teacher_cache.Plan | None = None
     _compiled: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def variant(self, step: int) -> str:
@@ -129,6 +132,12 @@ class Experiment:
             update = steps.make_train_step(
                 self.objective, self.models, self.tx, accum_steps=config.accum_steps, **options
             )
+        ahead = config.lookahead
+        if ahead.steps:
+            update = lookahead.make_lookahead_step(
+                update, steps=ahead.steps, kind=ahead.kind, restore=ahead.restore, ema=self.ema
+            )
+        wide = ahead.steps if ahead.kind == "wide" else 0
         names = self.metric_names(variant)
         train = make_transform(config, self.dataset, train=True)
         evaluation = make_transform(config, self.dataset, train=False)
@@ -139,10 +148,19 @@ class Experiment:
                 data, window = fed
                 fed = loader.fetch_resident(data, window, step, batch_size=batch_size)
             batch = jax.lax.with_sharding_constraint(fed, over_batch)
-            return transform(key, batch, step)
+            answers = batch.pop("answers", None)
+            batch = transform(key, batch, step)
+            if answers is not None:
+                assert self.cache is not None
+                batch = {**batch, "answers": self.cache.decode(answers)}
+            return batch
 
         def train_batch(fed, step, key):
             return batch_of(fed, step, config.batch_size, train, rng.stream(key, "transform"))
+
+        def future_batches(fed, step, key):
+            batches = [train_batch(fed, step + k, key) for k in range(wide)]
+            return jax.tree.map(lambda *x: jnp.stack(x), *batches)
 
         def both_batches(fed, step, key):
             assert outer is not None
@@ -155,7 +173,7 @@ class Experiment:
             return {"train": together if len(ahead) > 1 else ahead[0], "held_out": held_out}
 
         def step(state, frozen, fed, key):
-            make = both_batches if variant == "outer" else train_batch
+            make = both_batches if variant == "outer" else future_batches if wide else train_batch
             state, metrics = update(state, frozen, make(fed, state.step, key), key)
             return state, jnp.stack([metrics[name] for name in names])
 
@@ -180,7 +198,7 @@ class Experiment:
                 (), jax.random.key(0).dtype, sharding=partition.replicated(self.mesh)
             )
             step = self.step(variant)
-            lowered = step.lower(self.abstract_state, self.abstract_frozen, fed, key)
+            lowered = step.lower(self.abstract_state, self.online(self.abstract_frozen), fed, key)
             self._compiled[variant] = lowered.compile()
         return self._compiled[variant]
 
@@ -203,9 +221,8 @@ class Experiment:
 
     @functools.cached_property
     def outputs(self) -> Mapping[str, Mapping[str, Any]]:
-        """Shapes of what evaluators may read: outputs of networks, and what the weigher did."""
-        found = {role: shapes.outputs for role, shapes in self.shapes.roles.items()}
-        return found | _trust_shapes(self.objective, self.shapes)
+        """Shapes of what evaluators may read: see `_readable`."""
+        return _readable(self.objective, self.shapes, self.config)
 
     @functools.cached_property
     def predict(self) -> Callable:
@@ -214,7 +231,13 @@ class Experiment:
         for evaluator in self.evaluators.values():
             for role, names in evaluator.outputs.items():
                 wanted[role] = tuple(dict.fromkeys((*wanted.get(role, ()), *names)))
-        derived = {"trust": self.objective.trust} if isinstance(self.objective, Weighed) else {}
+        objective = self.objective
+        derived: dict[str, Callable] = {
+            name: lambda *args, name=name: objective.predictions(*args)[name]
+            for name in self.shapes.predictions
+        }
+        if isinstance(objective, Weighed):
+            derived["trust"] = objective.trust
         predict = steps.make_predict(
             self.models, wanted, precision=self.config.precision, derived=derived
         )
@@ -241,11 +264,13 @@ class Experiment:
           key: the root key of the run.
           config: the config of the run, which names the networks to start from.
         """
-        shardings = jax.tree.map(lambda x: x.sharding, self.abstract_state)
-        lowered = jax.jit(self.init, out_shardings=shardings).lower(key)
-        fast: dict[str, str | bool] = {"xla_backend_optimization_level": "0"}
-        options = fast if jax.default_backend() == "cpu" else None
-        new = lowered.compile(compiler_options=options)(key)
+        if "init" not in self._compiled:
+            shardings = jax.tree.map(lambda x: x.sharding, self.abstract_state)
+            lowered = jax.jit(self.init, out_shardings=shardings).lower(key)
+            fast: dict[str, str | bool] = {"xla_backend_optimization_level": "0"}
+            options = fast if jax.default_backend() == "cpu" else None
+            self._compiled["init"] = lowered.compile(compiler_options=options)
+        new = self._compiled["init"](key)
         for role in self.trainable:
             if config.roles[role].init:
                 params, model_state = self._read(
@@ -268,7 +293,7 @@ class Experiment:
         """Fills the class-mean table, where the weigher needs one, from the training part alone."""
         if not isinstance(self.objective, Weighed) or "class_means" not in state.memory:
             return state
-        objective = self.objective
+        objective, frozen = self.objective, self.on_device(frozen)
         transform = make_transform(self.config, self.dataset, train=False)
 
         def sums(state, frozen, batch):
@@ -287,19 +312,104 @@ class Experiment:
         table = jax.device_put(np.asarray(means, old.dtype), old.sharding)
         return state.replace(memory={**state.memory, "class_means": table})
 
+    def with_survey(self, state: Any, frozen: steps.Frozen, seed: int) -> Any:
+        """Lets an objective that surveys the training part do so, and stores what it learned."""
+        objective = self.objective
+        if not objective.surveys:
+            return state
+        frozen = self.on_device(frozen)
+        transform = make_transform(self.config, self.dataset, train=False)
+
+        def ask(state, frozen, batch):
+            batch = transform(rng.stream(jax.random.key(0), "transform"), batch, state.step)
+            nets = steps.bind_networks(
+                self.models, state, frozen, key=jax.random.key(0), precision=self.config.precision
+            )
+            return dict(objective.survey(nets, batch, state.memory, state.step))
+
+        run = jax.jit(ask, out_shardings=partition.replicated(self.mesh))
+        parts = []
+        for batch in loader.eval_batches(self.dataset.train, batch_size=self.eval_batch_size):
+            found, real = jax.device_get(run(state, frozen, batch)), batch["mask"] > 0
+            parts.append({name: rows[real] for name, rows in found.items()})
+        rows = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        generator = np.random.Generator(np.random.Philox(key=[seed, zlib.crc32(b"survey")]))
+        ids = example_ids(self.dataset.train)
+        memory = objective.digest(rows, ids, jax.device_get(state.memory), generator)
+        put = lambda new, old: jax.device_put(np.asarray(new, old.dtype), old.sharding)  # noqa: E731
+        return state.replace(memory=jax.tree.map(put, memory, state.memory))
+
     def frozen_networks(self, config: ConfigDict) -> steps.Frozen:
-        """Reads the networks that never learn from the checkpoints that `config` names."""
+        """Reads the networks that never learn from the checkpoints that `config` names.
+
+        Those whose answers are stored stay on the host: training does not need them.
+        """
         return {role: self._read(config, role, *self.abstract_frozen[role]) for role in self.frozen}
+
+    @property
+    def cached(self) -> tuple[Role, ...]:
+        """Roles whose answers are stored before training."""
+        return tuple(self.cache.outputs) if self.cache is not None else ()
+
+    def online(self, frozen: steps.Frozen) -> steps.Frozen:
+        """Returns those of the frozen networks that a step applies."""
+        return {role: network for role, network in frozen.items() if role not in self.cached}
+
+    def on_device(self, frozen: steps.Frozen) -> steps.Frozen:
+        """Returns the frozen networks with those from the host put on the devices."""
+        put = lambda x, to: jax.device_put(x, to.sharding)  # noqa: E731
+        moved = {
+            role: jax.tree.map(put, frozen[role], self.abstract_frozen[role])
+            for role in self.cached
+            if role in frozen
+        }
+        return {**frozen, **moved}
+
+    def for_evaluation(self, frozen: steps.Frozen) -> steps.Frozen:
+        """Returns the frozen networks that evaluators may read, on the devices."""
+        read = {role for evaluator in self.evaluators.values() for role in evaluator.outputs}
+        if read <= set(self.shapes.roles):
+            frozen = {role: network for role, network in frozen.items() if role in read}
+        return self.on_device(frozen)
+
+    def stored_answers(
+        self, config: ConfigDict, frozen: steps.Frozen, say: Callable[[str], None]
+    ) -> teacher_cache.Answers | None:
+        """Opens the answers that a run reads instead of asking, and fills in what is missing.
+
+        Args:
+          config: of the run, with its seed.
+          frozen: from `frozen_networks`.
+          say: prints a line.
+
+        Raises:
+          ConfigError: the folder holds answers to other questions.
+        """
+        if self.cache is None:
+            return None
+        return teacher_cache.prepare(
+            config,
+            self.cache,
+            source=self.dataset.train,
+            models=self.models,
+            frozen=frozen,
+            transform=make_transform(self.config, self.dataset, train=True),
+            say=say,
+        )
 
     def _read(self, config, role: Role, params: PyTree, model_state: PyTree):
         path, _, source = config.roles[role].init.partition("#")
+        source, _, part = source.partition("/")
         like = (params, model_state)
         values = checkpoint.read_network(
             pathlib.Path(path),
             role=source or "student",
+            part=part,
             like=like,
             where=f"roles.{role}.init",
         )
+        if role in self.cached:
+            return values
         return jax.tree.map(lambda x, to: jax.device_put(x, to.sharding), values, like)
 
 
@@ -331,6 +441,16 @@ class Outer:
         return max(0, -(-(total - self.warmup) // self.every)) / total
 
 
+def _readable(
+    objective: Objective, shapes: state.Shapes, config: ConfigDict
+) -> dict[str, Mapping[str, Any]]:
+    """Shapes of outputs of networks, predictions of the method, and what the weigher did."""
+    found: dict[str, Mapping[str, Any]] = {
+        r: s.outputs for r, s in shapes.roles.items() if r in config.roles
+    }
+    return found | dict(shapes.predictions) | _trust_shapes(objective, shapes)
+
+
 def _trust_shapes(objective: Objective, shapes: state.Shapes) -> dict[str, Any]:
     if not isinstance(objective, Weighed) or objective.weigher.by_gradient:
         return {}
@@ -359,7 +479,23 @@ def make_transform(config: ConfigDict, dataset: Dataset, *, train: bool):
         made[name] = bind(
             make, dict(kwargs), where=where, provided={"num_classes": len(dataset.classes)}
         )()
-    return transforms.compose(made)
+    if not train:
+        return transforms.compose(made)
+    data = config.data
+    for name in data.teacher_shares:
+        if name not in made or data.teacher_view == "same":
+            raise ConfigError(
+                f"the teacher's view cannot share {name!r}",
+                where="data.teacher_shares",
+                hint=nearest(name, made) + "; a view of its own needs data.teacher_view",
+            )
+    transform = transforms.compose(made)
+    if data.teacher_view != "same":
+        clean = make_transform(config, dataset, train=False)
+        transform = transforms.two_views(
+            made, clean if data.teacher_view == "clean" else None, shared=data.teacher_shares
+        )
+    return transforms.in_turn(transform, data.views) if data.views else transform
 
 
 def load_dataset(config: ConfigDict, *, shapes_only: bool = False) -> Dataset:
@@ -397,6 +533,12 @@ def _role_spec(config: ConfigDict, role: Role) -> tuple[str, dict]:
     if not spec.init:
         raise ConfigError("no model is named", where=f"roles.{role}.model")
     path, _, source = spec.init.partition("#")
+    if "/" in source:
+        raise ConfigError(
+            f"{source} is a part of a network, whose model must be named",
+            where=f"roles.{role}.model",
+            hint="linear_head for the last layer of a classifier",
+        )
     step = checkpoint.find_step(pathlib.Path(path), where=f"roles.{role}.init")
     stored = json.loads((step / "meta" / "metadata").read_text())["config"]
     origin = stored["roles"][source or "student"]
@@ -484,6 +626,7 @@ def build(config: ConfigDict, *, shapes_only: bool = False) -> Experiment:
     objective = bind(make_objective, kwargs, where="objective.kwargs", provided=facts)()
     objective = _weighed(config, objective, dataset, total_steps)
     resident = _is_resident(config, dataset)
+    _check_lookahead(config, dataset, ema, resident=resident)
     duration = {"steps_per_epoch": steps_per_epoch, "total_steps": total_steps}
     tx, outer = _two_levels(config, objective, tx, trainable, duration)
     if outer is not None:
@@ -501,6 +644,10 @@ def build(config: ConfigDict, *, shapes_only: bool = False) -> Experiment:
         "cardinalities": dataset.cardinalities,
     }
     models = _make_models(config, provided)
+    if config.cache.teacher:
+        models |= teacher_cache.stand_in(config, steps.teacher_view(batch))
+    if config.cache.dir:
+        models = teacher_cache.limit(config, models)
     shapes = state.infer_shapes(objective, models, batch)
     _check_classes(shapes, dataset, objective.auxiliary)
     if isinstance(objective, Weighed):
@@ -510,16 +657,25 @@ def build(config: ConfigDict, *, shapes_only: bool = False) -> Experiment:
                 where=f"roles.{role}",
                 hint="every parameter must enter the output that the weigher reads",
             )
+    cache = None
+    if config.cache.dir:
+        _check_cache(config, objective, tx)
+        cache = teacher_cache.make_plan(
+            config,
+            transform=transform,
+            raw=raw,
+            outputs={role: shapes.roles[role].outputs for role in config.cache.roles},
+            networks={r: _role_spec(config, r) for r in config.cache.roles if r in config.roles},
+            epochs=math.ceil(total_steps / steps_per_epoch),
+            devices=mesh.size,
+        )
     return Experiment(
         config=config,
         mesh=mesh,
         dataset=dataset,
         objective=objective,
         models=models,
-        evaluators=_make_evaluators(
-            config,
-            {r: s.outputs for r, s in shapes.roles.items()} | _trust_shapes(objective, shapes),
-        ),
+        evaluators=_make_evaluators(config, _readable(objective, shapes, config)),
         shapes=shapes,
         tx=tx,
         schedule=schedule,
@@ -530,7 +686,23 @@ def build(config: ConfigDict, *, shapes_only: bool = False) -> Experiment:
         total_steps=total_steps,
         steps_per_epoch=steps_per_epoch,
         resident=resident,
+        cache=cache,
     )
+
+
+def _check_cache(config: ConfigDict, objective: Objective, tx: Any) -> None:
+    if isinstance(tx, bilevel.Optimizers):
+        raise ConfigError(
+            "a weigher that learns asks the teacher about held-out examples too",
+            where="cache.dir",
+            hint="set cache.dir to nothing, or take a weigher without networks",
+        )
+    if config.cache.teacher and (objective.surveys or config.weigher.name):
+        raise ConfigError(
+            "only training examples are asked about, in the views of training",
+            where="cache.teacher",
+            hint="a method that asks about others needs a network in this role",
+        )
 
 
 def _weighed(config: ConfigDict, objective: Objective, dataset: Dataset, total: int) -> Objective:
@@ -617,6 +789,27 @@ def _check_outer(config, outer: Outer, dataset: Dataset, mesh: Mesh, *, resident
         raise ConfigError(
             f"{unroll} steps look {unroll} batches ahead",
             where="bilevel.unroll",
+            hint="data.resident=yes, and no more batches than an epoch has",
+        )
+
+
+def _check_lookahead(config, dataset: Dataset, ema, *, resident: bool) -> None:
+    spec = config.lookahead
+    if not spec.steps:
+        return
+    if config.weigher.name:
+        raise ConfigError(
+            "looking ahead does not go with a weigher",
+            where="lookahead.steps",
+            hint="set lookahead.steps=0, or weigher.name=''",
+        )
+    lookahead.make_lookahead_step(lambda *_: _, steps=spec.steps, ema=ema)  # its own checks
+    if spec.kind == "wide" and (
+        not resident or spec.steps * config.batch_size > len(dataset.train)
+    ):
+        raise ConfigError(
+            f"{spec.steps} wide steps look {spec.steps} batches ahead",
+            where="lookahead.steps",
             hint="data.resident=yes, and no more batches than an epoch has",
         )
 
@@ -713,6 +906,8 @@ def feed_shapes(experiment: Experiment, variant: str = "inner") -> PyTree:
         )
 
     train = one(experiment.dataset.train, experiment.config.batch_size)
+    if experiment.cache is not None:
+        train = _with_answers(experiment, train)
     if variant == "inner":
         return train
     assert experiment.outer is not None
@@ -722,20 +917,47 @@ def feed_shapes(experiment: Experiment, variant: str = "inner") -> PyTree:
     }
 
 
-class Feed:
-    """Batches of one run as arguments of a step: resident arrays with a window, or streams."""
+def _with_answers(experiment: Experiment, train: Any) -> PyTree:
+    cache, mesh = experiment.cache, experiment.mesh
+    assert cache is not None
+    if not experiment.resident:
+        shapes = cache.shapes(experiment.config.batch_size, partition.over_batch(mesh))
+        return {**train, "answers": shapes}
+    table = cache.shapes(len(experiment.dataset.train), partition.replicated(mesh))
+    data, window = train
+    tables = {name: table for name in ("now", "next")[: cache.views]}
+    return data, {**window, "answers": tables}
 
-    def __init__(self, experiment: Experiment, *, seed: int, start: int):
+
+class Feed:
+    """Batches of one run as arguments of a step: resident arrays with a window, or streams.
+
+    Args:
+      experiment: what is run.
+      seed: of the order of the examples.
+      start: the first step.
+      answers: what the batches carry of stored answers, from `Experiment.stored_answers`.
+    """
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        *,
+        seed: int,
+        start: int,
+        answers: teacher_cache.Answers | None = None,
+    ):
         self._outer, self._resident = experiment.outer, experiment.resident
         mesh, dataset = experiment.mesh, experiment.dataset
 
-        def make(source, batch_size, start):
+        def make(source, batch_size, start, answers=None):
             if self._resident:
                 return loader.ResidentLoader(
                     source,
                     batch_size=batch_size,
                     seed=seed,
                     sharding=partition.replicated(mesh),
+                    answers=answers,
                 )
             return loader.StreamLoader(
                 source,
@@ -745,9 +967,10 @@ class Feed:
                 process_index=jax.process_index(),
                 process_count=jax.process_count(),
                 sharding=partition.over_batch(mesh),
+                answers=answers,
             )
 
-        self._train = make(dataset.train, experiment.config.batch_size, start)
+        self._train = make(dataset.train, experiment.config.batch_size, start, answers)
         self._held_out: Any = None
         if self._outer is not None:
             first = max(0, self._outer.count(start))

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 from distill_jax.core.api import Params, PyTree, Role, State, TrainState
 from distill_jax.core.errors import CheckpointError, nearest
 from distill_jax.core.partition import named_leaves
+from distill_jax.run import processes
 
 DIGEST = "digest.json"
 ROLE = "role."
@@ -41,6 +42,13 @@ def _hash_files(folder: pathlib.Path) -> dict[str, str]:
                 digest = hashlib.file_digest(f, lambda: hashlib.blake2b(digest_size=16))
             digests[str(path.relative_to(folder))] = digest.hexdigest()
     return digests
+
+
+def seal(folder: pathlib.Path) -> None:
+    """Writes the digest of every file of a finished folder, for `verify`."""
+    temporary = folder / (DIGEST + ".tmp")
+    temporary.write_text(json.dumps(_hash_files(folder), indent=1))
+    temporary.rename(folder / DIGEST)
 
 
 def verify(folder: pathlib.Path) -> None:
@@ -152,9 +160,7 @@ class Checkpointer:
         try:
             self._checkpointer().wait_until_finished()
             if jax.process_index() == 0:
-                temporary = folder / (DIGEST + ".tmp")
-                temporary.write_text(json.dumps(_hash_files(folder), indent=1))
-                temporary.rename(folder / DIGEST)
+                seal(folder)
                 self._prune()
         except BaseException as e:
             self._error = e
@@ -177,6 +183,8 @@ class Checkpointer:
         if self._finish is not None:
             self._finish.join()
             self._finish = None
+            # The first process seals: the others must not look for the best step before.
+            processes.barrier("checkpoint")
         if self._error is not None:
             error, self._error = self._error, None
             raise CheckpointError(
@@ -284,11 +292,22 @@ def _stored_shapes(folder: pathlib.Path, item: str) -> PyTree:
     return getattr(metadata, "tree", metadata)
 
 
-def _check_structure(folder: pathlib.Path, item: str, like: PyTree) -> None:
+def _layer(params: PyTree, part: str) -> PyTree:
+    """Returns the parameters of one layer, by its path in those of a network."""
+    for name in part.split("/"):
+        if not isinstance(params, Mapping) or name not in params:
+            names = params if isinstance(params, Mapping) else ()
+            raise CheckpointError(f"has no layer {part!r}", hint=nearest(name, names))
+        params = params[name]
+    return params
+
+
+def _check_structure(folder: pathlib.Path, item: str, like: PyTree, *, part: str = "") -> None:
     """Raises `CheckpointError` that lists how the stored leaves differ from those wanted."""
-    stored = {
-        name: tuple(x.shape) for name, x in named_leaves(_stored_shapes(folder, item)).items()
-    }
+    tree = _stored_shapes(folder, item)
+    if part:
+        tree = {"params": _layer(tree["params"], part), "state": {}}
+    stored = {name: tuple(x.shape) for name, x in named_leaves(tree).items()}
     wanted = {name: tuple(x.shape) for name, x in named_leaves(like).items()}
     lines = [f"{name}: absent from the checkpoint" for name in wanted.keys() - stored.keys()]
     lines += [f"{name}: not in this run" for name in stored.keys() - wanted.keys()]
@@ -343,13 +362,20 @@ def _selection_mode(run: pathlib.Path) -> str:
 
 
 def read_network(
-    path: pathlib.Path, *, role: Role = "student", like: tuple[Params, State], where: str
+    path: pathlib.Path,
+    *,
+    role: Role = "student",
+    part: str = "",
+    like: tuple[Params, State],
+    where: str,
 ) -> tuple[Params, State]:
     """Reads one network of a checkpoint as host arrays, whatever optimizer trained it.
 
     Args:
       path: a run, a `checkpoints` folder or a step.
       role: which network of that run.
+      part: name of the layer whose parameters are read in place of the whole network's,
+        `layer/layer` where it is inside another; a network of that layer has no state.
       like: `(params, state)` as shapes.
       where: config path to name in errors.
 
@@ -364,13 +390,16 @@ def read_network(
     verify(folder)
     tree = {"params": like[0], "state": like[1]}
     try:
-        _check_structure(folder, ROLE + role, tree)
+        _check_structure(folder, ROLE + role, tree, part=part)
     except CheckpointError as e:
         raise CheckpointError(e.what, where=f"{where}: {e.where}", hint=e.hint) from e
+    if part:
+        stored = _stored_shapes(folder, ROLE + role)
+        tree = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), stored)
     restore_args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
     handler = ocp.PyTreeCheckpointHandler()
     item = handler.restore(
         epath.Path(folder / (ROLE + role)),
         args=ocp.args.PyTreeRestore(tree, restore_args=restore_args),
     )
-    return item["params"], item["state"]
+    return (_layer(item["params"], part), {}) if part else (item["params"], item["state"])

@@ -102,6 +102,11 @@ def base() -> ConfigDict:
     config.bilevel.optim.lr = 1e-3  # constant
     config.bilevel.optim.weight_decay = 1e-4  # as optim.weight_decay; kernels only
 
+    config.lookahead = ConfigDict()  # virtual steps that advance the moving averages
+    config.lookahead.steps = 0  # before each real step; 0 is off
+    config.lookahead.kind = "deep"  # deep: on the same batch | wide: on so many batches, averaged
+    config.lookahead.restore = "all"  # all | params+opt | params: what they leave no trace in
+
     config.roles = ConfigDict()  # open: {role: role(model, **kwargs)}
 
     config.data = ConfigDict()
@@ -113,6 +118,19 @@ def base() -> ConfigDict:
     config.data.train_transforms = ()  # make_<name> in distill_jax.data.transforms, in order
     config.data.eval_transforms = ()  # the same for evaluation: those without randomness
     config.data.transform_kwargs = ConfigDict()  # open: {transform: {keyword: value}}
+
+    config.data.views = 0  # augmented views of each example, in turn; 0: a new one every epoch
+    config.data.teacher_view = "same"  # as the student's | clean: eval_transforms | independent
+    config.data.teacher_shares = ()  # train_transforms whose draws a view of its own shares
+
+    config.cache = ConfigDict()  # answers of frozen networks, stored before training
+    config.cache.dir = ""  # their folder; "{seed}" stands for the seed; empty stores nothing
+    config.cache.roles = ("teacher",)  # frozen roles that are asked beforehand
+    config.cache.outputs = ("logits",)  # what is stored of their outputs
+    config.cache.top_k = 0  # store the likeliest classes alone; 0 stores all logits
+    config.cache.rest = "spread"  # mass of the other classes: spread evenly | drop
+    config.cache.dtype = "float32"  # of stored values: float32 | float16 | bfloat16
+    config.cache.teacher = ""  # package.module:Symbol, a function that answers for the one role
 
     config.optim = ConfigDict()
     config.optim.name = "sgd"  # sgd | momentum | nesterov | adam | adamw | lars | lamb
@@ -161,6 +179,7 @@ def base() -> ConfigDict:
     config.study.sources = ()  # arms that others start from and that are not compared
     config.study.title = ""  # of the report
     config.study.seeds = ()  # seeds of every arm
+    config.study.lanes = "no"  # seeds and scalars side by side in one program: yes | no | auto
     config.study.reference = ""  # arm that the others are compared with
     config.study.metric = "test/accuracy"  # split/metric that is compared
 
@@ -304,7 +323,7 @@ def _set(config: ConfigDict, template: ConfigDict, path: str, values: Mapping[st
     parent = path.rpartition(".")[0]
     optional = _lookup(template, path) is None
     value = _coerce(value, _lookup(template, parent).get_type(key), optional=optional, path=path)
-    if key in UNITS and value is not None:
+    if key in UNITS and value is not None and set(node) <= set(UNITS):
         for unit in node:
             if unit != key and f"{parent}.{unit}" not in values:
                 node[unit] = None
@@ -491,6 +510,7 @@ def validate(config: ConfigDict) -> None:
             raise ConfigError("no name is set", where=f"{group}.name", hint=hint)
     _check_roles(config)
     _check_data(config)
+    _check_cache(config)
     _check_rules(config.optim.decay_mask, where="optim.decay_mask")
     if config.eval.metric == "" and config.data.held_out == 0:
         pass  # nothing to select on: the last state is the result
@@ -507,7 +527,13 @@ def validate(config: ConfigDict) -> None:
 _CHOICES = {
     "precision": ("float32", "bfloat16"),
     "data.resident": ("auto", "yes", "no"),
+    "data.teacher_view": ("same", "clean", "independent"),
+    "cache.rest": ("spread", "drop"),
+    "cache.dtype": ("float32", "float16", "bfloat16"),
     "eval.mode": ("max", "min"),
+    "study.lanes": ("no", "yes", "auto"),
+    "lookahead.kind": ("deep", "wide"),
+    "lookahead.restore": ("all", "params+opt", "params"),
 }
 
 
@@ -541,6 +567,7 @@ def _check_numbers(config: ConfigDict) -> None:
     for path in ("batch_size", "accum_steps", "eval.batch_size", "log.every_steps", "optim.lr"):
         check(path, 0 < _lookup(config, path) < math.inf, "a positive number")
     check("checkpoint.keep", config.checkpoint.keep >= 1, "at least 1")
+    check("lookahead.steps", config.lookahead.steps >= 0, "0 for off, or more")
     check("bilevel.every", config.bilevel.every >= 1, "at least 1")
     check("bilevel.outer_batch", 0 < config.bilevel.outer_batch < math.inf, "a positive share")
     for path in ("bilevel.optim.lr", "bilevel.optim.weight_decay"):
@@ -555,6 +582,7 @@ def _check_numbers(config: ConfigDict) -> None:
         check(f"mesh.{axis}", size >= 1 or size == -1, "at least 1, or -1 for what is left")
     if config.mesh.data == config.mesh.fsdp == -1:
         raise ConfigError("only one axis can take what is left", where="mesh", hint="set one")
+    check("data.views", config.data.views >= 0, "0 for a new view every epoch, or more")
     check("mesh.cpu_devices", config.mesh.cpu_devices >= 0, "0 for automatic, or more")
     check("partition.min_size", config.partition.min_size >= 0, "0 or more")
     if config.batch_size % config.accum_steps:
@@ -610,6 +638,29 @@ def _check_data(config: ConfigDict) -> None:
                 where=f"data.transform_kwargs.{transform}",
                 hint=nearest(transform, used),
             )
+
+
+def _check_cache(config: ConfigDict) -> None:
+    cache = config.cache
+    if not cache.dir:
+        if cache.teacher:
+            raise ConfigError(
+                "a function that answers for a teacher is asked beforehand",
+                where="cache.dir",
+                hint="name the folder of its answers",
+            )
+        return
+    for path in ("cache.roles", "cache.outputs"):
+        if not _lookup(config, path) or not all(isinstance(x, str) for x in _lookup(config, path)):
+            raise ConfigError("needs names", where=path, hint="('teacher',) or ('logits',)")
+    if cache.teacher and len(cache.roles) != 1:
+        raise ConfigError("one function answers for one role", where="cache.roles")
+    if cache.teacher and cache.roles[0] in config.roles:
+        raise ConfigError(
+            f"{cache.teacher} answers for it, so that it has no network",
+            where=f"roles.{cache.roles[0]}",
+            hint="delete the role, or cache.teacher",
+        )
 
 
 def _check_rules(rules: Iterable[Any], *, where: str) -> None:

@@ -54,7 +54,9 @@ def describe(config: ConfigDict) -> str:
     parameters = [
         (
             role,
-            config.roles[role].model or "(as its source)",
+            (config.roles[role].model or "(as its source)")
+            if role in config.roles
+            else config.cache.teacher,
             f"{sum(math.prod(x.shape) for x in jax.tree.leaves(found.params)):,}",
             _kind(config, role),
         )
@@ -66,6 +68,8 @@ def describe(config: ConfigDict) -> str:
     leaves += _leaf_rows({"frozen": experiment.abstract_frozen})
     leaves += _leaf_rows({"model_state": state.model_state, "optimizer": state.opt_state})
     sizes = ", ".join(f"{axis}={size}" for axis, size in experiment.mesh.shape.items())
+    cache = experiment.cache
+    stored = [("teacher cache", cache.describe(len(experiment.dataset.train)))] if cache else []
     sections = [
         ("config", json.dumps(json.loads(config_lib.to_json(config)), indent=1)),
         (
@@ -76,6 +80,7 @@ def describe(config: ConfigDict) -> str:
         ),
         ("networks", _table(parameters, ("role", "model", "parameters", "learns"))),
         ("state", _table(leaves, header)),
+        *stored,
         *((_step_title(experiment, v), _cost(step)) for v, step in compiled.items()),
     ]
     return "\n\n".join(f"== {title}\n{body}" for title, body in sections)
@@ -102,6 +107,8 @@ def _cost(step) -> str:
 
 
 def _kind(config: ConfigDict, role: str) -> str:
+    if role not in config.roles:
+        return "a function"
     spec = config.roles[role]
     if spec.frozen:
         return "frozen"

@@ -37,23 +37,27 @@ def startup_seconds() -> float:
     return _started_runs[0] - _process_start() if len(_started_runs) == 1 else 0.0
 
 
-def cpu_devices(config) -> int:
+def cpu_devices(config, *, processes: int = 1) -> int:
     """How many devices to split a CPU into: one per core where that is faster and the batch fits.
 
+    Of several processes each gets its share, as if they shared one machine.
+
     Convolutional networks and transformers gain (docs/performance.md); the step of a perceptron is
-    too short to pay for the exchange of its gradients.
+    too short to pay for the exchange of its gradients. Lanes of a study exchange nothing.
     """
     if config.mesh.cpu_devices:
         return config.mesh.cpu_devices
     learning = {r.model for r in config.roles.values() if not r.frozen and r.ema_of is None}
-    if config.mesh.data == -1 and config.mesh.fsdp == 1 and learning == {"mlp"}:
+    free = config.mesh.data == -1 and config.mesh.fsdp == 1
+    if free and learning == {"mlp"} and config.study.lanes == "no":
         return 1
     fixed = config.mesh.fsdp if config.mesh.data == -1 else config.mesh.data * config.mesh.fsdp
     if config.mesh.data != -1:
-        return fixed
-    cores = os.cpu_count() or 1
-    fits = [n for n in range(1, cores + 1) if n % fixed == 0 and config.batch_size % n == 0]
-    return max(fits, default=fixed)
+        return max(1, fixed // processes)
+    cores = max(1, (os.cpu_count() or 1) // processes)
+    totals = [n * processes for n in range(1, cores + 1)]
+    fits = [n for n in totals if n % fixed == 0 and config.batch_size % n == 0]
+    return max(fits, default=max(fixed, processes)) // processes
 
 
 def configure_jax(*, cpu_devices: int) -> None:

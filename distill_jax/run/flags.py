@@ -15,6 +15,7 @@ import runpy
 import sys
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from absl import flags
 
@@ -27,6 +28,8 @@ MODES = {
     "describe": "print networks, parameters, memory and cost; trains nothing",
     "study": "train every arm with every seed, then compare them",
 }
+
+PROCESS_FLAGS = ("coordinator", "num_processes", "process_id")
 
 USAGE = """\
 usage: python -m distill_jax.main --config=FILE[:ARG] --workdir=DIR [--mode=MODE]
@@ -50,6 +53,9 @@ common overrides (every key and its meaning: distill_jax/run/config.py):
   --config.study.seeds=0,1,2                   tuples are separated by commas
   --config.roles.teacher.init=runs/teacher     start from the checkpoint of another run
   --config.precision=bfloat16                  compute type
+
+several processes (found by themselves under SLURM, Kubernetes and on TPU hosts; see launch/):
+  --coordinator=HOST:PORT --num_processes=N --process_id=I
 """
 
 _CONFIG = re.compile(r"--?(?P<no>no)?config(?:\.(?P<path>[^=]+))?(?:=(?P<value>.*))?", re.DOTALL)
@@ -66,6 +72,9 @@ class Flags:
       mode: a key of `MODES`.
       config_spec: the value of `--config`, or the stored config that was read instead.
       overrides: what the command line changed, as text by dotted path.
+      coordinator: address of process 0, where given.
+      num_processes: how many processes there are, where given.
+      process_id: which of them this is, where given.
     """
 
     config: config_lib.ConfigDict
@@ -73,6 +82,9 @@ class Flags:
     mode: str
     config_spec: str
     overrides: Mapping[str, str]
+    coordinator: str | None = None
+    num_processes: int | None = None
+    process_id: int | None = None
 
 
 def usage() -> str:
@@ -95,7 +107,7 @@ def parse(argv: Sequence[str]) -> Flags:
         print(usage())
         raise SystemExit(0)
     spec, overrides, rest = _split(argv)
-    mode, workdir = _parse_plain(rest)
+    mode, workdir, processes = _parse_plain(rest)
     if spec is None:
         stored = workdir / "config.json" if workdir and mode == "eval" else None
         if stored is None or not stored.is_file():
@@ -107,7 +119,7 @@ def parse(argv: Sequence[str]) -> Flags:
     config = config_lib.override(config, overrides)
     config_lib.validate(config)
     flags.FLAGS.mark_as_parsed()  # libraries such as grain refuse to work before
-    return Flags(config, workdir, mode, spec, overrides)
+    return Flags(config, workdir, mode, spec, overrides, **processes)
 
 
 def _split(argv: Sequence[str]) -> tuple[str | None, dict[str, str], list[str]]:
@@ -147,11 +159,14 @@ def _split(argv: Sequence[str]) -> tuple[str | None, dict[str, str], list[str]]:
     return spec, overrides, rest
 
 
-def _parse_plain(argv: Sequence[str]) -> tuple[str, pathlib.Path | None]:
-    """Returns mode and workdir."""
+def _parse_plain(argv: Sequence[str]) -> tuple[str, pathlib.Path | None, dict[str, Any]]:
+    """Returns mode, workdir and what was said of processes."""
     values = flags.FlagValues()
     flags.DEFINE_string("workdir", None, "folder of the run", flag_values=values)
     flags.DEFINE_string("mode", "train", "what to do", flag_values=values)
+    flags.DEFINE_string("coordinator", None, "address of process 0", flag_values=values)
+    flags.DEFINE_integer("num_processes", None, "how many there are", flag_values=values)
+    flags.DEFINE_integer("process_id", None, "which of them this is", flag_values=values)
     try:
         positional = values(list(argv) or [""])[1:]
     except flags.UnrecognizedFlagError as error:
@@ -165,11 +180,12 @@ def _parse_plain(argv: Sequence[str]) -> tuple[str, pathlib.Path | None]:
     mode = values["mode"].value or ""
     if mode not in MODES:
         raise UserError(f"unknown mode {mode!r}", where="--mode", hint=nearest(mode, MODES))
-    return mode, _workdir(values["workdir"].value, mode)
+    processes = {name: values[name].value for name in PROCESS_FLAGS}
+    return mode, _workdir(values["workdir"].value, mode), processes
 
 
 def _unknown_flag(name: str) -> UserError:
-    known = ("config", "workdir", "mode", "help")
+    known = ("config", "workdir", "mode", "help", *PROCESS_FLAGS)
     hint = nearest(name, known)
     parts = name.split(".")
     paths = [

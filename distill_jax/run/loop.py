@@ -6,7 +6,7 @@ import os
 import pathlib
 import time
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import numpy as np
@@ -18,7 +18,7 @@ from distill_jax.data import loader
 from distill_jax.data.source import Subset
 from distill_jax.run import build as build_lib
 from distill_jax.run import config as config_lib
-from distill_jax.run import environment, writers
+from distill_jax.run import environment, processes, writers
 from distill_jax.run.checkpoint import Checkpointer
 from distill_jax.run.config import ConfigDict
 
@@ -55,7 +55,9 @@ class Preempted(Exception):
 
 
 def write_json(path: pathlib.Path, value: Any) -> None:
-    """Writes a JSON file whole or not at all."""
+    """Writes a JSON file whole or not at all; of several processes the first one does."""
+    if jax.process_index() != 0:
+        return
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_text(json.dumps(value, indent=1))
     os.replace(temporary, path)
@@ -112,21 +114,64 @@ def evaluate(
       `{"<split>/<metric>": value}` of scalars and arrays, and the collected outputs
       `{role: {name: [n, ...]}}` beside `label` and `index` `[n]`.
     """
+    outputs, facts = predictions(experiment, state, frozen, split, rows=rows)
+    return measure(experiment, outputs, facts, split), {"outputs": outputs, **facts}
+
+
+def predictions(
+    experiment: build_lib.Experiment,
+    state: TrainState,
+    frozen: Any,
+    split: str,
+    *,
+    rows: np.ndarray | None = None,
+) -> tuple[Any, dict[str, np.ndarray]]:
+    """Returns the outputs `{role: {name: [n, ...]}}` that evaluators read, and facts `[n]`."""
+    frozen = experiment.for_evaluation(frozen)
+    predict = lambda batch: experiment.predict(state, frozen, batch)  # noqa: E731
+    return collect(experiment, predict, split, rows=rows)
+
+
+def collect(
+    experiment: build_lib.Experiment,
+    predict: Callable[[Any], Any],
+    split: str,
+    *,
+    rows: np.ndarray | None = None,
+    axis: int = 0,
+) -> tuple[Any, dict[str, np.ndarray]]:
+    """Returns what `predict` says of a split, padding removed, and the facts `[n]` beside it.
+
+    Args:
+      experiment: of the data set.
+      predict: `batch -> outputs`, arrays whose axis `axis` is that of the batch.
+      split: name of a part of the data.
+      rows: examples of it, by default all.
+      axis: of the examples in the outputs.
+    """
     source = getattr(experiment.dataset, split)
     if rows is not None:
         source = Subset(source, rows, f"{len(rows)} of them")
-    collected: list[Any] = []
+    parts: list[Any] = []
     for batch in loader.eval_batches(source, batch_size=experiment.eval_batch_size):
-        outputs = jax.device_get(experiment.predict(state, frozen, batch))
-        real = np.asarray(batch["mask"]) > 0
+        outputs = jax.device_get(predict(batch))
+        real = np.flatnonzero(np.asarray(batch["mask"]) > 0)
         facts = {k: np.asarray(x) for k, x in batch.items() if k not in ("input", "mask", "epoch")}
-        collected.append(jax.tree.map(lambda x, real=real: x[real], (outputs, facts)))
-    outputs, facts = jax.tree.map(lambda *xs: np.concatenate(xs), *collected)
+        kept = jax.tree.map(lambda x, real=real: x.take(real, axis), outputs)
+        parts.append((kept, {name: x[real] for name, x in facts.items()}))
+    outputs = jax.tree.map(lambda *xs: np.concatenate(xs, axis), *[part[0] for part in parts])
+    return outputs, {k: np.concatenate([part[1][k] for part in parts]) for k in parts[0][1]}
+
+
+def measure(
+    experiment: build_lib.Experiment, outputs: Any, facts: Mapping[str, np.ndarray], split: str
+) -> dict[str, Any]:
+    """Returns `{"<split>/<metric>": value}` of every evaluator over collected outputs."""
     metrics: dict[str, Any] = {}
     for evaluator in experiment.evaluators.values():
         found = evaluator(outputs, facts)
         metrics |= {f"{split}/{name}": value for name, value in found.items()}
-    return metrics, {"outputs": outputs, **facts}
+    return metrics
 
 
 def scalars(metrics: Mapping[str, Any]) -> dict[str, float]:
@@ -181,11 +226,11 @@ def format_result(result: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-class _Clock:
-    """Wall time by phase of the run, in seconds."""
+class Clock:
+    """Wall time by phase, in seconds, from the start of the process for its first run."""
 
     def __init__(self):
-        self.phases: dict[str, float] = {}
+        self.phases: dict[str, float] = {"import": environment.startup_seconds()}
         self._last = time.perf_counter()
 
     def lap(self, phase: str) -> None:
@@ -217,146 +262,108 @@ def train(
       UserError: the config, the data or a checkpoint does not fit, or a loss became NaN.
       Preempted: a signal asked the run to stop; its state is saved.
     """
-    clock = _Clock()
-    clock.phases["import"] = environment.startup_seconds()
+    clock = Clock()
     check_workdir(config, workdir)
     if (finished := read_result(workdir)) is not None:
         say(f"{workdir} is finished; its result is read from result.json")
         return finished
     experiment = make_experiment(config)
-    if config.eval.metric:
-        build_lib.check_metric(experiment, config.eval.metric, where="eval.metric")
-    if reported:
-        build_lib.check_metric(experiment, reported, where="study.metric")
-    create_workdir(config, workdir)
-    clock.lap("build")
-
-    checkpointer = Checkpointer(
-        workdir / "checkpoints", keep=config.checkpoint.keep, mode=config.eval.mode
-    )
+    run = Run(config, workdir, experiment, arm=arm, reported=reported, say=say)
     with environment.stop_on_signal() as stop:
-        try:
-            return _Run(config, workdir, experiment, checkpointer, clock, arm, say).run(stop)
-        finally:
-            checkpointer.close()
+        [outcome] = Loop([run], Alone(run), clock, say).run(stop)
+    if isinstance(outcome, NonFiniteError):
+        raise outcome
+    return outcome
 
 
-class _Run:
-    """One run from its first step to its result."""
+class Run:
+    """One run folder: what is logged, kept and reported of it.
 
-    def __init__(self, config, workdir, experiment, checkpointer, clock, arm, say):
+    Args:
+      config: of the run.
+      workdir: its folder, which is made.
+      experiment: what is run.
+      arm: its name in a study.
+      reported: the metric that a study compares.
+      share: the part of the time of a step that is its own, where runs go side by side.
+      say: prints a line.
+
+    Attributes:
+      error: why the run ended before its time.
+
+    Raises:
+      ConfigError: the folder holds another run, or nothing measures a metric that is chosen by.
+    """
+
+    def __init__(
+        self,
+        config: ConfigDict,
+        workdir: pathlib.Path,
+        experiment: build_lib.Experiment,
+        *,
+        arm: str,
+        reported: str,
+        share: float = 1.0,
+        say: Callable[[str], None],
+    ):
+        check_workdir(config, workdir)
+        if config.eval.metric:
+            build_lib.check_metric(experiment, config.eval.metric, where="eval.metric")
+        if reported:
+            build_lib.check_metric(experiment, reported, where="study.metric")
+        create_workdir(config, workdir)
         self.config, self.workdir, self.experiment = config, workdir, experiment
-        self.checkpointer, self.clock, self.arm, self.say = checkpointer, clock, arm, say
-        duration = {
-            "steps_per_epoch": experiment.steps_per_epoch,
-            "total_steps": experiment.total_steps,
-        }
-        total = experiment.total_steps
-        self.every = {
-            "log": config.log.every_steps,
-            "eval": config_lib.duration(config, "eval.every", default=total, **duration),
-            "save": config_lib.duration(config, "checkpoint.every", default=total, **duration),
-        }
+        self.arm, self.share, self.say = arm, share, say
+        # Side by side, one run may be a checkpoint ahead of another when the process dies.
+        keep = config.checkpoint.keep if share == 1 else max(2, config.checkpoint.keep)
+        folder = workdir / "checkpoints"
+        self.checkpointer = Checkpointer(folder, keep=keep, mode=config.eval.mode)
+        self.error: NonFiniteError | None = None
+        self.log: Any = None
         self.latest: dict[str, float] = {}
         self.last_finite: float | None = None
         self.earlier_seconds = 0.0
         self.training_seconds = 0.0
-        self.paces: list[float] = []
 
-    def run(self, stop: environment.StopFlag) -> dict[str, Any]:
-        config, experiment, total = self.config, self.experiment, self.experiment.total_steps
-        replicated = build_lib.partition.replicated(experiment.mesh)
-        key = jax.device_put(jax.random.key(config.seed), replicated)
-        frozen = experiment.frozen_networks(config)
-        state, step = self._start(key, frozen)
-        self.clock.lap("init")
-        feed = build_lib.Feed(experiment, seed=config.seed, start=step)
-        update = {v: experiment.compile_step(feed(step, v), v) for v in experiment.variants}
-        self.clock.lap("compile")
-
-        main = jax.process_index() == 0
-        with contextlib.ExitStack() as stack:
-            stack.callback(feed.close)
-            log = writers.make_writer(
-                self.workdir, resume_step=step, tensorboard=config.log.tensorboard, is_main=main
-            )
-            stack.callback(log.close)
-            progress = writers.Progress(
-                total, initial=step, description=self._title(), is_main=main
-            )
-            stack.callback(progress.close)
-            state = self._steps(stop, state, frozen, key, step, feed, update, log, progress)
-            progress.close()
-            self.clock.lap("train")
-            return self._finish(state, frozen, log)
-
-    def _steps(self, stop, state, frozen, key, step, feed, update, log, progress) -> TrainState:
-        """Runs the steps that are left, with what is due between them."""
-        first, total = step, self.experiment.total_steps
-        pending: list[tuple[str, jax.Array]] = []
-        began = time.perf_counter()
-        while step < total:
-            event = min(total, *((step // n + 1) * n for n in self.every.values()))
-            begin, started = step, time.perf_counter()
-            while step < event and not stop:
-                variant = self.experiment.variant(step)
-                state, metrics = update[variant](state, frozen, feed(step, variant), key)
-                step += 1
-                pending.append((variant, metrics))
-                if len(pending) % IN_FLIGHT == 0:
-                    pending[-IN_FLIGHT][1].block_until_ready()
-                progress.update(step)
-                if step == first + 1:
-                    metrics.block_until_ready()
-                    self.clock.lap("first_step")
-                    self._say_start(step)
-            means = self._read(pending, step)
-            pending.clear()
-            if step > begin:
-                self.paces.append((time.perf_counter() - started) / (step - begin))
-            progress.update(step, loss=means.get("loss"))
-            self.training_seconds = time.perf_counter() - began
-            if step % self.every["log"] == 0 or step == total:
-                log.write(step, self._facts(step, means))
-            measured = None
-            if step == total or step % self.every["eval"] == 0:
-                measured = self._evaluate(state, frozen, "held_out")
-                log.write(step, {"epoch": self._epoch(step), **scalars(measured)})
-            due = step % self.every["save"] == 0 or step == total or stop
-            if due or self._improves(measured):
-                self._save(state, measured)
-            if stop and step < total:
-                self.checkpointer.wait()
-                raise Preempted(f"stopped at step {step} of {total}; the state is saved")
-        return state
-
-    def _title(self) -> str:
-        return f"{self.arm} seed {self.config.seed}" if self.arm else "train"
-
-    def _start(self, key, frozen) -> tuple[TrainState, int]:
-        restored = self.checkpointer.restore(self.experiment.abstract_state)
+    def restore(self, step: int | None = None) -> tuple[TrainState, int] | None:
+        """Returns a saved state and its step, by default the newest; None where there is none."""
+        restored = self.checkpointer.restore(self.experiment.abstract_state, step=step)
         if restored is None:
-            state = self.experiment.initial_state(key, self.config)
-            return self.experiment.with_class_means(state, frozen), 0
+            return None
         for skipped in restored.skipped:
             self.say(f"damaged checkpoint set aside: {skipped}")
         self.earlier_seconds = restored.meta.get("seconds", 0.0)
-        step = restored.meta["step"]
-        self.say(f"continuing from step {step}")
-        return restored.state, step
+        return restored.state, restored.meta["step"]
 
-    def _say_start(self, step: int) -> None:
-        phases = ", ".join(f"{name} {t:.2f}" for name, t in self.clock.phases.items())
-        total = sum(self.clock.phases.values())
-        flops = self.experiment.flops_per_step
-        work = f", {flops / 1e9:.3g} GFLOP a step" if flops else ""
-        self.say(f"step {step} after {total:.2f} s ({phases}){work}")
+    def begin(self, key: Any, frozen: Any) -> TrainState:
+        """Returns the state before the first step."""
+        state = self.experiment.initial_state(key, self.config)
+        state = self.experiment.with_class_means(state, frozen)
+        return self.experiment.with_survey(state, frozen, self.config.seed)
 
-    def _read(self, pending, step) -> dict[str, float]:
+    def open(self, step: int) -> None:
+        """Opens the log at the step from which the run goes on."""
+        self.log = writers.make_writer(
+            self.workdir,
+            resume_step=step,
+            tensorboard=self.config.log.tensorboard,
+            is_main=jax.process_index() == 0,
+        )
+
+    def close(self) -> None:
+        if self.log is not None:
+            self.log.close()
+        self.checkpointer.close()
+
+    @property
+    def seconds(self) -> float:
+        return self.earlier_seconds + self.training_seconds * self.share
+
+    def read(self, pending: list[tuple[str, np.ndarray]], step: int) -> dict[str, float]:
         """Averages the metrics since the last event; refuses what is not finite."""
         found: dict[str, list[float]] = {}
         for i, (variant, values) in enumerate(pending):
-            row = dict(zip(self.experiment.metric_names(variant), np.asarray(values), strict=True))
+            row = dict(zip(self.experiment.metric_names(variant), values, strict=True))
             bad = [name for name, value in row.items() if not np.isfinite(value)]
             bad = [name for name in bad if name != "loss"] or bad
             if bad:
@@ -371,25 +378,25 @@ class _Run:
                 found.setdefault(name, []).append(float(value))
         return {name: float(np.mean(values)) for name, values in found.items()}
 
-    def _epoch(self, step: int) -> float:
+    def epoch(self, step: int) -> float:
         return round(step / self.experiment.steps_per_epoch, 4)
 
-    def _facts(self, step: int, means: Mapping[str, float]) -> dict[str, float]:
-        return {
-            "epoch": self._epoch(step),
-            "seconds": round(self.earlier_seconds + self.training_seconds, 3),
-            "train/lr": float(self.experiment.schedule(max(step - 1, 0))),
-            **{f"train/{name}": value for name, value in means.items()},
+    def write_means(self, step: int, means: Mapping[str, float]) -> None:
+        """Logs the training metrics since the last event."""
+        facts = {
+            "epoch": self.epoch(step),
+            "seconds": round(self.seconds, 3),
+            "train/lr": float(np.asarray(self.experiment.schedule(max(step - 1, 0)))),
         }
+        self.log.write(step, facts | {f"train/{name}": value for name, value in means.items()})
 
-    def _evaluate(self, state, frozen, split) -> dict[str, Any]:
-        if len(getattr(self.experiment.dataset, split)) == 0:
-            return {}
-        metrics, _ = evaluate(self.experiment, state, frozen, split)
+    def write_measured(self, step: int, metrics: Mapping[str, Any]) -> None:
+        """Logs what was measured on a split."""
         self.latest |= scalars(metrics)
-        return metrics
+        self.log.write(step, {"epoch": self.epoch(step), **scalars(metrics)})
 
-    def _improves(self, measured: Mapping[str, Any] | None) -> bool:
+    def improves(self, measured: Mapping[str, Any] | None) -> bool:
+        """Says whether a state is better than all that were saved."""
         if not measured or not self.config.eval.metric:
             return False
         self.checkpointer.wait()
@@ -400,7 +407,8 @@ class _Run:
         before = self.checkpointer.meta(best)["metric"]
         return sign * float(measured[self.config.eval.metric]) > sign * before
 
-    def _save(self, state, measured) -> None:
+    def save(self, state: TrainState, measured: Mapping[str, Any] | None) -> None:
+        """Saves a state, unless it is not finite."""
         if not self.experiment.is_finite(state.params):
             raise NonFiniteError(
                 f"parameters are not finite after step {int(state.step)}, which is not saved; "
@@ -412,42 +420,21 @@ class _Run:
         metric = float(measured[chosen]) if measured and chosen else None
         meta = {
             "config": json.loads(config_lib.to_json(self.config)),
-            "seconds": self.earlier_seconds + self.training_seconds,
+            "seconds": self.seconds,
             "metrics": scalars(measured or {}),
         }
         self.checkpointer.save(state, meta, metric=metric)
 
-    def _finish(self, state, frozen, log) -> dict[str, Any]:
-        """Measures the last and the best state on the test split and writes the result."""
-        config, experiment, total = self.config, self.experiment, self.experiment.total_steps
-        metrics: dict[str, float] = dict(self.latest)
-        best: dict[str, Any] = {}
-        self.checkpointer.wait()
-        if len(experiment.dataset.test):
-            measured, collected = evaluate(experiment, state, frozen, "test")
-            metrics |= scalars(measured)
-            log.write(total, {"epoch": self._epoch(total), **scalars(measured)})
-            if jax.process_index() == 0:
-                _write_predictions(self.workdir, experiment, collected)
-        if any("trust" in e.outputs for e in experiment.evaluators.values()):
-            _write_trust(self.workdir, experiment, state, frozen)
-        if (best_step := self.checkpointer.best()) is not None:
-            best = {"step": best_step, **self.checkpointer.meta(best_step)["metrics"]}
-            if best_step == total:
-                best |= {k: v for k, v in metrics.items() if k.startswith("test/")}
-            elif len(experiment.dataset.test):
-                restored = self.checkpointer.restore(experiment.abstract_state, step=best_step)
-                assert restored is not None
-                best |= scalars(evaluate(experiment, restored.state, frozen, "test")[0])
-        self.clock.lap("finish")
-        seconds = self.earlier_seconds + self.training_seconds
+    def finish(self, best: Mapping[str, Any], compute: Mapping[str, Any]) -> dict[str, Any]:
+        """Writes the result: the last measurements, and what is known of the best state."""
+        experiment, total = self.experiment, self.experiment.total_steps
         result = {
             "status": "done",
             "arm": self.arm,
-            "seed": config.seed,
+            "seed": self.config.seed,
             "steps": total,
             "classes": list(experiment.dataset.classes),
-            "metrics": metrics,
+            "metrics": self.latest,
             "best": best,
             "provenance": {
                 split: getattr(experiment.dataset, split).provenance._asdict()
@@ -457,30 +444,311 @@ class _Run:
                 role: sum(int(np.prod(x.shape)) for x in named_leaves(found.params).values())
                 for role, found in experiment.shapes.roles.items()
             },
-            "compute": {
-                "seconds": round(seconds, 3),
-                "flops_per_step": experiment.flops_per_step,
-                "seconds_per_step": round(float(np.median(self.paces)), 6) if self.paces else None,
-                "examples": total * config.batch_size,
-                "devices": jax.device_count(),
-                "phases": {name: round(t, 3) for name, t in self.clock.phases.items()},
-            },
+            "compute": {"seconds": round(self.seconds, 3), **compute},
         }
-        if jax.process_index() == 0:
-            write_json(self.workdir / "result.json", result)
+        write_json(self.workdir / "result.json", result)
         return result
 
 
-def _write_trust(workdir, experiment, state, frozen) -> None:
+class Program(Protocol):
+    """What the loop calls to compute: for one run, or for several that go side by side.
+
+    Every array has a leading axis of runs where there are several.
+    """
+
+    def start(self) -> tuple[TrainState, int]:
+        """Returns the state to go on from, and its step."""
+        ...
+
+    def compile(self, step: int) -> None:
+        """Compiles what is needed from `step` on."""
+        ...
+
+    def __call__(self, state: TrainState, step: int) -> tuple[TrainState, tuple[str, Any]]:
+        """Takes a step; returns the new state, the step's name and its metrics `[(r,) m]`."""
+        ...
+
+    def collect(
+        self, state: TrainState, split: str, rows: np.ndarray | None = None
+    ) -> tuple[list[Any], dict[str, np.ndarray]]:
+        """Returns the outputs of each run on a split, and the facts beside them, see `collect`."""
+        ...
+
+    def split(self, state: TrainState) -> list[TrainState]:
+        """Returns the state of each run."""
+        ...
+
+    def join(self, states: list[TrainState]) -> TrainState:
+        """Undoes `split`."""
+        ...
+
+    @property
+    def flops_per_step(self) -> float | None:
+        """Floating-point operations of a step of one run on one device."""
+        ...
+
+    def close(self) -> None:
+        """Lets go of threads."""
+        ...
+
+
+class Alone:
+    """A run by itself, its batch split over all devices (`Program`)."""
+
+    def __init__(self, run: Run):
+        self.run, self.experiment = run, run.experiment
+
+    def start(self) -> tuple[TrainState, int]:
+        replicated = build_lib.partition.replicated(self.experiment.mesh)
+        # As an array of numbers, which unlike a key can be put on the devices of other processes.
+        numbers = np.asarray(jax.random.key_data(jax.random.key(self.run.config.seed)))
+        self.key = jax.random.wrap_key_data(jax.device_put(numbers, replicated))
+        self.frozen = self.experiment.frozen_networks(self.run.config)
+        if (found := self.run.restore()) is not None:
+            self.run.say(f"continuing from step {found[1]}")
+            return found
+        return self.run.begin(self.key, self.frozen), 0
+
+    def compile(self, step: int) -> None:
+        experiment, config = self.experiment, self.run.config
+        answers = experiment.stored_answers(config, self.frozen, self.run.say)
+        self.feed = build_lib.Feed(experiment, seed=config.seed, start=step, answers=answers)
+        self.online = experiment.online(self.frozen)
+        self.update = {
+            v: experiment.compile_step(self.feed(step, v), v) for v in experiment.variants
+        }
+
+    def __call__(self, state: TrainState, step: int) -> tuple[TrainState, tuple[str, Any]]:
+        variant = self.experiment.variant(step)
+        fed = self.feed(step, variant)
+        state, metrics = self.update[variant](state, self.online, fed, self.key)
+        return state, (variant, metrics)
+
+    def collect(self, state, split, rows=None):
+        outputs, facts = predictions(self.experiment, state, self.frozen, split, rows=rows)
+        return [outputs], facts
+
+    def split(self, state: TrainState) -> list[TrainState]:
+        return [state]
+
+    def join(self, states: list[TrainState]) -> TrainState:
+        return states[0]
+
+    @property
+    def flops_per_step(self) -> float | None:
+        return self.experiment.flops_per_step
+
+    def close(self) -> None:
+        self.feed.close()
+
+
+class Loop:
+    """Steps, with what is due between them, until every run has its result.
+
+    Args:
+      runs: of the same length and the same events.
+      program: computes for all of them.
+      clock: phases of the time.
+      say: prints a line.
+    """
+
+    def __init__(
+        self, runs: list[Run], program: Program, clock: "Clock", say: Callable[[str], None]
+    ):
+        self.runs, self.program, self.clock, self.say = runs, program, clock, say
+        config, experiment = runs[0].config, runs[0].experiment
+        self.total = experiment.total_steps
+        duration = {"steps_per_epoch": experiment.steps_per_epoch, "total_steps": self.total}
+        self.every = {
+            "log": config.log.every_steps,
+            "eval": config_lib.duration(config, "eval.every", default=self.total, **duration),
+            "save": config_lib.duration(config, "checkpoint.every", default=self.total, **duration),
+        }
+        self.paces: list[float] = []
+        self._stop_agreed = False
+        clock.lap("build")
+
+    def run(self, stop: environment.StopFlag) -> list[dict[str, Any] | NonFiniteError]:
+        """Returns the result of each run, or why it has none.
+
+        Raises:
+          Preempted: a signal asked to stop; the states are saved.
+        """
+        main = jax.process_index() == 0
+        with contextlib.ExitStack() as stack:
+            for run in self.runs:
+                stack.callback(run.close)
+            state, step = self.program.start()
+            self.clock.lap("init")
+            self.program.compile(step)
+            stack.callback(self.program.close)
+            self.clock.lap("compile")
+            for run in self.runs:
+                run.open(step)
+            title = self._title()
+            progress = writers.Progress(self.total, initial=step, description=title, is_main=main)
+            stack.callback(progress.close)
+            state = self._steps(stop, state, step, progress)
+            progress.close()
+            self.clock.lap("train")
+            return self._finish(state)
+
+    def _title(self) -> str:
+        arms = dict.fromkeys(run.arm for run in self.runs)
+        if not any(arms):
+            return "train"
+        seeds = dict.fromkeys(str(run.config.seed) for run in self.runs)
+        return f"{' '.join(arms)} seed{'s'[: len(seeds) > 1]} {' '.join(seeds)}"
+
+    @property
+    def _going(self) -> list[tuple[int, Run]]:
+        return [(i, run) for i, run in enumerate(self.runs) if run.error is None]
+
+    def _each(self, do: Callable[[int, Run], Any]) -> dict[int, Any]:
+        """Does something for every run that is still going; one that diverges ends there."""
+        found = {}
+        for i, run in self._going:
+            try:
+                found[i] = do(i, run)
+            except NonFiniteError as error:
+                run.error = error
+        return found
+
+    def _stopping(self, stop: environment.StopFlag, step: int) -> bool:
+        """Whether to stop. Several processes decide together, every `IN_FLIGHT` steps."""
+        if jax.process_count() == 1:
+            return bool(stop)
+        if step % IN_FLIGHT == 0:
+            self._stop_agreed = processes.any_process(bool(stop))
+        return self._stop_agreed
+
+    def _steps(self, stop, state, step, progress) -> TrainState:
+        """Runs the steps that are left, with what is due between them."""
+        first, total, program = step, self.total, self.program
+        pending: list[tuple[str, jax.Array]] = []
+        began = time.perf_counter()
+        while step < total and self._going:
+            event = min(total, *((step // n + 1) * n for n in self.every.values()))
+            begin, started = step, time.perf_counter()
+            while step < event and not self._stopping(stop, step):
+                state, metrics = program(state, step)
+                step += 1
+                pending.append(metrics)
+                if len(pending) % IN_FLIGHT == 0:
+                    pending[-IN_FLIGHT][1].block_until_ready()
+                progress.update(step)
+                if step == first + 1:
+                    metrics[1].block_until_ready()
+                    self.clock.lap("first_step")
+                    self._say_start(step)
+            rows = [(v, np.asarray(values)) for v, values in pending]
+            rows = [(v, values.reshape(-1, values.shape[-1])) for v, values in rows]
+            means = self._each(lambda i, run: run.read([(v, x[i]) for v, x in rows], step))  # noqa: B023
+            pending.clear()
+            if step > begin:
+                self.paces.append((time.perf_counter() - started) / (step - begin))
+            losses = [found["loss"] for found in means.values() if "loss" in found]
+            progress.update(step, loss=float(np.mean(losses)) if losses else None)
+            for run in self.runs:
+                run.training_seconds = time.perf_counter() - began
+            if step % self.every["log"] == 0 or step == total:
+                self._each(lambda i, run: run.write_means(step, means[i]))  # noqa: B023
+            measured: dict[int, dict[str, Any]] = {}
+            if step == total or step % self.every["eval"] == 0:
+                measured = self._measure(state, step, "held_out")
+            stopping = self._stopping(stop, step)
+            due = step % self.every["save"] == 0 or step == total or stopping
+            if due or any(run.improves(measured.get(i)) for i, run in self._going):
+                states = program.split(state)
+                self._each(lambda i, run: run.save(states[i], measured.get(i)))  # noqa: B023
+            if stopping and step < total:
+                for run in self.runs:
+                    run.checkpointer.wait()
+                raise Preempted(f"stopped at step {step} of {total}; the state is saved")
+        return state
+
+    def _say_start(self, step: int) -> None:
+        phases = ", ".join(f"{name} {t:.2f}" for name, t in self.clock.phases.items())
+        total = sum(self.clock.phases.values())
+        flops = self.program.flops_per_step
+        work = f", {flops / 1e9:.3g} GFLOP a step" if flops else ""
+        self.say(f"step {step} after {total:.2f} s ({phases}){work}")
+
+    def _measure(self, state, step, split) -> dict[int, dict[str, Any]]:
+        """Evaluates and logs a split; returns the metrics of each run."""
+        if len(getattr(self.runs[0].experiment.dataset, split)) == 0:
+            self._each(lambda i, run: run.write_measured(step, {}))
+            return {i: {} for i, _ in self._going}
+        outputs, facts = self.program.collect(state, split)
+
+        def one(i: int, run: Run) -> dict[str, Any]:
+            metrics = measure(run.experiment, outputs[i], facts, split)
+            run.write_measured(step, metrics)
+            if split == "test" and jax.process_index() == 0:
+                _write_predictions(run.workdir, run.experiment, outputs[i], facts)
+            return metrics
+
+        return self._each(one)
+
+    def _finish(self, state) -> list[dict[str, Any] | NonFiniteError]:
+        """Measures the last and the best states on the test split and writes the results."""
+        program, dataset = self.program, self.runs[0].experiment.dataset
+        self._each(lambda i, run: run.checkpointer.wait())
+        if self._going and len(dataset.test):
+            self._measure(state, self.total, "test")
+        evaluators = self.runs[0].experiment.evaluators.values()
+        if self._going and any("trust" in e.outputs for e in evaluators):
+            self._write_trust(state)
+        best = {i: run.checkpointer.best() for i, run in self._going}
+        outputs, facts = [], {}
+        if len(dataset.test) and any(step not in (None, self.total) for step in best.values()):
+            states = program.split(state)
+            for i, run in self._going:
+                if best[i] not in (None, self.total):
+                    restored = run.checkpointer.restore(run.experiment.abstract_state, step=best[i])
+                    assert restored is not None
+                    states[i] = restored.state
+            outputs, facts = program.collect(program.join(states), "test")
+        self.clock.lap("finish")
+        share = self.runs[0].share
+        compute = {
+            "flops_per_step": program.flops_per_step,
+            "seconds_per_step": (
+                round(float(np.median(self.paces)) * share, 6) if self.paces else None
+            ),
+            "examples": self.total * self.runs[0].config.batch_size,
+            "devices": jax.device_count(),
+            "phases": {name: round(t * share, 3) for name, t in self.clock.phases.items()},
+            **({"side_by_side": len(self.runs)} if len(self.runs) > 1 else {}),
+        }
+
+        def finish(i: int, run: Run) -> dict[str, Any]:
+            chosen: dict[str, Any] = {}
+            if (step := best[i]) is not None:
+                chosen = {"step": step, **run.checkpointer.meta(step)["metrics"]}
+                if step == self.total:
+                    chosen |= {k: v for k, v in run.latest.items() if k.startswith("test/")}
+                elif outputs:
+                    chosen |= scalars(measure(run.experiment, outputs[i], facts, "test"))
+            return run.finish(chosen, compute)
+
+        results = self._each(finish)
+        return [results[i] if run.error is None else run.error for i, run in enumerate(self.runs)]
+
+    def _write_trust(self, state) -> None:
+        n = len(self.runs[0].experiment.dataset.train)
+        chosen = np.unique(np.linspace(0, n - 1, min(n, TRUST_EXAMPLES)).astype(np.int64))
+        outputs, facts = self.program.collect(state, "train", chosen)
+        for i, run in self._going:
+            _write_trust(run.workdir, run.experiment, chosen, outputs[i]["trust"], facts)
+
+
+def _write_trust(workdir, experiment, chosen, trust, facts) -> None:
     """Stores what the weigher makes of training examples, and the extreme ones among them."""
     source = experiment.dataset.train
-    n = len(source)
-    chosen = np.unique(np.linspace(0, n - 1, min(n, TRUST_EXAMPLES)).astype(np.int64))
-    _, found = evaluate(experiment, state, frozen, "train", rows=chosen)
-    trust = found.pop("outputs")["trust"]
     weights = trust["weights"]
     arrays = {name: x.astype(np.float32) for name, x in trust.items()}
-    arrays |= {"signals": np.asarray(experiment.objective.signals), **found}
+    arrays |= {"signals": np.asarray(experiment.objective.signals), **facts}
     order = np.argsort(weights[:, -1] / np.maximum(weights.sum(1), 1e-12), kind="stable")
     for name, rows in (("low", order[:EXTREMES]), ("high", order[::-1][:EXTREMES])):
         images = source.read(chosen[rows])["input"]
@@ -496,16 +764,16 @@ def _save_arrays(path: pathlib.Path, arrays: Mapping[str, Any]) -> None:
     os.replace(temporary, path)
 
 
-def _write_predictions(workdir, experiment, collected) -> None:
+def _write_predictions(workdir, experiment, outputs, facts) -> None:
     arrays = {
         f"logits_{role}": found["logits"].astype(np.float32)
-        for role, found in collected["outputs"].items()
+        for role, found in outputs.items()
         if "logits" in found
     }
-    arrays |= {name: collected[name] for name in ("label", "index") if name in collected}
+    arrays |= {name: facts[name] for name in ("label", "index") if name in facts}
     source = experiment.dataset.test
     rows = np.arange(min(EXAMPLES, len(source)))
     images = source.read(rows)["input"]
     if isinstance(images, np.ndarray) and images.ndim == 4 and images.dtype == np.uint8:
-        arrays |= {"images": images, "images_index": collected["index"][rows]}
+        arrays |= {"images": images, "images_index": facts["index"][rows]}
     _save_arrays(workdir / "predictions.npz", arrays)

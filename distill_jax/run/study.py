@@ -8,16 +8,16 @@ import json
 import pathlib
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from distill_jax.core.errors import ConfigError, NonFiniteError, nearest
 from distill_jax.run import build as build_lib
 from distill_jax.run import config as config_lib
-from distill_jax.run import loop, report, statistics
+from distill_jax.run import lanes, loop, processes, report, statistics
 from distill_jax.run.config import ConfigDict
 
-_REFERENCE = re.compile(r"arm:(?P<arm>[\w.+-]+)(@(?P<seed>\d+))?(?P<role>#\w+)?$")
+_REFERENCE = re.compile(r"arm:(?P<arm>[\w.+-]+)(@(?P<seed>\d+))?(?P<role>#[\w/]+)?$")
 
 
 def _references(changes: Mapping[str, Any]) -> dict[str, re.Match]:
@@ -154,7 +154,8 @@ def run_study(
 ) -> str:
     """Runs what is not finished, writes `study.json` and `report.html`, returns the table.
 
-    A run that diverges is recorded as failed and the others go on.
+    A run that diverges is recorded as failed and the others go on. With `study.lanes`, runs of one
+    kind go side by side (`run/lanes.py`).
 
     Args:
       config: with `study.arms`, `study.seeds`, `study.reference` and `study.metric`.
@@ -169,45 +170,140 @@ def run_study(
     workdir.mkdir(parents=True, exist_ok=True)
     make_experiment = _OneExperiment()
     order = ordered_arms(config)
-    runs = [(arm, seed) for arm in order for seed in config.study.seeds]
     statuses: dict[tuple[str, int], dict[str, Any]] = {
-        (arm, seed): {"status": "pending", "value": None} for arm, seed in runs
+        (arm, seed): {"status": "pending", "value": None}
+        for arm in order
+        for seed in config.study.seeds
     }
-    began = time.perf_counter()
-    for i, (arm, seed) in enumerate(runs, 1):
-        folder = run_folder(workdir, arm, seed)
-        single = arm_config(config, arm, seed, workdir)
-        before = time.perf_counter()
-        try:
-            result = loop.train(
-                single,
-                folder,
-                arm=arm,
-                reported="" if arm in config.study.sources else config.study.metric,
-                make_experiment=make_experiment,
-                say=lambda line: None,
-            )
-        except NonFiniteError as e:
-            statuses[arm, seed] = {"status": "failed", "value": None, "error": str(e)}
-            failure = {"status": "failed", "arm": arm, "seed": seed, "error": str(e)}
-            loop.write_json(folder / "result.json", failure)
-            say(f"[{i}/{len(runs)}] {arm} seed {seed} failed: {e.what}")
-        else:
-            value = result["metrics"].get(config.study.metric)
-            statuses[arm, seed] = {"status": "done", "value": value, "metrics": result["metrics"]}
-            took = time.perf_counter() - before
-            measured = "done" if value is None else f"{config.study.metric} {value:.4f}"
-            say(
-                f"[{i}/{len(runs)}] {arm} seed {seed}: {measured}"
-                f" ({took:.0f} s, {time.perf_counter() - began:.0f} s in all)"
-            )
-        summary = _write(config, workdir, statuses)
-    table = statistics.format_table(
-        summary, metric=config.study.metric, mode=_mode(config.study.metric)
+    began, done = time.perf_counter(), 0
+    summaries: dict[str, list[statistics.ArmSummary]] = {}
+    for group in _groups(config, order, workdir):
+        for member, outcome, took in _outcomes(config, group, make_experiment, say):
+            done += 1
+            label = f"[{done}/{len(statuses)}] {member.arm} seed {member.seed}"
+            if isinstance(outcome, NonFiniteError):
+                failure = {"status": "failed", "value": None, "error": str(outcome)}
+                statuses[member.arm, member.seed] = failure
+                facts = {"arm": member.arm, "seed": member.seed, "error": str(outcome)}
+                loop.write_json(member.workdir / "result.json", {"status": "failed", **facts})
+                say(f"{label} failed: {outcome.what}")
+            else:
+                metrics = outcome["metrics"]
+                value = metrics.get(config.study.metric)
+                best = outcome["best"].get(config.study.metric)
+                found = {"status": "done", "value": value, "best": best, "metrics": metrics}
+                statuses[member.arm, member.seed] = found
+                measured = "done" if value is None else f"{config.study.metric} {value:.4f}"
+                say(
+                    f"{label}: {measured}"
+                    f" ({took:.0f} s, {time.perf_counter() - began:.0f} s in all)"
+                )
+            summaries = _write(config, workdir, statuses)
+    metric, mode = config.study.metric, _mode(config.study.metric)
+    titles = {"value": metric, "best": f"{metric} of the state of the best {config.eval.metric}"}
+    table = "\n\n".join(
+        statistics.format_table(rows, metric=titles[state], mode=mode)
+        for state, rows in summaries.items()
     )
+    if not processes.is_main():
+        return table
     (workdir / "table.txt").write_text(table + "\n")
     path = report.write_study_report(workdir)
     return f"{table}\n\nreport: {path}"
+
+
+def _groups(
+    config: ConfigDict, order: list[str], workdir: pathlib.Path
+) -> list[list[lanes.Member]]:
+    """Returns the runs of a study, in groups that may go side by side, in an order that works.
+
+    An arm joins an earlier group of its kind where all that it starts from comes before that.
+    """
+    arms = config_lib.arms(config)
+    groups: list[tuple[str, list[str]]] = []
+    for arm in order:
+        sources = {m["arm"] for m in _references(_values(config, arms[arm])).values()}
+        last = max((i for i, (_, g) in enumerate(groups) if sources & set(g)), default=-1)
+        kind = lanes.kind(arm_config(config, arm, config.study.seeds[0], workdir))
+        alike = (g for k, g in groups[last + 1 :] if k == kind and config.study.lanes != "no")
+        if (group := next(alike, None)) is not None:
+            group.append(arm)
+        else:
+            groups.append((kind, [arm]))
+    return [
+        [
+            lanes.Member(
+                arm,
+                seed,
+                arm_config(config, arm, seed, workdir),
+                run_folder(workdir, arm, seed),
+                "" if arm in config.study.sources else config.study.metric,
+            )
+            for arm in group
+            for seed in config.study.seeds
+        ]
+        for _, group in groups
+    ]
+
+
+def _outcomes(
+    config: ConfigDict,
+    group: list[lanes.Member],
+    make_experiment: Callable[[ConfigDict], build_lib.Experiment],
+    say: Callable[[str], None],
+) -> Iterator[tuple[lanes.Member, dict[str, Any] | NonFiniteError, float]]:
+    """Yields each run of a group with its result, or why it has none, and the seconds it took."""
+    left = [member for member in group if loop.read_result(member.workdir) is None]
+    together: dict[int, Any] = {}
+    before = time.perf_counter()
+    if config.study.lanes != "no" and len(left) > 1:
+        together = _side_by_side(config, left, make_experiment, say)
+    share = (time.perf_counter() - before) / max(len(together), 1)
+    for member in group:
+        before = time.perf_counter()
+        if id(member) in together:
+            yield member, together[id(member)], share
+            continue
+        try:
+            outcome: Any = loop.train(
+                member.config,
+                member.workdir,
+                arm=member.arm,
+                reported=member.reported,
+                make_experiment=make_experiment,
+                say=lambda line: None,
+            )
+        except NonFiniteError as error:
+            outcome = error
+        yield member, outcome, time.perf_counter() - before
+
+
+def _side_by_side(
+    config: ConfigDict,
+    members: list[lanes.Member],
+    make_experiment: Callable[[ConfigDict], build_lib.Experiment],
+    say: Callable[[str], None],
+) -> dict[int, dict[str, Any] | NonFiniteError]:
+    """Returns outcomes by `id` of the member; those that cannot go side by side are left out."""
+    arms = list(dict.fromkeys(member.arm for member in members))
+    try:
+        outcomes = lanes.train(
+            members,
+            make_experiment=make_experiment,
+            only_if_faster=config.study.lanes == "auto",
+            say=lambda line: None,
+        )
+    except lanes.NO_LANES as error:
+        if len(arms) > 1:
+            found = {}
+            for arm in arms:
+                own = [member for member in members if member.arm == arm]
+                if len(own) > 1:
+                    found |= _side_by_side(config, own, make_experiment, say)
+            return found
+        say(f"{arms[0]}: one run after the other ({str(error).splitlines()[0]})")
+        return {}
+    return {id(member): outcome for member, outcome in zip(members, outcomes, strict=True)}
 
 
 _LOWER = ("nll", "brier", "ece", "ece_adaptive", "aurc", "loss", "log_loss", "normalised_entropy")
@@ -243,19 +339,26 @@ def tune(config: ConfigDict, statuses: Mapping[tuple[str, int], Any]) -> dict[st
     return chosen
 
 
-def _write(config, workdir, statuses) -> list[statistics.ArmSummary]:
+def _write(config, workdir, statuses) -> dict[str, list[statistics.ArmSummary]]:
+    """Writes `study.json`; returns the comparison of last ("value") and of best states ("best").
+
+    The second is left out where no run chose a state.
+    """
     arms = {arm: (arm, changes) for arm, changes in config_lib.arms(config).items()}
     tuned = tune(config, statuses)
     arms |= {name: (found["arm"], arms[found["arm"]][1]) for name, found in tuned.items()}
     compared = [arm for arm in arms if arm not in config.study.sources]
     names = sorted(compared, key=lambda arm: arm != config.study.reference)
-    values: dict[str, dict[str, float]] = {arm: {} for arm in names}
-    for name in names:
-        for seed in config.study.seeds:
-            status = statuses[arms[name][0], seed]
-            if status["value"] is not None:
-                values[name][str(seed)] = status["value"]
-    summary = statistics.summarise(values, reference=config.study.reference)
+    summaries = {}
+    for state in ("value", "best"):
+        values: dict[str, dict[str, float]] = {arm: {} for arm in names}
+        for name in names:
+            for seed in config.study.seeds:
+                found = statuses[arms[name][0], seed].get(state)
+                if found is not None:
+                    values[name][str(seed)] = found
+        if state == "value" or any(values.values()):
+            summaries[state] = statistics.summarise(values, reference=config.study.reference)
     contents = {
         "name": workdir.name,
         "title": config.study.title or f"{', '.join(arms)} on {config.data.name}",
@@ -276,10 +379,11 @@ def _write(config, workdir, statuses) -> list[statistics.ArmSummary]:
             for name, (arm, changes) in arms.items()
         },
         "tuned": tuned,
-        "summary": [_summary_row(row) for row in summary],
+        "summary": [_summary_row(row) for row in summaries["value"]],
+        "summary_best": [_summary_row(row) for row in summaries.get("best", [])],
     }
     loop.write_json(workdir / "study.json", contents)
-    return summary
+    return summaries
 
 
 def _summary_row(row: statistics.ArmSummary) -> dict[str, Any]:

@@ -126,6 +126,21 @@ def test_normalize_and_scale():
         transforms.make_normalize(mean=0.0, std=0.0)
 
 
+def test_downscale():
+    batch = make_batch(np.arange(3))
+    image = np.asarray(batch["input"], np.float64) / 255
+    h, w = image.shape[1] // 2, image.shape[2] // 2
+    out = transforms.make_downscale(factor=2)(KEY, batch, STEP)["input"]
+    for i in range(h):
+        for j in range(w):
+            want = image[:, 2 * i : 2 * i + 2, 2 * j : 2 * j + 2].mean((1, 2))
+            np.testing.assert_allclose(out[:, i, j], want, rtol=1e-5, atol=1e-6)
+    with pytest.raises(ConfigError, match="do not divide by 5"):
+        transforms.make_downscale(factor=5)(KEY, batch, STEP)
+    with pytest.raises(ConfigError, match="factor is 0"):
+        transforms.make_downscale(factor=0)
+
+
 @pytest.mark.parametrize("mode", ["constant", "reflect"])
 def test_crop_against_numpy(mode):
     images = np.asarray(make_batch(np.arange(9))["input"])

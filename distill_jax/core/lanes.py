@@ -1,0 +1,155 @@
+"""Several runs of one program side by side: a leading lane axis, split over devices.
+
+A lane is a run of its own: nothing passes from one to another, so the devices of the "lane" axis
+do not communicate.
+"""
+
+import copy
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from distill_jax.core.api import Array, PyTree
+from distill_jax.core.partition import AXES
+
+LANE = "lane"
+
+
+def make_lane_mesh(lanes: int, devices: Sequence[Any] | None = None) -> Mesh:
+    """Builds a mesh with a lane axis in front of those of `partition.make_mesh`.
+
+    The lane axis takes as many devices as there are lanes; what is left of each splits its batch.
+    """
+    devices = list(jax.devices() if devices is None else devices)
+    split = max(n for n in range(1, len(devices) + 1) if len(devices) % n == 0 and n <= lanes)
+    sizes = (split, len(devices) // split, 1)
+    return jax.make_mesh(sizes, (LANE, *AXES), (AxisType.Auto,) * 3, devices=devices)
+
+
+def over_lanes_sharding(mesh: Mesh) -> NamedSharding:
+    """The sharding of every array with a leading lane axis."""
+    return NamedSharding(mesh, PartitionSpec(LANE))
+
+
+def over_lanes(
+    fn: Callable[..., PyTree], *, mesh: Mesh, shared: Sequence[PyTree], way: str
+) -> Callable[..., PyTree]:
+    """Maps a pure function over a leading lane axis; to be called under `jit`.
+
+    Args:
+      fn: a function of one lane.
+      mesh: from `make_lane_mesh`; its lane axis divides the number of lanes.
+      shared: for each argument a prefix tree of booleans: True where all lanes are given the same
+        value, without a lane axis.
+      way: what a device does with its lanes: "vmap" batches them into wider operations, "unroll"
+        writes them out one after the other, "loop" takes turns in a loop.
+
+    Returns:
+      A function of the same arguments whose every result has a leading lane axis.
+    """
+
+    def local(*args):
+        full = [broadcast(s, a) for s, a in zip(shared, args, strict=True)]
+        if way == "vmap":
+            axes = jax.tree.map(lambda same: None if same else 0, full)
+            return jax.vmap(fn, in_axes=tuple(axes))(*args)
+
+        def one(i):
+            return fn(*jax.tree.map(lambda same, x: x if same else x[i], tuple(full), args))
+
+        flat = zip(jax.tree.leaves(full), jax.tree.leaves(args), strict=True)
+        n = next(x.shape[0] for same, x in flat if not same)
+        if way == "unroll":
+            return jax.tree.map(lambda *x: jnp.stack(x), *map(one, range(n)))
+        return jax.lax.map(one, jnp.arange(n))
+
+    def broadcast(same, tree):
+        return jax.tree.map(lambda s, part: jax.tree.map(lambda _: s, part), same, tree)
+
+    specs = jax.tree.map(lambda same: PartitionSpec() if same else PartitionSpec(LANE), shared)
+    return jax.shard_map(
+        local,
+        mesh=mesh,
+        in_specs=tuple(specs),
+        out_specs=PartitionSpec(LANE),
+        axis_names={LANE},
+        check_vma=False,
+    )
+
+
+def primitives(jaxpr: Any) -> set[str]:
+    """Returns the names of the primitives of a traced program, those of its parts too."""
+    names = set()
+    for equation in jaxpr.eqns:
+        names.add(equation.primitive.name)
+        for part in jax.tree.leaves(
+            list(equation.params.values()), is_leaf=lambda x: hasattr(x, "eqns")
+        ):
+            inner = getattr(part, "jaxpr", part)
+            if hasattr(inner, "eqns"):
+                names |= primitives(inner)
+    return names
+
+
+def choose_way(primitives: set[str], *, backend: str) -> str:
+    """Returns the fastest way for a step of these primitives.
+
+    A convolution with a kernel for each lane is a grouped one, which XLA:CPU computes at half the
+    speed; a product of matrices with a lane axis is not slower than one without. XLA's own
+    gradient of a convolution is slow in loops there, ours (`models/convolution.py`) is not.
+    """
+    if backend != "cpu":
+        return "vmap"
+    if "conv_general_dilated" in primitives:
+        return "unroll"
+    return "loop" if any(name.startswith("conv2d") for name in primitives) else "vmap"
+
+
+Scalars = Mapping[tuple[str, ...], Any]
+"""Values of float fields by path: `{("objective", "temperature"): 4.0}`."""
+
+
+def differing(things: Sequence[Any]) -> dict[tuple[str, ...], tuple[float, ...]] | None:
+    """Returns the float fields in which nested dataclasses differ, with the value of each.
+
+    None where they differ in anything else.
+    """
+    first = things[0]
+    if any(type(thing) is not type(first) for thing in things):
+        numeric = all(type(thing) in (int, float) for thing in things)
+        return {(): tuple(float(thing) for thing in things)} if numeric else None
+    if dataclasses.is_dataclass(first):
+        found = {}
+        for field in dataclasses.fields(first):
+            parts = differing([getattr(thing, field.name) for thing in things])
+            if parts is None:
+                return None
+            found |= {(field.name, *path): values for path, values in parts.items()}
+        return found
+    if all(thing == first for thing in things):
+        return {}
+    return {(): tuple(things)} if type(first) is float else None
+
+
+def with_scalars(thing: Any, values: Scalars) -> Any:
+    """Returns a copy of a nested dataclass with other values in some fields.
+
+    They may be traced: `__post_init__`, whose comparisons would then fail, is not run again. The
+    values must have been accepted once, by building the same thing from numbers.
+    """
+    if () in values:
+        return values[()]
+    changed = copy.copy(thing)
+    for name in {path[0] for path in values}:
+        inner = {path[1:]: value for path, value in values.items() if path[0] == name}
+        object.__setattr__(changed, name, with_scalars(getattr(thing, name), inner))
+    return changed
+
+
+def stack_scalars(values: Sequence[float]) -> Array:
+    """Stacks numbers such that each, like a number in a program, decides no type (`weak_type`)."""
+    return jnp.stack([jnp.asarray(float(value)) for value in values])

@@ -1,0 +1,123 @@
+"""Moving averages that look ahead (Du et al. 2022, "Learning from Future", arXiv:2209.06993).
+
+A student that learns from a moving average of itself takes K virtual steps first; the average
+moves with them, the student goes back, and the real step learns from the average so advanced. Deep
+(FST-D) takes the steps one after the other on the same batch. Wide (FST-W) takes each from where
+the student is, on K batches of which the first is the current one, and averages what comes out.
+With K = 1 both are the basic method. A step costs K + 1 times as much.
+
+Here, as in the semi-supervised variant of the authors, the average also moves with the real step.
+The look-ahead begins with the first step and the rate of the average is constant; the authors skip
+it in the first iteration and let the rate rise.
+"""
+
+from collections.abc import Iterable
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from distill_jax.core import rng
+from distill_jax.core.api import Array, Batch, Key, PyTree, Role, TrainState
+from distill_jax.core.errors import ConfigError, nearest
+from distill_jax.core.steps import Frozen, StepFn
+
+KINDS = ("deep", "wide")
+RESTORE = ("all", "params+opt", "params")
+"""What a virtual step leaves no trace in: everything but the averages; or not in parameters and
+optimizer, while batch statistics and the objective's memory keep it; or in parameters alone, as in
+the authors' program, where the moments of the optimizer and their count keep it too. The position
+in the schedule of the learning rate is always restored."""
+
+
+def make_lookahead_step(
+    step: StepFn,
+    *,
+    steps: int,
+    kind: str = "deep",
+    restore: str = "all",
+    ema: Iterable[Role],
+    unroll: bool | None = None,
+) -> StepFn:
+    """Wraps a pure step `(state, frozen, batch, key) -> (state, metrics)`.
+
+    The wide kind takes K batches stacked, leaves `[k, b, ...]`, and learns from the first.
+
+    Args:
+      step: from `steps.make_train_step`, which moves the averages after its update.
+      steps: K, virtual steps before each real one, at least 1.
+      kind: "deep" or "wide".
+      restore: one of `RESTORE`.
+      ema: the roles that are moving averages.
+      unroll: whether virtual steps are unrolled instead of scanned; by default on CPU only.
+
+    Raises:
+      ConfigError: a value outside these, or no role that is a moving average.
+    """
+    if steps < 1:
+        raise ConfigError(f"steps is {steps}", where="lookahead.steps", hint="1 or more; 0 is off")
+    for name, value, options in (("kind", kind, KINDS), ("restore", restore, RESTORE)):
+        if value not in options:
+            where, hint = f"lookahead.{name}", nearest(value, options)
+            raise ConfigError(f"unknown value {value!r}", where=where, hint=hint)
+    averages = tuple(ema)
+    if not averages:
+        raise ConfigError(
+            "no role is a moving average, so nothing would look ahead",
+            where="lookahead.steps",
+            hint="set roles.teacher.ema_of=student, or lookahead.steps=0",
+        )
+    if unroll is None:
+        unroll = jax.default_backend() == "cpu"
+
+    def back(state: TrainState, ahead: TrainState) -> TrainState:
+        """Returns `state` with the traces of virtual steps that are not restored."""
+        if restore == "all":
+            return state
+        model_state = {
+            role: value if role in averages else ahead.model_state[role]
+            for role, value in state.model_state.items()
+        }
+        state = replace(state, model_state=model_state, memory=ahead.memory)
+        if restore == "params":
+            state = replace(state, opt_state=_same_schedule(ahead.opt_state, state.opt_state))
+        return state
+
+    def lookahead(state: TrainState, frozen: Frozen, batch: Batch, key: Key):
+        current = jax.tree.map(lambda x: x[0], batch) if kind == "wide" else batch
+
+        def virtual(ahead: TrainState, k: Array):
+            begin = ahead if kind == "deep" else back(state, ahead)
+            seen = jax.tree.map(lambda x: x[k], batch) if kind == "wide" else batch
+            begin = replace(
+                begin, step=state.step, opt_state=_same_schedule(begin.opt_state, state.opt_state)
+            )
+            own = jax.random.fold_in(rng.stream(key, "lookahead"), k)
+            ahead = step(begin, frozen, seen, own)[0]
+            return ahead, _averages(ahead, averages) if kind == "wide" else None
+
+        ahead, branches = jax.lax.scan(virtual, state, jnp.arange(steps), unroll=unroll or 1)
+        targets, moved = _averages(ahead, averages)
+        if kind == "wide":
+            # The moving average is linear: the mean over branches is that of the mean student.
+            targets, moved = jax.tree.map(lambda x: x.mean(0).astype(x.dtype), branches)
+        begin = back(state, ahead)
+        begin = replace(begin, targets=targets, model_state={**begin.model_state, **moved})
+        return step(begin, frozen, current, key)
+
+    return lookahead
+
+
+def _averages(state: TrainState, roles: tuple[Role, ...]) -> tuple[PyTree, PyTree]:
+    return dict(state.targets), {role: state.model_state[role] for role in roles}
+
+
+def _same_schedule(opt_state: PyTree, like: PyTree) -> PyTree:
+    """Returns `opt_state` at the position of `like` in the learning-rate schedule."""
+
+    def one(new, old):
+        return old if isinstance(new, optax.ScaleByScheduleState) else new
+
+    is_leaf = lambda x: isinstance(x, optax.ScaleByScheduleState)  # noqa: E731
+    return jax.tree.map(one, opt_state, like, is_leaf=is_leaf)

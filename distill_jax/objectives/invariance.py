@@ -1,0 +1,92 @@
+"""Risks that are equal, or optimal at once, in several environments.
+
+`L = (sum_e R_e + penalty_weight P) / max(1, penalty_weight)`, where `R_e` is the mean cross-entropy
+in environment e and P is that of IRMv1 (Arjovsky et al. 2019, arXiv:1907.02893),
+`sum_e ||d/ds R_e(s logits)||^2` at s = 1, or of V-REx (Krueger et al. 2021, arXiv:2003.00688),
+`Var_e R_e`. The division keeps the size of the gradient, as in the authors' programs and in that of
+RFC (arXiv:2203.15516), whose features this fine-tunes.
+
+Environments come with the data as `domain`. The penalties are of the batch; the IRMv1 penalty of a
+small batch is biased upwards, so take large ones.
+"""
+
+import dataclasses
+from typing import ClassVar
+
+import jax
+
+from distill_jax.core.api import Array, Batch, Nets, Objective, PyTree, Terms
+from distill_jax.core.errors import ConfigError, nearest
+from distill_jax.losses.classification import cross_entropy
+from distill_jax.losses.groups import environment_risks, irm_penalty, vrex_penalty
+from distill_jax.objectives._distillation import check_not_negative
+
+PENALTIES = ("irm", "vrex")
+
+
+def domain_of(batch: Batch) -> Array:
+    """Returns the environment of each example, int `[b]`.
+
+    Raises:
+      ConfigError: the data have none.
+    """
+    if "domain" not in batch:
+        raise ConfigError(
+            "the examples do not say which domain they are from",
+            where="data.name",
+            hint="data with domains, such as coloured_digits or rotated_digits",
+        )
+    return batch["domain"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Invariance(Objective):
+    """Terms `cross_entropy` and `penalty`.
+
+    Attributes:
+      penalty: "irm" or "vrex".
+      penalty_weight: 0 or more; the literature sweeps 10 to 1e5.
+      environments: E; domains of higher numbers do not count.
+    """
+
+    penalty: str = "irm"
+    penalty_weight: float = 100.0
+    environments: int = 2
+
+    roles: ClassVar[tuple[str, ...]] = ("student",)
+    couples_batch: ClassVar[bool] = True
+
+    def __post_init__(self):
+        check_not_negative(penalty_weight=self.penalty_weight)
+        if self.penalty not in PENALTIES:
+            raise ConfigError(
+                f"unknown penalty {self.penalty!r}",
+                where="objective.kwargs.penalty",
+                hint=nearest(self.penalty, PENALTIES),
+            )
+        if self.environments < 2:
+            raise ConfigError(
+                f"environments is {self.environments}",
+                where="objective.kwargs.environments",
+                hint="at least 2: with one there is nothing to be equal to",
+            )
+
+    def loss(self, nets: Nets, batch: Batch, memory: PyTree, step: Array) -> Terms:
+        student, state = nets("student", batch["input"], train=True)
+        logits, label, mask = student["logits"], batch["label"], batch["mask"]
+        member = jax.nn.one_hot(domain_of(batch), self.environments, dtype=logits.dtype)
+        value = cross_entropy(logits, label)
+        if self.penalty == "irm":
+            penalty = irm_penalty(logits, label, member, mask)
+        else:
+            penalty = vrex_penalty(value, member, mask)
+        size = max(1.0, self.penalty_weight)
+        return Terms(
+            values={"cross_entropy": environment_risks(value, member, mask), "penalty": penalty},
+            coef={"cross_entropy": 1 / size, "penalty": self.penalty_weight / size},
+            state={"student": state},
+            logits={"student": logits},
+        )
+
+
+make = Invariance

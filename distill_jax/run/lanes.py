@@ -1,0 +1,383 @@
+"""Runs of a study side by side: seeds, and arms that differ in scalars, as lanes of one program.
+
+Each lane has the state, the order of examples, the key and the scalars of its own run, and leaves
+the folder that its run alone would leave. The data are shared.
+"""
+
+import dataclasses
+import functools
+import json
+import pathlib
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from distill_jax.core import bilevel, lanes, optim, partition
+from distill_jax.core.api import PyTree, Role, TrainState
+from distill_jax.core.errors import CheckpointError, NonFiniteError
+from distill_jax.run import build as build_lib
+from distill_jax.run import config as config_lib
+from distill_jax.run import environment, loop
+from distill_jax.run.config import ConfigDict
+
+_LR = ("optim", "lr")
+_SCALAR = re.compile(r"optim\.lr|(objective|weigher)\.kwargs\..+")
+"""Config paths whose numbers may differ between lanes."""
+
+NO_LANES = (NotImplementedError, jax.errors.JAXTypeError)
+"""What says that runs cannot go side by side."""
+
+
+class Member(NamedTuple):
+    """A run that may become a lane."""
+
+    arm: str
+    seed: int
+    config: ConfigDict
+    workdir: pathlib.Path
+    reported: str
+
+
+def kind(config: ConfigDict) -> str:
+    """Returns what runs have in common that may go side by side.
+
+    They differ in the seed, in the runs that they start from, and in numbers that may be traced.
+    """
+    flat = config_lib.flatten(config)
+    for path, value in flat.items():
+        if _SCALAR.fullmatch(path) and type(value) in (int, float):
+            flat[path] = "a number"
+        role = re.fullmatch(r"roles\.(\w+)\.init", path)
+        if path == "seed" or (role and value and config.roles[role[1]].model):
+            flat[path] = "its own"
+    return json.dumps(flat, sort_keys=True, default=str)
+
+
+def refusal(experiment: build_lib.Experiment) -> str:
+    """Says why the runs of an experiment cannot be lanes; empty where they can."""
+    config = experiment.config
+    reasons = {
+        "several processes": jax.process_count() > 1,
+        "data that are streamed": not experiment.resident,
+        "stored answers of a teacher": experiment.cache is not None,
+        "sharded parameters": config.mesh.fsdp != 1 or len(config.partition.rules) > 0,
+    }
+    return ", ".join(reason for reason, holds in reasons.items() if holds)
+
+
+def train(
+    members: Sequence[Member],
+    *,
+    make_experiment: Callable[[ConfigDict], build_lib.Experiment] = build_lib.build,
+    only_if_faster: bool = False,
+    way: str = "",
+    say: Callable[[str], None] = print,
+) -> list[dict[str, Any] | NonFiniteError]:
+    """Trains, or continues, runs of one `kind` side by side.
+
+    Args:
+      members: runs that are not finished.
+      make_experiment: how an experiment is built.
+      only_if_faster: whether to refuse where runs one after the other are as fast.
+      way: see `lanes.over_lanes`; by default the fastest.
+      say: prints a line.
+
+    Returns:
+      The result of each run, or the error with which it diverged.
+
+    Raises:
+      NotImplementedError: saying why these runs cannot be lanes; nothing was computed.
+      jax.errors.JAXTypeError: a scalar that differs decides what is computed.
+      UserError: as `loop.train`.
+      Preempted: stopped by a signal; the states are saved.
+    """
+    clock = loop.Clock()
+    experiments = make_experiments(members, make_experiment)
+    program = Lanes(members, experiments, way=way)
+    if only_if_faster and program.way != "vmap":
+        raise NotImplementedError("convolutions on CPU are as fast one run after the other")
+    runs = [
+        loop.Run(
+            member.config,
+            member.workdir,
+            experiment,
+            arm=member.arm,
+            reported=member.reported,
+            share=1 / len(members),
+            say=say,
+        )
+        for member, experiment in zip(members, program.experiments, strict=True)
+    ]
+    program.runs = runs
+    with environment.stop_on_signal() as stop:
+        return loop.Loop(runs, program, clock, say).run(stop)
+
+
+def make_experiments(members: Sequence[Member], make_experiment) -> list[build_lib.Experiment]:
+    """Builds the experiment of each arm; they share data and mesh."""
+    first = make_experiment(members[0].config)
+    if why := refusal(first):
+        raise NotImplementedError(why)
+    devices = list(first.mesh.devices.flat)
+    mesh = lanes.make_lane_mesh(len(members), devices)
+    made = {members[0].arm: dataclasses.replace(first, mesh=mesh, _compiled={})}
+    for member in members:
+        if member.arm not in made:
+            built = build_lib.build(member.config)
+            made[member.arm] = dataclasses.replace(
+                built, mesh=mesh, dataset=first.dataset, _compiled={}
+            )
+    return [made[member.arm] for member in members]
+
+
+class Lanes:
+    """Runs side by side (`loop.Program`); every array has a leading lane axis `[r, ...]`.
+
+    The number of lanes is rounded up to a multiple of the devices by copies of the last one, whose
+    results are dropped.
+
+    Args:
+      members: the runs.
+      experiments: of each, on a mesh of `lanes.make_lane_mesh`.
+      way: see `lanes.over_lanes`; by default the fastest.
+
+    Raises:
+      NotImplementedError: the runs differ in more than scalars.
+      jax.errors.JAXTypeError: a scalar that differs decides what is computed.
+    """
+
+    runs: Sequence[loop.Run]
+
+    def __init__(
+        self,
+        members: Sequence[Member],
+        experiments: Sequence[build_lib.Experiment],
+        *,
+        way: str = "",
+    ):
+        self.members, self.experiments = members, experiments
+        self.experiment = experiments[0]
+        self.mesh = self.experiment.mesh
+        self.sharding = lanes.over_lanes_sharding(self.mesh)
+        split = self.mesh.shape[lanes.LANE]
+        self.padding = -len(members) % split
+        self.local = (len(members) + self.padding) // split
+        scalars = lanes.differing([e.objective for e in experiments])
+        if scalars is None:
+            raise NotImplementedError("objectives that differ in more than numbers")
+        scalars = {("objective", *path): values for path, values in scalars.items()}
+        rates = tuple(member.config.optim.lr for member in members)
+        if len(set(rates)) > 1:
+            scalars[_LR] = rates
+        self.scalars = {
+            path: jax.device_put(lanes.stack_scalars(self._pad(values)), self.sharding)
+            for path, values in scalars.items()
+        }
+        self.shared_roles = {
+            role
+            for role in self.experiment.frozen
+            if len({member.config.roles[role].init for member in members}) == 1
+        }
+        variant = self.experiment.variants[-1]
+        traced = jax.make_jaxpr(self._step(variant))(
+            self.experiment.abstract_state,
+            self.experiment.abstract_frozen,
+            build_lib.feed_shapes(self.experiment, variant),
+            jax.eval_shape(jax.random.key, 0),
+            {path: x[0] for path, x in self.scalars.items()},
+        )
+        found = lanes.primitives(traced.jaxpr)
+        self.way = way or lanes.choose_way(found, backend=jax.default_backend())
+
+    def _with(self, scalars: lanes.Scalars) -> build_lib.Experiment:
+        """Returns the experiment with traced scalars in place of numbers."""
+        e = self.experiment
+        if not scalars:
+            return e
+        objective = {path[1:]: x for path, x in scalars.items() if path[0] == "objective"}
+        tx: Any = e.tx
+        if _LR in scalars:
+            arguments = build_lib._schedule_args(e.config, e.steps_per_epoch, e.total_steps)
+            arguments["lr"] = scalars[_LR]
+            tx, _ = optim.make_optimizer(total_steps=e.total_steps, **arguments)
+            if isinstance(e.tx, bilevel.Optimizers):
+                tx = e.tx._replace(inner=tx)
+        return dataclasses.replace(
+            e, objective=lanes.with_scalars(e.objective, objective), tx=tx, _compiled={}
+        )
+
+    def _step(self, variant: str) -> Callable:
+        def step(state, frozen, fed, key, scalars):
+            return self._with(scalars).step(variant).__wrapped__(state, frozen, fed, key)
+
+        return step
+
+    def _pad(self, values: Sequence[Any]) -> list[Any]:
+        return [*values, *[values[-1]] * self.padding]
+
+    def join(self, states: Sequence[PyTree]) -> PyTree:
+        """Stacks one tree for each lane."""
+        stack = lambda *xs: jax.device_put(np.stack(xs), self.sharding)  # noqa: E731
+        return jax.tree.map(stack, *self._pad([jax.device_get(state) for state in states]))
+
+    def split(self, state: TrainState) -> list[TrainState]:
+        """Returns the state of each lane on the host."""
+        host = jax.device_get(state)
+        return [jax.tree.map(lambda x, i=i: x[i], host) for i in range(len(self.members))]
+
+    def start(self) -> tuple[TrainState, int]:
+        replicated = partition.replicated(self.mesh)
+        seeds = [member.seed for member in self.members]
+        keys = [jax.device_put(jax.random.key(seed), replicated) for seed in seeds]
+        self.keys = jax.device_put(jnp.stack(self._pad(keys)), self.sharding)
+        read: dict[tuple[str | None, ...], Any] = {}
+        frozen = []
+        for member, experiment in zip(self.members, self.experiments, strict=True):
+            inits = tuple(member.config.roles[role].init for role in experiment.frozen)
+            if inits not in read:
+                read[inits] = experiment.frozen_networks(member.config)
+            frozen.append(read[inits])
+        self.frozen: Mapping[Role, PyTree] = {
+            role: frozen[0][role]
+            if role in self.shared_roles
+            else self.join([networks[role] for networks in frozen])
+            for role in self.experiment.frozen
+        }
+        step, states = self._restore()
+        if step == 0:
+            rows = zip(self.runs, keys, frozen, strict=True)
+            states = [run.begin(key, networks) for run, key, networks in rows]
+        else:
+            self.runs[0].say(f"continuing from step {step}")
+        return self.join(states), step
+
+    def _restore(self) -> tuple[int, list[TrainState]]:
+        """Returns the newest step that all lanes have saved, and their states at it."""
+        found = [run.restore() for run in self.runs]
+        steps = {0 if one is None else one[1] for one in found}
+        if len(steps) == 1:
+            return steps.pop(), [one[0] for one in found if one is not None]
+        common = set.intersection(*(set(run.checkpointer.steps()) for run in self.runs))
+        for step in sorted(common, reverse=True):
+            try:
+                states = [run.restore(step) for run in self.runs]
+            except CheckpointError:
+                continue
+            return step, [one[0] for one in states if one is not None]
+        raise NotImplementedError("runs that have stopped at different steps")
+
+    def compile(self, step: int) -> None:
+        experiment = self.experiment
+        self.feeds = [
+            build_lib.Feed(_orders_only(experiment) if i else experiment, seed=m.seed, start=step)
+            for i, m in enumerate(self.members)
+        ]
+        self._windows: dict[str, tuple[list[Any], PyTree]] = {}
+        self.update: dict[str, Any] = {}
+        for variant in experiment.variants:
+            fed = self._feed(step, variant)
+            mapped = lanes.over_lanes(
+                self._step(variant),
+                mesh=self.mesh,
+                shared=(False, self._shared_frozen, self._shared_fed(variant), False, False),
+                way=self.way,
+            )
+
+            jitted = jax.jit(mapped, donate_argnums=0, out_shardings=self.sharding)
+            state = self._abstract_state()
+            lowered = jitted.lower(state, self.frozen, fed, self.keys, self.scalars)
+            self.update[variant] = lowered.compile()
+
+    def _abstract_state(self) -> PyTree:
+        r = len(self.members) + self.padding
+        return jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct((r, *x.shape), x.dtype, sharding=self.sharding),
+            self.experiment.abstract_state,
+        )
+
+    @property
+    def _shared_frozen(self) -> dict[Role, bool]:
+        return {role: role in self.shared_roles for role in self.experiment.frozen}
+
+    def _shared_fed(self, variant: str) -> PyTree:
+        one = (True, False)  # data, window
+        return one if variant == "inner" else {"train": one, "held_out": one}
+
+    def _feed(self, step: int, variant: str) -> PyTree:
+        """Returns the data and the stacked windows of all lanes."""
+        given = [feed(step, variant) for feed in self.feeds]
+        if variant == "inner":
+            return given[0][0], self._stacked("train", [fed[1] for fed in given])
+        return {
+            part: (given[0][part][0], self._stacked(part, [fed[part][1] for fed in given]))
+            for part in given[0]
+        }
+
+    def _stacked(self, part: str, windows: list[Any]) -> PyTree:
+        old, stacked = self._windows.get(part, ([], None))
+        if len(old) != len(windows) or any(a is not b for a, b in zip(old, windows, strict=True)):
+            stacked = self.join(windows)
+            self._windows[part] = (windows, stacked)
+        return stacked
+
+    def __call__(self, state: TrainState, step: int) -> tuple[TrainState, tuple[str, Any]]:
+        variant = self.experiment.variant(step)
+        fed = self._feed(step, variant)
+        state, metrics = self.update[variant](state, self.frozen, fed, self.keys, self.scalars)
+        return state, (variant, metrics)
+
+    @functools.cached_property
+    def predict(self) -> Callable:
+        """The jitted `(state, frozen, batch, scalars) -> {role: {name: [r, b, ...]}}`."""
+
+        def predict(state, frozen, batch, scalars):
+            return self._with(scalars).predict.__wrapped__(state, frozen, batch)
+
+        mapped = lanes.over_lanes(
+            predict,
+            mesh=self.mesh,
+            shared=(False, self._shared_frozen, True, False),
+            way=self.way,
+        )
+        return jax.jit(mapped)
+
+    def collect(self, state, split, rows=None):
+        predict = lambda batch: self.predict(state, self.frozen, batch, self.scalars)  # noqa: E731
+        outputs, facts = loop.collect(self.experiment, predict, split, rows=rows, axis=1)
+        return [jax.tree.map(lambda x, i=i: x[i], outputs) for i in range(len(self.members))], facts
+
+    @property
+    def flops_per_step(self) -> float | None:
+        counted = 1 if self.way == "loop" else self.local  # XLA counts the body of a loop once
+        experiment = dataclasses.replace(self.experiment, _compiled=self.update)
+        flops = experiment.flops_per_step
+        return None if flops is None else flops / counted
+
+    def close(self) -> None:
+        for feed in self.feeds:
+            feed.close()
+
+
+class _OrderOnly:
+    """A source whose examples are their ids: what a lane needs beside the shared data."""
+
+    def __init__(self, source: Any):
+        self._source = source
+        self.provenance = source.provenance
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def read(self, indices: np.ndarray) -> Mapping[str, Any]:
+        del indices
+        return {}
+
+
+def _orders_only(experiment: build_lib.Experiment) -> build_lib.Experiment:
+    dataset = experiment.dataset
+    bare = dataset._replace(train=_OrderOnly(dataset.train), held_out=_OrderOnly(dataset.held_out))
+    return dataclasses.replace(experiment, dataset=bare)

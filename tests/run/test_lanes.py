@@ -1,0 +1,299 @@
+"""Runs side by side leave the folders that they would leave alone."""
+
+import dataclasses
+import json
+import os
+import signal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from distill_jax.core import lanes as lanes_lib
+from distill_jax.core.errors import NonFiniteError
+from distill_jax.run import build, checkpoint, lanes, loop, study
+from distill_jax.run import config as config_lib
+
+LR, KD = (("slow", 0.01), ("fast", 0.05)), (("cool", 2.0), ("warm", 5.0))
+
+
+def make_config(**overrides):
+    """A teacher a seed, and students that differ in the rate, the temperature or the ratio."""
+    config = config_lib.base()
+    config.data.name = "synthetic"
+    config.data.kwargs = {"n_train": 160, "n_test": 48, "image_size": 6, "channels": 1}
+    config.data.train_transforms = ("horizontal_flip", "normalize")
+    config.data.eval_transforms = ("normalize",)
+    config.data.transform_kwargs = {"normalize": {"mean": (0.5,), "std": (0.25,)}}
+    config.objective.name = "supervised"
+    config.roles.student = config_lib.role("mlp", hidden=(8,))
+    config.evaluators = {"classification": {}}
+    config.batch_size, config.total.steps, config.log.every_steps = 16, 12, 4
+    config.optim.name, config.optim.warmup.steps = "momentum", 2
+    config.eval.every.steps = 4
+    config.log.tensorboard = False
+    config.study.lanes = "yes"
+    config.study.seeds = (0, 1, 2)
+    config.study.arms = {
+        "teacher": {"roles": {"student": {"kwargs": {"hidden": (16,)}}}},
+        **{name: {"optim": {"lr": rate}} for name, rate in LR},
+        **{name: distilled(temperature, 0.5) for name, temperature in KD},
+    }
+    config.study.reference = "slow"
+    return config_lib.override(config, overrides)
+
+
+def distilled(temperature, alpha):
+    return {
+        "objective": {"name": "kd", "kwargs": {"temperature": temperature, "alpha": alpha}},
+        "roles": {"teacher": {"init": "arm:teacher", "frozen": True}},
+    }
+
+
+def folders(workdir):
+    return sorted(path.parent for path in workdir.glob("*/*/config.json"))
+
+
+def rows(folder):
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if k != "seconds"} for line in lines]
+
+
+def result(folder):
+    found = json.loads((folder / "result.json").read_text())
+    return {k: v for k, v in found.items() if k != "compute"}
+
+
+def assert_close(a, b, tolerance):
+    if isinstance(a, dict):
+        assert a.keys() == b.keys()
+        for name in a:
+            assert_close(a[name], b[name], tolerance)
+    elif isinstance(a, (list, tuple)):
+        assert len(a) == len(b)
+        for x, y in zip(a, b, strict=True):
+            assert_close(x, y, tolerance)
+    elif isinstance(a, float):
+        np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance)
+    else:
+        assert a == b
+
+
+def parameters(folder):
+    """All that the newest checkpoint holds of the student, as the ordinary reader gives it."""
+    config = config_lib.from_json((folder / "config.json").read_text())
+    experiment = build.build(config)
+    state = experiment.abstract_state
+    newest = folder / "checkpoints" / str(max(checkpointed(folder)))
+    like = (state.params["student"], state.model_state["student"])
+    return checkpoint.read_network(newest, like=like, where="test")
+
+
+def checkpointed(folder):
+    return checkpoint.Checkpointer(folder / "checkpoints").steps()
+
+
+def count_compilations(monkeypatch):
+    """Counts the compiled steps; those of runs by themselves are `Experiment.compile_step`."""
+    counts = {"alone": 0, "lanes": 0}
+    alone, together = build.Experiment.compile_step, lanes.Lanes.compile
+
+    def compile_step(self, fed, variant="inner"):
+        counts["alone"] += variant not in self._compiled
+        return alone(self, fed, variant)
+
+    def compile_lanes(self, step):
+        together(self, step)
+        counts["lanes"] += len(self.update)
+
+    monkeypatch.setattr(build.Experiment, "compile_step", compile_step)
+    monkeypatch.setattr(lanes.Lanes, "compile", compile_lanes)
+    return counts
+
+
+def test_lanes_equal_runs_alone(tmp_path, monkeypatch):
+    with jax.enable_x64(True):
+        counts, said = count_compilations(monkeypatch), []
+        study.run_study(make_config(), tmp_path / "lanes", say=said.append)
+        # Five arms times three seeds: the teachers, both rates, both temperatures.
+        assert counts == {"alone": 0, "lanes": 3}
+        assert not [line for line in said if "one run after the other" in line]
+        for arm, seed in (("teacher", 2), ("slow", 0), ("fast", 1), ("cool", 0), ("warm", 1)):
+            one, other = (
+                study.run_folder(tmp_path / name, arm, seed) for name in ("lanes", "alone")
+            )
+            single = config_lib.from_json((one / "config.json").read_text())
+            loop.train(single, other, arm=arm, say=said.append)
+            assert_close(result(one), result(other), 1e-6)
+            assert_close(rows(one), rows(other), 1e-6)
+            with np.load(one / "predictions.npz") as a, np.load(other / "predictions.npz") as b:
+                assert set(a) == set(b)
+                for name in a:
+                    np.testing.assert_allclose(a[name], b[name], rtol=1e-6, atol=1e-6)
+            assert result(one)["best"]["step"] in checkpointed(one)
+            jax.tree.map(
+                lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6),
+                parameters(one),
+                parameters(other),
+            )
+        seeds = [
+            parameters(folder) for folder in folders(tmp_path / "lanes") if "warm" in str(folder)
+        ]
+    kernels = [params["Dense_0"]["kernel"] for params, _ in seeds]
+    assert len(kernels) == 3 and not np.allclose(kernels[0], kernels[1])
+    again = []
+    study.run_study(make_config(), tmp_path / "lanes", say=again.append)
+    assert counts == {"alone": 5, "lanes": 3}
+    assert not [line for line in again if "failed" in line]
+
+
+def test_ways_agree(tmp_path):
+    def double(w, x, key):
+        noise = jax.random.normal(key, x.shape)
+        return {"y": w[None] * x + noise, "m": x.sum()}
+
+    mesh = lanes_lib.make_lane_mesh(6)
+    assert mesh.shape["lane"] == 4 and mesh.size == 8
+    mesh = lanes_lib.make_lane_mesh(2, jax.devices()[:2])
+    w, keys = jnp.arange(12.0).reshape(4, 3), jax.random.split(jax.random.key(0), 4)
+    x = jnp.ones((5, 3))
+    found = [
+        jax.jit(lanes_lib.over_lanes(double, mesh=mesh, shared=(False, True, False), way=way))(
+            w, x, keys
+        )
+        for way in ("vmap", "unroll", "loop")
+    ]
+    for i in range(4):
+        alone = double(w[i], x, keys[i])
+        for mapped in found:
+            np.testing.assert_allclose(mapped["y"][i], alone["y"], rtol=1e-6)
+            np.testing.assert_allclose(mapped["m"][i], alone["m"], rtol=1e-6)
+
+
+def members(tmp_path, config, arms=("slow",)):
+    return [
+        lanes.Member(
+            arm,
+            seed,
+            study.arm_config(config, arm, seed, tmp_path),
+            study.run_folder(tmp_path, arm, seed),
+            "",
+        )
+        for arm in arms
+        for seed in config.study.seeds
+    ]
+
+
+def test_a_convolutional_network_goes_side_by_side(tmp_path):
+    change = {"roles.student.model": "convnet", "roles.student.kwargs": {"widths": (2, 2)}}
+    config = make_config(**change, **{"total.steps": 3, "study.seeds": (0, 1)})
+    with jax.enable_x64(True):
+        lanes.train(members(tmp_path / "lanes", config), way="loop", say=lambda line: None)
+        single = members(tmp_path / "alone", config)[1]
+        loop.train(single.config, single.workdir, arm="slow", say=lambda line: None)
+        assert_close(
+            result(tmp_path / "lanes/slow/seed1"), result(tmp_path / "alone/slow/seed1"), 1e-6
+        )
+
+
+def test_a_stopped_group_ends_as_an_uninterrupted_one(tmp_path, monkeypatch):
+    config = make_config()
+    lanes.train(members(tmp_path / "whole", config), say=lambda line: None)
+    step = lanes.Lanes.__call__
+
+    def stop_at(self, state, at):
+        if at == 6:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(self, state, at)
+
+    monkeypatch.setattr(lanes.Lanes, "__call__", stop_at)
+    with pytest.raises(loop.Preempted):
+        lanes.train(members(tmp_path / "parts", config), say=lambda line: None)
+    monkeypatch.setattr(lanes.Lanes, "__call__", step)
+    said = []
+    lanes.train(members(tmp_path / "parts", config), say=said.append)
+    assert any("continuing from step 7" in line for line in said)
+    for one, other in zip(folders(tmp_path / "whole"), folders(tmp_path / "parts"), strict=True):
+        jax.tree.map(np.testing.assert_array_equal, parameters(one), parameters(other))
+        assert result(one) == result(other)
+        kept = [row for row in rows(other) if row["step"] != 7]
+        assert [measured(row) for row in rows(one)] == [measured(row) for row in kept]
+
+
+def measured(row):
+    """A line without training means, which an interruption cuts in two."""
+    return {name: value for name, value in row.items() if not name.startswith("train/")}
+
+
+def test_lanes_that_died_apart_go_on_from_their_last_common_step(tmp_path):
+    config = make_config(**{"checkpoint.every.steps": 4})
+    group = members(tmp_path, config)
+    lanes.train(group, say=lambda line: None)
+    expected = [parameters(member.workdir) for member in group]
+    for member in group:
+        (member.workdir / "result.json").unlink()
+    damaged = next((group[0].workdir / "checkpoints" / "12").glob("role.student/**/d/*"))
+    damaged.write_bytes(b"damaged")
+    said = []
+    lanes.train(group, say=said.append)
+    assert any("damaged" in line for line in said)
+    assert any("continuing from step 8" in line for line in said)
+    for member, before in zip(group, expected, strict=True):
+        jax.tree.map(np.testing.assert_array_equal, parameters(member.workdir), before)
+
+
+def test_a_lane_that_diverges_leaves_the_others_alone(tmp_path):
+    config = make_config()
+    config.study.arms.fast.optim.lr = 1e30
+    said = []
+    study.run_study(config, tmp_path, say=said.append)
+    contents = json.loads((tmp_path / "study.json").read_text())
+    for seed in ("0", "1", "2"):
+        assert contents["arms"]["fast"]["seeds"][seed]["status"] == "failed"
+        assert contents["arms"]["slow"]["seeds"][seed]["status"] == "done"
+        assert contents["arms"]["warm"]["seeds"][seed]["status"] == "done"
+    assert sum("failed" in line for line in said) == 3
+    single = members(tmp_path / "alone", config, ["fast"])[0]
+    with pytest.raises(NonFiniteError) as alone:
+        loop.train(single.config, single.workdir, say=lambda line: None)
+    error = json.loads((tmp_path / "fast/seed0/result.json").read_text())["error"]
+    step = str(alone.value).partition("at step ")[2].partition(";")[0]
+    assert step and f"at step {step};" in error
+
+
+def test_what_cannot_be_traced_runs_arm_by_arm(tmp_path):
+    """Whether the label term is computed at all depends on whether its weight is zero."""
+    config = make_config()
+    kwargs = {"name": "tests.run.test_lanes:Switched", "kwargs": {"weight": 1.0}}
+    other = {"name": "tests.run.test_lanes:Switched", "kwargs": {"weight": 0.5}}
+    config.study.arms = {"slow": {"objective": kwargs}, "half": {"objective": other}}
+    both = members(tmp_path, config, ["slow", "half"])
+    assert lanes.kind(both[0].config) == lanes.kind(both[-1].config)
+    with pytest.raises(lanes.NO_LANES):
+        lanes.train(both, say=lambda line: None)
+    said = []
+    study.run_study(config, tmp_path, say=said.append)
+    assert not [line for line in said if "one run after the other" in line]
+    assert len(list(tmp_path.glob("*/*/result.json"))) == 6
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Switched(build.Objective):
+    weight: float = 1.0
+    roles = ("student",)
+
+    def loss(self, nets, batch, memory, step):
+        outputs, state = nets("student", batch["input"], train=True)
+        value = (outputs["logits"] ** 2).sum(-1)
+        coef = {"a": self.weight} if self.weight > 0.7 else {}
+        return build.steps.Terms(values={"a": value}, coef=coef, state={"student": state})
+
+
+def test_reasons_are_said(tmp_path):
+    config = make_config(**{"data.resident": "no", "total.steps": 3, "study.seeds": (0, 1)})
+    config.study.arms = {"slow": {}}
+    said = []
+    study.run_study(config, tmp_path, say=said.append)
+    assert "slow: one run after the other (data that are streamed)" in said
+    assert json.loads((tmp_path / "slow/seed0/result.json").read_text())["status"] == "done"
