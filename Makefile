@@ -11,7 +11,7 @@ demo: $(VENV)/.run
 	  --config=configs/studies/demo.py --workdir=$(RUNS)/demo
 
 test: $(VENV)/.test
-	$(VENV)/bin/python -m pytest -n 2 tests
+	$(VENV)/bin/python -m pytest -n 2 --dist loadgroup tests
 
 lint: $(VENV)/.lint
 	$(VENV)/bin/ruff check .

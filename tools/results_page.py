@@ -59,7 +59,9 @@ def tables(study: Mapping[str, Any], also: list[str]) -> list[str]:
     for name, chosen in (study["tuned"] or {}).items():
         means = ", ".join(f"{a} {m:.4f}" for a, m in sorted(chosen["candidates"].items()))
         lines += ["", f"`{name}` is {chosen['arm']}, by {chosen['by']} ({means})."]
-    lines += ["", *_against(study), "", *_trust(study)]
+    for table in (_against(study), _trust(study)):
+        if table:
+            lines += ["", *table]
     return lines
 
 
@@ -70,7 +72,8 @@ def _comparison(study: Mapping[str, Any], also: list[str]) -> list[str]:
         reference=study["reference"],
     )
     unit = study["costs"].get("kd_50", {}).get("gflops_per_step")
-    head = ["arm", f"{metric} ± se", f"minus {study['reference']} ± se", "", *also, "FLOPs of KD"]
+    head = ["arm", f"{metric} ± se", f"minus {study['reference']} ± se", "", *also]
+    head += ["FLOPs of KD"] if unit else []
     rows = []
     for row in summaries:
         assert row.value is not None
@@ -86,7 +89,7 @@ def _comparison(study: Mapping[str, Any], also: list[str]) -> list[str]:
                 _estimate(diff, "+") if diff else "reference",
                 statistics.conclusion(diff, mode=study["mode"]) if diff else "",
                 *others,
-                f"{cost / unit:.2f}" if cost and unit else "",
+                *([f"{cost / unit:.2f}" if cost else ""] if unit else []),
             ]
         )
     return _table(head, rows)
@@ -132,12 +135,14 @@ def _interval(found: statistics.Estimate) -> str:
 
 
 def _table(head: list[str], rows: list[list[str]]) -> list[str]:
+    if not rows:
+        return []
     lines = [head, ["---"] * len(head), *rows]
     return ["| " + " | ".join(line) + " |" for line in lines]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("studies", nargs="+", type=pathlib.Path)
     parser.add_argument("--out", required=True, type=pathlib.Path)
     parser.add_argument("--also", default="", help="further metrics, separated by commas")
@@ -146,8 +151,9 @@ def main() -> None:
     studies = json.loads(stored.read_text()) if stored.exists() else {}
     studies |= {folder.name: read(folder) for folder in options.studies}
     page = options.out.with_suffix(".md")
-    above = page.read_text().partition(MARK)[0] if page.exists() else ""
-    body = [line for s in studies.values() for line in (*tables(s, options.also.split(",")), "")]
+    above = page.read_text().partition(MARK)[0] if page.exists() else "# Results\n\n"
+    also = [name for name in options.also.split(",") if name]
+    body = [line for s in studies.values() for line in (*tables(s, also), "")]
     page.write_text(f"{above}{MARK}\n\n" + "\n".join(body).rstrip() + "\n")
     stored.write_text(json.dumps(studies, indent=None) + "\n")
 

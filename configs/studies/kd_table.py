@@ -19,7 +19,30 @@ from configs import common, distillation
 from distill_jax.run import config as config_lib
 
 GRID = (1.0, 0.1, 0.01)
-SCALES: dict[str, dict[str, float]] = {"convnet": {}, "mlp": {}}
+SCALES: dict[str, dict[str, float]] = {
+    "convnet": {
+        **dict.fromkeys(
+            (
+                "crd",
+                "crd_batch",
+                "dist",
+                "dkd",
+                "ickd",
+                "js",
+                "kd",
+                "nst",
+                "pkt",
+                "review_kd",
+                "sp",
+            ),
+            0.1,
+        ),
+        **dict.fromkeys(
+            ("ab", "at", "cc", "cross_entropy", "fitnet", "ft", "reverse_kl", "rkd", "srrl"), 0.01
+        ),
+    },
+    "mlp": {},
+}
 STUDENTS = {
     "convnet": ("convnet", {"widths": (4, 8, 16)}),
     "mlp": ("mlp", {"hidden": (64,)}),
