@@ -186,6 +186,20 @@ def shown(value):
     return f"{value:.4f}"
 
 
+def test_study_report_compares_the_best_states_too(tmp_path):
+    study = write_study(tmp_path, failed=False)
+    assert "best on held-out data" not in checked(write_study_report(tmp_path))
+    bests = {}
+    for arm, entry in study["arms"].items():
+        for seed, run in entry["seeds"].items():
+            run["best"] = run["value"] / 2 + int(seed) / 100
+        bests[arm] = np.mean([run["best"] for run in entry["seeds"].values()])
+    (tmp_path / "study.json").write_text(json.dumps(study))
+    text = checked(write_study_report(tmp_path))
+    assert "best on held-out data" in text
+    assert all(shown(mean) in text for mean in bests.values())
+
+
 def test_run_report_holds_the_numbers(tmp_path):
     accuracy = write_run(tmp_path / "run")
     text = checked(write_run_report(tmp_path / "run"))

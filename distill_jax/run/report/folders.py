@@ -130,11 +130,14 @@ class Study:
     @functools.cached_property
     def values(self) -> dict[str, dict[str, float]]:
         """Finite values of finished seeds by arm."""
+        return self._values("value")
+
+    def _values(self, state: str) -> dict[str, dict[str, float]]:
         return {
             arm: {
-                seed: float(entry["value"])
+                seed: float(entry[state])
                 for seed, entry in self.seeds(arm).items()
-                if entry.get("status") == "done" and is_finite(entry.get("value"))
+                if entry.get("status") == "done" and is_finite(entry.get(state))
             }
             for arm in self.arms
         }
@@ -158,10 +161,19 @@ class Study:
 
     @functools.cached_property
     def summaries(self) -> list[ArmSummary]:
+        return self._summarise(self.values)
+
+    @functools.cached_property
+    def best_summaries(self) -> list[ArmSummary]:
+        """The comparison of the states that were best on held-out data; empty where none was."""
+        values = self._values("best")
+        return self._summarise(values) if any(values.values()) else []
+
+    def _summarise(self, values: Mapping[str, Mapping[str, float]]) -> list[ArmSummary]:
         reference = self.spec.get("reference")
         if reference in self.arms:
-            return summarise(self.values, reference=str(reference))
-        alone = [summarise({a: v}, reference=a)[0] for a, v in self.values.items()]
+            return summarise(values, reference=str(reference))
+        alone = [summarise({a: v}, reference=a)[0] for a, v in values.items()]
         return [dataclasses.replace(summary, is_reference=False) for summary in alone]
 
     @functools.cached_property

@@ -18,7 +18,7 @@ from distill_jax.run.report.page import alert, figure, table, tiles, write
 from distill_jax.run.report.provenance import config_table
 from distill_jax.run.report.quality import QUALITY, calibration_panel, confusion_panel, pooled
 from distill_jax.run.report.wording import NONE, cut, decimals, duration, flat, is_finite, minus
-from distill_jax.run.statistics import conclusion, verdict
+from distill_jax.run.statistics import ArmSummary, conclusion, verdict
 
 
 def write_study_report(study_dir: str | os.PathLike[str]) -> Path:
@@ -96,9 +96,9 @@ def _study_lead(study: Study) -> Html:
     )
 
 
-def _study_results(study: Study) -> Html:
+def _comparison(study: Study, summaries: Sequence[ArmSummary]) -> Html:
     rows = []
-    for s in study.summaries:
+    for s in summaries:
         desc = study.arms[s.arm].get("description")
         planned = len(study.seeds(s.arm))
         name = [el("span", class_="dot " + figures.colour(study.colours.get(s.arm))), s.arm]
@@ -119,6 +119,10 @@ def _study_results(study: Study) -> Html:
             ]
         )
     heads = ["arm", "mean", "95 % interval", "difference ± se", "95 % interval", "", "seeds"]
+    return table(heads, rows, refs=[s.is_reference for s in summaries])
+
+
+def _study_results(study: Study) -> Html:
     value_rows = [
         figures.Row(
             name=s.arm,
@@ -143,7 +147,13 @@ def _study_results(study: Study) -> Html:
         )
         charts.append(figure(f"Paired difference to {study.spec.get('reference')}", plot, caption))
     return join(
-        table(heads, rows, refs=[s.is_reference for s in study.summaries]),
+        _comparison(study, study.summaries),
+        join(
+            el("h3", "States that were best on held-out data"),
+            _comparison(study, study.best_summaries),
+        )
+        if study.best_summaries
+        else None,
         el(
             "p",
             "Student-t intervals over seeds. They take seeds as independent and say nothing about "
