@@ -175,14 +175,11 @@ NESTED = {"sigma": 4.0, "keep": 3, "split": True}
     "check",
     [
         contract.test_jit_equals_eager,
-        functools.partial(
-            contract.test_one_device_equals_eight, x64=True, tolerance=1e-10, batch_norm=False
-        ),
-        contract.test_every_trainable_leaf_learns,
+        contract.test_one_device_equals_eight_and_every_leaf_learns,
         contract.test_one_compilation_donation_and_stable_types,
         contract.test_padding_changes_nothing,
     ],
-    ids=lambda check: getattr(check, "func", check).__name__,
+    ids=lambda check: check.__name__,
 )
 def test_both_together_keep_the_contract(check, monkeypatch):
     def role_model(role, **kwargs):
@@ -193,7 +190,9 @@ def test_both_together_keep_the_contract(check, monkeypatch):
 
     monkeypatch.setattr(harness, "role_model", role_model)
     monkeypatch.setattr(harness, "setup", functools.partial(harness.setup, kwargs=NESTED))
+    contract.case.cache_clear()
     check(name="nested_coteaching")
+    contract.case.cache_clear()
 
 
 def test_mistakes_are_refused():
