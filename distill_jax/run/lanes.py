@@ -99,9 +99,7 @@ def train(
     experiments = make_experiments(members, make_experiment)
     program = Lanes(members, experiments, way=way)
     if only_if_faster and program.way != "vmap":
-        raise NotImplementedError(
-            "convolutions on CPU gain little side by side (study.lanes=yes does it all the same)"
-        )
+        raise NotImplementedError("convolutions on CPU gain little side by side")
     runs = [
         loop.Run(
             member.config,
