@@ -15,7 +15,7 @@ import numpy as np
 
 from distill_jax.core.api import Dataset, Source
 from distill_jax.core.errors import ConfigError, nearest
-from distill_jax.data.source import example_ids, example_labels
+from distill_jax.data.source import Subset, example_ids, example_labels
 
 WHERE = "data.corrupt"
 KINDS = {"label_noise": ("uniform", "pair"), "teacher_damage": ("random", "class")}
@@ -175,7 +175,9 @@ def _add_outliers(dataset: Dataset, share: float, seed: int) -> Dataset:
     return _map_parts(dataset, one)
 
 
-def _hide_labels(dataset: Dataset, per_class: int, seed: int) -> Dataset:
+def _hide_labels(
+    dataset: Dataset, per_class: int, percent: float, seed: int, *, drop: bool
+) -> Dataset:
     train = dataset.train
     labels, ids = example_labels(train), example_ids(train)
     real = np.ones(len(train), bool)
@@ -184,8 +186,12 @@ def _hide_labels(dataset: Dataset, per_class: int, seed: int) -> Dataset:
     order, shown = draws(ids, seed=seed, purpose="label shown")[:, 0], np.zeros(len(train), bool)
     for label in range(len(dataset.classes)):
         members = np.flatnonzero((labels == label) & real)
-        shown[members[np.argsort(order[members])[:per_class]]] = True
-    title = f"{per_class} labels a class (seed {seed})"
+        count = per_class or max(1, round(percent / 100 * len(members)))
+        shown[members[np.argsort(order[members])[:count]]] = True
+    title = f"{per_class} labels a class" if per_class else f"{percent:.15g}% of labels"
+    title += f" (seed {seed})"
+    if drop:
+        return dataset._replace(train=Subset(train, np.flatnonzero(shown), title))
 
     def one(part: str, source: Source) -> Source:
         if part != "train":
@@ -196,11 +202,26 @@ def _hide_labels(dataset: Dataset, per_class: int, seed: int) -> Dataset:
     return _map_parts(dataset, one)
 
 
+def _imbalance(dataset: Dataset, ratio: float, seed: int) -> Dataset:
+    train = dataset.train
+    labels, k = example_labels(train), len(dataset.classes)
+    order = draws(example_ids(train), seed=seed, purpose="imbalance")[:, 0]
+    kept = []
+    for label in range(k):
+        members = np.flatnonzero(labels == label)
+        count = max(1, round(len(members) * ratio ** (-label / (k - 1))))
+        kept.append(members[np.argsort(order[members])[:count]])
+    title = f"classes imbalanced {ratio:.15g} to 1 (seed {seed})"
+    return dataset._replace(train=Subset(train, np.sort(np.concatenate(kept)), title))
+
+
 def _check(
     dataset: Dataset,
     shares: Mapping[str, float],
     kinds: Mapping[str, str],
     labels_per_class: int,
+    labels_percent: float,
+    drop_unlabelled: bool,
     seed: int,
 ) -> None:
     for key, share in shares.items():
@@ -213,6 +234,21 @@ def _check(
     if labels_per_class < 0:
         what, where = f"labels_per_class is {labels_per_class}", f"{WHERE}.labels_per_class"
         raise ConfigError(what, where=where, hint="at least 0")
+    if not 0 <= labels_percent <= 100:
+        what, where = f"labels_percent is {labels_percent}", f"{WHERE}.labels_percent"
+        raise ConfigError(what, where=where, hint="0 <= x <= 100")
+    if labels_per_class and labels_percent:
+        raise ConfigError(
+            "labels are kept by number and by share",
+            where=f"{WHERE}.labels_percent",
+            hint="set one of labels_per_class and labels_percent to 0",
+        )
+    if drop_unlabelled and not labels_per_class and not labels_percent:
+        raise ConfigError(
+            "all examples have labels",
+            where=f"{WHERE}.drop_unlabelled",
+            hint="set labels_per_class or labels_percent",
+        )
     if seed < 0:
         raise ConfigError(f"seed is {seed}", where=f"{WHERE}.seed", hint="at least 0")
     active = [key for key, share in shares.items() if share]
@@ -244,7 +280,10 @@ def corrupt(
     teacher_damage: float = 0.0,
     teacher_damage_kind: str = "random",
     outliers: float = 0.0,
+    imbalance: float = 1.0,
     labels_per_class: int = 0,
+    labels_percent: float = 0.0,
+    drop_unlabelled: bool = False,
     seed: int = 0,
 ) -> Dataset:
     """Returns the data set with the faults whose share is above 0; without any, `dataset` itself.
@@ -271,17 +310,32 @@ def corrupt(
         "class", all examples whose clean label is among round(share * k) classes, at least one,
         each class with one shift.
       outliers: number of noise images, as a share of the training examples; rounded.
+      imbalance: largest over smallest share of a class that the training part keeps: class c of k
+        keeps the share `imbalance^(-c / (k - 1))` (Cui et al. 2019, arXiv:1901.05555, section 5).
       labels_per_class: how many training examples of each class keep their label, where it has so
         many; 0 for all. Those of a smaller number are among those of a larger one.
+      labels_percent: the same as a share of each class, in percent, of at least one example.
+      drop_unlabelled: whether the training part is those examples alone, without the key
+        `labelled`: for fine-tuning and for baselines that see labelled examples only.
       seed: any non-negative integer.
 
     Raises:
       ConfigError: a share outside [0, 1), an unknown kind, a negative seed, fewer than 2 classes,
-        labels that are not among them, or outliers where the inputs are not uint8 images.
+        an imbalance below 1,
+        labels that are not among them, or outliers where the inputs are not uint8 images; labels
+        kept by number and by share, or nothing to drop.
     """
     shares = {"label_noise": label_noise, "teacher_damage": teacher_damage, "outliers": outliers}
     kinds = {"label_noise": label_noise_kind, "teacher_damage": teacher_damage_kind}
-    _check(dataset, shares, kinds, labels_per_class, seed)
+    _check(dataset, shares, kinds, labels_per_class, labels_percent, drop_unlabelled, seed)
+    if imbalance < 1 or (imbalance > 1 and len(dataset.classes) < 2):
+        raise ConfigError(
+            f"imbalance is {imbalance} and the data have {len(dataset.classes)} classes",
+            where=f"{WHERE}.imbalance",
+            hint="1 is off; above 1, of data with two classes or more",
+        )
+    if imbalance > 1:
+        dataset = _imbalance(dataset, imbalance, seed)
     # In this order: the teacher's damage goes by clean labels, and added examples have no other.
     if teacher_damage:
         dataset = _damage_teacher(dataset, teacher_damage, teacher_damage_kind, seed)
@@ -289,6 +343,8 @@ def corrupt(
         dataset = _change_labels(dataset, label_noise, label_noise_kind, seed)
     if outliers:
         dataset = _add_outliers(dataset, outliers, seed)
-    if labels_per_class:
-        dataset = _hide_labels(dataset, labels_per_class, seed)
+    if labels_per_class or labels_percent:
+        dataset = _hide_labels(
+            dataset, labels_per_class, labels_percent, seed, drop=drop_unlabelled
+        )
     return dataset

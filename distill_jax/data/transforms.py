@@ -12,6 +12,7 @@ Each transform is a draw followed by a public pure map (`crop`, `rotate`, `erase
 import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +21,9 @@ import numpy as np
 from distill_jax.core import rng
 from distill_jax.core.api import Array, Batch, Key, Transform
 from distill_jax.core.errors import ConfigError, nearest
+from distill_jax.data.masks import make_block_masks as make_block_masks
+from distill_jax.data.masks import make_column_masks as make_column_masks
+from distill_jax.data.masks import make_random_masks as make_random_masks
 
 
 def resolve(name: str, *, where: str = "data.train_transforms") -> Callable[..., Transform]:
@@ -78,6 +82,80 @@ def two_views(
             mixing = {name: transforms[name] for name in transforms if name in shared}
             other = compose(mixing)(key, clean(key, batch, step), step)
         return {**compose(transforms)(key, batch, step), "teacher_input": other["input"]}
+
+    return apply
+
+
+def _make_views(key: str, count: int, chain: Sequence[Any], second: Sequence[Any] | None):
+    where = f"data.transform_kwargs.{key}"
+    if count < 1:
+        raise ConfigError(f"count is {count}", where=f"{where}.count", hint="1 or more")
+
+    def build(chain: Sequence[Any], part: str) -> Transform:
+        made = {}
+        for i, item in enumerate(chain):
+            name, kwargs = (item, {}) if isinstance(item, str) else item
+            at = f"{where}.{part}[{i}]"
+            builder = resolve(name, where=at)
+            try:
+                made[f"{i}/{name}"] = builder(**dict(kwargs))
+            except TypeError as error:
+                raise ConfigError(f"{name}: {error}", where=at) from None
+        return compose(made)
+
+    chains = [build(chain, "transforms")] * count
+    if second is not None:
+        chains[1:] = [build(second, "second")] * (count - 1)
+
+    def apply(rng_key: Key, batch: Batch, step: Array) -> Batch:
+        views = [
+            chain(rng.stream(rng_key, f"view{i}"), batch, step)["input"]
+            for i, chain in enumerate(chains)
+        ]
+        return {**batch, key: jnp.stack(views, axis=1)}
+
+    return apply
+
+
+def make_views(
+    *, count: int = 2, transforms: Sequence[Any], second: Sequence[Any] | None = None
+) -> Transform:
+    """Returns a transform that adds `views` `[b, count, h, w, c]`; the input stays as it is.
+
+    Each view is drawn by itself, as a function of (seed, epoch, example, view).
+
+    Args:
+      count: v.
+      transforms: of every view, in order: names, or pairs of a name and its keyword arguments.
+      second: of the views after the first, where they differ (BYOL's asymmetric blur).
+
+    Raises:
+      ConfigError: an unknown transform, arguments that it does not take, or a count below 1.
+    """
+    return _make_views("views", count, transforms, second)
+
+
+def make_local_views(*, count: int = 4, transforms: Sequence[Any]) -> Transform:
+    """Returns a transform that adds `local_views` `[b, count, h', w', c]`: small crops.
+
+    Multi-crop (Caron et al. 2020, SwAV, section 3.4): end the chain with crops of their own
+    `size`. Arguments and errors are those of `make_views`.
+    """
+    return _make_views("local_views", count, transforms, None)
+
+
+def make_halves() -> Transform:
+    """Returns a transform that adds `views` `[b, 2, h / 2, w, c]`: upper and lower half of images.
+
+    Two parts that show different things and belong together, as for losses on pairs. The input
+    stays as it is; of an odd number of rows the last is left out.
+    """
+
+    def apply(key: Key, batch: Batch, step: Array) -> Batch:
+        del key, step
+        x = batch["input"]
+        half = x.shape[1] // 2
+        return {**batch, "views": jnp.stack([x[:, :half], x[:, half : 2 * half]], axis=1)}
 
     return apply
 
@@ -180,7 +258,7 @@ def crop(images: Array, offsets: Array, *, padding: int, mode: str = "constant")
     padded = jnp.pad(images, margin, mode=mode)
 
     def cut(image, offset):
-        return jax.lax.dynamic_slice(image, (offset[0], offset[1], 0), images.shape[1:])
+        return jax.lax.dynamic_slice(image, (*offset, jnp.zeros_like(offset[0])), images.shape[1:])
 
     return jax.vmap(cut)(padded, offsets)
 
@@ -333,6 +411,197 @@ def make_random_erasing(
     return apply
 
 
+# --- colour ---------------------------------------------------------------------------------
+
+_LUMA = (0.299, 0.587, 0.114)
+"""Weights of red, green and blue in luminance (ITU-R BT.601)."""
+
+
+def luminance(images: Array) -> Array:
+    """Returns `[..., 1]`: the weighted mean of three channels, or the one channel there is."""
+    if images.shape[-1] != 3:
+        return images.mean(-1, keepdims=True)
+    weights = jnp.array(_LUMA, images.dtype)
+    return (images * weights.reshape((1,) * (images.ndim - 1) + (3,))).sum(-1, keepdims=True)
+
+
+def rotate_hue(images: Array, turns: Array) -> Array:
+    """Rotates the hue of RGB images `[b, h, w, 3]` by `turns` `[b]` of the colour circle.
+
+    A rotation about the grey axis in YIQ space, which keeps luminance; values are not clipped.
+    """
+    angle = 2 * jnp.pi * turns
+    cos, sin, zero = jnp.cos(angle), jnp.sin(angle), jnp.zeros_like(angle)
+    one = jnp.ones_like(angle)
+    rows = ((one, zero, zero), (zero, cos, -sin), (zero, sin, cos))
+    turn = jnp.stack([jnp.stack(row, -1) for row in rows], -2)
+    to_yiq = np.array([_LUMA, (0.596, -0.274, -0.322), (0.211, -0.523, 0.312)])
+    back = jnp.asarray(np.linalg.inv(to_yiq), images.dtype)
+    matrix = back[None] @ turn.astype(images.dtype) @ jnp.asarray(to_yiq, images.dtype)[None]
+    return jnp.einsum("bhwc,bdc->bhwd", images, matrix)
+
+
+def _require_float(batch: Batch, name: str) -> Array:
+    if not jnp.issubdtype(batch["input"].dtype, jnp.floating):
+        raise ConfigError(
+            f"{name} of {batch['input'].dtype} images",
+            where="data.train_transforms",
+            hint=f"put scale before {name}: it takes values in [0, 1]",
+        )
+    return batch["input"]
+
+
+def _each(x: Array) -> Array:
+    return x[:, None, None, None]
+
+
+def make_color_jitter(
+    *,
+    brightness: float = 0.4,
+    contrast: float = 0.4,
+    saturation: float = 0.0,
+    hue: float = 0.0,
+    probability: float = 0.8,
+) -> Transform:
+    """Returns images with random brightness, contrast, saturation and hue, clipped to [0, 1].
+
+    Chen et al. (2020, SimCLR, appendix A), in this order instead of a random one. The factors of
+    the first three are uniform in 1 +- strength, that of the hue in +- strength turns.
+
+    Args:
+      brightness: strength; the image times the factor.
+      contrast: strength; a blend with its mean luminance.
+      saturation: strength; a blend with its luminance.
+      hue: strength, at most 0.5.
+      probability: that an example is changed at all.
+
+    Raises:
+      ConfigError: a value out of range; when traced, images that are not float, or saturation or
+        hue of images without three channels.
+    """
+    strengths = {"brightness": brightness, "contrast": contrast, "saturation": saturation}
+    for name, value in strengths.items():
+        _require(0 <= value <= 1, f"{name} is {value}, not in [0, 1]", f"color_jitter.{name}")
+    _require(0 <= hue <= 0.5, f"hue is {hue}, not in [0, 0.5]", "color_jitter.hue")
+    _require(0 <= probability <= 1, "probability is not in [0, 1]", "color_jitter.probability")
+
+    def apply(key: Key, batch: Batch, step: Array) -> Batch:
+        del step
+        images = _require_float(batch, "color_jitter")
+        colour = images.shape[-1] == 3
+        _require(
+            colour or not (saturation or hue),
+            f"images of {images.shape[-1]} channels have no colour",
+            "color_jitter.saturation" if saturation else "color_jitter.hue",
+        )
+        draws = _uniform(key, batch, 5).astype(images.dtype).T
+        light, spread, vivid, turn = (2 * draws[:4] - 1)[:, :, None, None, None]
+        new = images * (1 + brightness * light)
+        mean = luminance(new).mean((1, 2), keepdims=True)
+        new = mean + (1 + contrast * spread) * (new - mean)
+        if saturation:
+            grey = luminance(new)
+            new = grey + (1 + saturation * vivid) * (new - grey)
+        if hue:
+            new = rotate_hue(new, hue * turn.reshape(-1))
+        kept = _each(draws[4] < probability)
+        return {**batch, "input": jnp.where(kept, jnp.clip(new, 0, 1), images)}
+
+    return apply
+
+
+def make_grayscale(*, probability: float = 0.2) -> Transform:
+    """Returns images whose channels are, with the given probability, all their luminance."""
+    _require(0 <= probability <= 1, "probability is not in [0, 1]", "grayscale.probability")
+
+    def apply(key: Key, batch: Batch, step: Array) -> Batch:
+        del step
+        images = _require_float(batch, "grayscale")
+        grey = jnp.broadcast_to(luminance(images), images.shape)
+        return {
+            **batch,
+            "input": jnp.where(_each(_uniform(key, batch) < probability), grey, images),
+        }
+
+    return apply
+
+
+def make_solarize(*, probability: float = 0.2, threshold: float = 0.5) -> Transform:
+    """Returns images whose values from `threshold` on are, with some probability, 1 - value.
+
+    Grill et al. (2020, BYOL, appendix B). Values are in [0, 1].
+    """
+    _require(0 <= probability <= 1, "probability is not in [0, 1]", "solarize.probability")
+
+    def apply(key: Key, batch: Batch, step: Array) -> Batch:
+        del step
+        images = _require_float(batch, "solarize")
+        hit = _each(_uniform(key, batch) < probability) & (images >= threshold)
+        return {**batch, "input": jnp.where(hit, 1 - images, images)}
+
+    return apply
+
+
+def blur(images: Array, sigma: Array, *, radius: int) -> Array:
+    """Blurs images `[b, h, w, c]` by a Gaussian of `sigma` `[b]` pixels, cut at `radius` pixels.
+
+    Edges are repeated. A sigma of 0 is the image itself.
+    """
+    at = jnp.arange(-radius, radius + 1)
+    width = jnp.maximum(sigma, 1e-3).astype(images.dtype)
+    taps = jnp.exp(-0.5 * (at[None] / width[:, None]) ** 2)
+    taps = (taps / taps.sum(1, keepdims=True)).astype(images.dtype)
+    for axis in (1, 2):
+        n = images.shape[axis]
+        rows = jnp.clip(jnp.arange(n)[:, None] + at[None], 0, n - 1)
+        # One product with a band matrix a side: cheap for small images, and no gather of pixels.
+        chosen = (rows[:, :, None] == jnp.arange(n)[None, None]).astype(images.dtype)
+        band = jnp.einsum("bt,itj->bij", taps, chosen)
+        out = "bij,bjkc->bikc" if axis == 1 else "bij,bkjc->bkic"
+        images = jnp.einsum(out, band, images)
+    return images
+
+
+def make_gaussian_blur(
+    *, probability: float = 0.5, sigma: tuple[float, float] = (0.1, 2.0), radius: int = 0
+) -> Transform:
+    """Returns images blurred with some probability, by a width uniform in `sigma`, in pixels.
+
+    Chen et al. (2020, SimCLR, appendix A).
+
+    Args:
+      probability: of blurring.
+      sigma: smallest and largest standard deviation.
+      radius: pixels after which the Gaussian is cut; 0 is a twentieth of the side, as published.
+    """
+    _require(0 <= probability <= 1, "probability is not in [0, 1]", "gaussian_blur.probability")
+    _require(0 < sigma[0] <= sigma[1], "sigma is not a range above 0", "gaussian_blur.sigma")
+    _require(radius >= 0, "radius must not be negative", "gaussian_blur.radius")
+
+    def apply(key: Key, batch: Batch, step: Array) -> Batch:
+        del step
+        images = _require_float(batch, "gaussian_blur")
+        hit, width = _uniform(key, batch, 2).T
+        width = jnp.where(hit < probability, sigma[0] + (sigma[1] - sigma[0]) * width, 0.0)
+        cut = radius or max(1, images.shape[1] // 20)
+        return {**batch, "input": blur(images, width, radius=cut)}
+
+    return apply
+
+
+def make_gaussian_noise(*, std: float = 0.05) -> Transform:
+    """Returns images with independent normal noise added to every value; not clipped."""
+    _require(std >= 0, "std must not be negative", "gaussian_noise.std")
+
+    def apply(key: Key, batch: Batch, step: Array) -> Batch:
+        del step
+        images = _require_float(batch, "gaussian_noise")
+        draw = lambda k: jax.random.normal(k, images.shape[1:], images.dtype)  # noqa: E731
+        return {**batch, "input": images + std * jax.vmap(draw)(rng.example_keys(key, batch))}
+
+    return apply
+
+
 # --- pairs ----------------------------------------------------------------------------------
 
 
@@ -341,6 +610,25 @@ def label_probs(batch: Batch, num_classes: int) -> Array:
     if "label_probs" in batch:
         return batch["label_probs"]
     return (batch["label"][:, None] == jnp.arange(num_classes)[None]).astype(jnp.float32)
+
+
+def make_coarse_labels(*, groups: Sequence[int]) -> Transform:
+    """Returns batches whose labels are groups of classes, for training on coarser ones.
+
+    Args:
+      groups: the group of each class, from 0: `(0, 1, 0, 1)` makes two groups of four classes.
+
+    Raises:
+      ConfigError: a negative group.
+    """
+    _require(min(groups, default=-1) >= 0, "groups are numbers from 0", "coarse_labels.groups")
+    table = np.array(groups, np.int32)
+
+    def apply(key: Key, batch: Batch, step: Array) -> Batch:
+        del key, step
+        return {**batch, "label": jnp.asarray(table)[batch["label"]]}
+
+    return apply
 
 
 def _beta(key: Key, alpha: float) -> Array:
@@ -410,22 +698,27 @@ def cutmix_box(lam: Array, centre: Array, height: int, width: int) -> Array:
     return jnp.stack([first[0], last[0], first[1], last[1]])
 
 
-def resized_crop(images: Array, boxes: Array, flip: Array) -> Array:
-    """Cuts boxes out, scales them to the size of the images (bilinear), and mirrors some.
+def resized_crop(
+    images: Array, boxes: Array, flip: Array, *, size: tuple[int, int] | None = None
+) -> Array:
+    """Cuts boxes out, scales them to one size (bilinear), and mirrors some.
 
     Args:
       images: float `[b, h, w, c]`.
       boxes: `[b, 4]`, top, left, height and width as shares of the image.
       flip: bool `[b]`, mirrored left to right after the crop.
+      size: height and width of the result, by default those of the images.
     """
 
-    def taps(first, length, n):
-        at = (first[:, None] + length[:, None] * ((jnp.arange(n) + 0.5) / n)[None]) * n - 0.5
+    def taps(first, length, n, m):
+        at = (first[:, None] + length[:, None] * ((jnp.arange(m) + 0.5) / m)[None]) * n - 0.5
         at = jnp.clip(at, 0, n - 1)
         return jnp.maximum(0, 1 - jnp.abs(at[:, :, None] - jnp.arange(n)[None, None]))
 
     height, width = images.shape[1:3]
-    rows, columns = taps(boxes[:, 0], boxes[:, 2], height), taps(boxes[:, 1], boxes[:, 3], width)
+    out = size or (height, width)
+    rows = taps(boxes[:, 0], boxes[:, 2], height, out[0])
+    columns = taps(boxes[:, 1], boxes[:, 3], width, out[1])
     columns = jnp.where(flip[:, None, None], columns[:, ::-1], columns)
     rows, columns = rows.astype(images.dtype), columns.astype(images.dtype)
     return jnp.einsum("bij,bjkc,blk->bilc", rows, images, columns)
@@ -438,6 +731,7 @@ def make_random_resized_crop(
     flip: float = 0.5,
     self_mix: str = "none",
     alpha: float = 1.0,
+    size: int = 0,
 ) -> Transform:
     """Returns crops of random size and place, scaled back; or two of the same image, mixed.
 
@@ -453,11 +747,13 @@ def make_random_resized_crop(
       flip: probability that a crop is mirrored.
       self_mix: "none", "mixup" (a weighted sum) or "cutmix" (a box of the second in the first).
       alpha: concentration of the Beta distribution of the shares.
+      size: height and width of the crops; 0 keeps those of the image.
 
     Raises:
       ConfigError: bad arguments; when traced, an input that is not float.
     """
     where = "random_resized_crop"
+    _require(size >= 0, f"size is {size}, not 0 or more", f"{where}.size")
     _require(0 < area[0] <= area[1] <= 1, "area is not a range in (0, 1]", f"{where}.area")
     _require(0 < aspect <= 1, "aspect is not in (0, 1]", f"{where}.aspect")
     _require(0 <= flip <= 1, "flip is not in [0, 1]", f"{where}.flip")
@@ -472,7 +768,8 @@ def make_random_resized_crop(
         tall = jnp.exp(limit * (2 * ratio - 1))
         height, width = (jnp.minimum(jnp.sqrt(x), 1) for x in (share * tall, share / tall))
         boxes = jnp.stack([top * (1 - height), left * (1 - width), height, width], -1)
-        return resized_crop(batch["input"], boxes, mirror < flip)
+        sides = (size, size) if size else None
+        return resized_crop(batch["input"], boxes, mirror < flip, size=sides)
 
     def apply(key: Key, batch: Batch, step: Array) -> Batch:
         del step
