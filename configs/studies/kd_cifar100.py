@@ -11,10 +11,11 @@ are trained on: nothing is selected, the last state counts. `configs/published.p
 that were published for every pair.
 
 `:<teacher>-<student>` names the pair (`PAIRS`); without it resnet56-resnet20. `:smoke` trains a few
-steps on generated images, and combines: `:vgg13-vgg8,smoke`.
+steps on generated images, and combines: `:vgg13-vgg8,smoke`. `:all` adds every
+method of `configs/distillation.py`, with the published weights. Published figures stand beside ours.
 """
 
-from configs import common, trust
+from configs import common, distillation, published, trust
 from distill_jax.run import config as config_lib
 
 NETWORKS = {
@@ -48,13 +49,16 @@ PAIRS = {
         ("wrn-40-2", "shufflenet_v1"),
     )
 }
+STAGES = {"vgg": 5, "mobilenet_v2": 4, "resnet_four_stages": 4}
+"""Numbers of stages, where they are not three."""
+
 LR, LOW_LR = 0.05, 0.01
 TEMPERATURE, ALPHA = 4.0, 0.9
 
 
 def get_config(arg: str = ""):
-    options = common.parse(arg, "smoke", *PAIRS)
-    pairs = sorted(options - {"smoke"}) or ["resnet56-resnet20"]
+    options = common.parse(arg, "smoke", "all", *PAIRS)
+    pairs = sorted(options - {"smoke", "all"}) or ["resnet56-resnet20"]
     if len(pairs) > 1:
         raise ValueError(f"choose one of {', '.join(pairs)}")
     teacher, student = PAIRS[pairs[0]]
@@ -92,10 +96,29 @@ def get_config(arg: str = ""):
             "optim": {"lr": LR},
         },
     }
+    if "all" in options:
+        # FSP compares Gram matrices of stages of equal widths: networks of one family.
+        equal = "fsp" in published.CIFAR100[pairs[0]]
+        methods = distillation.arms(maps=True, equal=equal, scales={})
+        config.study.arms.update({name: a for name, a in methods.items() if name != "kd"})
+        config.study.arms.crd.objective.kwargs.num_negatives = 16384
+        stages = _common_stages(NETWORKS[student][0], NETWORKS[teacher][0])
+        for name in ("at", "nst", "review_kd"):
+            last = ("embedding",) * (name == "review_kd")
+            for role, names in zip(("student", "teacher"), stages, strict=True):
+                config.study.arms[name].objective.kwargs[f"{role}_stages"] = (*names, *last)
+    figures, arms = published.CIFAR100[pairs[0]], config.study.arms
+    config.study.published = {n: round(x / 100, 4) for n, x in figures.items() if n in arms}
     config.study.seeds = (0, 1, 2, 3, 4)
     config.study.reference = "alone"
     config.study.title = f"CIFAR-100, {teacher} to {student}"
     return _smoke(config) if "smoke" in options else config
+
+
+def _common_stages(student: str, teacher: str) -> list[tuple[str, ...]]:
+    """Returns the deepest stages of both networks, as many as both have."""
+    counts = [STAGES.get(model, 3) for model in (student, teacher)]
+    return [tuple(f"stage{n - min(counts) + i + 1}" for i in range(min(counts))) for n in counts]
 
 
 def _smoke(config):

@@ -143,6 +143,7 @@ def format_table(
     mode: str = "max",
     digits: int = 4,
     markdown: bool = False,
+    published: Mapping[str, float] | None = None,
 ) -> str:
     """Returns the table of a study, as aligned plain text or as Markdown.
 
@@ -152,14 +153,20 @@ def format_table(
       mode: "max" if higher is better, "min" if lower is.
       digits: decimals.
       markdown: a Markdown table instead of plain text.
+      published: figures of others by arm, in a column beside ours.
     """
     columns = ["arm", "seeds", "mean", "95 % interval", "difference ± se", "95 % interval", ""]
     rows = [_cells(summary, mode=mode, digits=digits) for summary in summaries]
+    if published:
+        columns.append("published")
+        for row, summary in zip(rows, summaries, strict=True):
+            other = published.get(summary.arm)
+            row.append("-" if other is None else f"{other:.{digits}f}")
     better = "higher" if mode == "max" else "lower"
     title = f"{metric} ({better} is better), differences paired by seed"
     if markdown:
         rows = [[cell.replace("|", "\\|") for cell in row] for row in rows]
-        align = [":--", "--:", "--:", ":-:", "--:", ":-:", ":--"]
+        align = [":--", "--:", "--:", ":-:", "--:", ":-:", ":--", *["--:" for _ in columns[7:]]]
         lines = ["| " + " | ".join(row) + " |" for row in (columns, align, *rows)]
         return "\n".join([f"**{title}**", "", *lines])
     widths = [max(map(len, column)) for column in zip(columns, *rows, strict=True)]

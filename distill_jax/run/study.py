@@ -17,7 +17,7 @@ from distill_jax.run import config as config_lib
 from distill_jax.run import lanes, loop, processes, report, statistics
 from distill_jax.run.config import ConfigDict
 
-_REFERENCE = re.compile(r"arm:(?P<arm>[\w.+-]+)(@(?P<seed>\d+))?(?P<role>#[\w/]+)?$")
+_REFERENCE = re.compile(r"arm:(?P<arm>[\w.+-]+)(@(?P<seed>\d+))?(?P<role>#[\w/]+[*]?)?$")
 
 
 def _references(changes: Mapping[str, Any]) -> dict[str, re.Match]:
@@ -202,7 +202,9 @@ def run_study(
     metric, mode = config.study.metric, _mode(config.study.metric)
     titles = {"value": metric, "best": f"{metric} of the state of the best {config.eval.metric}"}
     table = "\n\n".join(
-        statistics.format_table(rows, metric=titles[state], mode=mode)
+        statistics.format_table(
+            rows, metric=titles[state], mode=mode, published=config.study.published
+        )
         for state, rows in summaries.items()
     )
     if not processes.is_main():
@@ -379,6 +381,7 @@ def _write(config, workdir, statuses) -> dict[str, list[statistics.ArmSummary]]:
             for name, (arm, changes) in arms.items()
         },
         "tuned": tuned,
+        "published": dict(config.study.published),
         "summary": [_summary_row(row) for row in summaries["value"]],
         "summary_best": [_summary_row(row) for row in summaries.get("best", [])],
     }

@@ -38,6 +38,19 @@ def test_every_pair_builds_on_shapes_with_the_published_sizes(pair):
         assert size / 1e6 == pytest.approx(MILLIONS[name], abs=0.0075)
 
 
+@pytest.mark.parametrize("pair", ["resnet56-resnet20", "vgg13-mobilenet_v2"])
+def test_every_method_is_an_arm(pair):
+    config = kd_cifar100.get_config(f"{pair},all")
+    config_lib.validate(config)
+    study.check(config)
+    missing = set(published.CIFAR100[pair]) - set(config.study.published)
+    assert missing <= {"tgeo_kd"}  # which learns on two levels: configs/bilevel/
+    config.mesh.data = 8
+    for name in ("at", "crd", "review_kd"):
+        single = study.arm_config(config, name, 0, pathlib.Path("runs"))
+        assert build.build(single, shapes_only=True).shapes.terms.values
+
+
 def test_rates_fall_after_the_published_epochs():
     single = study.arm_config(
         kd_cifar100.get_config("resnet32x4-shufflenet_v1"), "alone", 0, pathlib.Path("runs")
@@ -68,6 +81,11 @@ def test_one_pair_trains_on_generated_images(tmp_path, capsys):
     found = json.loads((tmp_path / "kd" / "seed0" / "result.json").read_text())
     assert found["steps"] == 8 and len(found["classes"]) == 100
     assert not found["best"]
+    table = (tmp_path / "table.txt").read_text().splitlines()
+    figures = published.CIFAR100["vgg13-vgg8"]
+    column = {row.split()[0]: row.split()[-1] for row in table[3:]}
+    assert column["alone"] == f"{figures['alone'] / 100:.4f}"
+    assert "published" in (tmp_path / "report.html").read_text()
     assert 0 <= found["metrics"]["test/agreement"] <= 1
 
 

@@ -44,7 +44,7 @@ class Run:
         names = ("config", "env", "result")
         config, env, result = (read_json(path / f"{name}.json", notes) for name in names)
         records = _read_records(path / "metrics.jsonl", notes)
-        arrays = _read_names(path / "predictions.npz", notes)
+        arrays = read_names(path / "predictions.npz", notes)
         weighed = (path / "trust.npz").exists()
         return cls(
             path=path,
@@ -54,7 +54,7 @@ class Run:
             result=result,
             records=records,
             arrays=arrays,
-            trust_arrays=_read_names(path / "trust.npz", notes) if weighed else (),
+            trust_arrays=read_names(path / "trust.npz", notes) if weighed else (),
             notes=notes,
         )
 
@@ -123,6 +123,11 @@ class Study:
         self.arms: dict[str, Mapping[str, Any]] = {
             str(name): arm for name, arm in dict(spec.get("arms") or {}).items()
         }
+
+    @property
+    def published(self) -> Mapping[str, float]:
+        """Figures of others by arm."""
+        return self.spec.get("published") or {}
 
     def seeds(self, arm: str) -> Mapping[str, Mapping[str, Any]]:
         return self.arms[arm].get("seeds") or {}
@@ -269,7 +274,7 @@ def _read_records(path: Path, notes: list[str]) -> list[dict[str, Any]]:
     return records
 
 
-def _read_names(path: Path, notes: list[str]) -> list[str]:
+def read_names(path: Path, notes: list[str]) -> list[str]:
     """Returns the names of the arrays of a file; none if it is absent or damaged."""
     try:
         with zipfile.ZipFile(path) as file:

@@ -97,13 +97,14 @@ def _study_lead(study: Study) -> Html:
 
 
 def _comparison(study: Study, summaries: Sequence[ArmSummary]) -> Html:
-    rows = []
+    rows, shown = [], int(bool(study.published))
     for s in summaries:
         desc = study.arms[s.arm].get("description")
         planned = len(study.seeds(s.arm))
         name = [el("span", class_="dot " + figures.colour(study.colours.get(s.arm))), s.arm]
         diff = s.difference
         words = conclusion(diff, mode=study.mode) if diff else ""
+        other = study.published.get(s.arm)
         if diff and not diff.interval:
             words = "one common seed"
         tone = {"better": "good", "worse": "bad"}.get(words.rpartition(", ")[2])
@@ -116,9 +117,11 @@ def _comparison(study: Study, summaries: Sequence[ArmSummary]) -> Html:
                 el("td", "" if s.is_reference else study.interval(diff, sign="+"), class_="n"),
                 el("td", words, class_=tone),
                 el("td", f"{len(s.seeds)} / {planned}", class_="n"),
+                *([el("td", NONE if other is None else study.fmt(other), class_="n")] * shown),
             ]
         )
     heads = ["arm", "mean", "95 % interval", "difference ± se", "95 % interval", "", "seeds"]
+    heads += ["published"] * shown
     return table(heads, rows, refs=[s.is_reference for s in summaries])
 
 
