@@ -2,8 +2,10 @@
 
   python benchmarks/startup.py --out=benchmarks/results/startup.json
 
-Each figure is the median of several processes. Compilations are counted by name from JAX's log, in
-one process that trains with evaluations and checkpoints, then evaluates the finished run.
+Each figure is the median of several processes. Compilations are counted by name from JAX's events,
+in one process that trains with evaluations and checkpoints, then evaluates the finished run; what
+the run itself counts as compiled too late is there as `compilations_after_start`. The load of the
+machine is recorded before and after: only on a quiet one do the times mean something.
 """
 
 import argparse
@@ -21,18 +23,15 @@ import time
 MAIN = [sys.executable, "-m", "distill_jax.main"]
 KD = "configs/distill/kd.py:smoke"
 
-COUNT = """
-import collections, json, logging, re, sys, jax
-jax.config.update("jax_log_compiles", True)
-compiled = []
-class Listen(logging.Handler):
-    def emit(self, record):
-        match = re.match(r"Compiling (\S+) with global shapes", record.getMessage())
-        if match:
-            compiled.append(match[1])
-logging.getLogger("jax._src.interpreters.pxla").addHandler(Listen())
-logging.getLogger("jax").propagate = False
+COUNT = r"""
+import collections, json, sys, jax
 from distill_jax import main
+from distill_jax.run import watch
+compiled = []
+def listen(event, duration_secs, **facts):
+    if event == watch.COMPILED:
+        compiled.append(facts["fun_name"])
+jax.monitoring.register_event_duration_secs_listener(listen)
 codes = [main.main(["distill-jax", *sys.argv[1:]])]
 codes.append(main.main(["distill-jax", "--mode=eval", sys.argv[2]]))
 print("COUNTS", json.dumps({
@@ -58,6 +57,7 @@ def main():
     supervised = "--config=configs/distill/supervised.py:smoke"
     run([*MAIN, supervised, f"--workdir={root / 'teacher'}"], env=env)
 
+    load = [os.getloadavg()[0]]
     helps, launches, phases = [], [], []
     for i in range(options.repeats):
         began = time.perf_counter()
@@ -81,7 +81,11 @@ def main():
         "launch_to_first_step_seconds": statistics.median(launches),
         "phases": {k: statistics.median(p[k] for p in phases) for k in phases[0]},
         "launches": launches,
+        "load": [*load, os.getloadavg()[0]],
         "programs": json.loads(match[1]),
+        "compilations_after_start": json.loads((root / "count" / "result.json").read_text())[
+            "compute"
+        ]["compilations_after_start"],
         "cores": os.cpu_count(),
         "versions": {p: importlib.metadata.version(p) for p in ("jax", "flax", "optax", "numpy")},
     }

@@ -6,7 +6,8 @@ Both loops run in one process on one device, in alternating blocks; the figure i
 blocks of the ratio of neighbouring blocks. "step" compares complete loops: ours has the loader, the
 progress bar and the bookkeeping of the shell, the hand-written one slices a permutation. A second
 hand-written side gives the noise of the ratio. "loader" compares our loop fed by the loader with
-our loop fed one constant device batch.
+our loop fed one constant device batch, and "watch" our loop with what it says of where it is, and
+the thread that writes it down, with our loop without.
 """
 
 import argparse
@@ -15,6 +16,7 @@ import io
 import json
 import os
 import pathlib
+import tempfile
 import time
 
 import jax
@@ -26,7 +28,7 @@ from distill_jax.core import partition, rng, state, steps
 from distill_jax.data import loader, synthetic, transforms
 from distill_jax.models import mlp, resnet
 from distill_jax.objectives import kd
-from distill_jax.run import loop, writers
+from distill_jax.run import loop, watch, writers
 
 NETS = {
     # name: (student, teacher, image size, channels, batch, steps in a block)
@@ -108,7 +110,7 @@ def make_sides(name):
         batch = transform(rng.stream(key, "transform"), batch, state.step)
         return update(state, frozen, batch, key)
 
-    def ours(fn, feed):
+    def ours(fn, feed, say=watch.enter):
         current = jax.jit(init)(key)
         compiled = jax.jit(fn, donate_argnums=0).lower(current, frozen, *feed(0), key).compile()
         box = {"state": current, "step": 0}
@@ -117,11 +119,16 @@ def make_sides(name):
         def run():
             pending = []
             for _ in range(block):
-                box["state"], metrics = compiled(box["state"], frozen, *feed(box["step"]), key)
+                say("data")
+                arguments = feed(box["step"])
+                say("dispatch")
+                box["state"], metrics = compiled(box["state"], frozen, *arguments, key)
                 box["step"] += 1
                 pending.append(metrics)
                 if len(pending) % loop.IN_FLIGHT == 0:
+                    say("device")
                     pending[-loop.IN_FLIGHT].block_until_ready()
+                say("other")
                 progress.update(box["step"])
             for metrics in pending:
                 np.asarray(metrics)
@@ -153,6 +160,9 @@ def make_sides(name):
         "ours": ours(fed, lambda step: (resident.data, resident.window(step))),
         "hand_written": hand(),
         "hand_written_again": hand(),
+        "ours_unwatched": ours(
+            fed, lambda step: (resident.data, resident.window(step)), lambda phase: None
+        ),
         "ours_constant_batch": ours(update, lambda step: (constant,)),
     }
 
@@ -177,17 +187,23 @@ def alternate(sides, *, seconds):
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=90.0, help="for each net")
+    parser.add_argument("--net", default="", help="one of them; by default all")
     parser.add_argument("--out", default="")
     options = parser.parse_args()
     jax.config.update("jax_num_cpu_devices", 1)
     results = {}
     for name, (*_, block) in NETS.items():
-        seconds = alternate(make_sides(name), seconds=options.seconds)
+        if options.net not in ("", name):
+            continue
+        folder = pathlib.Path(tempfile.mkdtemp(prefix="step_overhead"))
+        with watch.Watch([folder], total=10**9, stall_seconds=600.0):
+            seconds = alternate(make_sides(name), seconds=options.seconds)
         arrays = {side: np.array(values) / block for side, values in seconds.items()}
         results[name] = {
             "milliseconds": {s: float(np.median(v) * 1e3) for s, v in arrays.items()},
             "step_over_hand_written": float(np.median(arrays["ours"] / arrays["hand_written"])),
             "noise": float(np.median(arrays["hand_written_again"] / arrays["hand_written"])),
+            "watch_over_unwatched": float(np.median(arrays["ours"] / arrays["ours_unwatched"])),
             "loader_over_constant_batch": float(
                 np.median(arrays["ours"] / arrays["ours_constant_batch"])
             ),
@@ -198,6 +214,7 @@ def main():
         "seconds": options.seconds,
         "device": jax.devices()[0].device_kind,
         "cores": os.cpu_count(),
+        "load": os.getloadavg()[0],
         "versions": {p: importlib.metadata.version(p) for p in ("jax", "flax", "optax", "numpy")},
     }
     if options.out:

@@ -1,25 +1,67 @@
 """The entrypoint: `python -m distill_jax.main --config=FILE --workdir=DIR [--mode=MODE] ...`."""
 
+import errno
+import functools
 import os
 import sys
+import traceback
 from collections.abc import Sequence
 
 from distill_jax.core.errors import UserError
 from distill_jax.run import flags
+
+RESUMES = "what was saved is intact, and the same command goes on from the last checkpoint"
+
+DISK = {
+    errno.ENOSPC: "the disk is full",
+    errno.EDQUOT: "the disk quota is used up",
+    errno.EFBIG: "a file would become larger than is allowed",
+    errno.EROFS: "the file system is read-only",
+}
 
 
 def main(argv: Sequence[str]) -> int:
     """Runs one command line and returns its exit code.
 
     0 done, 2 a mistake that the user can mend (one message on stderr, no traceback), 3 a loss that
-    is not finite, 75 stopped by a signal with the state saved.
+    is not finite, 70 a stall that `watch.on_stall` ends, 71 another process of the run has ended,
+    75 stopped by a signal with the state saved.
     """
     try:
         parsed = flags.parse(argv)
-        return _run(parsed)
+        try:
+            return _run(parsed)
+        except Exception as e:
+            if "jax" in sys.modules:
+                from distill_jax.run import processes
+
+                processes.leave(functools.partial(_tell, e))
+            raise
     except UserError as e:
-        print(f"error: {e}", file=sys.stderr)
-        return e.exit_code
+        return _tell(e)
+    except OSError as e:
+        if e.errno not in DISK:
+            raise
+        return _tell(e)
+
+
+def _tell(error: Exception) -> int:
+    """Prints an error, without a traceback where it is not a fault of the program."""
+    if isinstance(error, UserError):
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    if isinstance(error, OSError) and error.errno in DISK:
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"error: {where}{DISK[error.errno]}\n  {RESUMES}", file=sys.stderr)
+        return UserError.exit_code
+    from distill_jax.run import processes
+
+    if processes.is_loss_of_peer(error):
+        first = f"another process of this run has ended: {str(error).splitlines()[0][:200]}"
+        print(f"error: {first}\n  {RESUMES}", file=sys.stderr)
+        return processes.PEER_LOST
+    traceback.print_exception(error)
+    return 1
 
 
 def _run(parsed: flags.Flags) -> int:
@@ -31,7 +73,10 @@ def _run(parsed: flags.Flags) -> int:
         given = {name: getattr(parsed, name) for name in flags.PROCESS_FLAGS}
         settings = processes.detect(os.environ, **given)
     count = settings.num_processes or 1 if settings else 1
-    environment.configure_jax(cpu_devices=environment.cpu_devices(parsed.config, processes=count))
+    environment.configure_jax(
+        cpu_devices=environment.cpu_devices(parsed.config, processes=count),
+        x64=parsed.config.precision == "float64",
+    )
     processes.initialize(settings)
     from distill_jax.run import loop
 

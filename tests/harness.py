@@ -2,6 +2,7 @@
 
 import importlib
 import pkgutil
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import jax
@@ -9,8 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from distill_jax.core import partition, state, steps
+from distill_jax.core import partition, state, steps, tokens
 from distill_jax.core.api import Model, Objective
+from distill_jax.core.errors import ConfigError
 from distill_jax.models.adapters import as_model
 from distill_jax.run.resolve import bind
 
@@ -51,7 +53,7 @@ def tiny_model(*, width: int = 8, batch_norm: bool = False) -> Model:
     return Model(init, apply)
 
 
-def tiny_convnet(*, width: int = 8, batch_norm: bool = False) -> Model:
+def tiny_convnet(*, width: int = 8, batch_norm: bool = False, head: bool = True) -> Model:
     """A three-layer network `[b, 6, 6, 1] -> logits [b, 5]`, written without any library.
 
     Its features are maps, `stage1` `[b, 3, 3, w]` and `stage2` `[b, 3, 3, 2w]`, and those before
@@ -61,10 +63,12 @@ def tiny_convnet(*, width: int = 8, batch_norm: bool = False) -> Model:
     def init(key, x):
         keys = jax.random.split(key, 3)
         d, wide = 4 * x.shape[-1], 2 * width
-        sizes = {"first": (d, width), "second": (width, wide), "last": (wide, K)}
+        sizes = {"first": (d, width), "second": (width, wide)} | (
+            {"last": (wide, K)} if head else {}
+        )
         params = {
             name: {"kernel": jax.random.normal(k, shape) / shape[0] ** 0.5, "bias": jnp.zeros(n)}
-            for k, (name, shape) in zip(keys, sizes.items(), strict=True)
+            for k, (name, shape) in zip(keys, sizes.items(), strict=False)
             for n in shape[1:]
         }
         return params, {"mean": jnp.zeros(width)} if batch_norm else {}
@@ -92,8 +96,53 @@ def tiny_convnet(*, width: int = 8, batch_norm: bool = False) -> Model:
         stage2 = jnp.tanh(pre2)
         embedding = stage2.mean((1, 2))
         outputs = {"stage1_pre": pre1, "stage1": stage1, "stage2_pre": pre2, "stage2": stage2}
-        logits = shift(params["last"], linear(params["last"], embedding))
-        return {**outputs, "embedding": embedding, "logits": logits}, state
+        outputs["embedding"] = embedding
+        if head:
+            outputs["logits"] = shift(params["last"], linear(params["last"], embedding))
+        return outputs, state
+
+    return Model(init, apply)
+
+
+def tiny_token_encoder(*, width: int = 8) -> Model:
+    """Nine tokens of `[b, 6, 6, 1]`, or those to keep, each told the mean of all that are seen."""
+
+    def init(key, x, keep=None):
+        del keep
+        k1, k2 = jax.random.split(key)
+        d = 4 * x.shape[-1]
+        return {
+            "patches": {"kernel": jax.random.normal(k1, (d, width)) / 2},
+            "mix": {"kernel": jax.random.normal(k2, (width, width)) / 3, "bias": jnp.zeros(width)},
+        }, {}
+
+    def apply(params, state, x, keep=None, *, train, rngs):
+        del train, rngs
+        x = tokens.patchify(x, patch_size=2)
+        x = jnp.tanh(jnp.einsum("btd,dk->btk", x, params["patches"]["kernel"]))
+        x = x if keep is None else tokens.take(x, keep)
+        mean = x.mean(1) @ params["mix"]["kernel"] + params["mix"]["bias"][None]
+        x = x + jnp.tanh(mean)[:, None]
+        return {"tokens": x, "embedding": x.mean(1)}, state
+
+    return Model(init, apply)
+
+
+def tiny_token_predictor() -> Model:
+    """What tokens are at `targets`: a map of the mean context and a vector for each place."""
+
+    def init(key, context, keep, targets, like):
+        del keep, targets
+        k1, k2 = jax.random.split(key)
+        t, d = like.shape[1:]
+        places = jax.random.normal(k2, (t, d))
+        kernel = jax.random.normal(k1, (context.shape[-1], d)) / 3
+        return {"kernel": kernel, "places": places}, {}
+
+    def apply(params, state, context, keep, targets, like, *, train, rngs):
+        del keep, like, train, rngs
+        known = jnp.tanh(context.mean(1) @ params["kernel"])
+        return {"output": known[:, None, None] + params["places"][targets]}, state
 
     return Model(init, apply)
 
@@ -107,7 +156,16 @@ def make_batch(b: int = 16, *, seed: int = 0, mixed: bool = False) -> dict[str, 
         "index": jnp.arange(b, dtype=jnp.int32),
         "epoch": jnp.zeros(b, jnp.int32),
         "domain": jnp.arange(b, dtype=jnp.int32) % 2,
+        "views": jnp.asarray(r.randn(b, 2, SIZE, SIZE, 1)),
+        "local_views": jnp.asarray(r.randn(b, 2, SIZE - 2, SIZE - 2, 1)),
     }
+    first = jnp.arange(b, dtype=jnp.int32)[:, None]  # masks of 9 patches, 3 of them kept
+    batch["keep"] = (first + jnp.arange(3)[None]) % 9
+    batch["targets"] = (first[:, None] + jnp.arange(3, 7).reshape(1, 2, 2)) % 9
+    batch["hidden"] = (batch["keep"][:, :, None] != jnp.arange(9)[None, None]).all(1)
+    rows = (first + jnp.arange(2)[None])[:, :, None] % 3  # up to 6 of 9 patches of a view masked
+    batch["patch_mask"] = rows < (jnp.arange(9) % 3)[None, None]
+    batch["masked"] = jnp.argsort(~batch["patch_mask"], axis=-1)[:, :, :6].astype(jnp.int32)
     if mixed:
         probs = r.rand(b, K)
         batch["label_probs"] = jnp.asarray(probs / probs.sum(1, keepdims=True))
@@ -131,6 +189,7 @@ PROVIDED = {"num_classes": K, "num_examples": 64, "total_steps": 10, "steps_per_
 ROLE_MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "aggregator": ("expert_aggregator", {"heads": 2}),
     "augmentor": ("augmentor_affine", {"scale": 0.5}),
+    "head": ("linear_head", {"num_classes": K}),
     "heads": ("projector", {"features": 2 * K}),
     "fusion": ("review_fusion", {"width": 8, "batch_norm": False}),
     "paraphraser": ("paraphraser", {"depth": 1, "batch_norm": False}),
@@ -140,9 +199,47 @@ ROLE_MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "translator": ("translator", {"depth": 1, "batch_norm": False}),
     "joint": ("projector", {"features": 4 * K}),
     "projector": ("projector", {"features": 32}),
+    "predictor": ("projector", {"features": 32}),
+    "target_projector": ("projector", {"features": 32}),
+    "prototypes": ("prototypes", {"count": 1024}),
+    "target_prototypes": ("prototypes", {"count": 1024}),
     "projector_of_teacher": ("projector", {"features": 32}),
+    "temperature": ("temperature", {}),
 }
 """Networks of roles that are not classifiers of the input: `{role: (model, kwargs)}`."""
+
+MODELS: dict[str, dict[str, tuple[str, dict[str, Any]]]] = {
+    name: {"projector": ("projector", {"features": 32, "last_bias": False})}
+    for name in ("barlow_twins", "vicreg")
+} | {
+    "moco": {role: ("projector", {"features": 128}) for role in ("projector", "target_projector")},
+    "mugs": {
+        role: ("projector", {"features": 128})
+        for role in ("instance_projector", "instance_predictor", "target_instance_projector")
+    },
+    "ibot": {
+        role: (
+            "vit",
+            {
+                "num_classes": 0,
+                "patch_size": 2,
+                "width": 16,
+                "depth": 1,
+                "heads": 2,
+                "positions": "fourier",
+                "mask_token": True,
+            },
+        )
+        for role in ("student", "target")
+    },
+}
+"""Networks of one objective alone, where they are not the above: `{objective: {role: ...}}`."""
+
+STEPS_TO_LEARN = {"moco": 2, "mugs": 2}
+"""Steps after which all has moved, 1 where left out: the first batch finds an empty queue."""
+
+MASKED = ("ijepa", "mae", "tjepa", "vjepa")
+"""Objectives whose networks see some tokens and say what others are."""
 
 EQUAL_WIDTHS = ("fsp", "meta_dmoe")
 """Objectives that compare a student with a teacher of its own widths."""
@@ -154,10 +251,14 @@ def make_objective(name: str, **kwargs) -> Objective:
     return bind(make, kwargs, where="objective.kwargs", provided=PROVIDED)()
 
 
-def role_model(role: str, *, batch_norm: bool = False) -> Model:
+def role_model(role: str, *, objective: str = "", batch_norm: bool = False) -> Model:
     """The network of a role: tiny, and wider for a teacher."""
-    if role in ROLE_MODELS:
-        name, kwargs = ROLE_MODELS[role]
+    if objective in MASKED:
+        heads = ("predictor", "decoder")
+        return tiny_token_predictor() if role in heads else tiny_token_encoder()
+    known = {**ROLE_MODELS, **MODELS.get(objective, {})}
+    if role in known:
+        name, kwargs = known[role]
         return as_model(importlib.import_module(f"distill_jax.models.{name}").make(**kwargs))
     return tiny_convnet(width=16 if is_frozen(role) else 8, batch_norm=batch_norm)
 
@@ -167,19 +268,45 @@ def is_frozen(role: str) -> bool:
     return role.startswith("teacher")
 
 
+def averages(roles: Iterable[str]) -> dict[str, tuple[str, float]]:
+    """Roles named for a target are moving averages: `target` of the student, `target_x` of x."""
+    targets = [role for role in roles if role.startswith("target")]
+    return {role: (role[len("target_") :] or "student", 0.9) for role in targets}
+
+
+def reads_logits(objective: Objective, models: dict[str, Model]) -> bool:
+    """Whether a method asks its student for logits; those that learn from views alone do not."""
+    if any(is_frozen(role) for role in objective.roles):
+        return True
+    try:
+        headless = {**models, "student": tiny_convnet(head=False)}
+        state.infer_shapes(objective, headless, make_batch())
+    except (KeyError, ConfigError):
+        return True
+    return False
+
+
 def setup(
     name: str, *, batch_norm: bool = False, tx=None, batch=None, kwargs=None, **step_kwargs
 ) -> Setup:
-    """Builds an objective on tiny networks: teachers are frozen, every other role learns."""
+    """Builds an objective on tiny networks: teachers are frozen, targets follow, others learn."""
     objective = make_objective(name, **(kwargs or {}))
-    models = {role: role_model(role, batch_norm=batch_norm) for role in objective.roles}
+    models = {
+        role: role_model(role, objective=name, batch_norm=batch_norm) for role in objective.roles
+    }
+    own = name in MASKED or "student" in MODELS.get(name, {})
+    if not own and not reads_logits(objective, models):
+        encoder = tiny_convnet(batch_norm=batch_norm, head=False)
+        models |= {r: encoder for r in models if r in ("student", "target")}
+    ema = averages(objective.roles)
     if name in EQUAL_WIDTHS:
         models |= {role: models["student"] for role in models if is_frozen(role)}
     tx = optax.sgd(0.1, momentum=0.9) if tx is None else tx
     shapes = state.infer_shapes(objective, models, make_batch() if batch is None else batch)
-    trainable = tuple(role for role in objective.roles if not is_frozen(role))
-    init = state.make_init(objective, models, tx, shapes, trainable=trainable, ema={})
-    step = steps.make_train_step(objective, models, tx, **step_kwargs)
+    trainable = tuple(r for r in objective.roles if not is_frozen(r) and r not in ema)
+    sources = {role: source for role, (source, _) in ema.items()}
+    init = state.make_init(objective, models, tx, shapes, trainable=trainable, ema=sources)
+    step = steps.make_train_step(objective, models, tx, ema=ema, **step_kwargs)
     frozen = {
         role: models[role].init(jax.random.key(7 + i), *state.zeros(shapes.roles[role].inputs))
         for i, role in enumerate(objective.roles)

@@ -12,7 +12,7 @@ that were published for every pair.
 
 `:<teacher>-<student>` names the pair (`PAIRS`); without it resnet56-resnet20. `:smoke` trains a few
 steps on generated images, and combines: `:vgg13-vgg8,smoke`. `:all` adds every
-method of `configs/distillation.py`, with the published weights. Published figures stand beside ours.
+method of `configs/distillation.py` with its published weights. Published figures stand beside ours.
 """
 
 from configs import common, distillation, published, trust

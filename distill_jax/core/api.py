@@ -23,7 +23,8 @@ Batch: TypeAlias = Mapping[str, Any]
 float32 `[b]` (0 on padding), `index` int32 `[b]` (position in the source) and `epoch` int32
 `[b]`. Usually `label` int32 `[b]`; after mixing transforms also `label_probs` `[b, k]`; where a
 teacher sees something else than the student, `teacher_input`; where its answers are stored,
-`answers` `{role: {output: [b, ...]}}`."""
+`answers` `{role: {output: [b, ...]}}`; where a method compares views, `views` `[b, v, h, w, c]`
+and, of another size, `local_views`."""
 
 
 class Model(NamedTuple):
@@ -84,6 +85,8 @@ class Terms:
       weights: weights `[b]` of single examples by term name, 1 where left out; from a weigher.
       logits: logits `[b, k]` by role, which a weigher may look at. Left out where the method has
         none; it can then be weighed only by what needs none.
+      embeddings: representations `[b, ..., d]` by name, whose spread is watched for collapse.
+      facts: scalars of the batch that are logged and nothing else.
     """
 
     values: Mapping[str, Array]
@@ -92,6 +95,8 @@ class Terms:
     memory: PyTree = None
     weights: Mapping[str, Array] = struct.field(default_factory=dict)
     logits: Mapping[Role, Array] = struct.field(default_factory=dict)
+    embeddings: Mapping[str, Array] = struct.field(default_factory=dict)
+    facts: Mapping[str, Array] = struct.field(default_factory=dict)
 
 
 @struct.dataclass
@@ -283,7 +288,18 @@ said of an augmented example can be stored; only transforms that pair examples (
 
 
 class Evaluator(Protocol):
-    """A measurement over a whole split, on the host."""
+    """A measurement over a whole split, on the host.
+
+    It may have two more attributes:
+
+    * `parts`, `{split: most}`: other splits whose outputs it needs, and of how many examples at
+      most (None for all; they are spread evenly). It is then called with the keywords `parts`,
+      `{split: (outputs, batch)}` with at least so many examples, and `split`, the name of what is
+      measured, which may be among the parts. Parts must not be empty.
+    * `controls`: "raw" and "initial". The test split is then measured again with the network's
+      outputs replaced by its input, flattened, and by those of the network as it was initialised;
+      the metrics have `_raw` and `_initial` behind their names.
+    """
 
     @property
     def outputs(self) -> Mapping[Role, tuple[str, ...]]:

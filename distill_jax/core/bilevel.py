@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from distill_jax.core import hypergradient, rng
+from distill_jax.core import hypergradient, rng, structure
 from distill_jax.core.api import (
     Array,
     Batch,
@@ -30,7 +30,7 @@ from distill_jax.core.api import (
 )
 from distill_jax.core.errors import ConfigError, nearest
 from distill_jax.core.state import check_terms
-from distill_jax.core.steps import BoundNets, Frozen, StepFn, mean_loss, move_targets
+from distill_jax.core.steps import BoundNets, Decay, Frozen, StepFn, mean_loss, move_targets, skip
 from distill_jax.core.weighing import Weighed
 
 METHODS = ("exact", "finite_difference", "last_layer")
@@ -351,7 +351,7 @@ def last_layer(model: Model, params: Params, state: State, inputs: tuple[Any, ..
                 )
         return found["embedding"], found["logits"]
 
-    embedding, logits = hypergradient.dependencies(outputs, params, state, *inputs)
+    embedding, logits = structure.dependencies(outputs, params, state, *inputs)
     chosen = [i in logits - embedding for i in range(len(jax.tree.leaves(params)))]
     if not any(chosen):
         raise ConfigError(
@@ -370,8 +370,9 @@ def make_bilevel_step(
     *,
     outer: bool,
     precision: str = "float32",
-    ema: Mapping[Role, tuple[Role, float]] | None = None,
+    ema: Mapping[Role, tuple[Role, Decay]] | None = None,
     grad_norm: bool = False,
+    skip_nonfinite: bool = False,
 ) -> StepFn:
     """Builds one of the two steps between which the host chooses.
 
@@ -386,6 +387,8 @@ def make_bilevel_step(
       precision: compute type of the networks.
       ema: `{role: (source, decay)}`, as in `steps.make_train_step`.
       grad_norm: whether the metrics have the norm of the inner gradient.
+      skip_nonfinite: whether a step changes nothing where its loss, its gradient, or those of the
+        outer level are not finite, see `steps.skip`.
 
     Returns:
       `(state, frozen, batch, key) -> (state, metrics)`; with `outer` the metrics also have
@@ -439,7 +442,12 @@ def make_bilevel_step(
         terms, params = trace.terms, {**inner, **omega}
         model_state = {**state.model_state, **terms.state}
         targets = move_targets(
-            state.targets, params, model_state, ema=ema, returned=set(terms.state)
+            state.targets,
+            params,
+            model_state,
+            ema=ema,
+            returned=set(terms.state),
+            step=state.step,
         )
         metrics = {**inner_metrics, **metrics}
         if grad_norm:
@@ -452,6 +460,9 @@ def make_bilevel_step(
             opt_state={"inner": inner_state, "outer": outer_state},
             memory=state.memory if terms.memory is None else terms.memory,
         )
+        if skip_nonfinite:
+            outer_metrics = {k: v for k, v in metrics.items() if k.startswith("outer_")}
+            new_state, metrics = skip(state, new_state, metrics, (grads, outer_metrics))
         return new_state, metrics
 
     return step

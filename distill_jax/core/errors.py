@@ -1,7 +1,9 @@
 """Errors that are the user's to fix: one clear message, no traceback, exit code 2."""
 
+import contextlib
 import difflib
-from collections.abc import Iterable
+import traceback
+from collections.abc import Iterable, Iterator
 
 
 class UserError(Exception):
@@ -40,6 +42,32 @@ class NonFiniteError(UserError):
     """A loss term that became NaN or infinite."""
 
     exit_code = 3
+
+
+@contextlib.contextmanager
+def explained(what: str, *, where: str) -> Iterator[None]:
+    """Turns what is raised within, but for a `UserError`, into a `ConfigError` of one message.
+
+    For code that a config chooses and feeds, which may fail in any way on what it was not made for.
+
+    Args:
+      what: what failed, the beginning of the message.
+      where: the config path.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        frames = traceback.extract_tb(error.__traceback__)
+        last = next((f for f in reversed(frames) if "site-packages" not in f.filename), frames[-1])
+        file = last.filename.rpartition("/")[2]
+        first = next((line for line in str(error).splitlines() if line.strip()), "").strip()
+        raise ConfigError(
+            f"{what}: {type(error).__name__}: {first[:200]}",
+            where=where,
+            hint=f"in {file}:{last.lineno}: {last.line}",
+        ) from error
 
 
 def nearest(name: str, options: Iterable[str]) -> str:

@@ -26,8 +26,8 @@ def make_lane_mesh(lanes: int, devices: Sequence[Any] | None = None) -> Mesh:
     """
     devices = list(jax.devices() if devices is None else devices)
     split = max(n for n in range(1, len(devices) + 1) if len(devices) % n == 0 and n <= lanes)
-    sizes = (split, len(devices) // split, 1)
-    return jax.make_mesh(sizes, (LANE, *AXES), (AxisType.Auto,) * 3, devices=devices)
+    sizes = (split, len(devices) // split, 1, 1)
+    return jax.make_mesh(sizes, (LANE, *AXES), (AxisType.Auto,) * 4, devices=devices)
 
 
 def over_lanes_sharding(mesh: Mesh) -> NamedSharding:

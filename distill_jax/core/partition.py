@@ -1,43 +1,80 @@
 """The mesh, and which leaf lies where on it.
 
-Two axes: `data` splits the batch; `fsdp` splits the batch and, by rule, parameters and optimizer
-state. Axes are `Auto`, so losses are written against the global batch and mean the same on any
-number of devices.
+Three axes: `data` splits the batch; `fsdp` splits the batch and, by default, large parameters and
+their optimizer state; `model` splits what rules name, and the work on it, within an example. Axes
+are `Auto`, so losses are written against the global batch and mean the same on any number of
+devices.
 """
 
+import math
 import re
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, TypeAlias
 
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from distill_jax.core.api import PyTree
-from distill_jax.core.errors import ConfigError
+from distill_jax.core.api import Model, PyTree
+from distill_jax.core.errors import ConfigError, nearest
 
-AXES = ("data", "fsdp")
+BATCH_AXES = ("data", "fsdp")
+AXES = (*BATCH_AXES, "model")
+
+Rules: TypeAlias = Mapping[str, Sequence[str | None]]
+"""`{regular expression over leaf paths: one mesh axis or None for each array axis}`."""
+
+_COLUMNS, _ROWS = ("fsdp", "model"), ("model", "fsdp")
+
+RULE_SETS: Mapping[str, Rules] = {
+    "transformer": {
+        r"Attention_\d+/Dense_0/kernel$": _COLUMNS,
+        r"Attention_\d+/Dense_0/bias$": ("model",),
+        r"Attention_\d+/Dense_1/kernel$": _ROWS,
+        r"Block_\d+/Dense_0/kernel$": _COLUMNS,
+        r"Block_\d+/Dense_0/bias$": ("model",),
+        r"Block_\d+/Dense_1/kernel$": _ROWS,
+    },
+}
+"""Rules by name.
+
+`transformer` is the tensor parallelism of Shoeybi et al. 2019 (Megatron-LM, arXiv:1909.08053,
+section 3) for the blocks of `models.vit` and `models.tabular_transformer`: of the two products in
+each branch the first is split by output columns (whole attention heads), the second by input rows,
+so that a branch exchanges one sum forwards and one backwards. Heads and hidden width must be
+multiples of `model`.
+"""
 
 
-def make_mesh(*, data: int = -1, fsdp: int = 1, devices: Sequence[Any] | None = None) -> Mesh:
-    """Builds the mesh; one of the two sizes may be -1, meaning all devices that are left.
+def make_mesh(
+    *, data: int = -1, fsdp: int = 1, model: int = 1, devices: Sequence[Any] | None = None
+) -> Mesh:
+    """Builds the mesh; one of the sizes may be -1, meaning all devices that are left.
 
     Raises:
       ConfigError: the sizes do not multiply to the number of devices.
     """
     devices = list(jax.devices() if devices is None else devices)
     n = len(devices)
-    sizes = {"data": data, "fsdp": fsdp}
+    sizes = {"data": data, "fsdp": fsdp, "model": model}
     free = [axis for axis, size in sizes.items() if size == -1]
-    fixed = [size for size in sizes.values() if size != -1]
-    if len(free) == 1 and fixed[0] > 0 and n % fixed[0] == 0:
-        sizes[free[0]] = n // fixed[0]
-    if len(free) > 1 or min(sizes.values()) < 1 or sizes["data"] * sizes["fsdp"] != n:
-        raise ConfigError(
-            f"a mesh of data={data}, fsdp={fsdp} does not fit {n} device{'s'[: n > 1]}",
-            where="mesh",
-            hint=f"data * fsdp must be {n}; at most one of them may be -1 (all that is left)",
+    fixed = math.prod(size for size in sizes.values() if size != -1)
+    if len(free) == 1 and fixed > 0 and n % fixed == 0:
+        sizes[free[0]] = n // fixed
+    if len(free) > 1 or min(sizes.values()) < 1 or math.prod(sizes.values()) != n:
+        given = ", ".join(
+            f"{axis}={size}" for axis, size in zip(AXES, (data, fsdp, model), strict=True)
         )
-    return jax.make_mesh(tuple(sizes.values()), AXES, (AxisType.Auto,) * 2, devices=devices)
+        raise ConfigError(
+            f"a mesh of {given} does not fit {n} device{'s'[: n > 1]}",
+            where="mesh",
+            hint=f"data * fsdp * model must be {n}; at most one may be -1 (all that is left)",
+        )
+    return jax.make_mesh(tuple(sizes.values()), AXES, (AxisType.Auto,) * 3, devices=devices)
+
+
+def batch_shards(mesh: Mesh) -> int:
+    """Returns into how many parts the mesh splits a batch."""
+    return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -52,17 +89,35 @@ def over_batch(mesh: Mesh) -> NamedSharding:
     """
     context = jax.sharding.get_abstract_mesh()
     inside = context.axis_names == mesh.axis_names
-    return NamedSharding(context if inside else mesh, PartitionSpec(AXES))
+    return NamedSharding(context if inside else mesh, PartitionSpec(BATCH_AXES))
+
+
+def axes_in_context() -> dict[str, int]:
+    """Returns the sizes of the axes of the mesh in context that are the compiler's to use.
+
+    Axes over which a `jax.shard_map` around the caller has split its arrays are not among them.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    types = zip(mesh.axis_names, mesh.axis_types, strict=True)
+    return {axis: mesh.shape[axis] for axis, kind in types if kind == AxisType.Auto}
+
+
+def shards_in_context() -> int:
+    """Returns into how many parts the mesh in context splits a batch; 1 without a mesh."""
+    sizes = axes_in_context()
+    return math.prod(sizes.get(axis, 1) for axis in BATCH_AXES)
 
 
 def check_batch(batch_size: int, mesh: Mesh, *, accum_steps: int = 1, where: str) -> None:
     """Raises `ConfigError` where a micro-batch does not split evenly over the mesh."""
-    n = mesh.size * accum_steps
+    shards = batch_shards(mesh)
+    n = shards * accum_steps
     if batch_size % n:
         below, above = batch_size // n * n, -(-batch_size // n) * n
         steps = f" in {accum_steps} micro-batches" if accum_steps > 1 else ""
+        devices = "devices" if shards == mesh.size else "parts of the mesh"
         raise ConfigError(
-            f"a batch of {batch_size} does not split evenly over {mesh.size} devices{steps}",
+            f"a batch of {batch_size} does not split evenly over {shards} {devices}{steps}",
             where=where,
             hint=f"use a multiple of {n}: {' or '.join(str(b) for b in (below, above) if b)}",
         )
@@ -79,8 +134,50 @@ def named_leaves(tree: PyTree) -> dict[str, Any]:
     return {path_name(p): x for p, x in jax.tree_util.tree_leaves_with_path(tree)}
 
 
+def read_rules(entries: Iterable[Any], *, where: str) -> Rules:
+    """Returns the rules that a config spells as pairs `(regex, axes)` and names of `RULE_SETS`.
+
+    Raises:
+      ConfigError: an unknown name, or an entry that is neither.
+    """
+    rules: dict[str, Sequence[str | None]] = {}
+    for entry in entries:
+        match entry:
+            case str(name) if name in RULE_SETS:
+                rules |= RULE_SETS[name]
+            case str(name):
+                raise ConfigError(
+                    f"no set of rules {name!r}", where=where, hint=nearest(name, RULE_SETS)
+                )
+            case (str(pattern), (*axes,)):
+                try:
+                    re.compile(pattern)
+                except re.error as error:
+                    raise ConfigError(f"{pattern!r} is not a regex: {error}", where=where) from None
+                rules[pattern] = tuple(axes)
+            case _:
+                hint = "example: ('Dense_0/kernel$', ('fsdp', None))"
+                raise ConfigError(f"{entry!r} is not a rule", where=where, hint=hint)
+    return rules
+
+
+def check_model_axis(mesh: Mesh, *rules: Rules) -> None:
+    """Raises `ConfigError` where devices of the `model` axis would all do the same work."""
+    if mesh.shape["model"] > 1 and not any("model" in axes for r in rules for axes in r.values()):
+        raise ConfigError(
+            f"no rule splits anything over {mesh.shape['model']} devices",
+            where="mesh.model",
+            hint=f"name a set in partition.rules or partition.frozen_rules: {', '.join(RULE_SETS)}",
+        )
+
+
 def infer(
-    tree: PyTree, mesh: Mesh, *, rules: Mapping[str, Sequence[str | None]], min_size: int = 2**14
+    tree: PyTree,
+    mesh: Mesh,
+    *,
+    rules: Rules,
+    min_size: int = 2**14,
+    where: str = "partition.rules",
 ) -> PyTree:
     """Chooses a sharding for every leaf of a tree of shapes.
 
@@ -93,6 +190,7 @@ def infer(
       mesh: from `make_mesh`.
       rules: `{regular expression: one mesh axis or None for each array axis}`.
       min_size: smallest number of elements worth splitting.
+      where: config path of the rules, for errors.
 
     Raises:
       ConfigError: a rule matches nothing, names an unknown axis, or does not divide its leaf.
@@ -104,7 +202,8 @@ def infer(
         for pattern, axes in rules.items():
             if re.search(pattern, name):
                 used.add(pattern)
-                return NamedSharding(mesh, _checked_spec(pattern, axes, name, leaf.shape, mesh))
+                rule = f"{where}[{pattern!r}]"
+                return NamedSharding(mesh, _checked_spec(axes, name, leaf.shape, mesh, where=rule))
         return NamedSharding(mesh, _largest_axis(leaf.shape, mesh.shape["fsdp"], min_size))
 
     shardings = jax.tree_util.tree_map_with_path(choose, tree)
@@ -112,19 +211,51 @@ def infer(
         if pattern not in used:
             raise ConfigError(
                 f"partition rule {pattern!r} matches no parameter",
-                where="partition.rules",
+                where=where,
                 hint="parameters are named like " + ", ".join(list(named_leaves(tree))[:3]),
             )
     return shardings
 
 
-def _checked_spec(pattern, axes, name, shape, mesh) -> PartitionSpec:
-    where = f"partition.rules[{pattern!r}]"
+def gathered(model: Model, shardings: PyTree) -> Model:
+    """Returns a network that gathers what `fsdp` splits of its parameters before it uses them.
+
+    Left to itself the compiler exchanges what it takes for smaller, and in the backward pass may
+    send the activations of a layer around for a gradient of a hundredth of their size. Here a
+    network exchanges its parameters, in the type that it computes in, and their gradients, of whose
+    sum nothing is asked: over `fsdp` a device needs its part alone.
+
+    Args:
+      model: the network.
+      shardings: of its parameters.
+    """
+
+    def whole(sharding: NamedSharding) -> NamedSharding:
+        kept = [axis if axis != "fsdp" else None for axis in sharding.spec]
+        return NamedSharding(sharding.mesh, PartitionSpec(*kept))
+
+    used = jax.tree.map(whole, shardings)
+
+    @jax.custom_jvp
+    def gather(params):
+        # Split after the cast too, else what was there before it would be gathered.
+        params = jax.lax.with_sharding_constraint(params, shardings)
+        return jax.lax.with_sharding_constraint(params, used)
+
+    gather.defjvp(lambda primals, tangents: (gather(*primals), *tangents))
+
+    def apply(params, state, *inputs, **options):
+        return model.apply(gather(params), state, *inputs, **options)
+
+    return Model(model.init, apply)
+
+
+def _checked_spec(axes, name, shape, mesh, *, where: str) -> PartitionSpec:
     if len(axes) > len(shape):
         raise ConfigError(f"{len(axes)} axes for {name} of shape {shape}", where=where)
     for axis, size in zip(axes, shape, strict=False):
         if axis is not None and axis not in AXES:
-            raise ConfigError(f"unknown mesh axis {axis!r}", where=where, hint=f"axes: {AXES}")
+            raise ConfigError(f"unknown mesh axis {axis!r}", where=where, hint=nearest(axis, AXES))
         if axis is not None and size % mesh.shape[axis]:
             raise ConfigError(
                 f"axis of size {size} of {name} does not split over {axis}={mesh.shape[axis]}",
@@ -134,10 +265,7 @@ def _checked_spec(pattern, axes, name, shape, mesh) -> PartitionSpec:
 
 
 def _largest_axis(shape: tuple[int, ...], n: int, min_size: int) -> PartitionSpec:
-    size = 1
-    for s in shape:
-        size *= s
-    if n == 1 or size < min_size:
+    if n == 1 or math.prod(shape) < min_size:
         return PartitionSpec()
     for axis in sorted(range(len(shape)), key=lambda axis: -shape[axis]):
         if shape[axis] % n == 0:

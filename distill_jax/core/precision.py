@@ -1,11 +1,14 @@
-"""Mixed precision: parameters and optimizer in float32, networks in a compute type."""
+"""Mixed precision: parameters and optimizer in float32, networks in a compute type.
+
+With "float64" parameters and optimizer have that type too, and JAX must be allowed 64 bits.
+"""
 
 import jax
 import jax.numpy as jnp
 
 from distill_jax.core.api import PyTree
 
-COMPUTE_DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+COMPUTE_DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float64": jnp.float64}
 
 
 def cast(tree: PyTree, dtype) -> PyTree:

@@ -22,7 +22,7 @@ from distill_jax.core.api import (
     Terms,
     TrainState,
 )
-from distill_jax.core.errors import ConfigError, nearest
+from distill_jax.core.errors import ConfigError, explained, nearest
 from distill_jax.core.precision import cast
 
 
@@ -53,7 +53,29 @@ def zeros(tree: PyTree) -> PyTree:
     return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), tree)
 
 
-class _ShapeNets:
+class _Outputs(dict):
+    """Outputs by name that refuse one that the network does not have."""
+
+    def __init__(self, role: Role, outputs: Outputs):
+        super().__init__(outputs)
+        self.role = role
+
+    def __missing__(self, name: str) -> Array:
+        raise ConfigError(
+            f"the objective reads {name!r}, which {self.role} does not return",
+            where=f"roles.{self.role}.model",
+            hint=nearest(name, self),
+        )
+
+
+jax.tree_util.register_pytree_node(
+    _Outputs,
+    lambda x: (list(x.values()), (x.role, tuple(x))),
+    lambda aux, leaves: _Outputs(aux[0], dict(zip(aux[1], leaves, strict=True))),
+)
+
+
+class ShapeNets:
     """Answers the calls of an objective with zeros of the right shapes, and remembers them."""
 
     def __init__(self, models: Mapping[Role, Model]):
@@ -72,16 +94,18 @@ class _ShapeNets:
             )
         model, specs = self.models[role], _spec(inputs)
         key = jax.ShapeDtypeStruct((), jax.random.key(0).dtype)
-        params, state = jax.eval_shape(model.init, key, *specs)
+        with explained("the network fails on its inputs", where=f"roles.{role}"):
+            params, state = jax.eval_shape(model.init, key, *specs)
 
         def apply(params, state, key, *inputs):
             return model.apply(params, state, *inputs, train=train, rngs={"dropout": key})
 
-        outputs, new_state = jax.eval_shape(apply, params, state, key, *specs)
+        with explained("the network fails on its inputs", where=f"roles.{role}"):
+            outputs, new_state = jax.eval_shape(apply, params, state, key, *specs)
         self.seen.setdefault(role, RoleShapes(specs, params, state, outputs))
-        return cast(zeros(outputs), jnp.float32), zeros(new_state)
+        return _Outputs(role, cast(zeros(outputs), jnp.float32)), zeros(new_state)
 
-    def adapted(self, role: Role, loss: Callable[[Nets], Array], *, lr: float) -> "_ShapeNets":
+    def adapted(self, role: Role, loss: Callable[[Nets], Array], *, lr: float) -> "ShapeNets":
         del role, lr
         loss(self)
         return self
@@ -105,7 +129,7 @@ def infer_shapes(objective: Objective, models: Mapping[Role, Model], batch: Batc
                 where="roles",
                 hint=f"it needs {', '.join(objective.roles)}; {nearest(role, models)}",
             )
-    nets = _ShapeNets(models)
+    nets = ShapeNets(models)
 
     def run(batch):
         memory = objective.memory(jax.random.key(0), batch)
@@ -124,7 +148,7 @@ def infer_shapes(objective: Objective, models: Mapping[Role, Model], batch: Batc
             )
 
     def predict(batch, memory):
-        return objective.predictions(_ShapeNets(models), batch, memory, jnp.int32(0))
+        return objective.predictions(ShapeNets(models), batch, memory, jnp.int32(0))
 
     return Shapes(nets.seen, batch, memory, terms, jax.eval_shape(predict, batch, memory))
 
@@ -139,6 +163,13 @@ def check_terms(terms: Terms, shape: tuple[int, ...]) -> None:
                     where="objective",
                     hint="objectives return per-example values; a [b, 1] array would broadcast",
                 )
+    for name, value in terms.facts.items():
+        if jnp.shape(value) != ():
+            raise ConfigError(
+                f"fact {name!r} has shape {jnp.shape(value)}, not one value a batch",
+                where="objective",
+                hint="facts are scalars; per-example values are terms",
+            )
     for kind, names in (("coefficient", terms.coef), ("weight", terms.weights)):
         for name in names:
             if name not in terms.values:

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from distill_jax.core import rng
+from distill_jax.core import collapse, rng
 from distill_jax.core.api import (
     Array,
     Batch,
@@ -30,6 +30,9 @@ from distill_jax.core.state import check_terms
 
 Frozen = Mapping[Role, tuple[Params, State]]
 """Networks that never learn: `{role: (params, state)}`; not donated, not saved."""
+
+Decay = float | Callable[[Array], Array]
+"""Share of the old moving average that an update keeps: a number, or a function of the step."""
 
 StepFn = Callable[[TrainState, Frozen, Batch, Key], tuple[TrainState, Mapping[str, Array]]]
 
@@ -111,6 +114,17 @@ def bind_networks(
     return BoundNets(models, params, model_state, key=key, precision=precision)
 
 
+def check_accumulation(objective: Objective, accum_steps: int) -> None:
+    """Raises `ConfigError` where the gradient of a batch is not the sum over micro-batches."""
+    if accum_steps > 1 and objective.couples_batch:
+        raise ConfigError(
+            f"objective {type(objective).__name__} couples the examples of a batch, so its "
+            f"gradient is not a sum over {accum_steps} micro-batches",
+            where="accum_steps",
+            hint="set accum_steps to 1 and use a smaller batch_size or more devices",
+        )
+
+
 def make_train_step(
     objective: Objective,
     models: Mapping[Role, Model],
@@ -118,9 +132,11 @@ def make_train_step(
     *,
     precision: str = "float32",
     accum_steps: int = 1,
-    ema: Mapping[Role, tuple[Role, float]] | None = None,
+    ema: Mapping[Role, tuple[Role, Decay]] | None = None,
     unroll: bool | None = None,
     grad_norm: bool = False,
+    skip_nonfinite: bool = False,
+    watch_every: int = 0,
 ) -> StepFn:
     """Builds the step of a single-level method.
 
@@ -135,22 +151,21 @@ def make_train_step(
       precision: compute type of the networks, "float32" or "bfloat16".
       accum_steps: number of micro-batches; must divide the batch.
       ema: `{role: (source, decay)}`: `target <- decay * target + (1 - decay) * source` after each
-        update, for parameters and, unless the objective returns it, model state.
+        update, for parameters and, unless the objective returns it, model state. A decay may be a
+        function of the step.
       unroll: whether micro-batches are unrolled instead of scanned. By default on CPU only, where
         XLA runs convolution gradients inside a loop some 18 times slower.
       grad_norm: whether the metrics have the norm of the whole gradient; costs a pass over it.
+      skip_nonfinite: whether a step whose loss or gradient is not finite changes nothing, see
+        `skip`; costs a pass over gradient and state.
+      watch_every: steps between two looks at the spread of the embeddings, see `collapse`; 0 is
+        never. The metrics of other steps have zeros in their place.
 
     Raises:
       ConfigError: accumulation is asked of an objective that couples the examples of a batch.
     """
     ema = ema or {}
-    if accum_steps > 1 and objective.couples_batch:
-        raise ConfigError(
-            f"objective {type(objective).__name__} couples the examples of a batch, so its "
-            f"gradient is not a sum over {accum_steps} micro-batches",
-            where="accum_steps",
-            hint="set accum_steps to 1 and use a smaller batch_size or more devices",
-        )
+    check_accumulation(objective, accum_steps)
     if unroll is None:
         unroll = jax.default_backend() == "cpu"
 
@@ -173,6 +188,12 @@ def make_train_step(
             terms = objective.loss(nets, micro, memory, state.step)
             check_terms(terms, micro["mask"].shape)
             loss, metrics = mean_loss(terms, micro["mask"], total)
+            if watch_every:
+                part = micro["mask"].sum() / total
+                spread = collapse.measure_when_due(
+                    terms.embeddings, micro["mask"], state.step, every=watch_every
+                )
+                metrics |= {name: part * value for name, value in spread.items()}
             memory = memory if terms.memory is None else terms.memory
             returned.update(terms.state)
             return loss, (metrics, {**model_state, **terms.state}, memory)
@@ -194,7 +215,9 @@ def make_train_step(
 
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         params: Any = optax.apply_updates(state.params, updates)
-        targets = move_targets(state.targets, params, model_state, ema=ema, returned=returned)
+        targets = move_targets(
+            state.targets, params, model_state, ema=ema, returned=returned, step=state.step
+        )
         new_state = TrainState(
             step=state.step + 1,
             params=params,
@@ -205,9 +228,32 @@ def make_train_step(
         )
         if grad_norm:
             metrics = {**metrics, "grad_norm": optax.tree.norm(grads)}
+        if skip_nonfinite:
+            new_state, metrics = skip(state, new_state, metrics, grads)
         return new_state, metrics
 
     return step
+
+
+def skip(
+    old: TrainState, new: TrainState, metrics: Mapping[str, Array], grads: PyTree
+) -> tuple[TrainState, dict[str, Array]]:
+    """Returns `new`, or, where the loss or a gradient is not finite, `old` one step further.
+
+    Parameters, averages, optimizer and memory are then those of `old` to the bit; the count of the
+    optimizer, too, so that schedules wait. The metric `skipped` is 1 for such a step, else 0.
+
+    Args:
+      old: the state before the step.
+      new: the state after it.
+      metrics: scalars of the step, of which `loss` is one.
+      grads: all that must be finite beside the loss.
+    """
+    leaves = [metrics["loss"], *jax.tree.leaves(grads)]
+    finite = jnp.stack([jnp.isfinite(x).all() for x in leaves]).all()
+    kept = jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)
+    skipped = (~finite).astype(metrics["loss"].dtype)
+    return kept.replace(step=new.step), {**metrics, "skipped": skipped}
 
 
 def mean_loss(terms: Terms, mask: Array, total: Array) -> tuple[Array, dict[str, Array]]:
@@ -220,13 +266,16 @@ def mean_loss(terms: Terms, mask: Array, total: Array) -> tuple[Array, dict[str,
 
     Returns:
       `sum_t coef_t * sum_b mask_b * weight_tb * value_tb / total`, and as metrics the loss, the
-      mean of each value without its weights, and the mean of each weight as `weight/<term>`.
+      mean of each value without its weights, the mean of each weight as `weight/<term>`, and the
+      facts.
     """
     means = {k: (mask * v).sum() / total for k, v in terms.values.items()}
     weighted = {k: (mask * w * terms.values[k]).sum() / total for k, w in terms.weights.items()}
     loss: Any = sum(terms.coef.get(k, 1.0) * v for k, v in {**means, **weighted}.items())
     shares = {f"weight/{k}": (mask * w).sum() / total for k, w in terms.weights.items()}
-    return loss, {"loss": loss, **means, **shares}
+    part = mask.sum() / total  # facts of micro-batches are averaged by their examples
+    facts = {k: part * jax.lax.stop_gradient(v) for k, v in terms.facts.items()}
+    return loss, {"loss": loss, **means, **shares, **facts}
 
 
 def move_targets(
@@ -234,8 +283,9 @@ def move_targets(
     params: Mapping[Role, Params],
     model_state: dict[Role, State],
     *,
-    ema: Mapping[Role, tuple[Role, float]],
+    ema: Mapping[Role, tuple[Role, Decay]],
     returned: set[Role],
+    step: Array,
 ) -> dict[Role, Params]:
     """Returns moving averages after an update; moves their model state in place, where not given.
 
@@ -245,9 +295,11 @@ def move_targets(
       model_state: state by role; that of a target follows its source unless it is in `returned`.
       ema: `{role: (source, decay)}`.
       returned: roles whose state the objective itself updates.
+      step: number of updates before this one.
     """
     moved = dict(targets)
     for role, (source, decay) in ema.items():
+        decay = decay(step) if callable(decay) else decay
         moved[role] = _lerp(targets[role], params[source], decay)
         if role not in returned:
             model_state[role] = _lerp(model_state[role], model_state[source], decay)
@@ -282,7 +334,25 @@ def _accumulate(grad_fn, carry, batch, key, *, accum_steps, unroll):
     return grads, metrics, list(carry)
 
 
-def _lerp(old: PyTree, new: PyTree, decay: float) -> PyTree:
+def rising_decay(start: float, schedule: str, total: int) -> Decay:
+    """Returns the decay of a moving average over training: constant, or rising from `start` to 1.
+
+    "cosine" is `1 - (1 - start) (cos(pi t / T) + 1) / 2` (Grill et al. 2020, BYOL, section 3.2),
+    "linear" `start + (1 - start) t / T` (Assran et al. 2023, I-JEPA, appendix A).
+
+    Args:
+      start: decay of the first update.
+      schedule: "constant", "cosine" or "linear".
+      total: T, number of updates.
+    """
+    if schedule == "constant":
+        return start
+    if schedule == "linear":
+        return lambda step: start + (1 - start) * step / total
+    return lambda step: 1 - (1 - start) * (jnp.cos(jnp.pi * step / total) + 1) / 2
+
+
+def _lerp(old: PyTree, new: PyTree, decay: float | Array) -> PyTree:
     return jax.tree.map(lambda o, n: (decay * o + (1 - decay) * n).astype(o.dtype), old, new)
 
 

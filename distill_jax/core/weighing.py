@@ -24,10 +24,10 @@ from distill_jax.core.api import (
     Weigher,
 )
 from distill_jax.core.errors import ConfigError, nearest
-from distill_jax.core.hypergradient import dead_leaves
 from distill_jax.core.partition import named_leaves
 from distill_jax.core.state import Shapes, zeros
 from distill_jax.core.steps import BoundNets
+from distill_jax.core.structure import dead_leaves
 
 CONTROLS = ("none", "frozen", "joint", "shuffled", "batch_mean")
 """How a weigher with networks is trained or its weights are used: as it is meant ("none"); never

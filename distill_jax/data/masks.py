@@ -8,9 +8,10 @@ categorical ones first. What is hidden from an example is a function of (seed, e
 Nothing is drawn until it fits: every draw ends, on any grid.
 """
 
+import functools
 import itertools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +23,35 @@ from distill_jax.core.errors import ConfigError
 
 Drawn = tuple[Array, Array]
 """`keep` `[n]` and `targets` `[m, n_t]` of one example."""
+
+
+def tubes(
+    key: Key,
+    *,
+    grid: tuple[int, int, int],
+    shapes: tuple[tuple[int, int], ...],
+    blocks: int,
+    hide: int,
+) -> Drawn:
+    """Draws places that are hidden in all frames, blocks first; all of them are one target.
+
+    Args:
+      key: of one example.
+      grid: frames, rows and columns of tokens.
+      shapes: of a block, from `block_shapes`.
+      blocks: number of blocks, which may overlap.
+      hide: places hidden, at random those of the blocks, then others.
+    """
+    frames, rows, columns = grid
+    u = jax.random.uniform(key, (3 * blocks + rows * columns,))
+    ranks = u[3 * blocks :] + 1
+    for i in range(blocks):
+        block = _block(u[3 * i : 3 * i + 3], (rows, columns), shapes)
+        ranks = ranks.at[block].set(u[3 * blocks :][block])
+    order = jnp.argsort(ranks)
+    start = jnp.arange(frames)[:, None] * (rows * columns)
+    hidden, kept = ((start + part[None]).reshape(-1) for part in (order[:hide], order[hide:]))
+    return kept, hidden[None]
 
 
 def _check(condition: bool, what: str, where: str, hint: str = "") -> None:
@@ -39,14 +69,9 @@ def random_subsets(key: Key, *, t: int, keep: int, targets: int = 1, size: int =
       targets: m.
       size: n_t, tokens of a set; 0 takes all that are not kept.
     """
-    first, second = jax.random.split(key)
-    order = jax.random.permutation(first, t)
-    rest = order[keep:]
-    picks = [
-        jax.random.permutation(k, t - keep)[: size or t - keep]
-        for k in jax.random.split(second, targets)
-    ]
-    return order[:keep], rest[jnp.stack(picks)]
+    u = jax.random.uniform(key, (t + targets * (t - keep),))
+    order, picks = jnp.argsort(u[:t]), jnp.argsort(u[t:].reshape(targets, t - keep))
+    return order[:keep], order[keep:][picks[:, : size or t - keep]]
 
 
 def block_shapes(
@@ -78,18 +103,16 @@ def block_shapes(
     return tuple(nearest[max(nearest, key=lambda area: (len(nearest[area]), -area))])
 
 
-def _block(key: Key, grid: tuple[int, int], shapes: tuple[tuple[int, int], ...]) -> Array:
-    """Draws a shape and a place for it; returns the tokens inside, `[n_t]`."""
-    u = jax.random.uniform(key, (3,))
+def _block(u: Array, grid: tuple[int, int], shapes: tuple[tuple[int, int], ...]) -> Array:
+    """Returns the tokens, `[n_t]`, in a block of a shape and at a place given by `u` `[3]`."""
     sides = jnp.asarray(shapes)[jnp.floor(u[0] * len(shapes)).astype(jnp.int32)]
     corner = jnp.floor(u[1:] * (jnp.asarray(grid) - sides + 1)).astype(jnp.int32)
     at = jnp.arange(math.prod(shapes[0]))
     return (corner[0] + at // sides[1]) * grid[1] + corner[1] + at % sides[1]
 
 
-def _window(key: Key, grid: tuple[int, int], scale: tuple[float, float]) -> Array:
-    """Draws a window with the proportions of the grid; returns where it is, bool `[t]`."""
-    u = jax.random.uniform(key, (3,))
+def _window(u: Array, grid: tuple[int, int], scale: tuple[float, float]) -> Array:
+    """Returns where a window with the proportions of the grid is, bool `[t]`, given `u` `[3]`."""
     size = jnp.asarray(grid)
     sides = jnp.round(size * jnp.sqrt(scale[0] + (scale[1] - scale[0]) * u[0])).astype(jnp.int32)
     corner = jnp.floor(u[1:] * (size - sides + 1)).astype(jnp.int32)
@@ -124,11 +147,12 @@ def blocks(
       keep: n, tokens kept.
       least: at least 1; the smallest window must leave so many beside one block.
     """
-    window_key, order_key, *keys = jax.random.split(key, targets + 2)
-    free = _window(window_key, grid, context)
+    u = jax.random.uniform(key, (3 * (targets + 1) + math.prod(grid),))
+    draws, ranks = u[: 3 * (targets + 1)].reshape(-1, 3), u[3 * (targets + 1) :]
+    free = _window(draws[0], grid, context)
     chosen: list[Array] = []
-    for k in keys:
-        block = _block(k, grid, shapes)
+    for i in range(targets):
+        block = _block(draws[1 + i], grid, shapes)
         left = free.at[block].set(False)
         if chosen:
             fits = left.sum() >= least
@@ -136,8 +160,20 @@ def blocks(
         chosen.append(block)
         free = left
     # Free tokens first, in random order.
-    order = jnp.argsort(jnp.where(free, jax.random.uniform(order_key, free.shape), 2.0))
+    order = jnp.argsort(jnp.where(free, ranks, 2.0))
     return order[jnp.arange(keep) % free.sum()], jnp.stack(chosen)
+
+
+def _add(batch: Batch, key: Key, t: int, draw: Callable[[Key], Drawn], end: str = "") -> Batch:
+    """Returns the batch with masks of t tokens that `draw` gives for each example."""
+    keep, targets = jax.vmap(draw)(rng.example_keys(key, batch))
+    hidden = (keep[:, :, None] != jnp.arange(t)[None, None]).all(1)
+    return {
+        **batch,
+        f"keep{end}": keep.astype(jnp.int32),
+        f"targets{end}": targets.astype(jnp.int32),
+        f"hidden{end}": hidden,
+    }
 
 
 def _transform(plan: Callable[[Batch], tuple[int, Callable[[Key], Drawn]]]) -> Transform:
@@ -145,21 +181,12 @@ def _transform(plan: Callable[[Batch], tuple[int, Callable[[Key], Drawn]]]) -> T
 
     def apply(key: Key, batch: Batch, step: Array) -> Batch:
         del step
-        t, draw = plan(batch)
-        keep, targets = jax.vmap(draw)(rng.example_keys(key, batch))
-        hidden = jnp.ones((len(keep), t), bool)
-        hidden = jax.vmap(lambda row, at: row.at[at].set(False))(hidden, keep)
-        return {
-            **batch,
-            "keep": keep.astype(jnp.int32),
-            "targets": targets.astype(jnp.int32),
-            "hidden": hidden,
-        }
+        return _add(batch, key, *plan(batch))
 
     return apply
 
 
-def _grid(batch: Batch, patch_size: int, where: str) -> tuple[int, ...]:
+def _grid(batch: Batch, patch_size: int, where: str, *, tubelet: int = 1) -> tuple[int, ...]:
     if isinstance(batch["input"], Mapping) or batch["input"].ndim < 4:
         raise ConfigError(
             "the input is not an image, so it has no patches",
@@ -167,7 +194,9 @@ def _grid(batch: Batch, patch_size: int, where: str) -> tuple[int, ...]:
             hint="for tables there is column_masks",
         )
     where = f"data.transform_kwargs.{where}.patch_size"
-    return tokens.grid_of(batch["input"].shape[1:], patch_size=patch_size, where=where)
+    return tokens.grid_of(
+        batch["input"].shape[1:], patch_size=patch_size, tubelet=tubelet, where=where
+    )
 
 
 def make_random_masks(*, patch_size: int, ratio: float = 0.75) -> Transform:
@@ -257,6 +286,61 @@ def make_block_masks(
     return _transform(plan)
 
 
+def make_tube_masks(
+    *,
+    patch_size: int,
+    tubelet: int = 2,
+    sets: Sequence[tuple[int, float, float]] = ((8, 0.15, 0.75), (2, 0.7, 0.9)),
+    aspect: tuple[float, float] = (0.75, 1.5),
+) -> Transform:
+    """Returns a transform that hides blocks of all frames of a clip, in several ways.
+
+    Bardes et al. (2024, V-JEPA, arXiv:2404.08471), section 3.2: many small blocks, and few large
+    ones. Each way hides a fixed share of the places, those in blocks first; its masks are `keep`,
+    `targets` and `hidden`, those of the next way `keep_1` and so on.
+
+    Args:
+      patch_size: that of the network.
+      tubelet: frames of a patch, that of the network.
+      sets: ways to hide: number of blocks, share of the places in each, share that is hidden.
+      aspect: smallest and largest ratio of a block's height to its width.
+
+    Raises:
+      ConfigError: impossible numbers; when traced, an input that is not of clips
+        `[b, f, h, w, c]`, or that the patches do not divide.
+    """
+    name = "tube_masks"
+    _check(len(sets) > 0, "no way to hide anything", f"{name}.sets", "(blocks, share, hidden)")
+    for blocks, *shares in sets:
+        fits = blocks >= 1 and len(shares) == 2 and all(0 < share < 1 for share in shares)
+        _check(
+            fits,
+            f"{(blocks, *shares)} is no way to hide",
+            f"{name}.sets",
+            "such as (8, 0.15, 0.75)",
+        )
+
+    def apply(key: Key, batch: Batch, step: Array) -> Batch:
+        del step
+        found = _grid(batch, patch_size, name, tubelet=tubelet)
+        _check(len(found) == 3, "the input is not of clips", name, "for images: block_masks")
+        grid = (found[0], found[1], found[2])
+        places = grid[1] * grid[2]
+        _check(places > 1, "a single patch", f"{name}.patch_size", "a smaller patch")
+        for i, (blocks, scale, share) in enumerate(sets):
+            shapes = block_shapes(grid[1:], scale=(scale, scale), aspect=aspect)
+            hide = min(max(1, round(share * places)), places - 1)
+
+            def draw(key, shapes=shapes, blocks=blocks, hide=hide):
+                return tubes(key, grid=grid, shapes=shapes, blocks=blocks, hide=hide)
+
+            own = rng.stream(key, f"set{i}")
+            batch = _add(batch, own, math.prod(grid), draw, f"_{i}" if i else "")
+        return batch
+
+    return apply
+
+
 def make_column_masks(*, targets: int = 4, context: float = 0.3, target: float = 0.3) -> Transform:
     """Returns a transform that keeps random columns of a table, and draws sets of others.
 
@@ -296,3 +380,83 @@ def make_column_masks(*, targets: int = 4, context: float = 0.3, target: float =
         return d, lambda key: random_subsets(key, t=d, keep=n, targets=targets, size=size)
 
     return _transform(plan)
+
+
+def blob(u: Array, *, grid: tuple[int, int], count: Array, aspect: tuple[float, float]) -> Array:
+    """Returns a mask of `count` patches that lie together, bool `[t]`: the nearest to a rectangle.
+
+    Patches are taken in the order of their distance from a centre, measured along each side in
+    units of a rectangle of that area: a block as of BEiT (Bao et al. 2021, arXiv:2106.08254,
+    algorithm 1), cut off or grown to the number.
+
+    Args:
+      u: uniform draws `[3 + t]`: of the centre, the logarithm of the aspect, and for ties.
+      grid: rows and columns of patches.
+      count: how many.
+      aspect: smallest and largest ratio of height to width.
+    """
+    rows, columns = grid
+    low, high = (math.log(x) for x in aspect)
+    tall = jnp.exp((low + (high - low) * u[2]) / 2)
+    down = jnp.abs(jnp.arange(rows) + 0.5 - u[0] * rows) / tall
+    across = jnp.abs(jnp.arange(columns) + 0.5 - u[1] * columns) * tall
+    distance = jnp.maximum(down[:, None], across[None]).reshape(-1) + 1e-4 * u[3:]
+    rank = jnp.argsort(jnp.argsort(distance))
+    return rank < count
+
+
+def make_patch_masks(
+    *,
+    patch_size: int,
+    ratio: tuple[float, float] = (0.1, 0.5),
+    share: float = 0.5,
+    aspect: tuple[float, float] = (0.3, 1 / 0.3),
+) -> Transform:
+    """Returns a transform that masks a block of patches in some of the `views` of each example.
+
+    Zhou et al. (2022, iBOT, arXiv:2111.07832), section 3.3. It adds `patch_mask`, bool `[b, v, t]`,
+    and `masked`, int32 `[b, v, m]`, m the largest number: masked patches first, then others. A
+    masked view has exactly the drawn number of masked patches, in one block, see `blob`.
+
+    Args:
+      patch_size: that of the network.
+      ratio: smallest and largest share of the patches that is masked, drawn evenly.
+      share: of the views that are masked at all.
+      aspect: smallest and largest ratio of a block's height to its width.
+
+    Raises:
+      ConfigError: impossible numbers; when traced, a batch without `views` or with views that the
+        patches do not divide.
+    """
+    name = "patch_masks"
+    _check(0 < ratio[0] <= ratio[1] < 1, "ratio is not a range in (0, 1)", f"{name}.ratio")
+    _check(0 < share <= 1, f"share is {share}", f"{name}.share", "above 0, at most 1")
+    _check(0 < aspect[0] <= aspect[1], "aspect is not a range above 0", f"{name}.aspect")
+
+    def apply(key: Key, batch: Batch, step: Array) -> Batch:
+        del step
+        if "views" not in batch:
+            raise ConfigError(
+                "there are no views to mask",
+                where="data.train_transforms",
+                hint=f"put 'views' in front of {name!r}",
+            )
+        v = batch["views"].shape[1]
+        where = f"data.transform_kwargs.{name}.patch_size"
+        sides = tokens.grid_of(batch["views"].shape[2:], patch_size=patch_size, where=where)
+        grid = (sides[0], sides[1])
+        t = math.prod(grid)
+        least, most = (max(1, round(r * t)) for r in ratio)
+
+        def draw(key):
+            u = jax.random.uniform(key, (v, 5 + t))
+            count = least + jnp.floor(u[:, 0] * (most - least + 1)).astype(jnp.int32)
+            count = jnp.where(u[:, 1] < share, count, 0)
+            place = functools.partial(blob, grid=grid, aspect=aspect)
+            return jax.vmap(lambda u, n: place(u, count=n))(u[:, 2:], count)
+
+        mask = jax.vmap(draw)(rng.example_keys(key, batch))
+        order = jnp.argsort(~mask, axis=-1, stable=True)[:, :, :most]
+        return {**batch, "patch_mask": mask, "masked": order.astype(jnp.int32)}
+
+    return apply

@@ -23,7 +23,9 @@ from distill_jax.core.api import Array, Batch, Key, Transform
 from distill_jax.core.errors import ConfigError, nearest
 from distill_jax.data.masks import make_block_masks as make_block_masks
 from distill_jax.data.masks import make_column_masks as make_column_masks
+from distill_jax.data.masks import make_patch_masks as make_patch_masks
 from distill_jax.data.masks import make_random_masks as make_random_masks
+from distill_jax.data.masks import make_tube_masks as make_tube_masks
 
 
 def resolve(name: str, *, where: str = "data.train_transforms") -> Callable[..., Transform]:
@@ -218,6 +220,18 @@ def make_normalize(*, mean: float | Sequence[float], std: float | Sequence[float
         channels = (1,) * (images.ndim - 1) + (-1,)
         images = (images - shift.reshape(channels)) * (1 / spread).reshape(channels)
         return {**batch, "input": images}
+
+    return apply
+
+
+def make_columns() -> Transform:
+    """Returns a transform of images into tables: a numeric column for each pixel (see `scale`)."""
+
+    def apply(key: Key, batch: Batch, step: Array) -> Batch:
+        del key, step
+        pixels = scale(batch["input"]).reshape(len(batch["input"]), -1)
+        none = jnp.zeros((len(pixels), 0), jnp.int32)
+        return {**batch, "input": {"categorical": none, "numeric": pixels}}
 
     return apply
 

@@ -47,16 +47,20 @@ class BatchNorm(nn.Module):
     Attributes:
       momentum: share of the old running statistics that an update keeps.
       epsilon: added to the variance.
+      affine: whether a learned gain and shift follow.
     """
 
     momentum: float = 0.9
     epsilon: float = 1e-5
+    affine: bool = True
 
     @nn.compact
     def __call__(self, x: Array, *, train: bool) -> Array:
         shape = (x.shape[-1],)
-        scale = self.param("scale", nn.initializers.ones, shape)
-        bias = self.param("bias", nn.initializers.zeros, shape)
+        scale, bias = jnp.ones(shape), jnp.zeros(shape)
+        if self.affine:
+            scale = self.param("scale", nn.initializers.ones, shape)
+            bias = self.param("bias", nn.initializers.zeros, shape)
         ra_mean = self.variable("batch_stats", "mean", jnp.zeros, shape, jnp.float32)
         ra_var = self.variable("batch_stats", "var", jnp.ones, shape, jnp.float32)
         mean, var = ra_mean.value, ra_var.value
@@ -88,13 +92,16 @@ class Dense(nn.Module):
 
     features: int
     kernel_init: nn.initializers.Initializer = dense_uniform
+    use_bias: bool = True
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features))
-        bias = self.param("bias", nn.initializers.zeros, (self.features,))
-        x, kernel, bias = promote_dtype(x, kernel, bias)
-        y = x.reshape(-1, x.shape[-1]) @ kernel + bias.reshape(1, -1)
+        x, kernel = promote_dtype(x, kernel)
+        y = x.reshape(-1, x.shape[-1]) @ kernel
+        if self.use_bias:
+            bias = self.param("bias", nn.initializers.zeros, (self.features,))
+            y += bias.reshape(1, -1).astype(y.dtype)
         return y.reshape(*x.shape[:-1], self.features)
 
 

@@ -7,8 +7,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from distill_jax.core import tokens
 from distill_jax.core.api import Array, Model, Outputs
-from distill_jax.core.errors import ConfigError
+from distill_jax.core.errors import ConfigError, nearest
 from distill_jax.models import _tables
 from distill_jax.models.adapters import from_linen
 from distill_jax.models.layers import Dense
@@ -24,27 +25,39 @@ class TabularTransformer(nn.Module):
     mlp_ratio: int
     dropout: float
     drop_path: float
+    registers: int
+    pool: str
 
     @nn.compact
-    def __call__(self, x: Mapping[str, Array], train: bool = False) -> Outputs:
+    def __call__(
+        self, x: Mapping[str, Array], keep: Array | None = None, train: bool = False
+    ) -> Outputs:
         width, depth, heads = self.size
         ids, numeric = _tables.read(x, self.cardinalities)
         uniform = _tables.unit_uniform
         columns = _tables.Fields(self.cardinalities, width, uniform, name="fields")(ids, numeric)
         bias = self.param("bias", uniform, columns.shape[1:]).astype(columns.dtype)
-        cls = self.param("cls", uniform, (1, width)).astype(columns.dtype)
-        cls = jnp.broadcast_to(cls[None], (len(columns), 1, width))
-        tokens = jnp.concatenate([cls, columns + bias[None]], axis=1)
+        h = columns + bias[None]
+        h = h if keep is None else tokens.take(h, keep)
+        if self.registers:
+            cls = self.param("cls", uniform, (self.registers, width)).astype(h.dtype)
+            cls = jnp.broadcast_to(cls[None], (len(h), self.registers, width))
+            h = jnp.concatenate([cls, h], axis=1)
         outputs = {}
         for index in range(depth):
             rate = self.drop_path * index / max(1, depth - 1)
-            tokens = Block(heads, self.mlp_ratio, self.dropout, rate)(tokens, train=train)
-            outputs[f"block{index + 1}"] = tokens
+            h = Block(heads, self.mlp_ratio, self.dropout, rate)(h, train=train)
+            outputs[f"block{index + 1}"] = h
         for stage in range(1, 4):
             outputs[f"stage{stage}"] = outputs[f"block{math.ceil(stage * depth / 3)}"]
-        tokens = outputs["tokens"] = nn.LayerNorm(epsilon=1e-6)(tokens)
-        embedding = outputs["embedding"] = jax.nn.relu(tokens[:, 0])
-        outputs["logits"] = Dense(self.num_classes)(embedding)
+        h = outputs["tokens"] = nn.LayerNorm(epsilon=1e-6)(h)
+        if self.pool == "cls":
+            embedding = jax.nn.relu(h[:, 0])
+        else:
+            embedding = h.mean(1) if self.pool == "mean" else h.reshape(len(h), -1)
+        outputs["embedding"] = embedding
+        if self.num_classes:
+            outputs["logits"] = Dense(self.num_classes)(embedding)
         return outputs
 
 
@@ -58,8 +71,13 @@ def make(
     mlp_ratio: int = 2,
     dropout: float = 0.0,
     drop_path: float = 0.0,
+    registers: int = 1,
+    pool: str = "cls",
 ) -> Model:
     """Returns an FT-Transformer for tables `{"categorical": [b, c], "numeric": [b, m]}`.
+
+    A second input may follow, `keep`, int `[b, n]`, for masked methods: the network then sees these
+    columns alone, categorical ones counted first, and its class tokens.
 
     Tokens are a class token and one per column, categorical ones first: the row of an id or a
     vector times the value, plus the column's bias (section 3.3); logits come from the normalized
@@ -69,12 +87,12 @@ def make(
     (the paper has its own for attention and hidden units), and a normalization before the first
     attention too.
 
-    Endpoints: `block<i>` `[b, 1 + c + m, d]` of every block, `stage1` to `stage3` (the blocks at
+    Endpoints: `block<i>` `[b, r + c + m, d]` of every block, `stage1` to `stage3` (the blocks at
     a third, two thirds and the end), `tokens` (normalized), `embedding` (input of the last layer)
     and `logits`.
 
     Args:
-      num_classes: k.
+      num_classes: k; 0 leaves the last layer and `logits` out.
       cardinalities: number of values of each categorical column.
       width: d, size of a token.
       depth: number of blocks.
@@ -82,10 +100,15 @@ def make(
       mlp_ratio: hidden width of the perceptrons over the token width.
       dropout: rate on every residual branch.
       drop_path: rate of the last block's stochastic depth, growing linearly from 0.
+      registers: r, number of tokens that stand for no column, the first of which is the class
+        token.
+      pool: what `embedding` is: "cls" (the class token behind a ReLU), "mean" (of all tokens) or
+        "flat" (all tokens side by side).
 
     Raises:
-      ConfigError: a size below 1, a rate outside [0, 1), or a width that the heads do not divide;
-        when the network is first called, also an input that is not a table with these columns.
+      ConfigError: an unknown pool, that of a class token without registers, a size below 1, a rate
+        outside [0, 1), or a width that the heads do not divide; when the network is first called,
+        also an input that is not a table with these columns.
     """
     cardinalities = tuple(cardinalities)
     _tables.check(
@@ -98,13 +121,20 @@ def make(
         drop_path=drop_path,
     )
     if width % heads:
-        divisors = ", ".join(str(n) for n in range(1, width + 1) if width % n == 0)
         raise ConfigError(
             f"{heads} heads do not divide a width of {width}",
             where="heads",
-            hint=f"divisors: {divisors}",
+            hint=f"divisors: {tokens.divisors(width)}",
+        )
+    if pool not in (pools := ("cls", "mean", "flat")):
+        raise ConfigError(f"no pooling {pool!r}", where="pool", hint=nearest(pool, pools))
+    if registers < (least := int(pool == "cls")):
+        raise ConfigError(
+            f"registers is {registers}", where="registers", hint=f"{least} or more with {pool!r}"
         )
     size = Size(width, depth, heads)
     return from_linen(
-        TabularTransformer(num_classes, cardinalities, size, mlp_ratio, dropout, drop_path)
+        TabularTransformer(
+            num_classes, cardinalities, size, mlp_ratio, dropout, drop_path, registers, pool
+        )
     )

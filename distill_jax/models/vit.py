@@ -7,6 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from distill_jax.core import tokens
 from distill_jax.core.api import Array, Model, Outputs
 from distill_jax.core.errors import ConfigError, nearest
 from distill_jax.models.adapters import from_linen
@@ -32,20 +33,20 @@ VARIANTS = {
 _xavier = nn.initializers.xavier_uniform()
 
 
-def _divisors(n: int) -> str:
-    return ", ".join(str(k) for k in range(1, n + 1) if n % k == 0)
-
-
 class Attention(nn.Module):
-    """Multi-head self-attention, `[b, t, d]` to `[b, t, d]`."""
+    """Multi-head self-attention, `[b, t, d]` to `[b, t, d]`.
+
+    The first kernel's columns are ordered by head, then query, key and value, so that a split of
+    them over devices gives each whole heads (Shoeybi et al. 2019, arXiv:1909.08053, section 3).
+    """
 
     heads: int
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         b, t, d = x.shape
-        qkv = Dense(3 * d, kernel_init=_xavier)(x).reshape(b, t, 3, self.heads, d // self.heads)
-        q, k, v = jnp.moveaxis(qkv, (2, 3), (0, 2))  # each [b, heads, t, d / heads]
+        qkv = Dense(3 * d, kernel_init=_xavier)(x).reshape(b, t, self.heads, 3, d // self.heads)
+        q, k, v = jnp.moveaxis(qkv, (3, 2), (0, 2))  # each [b, heads, t, d / heads]
         scores = jnp.einsum("bhqc,bhkc->bhqk", q * (d // self.heads) ** -0.5, k)
         scores = scores.astype(jnp.promote_types(scores.dtype, jnp.float32))
         weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
@@ -85,25 +86,48 @@ class ViT(nn.Module):
     mlp_ratio: int
     dropout: float
     drop_path: float
+    positions: str
+    mask_token: bool
+    tubelet: int
 
     @nn.compact
-    def __call__(self, x: Array, train: bool = False) -> Outputs:
-        (width, depth, heads), p = self.size, self.patch_size
-        b, h, w, c = x.shape
-        if h % p or w % p:
-            raise ConfigError(
-                f"an image of {h}x{w} cannot be cut into patches of {p}x{p}",
-                where="patch_size",
-                hint=f"divisors: {_divisors(math.gcd(h, w))}",
-            )
+    def __call__(
+        self, x: Array, keep: Array | None = None, mask: Array | None = None, train: bool = False
+    ) -> Outputs:
+        width, depth, heads = self.size
+        b, p, u = len(x), self.patch_size, self.tubelet
+        grid = tokens.grid_of(x.shape[1:], patch_size=p, tubelet=u)
         outputs = {}
-        x = x.reshape(b, h // p, p, w // p, p, c).swapaxes(2, 3).reshape(b, -1, p * p * c)
-        x = Dense(width, kernel_init=_xavier, name="patches")(x)
-        if self.pool == "cls":
+        x = tokens.patchify(x, patch_size=p, tubelet=u)
+        x = outputs["patches"] = Dense(width, kernel_init=_xavier, name="patches")(x)
+        normal = nn.initializers.normal(0.02)
+        if self.mask_token:
+            hidden = self.param("mask_token", normal, (1, 1, width)).astype(x.dtype)
+            x = x if mask is None else jnp.where(mask[:, :, None], hidden, x)
+        elif mask is not None:
+            raise ConfigError(
+                "patches are to be masked, and the network has no token to put in their place",
+                where="mask_token",
+                hint="set mask_token to true",
+            )
+        front = int(self.pool == "cls")
+        if front:
             cls = self.param("cls", nn.initializers.zeros, (1, 1, width)).astype(x.dtype)
             x = jnp.concatenate([jnp.broadcast_to(cls, (b, 1, width)), x], axis=1)
-        positions = nn.initializers.normal(0.02)
-        x += self.param("positions", positions, (1, *x.shape[1:])).astype(x.dtype)
+        if self.positions == "learned":
+            known = self.get_variable("params", "positions", x)
+            if known.shape[1] != x.shape[1]:
+                raise ConfigError(
+                    f"positions of {known.shape[1]} tokens were learned, not of {x.shape[1]}",
+                    where="positions",
+                    hint="fourier, which views of several sizes can share, or views of one size",
+                )
+            x += self.param("positions", normal, (1, *x.shape[1:])).astype(x.dtype)
+        else:
+            fixed = tokens.fourier_positions(grid, width)
+            x += jnp.pad(fixed, ((front, 0), (0, 0)))[None].astype(x.dtype)
+        if keep is not None:
+            x = jnp.concatenate([x[:, :front], tokens.take(x[:, front:], keep)], axis=1)
         if self.dropout:
             x = nn.Dropout(self.dropout)(x, deterministic=not train)
         for index in range(depth):
@@ -114,7 +138,8 @@ class ViT(nn.Module):
             outputs[f"stage{stage}"] = outputs[f"block{math.ceil(stage * depth / 3)}"]
         x = outputs["tokens"] = nn.LayerNorm(epsilon=1e-6)(x)
         x = outputs["embedding"] = x[:, 0] if self.pool == "cls" else x.mean(1)
-        outputs["logits"] = Dense(self.num_classes)(x)
+        if self.num_classes:
+            outputs["logits"] = Dense(self.num_classes)(x)
         return outputs
 
 
@@ -130,14 +155,24 @@ def make(
     pool: str = "cls",
     dropout: float = 0.0,
     drop_path: float = 0.0,
+    positions: str = "learned",
+    mask_token: bool = False,
+    tubelet: int = 2,
 ) -> Model:
-    """Returns a vision transformer for images `[b, h, w, c]`; positions fix the image size.
+    """Returns a vision transformer for images `[b, h, w, c]`; learned positions fix their size.
 
-    Endpoints: `block<i>` `[b, t, d]` of every block, `stage1` to `stage3` (the blocks at a third,
-    two thirds and the end), `tokens` (normalized), `embedding` and `logits`.
+    Clips `[b, f, h, w, c]` are cut into patches of `tubelet` frames. Two further inputs may follow:
+    `keep`, int `[b, n]`, for masked methods: these patches alone are encoded, with the positions
+    that they have in the whole; and `mask`, bool `[b, t]`: where it is true the patch is replaced
+    by a learned token before its position is added (BEiT, Bao et al. 2021, arXiv:2106.08254,
+    section 2.3).
+
+    Endpoints: `patches` `[b, t, d]` before the first block, `block<i>` of every block, `stage1` to
+    `stage3` (the blocks at a third, two thirds and the end), `tokens` (normalized), `embedding` and
+    `logits`.
 
     Args:
-      num_classes: k.
+      num_classes: k; 0 leaves the last layer and `logits` out, for a head that is another network.
       variant: "micro", "tiny", "small", "base" or "large".
       patch_size: side of a patch in pixels.
       width: size of a token, in place of the variant's; 0 keeps it.
@@ -147,9 +182,13 @@ def make(
       pool: "cls" (a class token) or "mean" (over all tokens).
       dropout: rate on the embedded patches and on every residual branch.
       drop_path: rate of the last block's stochastic depth, growing linearly from 0.
+      positions: "learned", or "fourier": fixed sines and cosines along each side.
+      mask_token: whether there is a token for masked patches.
+      tubelet: frames of a patch of a clip.
 
     Raises:
-      ConfigError: an unknown variant or pool, or a width that the heads do not divide.
+      ConfigError: an unknown variant, pool or kind of positions, or a width that the heads do not
+        divide; when the network is first called, also sides that patches do not divide.
     """
     if variant not in VARIANTS:
         raise ConfigError(
@@ -157,12 +196,29 @@ def make(
         )
     if pool not in ("cls", "mean"):
         raise ConfigError(f"no pooling {pool!r}", where="pool", hint=nearest(pool, ("cls", "mean")))
+    if positions not in (kinds := ("learned", "fourier")):
+        raise ConfigError(
+            f"no positions {positions!r}", where="positions", hint=nearest(positions, kinds)
+        )
     published = VARIANTS[variant]
     size = Size(width or published.width, depth or published.depth, heads or published.heads)
     if size.width % size.heads:
         raise ConfigError(
             f"{size.heads} heads do not divide a width of {size.width}",
             where="heads",
-            hint=f"divisors: {_divisors(size.width)}",
+            hint=f"divisors: {tokens.divisors(size.width)}",
         )
-    return from_linen(ViT(num_classes, size, patch_size, pool, mlp_ratio, dropout, drop_path))
+    return from_linen(
+        ViT(
+            num_classes,
+            size,
+            patch_size,
+            pool,
+            mlp_ratio,
+            dropout,
+            drop_path,
+            positions,
+            mask_token,
+            tubelet,
+        )
+    )

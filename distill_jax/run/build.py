@@ -16,17 +16,31 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from distill_jax.core import bilevel, lookahead, optim, partition, rng, state, steps, weighing
+from distill_jax.core import (
+    bilevel,
+    collapse,
+    lookahead,
+    optim,
+    partition,
+    rng,
+    state,
+    steps,
+    weighing,
+)
 from distill_jax.core.api import Batch, Dataset, Evaluator, Model, Objective, PyTree, Role
-from distill_jax.core.errors import ConfigError, nearest
+from distill_jax.core.errors import ConfigError, explained, nearest
+from distill_jax.core.precision import cast
 from distill_jax.core.weighing import Weighed
 from distill_jax.data import corruption, loader, transforms
 from distill_jax.data.source import example_ids
 from distill_jax.models.adapters import as_model
-from distill_jax.run import checkpoint, teacher_cache
+from distill_jax.run import checkpoint, preflight, teacher_cache, watch
 from distill_jax.run import config as config_lib
 from distill_jax.run.config import ConfigDict
 from distill_jax.run.resolve import bind, resolve
+
+RAW_WIDTH = 4096
+"""Inputs of more numbers than this are no control of embeddings."""
 
 RESIDENT_BYTES = 2**30
 """Training sets up to this size live on the device where `data.resident` is "auto"."""
@@ -48,12 +62,12 @@ class Experiment:
     outer: "Outer | None"
     trainable: tuple[Role, ...]
     frozen: tuple[Role, ...]
-    ema: Mapping[Role, tuple[Role, float]]
+    ema: Mapping[Role, tuple[Role, steps.Decay]]
     total_steps: int
     steps_per_epoch: float
     resident: bool
     cache: teacher_cache.Plan | None = None
-    _compiled: dict[str, Any] = dataclasses.field(default_factory=dict)
+    _compiled: dict[Any, Any] = dataclasses.field(default_factory=dict)
 
     def variant(self, step: int) -> str:
         """Returns which of the compiled steps is due: "outer" where the weigher learns too."""
@@ -65,6 +79,28 @@ class Experiment:
         if self.outer is None:
             return ("inner",)
         return ("outer",) if (self.outer.every, self.outer.warmup) == (1, 0) else ("inner", "outer")
+
+    def say_doubts(self, say: Callable[[str], None], *, alone: bool) -> None:
+        """Refuses what would do nothing of what the config says, and says what may not, once.
+
+        See `run/preflight.py`; it traces the step on shapes.
+
+        Args:
+          say: prints a line.
+          alone: whether this is a run by itself, not an arm of a study.
+
+        Raises:
+          ConfigError: something certainly does nothing.
+        """
+        if "doubts" in self._compiled:
+            return
+        example = self.dataset.train.read(np.zeros(self.config.batch_size, np.int64))
+        raw = jax.eval_shape(lambda: _as_batch(example, self.config.batch_size))
+        evaluate = make_transform(self.config, self.dataset, train=False)
+        doubts = preflight.check(self, raw=raw, evaluate=evaluate, alone=alone)
+        self._compiled["doubts"] = doubts
+        for doubt in doubts:
+            say(f"warning: {doubt}")
 
     @functools.cached_property
     def init(self) -> Callable:
@@ -83,19 +119,20 @@ class Experiment:
     def abstract_state(self) -> Any:
         """The training state as shapes with shardings."""
         shapes = jax.eval_shape(self.init, jax.random.key(0))
-        shardings = partition.infer(
-            shapes,
-            self.mesh,
-            rules=dict(self.config.partition.rules),
-            min_size=self.config.partition.min_size,
-        )
-        return jax.tree.map(_with_sharding, shapes, shardings)
+        return self._with_shardings(shapes, "rules")
 
     @functools.cached_property
     def abstract_frozen(self) -> Any:
         shapes = {r: (self.shapes.roles[r].params, self.shapes.roles[r].state) for r in self.frozen}
+        return self._with_shardings(shapes, "frozen_rules")
+
+    def _with_shardings(self, shapes: PyTree, name: str) -> PyTree:
         shardings = partition.infer(
-            shapes, self.mesh, rules={}, min_size=self.config.partition.min_size
+            shapes,
+            self.mesh,
+            rules=_rules(self.config, name),
+            min_size=self.config.partition.min_size,
+            where=f"partition.{name}",
         )
         return jax.tree.map(_with_sharding, shapes, shardings)
 
@@ -104,7 +141,28 @@ class Experiment:
         terms = self.shapes.terms
         outer = ("outer_loss", "outer_grad_norm") if variant == "outer" else ()
         norm = ("grad_norm",) if self.config.log.grad_norm else ()
-        return ("loss", *terms.values, *(f"weight/{n}" for n in terms.weights), *outer, *norm)
+        skipped = ("skipped",) if self.config.watch.nonfinite == "skip" else ()
+        weights = (f"weight/{name}" for name in terms.weights)
+        found = ("loss", *terms.values, *weights, *terms.facts, *outer, *norm, *skipped)
+        return (*found, *collapse.names(terms.embeddings)) if self.watches else found
+
+    @functools.cached_property
+    def gathered_models(self) -> Mapping[Role, Model]:
+        """The networks as steps apply them, see `partition.gathered`."""
+        if self.mesh.shape["fsdp"] == 1:
+            return self.models
+        state, frozen = self.abstract_state, self.abstract_frozen
+        held = {**state.params, **state.targets, **{r: p for r, (p, _) in frozen.items()}}
+        where = jax.tree.map(lambda x: x.sharding, held)
+        return {
+            role: partition.gathered(model, where[role]) if role in where else model
+            for role, model in self.models.items()
+        }
+
+    @property
+    def watches(self) -> bool:
+        """Whether steps look at the spread of embeddings."""
+        return not isinstance(self.tx, bilevel.Optimizers) and not self.config.lookahead.steps
 
     def step(self, variant: str = "inner") -> Callable:
         """Returns the jitted step `(state, frozen, fed, key) -> (state, metrics)`.
@@ -117,12 +175,13 @@ class Experiment:
             "precision": config.precision,
             "ema": self.ema,
             "grad_norm": config.log.grad_norm,
+            "skip_nonfinite": config.watch.nonfinite == "skip",
         }
         if isinstance(self.tx, bilevel.Optimizers):
             assert isinstance(self.objective, Weighed)
             update = bilevel.make_bilevel_step(
                 self.objective,
-                self.models,
+                self.gathered_models,
                 self.tx,
                 outer.options if outer else bilevel.Bilevel(),
                 outer=variant == "outer",
@@ -130,7 +189,12 @@ class Experiment:
             )
         else:
             update = steps.make_train_step(
-                self.objective, self.models, self.tx, accum_steps=config.accum_steps, **options
+                self.objective,
+                self.gathered_models,
+                self.tx,
+                accum_steps=config.accum_steps,
+                watch_every=config.log.every_steps if self.watches else 0,
+                **options,
             )
         ahead = config.lookahead
         if ahead.steps:
@@ -198,7 +262,10 @@ class Experiment:
                 (), jax.random.key(0).dtype, sharding=partition.replicated(self.mesh)
             )
             step = self.step(variant)
-            lowered = step.lower(self.abstract_state, self.online(self.abstract_frozen), fed, key)
+            frozen = self.online(self.abstract_frozen)
+            # Losses that work device by device find their mesh in the context of the trace.
+            with jax.sharding.use_abstract_mesh(self.mesh.abstract_mesh):
+                lowered = step.lower(self.abstract_state, frozen, fed, key)
             self._compiled[variant] = lowered.compile()
         return self._compiled[variant]
 
@@ -239,7 +306,7 @@ class Experiment:
         if isinstance(objective, Weighed):
             derived["trust"] = objective.trust
         predict = steps.make_predict(
-            self.models, wanted, precision=self.config.precision, derived=derived
+            self.gathered_models, wanted, precision=self.config.precision, derived=derived
         )
         transform = make_transform(self.config, self.dataset, train=False)
 
@@ -249,10 +316,104 @@ class Experiment:
 
         return jax.jit(run, out_shardings=partition.replicated(self.mesh))
 
+    @functools.cached_property
+    def parts(self) -> Mapping[str, int | None]:
+        """Splits that evaluators need beside the measured one, and how many examples of each."""
+        found: dict[str, int | None] = {}
+        for evaluator in self.evaluators.values():
+            for part, most in getattr(evaluator, "parts", {}).items():
+                before = found.get(part, 0)
+                found[part] = None if most is None or before is None else max(most, before)
+        return found
+
+    @functools.cached_property
+    def controls(self) -> Mapping[str, Mapping[Role, tuple[str, ...]]]:
+        """Outputs `{control: {role: names}}` that something else stands in for on the test split.
+
+        Roles that are no network have no control, and inputs wider than `RAW_WIDTH` are none.
+        """
+        found: dict[str, dict[Role, tuple[str, ...]]] = {}
+        for evaluator in self.evaluators.values():
+            for control in getattr(evaluator, "controls", ()):
+                for role, names in evaluator.outputs.items():
+                    if role in self.shapes.roles and (control != "raw" or self._raw_fits):
+                        roles = found.setdefault(control, {})
+                        roles[role] = tuple(dict.fromkeys((*roles.get(role, ()), *names)))
+        return found
+
+    @functools.cached_property
+    def _raw_fits(self) -> bool:
+        example = self.dataset.train.read(np.zeros(1, np.int64))
+        one = jax.eval_shape(lambda: _as_batch(example, 1))
+        batch = jax.eval_shape(self._evaluation_transform, one)
+        return jax.eval_shape(self._raw, batch["input"]).shape[1] <= RAW_WIDTH
+
+    def _evaluation_transform(self, batch: Batch) -> Batch:
+        transform = make_transform(self.config, self.dataset, train=False)
+        return transform(rng.stream(jax.random.key(0), "transform"), batch, jnp.int32(0))
+
+    def _raw(self, inputs: Any) -> jax.Array:
+        """Returns the input of a network as numbers `[b, d]`; categories become indicators."""
+        if not isinstance(inputs, Mapping):
+            return inputs.reshape(len(inputs), -1).astype(jnp.float32)
+        parts = [
+            jax.nn.one_hot(inputs["categorical"][:, j], count)
+            for j, count in enumerate(self.dataset.cardinalities)
+        ]
+        parts += [x.reshape(len(x), -1) for name, x in inputs.items() if name != "categorical"]
+        return jnp.concatenate([x.astype(jnp.float32) for x in parts], axis=1)
+
+    @functools.cached_property
+    def untrained(self) -> Callable:
+        """The jitted `key -> {role: (params, state)}` of networks before training, warm start or
+        checkpoint, where they are a control."""
+        roles = self.controls.get("initial", {})
+
+        def init(key):
+            found = {}
+            for role in roles:
+                source = self.ema[role][0] if role in self.ema else role
+                inputs = state.zeros(self.shapes.roles[source].inputs)
+                found[role] = self.models[role].init(rng.stream(key, "init", source), *inputs)
+            return found
+
+        return jax.jit(init)
+
+    @functools.cached_property
+    def predict_controls(self) -> Callable:
+        """The jitted `(networks, batch) -> {control: {role: {name: [b, ...]}}}`.
+
+        It takes what `untrained` gives, and runs on one device.
+        """
+
+        def run(networks, batch):
+            batch = self._evaluation_transform(batch)
+            params, model_state = ({r: n[i] for r, n in networks.items()} for i in (0, 1))
+            nets = steps.BoundNets(
+                self.models,
+                params,
+                model_state,
+                key=jax.random.key(0),
+                precision=self.config.precision,
+            )
+            found: dict[str, dict[Role, dict[str, Any]]] = {}
+            for control, roles in self.controls.items():
+                for role, names in roles.items():
+                    if control == "raw":
+                        outputs = dict.fromkeys(names, self._raw(batch["input"]))
+                    else:
+                        outputs = nets(role, batch["input"])[0]
+                    roles = found.setdefault(control, {})
+                    roles[role] = {name: outputs[name] for name in names}
+            return found
+
+        return jax.jit(run)
+
     @property
     def eval_batch_size(self) -> int:
         """The configured size, rounded up to split evenly; padding rows do not count."""
-        return -(-self.config.eval.batch_size // self.mesh.size) * self.mesh.size
+        shards = partition.batch_shards(self.mesh)
+        return -(-self.config.eval.batch_size // shards) * shards
 
     def initial_state(self, key, config: ConfigDict) -> Any:
         """Creates the state straight into its shardings, then loads warm starts.
@@ -305,7 +466,10 @@ class Experiment:
 
         run = jax.jit(sums, out_shardings=partition.replicated(self.mesh))
         batches = loader.eval_batches(self.dataset.train, batch_size=self.eval_batch_size)
-        parts = [jax.device_get(run(state, frozen, batch)) for batch in batches]
+        parts = []
+        for batch in batches:
+            watch.alive()
+            parts.append(jax.device_get(run(state, frozen, batch)))
         total = jax.tree.map(lambda *x: np.sum(np.stack(x, dtype=np.float64), axis=0), *parts)
         old = state.memory["class_means"]
         means = weighing.class_means(*jax.tree.map(jnp.asarray, jax.tree.map(np.float32, total)))
@@ -330,6 +494,7 @@ class Experiment:
         run = jax.jit(ask, out_shardings=partition.replicated(self.mesh))
         parts = []
         for batch in loader.eval_batches(self.dataset.train, batch_size=self.eval_batch_size):
+            watch.alive()
             found, real = jax.device_get(run(state, frozen, batch)), batch["mask"] > 0
             parts.append({name: rows[real] for name, rows in found.items()})
         rows = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
@@ -410,7 +575,8 @@ class Experiment:
         )
         if role in self.cached:
             return values
-        return jax.tree.map(lambda x, to: jax.device_put(x, to.sharding), values, like)
+        put = lambda x, to: jax.device_put(np.asarray(x, to.dtype), to.sharding)  # noqa: E731
+        return jax.tree.map(put, values, like)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -457,6 +623,10 @@ def _trust_shapes(objective: Objective, shapes: state.Shapes) -> dict[str, Any]:
     b = shapes.batch["mask"].shape[0]
     weights = jax.ShapeDtypeStruct((b, len(objective.signals)), jnp.float32)
     return {"trust": {"weights": weights, **shapes.terms.logits}}
+
+
+def _rules(config: ConfigDict, name: str) -> partition.Rules:
+    return partition.read_rules(config.partition[name], where=f"partition.{name}")
 
 
 def _with_sharding(x, sharding) -> jax.ShapeDtypeStruct:
@@ -552,11 +722,25 @@ def _make_models(config: ConfigDict, provided: Mapping[str, Any]) -> dict[Role, 
         make = resolve("models", name, where=f"roles.{role}.model")
         where = f"roles.{role}.kwargs"
         models[role] = as_model(bind(make, kwargs, where=where, provided=provided)())
-    return models
+    return {r: _wide(m) for r, m in models.items()} if config.precision == "float64" else models
+
+
+def _wide(model: Model) -> Model:
+    """Returns a network whose parameters are float64; its state keeps its type."""
+    if jax.dtypes.canonicalize_dtype(np.float64) != np.float64:
+        raise ConfigError(
+            "JAX computes in 32 bits here", where="precision", hint="set JAX_ENABLE_X64=1"
+        )
+
+    def init(key, *inputs):
+        params, model_state = model.init(key, *inputs)
+        return cast(params, jnp.float64), model_state
+
+    return Model(init, model.apply)
 
 
 def _split_roles(config: ConfigDict):
-    ema = {role: (spec.ema_of, spec.decay) for role, spec in config.roles.items() if spec.ema_of}
+    averages = tuple(role for role, spec in config.roles.items() if spec.ema_of)
     frozen = tuple(role for role, spec in config.roles.items() if spec.frozen)
     for role in frozen:
         if not config.roles[role].init:
@@ -565,11 +749,17 @@ def _split_roles(config: ConfigDict):
                 where=f"roles.{role}.init",
                 hint="give the folder of the run that trained it",
             )
-    trainable = tuple(r for r in config.roles if r not in frozen and r not in ema)
-    return trainable, frozen, ema
+    trainable = tuple(r for r in config.roles if r not in frozen and r not in averages)
+    return trainable, frozen, averages
 
 
-def _make_evaluators(config: ConfigDict, outputs: Mapping[str, Any]) -> dict[str, Evaluator]:
+def _moving_average(spec: ConfigDict, total_steps: int) -> tuple[Role, steps.Decay]:
+    return spec.ema_of, steps.rising_decay(spec.decay, spec.decay_schedule, total_steps)
+
+
+def _make_evaluators(
+    config: ConfigDict, outputs: Mapping[str, Any], dataset: Dataset
+) -> dict[str, Evaluator]:
     evaluators = {}
     for name, kwargs in config.evaluators.items():
         make = resolve("evaluators", name, where="evaluators")
@@ -588,6 +778,13 @@ def _make_evaluators(config: ConfigDict, outputs: Mapping[str, Any]) -> dict[str
                         where=f"evaluators.{name}",
                         hint=nearest(output, outputs[role]),
                     )
+        for part in getattr(evaluator, "parts", {}):
+            if len(getattr(dataset, part)) == 0:
+                raise ConfigError(
+                    f"evaluator {name!r} needs the {part} part, which is empty",
+                    where=f"evaluators.{name}",
+                    hint="set data.held_out above 0" if part == "held_out" else "",
+                )
         evaluators[name] = evaluator
     return evaluators
 
@@ -605,9 +802,11 @@ def build(config: ConfigDict, *, shapes_only: bool = False) -> Experiment:
       CheckpointError: a network to start from is absent, damaged, or of other shapes.
     """
     config_lib.validate(config)
-    trainable, frozen, ema = _split_roles(config)
+    trainable, frozen, averages = _split_roles(config)
     make_objective = resolve("objectives", config.objective.name, where="objective.name")
-    mesh = partition.make_mesh(data=config.mesh.data, fsdp=config.mesh.fsdp)
+    mesh = partition.make_mesh(**{axis: config.mesh[axis] for axis in partition.AXES})
+    rules = (_rules(config, name) for name in ("rules", "frozen_rules"))
+    partition.check_model_axis(mesh, *rules)
     partition.check_batch(
         config.batch_size, mesh, accum_steps=config.accum_steps, where="batch_size"
     )
@@ -616,6 +815,7 @@ def build(config: ConfigDict, *, shapes_only: bool = False) -> Experiment:
     total_steps = config_lib.total_steps(config, len(dataset.train))
     schedule_args = _schedule_args(config, steps_per_epoch, total_steps)
     tx, schedule = optim.make_optimizer(total_steps=total_steps, **schedule_args)
+    ema = {role: _moving_average(config.roles[role], total_steps) for role in averages}
     facts = {
         "num_classes": len(dataset.classes),
         "num_examples": int(example_ids(dataset.train).max(initial=-1)) + 1,
@@ -636,7 +836,8 @@ def build(config: ConfigDict, *, shapes_only: bool = False) -> Experiment:
     raw = jax.eval_shape(lambda: _as_batch(example, config.batch_size))
     transform = make_transform(config, dataset, train=True)
     make_transform(config, dataset, train=False)
-    batch = jax.eval_shape(transform, jax.eval_shape(jax.random.key, 0), raw, jnp.int32(0))
+    with explained("fails on these inputs", where="data.train_transforms"):
+        batch = jax.eval_shape(transform, jax.eval_shape(jax.random.key, 0), raw, jnp.int32(0))
     image_shape = jax.tree.leaves(batch["input"])[0].shape
     provided = {
         "num_classes": len(dataset.classes),
@@ -648,7 +849,8 @@ def build(config: ConfigDict, *, shapes_only: bool = False) -> Experiment:
         models |= teacher_cache.stand_in(config, steps.teacher_view(batch))
     if config.cache.dir:
         models = teacher_cache.limit(config, models)
-    shapes = state.infer_shapes(objective, models, batch)
+    with explained(f"{config.objective.name} fails on these networks", where="objective"):
+        shapes = state.infer_shapes(objective, models, batch)
     _check_classes(shapes, dataset, objective.auxiliary)
     if isinstance(objective, Weighed):
         for role, path in weighing.dead_parameters(objective, models, shapes):
@@ -667,7 +869,7 @@ def build(config: ConfigDict, *, shapes_only: bool = False) -> Experiment:
             outputs={role: shapes.roles[role].outputs for role in config.cache.roles},
             networks={r: _role_spec(config, r) for r in config.cache.roles if r in config.roles},
             epochs=math.ceil(total_steps / steps_per_epoch),
-            devices=mesh.size,
+            devices=partition.batch_shards(mesh),
         )
     return Experiment(
         config=config,
@@ -675,7 +877,7 @@ def build(config: ConfigDict, *, shapes_only: bool = False) -> Experiment:
         dataset=dataset,
         objective=objective,
         models=models,
-        evaluators=_make_evaluators(config, _readable(objective, shapes, config)),
+        evaluators=_make_evaluators(config, _readable(objective, shapes, config), dataset),
         shapes=shapes,
         tx=tx,
         schedule=schedule,
@@ -803,6 +1005,12 @@ def _check_lookahead(config, dataset: Dataset, ema, *, resident: bool) -> None:
             where="lookahead.steps",
             hint="set lookahead.steps=0, or weigher.name=''",
         )
+    if config.watch.nonfinite == "skip":
+        raise ConfigError(
+            "looking ahead moves averages before a step is known to be finite",
+            where="watch.nonfinite",
+            hint="set watch.nonfinite=stop, or lookahead.steps=0",
+        )
     lookahead.make_lookahead_step(lambda *_: _, steps=spec.steps, ema=ema)  # its own checks
     if spec.kind == "wide" and (
         not resident or spec.steps * config.batch_size > len(dataset.train)
@@ -865,6 +1073,8 @@ def _check_classes(shapes: state.Shapes, dataset: Dataset, others: tuple[Role, .
 def check_metric(experiment: Experiment, metric: str, *, where: str) -> None:
     """Checks that an evaluator will measure `"<split>/<name>"`, by asking each on random outputs.
 
+    Metrics with a control behind their name are of the test split.
+
     Raises:
       ConfigError: no evaluator does, or the split is empty.
     """
@@ -872,24 +1082,54 @@ def check_metric(experiment: Experiment, metric: str, *, where: str) -> None:
     if len(getattr(experiment.dataset, split, ())) == 0:
         hint = "set data.held_out above 0" if split == "held_out" else "held_out or test"
         raise ConfigError(f"measures on the {split} split, which is empty", where=where, hint=hint)
-    n, random = 4 * max(len(experiment.dataset.classes), 2), np.random.default_rng(0)
-    names: list[str] = []
-    for evaluator in experiment.evaluators.values():
-        outputs = {
-            role: {
-                output: random.normal(size=(n, *experiment.outputs[role][output].shape[1:]))
-                for output in wanted
-            }
-            for role, wanted in evaluator.outputs.items()
-        }
-        rows = np.arange(n)
-        facts = {"label": rows % max(len(experiment.dataset.classes), 2), "index": rows}
-        found = evaluator(outputs, facts)
-        names += [f"{split}/{key}" for key, value in found.items() if np.ndim(value) == 0]
+    names = [f"{split}/{name}" for name in _measured(experiment, split)]
     if metric not in names:
         raise ConfigError(
             f"no evaluator measures {name!r}", where=where, hint=nearest(metric, names)
         )
+
+
+def _measured(experiment: Experiment, split: str) -> list[str]:
+    """Names of the scalars that evaluators find in random outputs of a split."""
+    if ("names", split) in experiment._compiled:
+        return experiment._compiled["names", split]
+    k, random = max(len(experiment.dataset.classes), 2), np.random.default_rng(0)
+    rows = np.arange(4 * k)
+    facts = {"label": rows % k, "index": rows}
+    names: list[str] = []
+    for evaluator in experiment.evaluators.values():
+        outputs = {
+            role: {
+                output: random.normal(size=(len(rows), *experiment.outputs[role][output].shape[1:]))
+                for output in wanted
+            }
+            for role, wanted in evaluator.outputs.items()
+        }
+        parts = dict.fromkeys(experiment.parts, (outputs, facts))
+        found = ask(evaluator, outputs, facts, split=split, parts=parts)
+        own = [name for name, value in found.items() if np.ndim(value) == 0]
+        names += own
+        for control in getattr(evaluator, "controls", ()) if split == "test" else ():
+            if set(evaluator.outputs) & set(experiment.controls.get(control, {})):
+                names += [f"{name}_{control}" for name in own]
+    experiment._compiled["names", split] = names
+    return names
+
+
+def ask(
+    evaluator: Evaluator,
+    outputs: Mapping[Role, Mapping[str, np.ndarray]],
+    facts: Mapping[str, np.ndarray],
+    *,
+    split: str,
+    parts: Mapping[str, Any],
+) -> Mapping[str, Any]:
+    """Calls an evaluator with what it takes: see `api.Evaluator`."""
+    if not hasattr(evaluator, "parts"):
+        return evaluator(outputs, facts)
+    call: Any = evaluator
+    wanted = {name: parts[name] for name in call.parts}
+    return call(outputs, facts, parts=wanted, split=split)
 
 
 def feed_shapes(experiment: Experiment, variant: str = "inner") -> PyTree:

@@ -6,10 +6,14 @@ it; afterwards every file is hashed into `digest.json`, since Orbax loads flippe
 word. A folder without a digest was interrupted and does not count.
 """
 
+import contextlib
+import functools
 import hashlib
 import json
+import logging
 import pathlib
 import shutil
+import sys
 import threading
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -23,6 +27,7 @@ from distill_jax.core.partition import named_leaves
 from distill_jax.run import processes
 
 DIGEST = "digest.json"
+META = "meta/metadata"
 ROLE = "role."
 
 
@@ -68,6 +73,23 @@ def verify(folder: pathlib.Path) -> None:
             f"{len(bad)} of {len(stored)} files differ from what was written: {bad[0]}",
             where=str(folder),
         )
+
+
+def read_meta(folder: pathlib.Path) -> Mapping[str, Any]:
+    """Returns what was stored beside the state of a step.
+
+    Raises:
+      CheckpointError: it is not as it was written.
+    """
+    path = folder / META
+    try:
+        data = path.read_bytes()
+        stored = json.loads((folder / DIGEST).read_text()).get(META)
+    except (OSError, ValueError, AttributeError) as e:
+        raise CheckpointError(f"cannot be read: {_root_cause(e)}", where=str(folder)) from e
+    if hashlib.blake2b(data, digest_size=16).hexdigest() != stored:
+        raise CheckpointError(f"{META} differs from what was written", where=str(folder))
+    return json.loads(data)
 
 
 def _items(state: TrainState) -> dict[str, PyTree]:
@@ -124,6 +146,7 @@ class Checkpointer:
         if self._orbax is None:
             import orbax.checkpoint as ocp
 
+            _silence_failures()
             self._orbax = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler())
         return self._orbax
 
@@ -143,7 +166,7 @@ class Checkpointer:
         if folder.exists() and (folder / DIGEST).exists():
             return
         if jax.process_index() == 0:
-            shutil.rmtree(folder, ignore_errors=True)
+            _remove(folder)
         if jax.default_backend() == "cpu":
             # On CPU, Orbax's host copy aliases the buffer that the next step is given to reuse.
             state = jax.block_until_ready(self._copy(state))
@@ -152,7 +175,10 @@ class Checkpointer:
         }
         meta = {**meta, "step": step, "metric": metric}
         args["meta"] = ocp.args.JsonSave(meta)
-        self._checkpointer().save(folder, args=ocp.args.Composite(**args))
+        try:
+            self._checkpointer().save(folder, args=ocp.args.Composite(**args))
+        except (OSError, ValueError) as e:
+            raise self._not_saved(e) from e
         self._finish = threading.Thread(target=self._seal, args=(folder,), name="checkpoint")
         self._finish.start()
 
@@ -170,9 +196,18 @@ class Checkpointer:
         best = self.best()
         for step in steps[: -self._keep]:
             if step != best:
-                shutil.rmtree(self._folder / str(step), ignore_errors=True)
-        for partial in self._folder.glob("*.orbax-checkpoint-tmp*"):
-            shutil.rmtree(partial, ignore_errors=True)
+                _remove(self._folder / str(step))
+        for path in self._folder.iterdir():
+            interrupted = path.name.isdigit() and int(path.name) not in steps
+            if interrupted or ".orbax-checkpoint-tmp" in path.name:
+                _remove(path)
+
+    def _not_saved(self, error: BaseException) -> CheckpointError:
+        return CheckpointError(
+            f"could not be saved: {_root_cause(error)}",
+            where=str(self._folder),
+            hint="is the disk full, or the folder not writable? earlier steps are intact",
+        )
 
     def wait(self) -> None:
         """Waits for the save under way.
@@ -187,24 +222,37 @@ class Checkpointer:
             processes.barrier("checkpoint")
         if self._error is not None:
             error, self._error = self._error, None
-            raise CheckpointError(
-                f"could not be saved: {_root_cause(error)}",
-                where=str(self._folder),
-                hint="is the disk full, or the folder not writable? earlier steps are intact",
-            ) from error
+            if isinstance(error, CheckpointError):
+                raise error
+            raise self._not_saved(error) from error
 
-    def close(self) -> None:
-        self.wait()
-        if self._orbax is not None:
-            self._orbax.close()
-            self._orbax = None
+    def close(self, *, failed: bool = False) -> None:
+        """Waits for the save under way and lets go of threads; raises as `wait` does.
+
+        Args:
+          failed: an error ends the run. Of several processes it may be this one's alone, and the
+            others are not waited for.
+        """
+        if failed and processes.count() > 1:
+            return
+        try:
+            self.wait()
+        finally:
+            if self._orbax is not None:
+                with contextlib.suppress(Exception):  # told by `wait`
+                    self._orbax.close()
+                self._orbax = None
 
     def meta(self, step: int) -> Mapping[str, Any]:
-        """Returns what was stored beside the state of a step."""
-        return json.loads((self._folder / str(step) / "meta" / "metadata").read_text())
+        """Returns what was stored beside the state of a step, see `read_meta`."""
+        return read_meta(self._folder / str(step))
 
     def best(self) -> int | None:
-        """Returns the step with the best selection metric, the earliest among equals."""
+        """Returns the step with the best selection metric, the earliest among equals.
+
+        Raises:
+          CheckpointError: the metric of a step cannot be read.
+        """
         scored = []
         for step in self.steps():
             metric = self.meta(step).get("metric")
@@ -218,8 +266,48 @@ class Checkpointer:
             taken = len(list(self._folder.glob(f"{folder.name}.damaged*")))
             folder.rename(folder.with_name(f"{folder.name}.damaged{taken or ''}"))
 
+    def _find(self, step: int | None) -> tuple[int | None, list[str]]:
+        """Returns the step to restore, None where there is none, and what was set aside."""
+        if step is not None:
+            verify(self._folder / str(step))
+            return step, []
+        skipped: list[str] = []
+        for candidate in self.steps()[::-1]:
+            folder = self._folder / str(candidate)
+            try:
+                verify(folder)
+            except CheckpointError as e:
+                skipped.append(str(e))
+                self._set_aside(folder)
+                continue
+            self._check_best(newest=candidate)
+            return candidate, skipped
+        if skipped:
+            raise CheckpointError(
+                "every checkpoint is damaged:\n  " + "\n  ".join(skipped),
+                where=str(self._folder),
+                hint="restore the folder from a copy, or delete it to start afresh",
+            )
+        return None, []
+
+    def _check_best(self, *, newest: int) -> None:
+        """Raises `CheckpointError` where the best state was lost, rather than at the end."""
+        try:
+            best = self.best()
+            if best not in (None, newest):
+                verify(self._folder / str(best))
+        except CheckpointError as e:
+            raise CheckpointError(
+                f"{e.what}, and it may hold the best state so far",
+                where=e.where,
+                hint="move this folder away to choose the best among the others, or all newer "
+                "ones too to compute it again",
+            ) from e
+
     def restore(self, like: TrainState, *, step: int | None = None) -> Restored | None:
         """Restores the newest undamaged step, or the one asked for.
+
+        Damaged newer steps are set aside. Of several processes the first one decides.
 
         Args:
           like: the state as `jax.ShapeDtypeStruct`s with the shardings to restore onto, which
@@ -230,45 +318,58 @@ class Checkpointer:
           None where the folder holds no finished step.
 
         Raises:
-          CheckpointError: every step is damaged, or the structure differs from `like`.
+          CheckpointError: every step is damaged, or the one that is asked for or was the best so
+            far, or the structure differs from `like`.
         """
         import orbax.checkpoint as ocp
 
-        candidates = [step] if step is not None else self.steps()[::-1]
-        skipped: list[str] = []
-        for candidate in candidates:
-            folder = self._folder / str(candidate)
-            try:
-                verify(folder)
-            except CheckpointError as e:
-                skipped.append(str(e))
-                if step is None:
-                    self._set_aside(folder)
-                continue
-            args: dict[str, Any] = {}
-            for name, tree in _items(like).items():
-                shardings = jax.tree.map(
-                    lambda x: ocp.ArrayRestoreArgs(
-                        sharding=x.sharding, global_shape=x.shape, dtype=x.dtype
-                    ),
-                    tree,
-                )
-                args[name] = ocp.args.PyTreeRestore(tree, restore_args=shardings)
-                _check_structure(folder, name, tree)
-            try:
-                items = self._checkpointer().restore(folder, args=ocp.args.Composite(**args))
-            except Exception as e:
-                raise CheckpointError(
-                    f"could not be read: {_root_cause(e)}", where=str(folder)
-                ) from e
-            return Restored(_join(items, like), self.meta(candidate), tuple(skipped))
-        if skipped:
-            raise CheckpointError(
-                "every checkpoint is damaged:\n  " + "\n  ".join(skipped),
-                where=str(self._folder),
-                hint="restore the folder from a copy, or delete it to start afresh",
+        found, skipped = processes.from_first(lambda: self._find(step), where=str(self._folder))
+        if found is None:
+            return None
+        folder = self._folder / str(found)
+        args: dict[str, Any] = {}
+        for name, tree in _items(like).items():
+            shardings = jax.tree.map(
+                lambda x: ocp.ArrayRestoreArgs(
+                    sharding=x.sharding, global_shape=x.shape, dtype=x.dtype
+                ),
+                tree,
             )
-        return None
+            args[name] = ocp.args.PyTreeRestore(tree, restore_args=shardings)
+            _check_structure(folder, name, tree)
+        try:
+            items = self._checkpointer().restore(folder, args=ocp.args.Composite(**args))
+        except Exception as e:
+            raise CheckpointError(f"could not be read: {_root_cause(e)}", where=str(folder)) from e
+        return Restored(_join(items, like), self.meta(found), tuple(skipped))
+
+
+ANY = "*"
+"""In place of the name of a layer: all that the network has of those that are stored."""
+
+
+@functools.cache
+def _silence_failures() -> None:
+    """Keeps what Orbax prints of a failed save off the console: it raises it too.
+
+    It logs tracebacks, leaves the errors of further writes unread, which asyncio then logs, and
+    writes that end after the first has failed find its event loop closed.
+    """
+    for name in ("absl", "asyncio"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    before = sys.unraisablehook
+
+    def hook(unraisable: Any) -> None:
+        if str(unraisable.exc_value) != "Event loop is closed":
+            before(unraisable)
+
+    sys.unraisablehook = hook
+
+
+def _remove(folder: pathlib.Path) -> None:
+    """Deletes a step such that what is left of it, were this interrupted, does not count."""
+    (folder / DIGEST).unlink(missing_ok=True)
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _root_cause(e: BaseException) -> str:
@@ -302,10 +403,19 @@ def _layer(params: PyTree, part: str) -> PyTree:
     return params
 
 
+def _common(tree: PyTree, like: PyTree) -> PyTree:
+    """Returns what both trees have of `tree`."""
+    if not isinstance(tree, Mapping) or not isinstance(like, Mapping):
+        return tree
+    return {name: _common(value, like[name]) for name, value in tree.items() if name in like}
+
+
 def _check_structure(folder: pathlib.Path, item: str, like: PyTree, *, part: str = "") -> None:
     """Raises `CheckpointError` that lists how the stored leaves differ from those wanted."""
     tree = _stored_shapes(folder, item)
-    if part:
+    if part == ANY:
+        tree = _common(tree, like)
+    elif part:
         tree = {"params": _layer(tree["params"], part), "state": {}}
     stored = {name: tuple(x.shape) for name, x in named_leaves(tree).items()}
     wanted = {name: tuple(x.shape) for name, x in named_leaves(like).items()}
@@ -375,7 +485,8 @@ def read_network(
       path: a run, a `checkpoints` folder or a step.
       role: which network of that run.
       part: name of the layer whose parameters are read in place of the whole network's,
-        `layer/layer` where it is inside another; a network of that layer has no state.
+        `layer/layer` where it is inside another; a network of that layer has no state. "*" reads
+        those layers that the network has, and leaves the others of the stored one.
       like: `(params, state)` as shapes.
       where: config path to name in errors.
 
@@ -402,4 +513,8 @@ def read_network(
         epath.Path(folder / (ROLE + role)),
         args=ocp.args.PyTreeRestore(tree, restore_args=restore_args),
     )
-    return (_layer(item["params"], part), {}) if part else (item["params"], item["state"])
+    if part == ANY:
+        item = _common(item, {"params": like[0], "state": like[1]})
+    elif part:
+        return _layer(item["params"], part), {}
+    return item["params"], item["state"]

@@ -38,7 +38,7 @@ _OPEN = re.compile(
     r"(objective|weigher|data|optim|bilevel\.optim|roles\.\w+)\.kwargs(\..+)?"
     r"|data\.transform_kwargs(\..+)?|data\.corrupt(\..+)?"
     r"|optim\.schedule_kwargs(\..+)?|evaluators(\..+)?"
-    r"|study\.arms(\..+)?|study\.tuned|roles"
+    r"|study\.arms(\..+)?|study\.(tuned|published)|roles"
 )
 
 # A name and the keyword arguments that belong to it: another name drops them.
@@ -61,6 +61,7 @@ def role(model: str = "", **kwargs: Any) -> ConfigDict:
     config.frozen = False  # never trained: a teacher
     config.ema_of = config_dict.placeholder(str)  # role whose moving average this one is
     config.decay = 0.996  # of the moving average, per step
+    config.decay_schedule = "constant"  # constant | cosine | linear: up to 1 at the end
     config.lock()
     config.kwargs.unlock()
     return config
@@ -74,6 +75,7 @@ def base() -> ConfigDict:
     config.total = _duration("steps", "epochs", "examples")  # length of training; exactly one
     config.accum_steps = 1  # micro-batches per step; divides batch_size
     config.precision = "float32"  # compute type: float32 | bfloat16; parameters stay float32
+    # float64 computes and keeps everything in it: to compare meshes, not to train
 
     config.objective = ConfigDict()
     config.objective.name = ""  # module in distill_jax.objectives, or package.module:Symbol
@@ -149,10 +151,13 @@ def base() -> ConfigDict:
     config.mesh = ConfigDict()
     config.mesh.data = -1  # devices along the batch; -1 takes what is left
     config.mesh.fsdp = 1  # devices that share each large parameter
+    config.mesh.model = 1  # devices that share the work on an example, by partition rules
     config.mesh.cpu_devices = 0  # devices to split a CPU into; 0 is automatic
 
     config.partition = ConfigDict()
-    config.partition.rules = ()  # (regex, (mesh axis or None, ...)) over leaf paths; first match
+    config.partition.rules = ()  # of the state: (regex, (mesh axis or None, ...)) over leaf paths,
+    # of which the first match decides, or names of core.partition.RULE_SETS
+    config.partition.frozen_rules = ()  # the same for frozen networks, as role/0/path/to/leaf
     config.partition.min_size = 2**14  # smaller parameters are replicated (elements)
 
     config.eval = ConfigDict()
@@ -169,6 +174,12 @@ def base() -> ConfigDict:
     config.log.grad_norm = False  # also log the norm of the gradient; costs a pass over it
     config.log.tensorboard = True  # also write TensorBoard events
 
+    config.watch = ConfigDict()  # what a run says of how it is
+    config.watch.stall_seconds = 600.0  # nothing done for so long is a stall; 0 is off
+    config.watch.on_stall = "report"  # report: write all stacks, go on | exit: with code 70
+    config.watch.nonfinite = "stop"  # stop: with code 3 | skip: the step changes nothing
+    config.watch.spike = 10.0  # alarm: loss or gradient norm so far above its median; 0 is off
+
     config.checkpoint = ConfigDict()
     config.checkpoint.every = _duration("steps", "epochs", "percent")  # at most one
     config.checkpoint.keep = 2  # latest checkpoints that stay, beside the best
@@ -176,6 +187,7 @@ def base() -> ConfigDict:
     config.study = ConfigDict()
     config.study.arms = ConfigDict()  # open: {arm: nested dict of what it changes in this config}
     config.study.tuned = ConfigDict()  # open: {name: arms}; stands for the best of them, held out
+    config.study.published = ConfigDict()  # open: {arm: figure of others, shown beside ours}
     config.study.sources = ()  # arms that others start from and that are not compared
     config.study.title = ""  # of the report
     config.study.seeds = ()  # seeds of every arm
@@ -257,6 +269,8 @@ def flatten(config: Mapping[str, Any] | ConfigDict, prefix: str = "") -> dict[st
 def _tuples(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return tuple(_tuples(item) for item in value)
+    if isinstance(value, dict):  # inside a tuple: arguments of the transforms of a view
+        return {key: _tuples(item) for key, item in value.items()}
     return value
 
 
@@ -377,7 +391,7 @@ def _coerce(value: Any, kind: type, *, optional: bool, path: str) -> Any:
     return value
 
 
-def _is_a(value: Any, kind: type) -> bool:
+def _is_a(value: Any, kind: type | tuple[type, ...]) -> bool:
     return isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
 
 
@@ -525,13 +539,15 @@ def validate(config: ConfigDict) -> None:
 
 
 _CHOICES = {
-    "precision": ("float32", "bfloat16"),
+    "precision": ("float32", "bfloat16", "float64"),
     "data.resident": ("auto", "yes", "no"),
     "data.teacher_view": ("same", "clean", "independent"),
     "cache.rest": ("spread", "drop"),
     "cache.dtype": ("float32", "float16", "bfloat16"),
     "eval.mode": ("max", "min"),
     "study.lanes": ("no", "yes", "auto"),
+    "watch.on_stall": ("report", "exit"),
+    "watch.nonfinite": ("stop", "skip"),
     "lookahead.kind": ("deep", "wide"),
     "lookahead.restore": ("all", "params+opt", "params"),
 }
@@ -572,15 +588,18 @@ def _check_numbers(config: ConfigDict) -> None:
     check("bilevel.outer_batch", 0 < config.bilevel.outer_batch < math.inf, "a positive share")
     for path in ("bilevel.optim.lr", "bilevel.optim.weight_decay"):
         check(path, 0 <= _lookup(config, path) < math.inf, "0 or more")
+    for path in ("watch.stall_seconds", "watch.spike"):
+        check(path, 0 <= _lookup(config, path) < math.inf, "0 for off, or more")
     check("seed", 0 <= config.seed < 2**32, "from 0 to 2**32 - 1")
     check("data.held_out", 0 <= config.data.held_out < 1, "a fraction from 0 to below 1")
     check("optim.weight_decay", 0 <= config.optim.weight_decay < math.inf, "0 or more")
     clip = config.optim.clip_norm
     check("optim.clip_norm", clip is None or 0 < clip < math.inf, "positive, or none for no limit")
-    for axis in ("data", "fsdp"):
+    axes = ("data", "fsdp", "model")
+    for axis in axes:
         size = config.mesh[axis]
         check(f"mesh.{axis}", size >= 1 or size == -1, "at least 1, or -1 for what is left")
-    if config.mesh.data == config.mesh.fsdp == -1:
+    if sum(config.mesh[axis] == -1 for axis in axes) > 1:
         raise ConfigError("only one axis can take what is left", where="mesh", hint="set one")
     check("data.views", config.data.views >= 0, "0 for a new view every epoch, or more")
     check("mesh.cpu_devices", config.mesh.cpu_devices >= 0, "0 for automatic, or more")
@@ -613,6 +632,12 @@ def _check_roles(config: ConfigDict) -> None:
             if not 0 <= group.decay <= 1:
                 raise ConfigError(
                     f"{group.decay} is out of range", where=f"{where}.decay", hint="from 0 to 1"
+                )
+            if group.decay_schedule not in ("constant", "cosine", "linear"):
+                raise ConfigError(
+                    f"unknown value {group.decay_schedule!r}",
+                    where=f"{where}.decay_schedule",
+                    hint=nearest(group.decay_schedule, ("constant", "cosine", "linear")),
                 )
         elif not group.model and not group.init:
             raise ConfigError(
@@ -705,6 +730,13 @@ def _check_study(config: ConfigDict) -> None:
             what = "the reference" if arm == study.reference else "not an arm"
             hint = nearest(arm, set(study.arms) - {study.reference})
             raise ConfigError(f"{arm!r} is {what}", where="study.sources", hint=hint)
+    for name, figure in study.published.items():
+        where = f"study.published.{name}"
+        if name not in study.arms:
+            hint = nearest(name, study.arms)
+            raise ConfigError(f"{name!r} is not an arm", where=where, hint=hint)
+        if not _is_a(figure, (int, float)):
+            raise ConfigError(f"{figure!r} is not a number", where=where, hint="0.7066")
     for name, candidates in study.tuned.items():
         where = f"study.tuned.{name}"
         if name in study.arms:

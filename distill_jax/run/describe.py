@@ -7,6 +7,7 @@ import jax
 
 from distill_jax.core import partition
 from distill_jax.run import build as build_lib
+from distill_jax.run import collectives
 from distill_jax.run import config as config_lib
 from distill_jax.run.config import ConfigDict
 
@@ -40,13 +41,16 @@ def _leaf_rows(tree) -> list[tuple[str, ...]]:
 def describe(config: ConfigDict) -> str:
     """Returns the resolved config, the parameters, the sharding of each leaf and the step's cost.
 
-    Compiles the step for the devices of this process. Reads no data: the data set answers with
+    The cost is that of the compiled step on each device: operations, memory, and what it exchanges
+    with others. Compiles for the devices of this process. Reads no data: the data set answers with
     its shapes.
 
     Raises:
       ConfigError: the config does not fit together.
     """
     experiment = build_lib.build(config, shapes_only=True)
+    warnings: list[str] = []
+    experiment.say_doubts(warnings.append, alone=not config.study.arms)
     compiled = {
         variant: experiment.compile_step(build_lib.feed_shapes(experiment, variant), variant)
         for variant in experiment.variants
@@ -83,7 +87,8 @@ def describe(config: ConfigDict) -> str:
         *stored,
         *((_step_title(experiment, v), _cost(step)) for v, step in compiled.items()),
     ]
-    return "\n\n".join(f"== {title}\n{body}" for title, body in sections)
+    found = ["\n".join(warnings)] if warnings else []
+    return "\n\n".join([*found, *(f"== {title}\n{body}" for title, body in sections)])
 
 
 def _step_title(experiment: build_lib.Experiment, variant: str) -> str:
@@ -96,14 +101,23 @@ def _step_title(experiment: build_lib.Experiment, variant: str) -> str:
 
 
 def _cost(step) -> str:
-    cost, memory = step.cost_analysis() or {}, step.memory_analysis()
+    cost, memory = step.cost_analysis() or {}, collectives.memory(step)
     return (
         f"FLOPs      {cost.get('flops', float('nan')):.4g}\n"
-        f"arguments  {_bytes(memory.argument_size_in_bytes)}\n"
-        f"outputs    {_bytes(memory.output_size_in_bytes)}"
-        f" ({_bytes(memory.alias_size_in_bytes)} in place)\n"
-        f"temporary  {_bytes(memory.temp_size_in_bytes)}"
+        f"arguments  {_bytes(memory['arguments'])}\n"
+        f"outputs    {_bytes(memory['outputs'])} ({_bytes(memory['in_place'])} in place)\n"
+        f"temporary  {_bytes(memory['temporary'])}\n"
+        f"peak       {_bytes(memory['peak'])}\n\n{_exchange(step)}"
     )
+
+
+def _exchange(step) -> str:
+    header = ("collective", "count", "devices", "bytes", "sent by each")
+    rows = [
+        (kind, str(total.count), str(group), _bytes(total.nbytes), _bytes(total.sent))
+        for (kind, group), total in collectives.totals(collectives.of_compiled(step)).items()
+    ]
+    return _table(rows, header) if rows else "no collectives"
 
 
 def _kind(config: ConfigDict, role: str) -> str:

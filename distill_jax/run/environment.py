@@ -4,6 +4,7 @@ import contextlib
 import ctypes
 import functools
 import importlib.metadata
+import math
 import os
 import pathlib
 import platform
@@ -48,24 +49,26 @@ def cpu_devices(config, *, processes: int = 1) -> int:
     if config.mesh.cpu_devices:
         return config.mesh.cpu_devices
     learning = {r.model for r in config.roles.values() if not r.frozen and r.ema_of is None}
-    free = config.mesh.data == -1 and config.mesh.fsdp == 1
+    mesh = config.mesh
+    free = mesh.data == -1 and mesh.fsdp == mesh.model == 1
     if free and learning == {"mlp"} and config.study.lanes == "no":
         return 1
-    fixed = config.mesh.fsdp if config.mesh.data == -1 else config.mesh.data * config.mesh.fsdp
-    if config.mesh.data != -1:
+    fixed = math.prod(size for size in (mesh.data, mesh.fsdp, mesh.model) if size != -1)
+    if -1 not in (mesh.data, mesh.fsdp, mesh.model):
         return max(1, fixed // processes)
     cores = max(1, (os.cpu_count() or 1) // processes)
     totals = [n * processes for n in range(1, cores + 1)]
-    fits = [n for n in totals if n % fixed == 0 and config.batch_size % n == 0]
+    split = max(1, mesh.model)
+    fits = [n for n in totals if n % fixed == 0 and config.batch_size % max(1, n // split) == 0]
     return max(fits, default=max(fixed, processes)) // processes
 
 
-def configure_jax(*, cpu_devices: int) -> None:
+def configure_jax(*, cpu_devices: int, x64: bool = False) -> None:
     """Splits the CPU into devices and switches the persistent compilation cache on.
 
     The cache lies in `$DISTILL_JAX_CACHE`, by default `~/.cache/distill_jax`; "off" disables it.
     Must run before JAX touches a device; later calls leave the devices as they are. On Linux freed
-    memory stays in the process, see `keep_freed_memory`.
+    memory stays in the process, see `keep_freed_memory`. `x64` lets arrays have 64 bits.
     """
     import jax
 
@@ -73,6 +76,8 @@ def configure_jax(*, cpu_devices: int) -> None:
 
     with contextlib.suppress(RuntimeError):
         jax.config.update("jax_num_cpu_devices", cpu_devices)
+    if x64:
+        jax.config.update("jax_enable_x64", True)
     cache = os.environ.get("DISTILL_JAX_CACHE", "~/.cache/distill_jax")
     if cache != "off":
         jax.config.update("jax_compilation_cache_dir", os.path.expanduser(cache))

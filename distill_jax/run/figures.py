@@ -143,7 +143,7 @@ class Panel:
       x_range, y_range: data limits, low < high.
       height: of the whole figure, in pixels.
       left: margin for labels, in pixels.
-      log: whether y is logarithmic.
+      log, log_x: whether y, or x, is logarithmic.
     """
 
     x_range: tuple[float, float]
@@ -154,14 +154,17 @@ class Panel:
     right: int = WIDTH - 22
     top: int = 12
     foot: int = 46
+    log_x: bool = False
 
     @property
     def bottom(self) -> int:
         return self.height - self.foot
 
     def x(self, value: Any) -> Any:
-        low, high = self.x_range
-        return self.left + (np.asarray(value) - low) / (high - low) * (self.right - self.left)
+        (low, high), value = self.x_range, np.asarray(value)
+        if self.log_x:
+            low, high, value = math.log10(low), math.log10(high), np.log10(value)
+        return self.left + (value - low) / (high - low) * (self.right - self.left)
 
     def y(self, value: Any) -> Any:
         (low, high), value = self.y_range, np.asarray(value)
@@ -172,7 +175,7 @@ class Panel:
     def frame(self, *, x_label: str, y_label: str = "", y_ticks: bool = True) -> Html:
         """Returns grid lines, tick labels and axis names."""
         parts = []
-        for v in ticks(*self.x_range):
+        for v in (log_ticks if self.log_x else ticks)(*self.x_range):
             x = float(self.x(v))
             parts.append(el("line", x1=x, x2=x, y1=self.top, y2=self.bottom, class_="grid"))
             parts.append(el("text", short(v), x=x, y=self.bottom + 18, text_anchor="middle"))
@@ -212,6 +215,7 @@ def line_chart(
     y_label: str,
     x_label: str = "step",
     log: bool = False,
+    log_x: bool = False,
     y_range: tuple[float, float] | None = None,
     level: float | None = None,
     dashes: Mapping[int, str] | None = None,
@@ -222,7 +226,7 @@ def line_chart(
       series: by colour number; all values finite, and positive if `log`.
       y_label: what is drawn, for the alternative text; the caption names it to the eye.
       x_label: name of the horizontal axis.
-      log: a logarithmic vertical axis.
+      log, log_x: a logarithmic vertical, or horizontal, axis; x is positive then.
       y_range: limits of the vertical axis; by default those of the values.
       level: a value to mark by a dashed line, within the limits.
       dashes: dash patterns by colour number, where they are not to follow it.
@@ -233,7 +237,8 @@ def line_chart(
         x_range=_padded(xs.min(), xs.max(), 0.0),
         y_range=y_range or limits(np.concatenate(edges), log=log),
         log=log,
-        left=46,
+        log_x=log_x,
+        left=58 if log and log_x else 46,
     )
     marks = [panel.frame(x_label=x_label)]
     if level is not None:
@@ -381,6 +386,53 @@ def bar_chart(
         for row in rows
     )
     return panel.svg(*marks, alt=f"{x_label}: {said}.")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Cloud:
+    """Points `[n, 2]` that are drawn alike, and what is said of each."""
+
+    name: str
+    points: np.ndarray
+    said: Sequence[str]
+
+
+def mark(i: int) -> str:
+    """Returns the class of the points of the i-th cloud: filled, then open, in every colour."""
+    return ("ring " if i // COLOURS % 2 else "point ") + colour(i)
+
+
+def scatter_plot(clouds: Sequence[Cloud], *, x_label: str, y_label: str, alt: str) -> Html:
+    """Draws points, a unit being as long on one axis as on the other.
+
+    Args:
+      clouds: finite points, at least one; the i-th has the i-th `mark`.
+      x_label: name of the horizontal axis.
+      y_label: name of the vertical axis.
+      alt: what is to be seen, for the alternative text.
+    """
+    xy = np.concatenate([cloud.points for cloud in clouds])
+    middle, half = (xy.max(0) + xy.min(0)) / 2, float(np.ptp(xy, axis=0).max()) * 0.54 or 1.0
+    ranges = [(float(m) - half, float(m) + half) for m in middle]
+    panel = Panel(x_range=ranges[0], y_range=ranges[1], height=WIDTH - 80 + 58)
+    marks = [panel.frame(x_label=x_label, y_label=y_label)]
+    for i, cloud in enumerate(clouds):
+        rows = zip(cloud.points.tolist(), cloud.said, strict=True)
+        for (x, y), said in rows:
+            at = {"cx": float(panel.x(x)), "cy": float(panel.y(y)), "r": 3.2}
+            marks.append(el("circle", el("title", said), **at, class_=mark(i)))
+    return panel.svg(*marks, alt=alt)
+
+
+def marks_key(names: Sequence[str]) -> Html:
+    """Returns the legend of `scatter_plot`."""
+
+    def item(i: int, name: str) -> Html:
+        dot = el("circle", cx=6, cy=6, r=4, class_=mark(i))
+        picture = el("svg", dot, viewBox="0 0 12 12", width=12, aria_hidden="true", class_="mark")
+        return el("li", picture, name)
+
+    return el("ul", [item(i, name) for i, name in enumerate(names)], class_="key")
 
 
 def reliability_diagram(tables: Mapping[int, tuple[str, np.ndarray]]) -> Html:

@@ -21,6 +21,7 @@ from absl import flags
 
 from distill_jax.core.errors import ConfigError, UserError, nearest
 from distill_jax.run import config as config_lib
+from distill_jax.run import unused
 
 MODES = {
     "train": "train, evaluate and report; continues where the workdir stops",
@@ -116,8 +117,11 @@ def parse(argv: Sequence[str]) -> Flags:
         spec, config = str(stored), config_lib.from_json(stored.read_text())
     else:
         config = load(spec)
+    before = config
     config = config_lib.override(config, overrides)
     config_lib.validate(config)
+    if mode != "eval":  # the config of an arm, which may leave unread what it inherited
+        unused.check(config, changes=overrides, before=before)
     flags.FLAGS.mark_as_parsed()  # libraries such as grain refuse to work before
     return Flags(config, workdir, mode, spec, overrides, **processes)
 

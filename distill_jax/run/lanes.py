@@ -21,7 +21,7 @@ from distill_jax.core.api import PyTree, Role, TrainState
 from distill_jax.core.errors import CheckpointError, NonFiniteError
 from distill_jax.run import build as build_lib
 from distill_jax.run import config as config_lib
-from distill_jax.run import environment, loop
+from distill_jax.run import environment, loop, watch
 from distill_jax.run.config import ConfigDict
 
 _LR = ("optim", "lr")
@@ -64,7 +64,8 @@ def refusal(experiment: build_lib.Experiment) -> str:
         "several processes": jax.process_count() > 1,
         "data that are streamed": not experiment.resident,
         "stored answers of a teacher": experiment.cache is not None,
-        "sharded parameters": config.mesh.fsdp != 1 or len(config.partition.rules) > 0,
+        "sharded parameters": (config.mesh.fsdp, config.mesh.model) != (1, 1)
+        or len(config.partition.rules) > 0,
     }
     return ", ".join(reason for reason, holds in reasons.items() if holds)
 
@@ -97,6 +98,7 @@ def train(
     """
     clock = loop.Clock()
     experiments = make_experiments(members, make_experiment)
+    experiments[0].say_doubts(say, alone=False)
     program = Lanes(members, experiments, way=way)
     if only_if_faster and program.way != "vmap":
         raise NotImplementedError("convolutions on CPU gain little side by side")
@@ -326,7 +328,9 @@ class Lanes:
 
     def __call__(self, state: TrainState, step: int) -> tuple[TrainState, tuple[str, Any]]:
         variant = self.experiment.variant(step)
+        watch.enter("data")
         fed = self._feed(step, variant)
+        watch.enter("dispatch")
         state, metrics = self.update[variant](state, self.frozen, fed, self.keys, self.scalars)
         return state, (variant, metrics)
 

@@ -1,6 +1,7 @@
 """The loop: batch, step, log, evaluate, save, in a fixed order."""
 
 import contextlib
+import functools
 import json
 import os
 import pathlib
@@ -11,14 +12,16 @@ from typing import Any, Protocol
 import jax
 import numpy as np
 
+from distill_jax.core import collapse
 from distill_jax.core.api import TrainState
 from distill_jax.core.errors import CheckpointError, ConfigError, NonFiniteError
 from distill_jax.core.partition import named_leaves
 from distill_jax.data import loader
 from distill_jax.data.source import Subset
+from distill_jax.evaluators._features import spread
+from distill_jax.run import alarms, embeddings, environment, processes, speed, watch, writers
 from distill_jax.run import build as build_lib
 from distill_jax.run import config as config_lib
-from distill_jax.run import environment, processes, writers
 from distill_jax.run.checkpoint import Checkpointer
 from distill_jax.run.config import ConfigDict
 
@@ -30,6 +33,9 @@ NEUTRAL = (
     "eval.batch_size",
     "data.resident",
     "study.",
+    "watch.stall_seconds",
+    "watch.on_stall",
+    "watch.spike",
 )
 """Config paths that change how a run is carried out and not what it computes."""
 
@@ -40,6 +46,9 @@ REMEDY = (
 IN_FLIGHT = 8
 """After this many steps the loop waits for the first of them: the device never idles, and the rate
 shown and the answer to a signal are at most so many steps off."""
+
+SKIPPED_IN_A_ROW = 100
+"""After so many steps in a row that were skipped for not being finite, a run is given up."""
 
 EXAMPLES = 64
 """How many test inputs are stored with their predictions, for the report to show."""
@@ -114,8 +123,10 @@ def evaluate(
       `{"<split>/<metric>": value}` of scalars and arrays, and the collected outputs
       `{role: {name: [n, ...]}}` beside `label` and `index` `[n]`.
     """
-    outputs, facts = predictions(experiment, state, frozen, split, rows=rows)
-    return measure(experiment, outputs, facts, split), {"outputs": outputs, **facts}
+    gather = functools.partial(predictions, experiment, state, frozen)
+    outputs, facts = gather(split, rows=rows)
+    parts = collect_parts(experiment, gather, split, (outputs, facts))
+    return measure(experiment, outputs, facts, split, parts), {"outputs": outputs, **facts}
 
 
 def predictions(
@@ -154,6 +165,7 @@ def collect(
         source = Subset(source, rows, f"{len(rows)} of them")
     parts: list[Any] = []
     for batch in loader.eval_batches(source, batch_size=experiment.eval_batch_size):
+        watch.alive()
         outputs = jax.device_get(predict(batch))
         real = np.flatnonzero(np.asarray(batch["mask"]) > 0)
         facts = {k: np.asarray(x) for k, x in batch.items() if k not in ("input", "mask", "epoch")}
@@ -163,14 +175,75 @@ def collect(
     return outputs, {k: np.concatenate([part[1][k] for part in parts]) for k in parts[0][1]}
 
 
+def collect_parts(
+    experiment: build_lib.Experiment,
+    gather: Callable[..., tuple[Any, Any]],
+    split: str,
+    found: tuple[Any, Any],
+) -> dict[str, tuple[Any, Any]]:
+    """Collects, once for all evaluators, what they need beside the split that is measured.
+
+    Args:
+      experiment: whose evaluators.
+      gather: `(split, rows=None) -> (outputs, facts)`.
+      split: what is measured.
+      found: of it, where it is among the parts itself.
+
+    Returns:
+      `{part: (outputs, facts)}`.
+    """
+    parts = {}
+    for part, most in experiment.parts.items():
+        n = len(getattr(experiment.dataset, part))
+        rows = spread(n, most) if most is not None and most < n else None
+        parts[part] = found if part == split else gather(part, rows=rows)
+    return parts
+
+
 def measure(
-    experiment: build_lib.Experiment, outputs: Any, facts: Mapping[str, np.ndarray], split: str
+    experiment: build_lib.Experiment,
+    outputs: Any,
+    facts: Mapping[str, np.ndarray],
+    split: str,
+    parts: Mapping[str, tuple[Any, Any]] | None = None,
 ) -> dict[str, Any]:
     """Returns `{"<split>/<metric>": value}` of every evaluator over collected outputs."""
     metrics: dict[str, Any] = {}
     for evaluator in experiment.evaluators.values():
-        found = evaluator(outputs, facts)
+        found = build_lib.ask(evaluator, outputs, facts, split=split, parts=parts or {})
         metrics |= {f"{split}/{name}": value for name, value in found.items()}
+    return metrics
+
+
+def measure_controls(
+    experiment: build_lib.Experiment, seed: int, split: str = "test"
+) -> dict[str, Any]:
+    """Returns `{"<split>/<metric>_<control>": value}` of evaluators that have controls.
+
+    These are measured as the networks are, but on their inputs and on networks without training,
+    and depend on no state; see `api.Evaluator`.
+    """
+    if not experiment.controls:
+        return {}
+    networks = experiment.untrained(jax.random.key(seed))
+    gather = functools.partial(
+        collect, experiment, lambda batch: experiment.predict_controls(networks, batch)
+    )
+    found = gather(split)
+    parts = collect_parts(experiment, gather, split, found)
+    metrics: dict[str, Any] = {}
+    for evaluator in experiment.evaluators.values():
+        for control in getattr(evaluator, "controls", ()):
+            if not set(evaluator.outputs) & set(experiment.controls.get(control, {})):
+                continue
+            measured = build_lib.ask(
+                evaluator,
+                found[0][control],
+                found[1],
+                split=split,
+                parts={name: (part[0][control], part[1]) for name, part in parts.items()},
+            )
+            metrics |= {f"{split}/{name}_{control}": value for name, value in measured.items()}
     return metrics
 
 
@@ -203,12 +276,16 @@ def evaluate_run(config: ConfigDict, workdir: pathlib.Path) -> str:
             if len(getattr(experiment.dataset, split)):
                 metrics |= scalars(evaluate(experiment, restored.state, frozen, split)[0])
         found[name] = metrics
+    if len(experiment.dataset.test):
+        controls = scalars(measure_controls(experiment, config.seed))
+        found = {name: metrics | controls for name, metrics in found.items()}
     checkpointer.close()
     write_json(workdir / "eval.json", found)
     names = sorted({name for metrics in found.values() for name in metrics})
-    lines = [f"{'':28}{'best':>12}{'newest':>12}"]
+    width = max(28, *(len(name) + 2 for name in names))
+    lines = [f"{'':{width}}{'best':>12}{'newest':>12}"]
     lines += [
-        f"{name:28}" + "".join(f"{found[k].get(name, float('nan')):>12.6g}" for k in found)
+        f"{name:{width}}" + "".join(f"{found[k].get(name, float('nan')):>12.6g}" for k in found)
         for name in names
     ]
     return "\n".join(lines)
@@ -217,12 +294,18 @@ def evaluate_run(config: ConfigDict, workdir: pathlib.Path) -> str:
 def format_result(result: Mapping[str, Any]) -> str:
     """Formats the metrics of a finished run: the last state, and the best by held-out metric."""
     best = result["best"]
+    width = max(28, *(len(name) + 2 for name in result["metrics"]), 0)
     lines = [
-        f"{'':28}{'last':>12}{'best':>12}",
-        f"{'step':28}{result['steps']:>12}{best.get('step', 0):>12}",
+        f"{'':{width}}{'last':>12}{'best':>12}",
+        f"{'step':{width}}{result['steps']:>12}{best.get('step', 0):>12}",
     ]
     for name, value in sorted(result["metrics"].items()):
-        lines.append(f"{name:28}{value:>12.4f}{best.get(name, float('nan')):>12.4f}")
+        lines.append(f"{name:{width}}{value:>12.4f}{best.get(name, float('nan')):>12.4f}")
+    if result.get("skipped"):
+        lines.append(f"{result['skipped']} steps were skipped: their loss was not finite")
+    lines += [alarms.spell(alarm) for alarm in result.get("alarms", ())]
+    if speed_line := speed.line(result.get("compute", {})):
+        lines.append(speed_line)
     return "\n".join(lines)
 
 
@@ -268,6 +351,8 @@ def train(
         say(f"{workdir} is finished; its result is read from result.json")
         return finished
     experiment = make_experiment(config)
+    if not (workdir / "config.json").exists():  # one that goes on was looked at before
+        experiment.say_doubts(say, alone=not arm)
     run = Run(config, workdir, experiment, arm=arm, reported=reported, say=say)
     with environment.stop_on_signal() as stop:
         [outcome] = Loop([run], Alone(run), clock, say).run(stop)
@@ -321,7 +406,14 @@ class Run:
         self.error: NonFiniteError | None = None
         self.log: Any = None
         self.latest: dict[str, float] = {}
+        # Metrics of the steps since the last event, where a stop comes between two.
+        self.unlogged: list[tuple[str, np.ndarray]] = []
+        self.first_spread: dict[str, float] = {}  # what others are compared with
         self.last_finite: float | None = None
+        self.skipped = self._skipped_in_a_row = 0
+        self.alarms: Any = None
+        self.controls: dict[str, Any] = {}
+        self.spectra: dict[int, np.ndarray] = {}
         self.earlier_seconds = 0.0
         self.training_seconds = 0.0
 
@@ -333,6 +425,9 @@ class Run:
         for skipped in restored.skipped:
             self.say(f"damaged checkpoint set aside: {skipped}")
         self.earlier_seconds = restored.meta.get("seconds", 0.0)
+        self.skipped = restored.meta.get("skipped", 0)
+        self.latest = dict(restored.meta.get("metrics", {}))
+        self.unlogged = [(v, np.asarray(x)) for v, x in restored.meta.get("unlogged", ())]
         return restored.state, restored.meta["step"]
 
     def begin(self, key: Any, frozen: Any) -> TrainState:
@@ -349,11 +444,20 @@ class Run:
             tensorboard=self.config.log.tensorboard,
             is_main=jax.process_index() == 0,
         )
+        self.alarms = alarms.Alarms(
+            self.workdir if jax.process_index() == 0 else None,
+            alarms.default_rules(spike_deviations=self.config.watch.spike),
+            resume_step=step,
+            say=self.say,
+        )
 
-    def close(self) -> None:
-        if self.log is not None:
-            self.log.close()
-        self.checkpointer.close()
+    def close(self, kind: type[BaseException] | None = None, *_: Any) -> None:
+        """Lets go of files and threads; called as `__exit__` is."""
+        try:
+            if self.log is not None:
+                self.log.close()
+        finally:
+            self.checkpointer.close(failed=kind not in (None, Preempted))
 
     @property
     def seconds(self) -> float:
@@ -361,9 +465,19 @@ class Run:
 
     def read(self, pending: list[tuple[str, np.ndarray]], step: int) -> dict[str, float]:
         """Averages the metrics since the last event; refuses what is not finite."""
+        new = len(pending)
+        self.unlogged = pending = [*self.unlogged, *pending]
         found: dict[str, list[float]] = {}
         for i, (variant, values) in enumerate(pending):
             row = dict(zip(self.experiment.metric_names(variant), values, strict=True))
+            skipped = int(row.pop("skipped", 0))
+            if "skipped" in self.experiment.metric_names(variant):
+                found.setdefault("skipped", []).append(skipped)
+            if skipped:
+                if i >= len(pending) - new:
+                    self._skip(step - len(pending) + i + 1)
+                continue
+            self._skipped_in_a_row = 0
             bad = [name for name, value in row.items() if not np.isfinite(value)]
             bad = [name for name in bad if name != "loss"] or bad
             if bad:
@@ -374,26 +488,57 @@ class Run:
                     hint=REMEDY,
                 )
             self.last_finite = float(row["loss"])
+            count, every = step - len(pending) + i + 1, self.config.log.every_steps
+            spread = {name: row.pop(name) for name in [*row] if name.startswith(collapse.PREFIX)}
+            if spread and collapse.due(count - 1, every):
+                if count == 1:
+                    self.first_spread = {f"train/{n}": float(x) for n, x in spread.items()}
+                else:
+                    found |= {name: [float(value)] for name, value in spread.items()}
             for name, value in row.items():
                 found.setdefault(name, []).append(float(value))
-        return {name: float(np.mean(values)) for name, values in found.items()}
+        means = {name: float(np.mean(values)) for name, values in found.items()}
+        return means | ({"skipped": float(sum(found["skipped"]))} if "skipped" in found else {})
+
+    def _skip(self, step: int) -> None:
+        """Counts a step that changed nothing; gives up where nothing else happens."""
+        self.skipped += 1
+        self._skipped_in_a_row += 1
+        if self._skipped_in_a_row == 1:
+            self.say(f"step {step} is skipped: its loss or gradient is not finite")
+        if self._skipped_in_a_row >= SKIPPED_IN_A_ROW:
+            raise NonFiniteError(
+                f"{SKIPPED_IN_A_ROW} steps in a row, the last of them step {step}, were skipped: "
+                f"loss or gradient not finite; the last finite loss was {self.last_finite}",
+                where=str(self.workdir),
+                hint=REMEDY,
+            )
 
     def epoch(self, step: int) -> float:
         return round(step / self.experiment.steps_per_epoch, 4)
 
     def write_means(self, step: int, means: Mapping[str, float]) -> None:
         """Logs the training metrics since the last event."""
+        if self.first_spread:
+            self.log.write(1, {"epoch": self.epoch(1), **self.first_spread})
+            self.first_spread = {}
+        last = max(step - 1 - self.skipped, 0)  # a skipped step does not move the schedule
         facts = {
             "epoch": self.epoch(step),
             "seconds": round(self.seconds, 3),
-            "train/lr": float(np.asarray(self.experiment.schedule(max(step - 1, 0)))),
+            "train/lr": float(np.asarray(self.experiment.schedule(last))),
         }
-        self.log.write(step, facts | {f"train/{name}": value for name, value in means.items()})
+        found = {f"train/{name}": value for name, value in means.items()}
+        self.log.write(step, facts | found)
+        self.alarms.see(step, found)
 
     def write_measured(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Logs what was measured on a split."""
         self.latest |= scalars(metrics)
+        if "held_out/spectrum" in metrics:
+            self.spectra[step] = metrics["held_out/spectrum"]
         self.log.write(step, {"epoch": self.epoch(step), **scalars(metrics)})
+        self.alarms.see(step, scalars(metrics))
 
     def improves(self, measured: Mapping[str, Any] | None) -> bool:
         """Says whether a state is better than all that were saved."""
@@ -421,7 +566,9 @@ class Run:
         meta = {
             "config": json.loads(config_lib.to_json(self.config)),
             "seconds": self.seconds,
+            "skipped": self.skipped,
             "metrics": scalars(measured or {}),
+            "unlogged": [(variant, values.tolist()) for variant, values in self.unlogged],
         }
         self.checkpointer.save(state, meta, metric=metric)
 
@@ -444,6 +591,8 @@ class Run:
                 role: sum(int(np.prod(x.shape)) for x in named_leaves(found.params).values())
                 for role, found in experiment.shapes.roles.items()
             },
+            "alarms": [alarm._asdict() for alarm in self.alarms.found],
+            "skipped": self.skipped,
             "compute": {"seconds": round(self.seconds, 3), **compute},
         }
         write_json(self.workdir / "result.json", result)
@@ -520,7 +669,9 @@ class Alone:
 
     def __call__(self, state: TrainState, step: int) -> tuple[TrainState, tuple[str, Any]]:
         variant = self.experiment.variant(step)
+        watch.enter("data")
         fed = self.feed(step, variant)
+        watch.enter("dispatch")
         state, metrics = self.update[variant](state, self.online, fed, self.key)
         return state, (variant, metrics)
 
@@ -566,6 +717,14 @@ class Loop:
         }
         self.paces: list[float] = []
         self._stop_agreed = False
+        self.watch = watch.Watch(
+            [run.workdir for run in runs],
+            total=self.total,
+            stall_seconds=config.watch.stall_seconds,
+            on_stall=config.watch.on_stall,
+            process=jax.process_index(),
+            say=say,
+        )
         clock.lap("build")
 
     def run(self, stop: environment.StopFlag) -> list[dict[str, Any] | NonFiniteError]:
@@ -576,10 +735,12 @@ class Loop:
         """
         main = jax.process_index() == 0
         with contextlib.ExitStack() as stack:
+            stack.enter_context(self.watch)
             for run in self.runs:
-                stack.callback(run.close)
+                stack.push(run.close)
             state, step = self.program.start()
             self.clock.lap("init")
+            self.watch.enter("compile")
             self.program.compile(step)
             stack.callback(self.program.close)
             self.clock.lap("compile")
@@ -591,7 +752,9 @@ class Loop:
             state = self._steps(stop, state, step, progress)
             progress.close()
             self.clock.lap("train")
-            return self._finish(state)
+            results = self._finish(state)
+            self.watch.enter("done" if self._going else "failed")
+            return results
 
     def _title(self) -> str:
         arms = dict.fromkeys(run.arm for run in self.runs)
@@ -635,37 +798,57 @@ class Loop:
                 step += 1
                 pending.append(metrics)
                 if len(pending) % IN_FLIGHT == 0:
+                    self.watch.enter("device")
                     pending[-IN_FLIGHT][1].block_until_ready()
+                self.watch.enter("other")
+                self.watch.step = step
                 progress.update(step)
                 if step == first + 1:
+                    self.watch.enter("device")
                     metrics[1].block_until_ready()
                     self.clock.lap("first_step")
+                    self.watch.start(step)
                     self._say_start(step)
+            self.watch.enter("device")
             rows = [(v, np.asarray(values)) for v, values in pending]
             rows = [(v, values.reshape(-1, values.shape[-1])) for v, values in rows]
+            self.watch.enter("other")
             means = self._each(lambda i, run: run.read([(v, x[i]) for v, x in rows], step))  # noqa: B023
             pending.clear()
             if step > begin:
                 self.paces.append((time.perf_counter() - started) / (step - begin))
+            self._take_stalls()
             losses = [found["loss"] for found in means.values() if "loss" in found]
             progress.update(step, loss=float(np.mean(losses)) if losses else None)
             for run in self.runs:
                 run.training_seconds = time.perf_counter() - began
-            if step % self.every["log"] == 0 or step == total:
-                self._each(lambda i, run: run.write_means(step, means[i]))  # noqa: B023
+            if step == event:
+                for run in self.runs:
+                    run.unlogged = []
+            if step == event and (step % self.every["log"] == 0 or step == total):
+                with self.watch.during("other", "the log"):
+                    self._each(lambda i, run: run.write_means(step, means[i]))  # noqa: B023
             measured: dict[int, dict[str, Any]] = {}
-            if step == total or step % self.every["eval"] == 0:
+            if step == event and (step == total or step % self.every["eval"] == 0):
                 measured = self._measure(state, step, "held_out")
             stopping = self._stopping(stop, step)
             due = step % self.every["save"] == 0 or step == total or stopping
             if due or any(run.improves(measured.get(i)) for i, run in self._going):
-                states = program.split(state)
-                self._each(lambda i, run: run.save(states[i], measured.get(i)))  # noqa: B023
+                with self.watch.during("checkpoint", "saving"):
+                    states = program.split(state)
+                    self._each(lambda i, run: run.save(states[i], measured.get(i)))  # noqa: B023
             if stopping and step < total:
                 for run in self.runs:
                     run.checkpointer.wait()
                 raise Preempted(f"stopped at step {step} of {total}; the state is saved")
         return state
+
+    def _take_stalls(self) -> None:
+        """Lists what the watch has told among the alarms of the runs."""
+        stalls = self.watch.stalls[:]
+        del self.watch.stalls[: len(stalls)]
+        for step, phase, message in stalls:
+            self._each(lambda i, run: run.alarms.add(alarms.Alarm(step, "stall", phase, message)))  # noqa: B023
 
     def _say_start(self, step: int) -> None:
         phases = ", ".join(f"{name} {t:.2f}" for name, t in self.clock.phases.items())
@@ -679,28 +862,48 @@ class Loop:
         if len(getattr(self.runs[0].experiment.dataset, split)) == 0:
             self._each(lambda i, run: run.write_measured(step, {}))
             return {i: {} for i, _ in self._going}
-        outputs, facts = self.program.collect(state, split)
+        with self.watch.during("evaluation", f"evaluation of {split}"):
+            return self._measured(state, step, split)
+
+    def _measured(self, state, step, split) -> dict[int, dict[str, Any]]:
+        outputs, facts, parts = self._collect(state, split)
 
         def one(i: int, run: Run) -> dict[str, Any]:
-            metrics = measure(run.experiment, outputs[i], facts, split)
+            metrics = measure(run.experiment, outputs[i], facts, split, parts[i])
+            if split == "test":
+                run.controls = measure_controls(run.experiment, run.config.seed)
+                metrics |= run.controls
             run.write_measured(step, metrics)
             if split == "test" and jax.process_index() == 0:
                 _write_predictions(run.workdir, run.experiment, outputs[i], facts)
+                _write_embeddings(run, outputs[i], facts, metrics)
             return metrics
 
         return self._each(one)
 
+    def _collect(self, state, split) -> tuple[list[Any], Any, list[dict[str, tuple[Any, Any]]]]:
+        """Returns the outputs of each run on a split, facts, and parts of each run."""
+        gather = functools.partial(self.program.collect, state)
+        outputs, facts = gather(split)
+        found = collect_parts(self.runs[0].experiment, gather, split, (outputs, facts))
+        parts = [
+            {name: (part[0][i], part[1]) for name, part in found.items()}
+            for i in range(len(outputs))
+        ]
+        return outputs, facts, parts
+
     def _finish(self, state) -> list[dict[str, Any] | NonFiniteError]:
         """Measures the last and the best states on the test split and writes the results."""
         program, dataset = self.program, self.runs[0].experiment.dataset
-        self._each(lambda i, run: run.checkpointer.wait())
+        with self.watch.during("checkpoint"):
+            self._each(lambda i, run: run.checkpointer.wait())
         if self._going and len(dataset.test):
             self._measure(state, self.total, "test")
         evaluators = self.runs[0].experiment.evaluators.values()
         if self._going and any("trust" in e.outputs for e in evaluators):
             self._write_trust(state)
         best = {i: run.checkpointer.best() for i, run in self._going}
-        outputs, facts = [], {}
+        outputs, facts, parts = [], {}, []
         if len(dataset.test) and any(step not in (None, self.total) for step in best.values()):
             states = program.split(state)
             for i, run in self._going:
@@ -708,14 +911,23 @@ class Loop:
                     restored = run.checkpointer.restore(run.experiment.abstract_state, step=best[i])
                     assert restored is not None
                     states[i] = restored.state
-            outputs, facts = program.collect(program.join(states), "test")
+            with self.watch.during("evaluation", "evaluation of test"):
+                outputs, facts, parts = self._collect(program.join(states), "test")
         self.clock.lap("finish")
+        self._take_stalls()
         share = self.runs[0].share
+        pace = round(float(np.median(self.paces)) * share, 6) if self.paces else None
+        flops = program.flops_per_step
         compute = {
-            "flops_per_step": program.flops_per_step,
-            "seconds_per_step": (
-                round(float(np.median(self.paces)) * share, 6) if self.paces else None
+            "flops_per_step": flops,
+            "seconds_per_step": pace,
+            **speed.summary(
+                self.runs[0].experiment,
+                flops_per_step=flops,
+                seconds_per_step=pace,
+                spent=self.watch.spend(),
             ),
+            "compilations_after_start": len(self.watch.recompiled),
             "examples": self.total * self.runs[0].config.batch_size,
             "devices": jax.device_count(),
             "phases": {name: round(t * share, 3) for name, t in self.clock.phases.items()},
@@ -729,7 +941,8 @@ class Loop:
                 if step == self.total:
                     chosen |= {k: v for k, v in run.latest.items() if k.startswith("test/")}
                 elif outputs:
-                    chosen |= scalars(measure(run.experiment, outputs[i], facts, "test"))
+                    found = measure(run.experiment, outputs[i], facts, "test", parts[i])
+                    chosen |= scalars(found | run.controls)
             return run.finish(chosen, compute)
 
         results = self._each(finish)
@@ -756,6 +969,13 @@ def _write_trust(workdir, experiment, chosen, trust, facts) -> None:
             arrays |= {name: rows, f"{name}_images": images}
     if jax.process_index() == 0:
         _save_arrays(workdir / "trust.npz", arrays)
+
+
+def _write_embeddings(run: Run, outputs, facts, metrics: Mapping[str, Any]) -> None:
+    spectra = {"before training, test": metrics.get("test/spectrum_initial")}
+    spectra |= embeddings.thinned(run.spectra) | {"last step, test": metrics.get("test/spectrum")}
+    found = {name: values for name, values in spectra.items() if values is not None}
+    embeddings.store(run.workdir, run.experiment, outputs, facts, found)
 
 
 def _save_arrays(path: pathlib.Path, arrays: Mapping[str, Any]) -> None:

@@ -5,16 +5,18 @@
 """
 
 import contextlib
+import json
 import os
 import re
 import socket
 import sys
 import threading
 import time
-from collections.abc import Mapping
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 from distill_jax.core.errors import UserError
+from distill_jax.run import watch
 
 PORT = 8476
 """Where process 0 listens, unless an address says otherwise."""
@@ -22,6 +24,12 @@ PORT = 8476
 TIMEOUT_SECONDS = 300
 HEARTBEAT_SECONDS = 60
 """A peer that is silent for so long is taken for dead, and every process ends."""
+
+PEER_LOST = 71
+"""Exit code where another process of the run has ended."""
+
+LAST_WORD_SECONDS = 2
+"""For so long process 0, without which the others are ended, stays after an error."""
 
 
 class Settings(NamedTuple):
@@ -250,7 +258,37 @@ def any_process(flag: bool) -> bool:
         return flag
     from jax.experimental import multihost_utils
 
-    return bool(np.asarray(multihost_utils.process_allgather(np.int32(flag))).any())
+    with watch.during("barrier", "asking all processes"):
+        return bool(np.asarray(multihost_utils.process_allgather(np.int32(flag))).any())
+
+
+def is_loss_of_peer(error: BaseException) -> bool:
+    """Whether an error of a collective says that a process at its other end is gone."""
+    while error.__context__ is not None and error.__context__ is not error:
+        error = error.__context__
+    text = str(error)
+    signs = ("Gloo", "NCCL", "Connection reset", "Connection closed", "Socket closed", "heartbeat")
+    return type(error).__name__ in ("ValueError", "JaxRuntimeError", "XlaRuntimeError") and any(
+        sign in text for sign in signs
+    )
+
+
+def leave(tell: Callable[[], int]) -> None:
+    """Ends this process at once after an error where several take part, else does nothing.
+
+    An orderly end would wait for the others, which may wait in a collective for this one.
+
+    Args:
+      tell: says what happened and returns the exit code.
+    """
+    if count() == 1:
+        return
+    code = tell()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if is_main():
+        time.sleep(LAST_WORD_SECONDS)
+    os._exit(code)
 
 
 def barrier(name: str) -> None:
@@ -260,4 +298,45 @@ def barrier(name: str) -> None:
     if jax.process_count() > 1:
         from jax.experimental import multihost_utils
 
-        multihost_utils.sync_global_devices(name)
+        with watch.during("barrier", f"barrier {name}"):
+            multihost_utils.sync_global_devices(name)
+
+
+def from_first(decide: Callable[[], Any], *, where: str) -> Any:
+    """Returns what the first process decides; the others wait for it and get the same.
+
+    Args:
+      decide: called in the first process alone; returns something JSON-like.
+      where: path to name in the error of the others.
+
+    Raises:
+      UserError: as `decide` does, in every process.
+    """
+    import jax
+
+    if jax.process_count() == 1:
+        return decide()
+    error, told = None, ""
+    if jax.process_index() == 0:
+        try:
+            told = json.dumps({"found": decide()})
+        except UserError as e:
+            error, told = e, json.dumps({"error": e.what})
+    found = json.loads(_broadcast(told))
+    if error is not None:
+        raise error
+    if "error" in found:
+        raise UserError(f"process 0 refused: {found['error']}", where=where)
+    return found["found"]
+
+
+def _broadcast(text: str) -> str:
+    """Returns the text of the first process in every process."""
+    import numpy as np
+    from jax.experimental import multihost_utils
+
+    data = np.frombuffer(text.encode(), np.uint8)
+    size = int(multihost_utils.broadcast_one_to_all(np.int32(len(data))))
+    padded = np.zeros(size, np.uint8)
+    padded[: len(data)] = data
+    return np.asarray(multihost_utils.broadcast_one_to_all(padded)).tobytes().decode()

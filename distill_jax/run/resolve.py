@@ -12,7 +12,7 @@ import typing
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from distill_jax.core.errors import ConfigError, nearest
+from distill_jax.core.errors import ConfigError, explained, nearest
 
 _NOUNS = {"data": "data set"}
 _DEFINES_MAKE = re.compile(r"^(def make\(|class make\b|make\b.*=|from .* import .*\bmake\b)", re.M)
@@ -134,7 +134,16 @@ def bind(
                 where=f"{where}.{name}",
                 hint=f"{label} expects {_spell(hints[name])}",
             )
-    return functools.partial(fn, **bound)
+    return functools.partial(_explained(fn, where), **bound)
+
+
+def _explained(fn: Callable[..., Any], where: str) -> Callable[..., Any]:
+    @functools.wraps(fn, updated=())
+    def call(**kwargs: Any) -> Any:
+        with explained("fails with these arguments", where=where):
+            return fn(**kwargs)
+
+    return call
 
 
 def _keywords(fn: Callable[..., Any]) -> tuple[dict[str, inspect.Parameter], bool]:
@@ -151,6 +160,7 @@ def _plain(value: Any) -> Any:
 
 
 def _hints(fn: Callable[..., Any]) -> dict[str, Any]:
+    fn = fn.func if isinstance(fn, functools.partial) else fn
     by_init = inspect.isclass(fn) and not dataclasses.is_dataclass(fn)
     target = fn.__init__ if by_init else fn
     try:

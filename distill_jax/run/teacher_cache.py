@@ -37,14 +37,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from distill_jax.core import hypergradient, partition, rng
+from distill_jax.core import partition, rng, structure
 from distill_jax.core.api import Array, Batch, Model, Outputs, PyTree, Role, Source, Transform
 from distill_jax.core.errors import CheckpointError, ConfigError, nearest
 from distill_jax.core.steps import BoundNets, teacher_view
 from distill_jax.data import loader
 from distill_jax.data.source import digest
 from distill_jax.losses.stored_labels import keep_top, restore_top
-from distill_jax.run import checkpoint
+from distill_jax.run import checkpoint, watch
 from distill_jax.run import config as config_lib
 from distill_jax.run.config import ConfigDict
 from distill_jax.run.resolve import resolve
@@ -263,7 +263,7 @@ def make_plan(
     def see(key, batch, step):
         return teacher_view(transform(key, batch, step))
 
-    found = hypergradient.dependencies(see, key, raw, jnp.int32(0))
+    found = structure.dependencies(see, key, raw, jnp.int32(0))
     on = set().union(*jax.tree.leaves(found, is_leaf=lambda x: isinstance(x, set)))
     names = list(partition.named_leaves((key, dict(raw), jnp.int32(0))))
     used = {names[i] for i in on}
@@ -540,5 +540,6 @@ def _fill(plan: Plan, source: Source, store: Store, ask, view: int, chunk: int) 
     parts = []
     for batch in loader.chunk_batches(source, store.positions(chunk), batch_size=size, epoch=view):
         real = batch["mask"] > 0
+        watch.alive()
         parts.append({name: x[real] for name, x in ask(batch).items()})
     return jax.tree.map(lambda *xs: np.concatenate(xs), *parts)

@@ -37,19 +37,25 @@ class JsonlWriter:
     Args:
       path: the file; created where it is absent.
       resume_step: step at which the run continues. Later lines, and a line cut off by a crash, are
-        dropped first by an atomic replacement, so that a resumed run repeats none.
+        dropped first by an atomic replacement, and what is there of this step is not written again,
+        so that a resumed run repeats none.
     """
 
     def __init__(self, path: str | os.PathLike[str], *, resume_step: int = 0):
         self._path = pathlib.Path(path)
         self._path.parent.mkdir(parents=True, exist_ok=True)
+        self._there: set[tuple[int, frozenset[str]]] = set()
         if self._path.exists():
-            _truncate(self._path, resume_step)
+            kept = _truncate(self._path, resume_step)
+            rows = [json.loads(line) for line in kept if _step(line) == resume_step]
+            self._there = {(resume_step, frozenset(row)) for row in rows}
         self._file = self._path.open("a", encoding="utf-8")
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
         """Appends one line; a number that JSON cannot hold becomes null."""
         row = {"step": int(step)} | {name: _number(value) for name, value in metrics.items()}
+        if (row["step"], frozenset(row)) in self._there:
+            return
         self._file.write(json.dumps(row, allow_nan=False) + "\n")
         self._file.flush()
 
@@ -57,7 +63,8 @@ class JsonlWriter:
         self._file.close()
 
 
-def _truncate(path: pathlib.Path, step: int) -> None:
+def _truncate(path: pathlib.Path, step: int) -> list[str]:
+    """Drops the lines after a step; returns those that stay."""
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
     kept = [line for line in lines if line.endswith("\n") and _step(line) <= step]
     if kept != lines:
@@ -67,6 +74,7 @@ def _truncate(path: pathlib.Path, step: int) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
+    return kept
 
 
 def _step(line: str) -> float:

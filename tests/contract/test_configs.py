@@ -12,7 +12,7 @@ import jax
 import pytest
 
 from distill_jax.core import partition
-from distill_jax.run import build, flags, study
+from distill_jax.run import build, flags, study, unused
 from distill_jax.run import config as config_lib
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -26,6 +26,7 @@ CASES = [(path, arg) for path in FILES for arg in ("", "smoke")]
 def load(path, arg):
     config = flags.load(f"{path}:{arg}" if arg else str(path))
     config_lib.validate(config)
+    unused.check(config)
     config.mesh.data = 1
     return config
 

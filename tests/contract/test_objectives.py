@@ -58,25 +58,12 @@ def nets_of(made, state, params=None):
     """The networks at a state, with other parameters if given."""
     return steps.BoundNets(
         made.models,
-        {r: p for r, (p, _) in made.frozen.items()} | (params or dict(state.params)),
+        {r: p for r, (p, _) in made.frozen.items()}
+        | dict(state.targets)
+        | (params or dict(state.params)),
         {r: s for r, (_, s) in made.frozen.items()} | dict(state.model_state),
         key=jax.random.key(1),
     )
-
-
-def gradients(made, batch, *, mesh=None):
-    """The mean loss and its gradient, one device or a mesh."""
-    mesh = partition.make_mesh(devices=jax.devices()[:1]) if mesh is None else mesh
-    state = jax.jit(made.init)(jax.random.key(0))
-
-    def loss_fn(params, batch):
-        nets = nets_of(made, state, params)
-        terms = made.objective.loss(nets, batch, state.memory, jnp.int32(0))
-        return sum(terms.coef.get(k, 1.0) * v.mean() for k, v in terms.values.items())
-
-    batch = jax.device_put(batch, partition.over_batch(mesh))
-    params = jax.device_put(dict(state.params), partition.replicated(mesh))
-    return jax.device_get(jax.jit(jax.value_and_grad(loss_fn))(params, batch))
 
 
 def test_jit_equals_eager(name):
@@ -92,25 +79,25 @@ def test_jit_equals_eager(name):
     assert harness.max_relative(loss(*arguments), jax.jit(loss)(*arguments)) < 1e-5
 
 
-def test_one_device_equals_eight_and_every_leaf_learns(name):
+def test_one_device_equals_a_mesh_of_eight_and_every_leaf_learns(name):
+    """Two devices along the batch, four that share every parameter; in float64."""
     with jax.enable_x64(True):
         made, batch = harness.setup(name, batch_norm=True), harness.make_batch()
-        one = gradients(made, batch)
-        eight = gradients(made, batch, mesh=partition.make_mesh())
-        assert one[0].dtype == jnp.float64
-        assert harness.max_relative(one, eight) < 1e-10
-    dead = [n for n, g in partition.named_leaves(one[1]).items() if not np.any(g)]
-    assert not dead
-
-
-def test_sharded_parameters_equal_replicated(name):
-    made, batch, _, states, metrics = case(name)
-    mesh = partition.make_mesh(data=2, fsdp=4)
-    sharded, other = harness.run(made, batch, mesh=mesh, n_steps=3)
-    kernel = sharded.params["student"]["first"]["kernel"]
-    assert kernel.addressable_shards[0].data.size == kernel.size // 4
-    assert harness.max_relative(states[-1].params, sharded.params) < 1e-5
-    assert harness.max_relative(metrics[-1]["loss"], other[-1]["loss"]) < 1e-5
+        first = jax.device_get(jax.jit(made.init)(jax.random.key(0)))
+        n, mesh = harness.STEPS_TO_LEARN.get(name, 1), partition.make_mesh(data=2, fsdp=4)
+        one, alone = harness.run(made, batch, n_steps=n)
+        eight, split = harness.run(made, batch, mesh=mesh, n_steps=n)
+        assert jax.tree.leaves(one.params["student"])[0].dtype == jnp.float64
+        kernels = partition.named_leaves(eight.params["student"])
+        kernel = next(x for n, x in kernels.items() if n.endswith("kernel") and x.size % 4 == 0)
+        assert kernel.addressable_shards[0].data.size == kernel.size // 4
+        one, eight = jax.device_get((one, eight))
+        assert harness.max_relative(one.params, eight.params) < 1e-10
+        assert harness.max_relative(one.targets, eight.targets) < 1e-10
+        assert harness.max_relative(one.memory, eight.memory) < 1e-10
+        assert harness.max_relative(alone[-1]["loss"], split[-1]["loss"]) < 1e-10
+    moved = jax.tree.map(lambda a, b: np.any(a != b), first.params, one.params)
+    assert not [n for n, has_moved in partition.named_leaves(moved).items() if not has_moved]
 
 
 def test_accumulation_is_exact_or_refused(name):

@@ -308,17 +308,6 @@ def test_adam_slope_at_zero_is_that_of_the_limit():
         np.testing.assert_allclose(u, limit, rtol=1e-6)
 
 
-def test_dead_leaves_are_found_by_structure():
-    def grad_fn(params, x):
-        def loss(params):
-            return (x * params["a"]).sum() + jax.lax.stop_gradient(params["b"]).sum()
-
-        return jax.grad(loss)(params)
-
-    dead = hypergradient.dead_leaves(grad_fn, {"a": jnp.ones(2), "b": jnp.ones(2)}, jnp.zeros(2))
-    assert dead == [False, True]
-
-
 @pytest.mark.parametrize(
     "kwargs, word",
     [

@@ -410,5 +410,35 @@ def test_outliers_are_for_images_only_and_other_faults_are_not(inputs):
     assert faulty.cardinalities == (3,)
 
 
+@pytest.mark.parametrize("kwargs", [{"labels_per_class": 3}, {"labels_percent": 10.0}])
+def test_unlabelled_examples_can_be_left_out(kwargs):
+    dataset = synthetic.make(n_train=150, n_test=20, held_out=0.2)
+    hidden = corrupt(dataset, **kwargs, seed=2)
+    shown = corrupt(dataset, **kwargs, seed=2, drop_unlabelled=True)
+    flags = hidden.train.read(np.arange(len(hidden.train)))["labelled"]
+    kept = source.example_ids(hidden.train)[flags > 0]
+    np.testing.assert_array_equal(source.example_ids(shown.train), kept)
+    rows = shown.train.read(np.arange(len(shown.train)))
+    assert set(rows) == {"input", "label"}
+    have = np.bincount(source.example_labels(dataset.train))
+    want = np.full_like(have, 3) if "labels_per_class" in kwargs else np.round(have / 10)
+    np.testing.assert_array_equal(np.bincount(rows["label"]), want)
+    assert shown.test is dataset.test and shown.held_out is dataset.held_out
+    assert shown.train.provenance.sha256 != dataset.train.provenance.sha256
+
+
+@pytest.mark.parametrize(
+    "kwargs",
+    [
+        {"labels_percent": 101.0},
+        {"labels_percent": 1.0, "labels_per_class": 1},
+        {"drop_unlabelled": True},
+    ],
+)
+def test_what_labels_cannot_be_kept(kwargs):
+    with pytest.raises(ConfigError):
+        corrupt(synthetic.make(n_train=40, n_test=8), **kwargs)
+
+
 def test_this_module_is_not_a_data_set():
     assert not hasattr(corruption, "make")

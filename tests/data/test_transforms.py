@@ -142,10 +142,13 @@ def test_downscale():
 
 
 @pytest.mark.parametrize("mode", ["constant", "reflect"])
-def test_crop_against_numpy(mode):
+@pytest.mark.parametrize("x64", [False, True])
+def test_crop_against_numpy(mode, x64):
     images = np.asarray(make_batch(np.arange(9))["input"])
     offsets = np.stack(np.meshgrid([0, 3, 6], [1, 3, 5]), -1).reshape(9, 2)
-    got = transforms.crop(jnp.asarray(images), jnp.asarray(offsets), padding=3, mode=mode)
+    with jax.enable_x64(x64):
+        at = jnp.asarray(offsets, jnp.int32)  # also where integers have 64 bits by default
+        got = transforms.crop(jnp.asarray(images), at, padding=3, mode=mode)
     for image, (top, left), out in zip(images, offsets, np.asarray(got), strict=True):
         expected = np.zeros_like(image)
         for y in range(8):

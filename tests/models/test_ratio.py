@@ -92,12 +92,11 @@ def test_attention_equals_numpy(heads):
         normal = centred / np.sqrt((centred**2).mean(1, keepdims=True) + 1e-6)
         normal = normal * p["LayerNorm_0"]["scale"] + p["LayerNorm_0"]["bias"]
         qkv, out = p["Attention_0"]["Dense_0"], p["Attention_0"]["Dense_1"]
-        q, k, v = np.split(normal @ qkv["kernel"] + qkv["bias"], 3, axis=1)
         mixed = []
-        for h in range(heads):
-            own = slice(h * d // heads, (h + 1) * d // heads)
-            scores = np.exp(q[:, own] @ k[:, own].T / np.sqrt(d / heads))
-            mixed.append(scores / scores.sum(1, keepdims=True) @ v[:, own])
+        for head in np.split(normal @ qkv["kernel"] + qkv["bias"], heads, axis=1):
+            q, k, v = np.split(head, 3, axis=1)
+            scores = np.exp(q @ k.T / np.sqrt(d / heads))
+            mixed.append(scores / scores.sum(1, keepdims=True) @ v)
         tokens = tokens + np.concatenate(mixed, 1) @ out["kernel"] + out["bias"]
         want[i] = tokens.mean(0) @ p["Dense_0"]["kernel"] + p["Dense_0"]["bias"]
     want += np.log(0.7 / 0.3)

@@ -378,6 +378,7 @@ def test_json_round_trip():
     config.data.train_transforms = ("crop", "flip")
     config.objective.kwargs.layers = (1, 2)
     config.objective.kwargs.mode = "3"
+    config.data.transform_kwargs = {"crop": {"parts": (("zoom", {"area": (0.5, 1.0)}),)}}
     config.study.arms = {"a": {}, "b": {"optim": {"lr": 1.0}}}
     config.eval.batch_size = config.get_ref("batch_size") * 2
     text = config_lib.to_json(config)

@@ -10,6 +10,8 @@ from distill_jax.run.report.folders import Run, lookup
 from distill_jax.run.report.page import figure, grid, table
 from distill_jax.run.report.wording import NONE, duration, is_finite, si
 
+_FLOOR = ("flops_per_second", "floor_flops_per_step", "floor_over_actual", "floor_bytes_per_step")
+
 _COSTS = {1: ("flops_per_step", "FLOPs"), 5: ("seconds_per_step", "time")}
 
 
@@ -20,7 +22,7 @@ def section(arms: Mapping[str, Sequence[Run]], *, base: str | None = None) -> Ht
         return None
     every = [run for runs in arms.values() for run in runs]
     roles = list(dict.fromkeys(r for run in every for r in run.result.get("parameters") or {}))
-    known = ("seconds", "flops_per_step", "seconds_per_step")
+    known = ("seconds", "flops_per_step", "seconds_per_step", *_FLOOR)
     found = dict.fromkeys(
         name
         for run in every
@@ -49,6 +51,8 @@ def section(arms: Mapping[str, Sequence[Run]], *, base: str | None = None) -> Ht
     return join(
         el("p", "Means over the runs of an arm.", class_="muted") if several else None,
         table(["", *heads], rows),
+        _floors(arms),
+        _shares(arms),
         _relative(arms, base) if base in arms else None,
     )
 
@@ -56,6 +60,47 @@ def section(arms: Mapping[str, Sequence[Run]], *, base: str | None = None) -> Ht
 def _mean(runs: Sequence[Run], path: str) -> float | None:
     values = [float(v) for run in runs if is_finite(v := lookup(run.result, path))]
     return float(np.mean(values)) if values else None
+
+
+def _floors(arms: Mapping[str, Sequence[Run]]) -> Html | None:
+    """Shows how near the steps are to what they cannot do without."""
+    found = {arm: [_mean(runs, f"compute.{name}") for name in _FLOOR] for arm, runs in arms.items()}
+    if not any(value is not None for values in found.values() for value in values):
+        return None
+    rows = []
+    for arm, (speed, flops, ratio, moved) in found.items():
+        share = NONE if ratio is None else f"{ratio:.2f}"
+        cells = (si(speed), si(flops), share, si(moved))
+        rows.append([el("th", arm, scope="row"), *(el("td", c, class_="n") for c in cells)])
+    caption = (
+        "The floor is one forward pass of each network that a step applies, three of each that "
+        "learns, and every parameter, moment and example moved once. The gradient with respect to "
+        "the input of the first layer counts, although a step does without: a network of few "
+        "layers may be below its floor."
+    )
+    return join(
+        table(["", "FLOP/s", "floor, FLOPs", "floor over actual", "floor, bytes"], rows),
+        el("p", caption, class_="muted"),
+    )
+
+
+def _shares(arms: Mapping[str, Sequence[Run]]) -> Html | None:
+    """Shows what the time after the first step was spent on."""
+    every = [run for runs in arms.values() for run in runs]
+    phases = sorted({p for run in every for p in lookup(run.result, "compute.shares") or {}})
+    if not phases:
+        return None
+    rows = []
+    for arm, runs in arms.items():
+        shares = [_mean(runs, f"compute.shares.{phase}") for phase in phases]
+        cells = [NONE if share is None else f"{100 * share:.1f} %" for share in shares]
+        rows.append([el("th", arm, scope="row"), *(el("td", c, class_="n") for c in cells)])
+    caption = (
+        "Where the time after the first step went, as the host sees it: reading data, calling the "
+        "step (which computes, where a backend computes in the call), waiting for the device, "
+        "evaluating, saving, waiting for other processes."
+    )
+    return join(table(["time in", *phases], rows), el("p", caption, class_="muted"))
 
 
 def _relative(arms: Mapping[str, Sequence[Run]], base: str) -> Html | None:

@@ -18,7 +18,7 @@ def section(
     run: Run, voters: Mapping[str, tuple[Run, str]], *, order: Sequence[str] = ()
 ) -> Html | None:
     """Shows stored images with the prediction of each voter (name -> run and role)."""
-    if not {"images", "images_index", "index", "label"} <= set(run.arrays):
+    if not run.roles or not {"images", "images_index", "index", "label"} <= set(run.arrays):
         return None
     images, where = run.array("images"), run.array("images_index")
     if images.ndim != 4 or images.dtype != np.uint8 or run.array("label").dtype.kind not in "iu":

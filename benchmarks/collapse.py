@@ -1,0 +1,206 @@
+"""Does the watch notice that representations collapse, and does it keep quiet where they do not?
+
+  python benchmarks/collapse.py --out=benchmarks/results/collapse.json
+
+Known causes of collapse are put into methods on `digits`, 200 steps each; runs as published are the
+controls. Every run is a run of the program, and its alarms are those of its `result.json`. What is
+watched costs time in the steps that are logged: steps with and without it take turns in one
+process.
+"""
+
+import argparse
+import importlib
+import importlib.metadata
+import json
+import os
+import pathlib
+import statistics
+import tempfile
+import time
+
+import jax
+
+from distill_jax.core.errors import ConfigError
+from distill_jax.run import build, environment, loop
+from distill_jax.run import config as config_lib
+
+STEPS, EVERY, BATCH = 200, 10, 64
+
+INJECTED = {
+    # name: (config, what is changed)
+    "simsiam: no stop-gradient": ("simsiam", {"objective.kwargs.stop_gradient": False}),
+    "simsiam: no predictor": ("simsiam", {"objective.kwargs.predictor": False}),
+    "byol: average stays": ("byol", {"decay": 1.0}),
+    "byol: no average": ("byol", {"decay": 0.0}),
+    "byol: hardly an average": ("byol", {"decay": 1e-3}),
+    "byol: no predictor": ("byol", {"objective.kwargs.predictor": False}),
+    "byol: hardly an average, no predictor": (
+        "byol",
+        {"objective.kwargs.predictor": False, "decay": 1e-3},
+    ),
+    "vicreg: no variance, no covariance": (
+        "vicreg",
+        {"objective.kwargs.variance": 0.0, "objective.kwargs.covariance": 0.0},
+    ),
+    "vicreg: no covariance": ("vicreg", {"objective.kwargs.covariance": 0.0}),
+    "vicreg: no variance": ("vicreg", {"objective.kwargs.variance": 0.0}),
+    "ijepa: average stays": ("ijepa", {"decay": 1.0}),
+    "ijepa: no average": ("ijepa:no_average", {}),
+    "ijepa: no average, no stop-gradient": ("ijepa:collapse", {}),
+}
+HEALTHY = ("byol", "simsiam", "vicreg", "ijepa", "barlow_twins", "dino", "simclr")
+
+
+def make_config(name: str, changes=(), *, every: int = EVERY):
+    """The config of a method, short and without evaluation."""
+    module, _, argument = name.partition(":")
+    config = importlib.import_module(f"configs.ssl.{module}").get_config(argument)
+    config.total = {"steps": STEPS, "epochs": None, "examples": None}
+    config.batch_size = BATCH
+    config.optim.warmup = {"steps": 10, "epochs": None, "percent": None}
+    config.log.every_steps = every
+    config.log.tensorboard = False
+    config.evaluators = {}
+    config.eval.metric = ""
+    config.data.held_out = 0.0
+    config.eval.every = {"steps": STEPS, "epochs": None, "percent": None}
+    changes = dict(changes)
+    if (decay := changes.pop("decay", None)) is not None:
+        for role, spec in config.roles.items():
+            if spec.ema_of:
+                changes |= {
+                    f"roles.{role}.decay": decay,
+                    f"roles.{role}.decay_schedule": "constant",
+                }
+    config = config_lib.override(config, changes)
+    if not changes.get("objective.kwargs.predictor", True):
+        with config.unlocked():
+            del config.roles["predictor"]
+    return config
+
+
+def run(name: str, changes, seeds: list[int]) -> list[dict]:
+    """Trains with several seeds; returns alarms and curves of each."""
+    found, experiments = [], {}
+
+    def make_experiment(config):
+        key = config_lib.to_json(config_lib.override(config, {"seed": 0}))
+        experiments.setdefault(key, build.build(config))
+        return experiments[key]
+
+    for seed in seeds:
+        config = config_lib.override(make_config(name, changes), {"seed": seed})
+        with tempfile.TemporaryDirectory() as folder:
+            workdir = pathlib.Path(folder)
+            result = loop.train(
+                config, workdir, make_experiment=make_experiment, say=lambda line: None
+            )
+            rows = [json.loads(line) for line in (workdir / "metrics.jsonl").open()]
+        curves: dict[str, list[float]] = {}
+        for row in rows:
+            for key, value in row.items():
+                if key.startswith(("train/embedding/", "train/loss", "train/prototype", "step")):
+                    curves.setdefault(key, []).append(float(f"{value:.4g}"))
+        alarms = [alarm for alarm in result["alarms"] if "embedding/" in alarm["metric"]]
+        found.append({"seed": seed, "alarms": alarms, "curves": curves})
+    return found
+
+
+def cost(name: str, *, seconds: float) -> dict[str, float]:
+    """Milliseconds a step with and without what is watched, by turns of a log interval each.
+
+    The interval is that of the method's config.
+    """
+    every = importlib.import_module(f"configs.ssl.{name}").get_config("").log.every_steps
+    sides = {}
+    for side, interval in {"watched": every, "unwatched": 10**6}.items():
+        config = make_config(name, every=interval)
+        config.total.steps = 10**6
+        experiment = build.build(config)
+        program = loop.Alone(
+            loop.Run(
+                config,
+                pathlib.Path(tempfile.mkdtemp()),
+                experiment,
+                arm="",
+                reported="",
+                say=lambda line: None,
+            )
+        )
+        state, step = program.start()
+        program.compile(step)
+        sides[side] = {"program": program, "state": state, "step": step, "times": []}
+    began, turn = time.perf_counter(), 0
+    while time.perf_counter() - began < seconds or turn < 4:
+        order = list(sides.values())
+        for side in order if turn % 2 else reversed(order):
+            start, last = time.perf_counter(), None
+            for _ in range(every):
+                side["state"], (_, last) = side["program"](side["state"], side["step"])
+                side["step"] += 1
+            jax.block_until_ready(last)
+            if turn:
+                side["times"].append((time.perf_counter() - start) / every)
+        turn += 1
+    watched, unwatched = (sides[side]["times"] for side in ("watched", "unwatched"))
+    pairs = zip(watched, unwatched, strict=True)
+    return {
+        "watched_ms": round(1e3 * statistics.median(watched), 3),
+        "unwatched_ms": round(1e3 * statistics.median(unwatched), 3),
+        "ratio": round(statistics.median(a / b for a, b in pairs), 4),
+        "turns": len(watched),
+    }
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seeds", type=int, default=3, help="of each injected collapse")
+    parser.add_argument("--healthy", type=int, default=3, help="seeds of each healthy method")
+    parser.add_argument("--seconds", type=float, default=60.0, help="of timing for each method")
+    parser.add_argument("--only", default="", help="parts of the names of runs, by commas")
+    parser.add_argument("--curves", default="", help="file for the curves of all runs")
+    parser.add_argument("--out", default="")
+    options = parser.parse_args()
+    environment.configure_jax(cpu_devices=1)
+    cases = {**INJECTED, **{name: (name, {}) for name in HEALTHY}}
+    report, curves = {"injected": {}, "healthy": {}, "cost": {}}, {}
+    for case, (name, changes) in cases.items():
+        wanted = any(part in case for part in options.only.split(","))
+        if not wanted:
+            continue
+        kind = "injected" if case in INJECTED else "healthy"
+        count = options.seeds if kind == "injected" else options.healthy
+        try:
+            runs = run(name, changes, list(range(count)))
+        except ConfigError as error:  # noticed before the first step
+            report[kind][case] = {"refused": str(error)}
+            print(case, json.dumps(report[kind][case]), flush=True)
+            continue
+        report[kind][case] = {
+            "runs": len(runs),
+            "flagged": sum(bool(r["alarms"]) for r in runs),
+            "first_alarm": [min((a["step"] for a in r["alarms"]), default=None) for r in runs],
+            "metrics": sorted({a["metric"] for r in runs for a in r["alarms"]}),
+        }
+        curves[case] = runs
+        print(case, json.dumps(report[kind][case]), flush=True)
+        if options.curves:
+            pathlib.Path(options.curves).write_text(json.dumps(curves) + "\n")
+    if options.seconds:
+        for name in ("byol", "vicreg"):
+            report["cost"][name] = cost(name, seconds=options.seconds)
+            print(name, json.dumps(report["cost"][name]), flush=True)
+    report |= {
+        "steps": STEPS,
+        "log_every_steps": EVERY,
+        "false_alarms": sum(case.get("flagged", 1) for case in report["healthy"].values()),
+        "device": jax.devices()[0].device_kind,
+        "cores": os.cpu_count(),
+        "versions": {p: importlib.metadata.version(p) for p in ("jax", "flax", "optax", "numpy")},
+    }
+    if options.out:
+        pathlib.Path(options.out).write_text(json.dumps(report, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,42 @@
+"""Mugs (Zhou et al. 2022) without its local groups: contrast of instances and clusters in one.
+
+  python -m distill_jax.main --config=configs/ssl/mugs.py --workdir=runs/mugs
+
+No label is read in training. `eval/` has the accuracy of nearest neighbours and of a probe with few
+labels, beside those of raw pixels and of the encoder before training. The claim of the method is
+about several granularities: `--config.data.train_transforms` can carry `coarse_labels` for a second
+run. `:instances` and `:clusters` leave the other part without weight, `:fashion` takes clothes
+instead of digits, `:smoke` generated images and a few steps.
+"""
+
+from configs import common, self_supervised
+from distill_jax.run import config as config_lib
+
+PROTOTYPES, QUEUE, WIDTH = 64, 2048, 64
+
+
+def get_config(arg: str = ""):
+    options = common.parse(arg, "fashion", "instances", "clusters", "smoke")
+    name = "fashion_mnist_5k" if "fashion" in options else "digits"
+    config = self_supervised.base(name)
+    config.objective.name = "mugs"
+    config.objective.kwargs = {
+        "num_prototypes": PROTOTYPES,
+        "frozen_epochs": 1.0,
+        "queue": QUEUE,
+        "dim": WIDTH,
+        "instance_weight": 0.0 if "clusters" in options else 0.5,
+        "cluster_weight": 0.0 if "instances" in options else 0.5,
+    }
+    self_supervised.add_clusters(config, prototypes=PROTOTYPES)
+    self_supervised.add_local_views(config, name)
+    head = {"features": WIDTH, "hidden": (128,)}
+    config.roles.instance_projector = config_lib.role("projector", **head)
+    config.roles.instance_predictor = config_lib.role("projector", **head)
+    config.roles.target_instance_projector = self_supervised.average("instance_projector")
+    return self_supervised.smoke(config) if "smoke" in options else config
+
+
+def sweep():
+    """What `launch/sweep.py` tries."""
+    return {"objective.kwargs.contrast_temperature": [0.1, 0.2, 0.4]}

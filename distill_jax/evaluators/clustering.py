@@ -1,0 +1,127 @@
+"""Whether embeddings cluster by class."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from distill_jax.core.errors import ConfigError
+from distill_jax.evaluators._features import CONTROLS, Part, check_positive, normalized, read_split
+
+WHERE = "evaluators.clustering"
+
+
+def k_means(
+    z: np.ndarray, k: int, random: np.random.Generator, *, steps: int = 100
+) -> tuple[np.ndarray, float]:
+    """Returns (cluster `[n]`, sum of squared distances) of Lloyd's algorithm on `z` `[n, d]`.
+
+    It starts from centres drawn with probability proportional to the squared distance to those
+    drawn before (Arthur and Vassilvitskii 2007) and ends where no row moves. A cluster that loses
+    its last row keeps its centre.
+    """
+    square = (z * z).sum(axis=1)
+
+    def distances(centres: np.ndarray) -> np.ndarray:
+        found = square[:, None] - 2 * z @ centres.T + (centres * centres).sum(axis=1)[None, :]
+        return np.maximum(found, 0)
+
+    centres = z[random.integers(len(z), size=1)]
+    while len(centres) < k:
+        near = distances(centres).min(axis=1)
+        total = near.sum()
+        share = near / total if total > 0 else np.full(len(z), 1 / len(z))
+        centres = np.concatenate([centres, z[random.choice(len(z), size=1, p=share)]])
+    cluster = np.full(len(z), -1)
+    for _ in range(steps):
+        moved = distances(centres).argmin(axis=1)
+        if (moved == cluster).all():
+            break
+        cluster = moved
+        for c in np.unique(cluster):
+            centres[c] = z[cluster == c].mean(axis=0)
+    return cluster, float(distances(centres)[np.arange(len(z)), cluster].sum())
+
+
+def hungarian_accuracy(labels: np.ndarray, cluster: np.ndarray) -> float:
+    """Returns the accuracy `[n]` under the best one-to-one map of clusters to classes."""
+    from scipy.optimize import linear_sum_assignment  # not before it is needed
+
+    table = np.zeros((cluster.max() + 1, labels.max() + 1), np.int64)
+    np.add.at(table, (cluster, labels), 1)
+    rows, columns = linear_sum_assignment(table, maximize=True)
+    return float(table[rows, columns].sum() / len(labels))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Clustering:
+    """k-means on the embeddings of `role` against the classes; see `make`."""
+
+    role: str
+    output: str
+    clusters: int | None
+    restarts: int
+    seed: int
+    max_examples: int | None
+    controls: tuple[str, ...]
+
+    @property
+    def outputs(self) -> Mapping[str, tuple[str, ...]]:
+        return {self.role: (self.output,)}
+
+    def __call__(
+        self, outputs: Mapping[str, Mapping[str, np.ndarray]], batch: Mapping[str, np.ndarray]
+    ) -> dict[str, Any]:
+        part: Part = (outputs, batch)
+        found = read_split(part, self.role, self.output, most=self.max_examples)
+        z = normalized(found.z)
+        k = min(self.clusters or len(np.unique(found.label)), len(z))
+        random = np.random.Generator(np.random.Philox(key=[self.seed, 0]))
+        runs = [k_means(z, k, random) for _ in range(self.restarts)]
+        cluster = min(runs, key=lambda run: run[1])[0]
+        return {"clustering_accuracy": hungarian_accuracy(found.label, cluster)}
+
+
+def make(
+    *,
+    role: str = "student",
+    output: str = "embedding",
+    clusters: int | None = None,
+    restarts: int = 5,
+    seed: int = 0,
+    max_examples: int | None = 10_000,
+    controls: bool = True,
+) -> Clustering:
+    """Makes the evaluator of k-means clusters of unit embeddings `[n, d]`.
+
+    Metrics, and those of the controls with `_raw` and `_initial` behind the name:
+      clustering_accuracy: share of examples whose cluster is mapped to their class, by the best
+        one-to-one map of all clusters to all classes of the split (Hungarian algorithm).
+
+    Args:
+      role: the encoder.
+      output: which of its outputs; more axes than one are flattened.
+      clusters: how many; by default as many as classes occur.
+      restarts: random starts, of which the tightest result counts.
+      seed: of the starts.
+      max_examples: most examples, spread evenly; none for all.
+      controls: whether the test split is also measured on the input itself and on the encoder as
+        it was initialised.
+
+    Raises:
+      ConfigError: a number is out of its range.
+      NonFiniteError: on evaluation, if an embedding is NaN or infinite.
+    """
+    check_positive(WHERE, clusters=clusters, restarts=restarts, max_examples=max_examples)
+    if seed < 0:
+        raise ConfigError(f"seed is {seed}", where=f"{WHERE}.seed", hint="at least 0")
+    return Clustering(
+        role=role,
+        output=output,
+        clusters=clusters,
+        restarts=restarts,
+        seed=seed,
+        max_examples=max_examples,
+        controls=CONTROLS if controls else (),
+    )

@@ -1,0 +1,160 @@
+"""How well a linear classifier of frozen embeddings does from a few labels."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from distill_jax.core.errors import ConfigError
+from distill_jax.evaluators._features import (
+    CONTROLS,
+    Part,
+    Scaler,
+    accuracies,
+    check_positive,
+    fit_logistic,
+    parts_of,
+    read_split,
+)
+
+WHERE = "evaluators.few_label_probe"
+
+
+def draw(labels: np.ndarray, *, seed: int, number: int) -> np.ndarray:
+    """Returns the rank `[n]`, from 0, of each example among those of its class in a random order.
+
+    Those with rank below m are m labels a class: fewer labels are among more.
+    """
+    random = np.random.Generator(np.random.Philox(key=[seed, number]))
+    order = random.random(len(labels))
+    ranks = np.empty(len(labels), np.int64)
+    for label in np.unique(labels):
+        members = np.flatnonzero(labels == label)
+        ranks[members[np.argsort(order[members], kind="stable")]] = np.arange(len(members))
+    return ranks
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FewLabelProbe:
+    """A linear classifier from a few labels, averaged over draws of them; see `make`."""
+
+    role: str
+    output: str
+    per_class: tuple[int, ...]
+    percent: tuple[float, ...]
+    draws: int
+    seed: int
+    c: float
+    max_examples: int | None
+    controls: tuple[str, ...]
+
+    @property
+    def outputs(self) -> Mapping[str, tuple[str, ...]]:
+        return {self.role: (self.output,)}
+
+    @property
+    def parts(self) -> Mapping[str, int | None]:
+        return {"train": self.max_examples}
+
+    def __call__(
+        self,
+        outputs: Mapping[str, Mapping[str, np.ndarray]],
+        batch: Mapping[str, np.ndarray],
+        *,
+        parts: Mapping[str, Part] | None = None,
+        split: str = "test",
+    ) -> dict[str, Any]:
+        [given] = parts_of(parts, "train", where=WHERE)
+        train = read_split(given, self.role, self.output, most=self.max_examples)
+        query = read_split((outputs, batch), self.role, self.output)
+        k = int(max(train.label.max(), query.label.max())) + 1
+        scaler = Scaler.fit(train.z)
+        z, asked = scaler(train.z), scaler(query.z)
+        own = np.bincount(train.label, minlength=k)
+        sizes = {f"{m}_per_class": np.full(k, m) for m in self.per_class}
+        for share in self.percent:
+            sizes[f"{share:g}_percent"] = np.maximum(1, np.rint(own * share / 100).astype(int))
+        found: dict[str, list[tuple[float, float]]] = {name: [] for name in sizes}
+        for number in range(self.draws):
+            ranks = draw(train.label, seed=self.seed, number=number)
+            for name, size in sizes.items():
+                rows = np.flatnonzero(ranks < size[train.label])
+                linear = fit_logistic(z[rows], train.label[rows], k, c=self.c)
+                found[name].append(accuracies(query.label, linear.predict(asked)))
+        metrics: dict[str, Any] = {}
+        for name, pairs in found.items():
+            plain, balanced = np.array(pairs).T
+            metrics[f"few_label_accuracy_{name}"] = float(plain.mean())
+            metrics[f"few_label_balanced_accuracy_{name}"] = float(balanced.mean())
+            if self.draws > 1:
+                error = plain.std(ddof=1) / np.sqrt(self.draws)
+                metrics[f"few_label_se_{name}"] = float(error)
+            metrics[f"few_label_draws_{name}"] = plain
+        return metrics
+
+
+def make(
+    *,
+    role: str = "student",
+    output: str = "embedding",
+    per_class: tuple[int, ...] = (1, 2, 5, 10),
+    percent: tuple[float, ...] = (),
+    draws: int = 10,
+    seed: int = 0,
+    c: float = 1.0,
+    max_examples: int | None = 20_000,
+    controls: bool = True,
+) -> FewLabelProbe:
+    """Makes the evaluator of linear probes from a few labels of each class.
+
+    As `probe`, from a class-balanced random part of the labels of the training examples, with a
+    fixed penalty: nothing is chosen, so that no further label is looked at. Embeddings are
+    standardised by all training examples, whose labels that does not need. A class with fewer
+    examples gives all. The draws depend on `seed` and the training labels alone, so they are the
+    same for every encoder, state and control, and differences between those are paired; fewer
+    labels are among more.
+
+    Metrics, and those of the controls with `_raw` and `_initial` behind the name, for NAME in
+    "<m>_per_class" and "<s>_percent":
+      few_label_accuracy_NAME, few_label_balanced_accuracy_NAME: mean over the draws.
+      few_label_se_NAME: standard error of the former over the draws; absent for one draw. It says
+        nothing of the spread over seeds of training.
+      few_label_draws_NAME: array `[draws]` of accuracies.
+
+    Args:
+      role: the encoder.
+      output: which of its outputs; more axes than one are flattened.
+      per_class: numbers of labels of each class.
+      percent: shares of the labels of each class, in percent, at least one label each.
+      draws: how many random parts.
+      seed: of the draws.
+      c: inverse strength of the penalty, see `probe`.
+      max_examples: most training examples to draw from, spread evenly; none for all.
+      controls: whether the test split is also measured on the input itself and on the encoder as
+        it was initialised.
+
+    Raises:
+      ConfigError: a number is out of its range.
+      NonFiniteError: on evaluation, if an embedding is NaN or infinite.
+    """
+    check_positive(WHERE, draws=draws, c=c, max_examples=max_examples)
+    if not all(isinstance(m, int) and m > 0 for m in per_class):
+        raise ConfigError(f"per_class is {per_class}", where=f"{WHERE}.per_class", hint="1 or more")
+    if not all(0 < s <= 100 for s in percent):
+        raise ConfigError(f"percent is {percent}", where=f"{WHERE}.percent", hint="0 < x <= 100")
+    if not per_class and not percent:
+        raise ConfigError("no number of labels", where=f"{WHERE}.per_class", hint="(1, 2, 5, 10)")
+    if seed < 0:
+        raise ConfigError(f"seed is {seed}", where=f"{WHERE}.seed", hint="at least 0")
+    return FewLabelProbe(
+        role=role,
+        output=output,
+        per_class=tuple(per_class),
+        percent=tuple(percent),
+        draws=draws,
+        seed=seed,
+        c=c,
+        max_examples=max_examples,
+        controls=CONTROLS if controls else (),
+    )

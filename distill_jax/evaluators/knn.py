@@ -1,0 +1,165 @@
+"""Classes of test examples by those of their nearest training examples."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from distill_jax.core.errors import ConfigError
+from distill_jax.evaluators._features import (
+    CONTROLS,
+    Part,
+    accuracies,
+    check_positive,
+    normalized,
+    parts_of,
+    read_split,
+)
+
+WHERE = "evaluators.knn"
+BLOCK = 1024
+"""Queries whose similarities to the whole bank are held at a time."""
+
+
+def nearest(
+    queries: np.ndarray, bank: np.ndarray, k: int, *, own: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns (positions in the bank, cosine similarities) `[n, k]`, the most similar first.
+
+    Args:
+      queries: unit rows `[n, d]`.
+      bank: unit rows `[m, d]`.
+      k: at most m.
+      own: position in the bank of each query `[n]`, which is left out of its neighbours; -1 where
+        it is not there.
+    """
+    found, similar = [], []
+    for start in range(0, len(queries), BLOCK):
+        block = queries[start : start + BLOCK] @ bank.T
+        if own is not None:
+            mine = own[start : start + BLOCK]
+            rows = np.flatnonzero(mine >= 0)
+            block[rows, mine[rows]] = -np.inf
+        top = np.argpartition(-block, k - 1, axis=1)[:, :k] if k < block.shape[1] else None
+        top = np.tile(np.arange(k), (len(block), 1)) if top is None else np.sort(top, axis=1)
+        values = np.take_along_axis(block, top, axis=1)
+        order = np.argsort(-values, axis=1, kind="stable")
+        found.append(np.take_along_axis(top, order, axis=1))
+        similar.append(np.take_along_axis(values, order, axis=1))
+    return np.concatenate(found), np.concatenate(similar)
+
+
+def vote(labels: np.ndarray, similar: np.ndarray, classes: int, temperature: float) -> np.ndarray:
+    """Returns the class `[n]` of most votes; ties go to the lower one.
+
+    Args:
+      labels: of the neighbours, `[n, k]`.
+      similar: their similarities, `[n, k]`; -inf has no vote.
+      classes: how many there are.
+      temperature: a vote counts `exp(similar / temperature)`.
+    """
+    top = similar.max(axis=1, keepdims=True)
+    weight = np.exp((similar - np.where(np.isfinite(top), top, 0)) / temperature)
+    n = len(labels)
+    flat = (np.arange(n)[:, None] * classes + labels).ravel()
+    votes = np.bincount(flat, weights=weight.ravel(), minlength=n * classes)
+    return votes.reshape(n, classes).argmax(axis=1)
+
+
+def own_positions(index: np.ndarray, bank: np.ndarray) -> np.ndarray:
+    """Returns where in `bank` `[m]` each of `index` `[n]` is, -1 where it is not."""
+    order = np.argsort(bank, kind="stable")
+    at = np.minimum(np.searchsorted(bank, index, sorter=order), len(bank) - 1)
+    return np.where(bank[order[at]] == index, order[at], -1)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Knn:
+    """Weighted nearest neighbours in the training part; see `make`."""
+
+    role: str
+    output: str
+    k: tuple[int, ...]
+    temperature: float
+    bank: int | None
+    controls: tuple[str, ...]
+
+    @property
+    def outputs(self) -> Mapping[str, tuple[str, ...]]:
+        return {self.role: (self.output,)}
+
+    @property
+    def parts(self) -> Mapping[str, int | None]:
+        return {"train": self.bank}
+
+    def __call__(
+        self,
+        outputs: Mapping[str, Mapping[str, np.ndarray]],
+        batch: Mapping[str, np.ndarray],
+        *,
+        parts: Mapping[str, Part] | None = None,
+        split: str = "test",
+    ) -> dict[str, Any]:
+        [train] = parts_of(parts, "train", where=WHERE)
+        bank = read_split(train, self.role, self.output, most=self.bank)
+        query = read_split((outputs, batch), self.role, self.output)
+        own = own_positions(query.index, bank.index) if split == "train" else None
+        most = len(bank.z) if own is None else max(1, len(bank.z) - 1)
+        asked, kept = (normalized(part.z).astype(np.float32) for part in (query, bank))
+        where, similar = nearest(asked, kept, min(max(self.k), most), own=own)
+        classes = int(max(bank.label.max(), query.label.max())) + 1
+        metrics: dict[str, Any] = {}
+        for i, k in enumerate(self.k):
+            said = vote(bank.label[where[:, :k]], similar[:, :k], classes, self.temperature)
+            plain, balanced = accuracies(query.label, said)
+            name = "knn" if i == 0 else f"knn{k}"
+            metrics |= {f"{name}_accuracy": plain, f"{name}_balanced_accuracy": balanced}
+        return metrics
+
+
+def make(
+    *,
+    role: str = "student",
+    output: str = "embedding",
+    k: int | tuple[int, ...] = 20,
+    temperature: float = 0.07,
+    bank: int | None = 50_000,
+    controls: bool = True,
+) -> Knn:
+    """Makes the evaluator of weighted nearest neighbours (Wu et al. 2018, arXiv:1805.01978).
+
+    Embeddings `[n, d]` are scaled to length 1. The k training examples of largest cosine vote for
+    their classes with weights exp(cosine / temperature) (Caron et al. 2021, arXiv:2104.14294,
+    appendix F.4). An example is never its own neighbour. On small data, k should stay below the
+    number of examples of a class.
+
+    Metrics, and those of the controls with `_raw` and `_initial` behind the name:
+      knn_accuracy, knn_balanced_accuracy: with the first k; the mean over the classes that occur.
+      knn<k>_accuracy, knn<k>_balanced_accuracy: with each further k.
+
+    Args:
+      role: the encoder: `target` where its moving average is meant.
+      output: which of its outputs; more axes than one are flattened.
+      k: number of neighbours, or several; all of the bank where it is smaller.
+      temperature: of the votes.
+      bank: most training examples to compare with, spread evenly; none for all.
+      controls: whether the test split is also measured on the input itself and on the encoder as
+        it was initialised.
+
+    Raises:
+      ConfigError: a number is not positive.
+      NonFiniteError: on evaluation, if an embedding is NaN or infinite.
+    """
+    ks = (k,) if isinstance(k, int) else tuple(k)
+    if not ks or not all(isinstance(x, int) and x > 0 for x in ks):
+        raise ConfigError(f"k is {k}", where=f"{WHERE}.k", hint="positive, or several: (20, 5)")
+    check_positive(WHERE, temperature=temperature, bank=bank)
+    return Knn(
+        role=role,
+        output=output,
+        k=ks,
+        temperature=temperature,
+        bank=bank,
+        controls=CONTROLS if controls else (),
+    )

@@ -1,0 +1,149 @@
+"""How well a linear classifier of frozen embeddings does."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from distill_jax.core.errors import ConfigError
+from distill_jax.evaluators._features import (
+    CONTROLS,
+    Linear,
+    Part,
+    Scaler,
+    Split,
+    accuracies,
+    check_positive,
+    class_weights,
+    fit_logistic,
+    parts_of,
+    read_split,
+)
+
+WHERE = "evaluators.probe"
+GRID = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
+
+
+def choose(
+    train: Split, held_out: Split | None, k: int, grid: Sequence[float], *, balanced: bool
+) -> tuple[Linear, Scaler, float]:
+    """Fits a classifier for each strength of the penalty and returns the best on held-out data.
+
+    The scaler sees the training part alone. The strongest penalty is tried first; ties go to it,
+    and the first strength that does worse than the one before is the last, as weaker penalties
+    take the longest. With one strength the held-out part is not looked at.
+
+    Args:
+      train: what is fitted.
+      held_out: what chooses.
+      k: number of classes.
+      grid: inverse strengths, see `_features.fit_logistic`.
+      balanced: whether classes count alike, in the fit and in the choice.
+    """
+    scaler = Scaler.fit(train.z)
+    z = scaler(train.z)
+    weights = class_weights(train.label) if balanced else None
+    found: Linear | None = None
+    best: tuple[float, Linear, float] | None = None
+    before = 0.0
+    for c in sorted(grid):
+        found = fit_logistic(z, train.label, k, c=c, weights=weights, start=found)
+        score = 0.0
+        if len(grid) > 1 and held_out is not None:
+            said = found.predict(scaler(held_out.z))
+            score = accuracies(held_out.label, said)[balanced]
+        if best is None or score > best[0]:
+            best = score, found, c
+        if score < before:
+            break
+        before = score
+    assert best is not None
+    return best[1], scaler, best[2]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Probe:
+    """A linear classifier of frozen embeddings; see `make`."""
+
+    role: str
+    output: str
+    c: tuple[float, ...]
+    balanced: bool
+    max_examples: int | None
+    controls: tuple[str, ...]
+
+    @property
+    def outputs(self) -> Mapping[str, tuple[str, ...]]:
+        return {self.role: (self.output,)}
+
+    @property
+    def parts(self) -> Mapping[str, int | None]:
+        chosen = {"held_out": self.max_examples} if len(self.c) > 1 else {}
+        return {"train": self.max_examples, **chosen}
+
+    def __call__(
+        self,
+        outputs: Mapping[str, Mapping[str, np.ndarray]],
+        batch: Mapping[str, np.ndarray],
+        *,
+        parts: Mapping[str, Part] | None = None,
+        split: str = "test",
+    ) -> dict[str, Any]:
+        given = parts_of(parts, *self.parts, where=WHERE)
+        read = [read_split(p, self.role, self.output, most=self.max_examples) for p in given]
+        train, held_out = read[0], read[1] if len(read) > 1 else None
+        query = read_split((outputs, batch), self.role, self.output)
+        k = int(max(part.label.max() for part in (*read, query))) + 1
+        linear, scaler, c = choose(train, held_out, k, self.c, balanced=self.balanced)
+        plain, balanced = accuracies(query.label, linear.predict(scaler(query.z)))
+        return {"probe_accuracy": plain, "probe_balanced_accuracy": balanced, "probe_c": c}
+
+
+def make(
+    *,
+    role: str = "student",
+    output: str = "embedding",
+    c: float | tuple[float, ...] = GRID,
+    balanced: bool = False,
+    max_examples: int | None = 20_000,
+    controls: bool = True,
+) -> Probe:
+    """Makes the evaluator of a linear probe, solved exactly.
+
+    Multinomial logistic regression with an L2 penalty on embeddings that are standardised by the
+    training part, fitted to the training part with its labels, and measured on the split. Of
+    several strengths, from the strongest until one does worse than the one before, that of the
+    highest held-out accuracy is taken; figures of the held-out split itself are therefore a
+    little high, those of the test split are not.
+
+    Metrics, and those of the controls with `_raw` and `_initial` behind the name:
+      probe_accuracy, probe_balanced_accuracy: of the split; the latter is the mean over the
+        classes that occur.
+      probe_c: the inverse strength that was taken.
+
+    Args:
+      role: the encoder.
+      output: which of its outputs; more axes than one are flattened.
+      c: inverse strength of the penalty, `|W|^2 / 2 + c * sum of losses`, or several.
+      balanced: whether the classes count alike in the fit and in the choice of `c`.
+      max_examples: most training (and held-out) examples, spread evenly; none for all.
+      controls: whether the test split is also measured on the input itself and on the encoder as
+        it was initialised.
+
+    Raises:
+      ConfigError: a number is not positive; the held-out part is empty and `c` is several.
+      NonFiniteError: on evaluation, if an embedding is NaN or infinite.
+    """
+    cs = (float(c),) if isinstance(c, (int, float)) else tuple(map(float, c))
+    if not cs or not all(x > 0 for x in cs):
+        raise ConfigError(f"c is {c}", where=f"{WHERE}.c", hint="positive, or several of them")
+    check_positive(WHERE, max_examples=max_examples)
+    return Probe(
+        role=role,
+        output=output,
+        c=cs,
+        balanced=balanced,
+        max_examples=max_examples,
+        controls=CONTROLS if controls else (),
+    )

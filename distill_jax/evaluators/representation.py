@@ -1,0 +1,109 @@
+"""What embeddings look like without labels: rank, spectrum, spread."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from distill_jax.core import spectrum
+from distill_jax.core.errors import ConfigError
+from distill_jax.evaluators._features import CONTROLS, check_positive, read_embedding, spread
+
+WHERE = "evaluators.representation"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Representation:
+    """Label-free measures of the embeddings of `role`; see `make`."""
+
+    role: str
+    output: str
+    views: str
+    max_examples: int | None
+    controls: tuple[str, ...]
+
+    @property
+    def outputs(self) -> Mapping[str, tuple[str, ...]]:
+        found: dict[str, tuple[str, ...]] = {self.role: (self.output,)}
+        if self.views:
+            role, _, name = self.views.partition("/")
+            found[role] = (*found.get(role, ()), name)
+        return found
+
+    def __call__(
+        self, outputs: Mapping[str, Mapping[str, np.ndarray]], batch: Mapping[str, np.ndarray]
+    ) -> dict[str, Any]:
+        z = read_embedding(outputs, self.role, self.output)
+        z = z[spread(len(z), self.max_examples)]
+        values = spectrum.covariance_spectrum(z)
+        metrics: dict[str, Any] = {
+            "rankme": float(spectrum.rankme(z)),
+            "normalized_std": float(spectrum.normalized_std(z)),
+            "feature_variance": float(spectrum.feature_variance(z)),
+            "uniformity": float(spectrum.uniformity(z)),
+            "spectrum": values,
+        }
+        if z.shape[1] > 2 and values[0] > 0:
+            metrics["alpha_req"] = float(spectrum.alpha_req(z))
+        role, _, name = self.views.partition("/")
+        if self.views and name in outputs.get(role, {}):
+            views = np.asarray(outputs[role][name], np.float64)
+            if views.ndim != 3 or views.shape[1] < 2:
+                raise ConfigError(
+                    f"{self.views} has shape {views.shape}",
+                    where=f"{WHERE}.views",
+                    hint="[n, v, d] with two or more views is needed",
+                )
+            views = views[spread(len(views), self.max_examples)].swapaxes(0, 1)
+            metrics["lidar"] = float(spectrum.lidar(views))
+            metrics["alignment"] = float(spectrum.alignment(views))
+        return metrics
+
+
+def make(
+    *,
+    role: str = "student",
+    output: str = "embedding",
+    views: str = "",
+    max_examples: int | None = 10_000,
+    controls: bool = True,
+) -> Representation:
+    """Makes the evaluator of embeddings `[n, d]` without labels, in float64.
+
+    Any of the metrics may choose the best checkpoint (`eval.metric=held_out/rankme`): no label is
+    read. They tell states and hyperparameters of one method apart, not methods.
+
+    Metrics, and those of the controls with `_raw` and `_initial` behind the name (see
+    `core.spectrum` for the definitions):
+      rankme: effective rank of the uncentred embeddings, at most min(n, d).
+      alpha_req: decay of the covariance spectrum; left out where d < 3 or nothing varies.
+      normalized_std: deviation of unit embeddings, times sqrt(d): 1 is even, 0 is collapse.
+      feature_variance: mean variance of a dimension, not normalised.
+      uniformity: log mean Gaussian potential of unit embeddings; 0 is collapse.
+      lidar, alignment: of the views of each example, where `views` names them.
+      spectrum: array `[d]`, eigenvalues of the centred covariance, the largest first.
+
+    Args:
+      role: the encoder.
+      output: which of its outputs; more axes than one are flattened.
+      views: "role/output" of embeddings `[n, v, d]` of v views of each example, such as a method's
+        `predictions` may give; empty where there are none.
+      max_examples: most examples, spread evenly; none for all. `uniformity` takes their square.
+      controls: whether the test split is also measured on the input itself and on the encoder as
+        it was initialised.
+
+    Raises:
+      ConfigError: a number is not positive, or `views` names no output.
+      NonFiniteError: on evaluation, if an embedding is NaN or infinite.
+    """
+    check_positive(WHERE, max_examples=max_examples)
+    if views and not all(views.partition("/")):
+        raise ConfigError(f"views is {views!r}", where=f"{WHERE}.views", hint="role/output")
+    return Representation(
+        role=role,
+        output=output,
+        views=views,
+        max_examples=max_examples,
+        controls=CONTROLS if controls else (),
+    )

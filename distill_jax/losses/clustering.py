@@ -1,0 +1,102 @@
+"""Losses that compare assignments of views to learned prototypes.
+
+Logits are `[..., k]` for k prototypes. Softmaxes and Sinkhorn's iteration are taken in the log
+domain, in float32 or wider.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from distill_jax.core.api import Array
+from distill_jax.losses.classification import soft_cross_entropy
+
+
+def _wide(x: Array) -> Array:
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+def centred_softmax(logits: Array, centre: Array, *, temperature: float | Array) -> Array:
+    """Returns `softmax((t - c) / temperature)`, `[..., k]`.
+
+    Caron et al. (2021, DINO, arXiv:2104.14294), eq. 1 with the centring of section 3.1.
+    """
+    logits = _wide(logits)
+    row = centre.astype(logits.dtype).reshape((1,) * (logits.ndim - 1) + centre.shape)
+    return jax.nn.softmax((logits - row) / temperature)
+
+
+def move_centre(centre: Array, logits: Array, weights: Array, *, decay: float) -> Array:
+    """Returns `decay c + (1 - decay) mean(t)` (DINO, eq. 4).
+
+    Args:
+      centre: c, `[k]`.
+      logits: t, `[..., k]`.
+      weights: which of them count, `[...]`; where none does the centre stays.
+      decay: share of the old centre.
+    """
+    rows, w = _wide(logits).reshape(-1, logits.shape[-1]), weights.reshape(-1)
+    total = w.sum()
+    mean = (w @ rows) / jnp.maximum(total, 1)
+    moved = decay * centre + (1 - decay) * mean.astype(centre.dtype)
+    return jax.lax.stop_gradient(jnp.where(total > 0, moved, centre))
+
+
+def sinkhorn(
+    logits: Array, weights: Array, *, temperature: float | Array, iterations: int = 3
+) -> Array:
+    """Returns assignments `[n, k]` whose columns sum to about n / k, and whose rows to 1.
+
+    Caron et al. (2020, SwAV, arXiv:2006.09882), eq. 3 to 5: `exp(t / temperature)`, its columns
+    and rows scaled in turn, rows last. One prototype cannot take everything.
+
+    Args:
+      logits: t, `[n, k]`.
+      weights: `[n]`, 0 on rows that do not count; they are no part of the sums.
+      temperature: epsilon in the paper.
+      iterations: number of times that both are scaled.
+    """
+    real = (weights > 0)[:, None]
+    log_q = jnp.where(real, _wide(logits) / temperature, -jnp.inf)
+    for _ in range(iterations):
+        total = jax.nn.logsumexp(log_q, axis=0, keepdims=True)
+        # Without any row that counts all sums are empty.
+        log_q = log_q - jnp.where(jnp.isfinite(total), total, 0)
+        log_q = log_q - jnp.where(real, jax.nn.logsumexp(log_q, axis=1, keepdims=True), 0)
+    return jnp.exp(log_q)
+
+
+def view_entropies(targets: Array, logits: Array, *, temperature: float) -> Array:
+    """Cross-entropy of each view with each, `[b, u, k], [b, w, k] -> [b, u, w]` (DINO, eq. 2).
+
+    Args:
+      targets: assignments by the teacher.
+      logits: of the student.
+      temperature: of the student's softmax.
+    """
+    log_p = jax.nn.log_softmax(_wide(logits) / temperature)
+    return -jnp.einsum("buk,bwk->buw", targets, log_p)
+
+
+def between_views(values: Array) -> Array:
+    """Mean over pairs of different views, `[b, u, w] -> [b]` (DINO, eq. 3).
+
+    The first u of the w views of the student are those that the teacher sees; w is at least 2.
+    """
+    u, w = values.shape[1:]
+    other = jnp.arange(u)[:, None] != jnp.arange(w)[None]
+    return jnp.where(other[None], values, 0).sum((1, 2)) / (u * w - u)
+
+
+def masked_entropy(targets: Array, logits: Array, weights: Array, *, temperature: float) -> Array:
+    """Mean cross-entropy over the masked patches of an image, `[b, p, k], [b, p, k] -> [b]`.
+
+    Zhou et al. (2022, iBOT, arXiv:2111.07832), eq. 2. An image without any gives 0.
+
+    Args:
+      targets: assignments of patches by the teacher, who sees them.
+      logits: of the student, who does not.
+      weights: `[b, p]`, 1 where the patch is masked.
+      temperature: of the student's softmax.
+    """
+    values = soft_cross_entropy(_wide(logits) / temperature, targets)
+    return (weights * values).sum(-1) / jnp.maximum(weights.sum(-1), 1)

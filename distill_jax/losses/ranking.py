@@ -1,0 +1,134 @@
+"""Losses on the order of an anchor's neighbours: soft sorting, and voting among the nearest.
+
+Embeddings are `[b, v, d]`; candidates of an anchor are the views of the other examples of the whole
+batch, without padding.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from distill_jax.core.api import Array
+from distill_jax.losses.contrastive import normalize, products
+
+EPSILON = 1e-6
+"""Shares are kept this far from 0 and 1 before their logarithm."""
+
+
+def soft_sort(x: Array, *, steepness: float) -> tuple[Array, Array]:
+    """Sorts softly in ascending order, `[..., n] -> [..., n], [..., n, n]`.
+
+    The odd-even network of n layers (Petersen, Borgelt, Kuehne, Deussen 2021, arXiv:2105.04019)
+    with the Cauchy comparator (2022, arXiv:2203.09630): of wires a, b the lower gets
+    `s a + (1 - s) b` and the upper `(1 - s) a + s b`, `s = 1/2 + arctan(beta (b - a)) / pi`.
+
+    Args:
+      x: numbers to be sorted.
+      steepness: beta, positive; towards infinity the result is that of a sort.
+
+    Returns:
+      The sorted numbers, and the doubly stochastic matrix whose row r says of which inputs rank r
+      is made.
+    """
+    n = x.shape[-1]
+    wire, layer = np.arange(n), np.arange(n)[:, None]
+    upwards = (wire + layer) % 2 == 0
+    partner = wire + np.where(upwards, 1, -1)
+    partner = np.where((partner < 0) | (partner == n), wire, partner)  # no partner: unchanged
+    matrix = jnp.broadcast_to(jnp.eye(n, dtype=x.dtype), (*x.shape, n))
+
+    def pass_layer(rows, layer):
+        partner, sign = layer
+        other = rows[..., partner, :]
+        ahead = (other - rows)[..., 0] * sign.reshape((1,) * (x.ndim - 1) + (n,))
+        share = 0.5 + jnp.arctan(steepness * ahead[..., None]) / jnp.pi
+        return share * rows + (1 - share) * other, None
+
+    # Numbers and rows of the matrix are mixed alike.
+    rows = jnp.concatenate([x[..., None], matrix], axis=-1)
+    signs = np.where(upwards, 1.0, -1.0)
+    rows, _ = jax.lax.scan(pass_layer, rows, (jnp.asarray(partner), jnp.asarray(signs, x.dtype)))
+    return rows[..., 0], rows[..., 1:]
+
+
+def group_order(positive: Array, negative: Array, *, steepness: float) -> Array:
+    """How much positives and negatives are out of order, `[..., p], [..., k] -> [...]`.
+
+    Shvetsova, Petersen, Kukleva, Schiele, Kuehne (2023, GroCo, arXiv:2301.02009): each group is
+    sorted, both are sorted softly together, and the share of the top p ranks that each score has is
+    compared with 1 for positives and 0 for negatives by binary cross-entropy, mean over all scores.
+
+    Args:
+      positive: similarities of positives.
+      negative: similarities of negatives.
+      steepness: of the comparators, see `soft_sort`.
+    """
+    p, k = positive.shape[-1], negative.shape[-1]
+    scores = jnp.concatenate([jnp.sort(negative, axis=-1), jnp.sort(positive, axis=-1)], axis=-1)
+    matrix = soft_sort(scores, steepness=steepness)[1]
+    share = jnp.clip(matrix[..., k:, :].sum(-2), EPSILON, 1 - EPSILON)
+    right = jnp.log(share[..., k:]).sum(-1) + jnp.log1p(-share[..., :k]).sum(-1)
+    return -right / (k + p)
+
+
+def _strangers(b: int, v: int, mask: Array) -> Array:
+    """Says of each pair of views whether they are of two examples and the second one is real."""
+    example = jnp.repeat(jnp.arange(b), v)
+    return (example[:, None] != example[None]) & jnp.repeat(mask > 0, v)[None]
+
+
+def groco(z: Array, mask: Array, *, negatives: int, steepness: float) -> Array:
+    """Ordering of the other views of an anchor before its hardest negatives, `[b, v, d] -> [b]`.
+
+    GroCo, mean over the views of an example as anchors. Only anchors have a gradient.
+
+    Args:
+      z: embeddings of views, v at least 2; normalized here.
+      mask: float `[b]`, 0 on padding.
+      negatives: k, the most similar views of other examples; all of them where there are fewer. A
+        batch with fewer than k real ones is filled up with scores of -1.
+      steepness: of the comparators.
+    """
+    b, v, d = z.shape
+    z = normalize(z)
+    fixed = jax.lax.stop_gradient(z)
+    scores = jnp.einsum("bvd,bud->bvu", z, fixed, precision="highest")
+    others = jnp.array([[u for u in range(v) if u != i] for i in range(v)])
+    positive = jnp.take_along_axis(scores, others[None], axis=2)
+
+    flat = fixed.reshape(b * v, d)
+    similar = jnp.where(_strangers(b, v, mask), products(flat, flat), -jnp.inf)
+    found, nearest = jax.lax.top_k(similar, min(negatives, (b - 1) * v))
+    negative = jnp.einsum("nd,nkd->nk", z.reshape(b * v, d), flat[nearest], precision="highest")
+    negative = jnp.where(jnp.isfinite(found), negative, -1).reshape(b, v, -1)
+    return group_order(positive, negative, steepness=steepness).mean(1)
+
+
+def look(z: Array, label: Array, mask: Array, *, neighbours: int, temperature: float) -> Array:
+    """Leave-one-out vote of the nearest neighbours, `[b, v, d], [b] -> [b]`.
+
+    Feng et al. (2022, LOOK, arXiv:2110.06014): `-log (sum of exp(z_i . z_j / tau) over neighbours j
+    of the label of i / sum over all neighbours)`, mean over the views of an example as anchors.
+    Neighbours are the most similar views of other examples, and always the other views of the
+    example itself, so that the vote is never without one for the label.
+
+    Args:
+      z: embeddings of views, v at least 2; normalized here.
+      label: ints.
+      mask: float `[b]`, 0 on padding.
+      neighbours: how many views of other examples; all of them where there are fewer.
+      temperature: tau.
+    """
+    b, v, d = z.shape
+    z = normalize(z)
+    own = jnp.einsum("bvd,bud->bvu", z, z, precision="highest") / temperature
+    own = jnp.where(jnp.eye(v, dtype=bool)[None], -jnp.inf, own).reshape(b * v, v)
+
+    flat, labels = z.reshape(b * v, d), jnp.repeat(label, v)
+    logits = jnp.where(_strangers(b, v, mask), products(flat, flat) / temperature, -jnp.inf)
+    logits, nearest = jax.lax.top_k(logits, min(neighbours, (b - 1) * v))
+    agrees = labels[nearest] == labels[:, None]
+    everything = jnp.concatenate([own, logits], axis=1)
+    votes = jnp.concatenate([own, jnp.where(agrees, logits, -jnp.inf)], axis=1)
+    value = jax.nn.logsumexp(everything, axis=1) - jax.nn.logsumexp(votes, axis=1)
+    return value.reshape(b, v).mean(1)

@@ -1,0 +1,97 @@
+"""A transformer that says what tokens are where some are hidden: MAE's decoder, JEPA's predictor.
+
+He et al. (2022, MAE, arXiv:2111.06377), section 3; Assran et al. (2023, I-JEPA, arXiv:2301.08243),
+section 3.
+"""
+
+import math
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from distill_jax.core import tokens
+from distill_jax.core.api import Array, Model, Outputs
+from distill_jax.core.errors import ConfigError
+from distill_jax.models.adapters import from_linen
+from distill_jax.models.layers import Dense
+from distill_jax.models.vit import Block
+
+
+class TokenPredictor(nn.Module):
+    """The network of `make`."""
+
+    width: int
+    depth: int
+    heads: int
+    mlp_ratio: int
+    grid: tuple[int, ...]
+
+    @nn.compact
+    def __call__(
+        self, context: Array, keep: Array, targets: Array, like: Array, train: bool = False
+    ) -> Outputs:
+        b, m, size = targets.shape
+        t, front = like.shape[1], context.shape[1] - keep.shape[1]
+        if self.grid and math.prod(self.grid) != t:
+            raise ConfigError(
+                f"a grid of {' x '.join(map(str, self.grid))} for {t} tokens",
+                where="grid",
+                hint="leave grid out to learn positions",
+            )
+        normal = nn.initializers.normal(0.02)
+        x = Dense(self.width, name="context")(context)
+        if self.grid:
+            places = jnp.asarray(tokens.fourier_positions(self.grid, self.width), x.dtype)
+        else:
+            places = self.param("positions", normal, (t, self.width)).astype(x.dtype)
+        x = x.at[:, front:].add(places[keep])
+        blank = self.param("mask_token", normal, (self.width,)).astype(x.dtype)
+        blanks = blank[None, None, None] + places[targets]
+        x = jnp.broadcast_to(x[:, None], (b, m, *x.shape[1:]))
+        x = jnp.concatenate([x, blanks], axis=2).reshape(b * m, -1, self.width)
+        for _ in range(self.depth):
+            x = Block(self.heads, self.mlp_ratio, 0.0, 0.0)(x, train=train)
+        x = nn.LayerNorm(epsilon=1e-6)(x[:, -size:])
+        x = Dense(like.shape[-1], name="output")(x)
+        return {"output": x.reshape(b, m, size, -1)}
+
+
+def make(
+    *,
+    width: int = 64,
+    depth: int = 2,
+    heads: int = 4,
+    mlp_ratio: int = 4,
+    grid: tuple[int, ...] = (),
+) -> Model:
+    """Returns a map of encoded tokens to what those at other places are.
+
+    Inputs are `context` `[b, r + n, d]`, the encoded tokens, behind r that have no place; `keep`,
+    int `[b, n]`, where they are among t; `targets`, int `[b, m, n_t]`, the places of m sets; and
+    `like` `[b, t, d']`, of which the shape alone is taken. A set is predicted from the context and
+    from a learned token at each of its places, and does not see the other sets. The endpoint is
+    `output` `[b, m, n_t, d']`.
+
+    Args:
+      width: of its tokens.
+      depth: number of blocks.
+      heads: number of attention heads.
+      mlp_ratio: hidden width of the perceptrons over the width.
+      grid: numbers of tokens along each axis, for fixed positions of sines and cosines; without,
+        positions are learned.
+
+    Raises:
+      ConfigError: a size below 1, or a width that the heads do not divide; when the network is
+        first called, also a grid of another number of tokens.
+    """
+    sizes = {"width": width, "depth": depth, "heads": heads, "mlp_ratio": mlp_ratio}
+    for name, value in sizes.items():
+        if value < 1:
+            raise ConfigError(f"{name} is {value}", where=name, hint="1 or more")
+    if width % heads:
+        raise ConfigError(
+            f"{heads} heads do not divide a width of {width}",
+            where="heads",
+            hint=f"divisors: {tokens.divisors(width)}",
+        )
+    return from_linen(TokenPredictor(width, depth, heads, mlp_ratio, tuple(grid)))

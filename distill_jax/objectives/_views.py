@@ -1,0 +1,72 @@
+"""What methods that compare views of an example share: encoding and projecting them.
+
+Views are `[b, v, ...]`: a network sees `[b * v, ...]`, example by example, so that rows stay on
+their device and batch statistics are those of all views together.
+"""
+
+import jax.numpy as jnp
+
+from distill_jax.core.api import Array, Batch, Nets, Role, State
+from distill_jax.core.errors import ConfigError
+
+
+def views_of(batch: Batch, *, least: int = 2, key: str = "views") -> Array:
+    """Returns the views of a batch, `[b, v, ...]`.
+
+    Raises:
+      ConfigError: there are none, or fewer than `least`.
+    """
+    if key not in batch:
+        raise ConfigError(
+            f"the method compares views, and batches have no {key!r}",
+            where="data.train_transforms",
+            hint=f"add {key!r}, with its transforms in data.transform_kwargs.{key}",
+        )
+    if batch[key].shape[1] < least:
+        raise ConfigError(
+            f"{batch[key].shape[1]} views where the method compares {least}",
+            where=f"data.transform_kwargs.{key}.count",
+            hint=f"{least} or more",
+        )
+    return batch[key]
+
+
+def apply(
+    nets: Nets, role: Role, x: Array, *, output: str, train: bool = True, learn: bool = True
+) -> tuple[Array, State]:
+    """Applies a network to each view `[b, v, ...]`; returns one of its outputs, `[b, v, d]`.
+
+    Raises:
+      ConfigError: the network has no such output, or gives it no vector.
+    """
+    b, v = x.shape[:2]
+    outputs, state = nets(role, x.reshape(b * v, *x.shape[2:]), train=train, learn=learn)
+    if output not in outputs:
+        raise ConfigError(
+            f"{role} has no output {output!r}",
+            where=f"roles.{role}.model",
+            hint=f"it has {', '.join(outputs)}",
+        )
+    return outputs[output].reshape(b, v, *outputs[output].shape[1:]), state
+
+
+def encode(
+    nets: Nets, role: Role, views: Array, *, train: bool = True, output: str = "embedding"
+) -> tuple[Array, State]:
+    """Returns the embeddings of views, `[b, v, d]`, and the encoder's new state."""
+    return apply(nets, role, views, output=output, train=train)
+
+
+def project(
+    nets: Nets, role: Role, embeddings: Array, *, train: bool = True
+) -> tuple[Array, State]:
+    """Maps embeddings `[b, v, d]` by a head; returns its output `[b, v, d]` and its new state."""
+    return apply(nets, role, embeddings, output="output", train=train)
+
+
+def share(value: Array, mask: Array) -> Array:
+    """Returns a statistic of the whole batch as each example's share, `[b]`.
+
+    The masked mean of the result is the statistic.
+    """
+    return jnp.broadcast_to(value[None], mask.shape)

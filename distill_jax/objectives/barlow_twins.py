@@ -1,0 +1,54 @@
+"""Barlow Twins (Zbontar, Jing, Misra, LeCun, Deny 2021, arXiv:2103.03230).
+
+`L = sum_i (1 - C_ii)^2 + trade_off sum_{i != j} C_ij^2`, eq. 1, with C the correlation over the
+whole batch, on any mesh, of the projections of two views. With more views the mean over pairs.
+
+The published trade-off of 0.0051 goes with 8192 features; the second sum grows with their square
+and the first with their number. With fewer examples than features C cannot become the identity.
+"""
+
+import dataclasses
+import itertools
+from typing import ClassVar
+
+import jax.numpy as jnp
+
+from distill_jax.core.api import Array, Batch, Nets, Objective, PyTree, Terms
+from distill_jax.losses.noncontrastive import cross_correlation, redundancy
+from distill_jax.objectives._distillation import check_not_negative
+from distill_jax.objectives._views import encode, project, share, views_of
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BarlowTwins(Objective):
+    """The term "redundancy" on `views` of the batch, a statistic that all examples share.
+
+    Attributes:
+      trade_off: lambda, weight of what lies off the diagonal, 0 or more.
+    """
+
+    trade_off: float = 0.0051
+
+    roles: ClassVar[tuple[str, ...]] = ("student", "projector")
+    couples_batch: ClassVar[bool] = True
+
+    def __post_init__(self):
+        check_not_negative(trade_off=self.trade_off)
+
+    def loss(self, nets: Nets, batch: Batch, memory: PyTree, step: Array) -> Terms:
+        del memory, step
+        mask = batch["mask"]
+        h, state = encode(nets, "student", views_of(batch))
+        z, projector = project(nets, "projector", h)
+        values = [
+            redundancy(cross_correlation(z[:, i], z[:, j], mask), trade_off=self.trade_off)
+            for i, j in itertools.combinations(range(z.shape[1]), 2)
+        ]
+        return Terms(
+            values={"redundancy": share(jnp.stack(values).mean(), mask)},
+            state={"student": state, "projector": projector},
+            embeddings={"student": h, "projector": z},
+        )
+
+
+make = BarlowTwins

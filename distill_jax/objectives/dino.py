@@ -1,0 +1,254 @@
+"""DINO, self-distillation without labels (Caron et al. 2021, arXiv:2104.14294).
+
+`L = mean over pairs of a whole view u and another view w of -sum_k P_k(u) log Q_k(w)`, eq. 3, with
+`Q = softmax(s / 0.1)` of the student and `P = softmax((t - c) / tau)` of its moving average, eq. 1
+and section 3.1; c is the moving average of t, eq. 4, as it was before the step. The average sees
+`views` alone, the student also `local_views`, where the batch has them. s and t are cosines with
+learned prototypes (`models/prototypes.py`).
+
+`centring="sinkhorn"` balances the assignments of the whole batch instead (`losses/clustering.py`;
+Caron et al. 2020, SwAV; Ruan et al. 2023, arXiv:2210.07277; Oquab et al. 2023, DINOv2, section 4).
+
+Where networks have batch statistics, those of the student are kept of its whole views, as it will
+see whole images. Networks of moving averages are applied in training mode; one without dropout is
+a role with its own `model`.
+"""
+
+import dataclasses
+from typing import Any, ClassVar, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from distill_jax.core import spectrum
+from distill_jax.core.api import Array, Batch, Key, Nets, Objective, PyTree, Role, State, Terms
+from distill_jax.core.errors import ConfigError, nearest
+from distill_jax.losses.clustering import (
+    between_views,
+    centred_softmax,
+    move_centre,
+    sinkhorn,
+    view_entropies,
+)
+from distill_jax.objectives._distillation import check_not_negative, check_positive
+from distill_jax.objectives._views import apply, encode, project, views_of
+
+CENTRINGS = ("mean", "sinkhorn", "none")
+
+
+class Clustered(NamedTuple):
+    """What the heads make of embeddings.
+
+    Attributes:
+      value: the loss, `[b]`.
+      projected: whole views of the student behind its projector, `[b, u, d]`.
+      state: of the heads.
+      memory: with the moved centre.
+      facts: of the assignments.
+    """
+
+    value: Array
+    projected: Array
+    state: dict[Role, State]
+    memory: dict[str, Array]
+    facts: dict[str, Array]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DINO(Objective):
+    """The term "clusters" on `views` and `local_views` of the batch.
+
+    Facts: "prototype_entropy" of the mean assignment, log k where all prototypes are used alike
+    and 0 where one takes everything; "assignment_entropy", the mean entropy of assignments, log k
+    where they say nothing.
+
+    Attributes:
+      num_prototypes: k, as `prototypes` has; the paper 65536 on ImageNet, small data want fewer.
+      centring: "mean", "sinkhorn", or "none", a control in which one prototype takes over.
+      centre_decay: share of the old centre, in [0, 1).
+      student_temperature: positive.
+      temperature: of the average's softmax, positive; as high as the student's is a control in
+        which assignments become uniform.
+      first_temperature: where the temperature starts, positive; the paper 0.04.
+      temperature_epochs: in which it gets to `temperature`, linearly; the paper 30 of 300.
+      frozen_epochs: in which prototypes stay as they are; the paper 1.
+      heads_epochs: in which heads learn alone and the encoder has no gradient, for one that was
+        trained before; its weight decay goes on.
+      steps_per_epoch: from the run.
+    """
+
+    num_prototypes: int = 1024
+    centring: str = "mean"
+    centre_decay: float = 0.9
+    student_temperature: float = 0.1
+    temperature: float = 0.04
+    first_temperature: float = 0.04
+    temperature_epochs: float = 0.0
+    frozen_epochs: float = 0.0
+    heads_epochs: float = 0.0
+    steps_per_epoch: float = 1.0
+
+    couples_batch: ClassVar[bool] = True
+    roles: ClassVar[tuple[Role, ...]] = (
+        "student",
+        "projector",
+        "prototypes",
+        "target",
+        "target_projector",
+        "target_prototypes",
+    )
+
+    def __post_init__(self):
+        check_positive(
+            num_prototypes=self.num_prototypes,
+            student_temperature=self.student_temperature,
+            temperature=self.temperature,
+            first_temperature=self.first_temperature,
+        )
+        check_not_negative(
+            temperature_epochs=self.temperature_epochs,
+            frozen_epochs=self.frozen_epochs,
+            heads_epochs=self.heads_epochs,
+        )
+        if self.centring not in CENTRINGS:
+            raise ConfigError(
+                f"unknown centring {self.centring!r}",
+                where="objective.kwargs.centring",
+                hint=nearest(self.centring, CENTRINGS),
+            )
+        if not 0 <= self.centre_decay < 1:
+            raise ConfigError(
+                f"centre_decay is {self.centre_decay}",
+                where="objective.kwargs.centre_decay",
+                hint="the share of the old centre, in [0, 1)",
+            )
+
+    def memory(self, key: Key, batch: Batch) -> PyTree:
+        """`centre` `[k]`, zeros."""
+        del key, batch
+        centred = self.centring == "mean"
+        return {"centre": jnp.zeros(self.num_prototypes, jnp.float32)} if centred else {}
+
+    def loss(self, nets: Nets, batch: Batch, memory: PyTree, step: Array) -> Terms:
+        views = views_of(batch)
+        h, student = encode(nets, "student", views)
+        h, local = self.hold(h, step), self.encode_local(nets, batch, step)
+        t, target = encode(nets, "target", views)
+        found = self.cluster(nets, h, local, t, batch["mask"], memory, step)
+        return Terms(
+            values={"clusters": found.value},
+            state={"student": student, "target": target, **found.state},
+            memory=found.memory,
+            embeddings={"student": h, "projector": found.projected},
+            facts=found.facts,
+        )
+
+    def hold(self, x: Array, step: Array) -> Array:
+        """Returns what the encoder says, without gradient as long as heads learn alone."""
+        if not self.heads_epochs:
+            return x
+        return jnp.where(self.within(self.heads_epochs, step), jax.lax.stop_gradient(x), x)
+
+    def within(self, epochs: float, step: Array) -> Array:
+        """Returns whether a step is among those of the first epochs."""
+        return step < epochs * self.steps_per_epoch
+
+    def encode_local(self, nets: Nets, batch: Batch, step: Array) -> Array | None:
+        """Returns the student's embeddings of small crops, `[b, w, d]`, None where none are."""
+        if "local_views" not in batch:
+            return None
+        views = views_of(batch, key="local_views", least=1)
+        return self.hold(encode(nets, "student", views)[0], step)
+
+    def cluster(
+        self,
+        nets: Nets,
+        h: Array,
+        local: Array | None,
+        t: Array,
+        mask: Array,
+        memory: PyTree,
+        step: Array,
+    ) -> Clustered:
+        """Applies the heads of student and average to embeddings, and compares them.
+
+        Args:
+          nets: the networks.
+          h: the student's, of whole views `[b, u, d]`.
+          local: the student's, of small crops `[b, w, d]`.
+          t: the average's, of whole views `[b, u, d]`.
+          mask: float `[b]`, 0 on padding.
+          memory: of the objective.
+          step: number of finished steps.
+        """
+        u, state = h.shape[1], {}
+        every = h if local is None else jnp.concatenate([h, local], axis=1)
+        z, state["projector"] = project(nets, "projector", every)
+        s, state["prototypes"] = self.compare(nets, "prototypes", z, step)
+        t, state["target_projector"] = project(nets, "target_projector", t)
+        t, state["target_prototypes"] = project(nets, "target_prototypes", t)
+        weights = jnp.broadcast_to(mask[:, None], t.shape[:2])
+        targets, memory, facts = self.assign(t, weights, memory, step)
+        values = view_entropies(targets, s, temperature=self.student_temperature)
+        return Clustered(self.over_pairs(values), z[:, :u], state, memory, facts)
+
+    def over_pairs(self, values: Array) -> Array:
+        """Returns the mean over pairs of views, `[b, u, w] -> [b]`."""
+        return between_views(values)
+
+    def compare(self, nets: Nets, role: Role, z: Array, step: Array) -> tuple[Array, State]:
+        """Returns the student's cosines with its prototypes, `[b, v, k]`, and their state."""
+        s, state = project(nets, role, z)
+        if self.frozen_epochs:
+            frozen, _ = apply(nets, role, z, output="output", learn=False)
+            s = jnp.where(self.within(self.frozen_epochs, step), frozen, s)
+        return s, state
+
+    def assign(
+        self, t: Array, weights: Array, memory: PyTree, step: Array, *, centre: str = "centre"
+    ) -> tuple[Array, dict[str, Array], dict[str, Array]]:
+        """Returns the average's assignments `[b, m, k]`, the moved memory, and facts.
+
+        Args:
+          t: cosines with prototypes, `[b, m, k]`.
+          weights: which of them count, `[b, m]`.
+          memory: of the objective.
+          step: number of finished steps.
+          centre: its name in the memory.
+
+        Raises:
+          ConfigError: there are not so many prototypes as the config says.
+        """
+        k = t.shape[-1]
+        if k != self.num_prototypes:
+            raise ConfigError(
+                f"{self.num_prototypes} prototypes, and the network has {k}",
+                where="objective.kwargs.num_prototypes",
+                hint=f"set it to {k}, or the prototypes' count",
+            )
+        t, memory, temperature = jax.lax.stop_gradient(t), dict(memory), self.temperature_at(step)
+        rows, real = t.reshape(-1, k), weights.reshape(-1)
+        if self.centring == "sinkhorn":
+            found = sinkhorn(rows, real, temperature=temperature)
+        else:
+            old: Any = memory.get(centre, jnp.zeros(k, rows.dtype))
+            found = centred_softmax(rows, old, temperature=temperature)
+            if self.centring == "mean":
+                memory[centre] = move_centre(old, rows, real, decay=self.centre_decay)
+        each = jnp.where(found > 0, -found * jnp.log(jnp.where(found > 0, found, 1)), 0).sum(-1)
+        facts = {
+            "prototype_entropy": spectrum.prototype_entropy(found, real),
+            "assignment_entropy": (real @ each) / jnp.maximum(real.sum(), 1),
+        }
+        return found.reshape(t.shape), memory, facts
+
+    def temperature_at(self, step: Array) -> Array | float:
+        """Returns the temperature of the average's softmax."""
+        steps = self.temperature_epochs * self.steps_per_epoch
+        if not steps:
+            return self.temperature
+        done = jnp.minimum(step / steps, 1)
+        return self.first_temperature + (self.temperature - self.first_temperature) * done
+
+
+make = DINO

@@ -1,0 +1,76 @@
+"""Supervised training of an encoder without a classifier, and of a new last layer on top of it.
+
+`L = CE(head(embedding(x)), y)`, the fine-tuning of Chen et al. 2020 (arXiv:2006.10029, section 3)
+from the last layer of the encoder or, with `projector`, from a middle layer of its projector.
+Evaluators read the logits as `role="prediction"`.
+
+Networks: student, an encoder (`num_classes=0`), that starts from the run that pretrained it
+(`init="<run>#student"`); head, `linear_head`; where asked for, projector: the first layers of that
+run's, a `projector` of features 0 with `init="<run>#projector/*"`.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from distill_jax.core.api import Array, Batch, Nets, Objective, Outputs, PyTree, Terms
+from distill_jax.core.errors import ConfigError
+from distill_jax.objectives.supervised import check_smoothing, label_loss
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Finetune(Objective):
+    """Cross-entropy of a head on the student's embedding.
+
+    Attributes:
+      label_smoothing: share of target probability spread over all classes, in [0, 1).
+      output: output of the student that the head sees.
+      train_encoder: whether the student is in training mode. False, with the role frozen, trains
+        the head alone: a linear probe by gradient steps.
+    """
+
+    label_smoothing: float = 0.0
+    output: str = "embedding"
+    train_encoder: bool = True
+    projector: bool = False
+
+    couples_batch: ClassVar[bool] = False
+
+    def __post_init__(self):
+        check_smoothing(self.label_smoothing)
+
+    @property
+    def roles(self) -> tuple[str, ...]:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return ("student", "projector", "head") if self.projector else ("student", "head")
+
+    def _outputs(self, nets: Nets, batch: Batch, *, train: bool) -> tuple[Outputs, Any]:
+        learns = train and self.train_encoder
+        encoded, student = nets("student", batch["input"], train=learns)
+        if self.output not in encoded:
+            raise ConfigError(
+                f"student has no output {self.output!r}",
+                where="objective.kwargs.output",
+                hint=f"it has {', '.join(encoded)}",
+            )
+        x, state = encoded[self.output], {"student": student}
+        if self.projector:
+            projected, state["projector"] = nets("projector", x, train=learns)
+            x = projected["output"]
+        found, head = nets("head", x, train=train)
+        return found, {"head": head, **(state if self.train_encoder else {})}
+
+    def loss(self, nets: Nets, batch: Batch, memory: PyTree, step: Array) -> Terms:
+        del memory, step
+        found, state = self._outputs(nets, batch, train=True)
+        loss = label_loss(found["logits"], batch, smoothing=self.label_smoothing)
+        return Terms(values={"cross_entropy": loss}, state=state)
+
+    def predictions(
+        self, nets: Nets, batch: Batch, memory: PyTree, step: Array
+    ) -> Mapping[str, Outputs]:
+        """Returns `prediction`: `logits` `[b, k]` of the head."""
+        del memory, step
+        return {"prediction": {"logits": self._outputs(nets, batch, train=False)[0]["logits"]}}
+
+
+make = Finetune

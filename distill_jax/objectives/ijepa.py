@@ -1,0 +1,27 @@
+"""I-JEPA, image-based joint-embedding prediction (Assran et al. 2023, arXiv:2301.08243).
+
+From the tokens of a large window of an image, a predictor says what the tokens of some blocks of
+it are, as the moving average of the encoder sees them in the whole image (section 3).
+
+Taken over from the authors' program: true tokens are standardized, and the distance is smooth L1
+where the paper writes a sum of squares. Deviations: blocks have one size (`block_masks`), positions
+may be learned, and the loss is a mean over tokens and features.
+"""
+
+from distill_jax.objectives._masked import LatentPrediction
+
+
+def make(
+    *,
+    distance: str = "smooth_l1",
+    target_norm: bool = True,
+    moving_average: bool = True,
+    stop_gradient: bool = True,
+) -> LatentPrediction:
+    """Returns the objective; see `LatentPrediction`."""
+    return LatentPrediction(
+        distance=distance,
+        target_norm=target_norm,
+        moving_average=moving_average,
+        stop_gradient=stop_gradient,
+    )

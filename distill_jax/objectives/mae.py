@@ -1,0 +1,76 @@
+"""MAE, masked autoencoder (He, Chen, Xie, Li, Dollar, Girshick 2022, arXiv:2111.06377).
+
+The encoder sees the patches that are kept, a light decoder says what the pixels of the others are;
+the loss is the mean of squares over the hidden patches alone, whose pixels may be standardized
+patch by patch (section 3). Every example hides as many patches, so that the mean over examples is
+the published one over all hidden patches of the batch.
+"""
+
+import dataclasses
+import math
+from typing import ClassVar
+
+from distill_jax.core import tokens
+from distill_jax.core.api import Array, Batch, Nets, Objective, PyTree, Terms
+from distill_jax.core.errors import ConfigError
+from distill_jax.losses import jepa
+from distill_jax.objectives._distillation import check_positive
+from distill_jax.objectives._masked import check_number, masks_of, tokens_of
+
+
+def cut(images: Array, t: int) -> Array:
+    """Cuts images `[b, h, w, c]` into t square patches, `[b, t, p p c]`.
+
+    Raises:
+      ConfigError: they have no such patches.
+    """
+    h, w = images.shape[1:3]
+    side = math.isqrt(h * w // t)
+    if images.ndim != 4 or side * side * t != h * w:
+        raise ConfigError(
+            f"an input of shape {images.shape[1:]} has no {t} square patches",
+            where="data.transform_kwargs.random_masks.patch_size",
+            hint="the masks must be of the images that the network sees",
+        )
+    return tokens.patchify(images, patch_size=side)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MAE(Objective):
+    """The term "reconstruction".
+
+    Attributes:
+      norm_pix: whether the pixels of a patch are standardized by their mean and unbiased variance.
+      epsilon: added to that variance. On flat backgrounds the published 1e-6 makes noise of
+        nothing; take the square of the smallest contrast that matters.
+    """
+
+    norm_pix: bool = True
+    epsilon: float = 1e-6
+
+    roles: ClassVar[tuple[str, ...]] = ("student", "decoder")
+    couples_batch: ClassVar[bool] = False
+
+    def __post_init__(self):
+        check_positive(epsilon=self.epsilon)
+
+    def loss(self, nets: Nets, batch: Batch, memory: PyTree, step: Array) -> Terms:
+        del memory, step
+        keep, targets, t = masks_of(batch, suggest="random_masks")[0]
+        patches = cut(batch["input"], t)
+        outputs, student = nets("student", batch["input"], keep, train=True)
+        if "patches" in outputs:
+            check_number(outputs["patches"].shape[1], t)
+        seen = tokens_of(outputs, "student")
+        said, decoder = nets("decoder", seen, keep, targets, patches, train=True)
+        if self.norm_pix:
+            patches = jepa.standardize(patches, epsilon=self.epsilon, unbiased=True)
+        true = tokens.take(patches, targets)
+        return Terms(
+            values={"reconstruction": jepa.squared(said["output"], true)},
+            state={"student": student, "decoder": decoder},
+            embeddings={"student": outputs["embedding"]},
+        )
+
+
+make = MAE

@@ -1,0 +1,168 @@
+"""Alarms: rules over the history of what is logged, computed on the host from finished numbers.
+
+A rule is a pure function of the history of one metric, `[(step, value), ...]` from the first log
+of the run to the newest, and says what is wrong with the newest value, or nothing. A table names
+the rules by prefix of the metrics that they read. Nothing here runs in a step.
+"""
+
+import json
+import math
+import pathlib
+import statistics
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from distill_jax.run import writers
+
+History = Sequence[tuple[int, float]]
+Rule = Callable[[History], str | None]
+"""Returns a message about the newest value, None where nothing is wrong."""
+
+WINDOW = 64
+"""Logged values that a spike is measured against."""
+
+FEWEST = 16
+"""With fewer values before it nothing is a spike."""
+
+
+class Alarm(NamedTuple):
+    """Something that was noticed: at which step, by which rule, in which metric."""
+
+    step: int
+    rule: str
+    metric: str
+    message: str
+
+
+def spike(deviations: float) -> Rule:
+    """Returns the rule for a value far above those before it.
+
+    Of the last `WINDOW` values before the newest, m is the median and s the larger of 1.4826 times
+    their median absolute deviation, which is the standard deviation of a normal distribution, and
+    0.05 |m|, so that rounding in a flat curve is none. A value above m + deviations * s is a spike.
+    With fewer than `FEWEST` values before it nothing is.
+
+    Args:
+      deviations: how far is too far.
+    """
+
+    def rule(history: History) -> str | None:
+        if len(history) <= FEWEST:
+            return None
+        value = history[-1][1]
+        before = [x for _, x in history[-1 - WINDOW : -1]]
+        middle = statistics.median(before)
+        scale = 1.4826 * statistics.median(abs(x - middle) for x in before)
+        scale = max(scale, 0.05 * abs(middle), 1e-12)
+        if value <= middle + deviations * scale:
+            return None
+        away = (value - middle) / scale
+        return f"is {value:.4g}, {away:.3g} deviations above its median {middle:.4g}"
+
+    return rule
+
+
+def default_rules(*, spike_deviations: float) -> list[tuple[str, str, Rule]]:
+    """Returns the rules of a run as `(name, prefix of metrics, rule)`.
+
+    Args:
+      spike_deviations: see `spike`; 0 leaves that rule out.
+    """
+    if not spike_deviations:
+        return []
+    rule = spike(spike_deviations)
+    prefixes = ("train/loss", "train/grad_norm", "train/outer_loss", "train/outer_grad_norm")
+    return [("spike", prefix, rule) for prefix in prefixes]
+
+
+class Alarms:
+    """Sees all that a run logs, and raises an alarm once for each event.
+
+    An event lasts while a rule has something to say about a metric at one log after the other.
+
+    Args:
+      folder: of the run; alarms go to its `alarms.jsonl`, and where the run continues, history
+        and earlier alarms are read from its files. None where another process writes.
+      rules: `(name, prefix of metrics, rule)`.
+      resume_step: step at which the run continues; what is later is forgotten.
+      say: prints a line.
+
+    Attributes:
+      found: all alarms of the run.
+    """
+
+    def __init__(
+        self,
+        folder: pathlib.Path | None,
+        rules: Iterable[tuple[str, str, Rule]],
+        *,
+        resume_step: int = 0,
+        say: Callable[[str], None] = print,
+    ):
+        self._folder, self._rules, self._say = folder, tuple(rules), say
+        self._history: dict[str, list[tuple[int, float]]] = {}
+        self._going: set[tuple[str, str]] = set()
+        self.found: list[Alarm] = []
+        if folder is None:
+            return
+        for row in _rows(folder / "metrics.jsonl", resume_step):
+            self._remember(row["step"], row)
+        path = folder / "alarms.jsonl"
+        if path.exists():
+            writers._truncate(path, resume_step)
+            self.found = [Alarm(**row) for row in _rows(path, resume_step)]
+
+    def _remember(self, step: int, metrics: Mapping[str, Any]) -> list[str]:
+        """Adds what a rule reads to the history; returns its names."""
+        names = []
+        for name, value in metrics.items():
+            numeric = isinstance(value, (int, float)) and math.isfinite(value)
+            if not numeric or not any(name.startswith(prefix) for _, prefix, _ in self._rules):
+                continue
+            history = self._history.setdefault(name, [])
+            if not history or history[-1][0] < step:  # a resumed run may log its step again
+                history.append((step, float(value)))
+                names.append(name)
+        return names
+
+    def see(self, step: int, metrics: Mapping[str, Any]) -> None:
+        """Takes what is logged at a step, under the names of `metrics.jsonl`."""
+        if self._folder is None:
+            return
+        for name in self._remember(step, metrics):
+            history = self._history[name]
+            for rule_name, prefix, rule in self._rules:
+                if not name.startswith(prefix):
+                    continue
+                message, event = rule(history), (rule_name, name)
+                if message is None:
+                    self._going.discard(event)
+                elif event not in self._going:
+                    self._going.add(event)
+                    self.add(Alarm(step, rule_name, name, message))
+
+    def add(self, alarm: Alarm) -> None:
+        """Raises an alarm: a line on the console, one in `alarms.jsonl`."""
+        self.found.append(alarm)
+        if self._folder is not None:
+            self._say(spell(alarm._asdict()))
+            with (self._folder / "alarms.jsonl").open("a", encoding="utf-8") as file:
+                file.write(json.dumps(alarm._asdict()) + "\n")
+
+
+def spell(alarm: Mapping[str, Any]) -> str:
+    """Returns an alarm as a line."""
+    return f"alarm ({alarm['rule']}) at step {alarm['step']}: {alarm['metric']} {alarm['message']}"
+
+
+def _rows(path: pathlib.Path, step: int) -> list[dict[str, Any]]:
+    """Returns the rows of a JSONL file up to a step; what cannot be read is left out."""
+    rows = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(row, dict) and row.get("step", math.inf) <= step:
+            rows.append(row)
+    return rows

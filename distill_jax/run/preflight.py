@@ -1,0 +1,816 @@
+"""What would train, and quietly do nothing of what its config says, found before any compilation.
+
+A mistake ends the run; a doubt is a line that begins "warning:"; what a study may compare on
+purpose (a teacher of weight zero, an average that never moves) is a mistake in a run by itself and
+a doubt in an arm. The step is traced once on shapes, see `core/structure.py`; nothing is compiled,
+and of the data only what lies in memory is looked at.
+"""
+
+import dataclasses
+import inspect
+import json
+import pathlib
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from distill_jax.core import structure, weighing
+from distill_jax.core.api import Batch, Dataset, Model, Objective, Outputs, Role, State, Transform
+from distill_jax.core.errors import CheckpointError, ConfigError, explained
+from distill_jax.core.partition import path_name
+from distill_jax.core.state import RoleShapes, ShapeNets, zeros
+from distill_jax.core.steps import BoundNets, check_accumulation, mean_loss
+from distill_jax.core.weighing import Weighed
+from distill_jax.data.source import example_ids
+from distill_jax.run import checkpoint
+from distill_jax.run import config as config_lib
+from distill_jax.run.config import ConfigDict
+
+if TYPE_CHECKING:
+    from distill_jax.run.build import Experiment
+
+_VALUES = ("normalize", "scale", "downscale")
+"""Transforms that change what the numbers of an input mean."""
+
+LOOKED_AT_BYTES = 2**28
+"""Data up to this size are searched for examples that occur in two parts."""
+
+
+class Finding(NamedTuple):
+    """Something that does not do what it says.
+
+    Attributes:
+      kind: "mistake"; "doubt"; "comparison", what only a study may want, a mistake elsewhere and a
+        doubt there; or "unused", a mistake but where an arm has inherited it.
+      what: one sentence without a full stop.
+      where: the config path.
+      hint: what would be right.
+    """
+
+    kind: str
+    what: str
+    where: str
+    hint: str = ""
+
+
+def check(experiment: "Experiment", *, raw: Batch, evaluate: Transform, alone: bool) -> list[str]:
+    """Returns doubts about an experiment, one line each.
+
+    Args:
+      experiment: what will be run.
+      raw: shapes of a batch as the source gives it.
+      evaluate: the transform of evaluation batches.
+      alone: whether it is a run by itself, not an arm of a study.
+
+    Raises:
+      ConfigError: the first mistake.
+    """
+    doubts = []
+    for finding in findings(experiment, raw=raw, evaluate=evaluate):
+        if finding.kind == "mistake" or (finding.kind != "doubt" and alone):
+            raise ConfigError(finding.what, where=finding.where, hint=finding.hint)
+        if finding.kind != "unused":
+            doubts.append(f"{finding.where}: {finding.what}")
+    return list(dict.fromkeys(doubts))
+
+
+def findings(experiment: "Experiment", *, raw: Batch, evaluate: Transform) -> Iterator[Finding]:
+    """Yields what is found, the cheap before the dear; arguments as of `check`."""
+    yield from of_lengths(experiment)
+    yield from of_transforms(experiment.config, raw, evaluate)
+    yield from of_data(experiment.dataset)
+    yield from of_teachers(experiment.config, experiment.frozen, experiment.dataset)
+    yield from of_step(experiment)
+
+
+# Lengths.
+
+
+def of_lengths(experiment: "Experiment") -> Iterator[Finding]:
+    """What the length of training and the size of batches make pointless."""
+    config, total = experiment.config, experiment.total_steps
+    outer = experiment.outer
+    if outer is not None and outer.warmup >= total:
+        yield Finding(
+            "mistake",
+            f"the weigher waits for {outer.warmup} of {total} steps, so it would never learn",
+            "bilevel.warmup",
+            "shorten it, or lengthen training",
+        )
+    if outer is not None and not config.bilevel.optim.lr:
+        yield Finding(
+            "comparison",
+            "the weigher would never learn",
+            "bilevel.optim.lr",
+            "a positive number, or weigher.control=frozen",
+        )
+    facts = {"steps_per_epoch": experiment.steps_per_epoch, "total_steps": total}
+    every = config_lib.duration(config, "eval.every", default=total, **facts)
+    if every > total and len(experiment.dataset.held_out):
+        yield Finding(
+            "doubt",
+            f"due after {every} steps of {total}: only the last state is measured, and is the best",
+            "eval.every",
+        )
+    for role, (_, decay) in experiment.ema.items():
+        where = f"roles.{role}.decay"
+        if callable(decay):  # it rises, and is 1 at the start only where it always is
+            decay = 1 if config.roles[role].decay == 1 else None
+        if decay is None:
+            continue
+        if decay == 1:
+            yield Finding("comparison", "the average would never move", where, "below 1")
+        elif decay == 0:
+            yield Finding(
+                "comparison", "the average would be its source", where, "above 0, or one network"
+            )
+        elif (left := decay**total) > 0.5:
+            yield Finding(
+                "doubt",
+                f"after {total} steps the average is still {left:.0%} of what it started from",
+                where,
+            )
+    check_accumulation(experiment.objective, config.accum_steps)
+    micro = config.batch_size // config.accum_steps
+    if micro == 1:
+        for role in experiment.trainable:
+            if "batch_stats" in experiment.shapes.roles[role].state:
+                yield Finding(
+                    "mistake",
+                    f"{role} normalizes by the statistics of one example",
+                    "batch_size" if config.accum_steps == 1 else "accum_steps",
+                    "at least two examples a micro-batch, or a network without batch norm",
+                )
+        if experiment.objective.couples_batch and "views" not in experiment.shapes.batch:
+            yield Finding(
+                "mistake",
+                f"{_label(experiment.objective)} compares the examples of a batch, of which there "
+                "is one",
+                "batch_size",
+                "two or more",
+            )
+
+
+def _label(objective: Objective) -> str:
+    inner = objective.objective if isinstance(objective, Weighed) else objective
+    return type(inner).__name__
+
+
+# Transforms.
+
+
+def of_transforms(config: ConfigDict, raw: Batch, evaluate: Transform) -> Iterator[Finding]:
+    """What the transforms make of a batch: randomness in evaluation, wrong units."""
+    key = jax.eval_shape(jax.random.key, 0)
+    with explained("fails on these inputs", where="data.eval_transforms"):
+        found = structure.dependencies(
+            lambda key, raw: evaluate(key, raw, jnp.int32(0))["input"], key, dict(raw)
+        )
+    if any(0 in leaf for leaf in jax.tree.leaves(found, is_leaf=lambda x: isinstance(x, set))):
+        yield Finding(
+            "mistake",
+            "evaluation draws random numbers: its transforms augment",
+            "data.eval_transforms",
+            "those without randomness, such as normalize",
+        )
+    both = {path: config.data[path] for path in ("train_transforms", "eval_transforms")}
+    for path, names in both.items():
+        for name in names:
+            if names.count(name) > 1:
+                yield Finding(
+                    "mistake", f"{name!r} is listed twice and applied once", f"data.{path}", "once"
+                )
+    nested = json.dumps(config.data.transform_kwargs.to_dict(), default=str)
+    for name in _VALUES:
+        lists = [path for path, names in both.items() if name in names]
+        if len(lists) == 1 and not re.search(rf'"{name}"(?!:)', nested):
+            other = next(path for path in both if path not in lists)
+            yield Finding(
+                "mistake",
+                f"{name!r} is in data.{lists[0]} alone, so that networks are evaluated on other "
+                "inputs than they learn from",
+                f"data.{other}",
+                f"add {name!r}",
+            )
+    images = raw["input"]
+    if isinstance(images, Mapping) or images.dtype != jnp.uint8:
+        return
+    for name, kwargs in config.data.transform_kwargs.items():
+        if name != "normalize":
+            continue
+        for part in ("mean", "std"):
+            values = np.atleast_1d(np.asarray(kwargs.get(part, 0.5), np.float64))
+            if values.max() > 1:
+                yield Finding(
+                    "mistake",
+                    f"{part} {tuple(values.tolist())} is in grey levels, and pixels are scaled to "
+                    "[0, 1] before",
+                    f"data.transform_kwargs.normalize.{part}",
+                    "divide by 255",
+                )
+
+
+# Data.
+
+
+def of_data(dataset: Dataset) -> Iterator[Finding]:
+    """Labels out of range, and examples that are in two parts."""
+    parts = {"train": dataset.train, "held_out": dataset.held_out, "test": dataset.test}
+    parts = {name: part for name, part in parts.items() if len(part)}
+    k = len(dataset.classes)
+    for name, part in parts.items():
+        labels = getattr(part, "labels", None)
+        if k and labels is not None and len(labels):
+            low, high = int(np.min(labels)), int(np.max(labels))
+            if low < 0 or high >= k:
+                yield Finding(
+                    "mistake",
+                    f"the {name} part has the label {low if low < 0 else high}, and there are {k} "
+                    "classes",
+                    "data",
+                    f"labels from 0 to {k - 1}",
+                )
+    names = list(parts)
+    for i, first in enumerate(names):
+        for second in names[i + 1 :]:
+            if _root(parts[first]) is _root(parts[second]):
+                both = np.intersect1d(example_ids(parts[first]), example_ids(parts[second]))
+                if len(both):
+                    yield Finding(
+                        "mistake",
+                        f"{len(both)} examples are in the {first} and in the {second} part",
+                        "data",
+                        "parts that share nothing; data.held_out carves one off",
+                    )
+    yield from _repeated(parts)
+
+
+def _root(source: Any) -> Any:
+    while hasattr(source, "source"):
+        source = source.source
+    return source
+
+
+def _repeated(parts: Mapping[str, Any]) -> Iterator[Finding]:
+    """Examples of equal content in the training part and another, where all lie in memory."""
+    roots = {name: _root(part) for name, part in parts.items()}
+    arrays = [getattr(root, "inputs", None) for root in roots.values()]
+    if any(x is None for x in arrays):
+        return
+    if sum(leaf.nbytes for leaf in jax.tree.leaves(arrays)) > LOOKED_AT_BYTES:
+        return
+    rows = {name: _digests(part) for name, part in parts.items()}
+    seen = set(rows["train"])
+    for name in ("held_out", "test"):
+        if name not in rows:
+            continue
+        again = sum(row in seen for row in rows[name])
+        n = len(rows[name])
+        if again == n and n >= 8:
+            yield Finding(
+                "mistake",
+                f"all {n} examples of the {name} part are in the training part too",
+                "data",
+                "data that training does not see",
+            )
+        elif again:
+            yield Finding(
+                "doubt",
+                f"{again} of {n} examples of the {name} part are in the training part too",
+                "data",
+            )
+
+
+def _digests(source: Any) -> list[bytes | int]:
+    read = source.read(np.arange(len(source)))
+    leaves = [np.ascontiguousarray(x) for x in jax.tree.leaves(read["input"])]
+    return [hash(b"".join(x[i].tobytes() for x in leaves)) for i in range(len(source))]
+
+
+# Teachers.
+
+
+def of_teachers(config: ConfigDict, frozen: Sequence[Role], dataset: Dataset) -> Iterator[Finding]:
+    """What the folder of a frozen network tells of how it was trained."""
+    for role in frozen:
+        path, _, source = (config.roles[role].init or "").partition("#")
+        where = f"roles.{role}.init"
+        try:
+            step = checkpoint.find_step(pathlib.Path(path), where=where)
+            stored = json.loads((step / "meta" / "metadata").read_text())["config"]
+        except (CheckpointError, OSError, KeyError, ValueError):
+            continue  # said when it is read
+        yield from teacher_saw(stored, config, where=where)
+        result = _result(step)
+        if not result:
+            continue
+        theirs, ours = tuple(result.get("classes", ())), dataset.classes
+        if theirs and ours and "/" not in source and theirs != ours:
+            if sorted(theirs) == sorted(ours):
+                what = "the same classes in another order"
+            elif len(theirs) == len(ours):
+                what = f"other classes ({theirs[0]!r}, ... for {ours[0]!r}, ...)"
+            else:
+                continue
+            yield Finding(
+                "mistake", f"was trained on {what}", where, "a network of the classes of the data"
+            )
+        accuracy = result.get("best", {}).get("held_out/accuracy")
+        if accuracy is not None and ours and accuracy < 1.5 / len(ours):
+            yield Finding(
+                "doubt",
+                f"its held-out accuracy is {accuracy:.3f}, chance is {1 / len(ours):.3f}",
+                where,
+            )
+
+
+def _result(step: pathlib.Path) -> dict[str, Any]:
+    for folder in step.parents[:2]:
+        try:
+            return json.loads((folder / "result.json").read_text())
+        except (OSError, ValueError):
+            continue
+    return {}
+
+
+def teacher_saw(stored: Mapping[str, Any], config: ConfigDict, *, where: str) -> Iterator[Finding]:
+    """Compares what a network was trained on with what it is asked about.
+
+    Args:
+      stored: the config of the run that trained it.
+      config: of the run that asks it.
+      where: the config path of its checkpoint.
+    """
+    theirs, ours = stored["data"], config.data.to_dict()
+    if _inputs(theirs) != _inputs(ours):
+        kinds = "mistake" if theirs["name"] == ours["name"] else "doubt"
+        yield Finding(
+            kinds,
+            f"was evaluated on inputs after {_spell(theirs)}, and is asked after {_spell(ours)}",
+            where,
+            "the same data.eval_transforms and transform_kwargs",
+        )
+    same = theirs["name"] == ours["name"] and theirs["kwargs"] == ours["kwargs"]
+    if same and theirs["held_out"] < ours["held_out"]:
+        yield Finding(
+            "doubt",
+            f"held out {theirs['held_out']:g} of the data and saw examples that are held out here "
+            f"({ours['held_out']:g})",
+            where,
+        )
+
+
+def _inputs(data: Mapping[str, Any]) -> list[Any]:
+    """What happens to the numbers of an input in evaluation, comparable."""
+    return json.loads(
+        json.dumps([[n, data["transform_kwargs"].get(n, {})] for n in data["eval_transforms"]])
+    )
+
+
+def _spell(data: Mapping[str, Any]) -> str:
+    parts = [
+        f"{name}({', '.join(f'{k}={v}' for k, v in kwargs.items())})"
+        for name, kwargs in _inputs(data)
+    ]
+    return ", ".join(parts) or "no transforms"
+
+
+# The step.
+
+
+class _Watched(BoundNets):
+    """Networks that remember who was called in training mode, and who at all."""
+
+    calls: set[tuple[Role, bool]]
+
+    def __call__(
+        self, role: Role, *inputs: Any, train: bool = False, learn: bool = True
+    ) -> tuple[Outputs, State]:
+        self.calls.add((role, train))
+        return super().__call__(role, *inputs, train=train, learn=learn)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Traced:
+    """What one trace of the loss and its gradient shows.
+
+    Attributes:
+      dead: (role, path) of trainable parameters whose gradient is zero by structure.
+      moves: those of them that the loss depends on, through what has no gradient.
+      roles: networks that the loss, the memory or the survey depends on.
+      batch: names of parts of the batch that the loss depends on.
+      weightless: terms whose coefficient is the constant zero.
+      never: terms whose coefficient depends on the step, and is zero at each.
+      repeated: whether a softmax is taken of a softmax.
+      calls: (role, train) of all calls.
+      state: roles whose state the objective returns.
+      read: fields of the objective and of the weigher that were read.
+    """
+
+    dead: tuple[tuple[Role, str], ...]
+    moves: frozenset[tuple[Role, str]]
+    roles: frozenset[Role]
+    batch: frozenset[str]
+    weightless: tuple[str, ...]
+    never: tuple[str, ...]
+    repeated: bool
+    calls: frozenset[tuple[Role, bool]]
+    state: frozenset[Role]
+    read: Mapping[str, frozenset[str]]
+
+
+def trace(experiment: "Experiment") -> Traced:
+    """Traces loss and gradient of an experiment on shapes."""
+    shapes = experiment.shapes
+    read: dict[str, set[str]] = {"objective": set(), "weigher": set()}
+    objective = _watched(experiment.objective, read)
+    calls: set[tuple[Role, bool]] = set()
+    returned: set[Role] = set()
+    learned = {r: shapes.roles[r].params for r in experiment.trainable}
+    fixed = {r: s.params for r, s in shapes.roles.items() if r not in learned}
+    state = {r: s.state for r, s in shapes.roles.items()}
+
+    terms_of = objective.loss
+    if isinstance(objective, Weighed) and objective.weigher.by_gradient:
+        terms_of = objective.signals_of  # weights that start as constants
+
+    def run(learned, fixed, state, memory, batch, key, step):
+        def nets_of(params):
+            nets = _Watched(experiment.models, {**fixed, **params}, state, key=key)
+            nets.calls = calls
+            return nets
+
+        def loss(params):
+            terms = terms_of(nets_of(params), batch, memory, step)
+            returned.update(terms.state)
+            value, _ = mean_loss(terms, batch["mask"], jnp.maximum(batch["mask"].sum(), 1))
+            coef = {name: jnp.asarray(c, jnp.float32) for name, c in terms.coef.items()}
+            return value, (coef, terms.memory)
+
+        (value, (coef, new)), grads = jax.value_and_grad(loss, has_aux=True)(learned)
+        survey = ()
+        if objective.surveys:
+            survey = objective.survey(nets_of(learned), batch, memory, step)
+        objective.predictions(ShapeNets(experiment.models), batch, memory, step)
+        return {"loss": value, "coef": coef, "memory": new, "survey": survey, "grads": grads}
+
+    key = jax.eval_shape(jax.random.key, 0)
+    step = jax.ShapeDtypeStruct((), jnp.int32)
+    args = (learned, fixed, state, shapes.memory, dict(shapes.batch), key, step)
+    found = structure.analyse(run, *args)
+    facts, names = found.facts, _names(args)
+    leaves = lambda part: jax.tree.leaves(facts[part], is_leaf=structure.is_fact)  # noqa: E731
+    used = 0
+    for fact in (*leaves("loss"), *leaves("memory"), *leaves("survey")):
+        used |= fact.inputs
+    on = [names[i].split("/") for i in structure.positions(used)]
+    trainable = [name.partition("/")[::2] for name in _names(learned)]
+    dead = tuple(
+        (role, path)
+        for (role, path), fact in zip(trainable, leaves("grads"), strict=True)
+        if fact.zero or not fact.inputs
+    )
+    moved = {(parts[1], "/".join(parts[2:])) for parts in on if parts[0] == "0"}
+    return Traced(
+        dead=dead,
+        moves=frozenset(moved),
+        roles=frozenset(parts[1] for parts in on if parts[0] in ("0", "1")),
+        batch=frozenset(parts[1] for parts in on if parts[0] == "4"),
+        weightless=tuple(name for name, fact in facts["coef"].items() if fact.zero),
+        never=_never(facts["coef"], names, experiment),
+        repeated=bool(found.repeated),
+        calls=frozenset(calls),
+        state=frozenset(returned),
+        read={name: frozenset(found) for name, found in read.items()},
+    )
+
+
+def _names(tree: Any) -> list[str]:
+    return [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
+
+
+def _never(
+    coef: Mapping[str, structure.Fact], names: Sequence[str], experiment: "Experiment"
+) -> tuple[str, ...]:
+    """Returns the terms whose coefficient is zero throughout: those of the step are computed."""
+    on_step = 1 << (len(names) - 1)
+    scheduled = [name for name, fact in coef.items() if fact.inputs == on_step]
+    if not scheduled:
+        return ()
+    shapes = experiment.shapes
+
+    def at(step):
+        nets = ShapeNets(experiment.models)
+        batch, memory = zeros(shapes.batch), zeros(shapes.memory)
+        terms = experiment.objective.loss(nets, batch, memory, step)
+        return {name: terms.coef[name] for name in scheduled}
+
+    total = experiment.total_steps
+    steps = np.unique(np.linspace(0, total - 1, 65).astype(np.int32))
+    values = jax.device_get(jax.jit(jax.vmap(at))(steps))
+    return tuple(name for name, value in values.items() if not np.any(value))
+
+
+def _watched(objective: Objective, read: dict[str, set[str]]) -> Objective:
+    """Returns the objective, with its fields and those of its weigher noted as they are read."""
+    if not isinstance(objective, Weighed):
+        return _noting(objective, read["objective"])
+    return dataclasses.replace(
+        objective,
+        objective=_noting(objective.objective, read["objective"]),
+        weigher=_noting(objective.weigher, read["weigher"]),
+    )
+
+
+def _noting(thing: Any, read: set[str]) -> Any:
+    cls = type(thing)
+
+    def __getattribute__(self: Any, name: str) -> Any:
+        read.add(name)
+        return object.__getattribute__(self, name)
+
+    noting = type(cls.__name__, (cls,), {"__getattribute__": __getattribute__})
+    copy = object.__new__(noting)
+    copy.__dict__.update(vars(thing))
+    for name in ("roles", "auxiliary", "couples_batch", "surveys"):  # of the framework
+        getattr(copy, name, None)
+    return copy
+
+
+def _named_in_class(cls: type) -> set[str]:
+    """Returns every name in the code of a class, some of which runs on the host alone."""
+    functions = (x for base in cls.__mro__ for x in vars(base).values() if inspect.isfunction(x))
+    names, left = set(), [function.__code__ for function in functions]
+    while left:
+        code = left.pop()
+        names |= set(code.co_names) if code.co_name != "__post_init__" else set()
+        left += [c for c in code.co_consts if inspect.iscode(c)]
+    return names
+
+
+def of_step(experiment: "Experiment") -> Iterator[Finding]:
+    """What a trace of the step shows."""
+    traced = trace(experiment)
+    yield from _of_calls(experiment, traced)
+    if traced.repeated:
+        networks = experiment.shapes.roles.items()
+        guilty = [r for r, s in networks if _gives_probabilities(experiment.models[r], s)]
+        role = guilty[0] if guilty else None
+        if role is None:
+            what = f"{_label(experiment.objective)} takes a softmax of what is a softmax already"
+            yield Finding("mistake", what, "objective", "give the loss logits")
+        else:
+            yield Finding(
+                "mistake",
+                f"the logits of {role} are probabilities already, and the loss takes a softmax of "
+                "them",
+                f"roles.{role}.model",
+                "return the numbers before the softmax",
+            )
+    yield from _of_batch(experiment, traced)
+    used = traced.roles | {*weighing.networks(experiment.objective), *_predicting(experiment)}
+    roles = (*experiment.trainable, *experiment.frozen, *experiment.ema)
+    unreached = [role for role in roles if role not in used]
+    for term in traced.never:
+        yield Finding(
+            "mistake",
+            f"the weight of the term {term!r} is 0 at each of the {experiment.total_steps} steps",
+            "objective.kwargs",
+            "a schedule that fits the length of training",
+        )
+    if unreached and traced.weightless:
+        yield Finding(
+            "comparison",
+            f"{', '.join(unreached)} would run in every step for "
+            f"{', '.join(map(repr, traced.weightless))}, which weighs nothing",
+            "objective.kwargs",
+            "another weight, or an objective without the term",
+        )
+    elif traced.weightless and _set_to_an_end(experiment):
+        yield Finding(
+            "doubt",
+            f"{', '.join(map(repr, traced.weightless))} weighs nothing at any step",
+            "objective.kwargs",
+        )
+    read = {role for evaluator in experiment.evaluators.values() for role in evaluator.outputs}
+    for role in unreached if not traced.weightless else ():
+        if role in experiment.frozen or (role in experiment.ema and role not in read):
+            yield Finding(
+                "mistake",
+                f"nothing that is learned depends on {role}",
+                f"roles.{role}",
+                "an objective that uses what it says, or no such role",
+            )
+    yield from _of_dead(experiment, traced)
+    yield from _of_unread(experiment, traced)
+
+
+def _predicting(experiment: "Experiment") -> set[Role]:
+    """Returns the networks of the method's predictions, where evaluators read those."""
+    read = {role for evaluator in experiment.evaluators.values() for role in evaluator.outputs}
+    if not read & set(experiment.shapes.predictions):
+        return set()
+    shapes = experiment.shapes
+    params = {role: found.params for role, found in shapes.roles.items()}
+    state = {role: found.state for role, found in shapes.roles.items()}
+
+    def predict(params, state, batch, memory, key):
+        nets = BoundNets(experiment.models, params, state, key=key)
+        return experiment.objective.predictions(nets, batch, memory, jnp.int32(0))
+
+    key = jax.eval_shape(jax.random.key, 0)
+    found = structure.dependencies(predict, params, state, dict(shapes.batch), shapes.memory, key)
+    on = set().union(*jax.tree.leaves(found, is_leaf=lambda x: isinstance(x, set)))
+    names = _names(params)
+    return {names[i].partition("/")[0] for i in on if i < len(names)}
+
+
+def _set_to_an_end(experiment: "Experiment") -> bool:
+    """Whether the config sets a share or a weight to an end that is not the method's default."""
+    objective = experiment.objective
+    inner = objective.objective if isinstance(objective, Weighed) else objective
+    defaults = _defaults(inner)
+    kwargs = experiment.config.objective.kwargs.items()
+    return any(
+        isinstance(value, (int, float)) and value in (0, 1) and value != defaults.get(name)
+        for name, value in kwargs
+    )
+
+
+def _defaults(thing: Any) -> dict[str, Any]:
+    """Returns the fields of a dataclass with their defaults, and nothing of anything else."""
+    if not dataclasses.is_dataclass(thing):
+        return {}
+    return {field.name: field.default for field in dataclasses.fields(thing)}
+
+
+def _of_calls(experiment: "Experiment", traced: Traced) -> Iterator[Finding]:
+    for role in experiment.frozen:
+        if (role, True) in traced.calls and experiment.shapes.roles[role].state:
+            yield Finding(
+                "mistake",
+                f"{role} is frozen and is called in training mode: its answers would depend on "
+                "the other examples of the batch",
+                f"roles.{role}",
+                "nets(role, ..., train=False)",
+            )
+    for role in experiment.trainable:
+        if not experiment.shapes.roles[role].state:
+            continue
+        if (role, True) not in traced.calls:
+            what = "is never called in training mode, so that its batch statistics stay as they are"
+        elif role not in traced.state:
+            what = "gets new batch statistics that the objective does not return"
+        else:
+            continue
+        yield Finding(
+            "mistake", f"{role} {what}", f"roles.{role}", "Terms(..., state={role: new_state})"
+        )
+
+
+def _gives_probabilities(model: Model, shapes: RoleShapes) -> bool:
+    def apply(params, state, key, *inputs):
+        outputs, _ = model.apply(params, state, *inputs, train=False, rngs={"dropout": key})
+        return outputs.get("logits", ())
+
+    key = jax.eval_shape(jax.random.key, 0)
+    found = structure.facts_of(apply, shapes.params, shapes.state, key, *shapes.inputs)
+    return any(
+        fact.tag == ("softmax", None) for fact in jax.tree.leaves(found, is_leaf=structure.is_fact)
+    )
+
+
+def _of_batch(experiment: "Experiment", traced: Traced) -> Iterator[Finding]:
+    batch, reads = experiment.shapes.batch, traced.batch
+    if "label_probs" in batch and "label" in reads and "label_probs" not in reads:
+        yield Finding(
+            "mistake",
+            f"inputs are mixed and {_label(experiment.objective)} reads the labels before mixing",
+            "data.train_transforms",
+            "leave out mixup and cutmix, or take an objective that reads label_probs",
+        )
+    if "teacher_input" in batch and "teacher_input" not in reads:
+        yield Finding(
+            "mistake",
+            f"{_label(experiment.objective)} never looks at the teacher's own view",
+            "data.teacher_view",
+            "same, or an objective whose teacher sees teacher_input",
+        )
+    if "labelled" in batch and "label" in reads and "labelled" not in reads:
+        yield Finding(
+            "mistake",
+            f"{_label(experiment.objective)} reads labels that are hidden",
+            "data.corrupt",
+            "an objective that reads labelled",
+        )
+    if not reads & {"input", "views", "local_views", "teacher_input"}:
+        yield Finding(
+            "mistake",
+            f"the loss of {_label(experiment.objective)} does not depend on the data",
+            "objective",
+        )
+
+
+def _of_dead(experiment: "Experiment", traced: Traced) -> Iterator[Finding]:
+    weigher = weighing.networks(experiment.objective)
+    for role in experiment.trainable:
+        dead = [path for r, path in traced.dead if r == role]
+        if not dead or role in weigher:
+            continue
+        where = f"roles.{role}"
+        still = [path for path in dead if (role, path) in traced.moves]
+        if still:
+            yield Finding(
+                "comparison",
+                f"{_some(still)} could never learn: the loss depends on it only through what has "
+                "no gradient",
+                where,
+                "no stop_gradient, argmax or rounding between it and the loss, or freeze the role",
+            )
+        others = [path for path in dead if path not in still]
+        if not others or (traced.weightless and role not in traced.roles):
+            continue
+        if role not in traced.roles:
+            yield Finding(
+                "mistake", f"the loss depends on nothing of {role}", where, "delete the role"
+            )
+            continue
+        outputs = _outputs_of(experiment.models[role], experiment.shapes.roles[role])
+        reached = {path: outputs[path] for path in others}
+        nowhere = [path for path, names in reached.items() if not names]
+        if nowhere:
+            yield Finding(
+                "mistake",
+                f"{_some(nowhere)} could never learn: nothing that the network returns depends on "
+                "it",
+                where,
+                "use it, or leave it out of the network",
+            )
+        for name, evaluator in experiment.evaluators.items():
+            read = set(evaluator.outputs.get(role, ()))
+            random = [path for path, names in reached.items() if names & read]
+            if random:
+                yield Finding(
+                    "mistake",
+                    f"reads {', '.join(sorted(read))} of {role}, and {_some(random)} gets no "
+                    "gradient",
+                    f"evaluators.{name}",
+                    "an evaluator of what is trained",
+                )
+        idle = [path for path, names in reached.items() if names]
+        if idle:
+            names = sorted(set().union(*(reached[path] for path in idle)))
+            what = f"{_some(idle)} is not trained: the loss reads no {', '.join(names)}"
+            yield Finding("doubt", what, where)
+
+
+def _some(paths: Sequence[str]) -> str:
+    more = f" and {len(paths) - 2} more" if len(paths) > 2 else ""
+    return ", ".join(paths[:2]) + more
+
+
+def _outputs_of(model: Model, shapes: RoleShapes) -> dict[str, set[str]]:
+    """Returns the names of the outputs in which each parameter has a part."""
+
+    def apply(params, state, key, *inputs):
+        outputs, _ = model.apply(params, state, *inputs, train=True, rngs={"dropout": key})
+        return dict(outputs)
+
+    key = jax.eval_shape(jax.random.key, 0)
+    found = structure.dependencies(apply, shapes.params, shapes.state, key, *shapes.inputs)
+    names = _names(shapes.params)
+    return {path: {name for name, on in found.items() if i in on} for i, path in enumerate(names)}
+
+
+def _of_unread(experiment: "Experiment", traced: Traced) -> Iterator[Finding]:
+    config, objective = experiment.config, experiment.objective
+    things: dict[str, Any] = {"objective": objective}
+    if isinstance(objective, Weighed):
+        things = {"objective": objective.objective, "weigher": objective.weigher}
+    for group, thing in things.items():
+        if group == "weigher" and thing.by_gradient:
+            continue
+        fields = _defaults(thing)
+        host = _named_in_class(type(thing)) if getattr(thing, "surveys", False) else set()
+        for name, value in config[group].kwargs.items():
+            if name in fields and name not in traced.read[group] | host and value != fields[name]:
+                yield Finding(
+                    "unused",
+                    f"{type(thing).__name__} does not read it with the other arguments as they are",
+                    f"{group}.kwargs.{name}",
+                    "leave it out",
+                )
+    if isinstance(objective, Weighed) and experiment.outer is None and objective.control == "none":
+        template = config_lib.flatten(config_lib.base().bilevel)
+        for name, value in config_lib.flatten(config.bilevel).items():
+            if value != template.get(name):
+                yield Finding(
+                    "unused",
+                    f"{config.weigher.name} does not learn",
+                    f"bilevel.{name}",
+                    "leave it at its default",
+                )

@@ -1,0 +1,283 @@
+"""What a run is doing: where its time goes, whether it still moves, and what compiles too late.
+
+One loop runs in a process at a time. It says what it does with `enter` and `during`; a thread of
+the watch's own writes that down, and tells when nothing has happened for too long. Code far from
+the loop (a barrier, the feed of a lane) reaches the watch of the moment through the functions of
+this module; without one they do nothing. The loop never waits for a file.
+"""
+
+import collections
+import contextlib
+import faulthandler
+import json
+import os
+import pathlib
+import socket
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+HEARTBEAT_SECONDS = 5.0
+"""Between two heartbeats."""
+
+FIRST_STEP = 6.0
+"""Before the first step, which has to be compiled, patience is so many times as long."""
+
+STALLED = 70
+"""Exit code of a run that `watch.on_stall="exit"` ended."""
+
+COMPILED = "/jax/core/compile/backend_compile_duration"
+"""JAX's event for a program that was compiled, or read from the compilation cache."""
+
+OTHER = "other"
+
+
+class Stall(NamedTuple):
+    """Nothing happened for too long: in which phase, after which step."""
+
+    step: int
+    phase: str
+    message: str
+
+
+class Watch:
+    """Watches one loop; a context manager, and the watch of the moment inside.
+
+    Args:
+      folders: run folders that get `heartbeat.json` and, after a stall, `stall.txt`. A process
+        other than the first adds its number to these names.
+      total: steps of the run.
+      stall_seconds: without a sign of life (another phase, a step, a batch of an evaluation) for
+        so long the run is told to stall. 0 is off.
+      on_stall: "report", or "exit" with code `STALLED`.
+      process: number of this process.
+      say: prints a line.
+      clock: seconds, monotonic.
+      end: ends the process with a code.
+
+    Attributes:
+      step: finished steps, as the host knows.
+      spent: seconds since the first step by phase; `spend` brings them up to date.
+      stalls: what was told.
+      recompiled: what was compiled again after its time, a line for each.
+    """
+
+    def __init__(
+        self,
+        folders: Sequence[pathlib.Path],
+        *,
+        total: int,
+        stall_seconds: float = 0.0,
+        on_stall: str = "report",
+        process: int = 0,
+        say: Callable[[str], None] = print,
+        clock: Callable[[], float] = time.monotonic,
+        end: Callable[[int], None] = os._exit,
+    ):
+        self._folders, self._total, self._process = tuple(folders), total, process
+        self._patience, self._on_stall = stall_seconds, on_stall
+        self._say, self._clock, self._end = say, clock, end
+        self._host, self._suffix = socket.gethostname(), f"-{process}" if process else ""
+        self.step, self.started = 0, False
+        self.spent: dict[str, float] = collections.defaultdict(float)
+        self.stalls: list[Stall] = []
+        self.recompiled: list[str] = []
+        self.kind, self._seen = "step", set[str]()
+        # Phase and since when. A thread reads it, hence replaced as one; plain, since steps do it.
+        self._at: tuple[str, float] = ("start", clock())
+        self._told: tuple[str, float] | None = None
+        self._closed = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="watch", daemon=True)
+
+    # What the loop says.
+
+    @property
+    def phase(self) -> str:
+        return self._at[0]
+
+    def enter(self, phase: str) -> None:
+        """Begins a phase, or shows that it goes on; cheap enough for every step."""
+        now, (before, since) = self._clock(), self._at
+        self.spent[before] += now - since
+        self._at = (phase, now)
+
+    def start(self, step: int) -> None:
+        """Says that the first step is finished: from now on time is shared out."""
+        self.step, self.started = step, True
+        self.enter(OTHER)
+        self.spent.clear()
+        self._seen.add("step")
+
+    def spend(self) -> dict[str, float]:
+        """Returns the seconds since the first step by phase."""
+        self.enter(self.phase)
+        return dict(self.spent)
+
+    @contextlib.contextmanager
+    def during(self, phase: str, kind: str = "") -> Iterator[None]:
+        """Is in a phase for a while.
+
+        Args:
+          phase: what the time is spent on.
+          kind: which activity this is, so that what it compiles the first time is expected, and
+            what it compiles later is not.
+        """
+        before = self.phase, self.kind
+        self.enter(phase)
+        self.kind = kind or self.kind
+        try:
+            yield
+        finally:
+            if kind:
+                self._seen.add(kind)
+            self.enter(before[0])
+            self.kind = before[1]
+
+    # What others find out.
+
+    def compiled(self, name: str, seconds: float) -> None:
+        """Takes note of a compilation, on the thread that compiled."""
+        if self.started and self.kind in self._seen:
+            line = (
+                f"warning: {name} was compiled again ({seconds:.2f} s) in {self.kind} "
+                f"at step {self.step}, called from {_caller()}: its arguments have another shape, "
+                "type or sharding than before, or it is made anew for each call"
+            )
+            self.recompiled.append(line)
+            self._say(line)
+
+    def check(self) -> None:
+        """Tells, once, that nothing has happened for too long."""
+        at = phase, since = self._at
+        waited = self._clock() - since
+        patience = self._patience * (1 if self.started else FIRST_STEP)
+        if not self._patience or waited < patience or at == self._told:
+            return
+        self._told = at
+        message = (
+            f"process {self._process} on {self._host} (pid {os.getpid()}) is in phase "
+            f"{phase!r} for {waited:.0f} s, after step {self.step} of {self._total}"
+        )
+        self.stalls.append(Stall(self.step, phase, message))
+        report = f"stalled: {message}; where its threads are:\n{_stacks()}"
+        with contextlib.suppress(OSError):
+            print(report, file=sys.stderr, flush=True)
+        for folder in self._folders:
+            with contextlib.suppress(OSError):
+                folder.mkdir(parents=True, exist_ok=True)
+                with (folder / f"stall{self._suffix}.txt").open("a", encoding="utf-8") as file:
+                    file.write(f"{time.strftime('%Y-%m-%dT%H:%M:%S%z')} {report}\n")
+        if self._on_stall == "exit":
+            with contextlib.suppress(OSError):
+                line = f"error: stalled in phase {phase!r}; watch.on_stall ends the process"
+                print(line, file=sys.stderr, flush=True)
+            self.beat("stalled")
+            self._end(STALLED)
+
+    def beat(self, phase: str = "") -> None:
+        """Writes the heartbeats, each whole or not at all."""
+        now, since = self._at
+        content = json.dumps(
+            {
+                "step": self.step,
+                "total": self._total,
+                "phase": phase or now,
+                "seconds_in_phase": round(self._clock() - since, 3),
+                "time": round(time.time(), 3),
+                "host": self._host,
+                "pid": os.getpid(),
+                "process": self._process,
+            }
+        )
+        for folder in self._folders:
+            path = folder / f"heartbeat{self._suffix}.json"
+            temporary = path.with_name(path.name + ".tmp")
+            with contextlib.suppress(OSError):  # a full disk must not end what still computes
+                folder.mkdir(parents=True, exist_ok=True)
+                temporary.write_text(content)
+                os.replace(temporary, path)
+
+    def _watch(self) -> None:
+        pause = min(HEARTBEAT_SECONDS, self._patience / 4 or HEARTBEAT_SECONDS)
+        beaten = -HEARTBEAT_SECONDS
+        while True:
+            if (now := self._clock()) - beaten >= HEARTBEAT_SECONDS:
+                self.beat()
+                beaten = now
+            if self._closed.wait(pause):
+                return
+            self.check()
+
+    def __enter__(self) -> "Watch":
+        global _current
+        _listen()
+        _current = self
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        global _current
+        _current = None
+        self._closed.set()
+        self._thread.join()
+        self.beat("stopped" if kind else "")
+
+
+_current: Watch | None = None
+
+
+def enter(phase: str) -> None:
+    """Tells the watch of the moment that a phase begins."""
+    if _current is not None:
+        _current.enter(phase)
+
+
+def alive() -> None:
+    """Tells the watch of the moment that a long phase goes on."""
+    if _current is not None:
+        _current.enter(_current.phase)
+
+
+def during(phase: str, kind: str = "") -> contextlib.AbstractContextManager[None]:
+    """Tells the watch of the moment what is done for a while."""
+    return contextlib.nullcontext() if _current is None else _current.during(phase, kind)
+
+
+def _compiled(event: str, duration_secs: float, **facts: Any) -> None:
+    if event == COMPILED and _current is not None:
+        _current.compiled(str(facts.get("fun_name", "a program")), duration_secs)
+
+
+_listening: list[str] = []
+
+
+def _listen() -> None:
+    """Listens for compilations, from the first watch of the process on."""
+    if not _listening:
+        from jax import monitoring
+
+        monitoring.register_event_duration_secs_listener(_compiled)
+        _listening.append(COMPILED)
+
+
+def _caller() -> str:
+    """Returns the file and line that called into JAX."""
+    frame: Any = sys._getframe(1)
+    while frame is not None:
+        module = frame.f_globals.get("__name__", "")
+        if module != __name__ and module.partition(".")[0] not in ("jax", "jaxlib", "contextlib"):
+            return f"{frame.f_code.co_filename}:{frame.f_lineno}"
+        frame = frame.f_back
+    return "a thread of JAX"
+
+
+def _stacks() -> str:
+    """Returns the names of all threads, and their stacks, most recent call first."""
+    names = [f"Thread 0x{t.ident or 0:016x} is {t.name}" for t in threading.enumerate()]
+    with tempfile.TemporaryFile() as file:
+        faulthandler.dump_traceback(file=file, all_threads=True)
+        file.seek(0)
+        return "\n".join([*names, file.read().decode(errors="replace")])

@@ -1,0 +1,288 @@
+"""Evaluators of embeddings equal scikit-learn and transcriptions of their definitions."""
+
+import itertools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import balanced_accuracy_score
+from sklearn.neighbors import KNeighborsClassifier
+from sklearn.preprocessing import StandardScaler
+
+from distill_jax.core import spectrum
+from distill_jax.core.errors import ConfigError, NonFiniteError
+from distill_jax.evaluators import clustering, few_label_probe, knn, probe, representation
+from distill_jax.evaluators._features import fit_logistic
+
+D, K = 6, 4
+
+
+def blobs(n, seed, *, noise=1.2, start=0):
+    """Outputs and facts of a split, classes of unequal size around fixed centres."""
+    r = np.random.default_rng(seed)
+    labels = r.choice(K, n, p=[0.4, 0.3, 0.2, 0.1])
+    centres = np.random.default_rng(0).normal(size=(K, D)) * 1.3 + 0.5
+    z = (centres[labels] + noise * r.normal(size=(n, D))).astype(np.float32)
+    return {"student": {"embedding": z}}, {"label": labels, "index": start + np.arange(n)}
+
+
+TRAIN, HELD, TEST = blobs(160, 1), blobs(60, 2, start=160), blobs(90, 3)
+PARTS = {"train": TRAIN, "held_out": HELD}
+
+
+def z_of(part):
+    return np.asarray(part[0]["student"]["embedding"], np.float64)
+
+
+def y_of(part):
+    return part[1]["label"]
+
+
+def ask(evaluator, part=TEST, *, parts=PARTS, split="test"):
+    wanted = {name: parts[name] for name in evaluator.parts}
+    return evaluator(*part, parts=wanted, split=split)
+
+
+@pytest.mark.parametrize("k", [1, 5, 20])
+def test_knn_equals_scikit_learn(k):
+    unit = [z / np.linalg.norm(z, axis=1, keepdims=True) for z in map(z_of, (TRAIN, TEST))]
+    sk = KNeighborsClassifier(
+        k, metric="cosine", algorithm="brute", weights=lambda d: np.exp((1 - d) / 0.07)
+    )
+    said = sk.fit(unit[0], y_of(TRAIN)).predict(unit[1])
+    got = ask(knn.make(k=(k, 3)))
+    assert got["knn_accuracy"] == pytest.approx(np.mean(said == y_of(TEST)))
+    assert got["knn_balanced_accuracy"] == pytest.approx(balanced_accuracy_score(y_of(TEST), said))
+    assert set(got) == {
+        f"{n}_{m}" for n in ("knn", "knn3") for m in ("accuracy", "balanced_accuracy")
+    }
+
+
+def test_a_query_is_never_its_own_neighbour(monkeypatch):
+    """With one neighbour and random labels, a query in the bank would always be right."""
+    outputs, facts = TRAIN
+    labels = np.random.default_rng(5).integers(0, K, len(facts["label"]))
+    part = outputs, {**facts, "label": labels}
+    monkeypatch.setattr(knn, "BLOCK", 37)
+    got = ask(knn.make(k=1), part, parts={"train": part}, split="train")["knn_accuracy"]
+    z = z_of(part) / np.linalg.norm(z_of(part), axis=1, keepdims=True)
+    similar = z @ z.T - 9 * np.eye(len(z))
+    assert got == pytest.approx(np.mean(labels[similar.argmax(1)] == labels))
+    assert ask(knn.make(k=1), part, parts={"train": part}, split="test")["knn_accuracy"] == 1
+    shown = knn.own_positions(np.array([7, 3, 9]), np.array([3, 5, 7]))
+    np.testing.assert_array_equal(shown, [2, 0, -1])
+
+
+def test_a_bank_smaller_than_k_and_a_bounded_one():
+    few = {"train": tuple({k: v for k, v in p.items()} for p in blobs(4, 9))}
+    assert 0 <= ask(knn.make(k=20), parts=few)["knn_accuracy"] <= 1
+    rows = np.linspace(0, 159, 40).round().astype(int)
+    cut = {"student": {"embedding": z_of(TRAIN)[rows]}}, {k: v[rows] for k, v in TRAIN[1].items()}
+    assert ask(knn.make(bank=40)) == ask(knn.make(), parts={"train": cut})
+    assert knn.make(bank=40).parts == {"train": 40}
+
+
+@pytest.mark.parametrize("c, balanced", [(0.1, False), (1.0, True)])
+def test_the_probe_equals_scikit_learn(c, balanced):
+    scaler = StandardScaler().fit(z_of(TRAIN))
+    z, asked = scaler.transform(z_of(TRAIN)), scaler.transform(z_of(TEST))
+    sk = LogisticRegression(
+        C=c, tol=1e-8, max_iter=5000, class_weight="balanced" if balanced else None
+    ).fit(z, y_of(TRAIN))
+    weights = np.ones(len(z))
+    if balanced:
+        weights = (len(z) / (K * np.bincount(y_of(TRAIN))))[y_of(TRAIN)]
+    found = fit_logistic(z, y_of(TRAIN), K, c=c, weights=weights, tolerance=1e-9)
+    np.testing.assert_allclose(found.weight.T, sk.coef_, atol=1e-4)
+    np.testing.assert_allclose(found.bias - found.bias.mean(), sk.intercept_, atol=1e-4)
+    got = ask(probe.make(c=c, balanced=balanced))
+    said = sk.predict(asked)
+    assert got["probe_accuracy"] == pytest.approx(np.mean(said == y_of(TEST)), abs=1e-4)
+    want = balanced_accuracy_score(y_of(TEST), said)
+    assert got["probe_balanced_accuracy"] == pytest.approx(want, abs=1e-4)
+    assert probe.make(c=c).parts == {"train": 20_000}
+
+
+def test_the_held_out_part_chooses_the_penalty():
+    grid = (1e-4, 1e-2, 1.0)
+    scaler = StandardScaler().fit(z_of(TRAIN))
+    z, held = scaler.transform(z_of(TRAIN)), scaler.transform(z_of(HELD))
+    fits = [LogisticRegression(C=c, tol=1e-8, max_iter=5000).fit(z, y_of(TRAIN)) for c in grid]
+    scores = [sk.score(held, y_of(HELD)) for sk in fits]
+    assert scores[0] < max(scores)
+    assert ask(probe.make(c=grid))["probe_c"] == grid[int(np.argmax(scores))]
+    weakest = (HELD[0], {**HELD[1], "label": fits[0].predict(held)})
+    assert ask(probe.make(c=grid), parts={**PARTS, "held_out": weakest})["probe_c"] == grid[0]
+    shifted = {**PARTS, "held_out": ({"student": {"embedding": z_of(HELD) + 99}}, HELD[1])}
+    one = ask(probe.make(c=1.0), parts=shifted)
+    assert one == ask(probe.make(c=1.0)), "a single penalty or the scaler looked at held-out rows"
+
+
+def test_few_labels_are_balanced_nested_and_averaged():
+    labels = y_of(TRAIN)
+    ranks = few_label_probe.draw(labels, seed=3, number=0)
+    for c in range(K):
+        assert sorted(ranks[labels == c]) == list(range(np.sum(labels == c)))
+    assert not np.array_equal(ranks, few_label_probe.draw(labels, seed=3, number=1))
+    evaluator = few_label_probe.make(per_class=(2,), percent=(10.0,), draws=3, seed=3, c=0.5)
+    got = ask(evaluator)
+    scaler = StandardScaler().fit(z_of(TRAIN))
+    z, asked = scaler.transform(z_of(TRAIN)), scaler.transform(z_of(TEST))
+    size = {"2_per_class": np.full(K, 2), "10_percent": np.round(np.bincount(labels) / 10)}
+    for name, count in size.items():
+        values = []
+        for number in range(3):
+            ranks = few_label_probe.draw(labels, seed=3, number=number)
+            rows = ranks < count[labels]
+            sk = LogisticRegression(C=0.5, tol=1e-8, max_iter=5000).fit(z[rows], labels[rows])
+            values.append(sk.score(asked, y_of(TEST)))
+        np.testing.assert_allclose(got[f"few_label_draws_{name}"], values, atol=1e-4)
+        assert got[f"few_label_accuracy_{name}"] == pytest.approx(np.mean(values), abs=1e-4)
+        error = np.std(values, ddof=1) / math.sqrt(3)
+        assert got[f"few_label_se_{name}"] == pytest.approx(error, abs=1e-4)
+
+
+def test_clusters_are_mapped_to_classes_one_to_one():
+    labels = np.array([0, 0, 0, 1, 1, 2, 2, 2, 2])
+    cluster = np.array([1, 1, 2, 0, 0, 2, 2, 1, 2])
+    best = max(
+        sum(np.sum((cluster == c) & (labels == m)) for c, m in enumerate(order))
+        for order in itertools.permutations(range(3))
+    )
+    assert clustering.hungarian_accuracy(labels, cluster) == best / 9
+    easy = blobs(90, 4, noise=0.05)
+    assert clustering.make()(*easy) == {"clustering_accuracy": 1.0}
+    same = {"student": {"embedding": np.ones((6, 2))}}, {"label": np.arange(6) % 2}
+    assert clustering.make()(*same) == {"clustering_accuracy": 0.5}
+
+
+def rank_by_svd(z, eps=1e-7):
+    s = np.linalg.svd(z, compute_uv=False)
+    p = s / s.sum() + eps
+    return math.exp(-sum(x * math.log(x) for x in p))
+
+
+@pytest.mark.parametrize("n, d", [(50, 12), (9, 20)])
+def test_rankme_is_that_of_a_singular_value_decomposition(n, d):
+    r = np.random.default_rng(n)
+    z = r.normal(size=(n, d)) * np.exp(-np.arange(d) / 3) + 0.3
+    assert float(spectrum.rankme(z)) == pytest.approx(rank_by_svd(z), rel=1e-6)
+    padded = np.concatenate([z, 50 * np.ones((5, d))])
+    mask = np.r_[np.ones(n), np.zeros(5)]
+    inside = jax.jit(spectrum.rankme)(jnp.asarray(padded), jnp.asarray(mask))
+    assert inside.dtype == jnp.float32
+    assert float(inside) == pytest.approx(rank_by_svd(z), rel=2e-2)
+    assert float(spectrum.rankme(padded, mask)) == pytest.approx(rank_by_svd(z), rel=1e-5)
+
+
+def test_a_collapsed_embedding_has_rank_one_in_float32():
+    """Rounding errors would give a thousand small singular values a share of the sum."""
+    r = np.random.default_rng(0)
+    z = jnp.asarray(np.outer(r.normal(size=128), r.normal(size=160)))
+    assert float(jax.jit(spectrum.rankme)(z)) == pytest.approx(1, abs=1e-2)
+    assert float(spectrum.rankme(np.zeros((8, 4)))) == pytest.approx(1, abs=1e-4)
+
+
+def lidar_loop(views, delta, eps):
+    v, n, d = views.shape
+    grand = views.reshape(-1, d).mean(0)
+    between, within = np.zeros((d, d)), delta * np.eye(d)
+    for i in range(n):
+        mean = views[:, i].mean(0)
+        between += np.outer(mean - grand, mean - grand) / (n - 1)
+        for j in range(v):
+            e = views[j, i] - mean
+            within += np.outer(e, e) / (n * (v - 1))
+    values, vectors = np.linalg.eigh(within)
+    root = vectors @ np.diag(values**-0.5) @ vectors.T
+    found = np.clip(np.linalg.eigvalsh(root @ between @ root), 0, None)
+    p = found / found.sum() + eps
+    return math.exp(-sum(x * math.log(x) for x in p))
+
+
+def test_measures_equal_their_definitions_with_padding_and_in_a_step():
+    r = np.random.default_rng(4)
+    n, d = 20, 5
+    views = r.normal(size=(3, n, d)) * 0.3 + r.normal(size=(n, d))[None] * np.arange(1, d + 1)
+    z = views[0]
+    unit = z / np.linalg.norm(z, axis=1, keepdims=True)
+    pairs = [np.exp(-2 * np.sum((unit[i] - unit[j]) ** 2)) for i in range(n) for j in range(i)]
+    values = np.linalg.eigvalsh(np.cov(z.T, bias=True))[::-1]
+    units = views / np.linalg.norm(views, axis=2, keepdims=True)
+    apart = [np.sum((units[a] - units[b]) ** 2, 1) for a, b in itertools.combinations(range(3), 2)]
+    probs = np.exp(z) / np.exp(z).sum(1, keepdims=True)
+    mean = probs.mean(0)
+    want = {
+        "uniformity": math.log(np.mean(pairs)),
+        "normalized_std": math.sqrt(d) * np.mean(unit.std(0)),
+        "feature_variance": np.mean(z.var(0)),
+        "alpha_req": -np.polyfit(np.log([1, 2, 3]), np.log(values[:3]), 1)[0],
+        "alignment": np.mean(apart),
+        "lidar": lidar_loop(views, 1e-4, 1e-7),
+        "prototype_entropy": -np.sum(mean * np.log(mean)),
+    }
+    np.testing.assert_allclose(spectrum.covariance_spectrum(z), values, rtol=1e-9)
+    mask = np.r_[np.ones(n), np.zeros(4)]
+    for name, value in want.items():
+        x = {"alignment": views, "lidar": views, "prototype_entropy": probs}.get(name, z)
+        fn = getattr(spectrum, name)
+        assert float(fn(x)) == pytest.approx(value, rel=1e-6), name
+        junk = np.full((*x.shape[:-2], 4, d), 7.0)
+        padded = np.concatenate([x, junk], axis=-2)
+        assert float(fn(padded, mask)) == pytest.approx(value, rel=1e-6), name
+        inside = jax.jit(fn)(jnp.asarray(padded), jnp.asarray(mask))
+        assert isinstance(inside, jax.Array) and inside.dtype == jnp.float32
+        assert float(inside) == pytest.approx(value, rel=2e-3), name
+
+
+def test_blocks_of_distances_change_nothing(monkeypatch):
+    z = z_of(TRAIN)
+    whole = spectrum.uniformity(z)
+    monkeypatch.setattr(spectrum, "BLOCK", 17)
+    assert spectrum.uniformity(z) == pytest.approx(whole, rel=1e-12)
+
+
+def test_representation_reads_views_where_they_are_named():
+    evaluator = representation.make(views="prediction/views_embedding", max_examples=50)
+    views = np.random.default_rng(1).normal(size=(90, 2, D))
+    outputs = {**TEST[0], "prediction": {"views_embedding": views}}
+    assert evaluator.outputs == {"student": ("embedding",), "prediction": ("views_embedding",)}
+    got = evaluator(outputs, TEST[1])
+    rows = np.linspace(0, 89, 50).round().astype(int)
+    assert got["lidar"] == float(spectrum.lidar(views[rows].swapaxes(0, 1)))
+    assert got["rankme"] == pytest.approx(rank_by_svd(z_of(TEST)[rows]), rel=1e-6)
+    assert got["spectrum"].shape == (D,)
+    assert {"lidar", "alignment"} == set(got) - set(representation.make()(*TEST))
+
+
+@pytest.mark.parametrize(
+    "module, kwargs",
+    [
+        (knn, {"k": 0}),
+        (knn, {"k": ()}),
+        (knn, {"temperature": 0.0}),
+        (probe, {"c": (1.0, -1.0)}),
+        (few_label_probe, {"per_class": (0,)}),
+        (few_label_probe, {"per_class": ()}),
+        (few_label_probe, {"percent": (101.0,)}),
+        (few_label_probe, {"seed": -1}),
+        (representation, {"views": "prediction"}),
+        (clustering, {"restarts": 0}),
+    ],
+)
+def test_arguments_out_of_range_are_refused(module, kwargs):
+    with pytest.raises(ConfigError):
+        module.make(**kwargs)
+
+
+def test_embeddings_that_cannot_be_evaluated_are_refused():
+    bad = {"student": {"embedding": np.where(np.arange(90)[:, None] == 4, np.nan, z_of(TEST))}}
+    with pytest.raises(NonFiniteError, match="position 4"):
+        representation.make()(bad, TEST[1])
+    with pytest.raises(ConfigError, match="no 'tokens'"):
+        ask(knn.make(output="tokens"))
+    with pytest.raises(ConfigError, match="train part"):
+        knn.make()(*TEST)

@@ -1,0 +1,145 @@
+"""Silent mistakes are refused before anything is compiled, and shipped configs are not."""
+
+import pathlib
+import time
+
+import jax
+import pytest
+
+from distill_jax import main
+from distill_jax.core import partition
+from distill_jax.core.errors import ConfigError
+from distill_jax.run import build, flags, preflight, study, unused
+from distill_jax.run import config as config_lib
+from tests.run import silent_faults
+
+STUDY = "configs/studies/demo.py:smoke"
+REFUSED = [fault for fault in silent_faults.FAULTS if fault.expected == "refused"]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_device():
+    make, devices = partition.make_mesh, jax.devices()[:1]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(partition, "make_mesh", lambda **kwargs: make(**kwargs, devices=devices))
+        yield
+
+
+@pytest.fixture(scope="module")
+def teachers(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("teachers")
+    silent_faults.make(folder)
+    return folder
+
+
+@pytest.mark.parametrize("fault", REFUSED, ids=lambda fault: fault.name)
+def test_a_silent_fault_is_refused(fault, teachers, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(build.Experiment, "compile_step", None)
+    monkeypatch.setattr(build.Experiment, "initial_state", None)
+    began = time.process_time()
+    argv = silent_faults.argv(fault, teachers, tmp_path / "run")
+    assert main.main(["distill-jax", *argv]) == 2
+    assert time.process_time() - began < 5
+    err = capsys.readouterr().err
+    assert err.startswith("error: ") and "Traceback" not in err
+    for word in fault.message:
+        assert word in err
+    assert not (tmp_path / "run").exists()
+
+
+def test_enough_faults_are_refused():
+    assert len(silent_faults.FAULTS) >= 25
+    assert len(REFUSED) >= 23
+
+
+def experiment_of(spec, overrides=None, *, shapes_only=True):
+    config = config_lib.override(flags.load(spec), overrides or {})
+    return build.build(config, shapes_only=shapes_only)
+
+
+def doubts_of(experiment, *, alone=True):
+    said = []
+    experiment.say_doubts(said.append, alone=alone)
+    return said
+
+
+@pytest.mark.parametrize("spec", [silent_faults.SUPERVISED, silent_faults.TGEO])
+def test_a_shipped_config_raises_no_doubt(spec):
+    assert doubts_of(experiment_of(spec)) == []
+
+
+AVERAGE = {
+    "roles.teacher.frozen": False,
+    "roles.teacher.init": "none",
+    "roles.teacher.ema_of": "student",
+    "roles.teacher.model": "",
+}
+
+
+def test_what_a_study_compares_is_a_doubt_in_its_arm():
+    still = {**AVERAGE, "roles.teacher.decay": 1.0}
+    with pytest.raises(ConfigError, match="never move"):
+        doubts_of(experiment_of(silent_faults.KD, still))
+    said = doubts_of(experiment_of(silent_faults.KD, still), alone=False)
+    assert said == ["warning: roles.teacher.decay: the average would never move"]
+
+
+def test_doubts_are_said_once():
+    slow = {**AVERAGE, "roles.teacher.decay": 0.999}
+    experiment = experiment_of(silent_faults.KD, slow)
+    [line] = doubts_of(experiment)
+    assert line.startswith("warning: roles.teacher.decay: after 12 steps")
+    assert doubts_of(experiment) == []
+
+
+def test_repeated_examples_are_counted():
+    dataset = silent_faults.some_repeated()
+    [finding] = preflight.of_data(dataset)
+    assert (finding.kind, "8 of 64 examples of the test part" in finding.what) == ("doubt", True)
+
+
+def test_a_smaller_share_held_out_by_a_teacher_is_a_doubt():
+    config = flags.load(silent_faults.SUPERVISED)
+    stored = config.data.to_dict()
+    assert not list(preflight.teacher_saw({"data": stored}, config, where="x"))
+    [finding] = preflight.teacher_saw({"data": {**stored, "held_out": 0.05}}, config, where="x")
+    assert finding.kind == "doubt"
+
+
+def test_an_arm_may_leave_unread_what_it_inherits_alone():
+    config = flags.load(STUDY)
+    unused.check(config)
+    arm = next(iter(config.study.arms))
+    wrong = config_lib.override(config, {f"study.arms.{arm}.bilevel.every": 3})
+    with pytest.raises(ConfigError, match=rf"study\.arms\.{arm}\.bilevel\.every: nothing reads it"):
+        unused.check(wrong)
+    by_none = config_lib.override(config, {"cache.top_k": 3})
+    with pytest.raises(ConfigError, match=r"^cache\.top_k: nothing reads it"):
+        unused.check(by_none)
+
+
+def test_a_command_line_may_switch_off_what_the_file_sets():
+    argv = ["x", f"--config={silent_faults.TGEO}", "--mode=describe", "--config.weigher.name="]
+    assert flags.parse(argv).config.bilevel.every == 2
+    with pytest.raises(ConfigError, match=r"^bilevel\.every: nothing reads it"):
+        flags.parse([*argv, "--config.bilevel.every=3"])
+
+
+def test_arms_of_the_demo_pass():
+    config = flags.load(STUDY)
+    for arm in config.study.arms:
+        single = study.arm_config(config, arm, config.study.seeds[0], pathlib.Path("runs"))
+        doubts_of(build.build(single, shapes_only=True), alone=False)
+
+
+def test_a_field_that_only_the_host_reads_counts_as_read():
+    config = flags.load("configs/studies/paper_rad.py:smoke")
+    names = preflight._named_in_class(
+        type(build.build(_arm(config, "robust"), shapes_only=True).objective)
+    )
+    assert "policy" in names
+
+
+def _arm(config, arm):
+    single = study.arm_config(config, arm, config.study.seeds[0], pathlib.Path("runs"))
+    return single

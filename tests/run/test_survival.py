@@ -1,0 +1,295 @@
+"""Damage, full disks and other meshes: what was saved is found again, or refused in words."""
+
+import dataclasses
+import errno
+import itertools
+import json
+import os
+import resource
+import shutil
+import signal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from distill_jax import main
+from distill_jax.core import partition, state, steps
+from distill_jax.core.api import Provenance, TrainState
+from distill_jax.core.errors import CheckpointError
+from distill_jax.data import loader
+from distill_jax.data.source import ArraySource
+from distill_jax.objectives.supervised import Supervised
+from distill_jax.run import build, flags, loop, processes
+from distill_jax.run.checkpoint import Checkpointer
+from tests import harness
+
+ONE = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+METRICS = {1: 0.9, 2: 0.5, 3: 0.4}
+
+
+def make_state(step, n=8):
+    return TrainState(
+        step=jnp.int32(step),
+        params={"student": {"w": jnp.full((n,), float(step))}},
+        targets={},
+        model_state={},
+        opt_state={"m": jnp.ones(n)},
+        memory={},
+    )
+
+
+def like(tree):
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=ONE), tree)
+
+
+def restore(folder, **kwargs):
+    checkpointer = Checkpointer(folder, keep=3)
+    try:
+        found = checkpointer.restore(like(make_state(0)), **kwargs)
+        assert found is not None
+        assert float(found.state.params["student"]["w"][0]) == found.meta["step"]
+        return found.meta["step"], found.skipped, checkpointer.best()
+    finally:
+        checkpointer.close()
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("saved") / "checkpoints"
+    checkpointer = Checkpointer(folder, keep=3)
+    for step, metric in METRICS.items():
+        checkpointer.save(make_state(step), {"note": "x"}, metric=metric)
+        checkpointer.wait()
+    checkpointer.close()
+    return folder
+
+
+@pytest.fixture
+def folder(saved, tmp_path):
+    return shutil.copytree(saved, tmp_path / "checkpoints")
+
+
+def damage(path, how):
+    data = bytearray(path.read_bytes())
+    if how == "cut off":
+        del data[len(data) // 2 :]
+    elif how == "flipped":
+        data[len(data) // 2] ^= 4
+    else:
+        data.clear()
+    path.write_bytes(data)
+
+
+def files(folder):
+    """One file of each kind of a step."""
+    found = {p.name: p for p in sorted(folder.rglob("*")) if p.is_file() and p.stat().st_size}
+    data = max((p for p in found.values() if p.parent.name == "d"), key=lambda p: p.stat().st_size)
+    return {"meta": found["metadata"], "digest": found["digest.json"], "arrays": data}
+
+
+@pytest.mark.parametrize("how", ["cut off", "flipped", "emptied"])
+@pytest.mark.parametrize("kind", ["meta", "digest", "arrays"])
+def test_a_damaged_newest_step_gives_way_to_the_one_before(folder, kind, how):
+    damage(files(folder / "3")[kind], how)
+    step, skipped, best = restore(folder)
+    assert (step, best) == (2, 1)
+    assert len(skipped) == 1 and str(folder / "3") in skipped[0]
+    assert (folder / "3.damaged").is_dir() and not (folder / "3").exists()
+
+
+@pytest.mark.parametrize("kind", ["meta", "digest", "arrays"])
+def test_a_damaged_best_step_is_told_at_once_and_nothing_is_lost(folder, kind):
+    damage(files(folder / "1")[kind], "flipped")
+    with pytest.raises(CheckpointError, match="may hold the best state") as error:
+        restore(folder)
+    assert str(folder / "1") in str(error.value) and "move this folder away" in str(error.value)
+    assert sorted(p.name for p in folder.iterdir()) == ["1", "2", "3"]
+    (folder / "1").rename(folder.parent / "moved")
+    assert restore(folder) == (3, (), 2)
+
+
+def test_a_deletion_that_was_interrupted_leaves_no_step_behind(folder, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr("distill_jax.run.checkpoint.shutil.rmtree", lambda *_, **__: None)
+        checkpointer = Checkpointer(folder, keep=1)
+        checkpointer.save(make_state(4), {}, metric=0.1)
+        checkpointer.close()
+    assert checkpointer.steps() == [1, 4]  # the best and the newest
+    assert (folder / "2" / "meta").is_dir()
+    checkpointer = Checkpointer(folder, keep=1)
+    checkpointer.save(make_state(5), {}, metric=0.1)
+    checkpointer.close()
+    assert sorted(p.name for p in folder.iterdir()) == ["1", "5"]
+
+
+def test_a_save_that_finds_no_room_is_told_and_the_earlier_step_is_whole(folder):
+    # A limit on the size of files is the full disk of a single process.
+    n = 200_000
+    state = make_state(4, n)
+    noise = {"student": {"w": jax.random.normal(jax.random.key(0), (n,))}}
+    state = dataclasses.replace(state, params=noise)
+    checkpointer = Checkpointer(folder, keep=3)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
+        with pytest.raises(CheckpointError, match=r"could not be saved(.|\n)*disk full") as error:
+            checkpointer.save(state, {}, metric=None)
+            checkpointer.wait()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert error.value.exit_code == 2
+    checkpointer.close()
+    assert restore(folder) == (3, (), 1)
+
+
+def test_a_full_disk_ends_the_program_without_a_traceback(monkeypatch, capsys):
+    def full(parsed):
+        raise OSError(errno.ENOSPC, "No space left on device", "runs/x/metrics.jsonl")
+
+    monkeypatch.setattr(main.flags, "parse", lambda argv: None)
+    monkeypatch.setattr(main, "_run", full)
+    assert main.main([]) == 2
+    told = capsys.readouterr().err
+    assert told.startswith("error: runs/x/metrics.jsonl: the disk is full")
+    monkeypatch.setattr(main, "_run", lambda parsed: os.stat("/nowhere/at/all"))
+    with pytest.raises(FileNotFoundError):
+        main.main([])
+
+
+@pytest.mark.parametrize(
+    "error, lost",
+    [
+        (ValueError("UNKNOWN: Gloo all-reduce failed: Connection reset by peer"), True),
+        (jax.errors.JaxRuntimeError("UNAVAILABLE: Socket closed"), True),
+        (ValueError("could not broadcast input array"), False),
+        (OSError(errno.ECONNRESET, "Connection reset by peer"), False),
+    ],
+)
+def test_the_loss_of_another_process_is_told_from_other_errors(error, lost):
+    try:
+        try:
+            raise error
+        except Exception as first:
+            raise ValueError("while closing") from first
+    except ValueError as last:
+        assert processes.is_loss_of_peer(last) == lost
+
+
+def test_other_meshes_see_the_same_examples_in_the_same_order(tmp_path):
+    """A digest of all ids in their order, and which step saw each example last."""
+    n, b, stops = 40, 16, (3, 6, 9)
+    r = np.random.RandomState(0)
+    images, labels = r.randn(n, 6, 6, 1).astype(np.float32), np.arange(n) % harness.K
+    source = ArraySource(images, labels, Provenance("random", "here", n, ""))
+    models, tx = {"student": harness.tiny_model()}, optax.adam(0.01)
+
+    class Recorder(Supervised):
+        def memory(self, key, batch):
+            return {"order": jnp.uint32(1), "seen": jnp.zeros(n, jnp.int32)}
+
+        def loss(self, nets, batch, memory, step):
+            terms = super().loss(nets, batch, memory, step)
+            place = jnp.arange(b, dtype=jnp.uint32) ** 2 + jnp.uint32(1)
+            ids = batch["index"].astype(jnp.uint32) + jnp.uint32(1)
+            order = memory["order"] * jnp.uint32(1_000_003) + (ids * place).sum(dtype=jnp.uint32)
+            seen = memory["seen"].at[batch["index"]].set(step + 1)
+            return dataclasses.replace(terms, memory={"order": order, "seen": seen})
+
+    objective = Recorder()
+    shapes = state.infer_shapes(objective, models, harness.make_batch(b))
+    init = state.make_init(objective, models, tx, shapes, trainable=("student",), ema={})
+    take = steps.make_train_step(objective, models, tx)
+    key = jax.random.key(3)
+
+    def go(mesh, current, first, last):
+        whole = partition.replicated(mesh)
+        batches = loader.ResidentLoader(source, batch_size=b, seed=7, sharding=whole)
+
+        def update(current, data, window):
+            batch = batches.fetch(data, window, current.step)
+            batch = jax.lax.with_sharding_constraint(batch, partition.over_batch(mesh))
+            return take(current, {}, batch, key)[0]
+
+        update = jax.jit(update)
+        for step in range(first, last):
+            current = update(current, batches.data, batches.window(step))
+        return current
+
+    def placed(mesh):
+        abstract = jax.eval_shape(init, key)
+        where = partition.infer(abstract, mesh, rules={}, min_size=1)
+        return jax.tree.map(
+            lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, where
+        )
+
+    sizes = ((8, 2), (4, 1), (1, 1))
+    meshes = [partition.make_mesh(fsdp=f, devices=jax.devices()[:m]) for m, f in sizes]
+    want = go(meshes[2], jax.jit(init)(key), 0, stops[-1])
+    current = jax.jit(init)(key)
+    current = jax.device_put(current, jax.tree.map(lambda x: x.sharding, placed(meshes[0])))
+    checkpointer = Checkpointer(tmp_path)
+    for mesh, (first, last) in zip(meshes, itertools.pairwise((0, *stops)), strict=True):
+        if first:
+            found = checkpointer.restore(placed(mesh))
+            assert found is not None and found.meta["step"] == first
+            current = found.state
+        current = go(mesh, current, first, last)
+        checkpointer.save(current, {}, metric=None)
+        checkpointer.wait()
+    checkpointer.close()
+    assert int(current.memory["order"]) == int(want.memory["order"])
+    np.testing.assert_array_equal(current.memory["seen"], want.memory["seen"])
+    assert int(current.step) == stops[-1] and len(np.unique(want.memory["seen"])) > 1
+    assert harness.max_relative(want.params, current.params) < 1e-5
+
+
+def test_a_run_that_stops_after_every_step_says_the_same(tmp_path):
+    found = flags.parse(
+        [
+            "main",
+            "--config=configs/distill/supervised.py:smoke",
+            f"--workdir={tmp_path}",
+            "--config.roles.student.model=mlp",
+            "--config.roles.student.kwargs.hidden=(4,)",
+            "--config.total.steps=7",
+            "--config.log.every_steps=3",
+            "--config.eval.every.steps=4",
+            "--config.log.tensorboard=false",
+        ]
+    )
+    config = found.config
+    experiment = build.build(config)
+
+    def train(folder, say=lambda line: None):
+        return loop.train(config, folder, make_experiment=lambda _: experiment, say=say)
+
+    def rows(folder):
+        lines = (folder / "metrics.jsonl").read_text().splitlines()
+        return [{k: v for k, v in json.loads(x).items() if k != "seconds"} for x in lines]
+
+    def says(result):
+        return {k: v for k, v in result.items() if k != "compute"}
+
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    want = train(whole)
+
+    def stop(line):
+        if line.startswith("step "):  # the first step of this start is done
+            signal.raise_signal(signal.SIGTERM)
+
+    stops = 0
+    while stops < 7:
+        try:
+            train(broken, stop)
+            break
+        except loop.Preempted:
+            stops += 1
+    assert stops == 6
+    # Killed after the last checkpoint and before the result, then once more with both.
+    (broken / "result.json").unlink()
+    for _ in range(2):
+        assert says(train(broken)) == says(want)
+    assert rows(broken) == rows(whole)
