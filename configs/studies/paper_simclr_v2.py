@@ -103,6 +103,7 @@ def get_config(arg: str = ""):
     config.study.title = "SimCLRv2: few labels, then distillation"
     if "smoke" in options:
         config = self_supervised.smoke(config)
+        config.data.kwargs.num_classes = 10
         for changes in config.study.arms.values():
             if "total" in changes:
                 changes.total.steps = 4
