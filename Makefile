@@ -4,7 +4,7 @@ VENV ?= .venv
 PIP = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 RUNS ?= runs
 
-.PHONY: demo test lint check clean
+.PHONY: demo test test-all lint check clean
 
 demo: $(VENV)/.run
 	$(VENV)/bin/python -m distill_jax.main --mode=study \
@@ -12,6 +12,9 @@ demo: $(VENV)/.run
 
 test: $(VENV)/.test
 	$(VENV)/bin/python -m pytest -n 2 --dist loadgroup tests
+
+test-all: $(VENV)/.test
+	$(VENV)/bin/python -m pytest -n 2 --dist loadgroup -m "slow or not slow" tests
 
 lint: $(VENV)/.lint
 	$(VENV)/bin/ruff check .

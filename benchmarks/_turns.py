@@ -6,12 +6,14 @@ is worth more than either time.
 
 import json
 import os
+import platform
 import resource
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +34,43 @@ def serve(step: Callable[[], Any]) -> None:
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         times = {"wall": wall / steps, "cpu": cpu / steps, "peak_mib": peak}
         print(json.dumps(times), flush=True)
+
+
+def config_step(config: Any) -> Callable[[], Any]:
+    """Returns the step of a config, fed as a run feeds it."""
+    import jax
+
+    jax.config.update("jax_num_cpu_devices", 1)
+    import numpy as np
+
+    from distill_jax.core import partition, state
+    from distill_jax.run import build
+
+    experiment = build.build(config)
+    frozen = {
+        role: jax.device_get(
+            jax.jit(experiment.models[role].init)(
+                jax.random.key(1), *state.zeros(experiment.shapes.roles[role].inputs)
+            )
+        )
+        for role in experiment.frozen
+    }
+    answers = experiment.stored_answers(config, frozen, lambda line: None)
+    feed = build.Feed(experiment, seed=0, start=0, answers=answers)
+    feed(0)
+    whole = partition.replicated(experiment.mesh)
+    online = jax.device_put(experiment.online(frozen), whole)
+    key = jax.device_put(jax.random.key(0), whole)
+    current, count = experiment.initial_state(key, config), 0
+    compiled = experiment.compile_step(feed(0))
+
+    def step():
+        nonlocal current, count
+        current, metrics = compiled(current, online, feed(count), key)
+        count += 1
+        return np.asarray(metrics)[0]
+
+    return step
 
 
 def take_turns(
@@ -79,3 +118,51 @@ def ratio(above: list[dict[str, float]], below: list[dict[str, float]], key: str
     """Returns the median over rounds of the ratio within a round."""
     pairs = zip(above, below, strict=True)
     return round(statistics.median(a[key] / b[key] for a, b in pairs), 3)
+
+
+def speeds(times: Mapping[str, list[dict[str, float]]]) -> dict[str, dict[str, float]]:
+    """Returns the row of each variant, beside the variant "torch"."""
+    return {
+        name: {
+            "wall_ms": median_ms(found),
+            "cpu_ms": median_ms(found, "cpu"),
+            "speed_of_torch": ratio(times["torch"], found),
+            "speed_of_torch_cpu": ratio(times["torch"], found, "cpu"),
+        }
+        for name, found in times.items()
+    }
+
+
+def report(
+    nets: Iterable[str],
+    measure: Callable[[str], dict[str, Any]],
+    *,
+    packages: Iterable[str],
+    out: str,
+    **facts: Any,
+) -> None:
+    """Measures net by net; prints each and writes all that are known, with versions and load.
+
+    Args:
+      nets: their names.
+      measure: of a name.
+      packages: whose versions are written.
+      out: path of the JSON file.
+      **facts: what else is written.
+    """
+    result: dict[str, Any] = {
+        "versions": {name: version(name) for name in packages},
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "cpus": os.cpu_count(),
+        **facts,
+        "load_average_at_start": os.getloadavg(),
+        "nets": {},
+    }
+    for net in nets:
+        result["nets"][net] = measure(net)
+        result["load_average"] = os.getloadavg()
+        with open(out, "w") as file:
+            json.dump(result, file, indent=2)
+            file.write("\n")
+        print(json.dumps(result["nets"][net], indent=2), flush=True)

@@ -1,11 +1,13 @@
 """Does the watch notice that representations collapse, and does it keep quiet where they do not?
 
-  python benchmarks/collapse.py --out=benchmarks/results/collapse.json
+  python -m benchmarks.collapse --out=benchmarks/results/collapse.json
 
-Known causes of collapse are put into methods on `digits`, 200 steps each; runs as published are the
-controls. Every run is a run of the program, and its alarms are those of its `result.json`. What is
-watched costs time in the steps that are logged: steps with and without it take turns in one
-process.
+Known causes of collapse are put into methods on `digits`, 200 steps each; the configs as they are,
+but for length, batch and how often is logged, are the controls, and once more without any change.
+Every run is a run of the program, and its alarms are those of its `result.json`. `knn` is the
+accuracy of nearest neighbours of its encoder, `knn_initial` that before training: a collapse of
+what the loss sees reaches the encoder only later, or not at all. What is watched costs time in the
+steps that are logged: steps with and without it take turns in one process.
 """
 
 import argparse
@@ -25,6 +27,8 @@ from distill_jax.run import build, environment, loop
 from distill_jax.run import config as config_lib
 
 STEPS, EVERY, BATCH = 200, 10, 64
+
+WATCHED = ("train/embedding/", "train/loss", "train/prototype", "train/assignment", "step")
 
 INJECTED = {
     # name: (config, what is changed)
@@ -47,20 +51,27 @@ INJECTED = {
     "ijepa: average stays": ("ijepa", {"decay": 1.0}),
     "ijepa: no average": ("ijepa:no_average", {}),
     "ijepa: no average, no stop-gradient": ("ijepa:collapse", {}),
+    "lejepa: no isotropy": ("lejepa:collapse", {}),
+    "dino: no centring": ("dino", {"objective.kwargs.centring": "none"}),
+    "dino: no sharpening": ("dino", {"objective.kwargs.temperature": 0.1}),
 }
-HEALTHY = ("byol", "simsiam", "vicreg", "ijepa", "barlow_twins", "dino", "simclr")
+HEALTHY = (
+    *("byol", "simsiam", "vicreg", "ijepa", "barlow_twins", "dino", "simclr", "moco", "moco_v3"),
+    *("mae", "lejepa", "ibot", "mugs", "supcon", "tjepa"),
+)
 
 
 def make_config(name: str, changes=(), *, every: int = EVERY):
-    """The config of a method, short and without evaluation."""
+    """The config of a method, short; of its evaluation nearest neighbours are left."""
     module, _, argument = name.partition(":")
     config = importlib.import_module(f"configs.ssl.{module}").get_config(argument)
+    config.evaluators = {"knn": config.evaluators["knn"].to_dict()}
+    config.log.tensorboard = False
+    if not every:
+        return config
     config.total = {"steps": STEPS, "epochs": None, "examples": None}
     config.batch_size = BATCH
-    config.optim.warmup = {"steps": 10, "epochs": None, "percent": None}
     config.log.every_steps = every
-    config.log.tensorboard = False
-    config.evaluators = {}
     config.eval.metric = ""
     config.data.held_out = 0.0
     config.eval.every = {"steps": STEPS, "epochs": None, "percent": None}
@@ -79,8 +90,8 @@ def make_config(name: str, changes=(), *, every: int = EVERY):
     return config
 
 
-def run(name: str, changes, seeds: list[int]) -> list[dict]:
-    """Trains with several seeds; returns alarms and curves of each."""
+def run(name: str, changes, seeds: list[int], *, every: int = EVERY) -> list[dict]:
+    """Trains with several seeds; returns alarms, curves and accuracies of each."""
     found, experiments = [], {}
 
     def make_experiment(config):
@@ -89,7 +100,7 @@ def run(name: str, changes, seeds: list[int]) -> list[dict]:
         return experiments[key]
 
     for seed in seeds:
-        config = config_lib.override(make_config(name, changes), {"seed": seed})
+        config = config_lib.override(make_config(name, changes, every=every), {"seed": seed})
         with tempfile.TemporaryDirectory() as folder:
             workdir = pathlib.Path(folder)
             result = loop.train(
@@ -99,11 +110,25 @@ def run(name: str, changes, seeds: list[int]) -> list[dict]:
         curves: dict[str, list[float]] = {}
         for row in rows:
             for key, value in row.items():
-                if key.startswith(("train/embedding/", "train/loss", "train/prototype", "step")):
+                if key.startswith(WATCHED):
                     curves.setdefault(key, []).append(float(f"{value:.4g}"))
-        alarms = [alarm for alarm in result["alarms"] if "embedding/" in alarm["metric"]]
-        found.append({"seed": seed, "alarms": alarms, "curves": curves})
+        found.append(
+            {"seed": seed, "alarms": result["alarms"], "curves": curves, "last": result["metrics"]}
+        )
     return found
+
+
+def summary(runs: list[dict], rule: str) -> dict:
+    """What is reported of runs: alarms by a rule whose name begins so, and accuracies."""
+    each = [[a for a in r["alarms"] if a["rule"].startswith(rule)] for r in runs]
+    return {
+        "runs": len(runs),
+        "flagged": sum(bool(alarms) for alarms in each),
+        "first_alarm": [min((a["step"] for a in alarms), default=None) for alarms in each],
+        "metrics": sorted({a["metric"] for alarms in each for a in alarms}),
+        "knn": [round(r["last"]["test/knn_accuracy"], 3) for r in runs],
+        "knn_initial": [round(r["last"]["test/knn_accuracy_initial"], 3) for r in runs],
+    }
 
 
 def cost(name: str, *, seconds: float) -> dict[str, float]:
@@ -157,35 +182,35 @@ def main():
     parser.add_argument("--seeds", type=int, default=3, help="of each injected collapse")
     parser.add_argument("--healthy", type=int, default=3, help="seeds of each healthy method")
     parser.add_argument("--seconds", type=float, default=60.0, help="of timing for each method")
+    parser.add_argument("--long", type=int, default=1, help="seeds of each unchanged config")
     parser.add_argument("--only", default="", help="parts of the names of runs, by commas")
     parser.add_argument("--curves", default="", help="file for the curves of all runs")
     parser.add_argument("--out", default="")
     options = parser.parse_args()
     environment.configure_jax(cpu_devices=1)
-    cases = {**INJECTED, **{name: (name, {}) for name in HEALTHY}}
-    report, curves = {"injected": {}, "healthy": {}, "cost": {}}, {}
-    for case, (name, changes) in cases.items():
-        wanted = any(part in case for part in options.only.split(","))
-        if not wanted:
-            continue
-        kind = "injected" if case in INJECTED else "healthy"
-        count = options.seeds if kind == "injected" else options.healthy
-        try:
-            runs = run(name, changes, list(range(count)))
-        except ConfigError as error:  # noticed before the first step
-            report[kind][case] = {"refused": str(error)}
-            print(case, json.dumps(report[kind][case]), flush=True)
-            continue
-        report[kind][case] = {
-            "runs": len(runs),
-            "flagged": sum(bool(r["alarms"]) for r in runs),
-            "first_alarm": [min((a["step"] for a in r["alarms"]), default=None) for r in runs],
-            "metrics": sorted({a["metric"] for r in runs for a in r["alarms"]}),
-        }
-        curves[case] = runs
-        print(case, json.dumps(report[kind][case]), flush=True)
-        if options.curves:
-            pathlib.Path(options.curves).write_text(json.dumps(curves) + "\n")
+    report: dict = {"injected": {}, "healthy": {}, "unchanged": {}, "cost": {}}
+    healthy = {name: (name, {}) for name in HEALTHY}
+    # By part of the report: cases, seeds, steps between two lines (0: as the config says), rules.
+    parts = {
+        "injected": (INJECTED, options.seeds, EVERY, "collapse"),
+        "healthy": (healthy, options.healthy, EVERY, ""),
+        "unchanged": (healthy, options.long, 0, ""),
+    }
+    curves = {}
+    for kind, (cases, seeds, every, rule) in parts.items():
+        for case, (name, changes) in cases.items():
+            if not seeds or not any(part in case for part in options.only.split(",")):
+                continue
+            try:
+                runs = run(name, changes, list(range(seeds)), every=every)
+            except ConfigError as error:  # noticed before the first step
+                report[kind][case] = {"refused": str(error)}
+            else:
+                report[kind][case] = summary(runs, rule)
+                curves[f"{case} ({kind})"] = runs
+            print(kind, case, json.dumps(report[kind][case]), flush=True)
+            if options.curves:
+                pathlib.Path(options.curves).write_text(json.dumps(curves) + "\n")
     if options.seconds:
         for name in ("byol", "vicreg"):
             report["cost"][name] = cost(name, seconds=options.seconds)
@@ -193,7 +218,10 @@ def main():
     report |= {
         "steps": STEPS,
         "log_every_steps": EVERY,
-        "false_alarms": sum(case.get("flagged", 1) for case in report["healthy"].values()),
+        "false_alarms": {
+            kind: [sum(case[key] for case in report[kind].values()) for key in ("flagged", "runs")]
+            for kind in ("healthy", "unchanged")
+        },
         "device": jax.devices()[0].device_kind,
         "cores": os.cpu_count(),
         "versions": {p: importlib.metadata.version(p) for p in ("jax", "flax", "optax", "numpy")},

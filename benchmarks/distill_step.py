@@ -13,9 +13,6 @@ teacher for nothing).
 """
 
 import argparse
-import json
-import os
-import platform
 import tempfile
 from collections.abc import Callable
 from typing import Any
@@ -101,42 +98,9 @@ def make_config(net: str, variant: str, folder: str) -> Any:
 
 
 def jax_kd_step(net: str, variant: str) -> Callable[[], Any]:
-    """Returns the step of a config, fed as a run feeds it."""
-    import jax
-
-    jax.config.update("jax_num_cpu_devices", 1)
-    import numpy as np
-
-    from distill_jax.core import partition, state
-    from distill_jax.run import build
-
+    """Returns the step of a config; what the teacher says of all examples is stored before."""
     with tempfile.TemporaryDirectory() as folder:
-        config = make_config(net, variant, folder)
-        experiment = build.build(config)
-        frozen = {
-            role: jax.device_get(
-                jax.jit(experiment.models[role].init)(
-                    jax.random.key(1), *state.zeros(experiment.shapes.roles[role].inputs)
-                )
-            )
-            for role in experiment.frozen
-        }
-        answers = experiment.stored_answers(config, frozen, lambda line: None)
-        feed = build.Feed(experiment, seed=0, start=0, answers=answers)
-        feed(0)
-        whole = partition.replicated(experiment.mesh)
-        online = jax.device_put(experiment.online(frozen), whole)
-        key = jax.device_put(jax.random.key(0), whole)
-        current, count = experiment.initial_state(key, config), 0
-        compiled = experiment.compile_step(feed(0))
-
-        def step():
-            nonlocal current, count
-            current, metrics = compiled(current, online, feed(count), key)
-            count += 1
-            return np.asarray(metrics)[0]
-
-        return step
+        return _turns.config_step(make_config(net, variant, folder))
 
 
 def serve(net: str, variant: str) -> None:
@@ -149,15 +113,7 @@ def measure(net: str, rounds: int) -> dict[str, Any]:
     """Returns medians by variant, the variants taking turns in every round."""
     steps = torch_step.NETS[net]["steps"]
     times = _turns.take_turns(__file__, VARIANTS, net=net, rounds=rounds, steps=steps)
-    rows = {
-        name: {
-            "wall_ms": _turns.median_ms(found),
-            "cpu_ms": _turns.median_ms(found, "cpu"),
-            "speed_of_torch": _turns.ratio(times["torch"], found),
-            "speed_of_torch_cpu": _turns.ratio(times["torch"], found, "cpu"),
-        }
-        for name, found in times.items()
-    }
+    rows = _turns.speeds(times)
     for key, suffix in (("wall", ""), ("cpu", "_cpu")):
         over = _turns.ratio(times["jax_cached"], times["jax_student"], key)
         rows["jax_cached"][f"cached_over_student{suffix}"] = over
@@ -173,22 +129,12 @@ def main() -> None:
     args = parser.parse_args()
     if args.serve:
         return serve(*args.serve.split(":"))
-    from importlib.metadata import version
-
-    result: dict[str, Any] = {
-        "versions": {p: version(p) for p in ("jax", "jaxlib", "flax", "torch")},
-        "python": platform.python_version(),
-        "machine": platform.machine(),
-        "cpus": os.cpu_count(),
-        "nets": {},
-    }
-    for net in args.nets.split(","):
-        result["nets"][net] = measure(net, args.rounds)
-        result["load_average"] = os.getloadavg()
-        with open(args.out, "w") as file:
-            json.dump(result, file, indent=2)
-            file.write("\n")
-        print(json.dumps(result["nets"][net], indent=2), flush=True)
+    _turns.report(
+        args.nets.split(","),
+        lambda net: measure(net, args.rounds),
+        packages=torch_step.PACKAGES,
+        out=args.out,
+    )
 
 
 if __name__ == "__main__":

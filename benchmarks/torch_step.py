@@ -12,9 +12,6 @@ random data in memory.
 """
 
 import argparse
-import json
-import os
-import platform
 from collections.abc import Callable
 from typing import Any
 
@@ -42,7 +39,7 @@ VARIANTS = {
     "jax_keep_memory": {},
     "jax_two_devices_keep_memory": {},
 }
-
+PACKAGES = ("jax", "jaxlib", "flax", "torch")
 
 SIZES = {"mlp": 512, "vit": 6, "resnet20": 3}
 """Hidden width, depth, and blocks in a stage."""
@@ -211,16 +208,7 @@ def measure(net: str, variants: list[str], rounds: int) -> dict[str, Any]:
     """Returns medians by variant, the variants taking turns in every round."""
     env = {name: {k: v for k, v in VARIANTS[name].items() if k != "nets"} for name in variants}
     times = _turns.take_turns(__file__, env, net=net, rounds=rounds, steps=NETS[net]["steps"])
-
-    def row(name: str) -> dict[str, float]:
-        return {
-            "wall_ms": _turns.median_ms(times[name]),
-            "cpu_ms": _turns.median_ms(times[name], "cpu"),
-            "speed_of_torch": _turns.ratio(times["torch"], times[name]),
-            "speed_of_torch_cpu": _turns.ratio(times["torch"], times[name], "cpu"),
-        }
-
-    return {"net": DESCRIPTION[net], "rounds": rounds} | {name: row(name) for name in variants}
+    return {"net": DESCRIPTION[net], "rounds": rounds, **_turns.speeds(times)}
 
 
 def main() -> None:
@@ -233,24 +221,12 @@ def main() -> None:
     args = parser.parse_args()
     if args.serve:
         return serve(*args.serve.split(":"))
-    from importlib.metadata import version
 
-    result = {
-        "versions": {p: version(p) for p in ("jax", "jaxlib", "flax", "torch")},
-        "python": platform.python_version(),
-        "machine": platform.machine(),
-        "cpus": os.cpu_count(),
-        "nets": {},
-    }
-    for net in args.nets.split(","):
+    def measure_net(net: str) -> dict[str, Any]:
         names = [n for n in args.variants.split(",") if net in VARIANTS[n].get("nets", (net,))]
-        names = ["torch", *[n for n in names if n != "torch"]]
-        result["nets"][net] = measure(net, names, args.rounds)
-        result["load_average"] = os.getloadavg()
-        with open(args.out, "w") as file:
-            json.dump(result, file, indent=2)
-            file.write("\n")
-        print(json.dumps(result["nets"][net], indent=2), flush=True)
+        return measure(net, ["torch", *[n for n in names if n != "torch"]], args.rounds)
+
+    _turns.report(args.nets.split(","), measure_net, packages=PACKAGES, out=args.out)
 
 
 if __name__ == "__main__":

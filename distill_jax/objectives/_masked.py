@@ -14,6 +14,9 @@ from distill_jax.losses import jepa
 
 MASKS = ("keep", "targets", "hidden")
 
+WATCHED = 8
+"""Most places whose true tokens are watched for collapse."""
+
 
 class Masks(NamedTuple):
     """`keep` `[b, n]`, `targets` `[b, m, n_t]` and the number of tokens t."""
@@ -60,6 +63,16 @@ def tokens_of(outputs: Outputs, role: Role) -> Array:
             hint="masked methods need vit, tabular_transformer, or an encoder like these",
         )
     return outputs["tokens"]
+
+
+def side_by_side(full: Array) -> Array:
+    """Returns tokens `[b, t, d]` at up to `WATCHED` places as one vector, `[b, <= WATCHED d]`.
+
+    Tokens have collapsed where those at one place are the same in all examples: however much they
+    differ from place to place, they say where they are and nothing else.
+    """
+    some = full[:, :: -(-full.shape[1] // WATCHED)]
+    return some.reshape(len(some), -1)
 
 
 def check_number(found: int, expected: int) -> None:
@@ -116,11 +129,11 @@ class LatentPrediction(Objective):
 
     def loss(self, nets: Nets, batch: Batch, memory: PyTree, step: Array) -> Terms:
         del memory, step
-        state, values, seen = {}, [], []
+        state, values, masks = {}, [], masks_of(batch, suggest=self.suggest)
         role = "target" if self.moving_average else "student"
         # The whole comes first: what a role sees first is what evaluators will see.
         full = tokens_of(nets(role, batch["input"])[0], role)
-        for keep, targets, t in masks_of(batch, suggest=self.suggest):
+        for keep, targets, t in masks:
             outputs, state["student"] = nets("student", batch["input"], keep, train=True)
             context = tokens_of(outputs, "student")
             front = context.shape[1] - keep.shape[1]
@@ -133,9 +146,8 @@ class LatentPrediction(Objective):
             true = jepa.standardize(true) if self.target_norm else true
             distance = jepa.DISTANCES[self.distance]
             values.append(distance(predicted["output"], tokens.take(true, targets)))
-            seen.append(context.mean(1))
         return Terms(
             values={"prediction": jnp.stack(values).mean(0)},
             state=state,
-            embeddings={"student": seen[0], "target": full.mean(1)},
+            embeddings={"target": side_by_side(full[:, -masks[0].t :])},
         )

@@ -41,14 +41,12 @@ class Clustered(NamedTuple):
 
     Attributes:
       value: the loss, `[b]`.
-      projected: whole views of the student behind its projector, `[b, u, d]`.
       state: of the heads.
       memory: with the moved centre.
       facts: of the assignments.
     """
 
     value: Array
-    projected: Array
     state: dict[Role, State]
     memory: dict[str, Array]
     facts: dict[str, Array]
@@ -60,7 +58,9 @@ class DINO(Objective):
 
     Facts: "prototype_entropy" of the mean assignment, log k where all prototypes are used alike
     and 0 where one takes everything; "assignment_entropy", the mean entropy of assignments, log k
-    where they say nothing.
+    where they say nothing; "assignment_information", the first less the second, their mutual
+    information with the views: 0 where assignments are the same for all, in either way. They stand
+    for the bottleneck before the prototypes, which is narrow however healthy a run is.
 
     Attributes:
       num_prototypes: k, as `prototypes` has; the paper 65536 on ImageNet, small data want fewer.
@@ -139,7 +139,7 @@ class DINO(Objective):
             values={"clusters": found.value},
             state={"student": student, "target": target, **found.state},
             memory=found.memory,
-            embeddings={"student": h, "projector": found.projected},
+            embeddings={"student": h},
             facts=found.facts,
         )
 
@@ -181,7 +181,7 @@ class DINO(Objective):
           memory: of the objective.
           step: number of finished steps.
         """
-        u, state = h.shape[1], {}
+        state: dict[Role, State] = {}
         every = h if local is None else jnp.concatenate([h, local], axis=1)
         z, state["projector"] = project(nets, "projector", every)
         s, state["prototypes"] = self.compare(nets, "prototypes", z, step)
@@ -190,7 +190,7 @@ class DINO(Objective):
         weights = jnp.broadcast_to(mask[:, None], t.shape[:2])
         targets, memory, facts = self.assign(t, weights, memory, step)
         values = view_entropies(targets, s, temperature=self.student_temperature)
-        return Clustered(self.over_pairs(values), z[:, :u], state, memory, facts)
+        return Clustered(self.over_pairs(values), state, memory, facts)
 
     def over_pairs(self, values: Array) -> Array:
         """Returns the mean over pairs of views, `[b, u, w] -> [b]`."""
@@ -236,9 +236,12 @@ class DINO(Objective):
             if self.centring == "mean":
                 memory[centre] = move_centre(old, rows, real, decay=self.centre_decay)
         each = jnp.where(found > 0, -found * jnp.log(jnp.where(found > 0, found, 1)), 0).sum(-1)
+        used = spectrum.prototype_entropy(found, real)
+        left = (real @ each) / jnp.maximum(real.sum(), 1)
         facts = {
-            "prototype_entropy": spectrum.prototype_entropy(found, real),
-            "assignment_entropy": (real @ each) / jnp.maximum(real.sum(), 1),
+            "prototype_entropy": used,
+            "assignment_entropy": left,
+            "assignment_information": used - left,
         }
         return found.reshape(t.shape), memory, facts
 

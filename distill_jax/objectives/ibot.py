@@ -115,7 +115,7 @@ class IBOT(DINO):
             coef=coef,
             state={"student": student, "target": target, **state, **found.state},
             memory=moved,
-            embeddings={"student": h, "projector": found.projected},
+            embeddings={"student": h},
             facts={**found.facts, **{f"patch_{name}": fact for name, fact in facts.items()}},
         )
 

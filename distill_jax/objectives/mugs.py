@@ -96,11 +96,7 @@ class Mugs(DINO):
                 **found.memory,
                 "queue": _queue.enqueue(queue, k.reshape(-1, self.dim), rows),
             },
-            embeddings={
-                "student": h,
-                "projector": found.projected,
-                "instances": q[:, : k.shape[1]],
-            },
+            embeddings={"student": h, "instances": q[:, : k.shape[1]]},
             facts={**found.facts, "filled": queue["filled"] / self.queue},
         )
 

@@ -2,9 +2,10 @@
 
 A rule is a pure function of the history of one metric, `[(step, value), ...]` from the first log
 of the run to the newest, and says what is wrong with the newest value, or nothing. A table names
-the rules by prefix of the metrics that they read. Nothing here runs in a step.
+the rules by pattern of the metrics that they read. Nothing here runs in a step.
 """
 
+import fnmatch
 import json
 import math
 import pathlib
@@ -23,6 +24,12 @@ WINDOW = 64
 
 FEWEST = 16
 """With fewer values before it nothing is a spike."""
+
+LEFT = {"std": 0.4, "rank": 0.2, "variance": 0.02}
+"""Share of its first value below which a measure of embeddings is lost, by measure."""
+
+INFORMATION = 0.05
+"""Nats: assignments that say less of an example say nothing."""
 
 
 class Alarm(NamedTuple):
@@ -62,17 +69,62 @@ def spike(deviations: float) -> Rule:
     return rule
 
 
+def below(least: float) -> Rule:
+    """Returns the rule for a value below `least` at two logs in a row."""
+
+    def rule(history: History) -> str | None:
+        values = [value for _, value in history[-2:]]
+        if len(values) < 2 or max(values) >= least:
+            return None
+        return f"is {values[-1]:.3g}, below {least:.3g}"
+
+    return rule
+
+
+def lost(share: float) -> Rule:
+    """Returns the rule for a positive value below `share` of the first one at two logs in a row."""
+
+    def rule(history: History) -> str | None:
+        first, value = history[0][1], history[-1][1]
+        if first <= 0 or below(share * first)(history[1:]) is None:
+            return None
+        return f"is {value:.3g}, {value / first:.2g} of its {first:.3g} at step {history[0][0]}"
+
+    return rule
+
+
 def default_rules(*, spike_deviations: float) -> list[tuple[str, str, Rule]]:
-    """Returns the rules of a run as `(name, prefix of metrics, rule)`.
+    """Returns the rules of a run as `(name, pattern of metrics, rule)`.
+
+    "spike" is about losses and norms of gradients. "collapse" is about representations, which an
+    untrained network spreads as widely as its input makes it: training may give up part of that,
+    and has lost what the representations are for where
+
+    - they all point nearly the same way: less than 0.4 of the first "std" (a sixth of its square)
+      is left, see `spectrum.normalized_std`;
+    - they fill few dimensions: less than a fifth of the first "rank", see `spectrum.rankme`;
+    - they shrink to a point, whatever their directions: less than a fiftieth of "variance";
+    - one prototype takes nearly everything: the mean assignment has an entropy below log 2, that
+      of two prototypes;
+    - assignments to prototypes are the same for all examples: what they say of an example, their
+      mutual information with it, is below 0.05 nats, of log k that are possible.
+
+    The first values are those of the very first step. `benchmarks/collapse.py` measures which
+    collapses are noticed.
 
     Args:
       spike_deviations: see `spike`; 0 leaves that rule out.
     """
-    if not spike_deviations:
-        return []
-    rule = spike(spike_deviations)
-    prefixes = ("train/loss", "train/grad_norm", "train/outer_loss", "train/outer_grad_norm")
-    return [("spike", prefix, rule) for prefix in prefixes]
+    rules: list[tuple[str, str, Rule]] = [
+        *(("collapse", f"train/embedding/*/{kind}", lost(left)) for kind, left in LEFT.items()),
+        ("collapse", "train/*prototype_entropy", below(math.log(2))),
+        ("collapse", "train/*assignment_information", below(INFORMATION)),
+    ]
+    if spike_deviations:
+        rule = spike(spike_deviations)
+        names = ("loss", "grad_norm", "outer_loss", "outer_grad_norm")
+        rules += [("spike", f"train/{name}*", rule) for name in names]
+    return rules
 
 
 class Alarms:
@@ -83,7 +135,7 @@ class Alarms:
     Args:
       folder: of the run; alarms go to its `alarms.jsonl`, and where the run continues, history
         and earlier alarms are read from its files. None where another process writes.
-      rules: `(name, prefix of metrics, rule)`.
+      rules: `(name, pattern of metrics, rule)`, where `*` stands for anything.
       resume_step: step at which the run continues; what is later is forgotten.
       say: prints a line.
 
@@ -117,7 +169,7 @@ class Alarms:
         names = []
         for name, value in metrics.items():
             numeric = isinstance(value, (int, float)) and math.isfinite(value)
-            if not numeric or not any(name.startswith(prefix) for _, prefix, _ in self._rules):
+            if not numeric or not any(fnmatch.fnmatchcase(name, p) for _, p, _ in self._rules):
                 continue
             history = self._history.setdefault(name, [])
             if not history or history[-1][0] < step:  # a resumed run may log its step again
@@ -131,8 +183,8 @@ class Alarms:
             return
         for name in self._remember(step, metrics):
             history = self._history[name]
-            for rule_name, prefix, rule in self._rules:
-                if not name.startswith(prefix):
+            for rule_name, pattern, rule in self._rules:
+                if not fnmatch.fnmatchcase(name, pattern):
                     continue
                 message, event = rule(history), (rule_name, name)
                 if message is None:

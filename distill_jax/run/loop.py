@@ -521,6 +521,7 @@ class Run:
         """Logs the training metrics since the last event."""
         if self.first_spread:
             self.log.write(1, {"epoch": self.epoch(1), **self.first_spread})
+            self.alarms.see(1, self.first_spread)
             self.first_spread = {}
         last = max(step - 1 - self.skipped, 0)  # a skipped step does not move the schedule
         facts = {

@@ -123,7 +123,8 @@ def of_lengths(experiment: "Experiment") -> Iterator[Finding]:
         if decay is None:
             continue
         if decay == 1:
-            yield Finding("comparison", "the average would never move", where, "below 1")
+            hint = "below 1; what is to stay as it is, is a frozen role"
+            yield Finding("comparison", "the average would never move", where, hint)
         elif decay == 0:
             yield Finding(
                 "comparison", "the average would be its source", where, "above 0, or one network"

@@ -1,6 +1,7 @@
 """Runs that tell how they are: stalls, heartbeats, skipped steps, alarms, late compilations."""
 
 import dataclasses
+import fnmatch
 import functools
 import json
 import math
@@ -268,8 +269,25 @@ def collapse(found):
     return "has lost half of its first value" if found[-1][1] < found[0][1] / 2 else None
 
 
+def test_a_collapse_is_a_share_of_the_first_value_at_two_logs_in_a_row():
+    def found(name, values):
+        rules = alarms.default_rules(spike_deviations=0)
+        fits = [rule for _, pattern, rule in rules if fnmatch.fnmatchcase(name, pattern)]
+        return [bool(rule(history(values))) for rule in fits]
+
+    assert found("train/embedding/projector/std", [1.0, 0.3]) == [False]
+    assert found("train/embedding/projector/std", [1.0, 0.3, 0.3]) == [True]
+    assert found("train/embedding/projector/std", [1.0, 0.5, 0.5]) == [False]
+    assert found("train/embedding/projector/rank", [60.0, 4.0, 4.0]) == [True]
+    assert found("train/embedding/projector/rank", [60.0, 24.0, 24.0]) == [False]
+    assert found("train/embedding/target/variance", [1.0, 0.01, 0.01]) == [True]
+    assert found("train/prototype_entropy", [3.0, 0.1, 0.1]) == [True]
+    assert found("train/prototype_entropy", [3.0, 4.0, 4.0]) == [False]
+    assert found("train/loss", [3.0, 0.0, 0.0]) == []
+
+
 def test_alarms_are_raised_once_for_each_event_and_survive_a_resume(tmp_path):
-    said, rules = [], [("collapse", "train/std", collapse)]
+    said, rules = [], [("collapse", "train/std*", collapse)]
     made = alarms.Alarms(tmp_path, rules, say=said.append)
     values = {10: 1.0, 20: 0.4, 30: 0.3, 40: 0.9, 50: 0.2}
     with (tmp_path / "metrics.jsonl").open("w") as file:
