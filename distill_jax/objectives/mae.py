@@ -69,7 +69,6 @@ class MAE(Objective):
         return Terms(
             values={"reconstruction": jepa.squared(said["output"], true)},
             state={"student": student, "decoder": decoder},
-            embeddings={"student": outputs["embedding"]},
         )
 
 

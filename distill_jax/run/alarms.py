@@ -25,8 +25,14 @@ WINDOW = 64
 FEWEST = 16
 """With fewer values before it nothing is a spike."""
 
-LEFT = {"std": 0.4, "rank": 0.2, "variance": 0.02}
-"""Share of its first value below which a measure of embeddings is lost, by measure."""
+LEFT = {
+    "student/std": 0.4,
+    "projector/std": 0.4,
+    "instances/std": 0.4,
+    "*/rank": 0.15,
+    "*/variance": 0.01,
+}
+"""Share of its first value below which a measure of embeddings is lost, by what it measures."""
 
 INFORMATION = 0.05
 """Nats: assignments that say less of an example say nothing."""
@@ -98,12 +104,13 @@ def default_rules(*, spike_deviations: float) -> list[tuple[str, str, Rule]]:
 
     "spike" is about losses and norms of gradients. "collapse" is about representations, which an
     untrained network spreads as widely as its input makes it: training may give up part of that,
-    and has lost what the representations are for where
+    and has lost what the representations are for where at two logs in a row
 
-    - they all point nearly the same way: less than 0.4 of the first "std" (a sixth of its square)
-      is left, see `spectrum.normalized_std`;
-    - they fill few dimensions: less than a fifth of the first "rank", see `spectrum.rankme`;
-    - they shrink to a point, whatever their directions: less than a fiftieth of "variance";
+    - they point nearly the same way: less than 0.4 of the first "std" is left, a sixth of its
+      square, see `spectrum.normalized_std`; not asked of tokens side by side, of which the larger
+      part may say, in healthy runs too, where they are;
+    - they fill few dimensions: less than 0.15 of the first "rank", see `spectrum.rankme`;
+    - they shrink to a point, whatever their directions: less than 0.01 of the first "variance";
     - one prototype takes nearly everything: the mean assignment has an entropy below log 2, that
       of two prototypes;
     - assignments to prototypes are the same for all examples: what they say of an example, their
@@ -116,7 +123,7 @@ def default_rules(*, spike_deviations: float) -> list[tuple[str, str, Rule]]:
       spike_deviations: see `spike`; 0 leaves that rule out.
     """
     rules: list[tuple[str, str, Rule]] = [
-        *(("collapse", f"train/embedding/*/{kind}", lost(left)) for kind, left in LEFT.items()),
+        *(("collapse", f"train/embedding/{what}", lost(left)) for what, left in LEFT.items()),
         ("collapse", "train/*prototype_entropy", below(math.log(2))),
         ("collapse", "train/*assignment_information", below(INFORMATION)),
     ]
@@ -207,7 +214,13 @@ def spell(alarm: Mapping[str, Any]) -> str:
     return f"alarm ({alarm['rule']}) at step {alarm['step']}: {alarm['metric']} {alarm['message']}"
 
 
-def _rows(path: pathlib.Path, step: int) -> list[dict[str, Any]]:
+def told(folder: pathlib.Path) -> list[str]:
+    """Returns the alarms in the folder of a run, finished or not, one line each."""
+    rows = _rows(folder / "alarms.jsonl", math.inf)
+    return [spell(row) for row in rows if set(Alarm._fields) <= set(row)]
+
+
+def _rows(path: pathlib.Path, step: float) -> list[dict[str, Any]]:
     """Returns the rows of a JSONL file up to a step; what cannot be read is left out."""
     rows = []
     for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():

@@ -215,6 +215,20 @@ def test_run_report_holds_the_numbers(tmp_path):
     assert "Pullover" in text
 
 
+def test_alarms_are_shown(tmp_path):
+    write_run(tmp_path / "a")
+    write_study(tmp_path / "b")
+    found = {"step": 60, "rule": "collapse", "metric": "train/embedding/x", "message": EVIL}
+    line = json.dumps(found)
+    for run in ("a", "b/distilled/seed0"):
+        lines = f'{line}\n{{"step": 70}}\n{line[:20]}'  # an older row, and one cut short
+        (tmp_path / run / "alarms.jsonl").write_text(lines)
+    said = html.escape(f"alarm (collapse) at step 60: train/embedding/x {EVIL}")
+    assert said in checked(write_run_report(tmp_path / "a"))
+    text = checked(write_study_report(tmp_path / "b"))
+    assert "Alarms: 1" in text and said in text
+
+
 def test_study_report_holds_the_statistics(tmp_path):
     study = write_study(tmp_path)
     text = checked(write_study_report(tmp_path))

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from distill_jax.core.errors import UserError
 from distill_jax.evaluators import classification
+from distill_jax.run.alarms import told
 from distill_jax.run.figures import Html, el, join
 from distill_jax.run.report import compute, curves, examples, provenance, representation, trust
 from distill_jax.run.report.folders import Run, lookup
@@ -71,7 +72,9 @@ def _run_lead(run: Run) -> Html:
     elif status != "done":
         error = run.result.get("error")
         problems.insert(0, f"the run is {status}" + (f": {error}" if error else ""))
-    return join(tiles(facts), alert("Please note", problems))
+    return join(
+        tiles(facts), alert("Alarms", told(run.path), stop=True), alert("Please note", problems)
+    )
 
 
 def _run_result(run: Run) -> Html | None:

@@ -11,6 +11,7 @@ import numpy as np
 from distill_jax.core.errors import UserError
 from distill_jax.evaluators import classification
 from distill_jax.run import figures
+from distill_jax.run.alarms import told
 from distill_jax.run.figures import Html, el, join
 from distill_jax.run.report import compute, curves, examples, provenance, trust
 from distill_jax.run.report.folders import Run, Study, is_trust, lookup, read_json
@@ -19,6 +20,9 @@ from distill_jax.run.report.provenance import config_table
 from distill_jax.run.report.quality import QUALITY, calibration_panel, confusion_panel, pooled
 from distill_jax.run.report.wording import NONE, cut, decimals, duration, flat, is_finite, minus
 from distill_jax.run.statistics import ArmSummary, conclusion, verdict
+
+MOST_ALARMS = 20
+"""Alarms of all runs that are listed; they are counted beyond it."""
 
 
 def write_study_report(study_dir: str | os.PathLike[str]) -> Path:
@@ -78,6 +82,7 @@ def _study_lead(study: Study) -> Html:
         if not s.is_reference and reference
     ]
     lacking = [f"{arm}, seed {seed} {what}" for arm, seed, what in study.failures()]
+    alarms = [f"{run.label}: {line}" for run in study.all_runs for line in told(run.path)]
     problems = list(study.notes)
     if reference is None:
         problems.append(f"reference {study.spec.get('reference')!r} is not an arm: no differences")
@@ -92,6 +97,7 @@ def _study_lead(study: Study) -> Html:
         el("ul", said) if said and len(said) <= 8 else None,
         tiles(facts),
         alert(f"Runs without a value: {len(lacking)}", lacking, stop=True),
+        alert(f"Alarms: {len(alarms)}", alarms[:MOST_ALARMS], stop=True),
         alert("Please note", problems),
     )
 
