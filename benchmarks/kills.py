@@ -327,11 +327,11 @@ def main():
             left[facts["kind"]] = max(0, left[facts["kind"]] - 1)
         chains.append({"run": name, "processes": 2 if two else 1, "kills": found, **whole})
         print(round(time.monotonic() - began), json.dumps(chains[-1]), flush=True)
-        write(options, chains)
+        write(options, chains, root)
     shutil.rmtree(root)
 
 
-def write(options, chains):
+def write(options, chains, root):
     import jax
     import orbax.checkpoint
 
@@ -357,7 +357,8 @@ def write(options, chains):
         "chains": chains,
     }
     if options.out:
-        pathlib.Path(options.out).write_text(json.dumps(result, indent=1) + "\n")
+        text = json.dumps(result, indent=1).replace(f"{root}/", "")  # where it ran says nothing
+        pathlib.Path(options.out).write_text(text + "\n")
     print(f"{result['passed']} of {result['of']} passed", flush=True)
 
 
