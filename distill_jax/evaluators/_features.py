@@ -1,5 +1,6 @@
 """What the evaluators of embeddings share: checks, subsets, scaling and an exact classifier."""
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -12,6 +13,25 @@ Part = tuple[Mapping[str, Mapping[str, Any]], Mapping[str, Any]]
 
 CONTROLS = ("raw", "initial")
 """What an encoder is compared with: its input, and itself before any training."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OfEmbedding:
+    """What every evaluator of embeddings is told.
+
+    Attributes:
+      role: the encoder.
+      output: which of its outputs.
+      controls: of `CONTROLS`, what is measured beside it.
+    """
+
+    role: str
+    output: str
+    controls: tuple[str, ...]
+
+    @property
+    def outputs(self) -> Mapping[str, tuple[str, ...]]:
+        return {self.role: (self.output,)}
 
 
 class Split(NamedTuple):

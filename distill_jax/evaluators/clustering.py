@@ -7,7 +7,14 @@ from typing import Any
 import numpy as np
 
 from distill_jax.core.errors import ConfigError
-from distill_jax.evaluators._features import CONTROLS, Part, check_positive, normalized, read_split
+from distill_jax.evaluators._features import (
+    CONTROLS,
+    OfEmbedding,
+    Part,
+    check_positive,
+    normalized,
+    read_split,
+)
 
 WHERE = "evaluators.clustering"
 
@@ -55,20 +62,13 @@ def hungarian_accuracy(labels: np.ndarray, cluster: np.ndarray) -> float:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Clustering:
+class Clustering(OfEmbedding):
     """k-means on the embeddings of `role` against the classes; see `make`."""
 
-    role: str
-    output: str
     clusters: int | None
     restarts: int
     seed: int
     max_examples: int | None
-    controls: tuple[str, ...]
-
-    @property
-    def outputs(self) -> Mapping[str, tuple[str, ...]]:
-        return {self.role: (self.output,)}
 
     def __call__(
         self, outputs: Mapping[str, Mapping[str, np.ndarray]], batch: Mapping[str, np.ndarray]

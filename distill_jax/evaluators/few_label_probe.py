@@ -9,6 +9,7 @@ import numpy as np
 from distill_jax.core.errors import ConfigError
 from distill_jax.evaluators._features import (
     CONTROLS,
+    OfEmbedding,
     Part,
     Scaler,
     accuracies,
@@ -36,22 +37,15 @@ def draw(labels: np.ndarray, *, seed: int, number: int) -> np.ndarray:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class FewLabelProbe:
+class FewLabelProbe(OfEmbedding):
     """A linear classifier from a few labels, averaged over draws of them; see `make`."""
 
-    role: str
-    output: str
     per_class: tuple[int, ...]
     percent: tuple[float, ...]
     draws: int
     seed: int
     c: float
     max_examples: int | None
-    controls: tuple[str, ...]
-
-    @property
-    def outputs(self) -> Mapping[str, tuple[str, ...]]:
-        return {self.role: (self.output,)}
 
     @property
     def parts(self) -> Mapping[str, int | None]:

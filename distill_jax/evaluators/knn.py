@@ -9,6 +9,7 @@ import numpy as np
 from distill_jax.core.errors import ConfigError
 from distill_jax.evaluators._features import (
     CONTROLS,
+    OfEmbedding,
     Part,
     accuracies,
     check_positive,
@@ -75,19 +76,12 @@ def own_positions(index: np.ndarray, bank: np.ndarray) -> np.ndarray:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Knn:
+class Knn(OfEmbedding):
     """Weighted nearest neighbours in the training part; see `make`."""
 
-    role: str
-    output: str
     k: tuple[int, ...]
     temperature: float
     bank: int | None
-    controls: tuple[str, ...]
-
-    @property
-    def outputs(self) -> Mapping[str, tuple[str, ...]]:
-        return {self.role: (self.output,)}
 
     @property
     def parts(self) -> Mapping[str, int | None]:

@@ -10,6 +10,7 @@ from distill_jax.core.errors import ConfigError
 from distill_jax.evaluators._features import (
     CONTROLS,
     Linear,
+    OfEmbedding,
     Part,
     Scaler,
     Split,
@@ -63,19 +64,12 @@ def choose(
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Probe:
+class Probe(OfEmbedding):
     """A linear classifier of frozen embeddings; see `make`."""
 
-    role: str
-    output: str
     c: tuple[float, ...]
     balanced: bool
     max_examples: int | None
-    controls: tuple[str, ...]
-
-    @property
-    def outputs(self) -> Mapping[str, tuple[str, ...]]:
-        return {self.role: (self.output,)}
 
     @property
     def parts(self) -> Mapping[str, int | None]:

@@ -8,20 +8,23 @@ import numpy as np
 
 from distill_jax.core import spectrum
 from distill_jax.core.errors import ConfigError
-from distill_jax.evaluators._features import CONTROLS, check_positive, read_embedding, spread
+from distill_jax.evaluators._features import (
+    CONTROLS,
+    OfEmbedding,
+    check_positive,
+    read_embedding,
+    spread,
+)
 
 WHERE = "evaluators.representation"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Representation:
+class Representation(OfEmbedding):
     """Label-free measures of the embeddings of `role`; see `make`."""
 
-    role: str
-    output: str
     views: str
     max_examples: int | None
-    controls: tuple[str, ...]
 
     @property
     def outputs(self) -> Mapping[str, tuple[str, ...]]:
