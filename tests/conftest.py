@@ -13,25 +13,40 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.devices()  # fixes the number of devices before anything else may choose it
 
 SLOW = (
-    "test_objectives.py::test_finite_in_bfloat16",
-    "test_objectives.py::test_jit_equals_eager",
     "test_hypergradient.py::test_one_step_equals_brute_force[virtual",
+    *(
+        f"test_hypergradient.py::test_one_step_equals_brute_force[real-{name}]"
+        for name in ("heavy_ball", "nesterov", "lamb", "schedule")
+    ),
     "test_hypergradient.py::test_features_with_gradient_equal_brute_force",
     "test_hypergradient.py::test_unrolled_steps_equal_brute_force[1",
+    "test_hypergradient.py::test_unrolled_steps_equal_brute_force[2",
+    "test_weighers.py::test_one_device_equals_eight[constant",
+    "test_weighers.py::test_one_device_equals_eight[annealed",
+    "test_weighers.py::test_one_device_equals_eight[teacher_margin",
+    "test_weighers.py::test_padding_changes_nothing[constant",
+    "test_weighers.py::test_padding_changes_nothing[annealed",
     "test_models.py::test_endpoints_modes_and_gradients",
     "test_cifar_models.py::",
+    "test_meta_dmoe.py::test_loss_and_gradient_of_the_aggregator[3",
     "test_crd.py::test_memory_form_step_by_step",
     "test_learned_trust.py::",
+    "test_lanes.py::test_a_convolutional_network_goes_side_by_side",
+    "test_lanes.py::test_lanes_that_died_apart_go_on_from_their_last_common_step",
     "test_kd_cifar100.py::",
     "test_configs.py::test_config_builds_and_matches_its_golden_dump[kd_",
     "test_configs.py::test_config_builds_and_matches_its_golden_dump[trust_",
     "test_configs.py::test_config_builds_and_matches_its_golden_dump[paper_",
     "test_configs.py::test_config_builds_and_matches_its_golden_dump[ssl_images",
 )
-"""Parts of the names of tests that take long and that others cover in part."""
+"""Parts of the names of tests that take long, of which others cover a part."""
 
 
 def pytest_collection_modifyitems(items):
+    found = set()
     for item in items:
-        if any(part in item.nodeid for part in SLOW):
+        if parts := [part for part in SLOW if part in item.nodeid]:
+            found.update(parts)
             item.add_marker("slow")
+    if len(items) > 2000:  # all of them
+        assert not set(SLOW) - found, f"no test is called {set(SLOW) - found}"

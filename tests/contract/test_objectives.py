@@ -13,11 +13,31 @@ import optax
 import pytest
 
 from distill_jax.core import partition, rng, steps
+from distill_jax.core.api import Objective
 from distill_jax.core.errors import ConfigError
 from distill_jax.run.checkpoint import Checkpointer
 from tests import harness
 
 OBJECTIVES = harness.modules("objectives")
+
+
+def framework_alone(name):
+    """Whether nothing of a method itself meets the mesh: no batch statistics and no memory."""
+    objective = harness.make_objective(name)
+    return not objective.couples_batch and type(objective).memory is Objective.memory
+
+
+ON_A_MESH = [
+    pytest.param(
+        name,
+        marks=[
+            pytest.mark.xdist_group(name),
+            *([pytest.mark.slow] if framework_alone(name) and name != "kd" else []),
+        ],
+    )
+    for name in OBJECTIVES
+]
+"""Of the methods for which only the framework meets the mesh, the fast suite takes one."""
 
 
 @pytest.fixture(
@@ -66,6 +86,7 @@ def nets_of(made, state, params=None):
     )
 
 
+@pytest.mark.slow
 def test_jit_equals_eager(name):
     made, batch, _, states, _ = case(name)
     state = fresh(states[0])
@@ -79,6 +100,7 @@ def test_jit_equals_eager(name):
     assert harness.max_relative(loss(*arguments), jax.jit(loss)(*arguments)) < 1e-5
 
 
+@pytest.mark.parametrize("name", ON_A_MESH, scope="module")
 def test_one_device_equals_a_mesh_of_eight_and_every_leaf_learns(name):
     """Two devices along the batch, four that share every parameter; in float64."""
     with jax.enable_x64(True):
@@ -179,6 +201,7 @@ def test_resume_is_bitwise(name, tmp_path):
     assert all(jax.tree.leaves(same))
 
 
+@pytest.mark.slow
 def test_finite_in_bfloat16(name):
     *_, states, _ = case(name)
     made, batch = harness.setup(name, precision="bfloat16"), case(name).batch
