@@ -18,7 +18,11 @@ CLOTHES = (
     ("color_jitter", {}),
     ("gaussian_blur", {"probability": 0.5, "sigma": (0.1, 1.5)}),
 )
+CORRUPTED = {"count": 2, "transforms": (), "second": (("feature_corruption", {"share": 0.6}),)}
 VIEWS = {"digits": DIGITS, "fashion_mnist_5k": CLOTHES}
+
+# Mean and standard deviation of all pixels.
+PIXELS = {"digits": (0.305, 0.376), "fashion_mnist_5k": (0.286, 0.353)}
 
 
 def base(name: str = "digits", arch: str = "convnet"):
@@ -44,6 +48,27 @@ def base(name: str = "digits", arch: str = "convnet"):
     config.eval.every.steps = 300
     config.eval.metric = "held_out/knn_accuracy"
     config.log.every_steps = 50
+    return config
+
+
+def table(name: str = "letter"):
+    """A config like `base` on a table, with a transformer over columns and heads of scikit-learn.
+
+    Args:
+      name: "letter", "adult", or "digits", whose 64 pixels are the columns.
+    """
+    config = base()
+    config.data.name = name
+    columns = ("columns",) if name == "digits" else ()
+    config.data.train_transforms = config.data.eval_transforms = columns
+    config.data.transform_kwargs = {}
+    # All tokens side by side are the representation, as in T-JEPA.
+    sizes = {"width": 32, "depth": 2, "heads": 4, "registers": 1, "pool": "flat"}
+    config.roles.student = config_lib.role("tabular_transformer", num_classes=0, **sizes)
+    config.optim.lr = 1e-3
+    config.optim.weight_decay = 0.0
+    config.evaluators.downstream = {}
+    config.eval.every.steps = config.total.steps  # heads take longer than the steps between
     return config
 
 
@@ -113,6 +138,26 @@ def masked(name: str, masks: str, **kwargs):
     return config
 
 
+def standardize(config):
+    """Lets networks see standardized pixels, in views too, as a ViT with fixed positions should.
+
+    Positions are of the size of a standardized pixel: beside pixels from 0 to 1, tokens would say
+    where they are and little of what is there, and all images would look alike.
+    """
+    mean, std = PIXELS[config.data.name]
+    normalize = {"mean": mean, "std": std}
+    for key in ("views", "local_views"):
+        if key in config.data.transform_kwargs:
+            chain = config.data.transform_kwargs[key].transforms
+            config.data.transform_kwargs[key].transforms = (*chain, ("normalize", normalize))
+    if "views" in config.data.transform_kwargs:
+        config.data.eval_transforms = ("scale", "normalize")
+    else:
+        config.data.train_transforms = ("normalize", *config.data.train_transforms[1:])
+        config.data.eval_transforms = ("normalize",)
+    config.data.transform_kwargs.normalize = normalize
+
+
 def read_target(config):
     """Lets evaluators read the moving average `target` in place of the student."""
     config.evaluators = {evaluator: {"role": "target"} for evaluator in config.evaluators}
@@ -123,6 +168,18 @@ def smoke(config):
     size = SIZES[config.data.name]
     config = common.smoke(config)
     config.data.kwargs.image_size = size
+    config.total.steps = 4
+    config.optim.warmup.steps = 1
+    config.eval.every.steps = 4
+    config.log.every_steps = 2
+    return config
+
+
+def smoke_table(config):
+    """Shrinks a config on a table to seconds: generated rows, a few steps."""
+    config.data.name = "synthetic_table"
+    config.data.kwargs = {"n_train": 256, "n_test": 64}
+    config.batch_size = 32
     config.total.steps = 4
     config.optim.warmup.steps = 1
     config.eval.every.steps = 4

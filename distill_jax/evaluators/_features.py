@@ -176,7 +176,11 @@ def fit_logistic(
     n, d = z.shape
     w = (np.ones(n) if weights is None else weights) / n
     rows, penalty = np.arange(n), 1 / (c * n)
-    values, vectors = np.linalg.eigh(z.T @ (w[:, None] * z))
+    if n < d:  # the minimum is a combination of rows, so that n directions are enough
+        _, root, transposed = np.linalg.svd(np.sqrt(w)[:, None] * z, full_matrices=False)
+        values, vectors, d = root**2, transposed.T, n
+    else:
+        values, vectors = np.linalg.eigh(z.T @ (w[:, None] * z))
     curvature = np.maximum(values, 0) * (1 / k) * (1 - 1 / k) + penalty
     basis = vectors / np.sqrt(curvature)
     x, ridge = z @ basis, penalty / curvature[:, None]

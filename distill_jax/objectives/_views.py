@@ -1,16 +1,28 @@
 """What methods that compare views of an example share: encoding and projecting them.
 
-Views are `[b, v, ...]`: a network sees `[b * v, ...]`, example by example, so that rows stay on
-their device and batch statistics are those of all views together.
+Views are `[b, v, ...]`, those of tables a dictionary of such arrays: a network sees
+`[b * v, ...]`, example by example, so that rows stay on their device and batch statistics are those
+of all views together.
 """
 
+import jax
 import jax.numpy as jnp
 
-from distill_jax.core.api import Array, Batch, Nets, Role, State
+from distill_jax.core.api import Array, Batch, Nets, PyTree, Role, State
 from distill_jax.core.errors import ConfigError
 
 
-def views_of(batch: Batch, *, least: int = 2, key: str = "views") -> Array:
+def count(views: PyTree) -> int:
+    """Returns v, the number of views of each example."""
+    return jax.tree.leaves(views)[0].shape[1]
+
+
+def take(views: PyTree, start: int, stop: int) -> PyTree:
+    """Returns some of the views, `[b, stop - start, ...]`."""
+    return jax.tree.map(lambda x: x[:, start:stop], views)
+
+
+def views_of(batch: Batch, *, least: int = 2, key: str = "views") -> PyTree:
     """Returns the views of a batch, `[b, v, ...]`.
 
     Raises:
@@ -22,9 +34,9 @@ def views_of(batch: Batch, *, least: int = 2, key: str = "views") -> Array:
             where="data.train_transforms",
             hint=f"add {key!r}, with its transforms in data.transform_kwargs.{key}",
         )
-    if batch[key].shape[1] < least:
+    if (v := count(batch[key])) < least:
         raise ConfigError(
-            f"{batch[key].shape[1]} views where the method compares {least}",
+            f"{v} views where the method compares {least}",
             where=f"data.transform_kwargs.{key}.count",
             hint=f"{least} or more",
         )
@@ -32,15 +44,16 @@ def views_of(batch: Batch, *, least: int = 2, key: str = "views") -> Array:
 
 
 def apply(
-    nets: Nets, role: Role, x: Array, *, output: str, train: bool = True, learn: bool = True
+    nets: Nets, role: Role, x: PyTree, *, output: str, train: bool = True, learn: bool = True
 ) -> tuple[Array, State]:
     """Applies a network to each view `[b, v, ...]`; returns one of its outputs, `[b, v, d]`.
 
     Raises:
       ConfigError: the network has no such output, or gives it no vector.
     """
-    b, v = x.shape[:2]
-    outputs, state = nets(role, x.reshape(b * v, *x.shape[2:]), train=train, learn=learn)
+    b, v = jax.tree.leaves(x)[0].shape[:2]
+    rows = jax.tree.map(lambda leaf: leaf.reshape(b * v, *leaf.shape[2:]), x)
+    outputs, state = nets(role, rows, train=train, learn=learn)
     if output not in outputs:
         raise ConfigError(
             f"{role} has no output {output!r}",
@@ -51,7 +64,7 @@ def apply(
 
 
 def encode(
-    nets: Nets, role: Role, views: Array, *, train: bool = True, output: str = "embedding"
+    nets: Nets, role: Role, views: PyTree, *, train: bool = True, output: str = "embedding"
 ) -> tuple[Array, State]:
     """Returns the embeddings of views, `[b, v, d]`, and the encoder's new state."""
     return apply(nets, role, views, output=output, train=train)

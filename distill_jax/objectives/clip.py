@@ -15,7 +15,7 @@ from typing import ClassVar, Literal
 from distill_jax.core.api import Array, Batch, Nets, Objective, PyTree, Terms
 from distill_jax.core.errors import ConfigError
 from distill_jax.losses.contrastive import Form, clip_contrast, sigmoid_contrast
-from distill_jax.objectives._views import encode, project, views_of
+from distill_jax.objectives._views import encode, project, take, views_of
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -35,7 +35,7 @@ class CLIP(Objective):
 
     def loss(self, nets: Nets, batch: Batch, memory: PyTree, step: Array) -> Terms:
         del memory, step
-        h, state = encode(nets, "student", views_of(batch)[:, :2])
+        h, state = encode(nets, "student", take(views_of(batch), 0, 2))
         z, projector = project(nets, "projector", h)
         x, y, mask = z[:, 0], z[:, 1], batch["mask"]
         learned, _ = nets("temperature", x)

@@ -64,14 +64,14 @@ class LeJEPA(Objective):
 
     def loss(self, nets: Nets, batch: Batch, memory: PyTree, step: Array) -> Terms:
         del memory
-        views, mask = views_of(batch), batch["mask"]
-        h, student = encode(nets, "student", views)
+        mask = batch["mask"]
+        h, student = encode(nets, "student", views_of(batch))
         every = [h]
         if "local_views" in batch:  # running statistics are those of the large views
             every += [encode(nets, "student", views_of(batch, key="local_views", least=1))[0]]
         z, projector = project(nets, "projector", jnp.concatenate(every, axis=1))
         z = z.astype(jnp.promote_types(z.dtype, jnp.float32))
-        centre = z[:, : views.shape[1]].mean(1, keepdims=True)
+        centre = z[:, : h.shape[1]].mean(1, keepdims=True)
         # A function of the step alone: the same on every device, and after a resume.
         a = random_directions(
             jax.random.fold_in(jax.random.key(0), step), width=z.shape[-1], count=self.directions

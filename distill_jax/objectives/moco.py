@@ -23,7 +23,7 @@ from distill_jax.core.api import Array, Batch, Key, Nets, Objective, PyTree, Ter
 from distill_jax.losses.contrastive import normalize, queue_contrast
 from distill_jax.objectives import _queue
 from distill_jax.objectives._distillation import check_positive
-from distill_jax.objectives._views import encode, project, views_of
+from distill_jax.objectives._views import encode, project, take, views_of
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -54,9 +54,9 @@ class MoCo(Objective):
     def loss(self, nets: Nets, batch: Batch, memory: PyTree, step: Array) -> Terms:
         del step
         views = views_of(batch)
-        h, student = encode(nets, "student", views[:, :1])
+        h, student = encode(nets, "student", take(views, 0, 1))
         q, projector = project(nets, "projector", h)
-        k, target = encode(nets, "target", views[:, 1:2])
+        k, target = encode(nets, "target", take(views, 1, 2))
         k, target_projector = project(nets, "target_projector", k)
         q, k = q[:, 0], jax.lax.stop_gradient(normalize(k[:, 0]))
         _queue.check_width(k, self.dim)

@@ -58,7 +58,7 @@ class MoCoV3(Objective):
         k, target = encode(nets, "target", views)
         k, target_projector = project(nets, "target_projector", k)
         k = jax.lax.stop_gradient(k)
-        tau, v = self.temperature, views.shape[1]
+        tau, v = self.temperature, q.shape[1]
         values = [
             pair_contrast(q[:, i], k[:, j], batch["mask"], temperature=tau, form=self.form)
             for i in range(v)

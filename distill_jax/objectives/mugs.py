@@ -22,7 +22,7 @@ from distill_jax.losses.clustering import between_views
 from distill_jax.losses.contrastive import normalize, queue_contrast
 from distill_jax.objectives import _queue
 from distill_jax.objectives._distillation import check_not_negative, check_positive
-from distill_jax.objectives._views import encode, project, views_of
+from distill_jax.objectives._views import count, encode, project, views_of
 from distill_jax.objectives.dino import DINO
 
 
@@ -59,7 +59,7 @@ class Mugs(DINO):
 
     def memory(self, key: Key, batch: Batch) -> PyTree:
         """That of `DINO`, and `queue`, see `_queue.empty`."""
-        rows = batch["mask"].shape[0] * views_of(batch).shape[1]
+        rows = batch["mask"].shape[0] * count(views_of(batch))
         queue = _queue.empty(self.queue, self.dim, rows=rows)
         return {**super().memory(key, batch), "queue": queue}
 

@@ -13,6 +13,7 @@ KWARGS = {
     "fashion_mnist_5k": {"held_out": 0.13},
     "kdd99_attack_types": {"held_out": 0.2},
     "adult": {"held_out": 0.13},
+    "letter": {"held_out": 0.13},
     "adult, uci": {"held_out": 0.13, "split": "uci"},
     "synthetic_table": {"n_train": 103, "num_classes": 5, "imbalance": 7.0, "held_out": 0.25},
     "synthetic_table, numeric": {"cardinalities": (), "numeric": 3, "n_test": 31},
@@ -36,5 +37,13 @@ def test_spec_equals_make(name):
 
 def test_every_data_module_is_found():
     images = {"fashion_mnist_5k", "digits", "idx_folder", "npz_file", "tfds", "synthetic"}
-    tables = {"kdd99_attack_types", "adult", "nsl_kdd", "census_income", "criteo", "avazu"}
+    tables = {
+        "kdd99_attack_types",
+        "adult",
+        "letter",
+        "nsl_kdd",
+        "census_income",
+        "criteo",
+        "avazu",
+    }
     assert images | tables | {"synthetic_table"} <= set(harness.modules("data"))

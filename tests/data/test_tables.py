@@ -16,13 +16,14 @@ from distill_jax.data import (
     adult,
     census_income,
     kdd99_attack_types,
+    letter,
     nsl_kdd,
     source,
     synthetic_table,
 )
 
 ROOT = Path(source.__file__).parents[2]
-EMBEDDED = {"kdd99_attack_types": kdd99_attack_types, "adult": adult}
+EMBEDDED = {"kdd99_attack_types": kdd99_attack_types, "adult": adult, "letter": letter}
 SERVICES = ("http", "smtp", "ftp_data", "private", "domain_u")
 
 
@@ -161,6 +162,18 @@ def test_kdd99_attack_types():
     np.testing.assert_array_equal(test, np.floor((train + test) * 0.3 + 0.5))
     assert len(data.classes) == 7 and len(data.cardinalities) + 38 == 41
     assert data.test.provenance.name == "KDD99 attack types (KEEL extracts) (test)"
+
+
+def test_letter():
+    data = letter.make(held_out=0.0)
+    assert_is_table(data, 16)
+    parts = [rows_of(part) for part in (data.train, data.test)]
+    train, test = (np.bincount(part[2]) for part in parts)
+    assert (train + test).sum() == 18668 and len(data.classes) == 26
+    np.testing.assert_array_equal(test, np.floor((train + test) * 0.2 + 0.5))
+    assert parts[0][0].shape == (len(data.train), 0) and data.cardinalities == ()
+    seen = [set(map(tuple, np.round(part[1], 4))) for part in parts]
+    assert list(map(len, seen)) == [len(data.train), len(data.test)] and not seen[0] & seen[1]
 
 
 def test_no_row_of_kdd99_attack_types_is_in_two_parts():

@@ -1,0 +1,157 @@
+"""How well heads of another library do on frozen embeddings: a perceptron, and boosted trees."""
+
+import dataclasses
+import importlib.util
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from distill_jax.core.errors import ConfigError, nearest
+from distill_jax.evaluators._features import (
+    CONTROLS,
+    OfEmbedding,
+    Part,
+    Scaler,
+    accuracies,
+    check_positive,
+    parts_of,
+    read_split,
+)
+
+WHERE = "evaluators.downstream"
+HEADS = ("mlp", "trees")
+
+
+def _make_head(name: str, *, hidden: tuple[int, ...], trees: int, rate: float, seed: int) -> Any:
+    from sklearn import ensemble, neural_network  # not before it is needed: it takes a while
+
+    if name == "trees":
+        return ensemble.HistGradientBoostingClassifier(
+            max_iter=trees,
+            learning_rate=rate,
+            max_leaf_nodes=15,
+            early_stopping=False,
+            random_state=seed,
+        )
+    return neural_network.MLPClassifier(
+        hidden, early_stopping=True, validation_fraction=0.1, max_iter=200, random_state=seed
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Downstream(OfEmbedding):
+    """Heads of scikit-learn on frozen embeddings; see `make`."""
+
+    heads: tuple[str, ...]
+    hidden: tuple[int, ...]
+    trees: int
+    rate: float
+    seed: int
+    max_examples: int | None
+
+    @property
+    def parts(self) -> Mapping[str, int | None]:
+        return {"train": self.max_examples}
+
+    def __call__(
+        self,
+        outputs: Mapping[str, Mapping[str, np.ndarray]],
+        batch: Mapping[str, np.ndarray],
+        *,
+        parts: Mapping[str, Part] | None = None,
+        split: str = "test",
+    ) -> dict[str, Any]:
+        import threadpoolctl
+
+        [given] = parts_of(parts, "train", where=WHERE)
+        train = read_split(given, self.role, self.output, most=self.max_examples)
+        query = read_split((outputs, batch), self.role, self.output)
+        scaler = Scaler.fit(train.z)
+        z, asked = scaler(train.z), scaler(query.z)
+        metrics = {}
+        for name in self.heads:
+            head = _make_head(
+                name, hidden=self.hidden, trees=self.trees, rate=self.rate, seed=self.seed
+            )
+            # Its threads wait in a spin: where cores are shared, two took 100 times as long as one.
+            with threadpoolctl.threadpool_limits(1), warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # that 200 passes did not converge
+                head.fit(z, train.label)
+                said = head.predict(asked)
+            plain, balanced = accuracies(query.label, said)
+            metrics[f"{name}_accuracy"], metrics[f"{name}_balanced_accuracy"] = plain, balanced
+        return metrics
+
+
+def make(
+    *,
+    role: str = "student",
+    output: str = "embedding",
+    heads: tuple[str, ...] = HEADS,
+    hidden: tuple[int, ...] = (128,),
+    trees: int = 50,
+    rate: float = 0.2,
+    seed: int = 0,
+    max_examples: int | None = 4_000,
+    controls: bool = True,
+) -> Downstream:
+    """Makes the evaluator of heads that are not linear, both of scikit-learn.
+
+    On embeddings that are standardised by the training part: "mlp", a perceptron that stops when
+    a tenth of the training part, held back, no longer gets better, and "trees", gradient boosting
+    over histograms, a reference that needs no embedding, so that `trees_accuracy_raw` is what a
+    table has to be compared with. Nothing is chosen; for linear heads see `probe`.
+
+    Metrics, and those of the controls with `_raw` and `_initial` behind the name, for NAME in
+    `heads`:
+      NAME_accuracy, NAME_balanced_accuracy: of the split; the latter is the mean over the classes
+        that occur.
+
+    Args:
+      role: the encoder.
+      output: which of its outputs; more axes than one are flattened.
+      heads: "mlp", "trees" or both.
+      hidden: widths of the perceptron.
+      trees: rounds of boosting, one tree a class each, of 15 leaves at most.
+      rate: learning rate of boosting.
+      seed: of both heads.
+      max_examples: most training examples, spread evenly; none for all. Time grows with them, with
+        the width of the embedding and, of trees, with the number of classes.
+      controls: whether the test split is also measured on the input itself and on the encoder as
+        it was initialised.
+
+    Raises:
+      ConfigError: an unknown head, or a number is out of its range; scikit-learn is not installed.
+      NonFiniteError: on evaluation, if an embedding is NaN or infinite.
+    """
+    if importlib.util.find_spec("sklearn") is None:
+        raise ConfigError(
+            "the heads are scikit-learn's, which is not installed",
+            where=WHERE,
+            hint="pip install scikit-learn",
+        )
+    for name in heads:
+        if name not in HEADS:
+            raise ConfigError(
+                f"no head {name!r}", where=f"{WHERE}.heads", hint=nearest(name, HEADS)
+            )
+    if not heads or not all(isinstance(w, int) and w > 0 for w in hidden):
+        raise ConfigError(
+            f"heads are {heads}, hidden is {hidden}", where=WHERE, hint="one head, widths above 0"
+        )
+    check_positive(WHERE, trees=trees, rate=rate, max_examples=max_examples)
+    if seed < 0:
+        raise ConfigError(f"seed is {seed}", where=f"{WHERE}.seed", hint="at least 0")
+    return Downstream(
+        role=role,
+        output=output,
+        heads=tuple(heads),
+        hidden=tuple(hidden),
+        trees=trees,
+        rate=rate,
+        seed=seed,
+        max_examples=max_examples,
+        controls=CONTROLS if controls else (),
+    )
