@@ -20,16 +20,32 @@ from typing import Any
 WARM_STEPS = 3
 
 
+def place_torch() -> None:
+    """Puts what PyTorch makes from here on where JAX_PLATFORMS has the package: CPU or GPU.
+
+    On a GPU products of single precision are those of TensorFloat-32 on both sides, as XLA's and,
+    for convolutions, PyTorch's defaults are.
+    """
+    import torch
+
+    if os.environ.get("JAX_PLATFORMS") == "cuda":
+        torch.backends.cuda.matmul.allow_tf32 = True
+        torch.set_default_device("cuda")
+
+
 def serve(step: Callable[[], Any]) -> None:
-    """Runs as many steps as each line of stdin asks for; prints seconds a step and peak memory."""
+    """Runs as many steps as each line of stdin asks for; prints seconds a step and peak memory.
+
+    A step returns a number, which is waited for.
+    """
     for _ in range(WARM_STEPS):
-        value = float(step().__array__())
+        value = float(step())
     print(json.dumps(value), flush=True)
     for line in sys.stdin:
         steps = int(line)
         wall, cpu = time.perf_counter(), time.process_time()
         for _ in range(steps):
-            step()
+            float(step())
         wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         times = {"wall": wall / steps, "cpu": cpu / steps, "peak_mib": peak}
@@ -87,14 +103,15 @@ def take_turns(
     """
     workers: dict[str, Any] = {}
     for name, extra in variants.items():
-        env = {**os.environ, "JAX_PLATFORMS": "cpu", **extra}
+        env = {"JAX_PLATFORMS": "cpu", **os.environ, **extra}
         paths = (Path(script).resolve().parents[1], extra.get("PYTHONPATH"))
         env["PYTHONPATH"] = os.pathsep.join(str(path) for path in paths if path)
         command = [sys.executable, script, "--serve", f"{net}:{name}"]
         workers[name] = subprocess.Popen(
             command, env=env, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
         )
-        if not workers[name].stdout.readline():  # compiled and warm
+    for name, worker in workers.items():
+        if not worker.stdout.readline():  # compiled and warm
             raise SystemExit(f"{net}:{name} did not start")
     names = list(workers)
     times: dict[str, list[dict[str, float]]] = {name: [] for name in names}

@@ -6,6 +6,8 @@ A layout changes nothing that is computed but the order of sums. In float64 all 
 those of one device to 1e-8; in float32 the first to 1e-6 and the first twenty to 1e-3, relative to
 the loss. Each run is a command line of its own, started as `launch/local.py` starts it.
 
+The layout `gpu` is for a machine that has one.
+
 Another config enters by a line of `CONFIGS`; those whose file does not exist are left out.
 """
 
@@ -40,6 +42,7 @@ LAYOUTS = {
     "data_8": (1, 8, {"mesh.data": 8}),
     "fsdp_8": (1, 8, {"mesh.data": 1, "mesh.fsdp": 8, "partition.min_size": 64}),
     "processes_2x4": (2, 4, {"mesh.data": 8}),
+    "gpu": (1, 0, {}),
 }
 LIMITS = {
     # precision: {number of first losses: largest relative difference}
@@ -65,6 +68,8 @@ def run(config: str, flags: list[str], workdir: pathlib.Path, layout: str = "one
         "--config.log.tensorboard=false",
         *flags,
     ]
+    os.environ["JAX_PLATFORMS"] = "cuda" if layout == "gpu" else "cpu"
+    os.environ["JAX_DEFAULT_MATMUL_PRECISION"] = "highest"  # not TensorFloat-32
     lines = local.commands(args, processes=processes, devices=devices, port=local.free_port())
     output = io.StringIO()
     if code := local.run(lines, grace=10, stdout=output):
@@ -112,7 +117,7 @@ def compare(name: str, folder: pathlib.Path, layouts: list[str]) -> dict[str, An
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--configs", default=",".join(CONFIGS))
-    parser.add_argument("--layouts", default=",".join(list(LAYOUTS)[1:]))
+    parser.add_argument("--layouts", default=",".join(list(LAYOUTS)[1:-1]))
     parser.add_argument("--out", type=pathlib.Path, help="what it holds of others stays")
     options = parser.parse_args()
     os.chdir(ROOT)

@@ -193,6 +193,7 @@ def main():
     parser.add_argument("--out", default="")
     options = parser.parse_args()
     environment.configure_jax(cpu_devices=1)
+    environment.cache_compiled_programs()
     report: dict = {"injected": {}, "found": {}, "healthy": {}, "unchanged": {}, "cost": {}}
     healthy = {name: (name, {}) for name in HEALTHY}
     # By part of the report: cases, seeds, steps between two lines (0: as the config says), rules.

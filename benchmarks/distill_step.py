@@ -43,6 +43,7 @@ def torch_kd_step(net: str) -> Callable[[], Any]:
     import torch
     import torch.nn.functional as F
 
+    _turns.place_torch()
     student, teacher = torch_step.torch_model(net, STUDENTS[net]), torch_step.torch_model(net)
     teacher.eval()
     h, w, c = torch_step.NETS[net]["shape"]

@@ -141,6 +141,7 @@ def torch_ssl_step(method: str, size: int, *, channels_last: bool) -> Callable[[
     from lightly import loss as losses
     from lightly.models.utils import update_momentum
 
+    _turns.place_torch()
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     torch.manual_seed(0)
     nets = torch_networks(method)
@@ -213,7 +214,8 @@ def parse(net: str) -> tuple[str, int]:
 
 def serve(net: str, variant: str) -> None:
     """Takes turns as one variant, on as many processors as there are threads."""
-    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:THREADS])
+    if os.environ.get("JAX_PLATFORMS") != "cuda":
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:THREADS])
     method, size = parse(net)
     if variant == "jax":
         return _turns.serve(_turns.config_step(make_config(method, size)))

@@ -9,6 +9,9 @@ than PyTorch). The baseline is eager, float32 and, for images, NCHW; "torch_chan
 beside it, and "torch_one_thread": PyTorch's threads wait for each other in a spin, which costs much
 where other programs want the same cores. All steps are cross-entropy, SGD with momentum 0.9, on
 random data in memory.
+
+With JAX_PLATFORMS=cuda both sides are on the GPU; name the variants torch, torch_channels_last, jax
+and jax_bfloat16.
 """
 
 import argparse
@@ -112,6 +115,7 @@ def torch_step(net: str, variant: str) -> Callable[[], Any]:
     import torch
     import torch.nn.functional as F
 
+    _turns.place_torch()
     model = torch_model(net)
     h, w, c = NETS[net]["shape"]
     x = torch.randn(NETS[net]["batch"], c, h, w)

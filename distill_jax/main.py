@@ -78,6 +78,7 @@ def _run(parsed: flags.Flags) -> int:
         x64=parsed.config.precision == "float64",
     )
     processes.initialize(settings)
+    environment.cache_compiled_programs()
     from distill_jax.run import loop
 
     if processes.count() > 1:

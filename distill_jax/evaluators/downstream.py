@@ -32,7 +32,7 @@ def _make_head(name: str, *, hidden: tuple[int, ...], trees: int, rate: float, s
             max_iter=trees,
             learning_rate=rate,
             max_leaf_nodes=15,
-            early_stopping=False,
+            early_stopping=False,  # pyright: ignore[reportArgumentType]  # its default is "auto"
             random_state=seed,
         )
     return neural_network.MLPClassifier(

@@ -64,9 +64,8 @@ def cpu_devices(config, *, processes: int = 1) -> int:
 
 
 def configure_jax(*, cpu_devices: int, x64: bool = False) -> None:
-    """Splits the CPU into devices and switches the persistent compilation cache on.
+    """Splits the CPU into devices.
 
-    The cache lies in `$DISTILL_JAX_CACHE`, by default `~/.cache/distill_jax`; "off" disables it.
     Must run before JAX touches a device; later calls leave the devices as they are. On Linux freed
     memory stays in the process, see `keep_freed_memory`. `x64` lets arrays have 64 bits.
     """
@@ -78,11 +77,24 @@ def configure_jax(*, cpu_devices: int, x64: bool = False) -> None:
         jax.config.update("jax_num_cpu_devices", cpu_devices)
     if x64:
         jax.config.update("jax_enable_x64", True)
+
+
+def cache_compiled_programs() -> bool:
+    """Switches the persistent compilation cache on; returns whether it did.
+
+    The cache lies in `$DISTILL_JAX_CACHE`, by default `~/.cache/distill_jax`; "off" disables it.
+    Several CPU devices get none: a CPU program read back has lost the order of its collectives
+    (jaxlib 0.10.2), and two devices that wait in different ones wait for ever.
+    """
+    import jax
+
     cache = os.environ.get("DISTILL_JAX_CACHE", "~/.cache/distill_jax")
-    if cache != "off":
-        jax.config.update("jax_compilation_cache_dir", os.path.expanduser(cache))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-        jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    if cache == "off" or (jax.default_backend() == "cpu" and jax.device_count() > 1):
+        return False
+    jax.config.update("jax_compilation_cache_dir", os.path.expanduser(cache))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    return True
 
 
 def keep_freed_memory() -> bool:
