@@ -104,7 +104,7 @@ def take_turns(
     workers: dict[str, Any] = {}
     for name, extra in variants.items():
         env = {"JAX_PLATFORMS": "cpu", **os.environ, **extra}
-        paths = (Path(script).resolve().parents[1], extra.get("PYTHONPATH"))
+        paths = (Path(script).resolve().parents[1], env.get("PYTHONPATH"))
         env["PYTHONPATH"] = os.pathsep.join(str(path) for path in paths if path)
         command = [sys.executable, script, "--serve", f"{net}:{name}"]
         workers[name] = subprocess.Popen(

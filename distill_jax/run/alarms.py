@@ -29,13 +29,13 @@ LEFT = {
     "student/std": 0.4,
     "projector/std": 0.4,
     "instances/std": 0.4,
-    "*/rank": 0.15,
     "*/variance": 0.01,
 }
 """Share of its first value below which a measure of embeddings is lost, by what it measures."""
 
-INFORMATION = 0.05
-"""Nats: assignments that say less of an example say nothing."""
+RANK_LEFT, RANK, INFORMATION = 0.15, 2.0, 0.05
+"""Of ranks: share of the first as in `LEFT`; number of dimensions, and nats that assignments say of
+an example, that are none where they were twice as many at first."""
 
 
 class Alarm(NamedTuple):
@@ -87,14 +87,26 @@ def below(least: float) -> Rule:
     return rule
 
 
-def lost(share: float) -> Rule:
-    """Returns the rule for a positive value below `share` of the first one at two logs in a row."""
+def lost(share: float, *, least: float = math.inf) -> Rule:
+    """Returns the rule for what falls below `least` and `share` of its first, positive value.
+
+    Below both at two logs in a row, of which the first log is none.
+    """
 
     def rule(history: History) -> str | None:
         first, value = history[0][1], history[-1][1]
-        if first <= 0 or below(share * first)(history[1:]) is None:
+        if first <= 0 or below(min(share * first, least))(history[1:]) is None:
             return None
         return f"is {value:.3g}, {value / first:.2g} of its {first:.3g} at step {history[0][0]}"
+
+    return rule
+
+
+def either(*rules: Rule) -> Rule:
+    """Returns the rule that says what the first of `rules` with something to say says."""
+
+    def rule(history: History) -> str | None:
+        return next((message for one in rules if (message := one(history)) is not None), None)
 
     return rule
 
@@ -109,12 +121,14 @@ def default_rules(*, spike_deviations: float) -> list[tuple[str, str, Rule]]:
     - they point nearly the same way: less than 0.4 of the first "std" is left, a sixth of its
       square, see `spectrum.normalized_std`; not asked of tokens side by side, of which the larger
       part may say, in healthy runs too, where they are;
-    - they fill few dimensions: less than 0.15 of the first "rank", see `spectrum.rankme`;
+    - they fill few dimensions: less than 0.15 of the first "rank", see `spectrum.rankme`, or less
+      than 2 where at first it was more than twice that many;
     - they shrink to a point, whatever their directions: less than 0.01 of the first "variance";
     - one prototype takes nearly everything: the mean assignment has an entropy below log 2, that
       of two prototypes;
     - assignments to prototypes are the same for all examples: what they say of an example, their
-      mutual information with it, is below 0.05 nats, of log k that are possible.
+      mutual information with it, is below 0.05 nats, of log k that are possible, and at first was
+      more than twice that: before training it is low, and rises where all is well.
 
     The first values are those of the very first step. `benchmarks/collapse.py` measures which
     collapses are noticed.
@@ -124,8 +138,13 @@ def default_rules(*, spike_deviations: float) -> list[tuple[str, str, Rule]]:
     """
     rules: list[tuple[str, str, Rule]] = [
         *(("collapse", f"train/embedding/{what}", lost(left)) for what, left in LEFT.items()),
+        (
+            "collapse",
+            "train/embedding/*/rank",
+            either(lost(RANK_LEFT), lost(0.5, least=RANK)),
+        ),
         ("collapse", "train/*prototype_entropy", below(math.log(2))),
-        ("collapse", "train/*assignment_information", below(INFORMATION)),
+        ("collapse", "train/*assignment_information", lost(0.5, least=INFORMATION)),
     ]
     if spike_deviations:
         rule = spike(spike_deviations)

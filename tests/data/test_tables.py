@@ -6,6 +6,8 @@ import json
 import sys
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -20,6 +22,7 @@ from distill_jax.data import (
     nsl_kdd,
     source,
     synthetic_table,
+    transforms,
 )
 
 ROOT = Path(source.__file__).parents[2]
@@ -551,3 +554,59 @@ def test_synthetic_classes_fall_geometrically():
 def test_impossible_synthetic_tables_are_refused(kwargs, message):
     with pytest.raises(ConfigError, match=message):
         synthetic_table.make(**kwargs)
+
+
+# Rows with cells of other rows.
+
+
+def corrupted(batch, *, share=0.6, key=0):
+    made = transforms.resolve("feature_corruption")(share=share)
+    found = jax.jit(lambda batch: made(jax.random.key(key), batch, jnp.int32(0)))(batch)
+    return jax.tree.map(np.asarray, found["input"])
+
+
+def rows(b, *, real=None):
+    """A batch in which no two cells are alike, so that each tells where it is from."""
+    cells = np.arange(b * 5).reshape(b, 5)
+    ids = np.arange(b, dtype=np.int32)
+    return {
+        "input": {
+            "categorical": jnp.asarray(cells[:, :2], jnp.int32),
+            "numeric": jnp.asarray(cells[:, 2:], jnp.float32),
+        },
+        "index": ids,
+        "epoch": np.zeros(b, np.int32),
+        "mask": np.arange(b) < (b if real is None else real),
+    }
+
+
+def cells_of(table):
+    return np.concatenate([table["categorical"], table["numeric"]], axis=1).astype(int)
+
+
+def test_corrupted_cells_are_those_of_their_column_in_other_rows():
+    before, after = cells_of(rows(400)["input"]), cells_of(corrupted(rows(400)))
+    assert np.all(after % 5 == before % 5)  # of the same column
+    changed = after != before
+    own = 1 / 400  # a row may draw itself
+    assert changed.sum(axis=1).max() == 3  # 0.6 of 5 columns
+    assert changed.mean() == pytest.approx(0.6 * (1 - own), abs=0.01)
+    assert np.all(np.abs(changed.mean(axis=0) - 0.6) < 5 * np.sqrt(0.24 / 400))
+    sources = after // 5
+    assert len(np.unique(sources[changed])) > 300
+    both = changed[:, 0] & changed[:, 1]  # each cell draws by itself
+    assert np.mean(sources[both, 0] == sources[both, 1]) < 0.05
+    assert (cells_of(corrupted(rows(400), share=0.01)) != before).sum(axis=1).max() == 1
+
+
+def test_padding_is_no_source_of_cells():
+    before, after = cells_of(rows(64)["input"]), cells_of(corrupted(rows(64, real=9), share=1.0))
+    assert set((after // 5)[after != before].tolist()) <= set(range(9))
+    assert np.any(after != before)
+
+
+def test_corruption_refuses_what_has_no_columns():
+    with pytest.raises(ConfigError, match=r"share is 0, not in \(0, 1\]"):
+        transforms.resolve("feature_corruption")(share=0)
+    with pytest.raises(ConfigError, match="not a table"):
+        corrupted({**rows(4), "input": jnp.zeros((4, 8, 8, 1))})

@@ -7,14 +7,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import balanced_accuracy_score
 from sklearn.neighbors import KNeighborsClassifier
+from sklearn.neural_network import MLPClassifier
 from sklearn.preprocessing import StandardScaler
 
 from distill_jax.core import spectrum
 from distill_jax.core.errors import ConfigError, NonFiniteError
-from distill_jax.evaluators import clustering, few_label_probe, knn, probe, representation
+from distill_jax.evaluators import (
+    clustering,
+    downstream,
+    few_label_probe,
+    knn,
+    probe,
+    representation,
+)
 from distill_jax.evaluators._features import fit_logistic
 
 D, K = 6, 4
@@ -286,3 +295,43 @@ def test_embeddings_that_cannot_be_evaluated_are_refused():
         ask(knn.make(output="tokens"))
     with pytest.raises(ConfigError, match="train part"):
         knn.make()(*TEST)
+
+
+def test_heads_are_those_of_scikit_learn_on_standardised_embeddings():
+    scaler = StandardScaler().fit(z_of(TRAIN))
+    z, asked = scaler.transform(z_of(TRAIN)), scaler.transform(z_of(TEST))
+    trees = HistGradientBoostingClassifier(
+        max_iter=7, learning_rate=0.3, max_leaf_nodes=15, early_stopping=False, random_state=0
+    )
+    mlp = MLPClassifier(
+        (5,), early_stopping=True, validation_fraction=0.1, max_iter=200, random_state=0
+    )
+    got = ask(downstream.make(hidden=(5,), trees=7, rate=0.3, max_examples=None))
+    for name, head in (("trees", trees), ("mlp", mlp)):
+        said = head.fit(z.astype(np.float32), y_of(TRAIN)).predict(asked.astype(np.float32))
+        near = {"abs": 2 / len(said)}  # rounding may decide an example at a boundary
+        assert got[f"{name}_accuracy"] == pytest.approx(np.mean(said == y_of(TEST)), **near)
+        assert got[f"{name}_balanced_accuracy"] == pytest.approx(
+            balanced_accuracy_score(y_of(TEST), said), abs=0.05
+        )
+    assert got["trees_accuracy"] > 0.5
+    assert set(ask(downstream.make(heads=("trees",), trees=2))) == {
+        "trees_accuracy",
+        "trees_balanced_accuracy",
+    }
+    assert downstream.make().parts == {"train": 4_000}
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"heads": ("tree",)}, "no head 'tree'"),
+        ({"heads": ()}, "heads are"),
+        ({"hidden": (0,)}, "hidden is"),
+        ({"trees": 0}, "trees"),
+        ({"seed": -1}, "seed is -1"),
+    ],
+)
+def test_heads_refuse_what_they_are_not(kwargs, message):
+    with pytest.raises(ConfigError, match=message):
+        downstream.make(**kwargs)

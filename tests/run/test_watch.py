@@ -311,6 +311,20 @@ def test_a_collapse_is_a_small_share_of_the_first_value_at_two_logs_in_a_row():
     assert of_embedding("target", **tjepa) is None
 
 
+def test_tokens_that_fill_a_single_dimension_have_collapsed():
+    assert of_embedding("student", rank=[3.4, 2.2, 1.68, 1.6, 1.5]) == 4
+    assert of_embedding("student", rank=[3.4, 2.2, 1.8, 1.8, 1.75]) is None  # half is left
+    assert of_embedding("student", rank=[3.4, 1.6, 2.2, 1.6]) is None
+
+
+def test_alarms_of_one_metric_by_two_rules_are_one_event(tmp_path):
+    rules = alarms.default_rules(spike_deviations=0)
+    made = alarms.Alarms(tmp_path, rules, say=lambda line: None)
+    for step, rank in enumerate([40.0, 5.0, 5.0, 1.5, 1.5, 5.0]):
+        made.see(step, {"train/embedding/student/rank": rank})
+    assert [alarm.step for alarm in made.found] == [2]
+
+
 def test_one_low_log_is_no_collapse():
     assert of_embedding("student", std=[1.0, 0.3, 0.9, 0.3, 0.9]) is None
     assert of_embedding("student", std=[1.0, 0.3]) is None
@@ -321,7 +335,8 @@ def test_one_low_log_is_no_collapse():
 def test_assignments_collapse_onto_one_prototype_or_onto_all():
     assert first_alarm(prototype_entropy=[2.4, 1.4, 0.69, 0.66, 0.5]) == 4
     assert first_alarm(assignment_information=[0.62, 0.2, 0.04, 0.03]) == 4
-    assert first_alarm(patch_assignment_information=[0.02, 0.01]) == 2
+    assert first_alarm(patch_assignment_information=[0.02, 0.009, 0.009]) == 3
+    assert first_alarm(assignment_information=[0.02, 0.011, 0.03, 0.049]) is None  # rises
     healthy = {"prototype_entropy": [3.4, 4.7, 4.8], "assignment_information": [0.6, 0.37, 0.35]}
     assert first_alarm(**healthy) is None
     assert first_alarm(loss=[3.0, 0.0, 0.0], assignment_entropy=[3.0, 0.0, 0.0]) is None
