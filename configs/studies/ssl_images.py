@@ -105,7 +105,13 @@ def get_config(arg: str = ""):
     config.study.arms = arms
     config.study.metric = "test/few_label_accuracy_5_per_class"
     config.study.seeds = (1, 2, 3, 4, 5)
-    config.study.title = "Self-supervised methods on digits"
+    config.study.title = "Self-supervised methods on digits" + (
+        ", classes of unequal size"
+        if "imbalanced" in options
+        else ", trained on coarser classes"
+        if coarse
+        else ""
+    )
     if "smoke" in options:
         config = self_supervised.smoke(config)
         config.study.seeds = (0,)

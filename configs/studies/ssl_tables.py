@@ -5,7 +5,7 @@
 
 Letters, 18,668 rows of 16 numbers; 1,000 steps of batch 256 and the same transformer over columns
 for every arm, whose tokens side by side are judged frozen: by 20 nearest neighbours, by linear
-probes of few labels, and by a perceptron and boosted trees of scikit-learn on 4,000
+probes of few labels, and by a linear probe, a perceptron and boosted trees of scikit-learn on 4,000
 labels, all beside raw columns and the network before training, which is as wide. Claim of T-JEPA
 (Thimonier et al. 2025, arXiv:2410.05016): heads do better on its tokens than on raw columns, and
 register tokens keep it from collapse.
