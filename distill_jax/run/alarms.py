@@ -124,8 +124,8 @@ def default_rules(*, spike_deviations: float) -> list[tuple[str, str, Rule]]:
     - they fill few dimensions: less than 0.15 of the first "rank", see `spectrum.rankme`, or less
       than 2 where at first it was more than twice that many;
     - they shrink to a point, whatever their directions: less than 0.01 of the first "variance";
-    - one prototype takes nearly everything: the mean assignment has an entropy below log 2, that
-      of two prototypes;
+    - one prototype or two take nearly everything: the mean assignment has an entropy below log 2.5,
+      where log 2 is that of two alike;
     - assignments to prototypes are the same for all examples: what they say of an example, their
       mutual information with it, is below 0.05 nats, of log k that are possible, and at first was
       more than twice that: before training it is low, and rises where all is well.
@@ -143,7 +143,7 @@ def default_rules(*, spike_deviations: float) -> list[tuple[str, str, Rule]]:
             "train/embedding/*/rank",
             either(lost(RANK_LEFT), lost(0.5, least=RANK)),
         ),
-        ("collapse", "train/*prototype_entropy", below(math.log(2))),
+        ("collapse", "train/*prototype_entropy", below(math.log(2.5))),
         ("collapse", "train/*assignment_information", lost(0.5, least=INFORMATION)),
     ]
     if spike_deviations:

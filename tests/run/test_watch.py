@@ -333,7 +333,7 @@ def test_one_low_log_is_no_collapse():
 
 
 def test_assignments_collapse_onto_one_prototype_or_onto_all():
-    assert first_alarm(prototype_entropy=[2.4, 1.4, 0.69, 0.66, 0.5]) == 4
+    assert first_alarm(prototype_entropy=[2.4, 1.4, 0.72, 0.695, 0.695]) == 4
     assert first_alarm(assignment_information=[0.62, 0.2, 0.04, 0.03]) == 4
     assert first_alarm(patch_assignment_information=[0.02, 0.009, 0.009]) == 3
     assert first_alarm(assignment_information=[0.02, 0.011, 0.03, 0.049]) is None  # rises
