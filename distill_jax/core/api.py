@@ -205,6 +205,16 @@ class Objective(Protocol):
         del nets, batch, memory, step
         return {}
 
+    def pictures(
+        self, nets: Nets, batch: Batch, memory: PyTree, step: Array
+    ) -> Mapping[str, Array]:
+        """Returns images `[b, h, w, c]` by name of what the method makes of a training batch.
+
+        A report shows them beside the images themselves. Networks are called in evaluation mode.
+        """
+        del nets, batch, memory, step
+        return {}
+
 
 @struct.dataclass
 class TrainState:

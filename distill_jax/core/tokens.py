@@ -64,6 +64,14 @@ def patchify(x: Array, *, patch_size: int, tubelet: int = 1) -> Array:
     return x.reshape(b, math.prod(grid), -1)
 
 
+def unpatchify(patches: Array, *, shape: Sequence[int]) -> Array:
+    """Puts square patches `[b, t, p p c]` together to images `[b, *shape]`: undoes `patchify`."""
+    h, w, c = shape
+    p = math.isqrt(patches.shape[-1] // c)
+    x = patches.reshape(len(patches), h // p, w // p, p, p, c).swapaxes(2, 3)
+    return x.reshape(len(patches), h, w, c)
+
+
 def take(tokens: Array, indices: Array) -> Array:
     """Returns chosen tokens: `[b, t, d]` at `[b, ...]` is `[b, ..., d]`."""
     flat = indices.reshape(len(indices), -1, 1)

@@ -8,7 +8,10 @@ the published one over all hidden patches of the batch.
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from typing import ClassVar
+
+import jax.numpy as jnp
 
 from distill_jax.core import tokens
 from distill_jax.core.api import Array, Batch, Nets, Objective, PyTree, Terms
@@ -70,6 +73,30 @@ class MAE(Objective):
             values={"reconstruction": jepa.squared(said["output"], true)},
             state={"student": student, "decoder": decoder},
         )
+
+    def pictures(
+        self, nets: Nets, batch: Batch, memory: PyTree, step: Array
+    ) -> Mapping[str, Array]:
+        """Returns "prediction": the images, hidden patches as the decoder says that they are.
+
+        Where it learned standardized pixels, with mean and deviation of the true ones, as in the
+        paper's figures.
+        """
+        del memory, step
+        images = batch["input"]
+        keep, targets, t = masks_of(batch, suggest="random_masks")[0]
+        patches = cut(images, t)
+        outputs, _ = nets("student", images, keep, train=False)
+        seen = tokens_of(outputs, "student")
+        found, _ = nets("decoder", seen, keep, targets, patches, train=False)
+        said = found["output"]
+        if self.norm_pix:
+            true = tokens.take(patches, targets)
+            scale = jnp.sqrt(true.var(-1, keepdims=True, ddof=1) + self.epsilon)
+            said = true.mean(-1, keepdims=True) + scale * said
+        rows = jnp.arange(len(images))[:, None, None]
+        filled = patches.at[rows, targets].set(said.astype(patches.dtype))
+        return {"prediction": tokens.unpatchify(filled, shape=images.shape[1:])}
 
 
 make = MAE

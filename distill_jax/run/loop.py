@@ -19,7 +19,16 @@ from distill_jax.core.partition import named_leaves
 from distill_jax.data import loader
 from distill_jax.data.source import Subset
 from distill_jax.evaluators._features import spread
-from distill_jax.run import alarms, embeddings, environment, processes, speed, watch, writers
+from distill_jax.run import (
+    alarms,
+    embeddings,
+    environment,
+    masked,
+    processes,
+    speed,
+    watch,
+    writers,
+)
 from distill_jax.run import build as build_lib
 from distill_jax.run import config as config_lib
 from distill_jax.run.checkpoint import Checkpointer
@@ -680,6 +689,17 @@ class Alone:
         outputs, facts = predictions(self.experiment, state, self.frozen, split, rows=rows)
         return [outputs], facts
 
+    def draw(self, state: TrainState) -> None:
+        """Stores pictures for the report."""
+        masked.store(
+            self.run.workdir,
+            self.experiment,
+            state,
+            self.experiment.for_evaluation(self.frozen),
+            seed=self.run.config.seed,
+            write=processes.is_main(),
+        )
+
     def split(self, state: TrainState) -> list[TrainState]:
         return [state]
 
@@ -903,6 +923,8 @@ class Loop:
         evaluators = self.runs[0].experiment.evaluators.values()
         if self._going and any("trust" in e.outputs for e in evaluators):
             self._write_trust(state)
+        if isinstance(program, Alone) and self._going:
+            program.draw(state)
         best = {i: run.checkpointer.best() for i, run in self._going}
         outputs, facts, parts = [], {}, []
         if len(dataset.test) and any(step not in (None, self.total) for step in best.values()):

@@ -7,7 +7,15 @@ from distill_jax.core.errors import UserError
 from distill_jax.evaluators import classification
 from distill_jax.run.alarms import told
 from distill_jax.run.figures import Html, el, join
-from distill_jax.run.report import compute, curves, examples, provenance, representation, trust
+from distill_jax.run.report import (
+    compute,
+    curves,
+    examples,
+    masks,
+    provenance,
+    representation,
+    trust,
+)
 from distill_jax.run.report.folders import Run, lookup
 from distill_jax.run.report.page import alert, num_cell, table, tiles, write
 from distill_jax.run.report.provenance import config_table
@@ -44,6 +52,7 @@ def write_run_report(run_dir: str | os.PathLike[str]) -> Path:
         ("calibration", "Calibration", _run_calibration(run)),
         ("confusion", "Confusion", _run_confusion(run)),
         ("examples", "Examples", examples.section(run, {r: (run, r) for r in run.roles})),
+        ("masks", "Masks", masks.section(run)),
         ("embeddings", "Embeddings", representation.section(run)),
         ("compute", "Compute", compute.section({run.label: [run]})),
         ("provenance", "Provenance", provenance.section([run])),

@@ -11,6 +11,9 @@ from distill_jax.run.report.folders import Run, read_names
 from distill_jax.run.report.page import figure, grid
 from distill_jax.run.report.wording import fmt
 
+ROUNDING = 1e-10
+"""Eigenvalues below this share of the largest are rounding of what they were computed from."""
+
 CLASSES = 2 * figures.COLOURS
 """So many classes have a mark of their own on the map; of more, the largest do."""
 
@@ -77,7 +80,8 @@ def _spectra(arrays: Mapping[str, np.ndarray]) -> Html | None:
         return None
     series = {}
     for i, (name, values) in enumerate(zip(arrays["spectra_of"], arrays["spectra"], strict=True)):
-        positive = np.flatnonzero(np.isfinite(values) & (values > 0))
+        least = ROUNDING * np.max(values, initial=0.0, where=np.isfinite(values))
+        positive = np.flatnonzero(np.isfinite(values) & (values > least))
         if len(positive) > 1:
             series[i] = figures.Series(name=str(name), x=positive + 1.0, y=values[positive])
     if not series:
@@ -85,8 +89,8 @@ def _spectra(arrays: Mapping[str, np.ndarray]) -> Html | None:
     plot = figures.line_chart(series, y_label="eigenvalue", x_label="rank", log=True, log_x=True)
     text = (
         "Eigenvalues of the covariance, the largest first, both axes logarithmic. A steep fall is "
-        "a representation of few dimensions; what is 0 is not drawn. Parts of fewer examples than "
-        "dimensions end early."
+        "a representation of few dimensions; what is 0 but for rounding is not drawn. Parts of "
+        "fewer examples than dimensions end early."
     )
     legend = figures.key({i: s.name for i, s in series.items()})
     return figure("Spectrum", plot, text, legend=legend)

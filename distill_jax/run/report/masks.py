@@ -1,0 +1,67 @@
+"""What a masked method sees of images, and what it predicts."""
+
+import math
+
+import numpy as np
+
+from distill_jax.run import figures, masked
+from distill_jax.run.figures import Html, el, join
+from distill_jax.run.report.folders import Run, read_names
+
+
+def section(run: Run) -> Html | None:
+    """Shows what `run.masked` stored; None where a run hides nothing of images."""
+    path, notes = run.path / masked.FILE, list[str]()
+    if not path.exists():
+        return None
+    if "images" not in read_names(path, notes):
+        return el("p", *notes, class_="muted") if notes else None
+    with np.load(path, allow_pickle=False) as file:
+        arrays = {name: file[name] for name in file.files}
+    images, hidden, predicted = (arrays[name] for name in ("images", "hidden", "predicted"))
+    columns = {"image": images, "what the student sees": only(images, ~hidden)}
+    sets = predicted.shape[1]
+    for i in range(sets):
+        name = f"block {i + 1} to predict" if sets > 1 else "what it has to predict"
+        columns[name] = only(images, predicted[:, i])
+    for name, pictures in zip(
+        arrays.get("pictures_of", ()), arrays.get("pictures", ()), strict=True
+    ):
+        columns[str(name)] = pictures
+    heads = [el("th", name, scope="col") for name in columns]
+    rows = [
+        el("tr", [_cell(pictures[q], name) for name, pictures in columns.items()])
+        for q in range(len(images))
+    ]
+    share = f"{hidden.mean():.0%}"
+    return join(
+        el(
+            "p",
+            f"{len(images)} training images, spread evenly, as a step sees them. The student does "
+            f"not see {share} of their patches.",
+            class_="muted",
+        ),
+        el(
+            "div",
+            el("table", el("thead", el("tr", heads)), el("tbody", rows), class_="neighbours masks"),
+            class_="scroll fit",
+        ),
+    )
+
+
+def only(images: np.ndarray, shown: np.ndarray) -> np.ndarray:
+    """Returns images uint8 `[q, h, w, c]` with an alpha channel, 0 outside of patches `[q, t]`.
+
+    One channel becomes three.
+    """
+    q, h, w, c = images.shape
+    side = math.isqrt(h * w // shown.shape[1])
+    grid = shown.reshape(q, h // side, w // side)
+    alpha = grid.repeat(side, axis=1).repeat(side, axis=2)[..., None]
+    colours = images[..., :3] if c >= 3 else images[..., :1].repeat(3, axis=-1)
+    return np.concatenate([colours, np.where(alpha, 255, 0).astype(np.uint8)], axis=-1)
+
+
+def _cell(image: np.ndarray, name: str) -> Html:
+    image = image if image.shape[2] in (1, 3, 4) else image[..., :1]
+    return el("td", el("img", src=figures.png(image), alt=name))
