@@ -19,6 +19,10 @@ DISK = {
     errno.EROFS: "the file system is read-only",
 }
 
+SMALLER = (
+    "a smaller batch_size, eval.batch_size or data set; `--mode=describe` tells what a step takes"
+)
+
 
 def main(argv: Sequence[str]) -> int:
     """Runs one command line and returns its exit code.
@@ -39,6 +43,8 @@ def main(argv: Sequence[str]) -> int:
             raise
     except UserError as e:
         return _tell(e)
+    except MemoryError as e:
+        return _tell(e)
     except OSError as e:
         if e.errno not in DISK:
             raise
@@ -53,6 +59,10 @@ def _tell(error: Exception) -> int:
     if isinstance(error, OSError) and error.errno in DISK:
         where = f"{error.filename}: " if error.filename else ""
         print(f"error: {where}{DISK[error.errno]}\n  {RESUMES}", file=sys.stderr)
+        return UserError.exit_code
+    if isinstance(error, MemoryError):
+        what = f": {error}" if str(error) else ""
+        print(f"error: not enough memory{what}\n  {SMALLER}", file=sys.stderr)
         return UserError.exit_code
     from distill_jax.run import processes
 

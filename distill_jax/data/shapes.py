@@ -3,12 +3,14 @@
 A data module that knows these without reading offers `spec`, with the keywords of its `make`.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from distill_jax.core.api import Dataset, Provenance
+from distill_jax.core.errors import ConfigError
 
 
 class ZeroSource:
@@ -18,9 +20,19 @@ class ZeroSource:
       n: number of examples.
       shape: shape of one input, or a dict of them.
       dtype: type of the inputs, or a dict of them with the same keys.
+
+    Raises:
+      ConfigError: an example that is too large to be one.
     """
 
     def __init__(self, n: int, shape: Sequence[int] | Mapping[str, Sequence[int]], dtype: Any):
+        sizes = list(shape.values()) if isinstance(shape, Mapping) else [shape]
+        if (values := max(math.prod(size) for size in sizes)) >= 2**31:
+            raise ConfigError(
+                f"an example of {values:,} values",
+                where="data.kwargs",
+                hint="below 2**31: the shapes of inputs are wrong",
+            )
         self._n, self._shape, self._dtype = n, shape, dtype
         self.provenance = Provenance("shapes only", "none", n, "")
 

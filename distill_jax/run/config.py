@@ -582,6 +582,8 @@ def _check_numbers(config: ConfigDict) -> None:
 
     for path in ("batch_size", "accum_steps", "eval.batch_size", "log.every_steps", "optim.lr"):
         check(path, 0 < _lookup(config, path) < math.inf, "a positive number")
+    for path in ("batch_size", "eval.batch_size"):
+        check(path, _lookup(config, path) < 2**31, "below 2**31: rows are counted in 32 bits")
     check("checkpoint.keep", config.checkpoint.keep >= 1, "at least 1")
     check("lookahead.steps", config.lookahead.steps >= 0, "0 for off, or more")
     check("bilevel.every", config.bilevel.every >= 1, "at least 1")

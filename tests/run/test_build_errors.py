@@ -20,6 +20,13 @@ STUDY = "configs/studies/demo.py:smoke"
 
 # (name, config, mode, flags, what the message must say)
 CORPUS = [
+    (
+        "huge images",
+        "configs/ssl/simclr.py:smoke",
+        "describe",
+        ["data.kwargs.image_size=8000000000000"],
+        ["data.kwargs: an example of", "below 2**31"],
+    ),
     ("objective", KD, "train", ["objective.name=kdd"], ["unknown objective 'kdd'", "'kd'"]),
     ("objective path", KD, "train", ["objective.name=no.such:X"], ["no module named 'no.such'"]),
     (

@@ -281,6 +281,7 @@ WRONG = [
     (changed(data__resident="maybe"), ["data.resident", "auto, no, yes"]),
     (changed(eval__mode="maximum"), ["eval.mode", "max, min"]),
     (changed(batch_size=0), ["batch_size: 0 is out of range", "positive"]),
+    (changed(batch_size=2**31), ["batch_size: 2147483648 is out of range", "32 bits"]),
     (changed(accum_steps=3), ["accum_steps: 128 examples", "3 micro-batches", "divisor"]),
     (changed(seed=-1), ["seed: -1 is out of range"]),
     (changed(optim__lr=0.0), ["optim.lr"]),

@@ -159,6 +159,17 @@ def test_a_full_disk_ends_the_program_without_a_traceback(monkeypatch, capsys):
         main.main([])
 
 
+def test_too_little_memory_ends_the_program_without_a_traceback(monkeypatch, capsys):
+    def greedy(parsed):
+        np.zeros(2**60, np.int8)
+
+    monkeypatch.setattr(main.flags, "parse", lambda argv: None)
+    monkeypatch.setattr(main, "_run", greedy)
+    assert main.main([]) == 2
+    told = capsys.readouterr().err
+    assert told.startswith("error: not enough memory: Unable to allocate") and "batch_size" in told
+
+
 @pytest.mark.parametrize(
     "error, lost",
     [
