@@ -1,6 +1,7 @@
 """Optimizers, learning-rate schedules and weight-decay rules, over the dict `{role: params}`."""
 
 import inspect
+import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -146,6 +147,12 @@ def _step(
     del begin
     steps = []
     for milestone in milestones:
+        if not isinstance(milestone, (int, float)) or math.isnan(milestone):
+            raise ConfigError(
+                f"milestone {milestone!r} is not a number",
+                where="optim.schedule_kwargs.milestones",
+                hint="steps, or fractions between 0 and 1",
+            )
         step = round(milestone * end) if 0 < milestone < 1 else int(milestone)
         if not 0 < step < end:
             raise ConfigError(

@@ -83,7 +83,16 @@ def fourier_positions(grid: Sequence[int], width: int) -> np.ndarray:
 
     Each axis has an equal share of the width, with the frequencies of Vaswani et al. (2017,
     arXiv:1706.03762), section 3.5; what is left of the width is 0.
+
+    Raises:
+      ConfigError: 2**28 numbers or more.
     """
+    if math.prod(grid) * width >= 2**28:
+        raise ConfigError(
+            f"positions of {math.prod(grid)} tokens, {width:,} wide",
+            where="width",
+            hint="below 2**28 numbers in all",
+        )
     count = width // (2 * len(grid))
     frequencies = 1 / 10000 ** (np.arange(count) / max(count, 1))
     places = np.stack(np.meshgrid(*(np.arange(n) for n in grid), indexing="ij"), -1)

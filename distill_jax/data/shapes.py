@@ -22,10 +22,12 @@ class ZeroSource:
       dtype: type of the inputs, or a dict of them with the same keys.
 
     Raises:
-      ConfigError: an example that is too large to be one.
+      ConfigError: fewer examples than none, or one that is too large to be one.
     """
 
     def __init__(self, n: int, shape: Sequence[int] | Mapping[str, Sequence[int]], dtype: Any):
+        if n < 0:
+            raise ConfigError(f"a part of {n} examples", where="data.kwargs", hint="0 or more")
         sizes = list(shape.values()) if isinstance(shape, Mapping) else [shape]
         if (values := max(math.prod(size) for size in sizes)) >= 2**31:
             raise ConfigError(

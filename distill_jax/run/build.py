@@ -719,6 +719,13 @@ def _make_models(config: ConfigDict, provided: Mapping[str, Any]) -> dict[Role, 
     models = {}
     for role in config.roles:
         name, kwargs = _role_spec(config, role)
+        source = config.roles[role].ema_of
+        if source and (name, kwargs) != _role_spec(config, source):
+            raise ConfigError(
+                f"a moving average of {source!r} is a network like it",
+                where=f"roles.{role}.model",
+                hint="leave model and kwargs out",
+            )
         make = resolve("models", name, where=f"roles.{role}.model")
         where = f"roles.{role}.kwargs"
         models[role] = as_model(bind(make, kwargs, where=where, provided=provided)())

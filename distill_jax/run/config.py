@@ -433,8 +433,19 @@ def total_steps(config: ConfigDict, n_train: int) -> int:
     """Returns the length of training in steps, from whichever unit of `total` is set.
 
     Batches run on across the end of an epoch, so an epoch is `n_train / batch_size` steps.
+
+    Raises:
+      ConfigError: more than 32 bits count.
     """
-    return duration(config, "total", steps_per_epoch=n_train / config.batch_size, total_steps=0)
+    per_epoch = n_train / config.batch_size
+    total = duration(config, "total", steps_per_epoch=per_epoch, total_steps=0)
+    if total >= 2**31:
+        raise ConfigError(
+            f"training of {total:,} steps",
+            where="total",
+            hint="below 2**31 steps: they are counted in 32 bits",
+        )
+    return total
 
 
 def duration(

@@ -21,6 +21,35 @@ STUDY = "configs/studies/demo.py:smoke"
 # (name, config, mode, flags, what the message must say)
 CORPUS = [
     (
+        "negative part",
+        "configs/bilevel/tgeo_kd.py:smoke",
+        "describe",
+        ["data.kwargs.n_test=-64000"],
+        ["data.kwargs: a part of -64000 examples"],
+    ),
+    ("endless training", SUPERVISED, "train", ["total.steps=4000000000000"], ["total", "32 bits"]),
+    (
+        "milestones",
+        "configs/studies/kd_cifar100.py:smoke",
+        "train",
+        ["optim.schedule_kwargs.milestones=None,None"],
+        ["milestone None is not a number"],
+    ),
+    (
+        "average of another network",
+        "configs/ssl/moco.py:smoke",
+        "train",
+        ["roles.target.model=resnet"],
+        ["roles.target.model: a moving average of 'student' is a network like it"],
+    ),
+    (
+        "wide positions",
+        "configs/ssl/mae.py",
+        "describe",
+        ["roles.decoder.kwargs.width=64000000"],
+        ["width: positions of 16 tokens, 64,000,000 wide"],
+    ),
+    (
         "huge images",
         "configs/ssl/simclr.py:smoke",
         "describe",
