@@ -27,7 +27,16 @@ from distill_jax.core import (
     steps,
     weighing,
 )
-from distill_jax.core.api import Batch, Dataset, Evaluator, Model, Objective, PyTree, Role
+from distill_jax.core.api import (
+    Batch,
+    Dataset,
+    Evaluator,
+    Model,
+    Objective,
+    PyTree,
+    Role,
+    Source,
+)
 from distill_jax.core.errors import ConfigError, explained, nearest
 from distill_jax.core.precision import cast
 from distill_jax.core.weighing import Weighed
@@ -94,8 +103,7 @@ class Experiment:
         """
         if "doubts" in self._compiled:
             return
-        example = self.dataset.train.read(np.zeros(self.config.batch_size, np.int64))
-        raw = jax.eval_shape(lambda: _as_batch(example, self.config.batch_size))
+        raw = _batch_shapes(self.dataset.train, self.config.batch_size)
         evaluate = make_transform(self.config, self.dataset, train=False)
         doubts = preflight.check(self, raw=raw, evaluate=evaluate, alone=alone)
         self._compiled["doubts"] = doubts
@@ -343,8 +351,7 @@ class Experiment:
 
     @functools.cached_property
     def _raw_fits(self) -> bool:
-        example = self.dataset.train.read(np.zeros(1, np.int64))
-        one = jax.eval_shape(lambda: _as_batch(example, 1))
+        one = _batch_shapes(self.dataset.train, 1)
         batch = jax.eval_shape(self._evaluation_transform, one)
         return jax.eval_shape(self._raw, batch["input"]).shape[1] <= RAW_WIDTH
 
@@ -839,8 +846,7 @@ def build(config: ConfigDict, *, shapes_only: bool = False) -> Experiment:
     if outer is not None:
         _check_outer(config, outer, dataset, mesh, resident=resident)
 
-    example = dataset.train.read(np.zeros(config.batch_size, np.int64))
-    raw = jax.eval_shape(lambda: _as_batch(example, config.batch_size))
+    raw = _batch_shapes(dataset.train, config.batch_size)
     transform = make_transform(config, dataset, train=True)
     make_transform(config, dataset, train=False)
     with explained("fails on these inputs", where="data.train_transforms"):
@@ -1029,9 +1035,14 @@ def _check_lookahead(config, dataset: Dataset, ema, *, resident: bool) -> None:
         )
 
 
-def _as_batch(example: Mapping[str, Any], b: int) -> Batch:
-    zeros = np.zeros(b, np.int32)
-    return {**example, "mask": np.ones(b, np.float32), "index": zeros, "epoch": zeros}
+def _batch_shapes(source: Source, b: int) -> Batch:
+    """Returns the shapes of a batch, from the first example."""
+    zeros = np.zeros(1, np.int32)
+    first = source.read(np.zeros(1, np.int64))
+    one = {**first, "mask": np.ones(1, np.float32), "index": zeros, "epoch": zeros}
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct((b, *x.shape[1:]), x.dtype), jax.eval_shape(lambda: one)
+    )
 
 
 def _is_resident(config: ConfigDict, dataset: Dataset) -> bool:
@@ -1146,7 +1157,7 @@ def feed_shapes(experiment: Experiment, variant: str = "inner") -> PyTree:
         if experiment.resident:
             sharding = partition.replicated(experiment.mesh)
             return loader.resident_shapes(source, sharding=sharding)
-        example = _as_batch(source.read(np.zeros(b, np.int64)), b)
+        example = _batch_shapes(source, b)
         sharding = partition.over_batch(experiment.mesh)
         return jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), example
