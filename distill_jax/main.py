@@ -41,9 +41,7 @@ def main(argv: Sequence[str]) -> int:
 
                 processes.leave(functools.partial(_tell, e))
             raise
-    except UserError as e:
-        return _tell(e)
-    except MemoryError as e:
+    except (UserError, MemoryError) as e:
         return _tell(e)
     except OSError as e:
         if e.errno not in DISK:

@@ -1,6 +1,5 @@
 """What a run stores of its test embeddings, for the report and for other programs."""
 
-import os
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -10,6 +9,7 @@ import numpy as np
 from distill_jax.core.errors import UserError
 from distill_jax.evaluators import knn
 from distill_jax.evaluators._features import Split, normalized, read_split, spread
+from distill_jax.run import writers
 
 FILE = "embeddings.npz"
 MOST, QUERIES, NEIGHBOURS, PIXELS, SPECTRA = 1000, 8, 6, 64, 4
@@ -65,9 +65,7 @@ def store(
     if len(widths) == 1:
         arrays["spectra"] = np.stack(list(spectra.values()))
         arrays["spectra_of"] = np.asarray(list(spectra))
-    temporary = workdir / f".{FILE}.tmp.npz"
-    np.savez_compressed(temporary, **arrays)
-    os.replace(temporary, workdir / FILE)
+    writers.save_arrays(workdir / FILE, arrays)
 
 
 def _neighbours(source: Any, found: Split) -> dict[str, np.ndarray]:

@@ -991,7 +991,7 @@ def _write_trust(workdir, experiment, chosen, trust, facts) -> None:
         if isinstance(images, np.ndarray) and images.ndim == 4 and images.dtype == np.uint8:
             arrays |= {name: rows, f"{name}_images": images}
     if jax.process_index() == 0:
-        _save_arrays(workdir / "trust.npz", arrays)
+        writers.save_arrays(workdir / "trust.npz", arrays)
 
 
 def _write_embeddings(run: Run, outputs, facts, metrics: Mapping[str, Any]) -> None:
@@ -999,12 +999,6 @@ def _write_embeddings(run: Run, outputs, facts, metrics: Mapping[str, Any]) -> N
     spectra |= embeddings.thinned(run.spectra) | {"last step, test": metrics.get("test/spectrum")}
     found = {name: values for name, values in spectra.items() if values is not None}
     embeddings.store(run.workdir, run.experiment, outputs, facts, found)
-
-
-def _save_arrays(path: pathlib.Path, arrays: Mapping[str, Any]) -> None:
-    temporary = path.with_suffix(".tmp.npz")
-    np.savez_compressed(temporary, **arrays)
-    os.replace(temporary, path)
 
 
 def _write_predictions(workdir, experiment, outputs, facts) -> None:
@@ -1019,4 +1013,4 @@ def _write_predictions(workdir, experiment, outputs, facts) -> None:
     images = source.read(rows)["input"]
     if isinstance(images, np.ndarray) and images.ndim == 4 and images.dtype == np.uint8:
         arrays |= {"images": images, "images_index": facts["index"][rows]}
-    _save_arrays(workdir / "predictions.npz", arrays)
+    writers.save_arrays(workdir / "predictions.npz", arrays)

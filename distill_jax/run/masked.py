@@ -2,7 +2,6 @@
 
 import functools
 import math
-import os
 import pathlib
 from typing import Any
 
@@ -14,7 +13,7 @@ from distill_jax.core import partition, rng, steps
 from distill_jax.data import loader
 from distill_jax.data.source import Subset
 from distill_jax.evaluators._features import spread
-from distill_jax.run import build
+from distill_jax.run import build, writers
 
 FILE = "masks.npz"
 MOST = 6
@@ -94,6 +93,4 @@ def store(
     if made:
         arrays["pictures"] = np.stack([scaled(x) for x in made.values()])
         arrays["pictures_of"] = np.asarray(list(made))
-    temporary = workdir / f".{FILE}.tmp.npz"
-    np.savez_compressed(temporary, **arrays)
-    os.replace(temporary, workdir / FILE)
+    writers.save_arrays(workdir / FILE, arrays)

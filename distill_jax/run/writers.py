@@ -14,9 +14,17 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, TextIO
 
+import numpy as np
 import tqdm
 
 from distill_jax.core.errors import UserError
+
+
+def save_arrays(path: pathlib.Path, arrays: Mapping[str, Any]) -> None:
+    """Writes a compressed `.npz` file, whole or not at all."""
+    temporary = path.with_name(f".{path.name}.tmp.npz")
+    np.savez_compressed(temporary, **arrays)
+    os.replace(temporary, path)
 
 
 class Writer(Protocol):

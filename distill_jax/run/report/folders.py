@@ -274,6 +274,14 @@ def _read_records(path: Path, notes: list[str]) -> list[dict[str, Any]]:
     return records
 
 
+def read_arrays(path: Path, needed: str, notes: list[str]) -> dict[str, np.ndarray]:
+    """Returns the arrays of a file; none if it is absent, damaged, or has not the needed one."""
+    if needed not in read_names(path, notes):
+        return {}
+    with np.load(path, allow_pickle=False) as file:
+        return {name: file[name] for name in file.files}
+
+
 def read_names(path: Path, notes: list[str]) -> list[str]:
     """Returns the names of the arrays of a file; none if it is absent or damaged."""
     try:

@@ -6,7 +6,7 @@ import numpy as np
 
 from distill_jax.run import figures, masked
 from distill_jax.run.figures import Html, el, join
-from distill_jax.run.report.folders import Run, read_names
+from distill_jax.run.report.folders import Run, read_arrays
 
 
 def section(run: Run) -> Html | None:
@@ -14,10 +14,8 @@ def section(run: Run) -> Html | None:
     path, notes = run.path / masked.FILE, list[str]()
     if not path.exists():
         return None
-    if "images" not in read_names(path, notes):
+    if not (arrays := read_arrays(path, "images", notes)):
         return el("p", *notes, class_="muted") if notes else None
-    with np.load(path, allow_pickle=False) as file:
-        arrays = {name: file[name] for name in file.files}
     images, hidden, predicted = (arrays[name] for name in ("images", "hidden", "predicted"))
     columns = {"image": images, "what the student sees": only(images, ~hidden)}
     sets = predicted.shape[1]

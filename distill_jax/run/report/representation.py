@@ -7,7 +7,7 @@ import numpy as np
 
 from distill_jax.run import embeddings, figures
 from distill_jax.run.figures import Html, el, join
-from distill_jax.run.report.folders import Run, read_names
+from distill_jax.run.report.folders import Run, read_arrays
 from distill_jax.run.report.page import figure, grid
 from distill_jax.run.report.wording import fmt
 
@@ -23,10 +23,8 @@ def section(run: Run) -> Html | None:
     path, notes = run.path / embeddings.FILE, list[str]()
     if not path.exists():
         return None
-    if "embedding" not in read_names(path, notes):
+    if not (arrays := read_arrays(path, "embedding", notes)):
         return el("p", *notes, class_="muted") if notes else None
-    with np.load(path, allow_pickle=False) as file:
-        arrays = {name: file[name] for name in file.files}
     z, label = arrays["embedding"].astype(np.float64), arrays["label"]
     if not np.isfinite(z).all() or label.dtype.kind not in "iu" or len(z) < 2:
         return None
