@@ -86,35 +86,46 @@ def _kernel_gradient_by_lax(x: Array, g: Array, *, stride: int, size: tuple[int,
 def _kernel_gradient(x: Array, g: Array, *, stride: int, size: tuple[int, int]) -> Array:
     """Returns the gradient `[kh, kw, c, d]` for inputs `x` and output gradients `g`.
 
-    The batch is cut into `groups` rows of `b / groups` images. A loop walks along the rows and
-    takes one image of each, so that a batch sharded over devices is cut where it is sharded.
+    With stride 1 the shifts along the height are made on the side of `g`: the product of `kw`
+    shifts of `x` and `kh` of `g` has the shape `[kw c, kh d]`, nearer to a square than
+    `[kh kw c, d]`, and copies less. The batch is cut into `groups` rows of `b / groups` images. A
+    loop walks along the rows and takes one image of each, so that a batch sharded over devices is
+    cut where it is sharded.
     """
     (b, _, _, c), (_, h, w, d) = x.shape, g.shape
     kh, kw = size
     dtype = jnp.promote_types(x.dtype, jnp.float32)
-    image = h * w * kh * kw * c * x.dtype.itemsize
+    split = kh if stride == 1 else 1
+    image = (h + split - 1) * w * (kh * kw // split * c + split * d) * x.dtype.itemsize
     groups = max(n for n in range(1, b + 1) if b % n == 0 and (n == 1 or n * image <= _PATCH_BYTES))
     rows = x.reshape(groups, b // groups, *x.shape[1:])
-    g_rows = g.reshape(groups, b // groups, h * w, d)
+    g_rows = g.reshape(groups, b // groups, h, w, d)
 
     def add(i: Array, total: Array) -> Array:
         images = lax.dynamic_index_in_dim(rows, i, 1, keepdims=False)
         images = jnp.pad(images, ((0, 0), (kh // 2,) * 2, (kw // 2,) * 2, (0, 0)))
-        shifts = [
-            images[:, i : i + stride * (h - 1) + 1 : stride, j : j + stride * (w - 1) + 1 : stride]
-            for i in range(kh)
-            for j in range(kw)
-        ]
-        patches = jnp.concatenate(shifts, axis=-1).reshape(groups, h * w, kh * kw * c)
+        outer = lax.dynamic_index_in_dim(g_rows, i, 1, keepdims=False)
+        columns = [slice(j, j + stride * (w - 1) + 1, stride) for j in range(kw)]
+        if split > 1:
+            left = [images[:, :, column] for column in columns]
+            pads = [((0, 0), (i, kh - 1 - i), (0, 0), (0, 0)) for i in range(kh)]
+            right = [jnp.pad(outer, pad) for pad in pads]
+        else:
+            kernel_rows = [slice(i, i + stride * (h - 1) + 1, stride) for i in range(kh)]
+            left = [images[:, row, column] for row in kernel_rows for column in columns]
+            right = [outer]
+        left, right = (
+            jnp.concatenate(parts, -1).reshape(groups, -1, sum(p.shape[-1] for p in parts))
+            for parts in (left, right)
+        )
         return total + lax.dot_general(
-            patches,
-            lax.dynamic_index_in_dim(g_rows, i, 1, keepdims=False),
-            (((1,), (1,)), ((0,), (0,))),
-            preferred_element_type=dtype,
+            left, right, (((1,), (1,)), ((0,), (0,))), preferred_element_type=dtype
         )
 
-    total = lax.fori_loop(0, b // groups, add, jnp.zeros((groups, kh * kw * c, d), dtype))
-    return total.sum(0).reshape(kh, kw, c, d).astype(x.dtype)
+    shape = (groups, kh // split * kw * c, split * d)
+    total = lax.fori_loop(0, b // groups, add, jnp.zeros(shape, dtype)).sum(0)
+    total = total.reshape(kh // split, kw, c, split, d).transpose(0, 3, 1, 2, 4)
+    return total.reshape(kh, kw, c, d).astype(x.dtype)
 
 
 def _input_gradient(g: Array, kernel: Array, *, stride: int, like: Any) -> Array:

@@ -109,7 +109,7 @@ def test_inside_a_scan_and_per_example_by_vmap():
 
 @pytest.mark.parametrize("images", [16, 4])
 def test_a_sharded_batch_has_the_same_gradient_and_one_reduction(images, monkeypatch):
-    monkeypatch.setattr(convolution, "_PATCH_BYTES", images * 4 * 36 * 9 * 3)
+    monkeypatch.setattr(convolution, "_PATCH_BYTES", images * 4 * 8 * 6 * (3 * 3 + 3 * 4))
     x, kernel, *_ = arrays(3, 6, 6, b=16)
     mesh = jax.make_mesh((2,), ("data",), axis_types=(AxisType.Auto,), devices=jax.devices()[:2])
     split = jax.device_put(x, NamedSharding(mesh, PartitionSpec("data")))
