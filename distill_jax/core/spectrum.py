@@ -136,7 +136,8 @@ def lidar(views: Any, mask: Any = None, *, delta: float = 1e-4, eps: float = 1e-
     Args:
       views: `[v, n, d]`, v at least 2.
       mask: `[n]`, 0 on examples that do not count.
-      delta: ridge of the within-class covariance, in units of squared embeddings.
+      delta: ridge of the within-class covariance, in units of squared embeddings; larger where
+        rounding asks for it, d rounding errors of its trace.
       eps: added to the shares.
     """
     xp, (views, mask) = _with(views, mask)
@@ -146,13 +147,21 @@ def lidar(views: Any, mask: Any = None, *, delta: float = 1e-4, eps: float = 1e-
     means = views.mean(0)
     inner = ((views - means[None]) * w[None, :, None]).reshape(-1, d)
     centred = (means - _masked_mean(w, means)[None, :]) * w[:, None]
-    within = inner.T @ inner / (_at_least(n, 1) * (v - 1)) + delta * xp.eye(d, dtype=views.dtype)
-    between = centred.T @ centred / _at_least(n - 1, 1)
-    values, vectors = xp.linalg.eigh(within)
-    root = (vectors / xp.sqrt(_at_least(values, delta))[None, :]) @ vectors.T
-    found = eigenvalues(root @ between @ root)
+    within = inner.T @ inner / (_at_least(n, 1) * (v - 1))
+    ridge = _at_least(d * xp.finfo(views.dtype).eps * xp.trace(within), delta)
+    # The factor of Cholesky whitens as well as the symmetric root: S_w^-1 S_b has one spectrum.
+    root = xp.linalg.cholesky(within + ridge * xp.eye(d, dtype=views.dtype))
+    white = _solve(xp, root, centred.T)
+    found = eigenvalues(white @ white.T / _at_least(n - 1, 1))
     total = found.sum()
     return xp.exp(_entropy(xp, found / xp.where(total > 0, total, 1) + eps))
+
+
+def _solve(xp: ModuleType, lower: Any, right: Any) -> Any:
+    """Returns `x` with `lower @ x = right`, `lower` a lower triangle."""
+    if xp is np:
+        return np.linalg.solve(lower, right)
+    return jax.scipy.linalg.solve_triangular(lower, right, lower=True)
 
 
 def uniformity(z: Any, mask: Any = None, *, t: float = 2.0) -> Any:

@@ -15,6 +15,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.core import ShapedArray
 from jax.extend.core import Primitive
@@ -24,6 +25,9 @@ from distill_jax.core.api import Array
 
 _PATCH_BYTES = 4 * 2**20
 """Bound on the patches of one product; larger ones leave the cache and cost page faults."""
+
+_GROUPS = 8
+"""Most parts of a batch whose kernel gradients are added at the end, not on the way."""
 
 
 def conv2d(x: Array, kernel: Array, *, stride: int = 1, groups: int = 1) -> Array:
@@ -88,31 +92,33 @@ def _kernel_gradient(x: Array, g: Array, *, stride: int, size: tuple[int, int]) 
 
     With stride 1 the shifts along the height are made on the side of `g`: the product of `kw`
     shifts of `x` and `kh` of `g` has the shape `[kw c, kh d]`, nearer to a square than
-    `[kh kw c, d]`, and copies less. The batch is cut into `groups` rows of `b / groups` images. A
-    loop walks along the rows and takes one image of each, so that a batch sharded over devices is
-    cut where it is sharded.
+    `[kh kw c, d]`, and copies less. The batch is cut into `groups`, and a loop takes a few images
+    of each, so that a batch sharded over up to so many devices is cut where it is sharded.
     """
     (b, _, _, c), (_, h, w, d) = x.shape, g.shape
     kh, kw = size
     dtype = jnp.promote_types(x.dtype, jnp.float32)
     split = kh if stride == 1 else 1
     image = (h + split - 1) * w * (kh * kw // split * c + split * d) * x.dtype.itemsize
-    groups = max(n for n in range(1, b + 1) if b % n == 0 and (n == 1 or n * image <= _PATCH_BYTES))
-    rows = x.reshape(groups, b // groups, *x.shape[1:])
-    g_rows = g.reshape(groups, b // groups, h, w, d)
+    groups = max(n for n in range(1, _GROUPS + 1) if b % n == 0)
+    each = b // groups
+    bound = max(1, _PATCH_BYTES // (groups * image))
+    images = max(n for n in range(1, min(each, bound) + 1) if each % n == 0)
+    rows = x.reshape(groups, each // images, images, *x.shape[1:])
+    g_rows = g.reshape(groups, each // images, images, h, w, d)
 
     def add(i: Array, total: Array) -> Array:
-        images = lax.dynamic_index_in_dim(rows, i, 1, keepdims=False)
-        images = jnp.pad(images, ((0, 0), (kh // 2,) * 2, (kw // 2,) * 2, (0, 0)))
+        inner = lax.dynamic_index_in_dim(rows, i, 1, keepdims=False)
+        inner = jnp.pad(inner, ((0, 0), (0, 0), (kh // 2,) * 2, (kw // 2,) * 2, (0, 0)))
         outer = lax.dynamic_index_in_dim(g_rows, i, 1, keepdims=False)
         columns = [slice(j, j + stride * (w - 1) + 1, stride) for j in range(kw)]
         if split > 1:
-            left = [images[:, :, column] for column in columns]
-            pads = [((0, 0), (i, kh - 1 - i), (0, 0), (0, 0)) for i in range(kh)]
+            left = [inner[:, :, :, column] for column in columns]
+            pads = [((0, 0), (0, 0), (i, kh - 1 - i), (0, 0), (0, 0)) for i in range(kh)]
             right = [jnp.pad(outer, pad) for pad in pads]
         else:
             kernel_rows = [slice(i, i + stride * (h - 1) + 1, stride) for i in range(kh)]
-            left = [images[:, row, column] for row in kernel_rows for column in columns]
+            left = [inner[:, :, row, column] for row in kernel_rows for column in columns]
             right = [outer]
         left, right = (
             jnp.concatenate(parts, -1).reshape(groups, -1, sum(p.shape[-1] for p in parts))
@@ -123,18 +129,51 @@ def _kernel_gradient(x: Array, g: Array, *, stride: int, size: tuple[int, int]) 
         )
 
     shape = (groups, kh // split * kw * c, split * d)
-    total = lax.fori_loop(0, b // groups, add, jnp.zeros(shape, dtype)).sum(0)
+    total = lax.fori_loop(0, each // images, add, jnp.zeros(shape, dtype)).sum(0)
     total = total.reshape(kh // split, kw, c, split, d).transpose(0, 3, 1, 2, 4)
     return total.reshape(kh, kw, c, d).astype(x.dtype)
 
 
 def _input_gradient(g: Array, kernel: Array, *, stride: int, like: Any) -> Array:
-    """Returns the gradient of the shape of `like` for output gradients `g`."""
-    if stride > 1:
+    """Returns the gradient of the shape of `like` for output gradients `g`.
+
+    With a stride, row `stride * y + p` of the gradient meets rows `y + t` of `g` through the kernel
+    rows `p + kh // 2 - stride * t` alone: one small convolution computes all phases p as channels,
+    which are then interleaved. Zeros between the rows of `g` would cost `stride ** 2` times more.
+    """
+    (kh, kw, c, _), (b, h, w, _) = kernel.shape, g.shape
+    if stride == 1:
+        out = _conv_p.bind(g, jnp.flip(kernel, (0, 1)).swapaxes(2, 3), stride=1)
+        return _middle(out, like.shape)
+    if kh == kw == 1:
         high = [n - (stride * (m - 1) + 1) for n, m in zip(like.shape, g.shape, strict=True)]
         config = [(0, 0, 0), (0, high[1], stride - 1), (0, high[2], stride - 1), (0, 0, 0)]
-        g = lax.pad(g, jnp.zeros((), g.dtype), config)
-    return _conv_p.bind(g, jnp.flip(kernel, (0, 1)).swapaxes(2, 3), stride=1)
+        out = _conv_p.bind(g, kernel.swapaxes(2, 3), stride=1)
+        return lax.pad(out, jnp.zeros((), g.dtype), config)
+    (rows, top), (columns, left) = (_phases(k, stride) for k in (kh, kw))
+    kernel = jnp.einsum("tpi,uqj,ijcd->tudpqc", rows, columns, kernel).astype(g.dtype)
+    kernel = kernel.reshape(*kernel.shape[:3], stride * stride * c)
+    out = _conv_p.bind(g, kernel, stride=1)[:, top : top + h, left : left + w]
+    out = out.reshape(b, h, w, stride, stride, c).transpose(0, 1, 3, 2, 4, 5)
+    return out.reshape(b, h * stride, w * stride, c)[:, : like.shape[1], : like.shape[2]]
+
+
+def _middle(x: Array, shape: tuple[int, ...]) -> Array:
+    """Drops as much at both ends of height and width as exceeds the shape (even kernels)."""
+    top, left = (x.shape[1] - shape[1]) // 2, (x.shape[2] - shape[2]) // 2
+    return x[:, top : top + shape[1], left : left + shape[2]]
+
+
+def _phases(size: int, stride: int) -> tuple[np.ndarray, int]:
+    """Returns which kernel row each phase meets at each shift, and the first shift's row.
+
+    Returns:
+      zeros and ones `[shifts, stride, size]`, and where the convolution with as many rows as there
+      are shifts, padded by half of them, has the output of row 0.
+    """
+    first, last = -((size - 1 - size // 2) // stride), (stride - 1 + size // 2) // stride
+    t, p, i = np.ogrid[first : last + 1, :stride, :size]
+    return (i == p + size // 2 - stride * t).astype(np.float32), first + len(t) // 2
 
 
 def _primitive(name: str, run: Callable[..., Array], reference: Callable[..., Array]) -> Primitive:

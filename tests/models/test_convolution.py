@@ -11,7 +11,16 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from distill_jax.models import convolution
 from distill_jax.models.convolution import _conv, conv2d
 
-CASES = [(3, 1, 6, 5), (3, 2, 6, 5), (3, 2, 7, 8), (1, 2, 6, 5), (5, 3, 8, 7)]
+CASES = [
+    (3, 1, 6, 5),
+    (3, 2, 6, 5),
+    (3, 2, 7, 8),
+    (1, 2, 6, 5),
+    (5, 3, 8, 7),
+    (5, 2, 9, 6),
+    (7, 2, 8, 8),
+    (3, 4, 9, 7),
+]
 
 
 def arrays(size, h, w, b=6, dtype=np.float32):
