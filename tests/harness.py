@@ -323,7 +323,7 @@ def run(made: Setup, batch, *, mesh=None, n_steps: int = 1, min_size: int = 1):
     current = jax.jit(made.init, out_shardings=shardings)(jax.random.key(0))
     batch = jax.device_put(batch, partition.over_batch(mesh))
     frozen = jax.device_put(made.frozen, partition.replicated(mesh))
-    key = jax.device_put(jax.random.key(3), partition.replicated(mesh))
+    key = jax.jit(lambda: jax.random.key(3), out_shardings=partition.replicated(mesh))()
     step = jax.jit(
         made.step, donate_argnums=0, out_shardings=(shardings, partition.replicated(mesh))
     )

@@ -113,6 +113,23 @@ def test_moco_and_its_queue():
     assert (int(found["next"]), int(other.memory_bank.bank_ptr)) == (2, 0)
 
 
+def test_moco_v3():
+    """InfoNCE of `pytorch_metric_learning` with keys as references; 2 tau in both directions.
+
+    Labels of queries and keys are two tensors: with one it would leave out a query's own key.
+    """
+    losses = library("pytorch_metric_learning.losses")
+    keys, own = draw(B, 2, D, seed=1), torch.arange(B)
+    other, k = losses.NTXentLoss(temperature=0.3), torch.tensor(keys)
+
+    def both(q):
+        ways = [other(q[:, i], own, ref_emb=k[:, 1 - i], ref_labels=own.clone()) for i in (0, 1)]
+        return 2 * 0.3 * sum(ways)
+
+    said = {"target_projector": lambda x: {"output": jnp.asarray(keys).reshape(x.shape)}}
+    agree(views_loss("moco_v3", outputs=said, temperature=0.3), both, draw(B, 2, D))
+
+
 def test_sup_con():
     """`pytorch_metric_learning`, as lightly has none; every class has two examples or more."""
     losses = library("pytorch_metric_learning.losses")
