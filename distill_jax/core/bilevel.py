@@ -7,6 +7,7 @@
 """
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -14,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from distill_jax.core import hypergradient, rng, structure
+from distill_jax.core import hypergradient, replay, rng, structure
 from distill_jax.core.api import (
     Array,
     Batch,
@@ -74,10 +75,12 @@ class Bilevel:
         in virtual order only.
       part: share 1/m of the training batch over which the product is taken, every m-th example
         from a random one on. The estimate is unbiased where the examples of a batch do not depend
-        on each other; under batch normalization it has the statistics of the part.
+        on each other. Under batch normalization the statistics are those of the whole batch, and
+        their changes are estimated from the part (`replay`).
       low_memory: whether the forward-mode product makes its own forward pass, so that it need not
         wait for the inner gradient's activations: as much memory as a plain step, for one third of
-        a step more.
+        a step more. On a part of the batch that pass has the part's statistics; so has that of the
+        finite difference, and of networks with dropout or with loops over the batch.
       outer_terms: terms of the objective whose sum, over held-out examples, is the outer loss.
     """
 
@@ -145,9 +148,26 @@ class _Trace:
         self.inner, self.omega = made.optimizers.split(state.params)
         self.inner_state: PyTree = state.opt_state["inner"]
         self.mask, self.total = train["mask"], jnp.maximum(train["mask"].sum(), 1)
-        self.outs, self.push, self.terms = jax.linearize(
-            lambda inner: self.forward(inner, train, key), self.inner, has_aux=True
+        self.plan = self._plan()
+        self.outs, self.push, (self.terms, self.known) = jax.linearize(
+            self._pass, self.inner, has_aux=True
         )
+
+    def _plan(self) -> replay.Plan | None:
+        """Returns how the product on a part of the batch takes values from the whole pass."""
+        options = self.options
+        if options.stride == 1 or options.method != "exact" or options.low_memory:
+            return None
+        rows = jax.eval_shape(lambda x: self.part(x, 0), self.train)
+        forward = lambda inner, batch: self.forward(inner, batch, self.key)  # noqa: E731
+        return replay.make_plan(forward, self.inner, self.train, rows)
+
+    def _pass(self, inner: Params) -> tuple[_Outs, tuple[Terms, list[Array]]]:
+        if self.plan is None:
+            outs, terms = self.forward(inner, self.train, self.key)
+            return outs, (terms, [])
+        (outs, terms), known = self.plan.record(inner, self.train)
+        return outs, (terms, known)
 
     # The two losses.
 
@@ -244,7 +264,8 @@ class _Trace:
     def outer_gradient(self, u: Params) -> PyTree:
         """Returns the gradient in `omega`, given what `outer_direction` gave."""
         stop, stride = self.weighed.stop_features, self.options.stride
-        rows, seen = _every((self.train, self.outs), stride, rng.stream(self.key, "part"))
+        first = jax.random.randint(rng.stream(self.key, "part"), (), 0, stride)
+        rows, seen = self.part((self.train, self.outs), first)
         forward = lambda inner: self.forward(inner, rows, self.key)[0]  # noqa: E731
 
         def h(omega, outs, seen):
@@ -255,12 +276,38 @@ class _Trace:
             return hypergradient.finite_difference(
                 forward, h, self.inner, self.omega, u, seen, stop_features=stop
             )
-        if stride > 1:
+        if stride == 1:
+            outs, d_outs = self.outs, self.change(u)
+        elif self.plan is None:
             start = hypergradient.after(self.inner, u)
             outs, d_outs = jax.jvp(forward, (start,), (u,))
         else:
-            outs, d_outs = self.outs, self.change(u)
+            plan, take = self.plan, functools.partial(self._take, first=first)
+            again = lambda inner: plan.replay(inner, rows, self.known, take)[0]  # noqa: E731
+            outs, d_outs = jax.jvp(again, (self.inner,), (u,))
         return hypergradient.directional(h, self.omega, outs, d_outs, stop_features=stop)
+
+    def part(self, tree: PyTree, first: Array | int) -> PyTree:
+        """Returns every m-th row of leaves `[b, ...]`, from `first` on."""
+        return (
+            tree
+            if self.options.stride == 1
+            else jax.tree.map(lambda x: self._take(x, 0, first=first), tree)
+        )
+
+    def _take(self, x: Array, axis: int, *, first: Array | int) -> Array:
+        """Returns every m-th row of an array whose `axis` holds b rows of equal length."""
+        b, stride = self.mask.shape[0], self.options.stride
+        if b % stride:
+            raise ConfigError(
+                f"a batch of {b} does not divide into {stride} parts",
+                where="bilevel.part",
+                hint="choose a part that divides batch_size",
+            )
+        before, size, after = x.shape[:axis], x.shape[axis], x.shape[axis + 1 :]
+        x = x.reshape(*before, b // stride, stride, size // b, *after)
+        x = jax.lax.dynamic_index_in_dim(x, first, axis + 1, keepdims=False)
+        return x.reshape(*before, size // stride, *after)
 
     def outer_gradient_unrolled(self, ahead: Batch, held_out: Batch) -> tuple[Array, PyTree]:
         """Returns outer loss and gradient through steps on the batches `[unroll, b, ...]`."""
@@ -466,22 +513,3 @@ def make_bilevel_step(
         return new_state, metrics
 
     return step
-
-
-def _every(tree: PyTree, stride: int, key: Key) -> PyTree:
-    """Takes every `stride`-th row, from a random one of the first `stride` on."""
-    if stride == 1:
-        return tree
-    start = jax.random.randint(key, (), 0, stride)
-
-    def one(x: Array) -> Array:
-        if x.shape[0] % stride:
-            raise ConfigError(
-                f"a batch of {x.shape[0]} does not divide into {stride} parts",
-                where="bilevel.part",
-                hint="choose a part that divides batch_size",
-            )
-        rows = x.reshape(x.shape[0] // stride, stride, *x.shape[1:])
-        return jax.lax.dynamic_index_in_dim(rows, start, 1, keepdims=False)
-
-    return jax.tree.map(one, tree)

@@ -21,8 +21,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from jax.extend.core import ClosedJaxpr, Literal
 
+from distill_jax.core import replay
 from distill_jax.core.api import Array, Params, PyTree
 
 Forward = Callable[[Params], PyTree]
@@ -232,31 +232,16 @@ def regular(fn: Callable[..., PyTree]) -> Callable[..., PyTree]:
 
         jaxpr = jax.make_jaxpr(flat_fn)(*flat)
         assert out_structure is not None
-        return jax.tree.unflatten(out_structure, _evaluate(jaxpr, flat))
+        return jax.tree.unflatten(out_structure, replay.evaluate(jaxpr, flat, _apply_regular))
 
     return call
 
 
-def _evaluate(closed: ClosedJaxpr, args: list[Any]) -> list[Any]:
-    jaxpr = closed.jaxpr
-    values: dict[Any, Any] = dict(zip(jaxpr.constvars, closed.consts, strict=True))
-    values |= dict(zip(jaxpr.invars, args, strict=True))
-
-    def read(atom: Any) -> Any:
-        return atom.val if isinstance(atom, Literal) else values[atom]
-
-    for eqn in jaxpr.eqns:
-        inputs = [read(atom) for atom in eqn.invars]
-        name = eqn.primitive.name
-        if name in _REGULAR and jnp.issubdtype(inputs[0].dtype, jnp.floating):
-            outputs = [_REGULAR[name](*inputs)]
-        elif name in ("jit", "pjit"):
-            outputs = _evaluate(eqn.params["jaxpr"], inputs)
-        else:
-            outputs = eqn.primitive.bind(*inputs, **eqn.primitive.get_bind_params(eqn.params))
-            outputs = outputs if eqn.primitive.multiple_results else [outputs]
-        values |= dict(zip(eqn.outvars, outputs, strict=True))
-    return [read(atom) for atom in jaxpr.outvars]
+def _apply_regular(eqn: Any, inputs: list[Any]) -> list[Any]:
+    name = eqn.primitive.name
+    if name in _REGULAR and jnp.issubdtype(inputs[0].dtype, jnp.floating):
+        return [_REGULAR[name](*inputs)]
+    return replay.bind(eqn, inputs)
 
 
 @jax.custom_jvp

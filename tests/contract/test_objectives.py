@@ -13,7 +13,6 @@ import optax
 import pytest
 
 from distill_jax.core import partition, rng, steps
-from distill_jax.core.api import Objective
 from distill_jax.core.errors import ConfigError
 from distill_jax.run.checkpoint import Checkpointer
 from tests import harness
@@ -21,23 +20,9 @@ from tests import harness
 OBJECTIVES = harness.modules("objectives")
 
 
-def framework_alone(name):
-    """Whether nothing of a method itself meets the mesh: no batch statistics and no memory."""
-    objective = harness.make_objective(name)
-    return not objective.couples_batch and type(objective).memory is Objective.memory
-
-
-ON_A_MESH = [
-    pytest.param(
-        name,
-        marks=[
-            pytest.mark.xdist_group(name),
-            *([pytest.mark.slow] if framework_alone(name) and name != "kd" else []),
-        ],
-    )
-    for name in OBJECTIVES
-]
-"""Of the methods for which only the framework meets the mesh, the fast suite takes one."""
+ON_A_MESH = {"kd", "rkd", "barlow_twins", "moco", "crd", "dino"}
+"""Methods that the fast suite tries on a mesh: no state, relations, batch statistics, a queue, a
+table, a centre. The full suite and `benchmarks/devices.py` try all."""
 
 
 @pytest.fixture(
@@ -100,12 +85,31 @@ def test_jit_equals_eager(name):
     assert harness.max_relative(loss(*arguments), jax.jit(loss)(*arguments)) < 1e-5
 
 
-@pytest.mark.parametrize("name", ON_A_MESH, scope="module")
-def test_one_device_equals_a_mesh_of_eight_and_every_leaf_learns(name):
+def test_every_leaf_learns(name):
+    states = case(name).states
+    first, last = states[0].params, states[-1].params
+    moved = jax.tree.map(lambda a, b: np.any(a != b), first, last)
+    assert not [n for n, has_moved in partition.named_leaves(moved).items() if not has_moved]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(
+            name,
+            marks=[
+                pytest.mark.xdist_group(name),
+                *([] if name in ON_A_MESH else [pytest.mark.slow]),
+            ],
+        )
+        for name in OBJECTIVES
+    ],
+    scope="module",
+)
+def test_one_device_equals_a_mesh_of_eight(name):
     """Two devices along the batch, four that share every parameter; in float64."""
     with jax.enable_x64(True):
         made, batch = harness.setup(name, batch_norm=True), harness.make_batch()
-        first = jax.device_get(jax.jit(made.init)(jax.random.key(0)))
         n, mesh = harness.STEPS_TO_LEARN.get(name, 1), partition.make_mesh(data=2, fsdp=4)
         one, alone = harness.run(made, batch, n_steps=n)
         eight, split = harness.run(made, batch, mesh=mesh, n_steps=n)
@@ -118,8 +122,6 @@ def test_one_device_equals_a_mesh_of_eight_and_every_leaf_learns(name):
         assert harness.max_relative(one.targets, eight.targets) < 1e-10
         assert harness.max_relative(one.memory, eight.memory) < 1e-10
         assert harness.max_relative(alone[-1]["loss"], split[-1]["loss"]) < 1e-10
-    moved = jax.tree.map(lambda a, b: np.any(a != b), first.params, one.params)
-    assert not [n for n, has_moved in partition.named_leaves(moved).items() if not has_moved]
 
 
 def test_accumulation_is_exact_or_refused(name):

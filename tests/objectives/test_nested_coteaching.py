@@ -175,7 +175,8 @@ NESTED = {"sigma": 4.0, "keep": 3, "split": True}
     "check",
     [
         contract.test_jit_equals_eager,
-        contract.test_one_device_equals_a_mesh_of_eight_and_every_leaf_learns,
+        contract.test_every_leaf_learns,
+        contract.test_one_device_equals_a_mesh_of_eight,
         contract.test_one_compilation_donation_and_stable_types,
         contract.test_padding_changes_nothing,
     ],

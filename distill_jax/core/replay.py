@@ -1,0 +1,362 @@
+"""Forward-mode products on a part of a batch that make no forward pass of their own.
+
+The whole batch has been through a network already. `Plan.record` keeps what the costly operations
+of that pass gave; `Plan.replay` runs the same function on some rows of the batch with these values
+in place of computed ones, so that under `jax.jvp` only the derivative is left to compute. Where the
+function sums over the batch, as batch normalization does, the value is that of the whole batch, and
+its derivative is estimated from the rows.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
+
+from distill_jax.core.api import Array, Batch, Params, PyTree
+
+_Eqn = Any
+"""An equation of a jaxpr; JAX does not export its type."""
+
+
+class _CannotReplay(Exception):
+    """The function has something whose rows cannot be told, or are drawn anew for a part."""
+
+
+class _Kept(NamedTuple):
+    """What of a pass is kept: rows along `axis`, or, without one, a sum over the batch."""
+
+    axis: int | None
+    divisor: int
+
+
+class _Lost:
+    """In place of an axis: the value depends on the size of the batch in an unknown way."""
+
+
+_LOST = _Lost()
+_Axis = int | _Lost | None
+"""Where the rows of a batch are: `b * n` entries of an axis hold `n` for each row in turn. `None`:
+nothing tells rows apart."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """A function of parameters and a batch, once for the whole batch and once for some rows.
+
+    Attributes:
+      whole: the function traced for the batch.
+      some: for the rows.
+      kept: for each of their equations, with nested functions in place, what is kept of it.
+      structure: of what the function returns.
+    """
+
+    whole: ClosedJaxpr
+    some: ClosedJaxpr
+    kept: list[_Kept | None]
+    structure: Any
+
+    def record(self, params: Params, batch: Batch) -> tuple[PyTree, list[Array]]:
+        """Returns what the function gives for the batch, and what `replay` wants of it."""
+        known: list[Array] = []
+        kept = iter(self.kept)
+
+        def apply(eqn: _Eqn, inputs: list[Any]) -> list[Any]:
+            outputs = bind(eqn, inputs)
+            if next(kept):
+                known.append(outputs[0])
+            return outputs
+
+        leaves = evaluate(self.whole, jax.tree.leaves((params, batch)), apply)
+        return jax.tree.unflatten(self.structure, leaves), known
+
+    def replay(
+        self,
+        params: Params,
+        rows: Batch,
+        known: list[Array],
+        take: Callable[[Array, int], Array],
+    ) -> PyTree:
+        """Returns what the function gives for some rows, to be differentiated in `params`.
+
+        Args:
+          params: those of `record`.
+          rows: some rows of its batch.
+          known: what it kept.
+          take: `(x, axis) -> rows of x`, the same as `rows` are of the batch.
+        """
+        values, kept = iter(known), iter(self.kept)
+
+        def apply(eqn: _Eqn, inputs: list[Any]) -> list[Any]:
+            outputs = bind(eqn, inputs)
+            if how := next(kept):
+                value = next(values)
+                value = value / how.divisor if how.axis is None else take(value, how.axis)
+                outputs = [_instead(outputs[0], value)]
+            return outputs
+
+        leaves = evaluate(self.some, jax.tree.leaves((params, rows)), apply)
+        return jax.tree.unflatten(self.structure, leaves)
+
+
+def make_plan(
+    fn: Callable[[Params, Batch], PyTree], params: Params, batch: Batch, rows: Batch
+) -> Plan | None:
+    """Traces a function twice and finds what a pass over some rows can take from the whole one.
+
+    Args:
+      fn: pure.
+      params: its parameters, or their shapes.
+      batch: leaves `[b, ...]`, or their shapes.
+      rows: leaves `[b / m, ...]`, or their shapes.
+
+    Returns:
+      `None` where rows cannot be followed: random numbers drawn for the whole batch at once, or
+      loops and branches over it.
+    """
+    whole, shapes = jax.make_jaxpr(fn, return_shape=True)(params, batch)
+    some = jax.make_jaxpr(fn)(params, rows)
+    b, part = (jax.tree.leaves(x)[0].shape[0] for x in (batch, rows))
+    of_params = [None] * len(jax.tree.leaves(params))
+    follow = _Follow(b, part)
+    try:
+        follow.closed(whole, some, [*of_params, *(0 for _ in jax.tree.leaves(batch))])
+    except _CannotReplay:
+        return None
+    return Plan(whole, some, follow.kept, jax.tree.structure(shapes))
+
+
+def evaluate(
+    closed: ClosedJaxpr, args: list[Any], apply: Callable[[_Eqn, list[Any]], list[Any]]
+) -> list[Any]:
+    """Evaluates a traced function, equation by equation, functions inside `jit` as well.
+
+    Args:
+      closed: the function.
+      args: its flat arguments.
+      apply: gives the outputs of an equation for its inputs, see `bind`.
+    """
+    jaxpr = closed.jaxpr
+    values: dict[Any, Any] = dict(zip(jaxpr.constvars, closed.consts, strict=True))
+    values |= dict(zip(jaxpr.invars, args, strict=True))
+
+    def read(atom: Any) -> Any:
+        return atom.val if isinstance(atom, Literal) else values[atom]
+
+    for eqn in jaxpr.eqns:
+        inputs = [read(atom) for atom in eqn.invars]
+        if _is_jit(eqn):
+            outputs = evaluate(eqn.params["jaxpr"], inputs, apply)
+        else:
+            outputs = apply(eqn, inputs)
+        values |= dict(zip(eqn.outvars, outputs, strict=True))
+    return [read(atom) for atom in jaxpr.outvars]
+
+
+def bind(eqn: _Eqn, inputs: list[Any]) -> list[Any]:
+    """Returns the outputs of an equation as it stands."""
+    outputs = eqn.primitive.bind(*inputs, **eqn.primitive.get_bind_params(eqn.params))
+    return outputs if eqn.primitive.multiple_results else [outputs]
+
+
+def _is_jit(eqn: _Eqn) -> bool:
+    return eqn.primitive.name in ("jit", "pjit")
+
+
+@jax.custom_jvp
+def _instead(computed: Array, known: Array) -> Array:
+    """The known value, with the derivative of the computed one."""
+    del computed
+    return known
+
+
+@_instead.defjvp
+def _(primals, tangents):
+    return primals[1], tangents[0]
+
+
+_ELEMENTWISE = {
+    *("abs", "add", "add_any", "and", "cbrt", "ceil", "clamp", "convert_element_type", "copy"),
+    *("copy_p", "cos", "div", "eq", "erf", "erf_inv", "exp", "exp2", "expm1", "floor", "ge", "gt"),
+    *("integer_pow", "is_finite", "le", "log", "log1p", "logistic", "lt", "max", "min", "mul"),
+    *("ne", "neg", "not", "or", "pow", "reduce_precision", "rem", "round", "rsqrt", "select_n"),
+    *("sharding_constraint", "sign", "sin", "sqrt", "square", "stop_gradient", "sub", "tanh"),
+}
+_REARRANGED = {"broadcast_in_dim", "reshape", "squeeze", "transpose"}
+_RANDOM = {"random_bits", "random_gamma", "threefry2x32", "rng_bit_generator", "rng_uniform"}
+_COSTLY = {"dot_general", "conv2d", "conv_general_dilated"}
+_SUMS = {"dot_general", "reduce_sum"}
+_EXTREMES = {"reduce_max", "reduce_min"}
+
+
+class _Follow:
+    """Follows the rows of a batch through two traces of one function.
+
+    Attributes:
+      kept: what is kept of each equation so far.
+    """
+
+    def __init__(self, b: int, part: int):
+        self.b, self.stride = b, b // part
+        self.kept: list[_Kept | None] = []
+
+    def closed(
+        self, whole: ClosedJaxpr, some: ClosedJaxpr, axes: list[_Axis], *, inside: bool = False
+    ) -> list[_Axis]:
+        """Returns where the rows of the outputs are.
+
+        Args:
+          whole: the trace for the batch.
+          some: the trace for the part.
+          axes: where the rows of the arguments are.
+          inside: whether the function is one equation for `evaluate`.
+
+        Raises:
+          _CannotReplay: see `make_plan`.
+        """
+        pairs = list(zip(whole.jaxpr.eqns, some.jaxpr.eqns, strict=False))
+        if len(whole.jaxpr.eqns) != len(some.jaxpr.eqns) or any(
+            eqn.primitive is not other.primitive for eqn, other in pairs
+        ):
+            raise _CannotReplay
+        found: dict[Any, _Axis] = dict(zip(whole.jaxpr.invars, axes, strict=True))
+        for var, other in zip(whole.jaxpr.constvars, some.jaxpr.constvars, strict=True):
+            found[var] = _LOST if _differ(var, other) else None
+        read = lambda atom: None if isinstance(atom, Literal) else found[atom]  # noqa: E731
+        for eqn, other in pairs:
+            inputs = [read(atom) for atom in eqn.invars]
+            if _is_jit(eqn):
+                jaxprs = eqn.params["jaxpr"], other.params["jaxpr"]
+                outputs = self.closed(*jaxprs, inputs, inside=inside)
+            else:
+                outputs, kept = self.equation(eqn, other, inputs)
+                if not inside:
+                    self.kept.append(kept)
+                elif kept and kept.axis is None:
+                    raise _CannotReplay
+            found |= dict(zip(eqn.outvars, outputs, strict=True))
+        return [read(atom) for atom in whole.jaxpr.outvars]
+
+    def equation(
+        self, eqn: _Eqn, other: _Eqn, axes: list[_Axis]
+    ) -> tuple[list[_Axis], _Kept | None]:
+        """Returns where the rows of an equation's outputs are, and what is kept of it."""
+        name = eqn.primitive.name
+        differ = [_differ(*pair) for pair in zip(eqn.outvars, other.outvars, strict=True)]
+        rows = [axis for axis in axes if axis is not None]
+        if name == "custom_jvp_call":
+            jaxprs = eqn.params["call_jaxpr"], other.params["call_jaxpr"]
+            return self.closed(*jaxprs, axes, inside=True), None
+        if not rows:
+            if name in _RANDOM and any(differ):
+                raise _CannotReplay
+            alike = name in _ELEMENTWISE or name in _REARRANGED
+            return [_LOST if d and not alike else None for d in differ], None
+        if any(isinstance(p, ClosedJaxpr | Jaxpr) for p in eqn.params.values()):
+            raise _CannotReplay
+        lost: list[_Axis] = [_LOST if d else None for d in differ]
+        if any(isinstance(axis, _Lost) for axis in rows):
+            return lost, None
+        axis = self.axis(eqn, [axis for axis in axes if not isinstance(axis, _Lost)])
+        if axis is None:
+            if any(differ):
+                return lost, None
+            exact = jnp.issubdtype(eqn.outvars[0].aval.dtype, jnp.floating)
+            divisor = self.stride if name in _SUMS else 1
+            keep = exact and (name in _SUMS or name in _EXTREMES)
+            return lost, _Kept(None, divisor) if keep else None
+        if isinstance(axis, _Lost):
+            return lost, None
+        return [axis for _ in differ], _Kept(axis, 1) if name in _COSTLY else None
+
+    def axis(self, eqn: _Eqn, axes: list[int | None]) -> _Axis:
+        """Returns where the rows of the outputs are: nowhere if the equation takes all at once."""
+        name, params = eqn.primitive.name, eqn.params
+        shape = eqn.outvars[0].aval.shape
+        axis = next(a for a in axes if a is not None)
+        same = all(a in (axis, None) for a in axes)
+        if name == "dot_general":
+            return _of_product(eqn, axes)
+        if name == "conv2d":
+            return 0 if axes == [0, None] else _LOST
+        if name == "conv_general_dilated":
+            spec = params["dimension_numbers"]
+            whole = axes == [spec.lhs_spec[0], None] and params["batch_group_count"] == 1
+            return spec.out_spec[0] if whole else _LOST
+        if name in _ELEMENTWISE:
+            tagged = [v.aval.shape for v, a in zip(eqn.invars, axes, strict=True) if a is not None]
+            along = {(len(x), x[axis]) for x in tagged if same} == {(len(shape), shape[axis])}
+            return axis if along else _LOST
+        if name == "broadcast_in_dim":
+            return params["broadcast_dimensions"][axis]
+        if name == "reshape":
+            return self._reshaped(eqn.invars[0].aval.shape, shape, axis)
+        if name == "transpose":
+            return params["permutation"].index(axis)
+        if name == "squeeze":
+            return axis - sum(d < axis for d in params["dimensions"])
+        if name.startswith("reduce_") and "axes" in params:
+            if axis in params["axes"]:
+                return None
+            return axis - sum(d < axis for d in params["axes"])
+        return axis if same and _untouched(eqn, axis) else _LOST
+
+    def _reshaped(self, old: tuple[int, ...], new: tuple[int, ...], axis: int) -> _Axis:
+        before = math.prod(old[:axis])
+        for i, size in enumerate(new):
+            if math.prod(new[:i]) == before and size % self.b == 0:
+                return i
+        return _LOST
+
+
+def _of_product(eqn: _Eqn, axes: list[int | None]) -> _Axis:
+    (contracted, batch) = eqn.params["dimension_numbers"]
+    places: list[int | None] = []
+    for side, axis in enumerate(axes):
+        if axis is None:
+            continue
+        if axis in batch[side]:
+            places.append(batch[side].index(axis))
+        elif axis in contracted[side]:
+            places.append(None)
+        else:
+            taken = {*batch[side], *contracted[side]}
+            free = [d for d in range(eqn.invars[side].aval.ndim) if d not in taken]
+            left = eqn.invars[0].aval.ndim - len(contracted[0]) if side else len(batch[0])
+            places.append(left + free.index(axis))
+    if len(places) == 1:
+        return places[0]
+    left, right = axes
+    together = any(
+        left == pair[0] and right == pair[1]
+        for pair in (*zip(*batch, strict=True), *zip(*contracted, strict=True))
+    )
+    return places[0] if together else _LOST
+
+
+def _untouched(eqn: _Eqn, axis: int) -> bool:
+    """Says whether an operation that works along axes leaves this one alone."""
+    name, params = eqn.primitive.name, eqn.params
+    if name == "concatenate":
+        return params["dimension"] != axis
+    if name == "pad":
+        return tuple(params["padding_config"][axis]) == (0, 0, 0)
+    if name == "slice":
+        size, strides = eqn.invars[0].aval.shape[axis], params["strides"]
+        whole = (params["start_indices"][axis], params["limit_indices"][axis]) == (0, size)
+        return whole and (strides is None or strides[axis] == 1)
+    if name == "rev":
+        return axis not in params["dimensions"]
+    if name in ("split", "cumsum", "cumlogsumexp", "cummax", "cummin", "cumprod"):
+        return params["axis"] != axis
+    if name in ("reduce_window_max", "reduce_window_min", "reduce_window_sum"):
+        window = params["window_dimensions"][axis], params["window_strides"][axis]
+        return window == (1, 1) and tuple(params["padding"][axis]) == (0, 0)
+    return False
+
+
+def _differ(one: Any, other: Any) -> bool:
+    return one.aval.shape != other.aval.shape
