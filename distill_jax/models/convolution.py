@@ -1,9 +1,11 @@
-"""A convolution whose kernel gradient is fast on CPU, exact and closed under differentiation.
+"""A convolution that is fast on CPU, exact and closed under differentiation.
 
 XLA:CPU computes the kernel gradient of a convolution as a convolution with a kernel the size of
 the image, on one core; here it is a product of two matrices, patches by output gradients, summed
 over a few images at a time so that the patches stay in cache. The input gradient is a forward
-convolution with the flipped kernel, which, unlike XLA's own form, is fast inside loops too.
+convolution with the flipped kernel, which, unlike XLA's own form, is fast inside loops too. That
+forward convolution is XLA's but for kernels of one pixel, few channels and images smaller than
+their kernel, which are one product of matrices each.
 
 Both maps are bilinear primitives that are each other's transposes, so that every mix of forward
 and reverse differentiation works; they lower to ordinary operations, so that sharding does too.
@@ -25,6 +27,9 @@ from distill_jax.core.api import Array
 
 _PATCH_BYTES = 4 * 2**20
 """Bound on the patches of one product; larger ones leave the cache and cost page faults."""
+
+_FEW = 36
+"""Kernel entries for one output up to which patches are cheaper than XLA's convolution."""
 
 _GROUPS = 8
 """Most parts of a batch whose kernel gradients are added at the end, not on the way."""
@@ -69,6 +74,21 @@ def _conv(x: Array, kernel: Array, *, stride: int, groups: int = 1) -> Array:
     )
 
 
+def _forward(x: Array, kernel: Array, *, stride: int) -> Array:
+    (kh, kw, c, d), (b, h, w, _) = kernel.shape, x.shape
+    if max(kh, kw) > 1 and kh * kw * c > _FEW and min(h, w) >= max(kh, kw):
+        return _conv(x, kernel, stride=stride)
+    x = jnp.pad(x, ((0, 0), (kh // 2,) * 2, (kw // 2,) * 2, (0, 0)))
+    rows, columns = ((n + 2 * (k // 2) - k) // stride + 1 for n, k in ((h, kh), (w, kw)))
+    patches = [
+        x[:, i : i + stride * (rows - 1) + 1 : stride, j : j + stride * (columns - 1) + 1 : stride]
+        for i in range(kh)
+        for j in range(kw)
+    ]
+    left = jnp.concatenate(patches, -1).reshape(-1, kh * kw * c)
+    return (left @ kernel.reshape(-1, d)).reshape(b, rows, columns, d)
+
+
 def _depthwise(x: Array, kernel: Array, *, stride: int) -> Array:
     """Sums shifted images times one row of the kernel: XLA:CPU loops over single channels."""
     kh, kw = kernel.shape[:2]
@@ -93,14 +113,16 @@ def _kernel_gradient(x: Array, g: Array, *, stride: int, size: tuple[int, int]) 
     With stride 1 the shifts along the height are made on the side of `g`: the product of `kw`
     shifts of `x` and `kh` of `g` has the shape `[kw c, kh d]`, nearer to a square than
     `[kh kw c, d]`, and copies less. The batch is cut into `groups`, and a loop takes a few images
-    of each, so that a batch sharded over up to so many devices is cut where it is sharded.
+    of each, so that a batch sharded over up to so many devices is cut where it is sharded. Where
+    the patches of the whole batch stay in cache, one product makes no sums to be added.
     """
     (b, _, _, c), (_, h, w, d) = x.shape, g.shape
     kh, kw = size
     dtype = jnp.promote_types(x.dtype, jnp.float32)
     split = kh if stride == 1 else 1
     image = (h + split - 1) * w * (kh * kw // split * c + split * d) * x.dtype.itemsize
-    groups = max(n for n in range(1, _GROUPS + 1) if b % n == 0)
+    whole = b * image <= _PATCH_BYTES
+    groups = 1 if whole else max(n for n in range(1, _GROUPS + 1) if b % n == 0)
     each = b // groups
     bound = max(1, _PATCH_BYTES // (groups * image))
     images = max(n for n in range(1, min(each, bound) + 1) if each % n == 0)
@@ -193,7 +215,7 @@ def _primitive(name: str, run: Callable[..., Array], reference: Callable[..., Ar
     return primitive
 
 
-_conv_p = _primitive("conv2d", _conv, _conv)
+_conv_p = _primitive("conv2d", _forward, _conv)
 _kernel_p = _primitive("conv2d_kernel_gradient", _kernel_gradient, _kernel_gradient_by_lax)
 
 

@@ -20,6 +20,9 @@ CASES = [
     (5, 2, 9, 6),
     (7, 2, 8, 8),
     (3, 4, 9, 7),
+    (1, 1, 6, 5),
+    (5, 1, 4, 6),
+    (5, 2, 2, 3),
 ]
 
 
@@ -72,18 +75,18 @@ def test_values_and_derivatives_equal_those_of_lax(case, monkeypatch):
             for conv in (conv2d, _conv)
         )
     jax.tree.map(
-        functools.partial(np.testing.assert_allclose, rtol=1e-12, atol=1e-12), ours, theirs
+        functools.partial(np.testing.assert_allclose, rtol=1e-12, atol=1e-11), ours, theirs
     )
 
 
 def test_float32_gradients_agree_to_rounding_and_have_no_convolution_over_the_image():
-    x, kernel, *_ = arrays(3, 8, 8, b=8)
+    x, kernel, *_ = arrays(5, 8, 8, b=8)
 
     def grad(conv):
         return jax.jit(jax.grad(lambda k: (conv(x, k, stride=1) ** 2).sum()))
 
     exact = grad(_conv)(kernel)
-    np.testing.assert_allclose(grad(conv2d)(kernel), exact, rtol=1e-5, atol=1e-4)
+    np.testing.assert_allclose(grad(conv2d)(kernel), exact, rtol=1e-5, atol=1e-3)  # of 1e3
     assert grad(conv2d).lower(kernel).as_text().count("stablehlo.convolution") == 1
     assert grad(_conv).lower(kernel).as_text().count("stablehlo.convolution") == 2
 
@@ -128,6 +131,5 @@ def test_a_sharded_batch_has_the_same_gradient_and_one_reduction(images, monkeyp
     assert ("while(" in text) == (images < 16)
     assert "all-gather" not in text and "all-to-all" not in text
     assert "collective-permute" not in text
-    reductions = [line for line in text.splitlines() if " all-reduce(" in line]
-    assert len(reductions) == 1 and "while" not in reductions[0]
+    assert text.count(" all-reduce(") == text.partition("ENTRY")[2].count(" all-reduce(") == 1
     np.testing.assert_allclose(grad(whole, split), grad(kernel, x), rtol=1e-5, atol=1e-4)
