@@ -5,8 +5,9 @@
 A case is a shipped config, mostly its smoke form, and one to three mutations drawn from the seed
 and the number of the case. It is run by `main` in a worker process that lives on; four of five of
 the cases that build go as far as everything that precedes compilation, the fifth trains four steps.
-A case that takes more than 20 seconds of a processor, ends with another code or prints a traceback
-is a failure. `--out=FILE` writes what was found as JSON.
+A case that ends with another code or prints a traceback is a failure; so is one that does not end
+within 20 seconds of a processor, unless it has taken its four steps by ten times as long: a large
+network compiles for longer. These are listed. `--out=FILE` writes what was found as JSON.
 """
 
 import argparse
@@ -27,7 +28,7 @@ import traceback
 ROOT = pathlib.Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-LIMIT = 20.0
+LIMIT, MOST = 20.0, 10
 CONFIGS = sorted(
     str(p.relative_to(ROOT))
     for p in (ROOT / "configs").rglob("*.py")
@@ -264,7 +265,7 @@ def _busy(pid: int | None) -> float:
 
 
 def fuzz(seed: int, numbers: list[int], workers: int, report) -> list[dict]:
-    """Runs cases in workers; one that computes three times too long is killed and replaced."""
+    """Runs cases in workers; one that computes ten times too long is killed and replaced."""
     context = multiprocessing.get_context("spawn")
     rows: list[dict] = []
     left = collections.deque(numbers)
@@ -291,7 +292,8 @@ def fuzz(seed: int, numbers: list[int], workers: int, report) -> list[dict]:
                     rows.append(what)
                     w.number, w.since = None, 0.0
             late = w.since and (
-                _busy(w.process.pid) - w.since > 3 * LIMIT or time.time() - w.wall > 20 * LIMIT
+                _busy(w.process.pid) - w.since > MOST * LIMIT
+                or time.time() - w.wall > 3 * MOST * LIMIT
             )
             if w.number is not None and (late or not w.process.is_alive()):
                 what = "hang" if late else f"died ({w.process.exitcode})"
@@ -300,7 +302,11 @@ def fuzz(seed: int, numbers: list[int], workers: int, report) -> list[dict]:
                 rows.append(
                     {
                         **{"case": w.number, "argv": argv, "kinds": kinds, "outcome": what},
-                        **{"seconds": 3 * LIMIT, "processor_seconds": 3 * LIMIT, "detail": ""},
+                        **{
+                            "seconds": MOST * LIMIT,
+                            "processor_seconds": MOST * LIMIT,
+                            "detail": "",
+                        },
                     }
                 )
                 crew[i] = Worker()
@@ -316,6 +322,7 @@ def fuzz(seed: int, numbers: list[int], workers: int, report) -> list[dict]:
 
 
 GOOD = ("refused", "built", "ran", "not finite", "system exit")
+TRAINED = ("ran", "not finite")
 
 
 def main() -> None:
@@ -355,7 +362,11 @@ def summary(seed: int, rows: list[dict]) -> dict:
         "seed": seed,
         "cases": len(rows),
         "outcomes": dict(collections.Counter(row["outcome"] for row in rows)),
-        "failures": [row for row in rows if row["outcome"] not in GOOD],
+        "failures": [
+            row
+            for row in rows
+            if row["outcome"] not in GOOD or (row in slow and row["outcome"] not in TRAINED)
+        ],
         "over_20_processor_seconds": [{k: row[k] for k in keys} for row in slow],
         "slowest_processor_seconds": max(row["processor_seconds"] for row in rows),
         "slowest_seconds": max(row["seconds"] for row in rows),

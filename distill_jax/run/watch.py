@@ -23,6 +23,9 @@ from typing import Any, NamedTuple
 HEARTBEAT_SECONDS = 5.0
 """Between two heartbeats."""
 
+QUIET_SECONDS = 10.0
+"""A phase without a sign of life is told of after so long, after twice as long, and so on."""
+
 FIRST_STEP = 6.0
 """Before the first step, which has to be compiled, patience is so many times as long."""
 
@@ -33,6 +36,14 @@ COMPILED = "/jax/core/compile/backend_compile_duration"
 """JAX's event for a program that was compiled, or read from the compilation cache."""
 
 OTHER = "other"
+
+_PHASES = {
+    "start": "making or reading the state",
+    "compile": "compiling the step",
+    "device": "taking the first step",
+    "evaluation": "compiling and evaluating",
+    "checkpoint": "saving",
+}
 
 
 class Stall(NamedTuple):
@@ -89,6 +100,7 @@ class Watch:
         # Phase and since when. A thread reads it, hence replaced as one; plain, since steps do it.
         self._at: tuple[str, float] = ("start", clock())
         self._told: tuple[str, float] | None = None
+        self._quiet, self._patient = self._at, QUIET_SECONDS
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watch", daemon=True)
 
@@ -177,6 +189,18 @@ class Watch:
             self.beat("stalled")
             self._end(STALLED)
 
+    def tell(self) -> None:
+        """Says what takes long before the first step, or is done for the first time."""
+        at = phase, since = self._at
+        if self._process or (self.started and self.kind in self._seen):
+            return
+        if at != self._quiet:
+            self._quiet, self._patient = at, QUIET_SECONDS
+        waited = self._clock() - since
+        if waited >= self._patient:
+            self._patient = 2 * waited
+            self._say(f"{_PHASES.get(phase, phase)}, for {waited:.0f} s so far")
+
     def beat(self, phase: str = "") -> None:
         """Writes the heartbeats, each whole or not at all."""
         now, since = self._at
@@ -210,6 +234,7 @@ class Watch:
             if self._closed.wait(pause):
                 return
             self.check()
+            self.tell()
 
     def __enter__(self) -> "Watch":
         global _current

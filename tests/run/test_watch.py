@@ -66,6 +66,31 @@ def test_a_stall_is_told_once_with_stacks_phase_and_process(tmp_path, capsys):
     assert len(made.stalls) == 2 and ended == []
 
 
+def test_what_takes_long_the_first_time_is_told_of(tmp_path):
+    said = []
+    made = make_watch(tmp_path, say=said.append)
+
+    def after(seconds):
+        made._clock.now += seconds
+        made.tell()
+        made.tell()
+
+    made.enter("compile")
+    after(9)
+    assert said == []
+    after(2)
+    after(8)
+    after(4)
+    assert said == [f"compiling the step, for {n} s so far" for n in (11, 23)]
+    made.start(1)
+    made.enter("device")
+    after(100)  # a step may take long
+    for _ in range(2):
+        with made.during("evaluation", "evaluation of test"):
+            after(10)
+    assert said[2:] == ["compiling and evaluating, for 10 s so far"]
+
+
 def test_a_stall_before_the_first_step_takes_longer_and_may_end_the_process(tmp_path, capsys):
     ended = []
     made = make_watch(tmp_path, stall_seconds=10.0, on_stall="exit", end=ended.append)
