@@ -83,6 +83,21 @@ def test_the_student_is_the_same_bit_for_bit(online, folder, resident):
     assert len(list((folder / "teacher").glob("0*"))) == 3  # one chunk for each epoch begun
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("resident", ["yes", "no"])
+def test_a_transformer_is_the_same_bit_for_bit(tmp_path, resident):
+    def config(folder=None, **changes):
+        made = make_config(folder)
+        for role in made.roles.values():
+            role.model, role.kwargs = "vit", {"width": 32, "depth": 2, "heads": 2, "patch_size": 4}
+        return config_lib.override(made, changes)
+
+    (one, _), answers = train(config(tmp_path, **{"data.resident": resident}))
+    (other, _), _ = train(config())
+    assert answers is not None
+    assert all(jax.tree.leaves(jax.tree.map(np.array_equal, one, other)))
+
+
 def test_stored_rows_are_what_the_teacher_says_of_each_view(folder):
     config = make_config(folder)
     experiment, frozen = make_experiment(config)
