@@ -48,7 +48,7 @@ def from_linen(module: nn.Module) -> Model:
         variables = {"params": params, **state}
         mutable = list(state) if train else []
         arguments: dict[str, Any] = {**mode(train), "rngs": dict(rngs or {}), "mutable": mutable}
-        with _explained():
+        with _explained(inputs):
             outputs, updated = module.apply(variables, *inputs, **arguments)
         if not train:
             return _named(outputs), state
@@ -186,13 +186,23 @@ def _named(outputs: Any) -> Outputs:
 
 
 class _explained:
-    """Turns Flax's complaint about a missing random key into a `ConfigError`."""
+    """Turns Flax's complaints about missing random keys and other inputs into a `ConfigError`."""
+
+    def __init__(self, inputs: tuple[Any, ...]):
+        self.inputs = inputs
 
     def __enter__(self) -> None: ...
 
     def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
         if isinstance(error, errors.InvalidRngError):
             raise _missing_key("dropout") from error
+        if isinstance(error, errors.ScopeParamShapeError):
+            shapes = ", ".join(str(x.shape[1:]) for x in jax.tree.leaves(self.inputs))
+            raise ConfigError(
+                f"the weights of a network do not fit inputs of shape {shapes}",
+                where="roles",
+                hint="an mlp takes images, or views, of one size; a convnet those of any size",
+            ) from error
 
 
 def _missing_key(purpose: str) -> ConfigError:

@@ -150,3 +150,10 @@ def test_as_model_accepts_what_a_config_may_name(obj, kwargs):
 def test_as_model_refuses_the_rest(obj, kwargs):
     with pytest.raises((ConfigError, TypeError)):
         as_model(obj, **kwargs)
+
+
+def test_weights_for_inputs_of_another_size_are_refused():
+    model = mlp.make(num_classes=3, hidden=(4,))
+    params, state = model.init(jax.random.key(0), jnp.zeros((2, 8, 8, 1)))
+    with pytest.raises(ConfigError, match=r"do not fit inputs of shape \(4, 4, 1\)"):
+        model.apply(params, state, jnp.zeros((2, 4, 4, 1)))
