@@ -217,9 +217,13 @@ def counts() -> dict[str, Any]:
     return result
 
 
-def times(rounds: int) -> dict[str, Any]:
-    """Wall-clock time of every variant but the longest, as multiples of the plain step."""
-    chosen = {n: v for n, v in cost_variants().items() if n not in ("unroll/4", "unroll/8")}
+TIMED = "exact/128,exact/32,low_memory/128,last_layer/128,quarter/32,finite_difference/128"
+
+
+def times(rounds: int, names: list[str]) -> dict[str, Any]:
+    """Wall-clock time of some variants, as multiples of the plain step."""
+    variants = cost_variants()
+    chosen = {name: variants[name] for name in ("plain", "inner", *names)}
     frozen, key = stored_logits(), jax.random.key(0)
     programs, current = {}, {}
     for name, variant in chosen.items():
@@ -423,6 +427,7 @@ def main() -> None:
     parser.add_argument("--parts", default="counts,accuracy,brute_force,times")
     parser.add_argument("--skip-time", action="store_true", help="all parts but the last")
     parser.add_argument("--rounds", type=int, default=9, help="of the times")
+    parser.add_argument("--timed", default=TIMED, help="variants of which times are taken")
     parser.add_argument("--out", default="benchmarks/results/hypergradient.json")
     args = parser.parse_args()
     jax.config.update("jax_num_cpu_devices", 1)
@@ -436,7 +441,7 @@ def main() -> None:
         "versions": {p: importlib.metadata.version(p) for p in ("jax", "jaxlib", "flax", "optax")},
     }
     measure = {"counts": counts, "accuracy": accuracy, "brute_force": brute_force}
-    measure["times"] = lambda: times(args.rounds)
+    measure["times"] = lambda: times(args.rounds, args.timed.split(","))
     for name in args.parts.split(","):
         if name == "times" and args.skip_time:
             continue
