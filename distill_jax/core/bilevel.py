@@ -289,11 +289,9 @@ class _Trace:
 
     def part(self, tree: PyTree, first: Array | int) -> PyTree:
         """Returns every m-th row of leaves `[b, ...]`, from `first` on."""
-        return (
-            tree
-            if self.options.stride == 1
-            else jax.tree.map(lambda x: self._take(x, 0, first=first), tree)
-        )
+        if self.options.stride == 1:
+            return tree
+        return jax.tree.map(lambda x: self._take(x, 0, first=first), tree)
 
     def _take(self, x: Array, axis: int, *, first: Array | int) -> Array:
         """Returns every m-th row of an array whose `axis` holds b rows of equal length."""
