@@ -148,28 +148,34 @@ def tiny_token_predictor() -> Model:
 
 
 def make_batch(b: int = 16, *, seed: int = 0, mixed: bool = False) -> dict[str, Any]:
+    """A batch of everything that objectives read; made on the host, where nothing compiles."""
     r = np.random.RandomState(seed)
+    first = np.arange(b)[:, None]
+    keep = (first + np.arange(3)) % 9  # masks of 9 patches, 3 of them kept
+    rows = (first + np.arange(2))[:, :, None] % 3  # up to 6 of 9 patches of a view masked
+    patch_mask = rows < np.arange(9) % 3
     batch = {
-        "input": jnp.asarray(r.randn(b, SIZE, SIZE, 1)),
-        "label": jnp.asarray(r.randint(0, K, b), jnp.int32),
-        "mask": jnp.ones(b),
-        "index": jnp.arange(b, dtype=jnp.int32),
-        "epoch": jnp.zeros(b, jnp.int32),
-        "domain": jnp.arange(b, dtype=jnp.int32) % 2,
-        "views": jnp.asarray(r.randn(b, 2, SIZE, SIZE, 1)),
-        "local_views": jnp.asarray(r.randn(b, 2, SIZE - 2, SIZE - 2, 1)),
+        "input": r.randn(b, SIZE, SIZE, 1),
+        "label": r.randint(0, K, b),
+        "mask": np.ones(b),
+        "index": np.arange(b),
+        "epoch": np.zeros(b, int),
+        "domain": np.arange(b) % 2,
+        "views": r.randn(b, 2, SIZE, SIZE, 1),
+        "local_views": r.randn(b, 2, SIZE - 2, SIZE - 2, 1),
+        "keep": keep,
+        "targets": (first[:, None] + np.arange(3, 7).reshape(1, 2, 2)) % 9,
+        "hidden": (keep[:, :, None] != np.arange(9)).all(1),
+        "patch_mask": patch_mask,
+        "masked": np.argsort(~patch_mask, axis=-1, kind="stable")[:, :, :6],
     }
-    first = jnp.arange(b, dtype=jnp.int32)[:, None]  # masks of 9 patches, 3 of them kept
-    batch["keep"] = (first + jnp.arange(3)[None]) % 9
-    batch["targets"] = (first[:, None] + jnp.arange(3, 7).reshape(1, 2, 2)) % 9
-    batch["hidden"] = (batch["keep"][:, :, None] != jnp.arange(9)[None, None]).all(1)
-    rows = (first + jnp.arange(2)[None])[:, :, None] % 3  # up to 6 of 9 patches of a view masked
-    batch["patch_mask"] = rows < (jnp.arange(9) % 3)[None, None]
-    batch["masked"] = jnp.argsort(~batch["patch_mask"], axis=-1)[:, :, :6].astype(jnp.int32)
     if mixed:
         probs = r.rand(b, K)
-        batch["label_probs"] = jnp.asarray(probs / probs.sum(1, keepdims=True))
-    return batch
+        batch["label_probs"] = probs / probs.sum(1, keepdims=True)
+    return {
+        name: jnp.asarray(x.astype(np.int32) if np.issubdtype(x.dtype, np.integer) else x)
+        for name, x in batch.items()
+    }
 
 
 class Setup(NamedTuple):
