@@ -23,17 +23,11 @@ SLOW = (
     "test_hypergradient.py::test_unrolled_steps_equal_brute_force[1",
     "test_hypergradient.py::test_unrolled_steps_equal_brute_force[2",
     "test_hypergradient.py::test_unrolled_steps_equal_brute_force[4-nesterov",
-    "test_weighers.py::test_one_device_equals_eight[constant",
-    "test_weighers.py::test_one_device_equals_eight[annealed",
-    "test_weighers.py::test_one_device_equals_eight[teacher_margin",
-    "test_weighers.py::test_one_device_equals_eight[trilateral-batch_mean",
-    "test_weighers.py::test_one_device_equals_eight[trilateral-shuffled",
-    "test_weighers.py::test_one_device_equals_eight[reweight-none",
-    "test_weighers.py::test_jit_equals_eager_and_one_compilation[annealed",
-    "test_weighers.py::test_jit_equals_eager_and_one_compilation[meta_weight_net",
-    "test_weighers.py::test_padding_changes_nothing[meta_weight_net",
-    "test_weighers.py::test_padding_changes_nothing[constant",
-    "test_weighers.py::test_padding_changes_nothing[annealed",
+    *(
+        f"test_weighers.py::test_one_device_equals_eight[{way}"
+        for way in ("annealed", "constant", "teacher_margin", "reweight", "meta_weight_net", "wsl")
+    ),
+    *(f"test_weighers.py::test_one_device_equals_eight[trilateral-{c}" for c in ("b", "s")),
     "test_models.py::test_endpoints_modes_and_gradients",
     "test_cifar_models.py::",
     "test_meta_dmoe.py::test_loss_and_gradient_of_the_aggregator",

@@ -128,8 +128,7 @@ def test_padding_and_accumulation_change_nothing(name):
     """Rows of mask 0, and micro-batches that hold different numbers of rows."""
     made, batch, _, states, metrics = case(name)
     padded = {
-        key: np.concatenate([x, np.full_like(x[:4], 3)])
-        for key, x in jax.device_get(batch).items()
+        key: np.concatenate([x, np.full_like(x[:4], 3)]) for key, x in jax.device_get(batch).items()
     }
     padded["mask"][16:] = 0
     padded["label"][16:] = 0
