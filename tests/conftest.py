@@ -4,8 +4,10 @@ import os
 import pathlib
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# The suite compiles far more than it computes; unoptimized code takes 40 % off its time.
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+# The suite compiles far more than it computes. Plain code compiles in a fifth of the time.
+os.environ.setdefault(
+    "XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+)
 
 import jax
 
@@ -32,7 +34,6 @@ SLOW = (
     "test_cifar_models.py::",
     "test_meta_dmoe.py::test_loss_and_gradient_of_the_aggregator",
     "test_crd.py::test_memory_form_step_by_step",
-    "test_nested_coteaching.py::test_both_together_keep_the_contract[test_jit_equals_eager",
     "test_learned_trust.py::",
     "test_lanes.py::test_a_lane_that_diverges_leaves_the_others_alone",
     "test_lanes.py::test_a_convolutional_network_goes_side_by_side",
