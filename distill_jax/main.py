@@ -1,5 +1,6 @@
 """The entrypoint: `python -m distill_jax.main --config=FILE --workdir=DIR [--mode=MODE] ...`."""
 
+import contextlib
 import errno
 import functools
 import os
@@ -28,8 +29,8 @@ def main(argv: Sequence[str]) -> int:
     """Runs one command line and returns its exit code.
 
     0 done, 2 a mistake that the user can mend (one message on stderr, no traceback), 3 a loss that
-    is not finite, 70 a stall that `watch.on_stall` ends, 71 another process of the run has ended,
-    75 stopped by a signal with the state saved.
+    is not finite, 70 a stall that `watch.on_stall` ends, 71 another process of the run has ended
+    or did not come, 75 stopped by a signal with the state saved.
     """
     try:
         parsed = flags.parse(argv)
@@ -41,12 +42,19 @@ def main(argv: Sequence[str]) -> int:
 
                 processes.leave(functools.partial(_tell, e))
             raise
-    except (UserError, MemoryError) as e:
-        return _tell(e)
-    except OSError as e:
-        if e.errno not in DISK:
-            raise
-        return _tell(e)
+    except Exception as e:
+        full = isinstance(e, OSError) and e.errno in DISK
+        if isinstance(e, UserError) or full or _is_memory(e):
+            return _tell(e)
+        raise
+
+
+def _is_memory(error: Exception) -> bool:
+    """Whether memory ran out, of the host or of a device."""
+    of_jax = type(error).__name__ in ("JaxRuntimeError", "XlaRuntimeError")
+    return isinstance(error, MemoryError) or (
+        of_jax and str(error).startswith("RESOURCE_EXHAUSTED") and "memory" in str(error).lower()
+    )
 
 
 def _tell(error: Exception) -> int:
@@ -58,8 +66,9 @@ def _tell(error: Exception) -> int:
         where = f"{error.filename}: " if error.filename else ""
         print(f"error: {where}{DISK[error.errno]}\n  {RESUMES}", file=sys.stderr)
         return UserError.exit_code
-    if isinstance(error, MemoryError):
-        what = f": {error}" if str(error) else ""
+    if _is_memory(error):
+        first = str(error).partition("\n")[0].removeprefix("RESOURCE_EXHAUSTED: ")[:200]
+        what = f": {first}" if first else ""
         print(f"error: not enough memory{what}\n  {SMALLER}", file=sys.stderr)
         return UserError.exit_code
     from distill_jax.run import processes
@@ -87,7 +96,19 @@ def _run(parsed: flags.Flags) -> int:
     )
     processes.initialize(settings)
     environment.cache_compiled_programs()
-    from distill_jax.run import loop
+    with contextlib.ExitStack() as stack:
+        if parsed.mode in ("train", "study"):  # what can be continued
+            stack.enter_context(environment.stop_on_signal())
+        try:
+            _do(parsed)
+        except environment.Preempted as e:
+            print(f"{e}; the same command continues it", file=sys.stderr)
+            return e.exit_code
+    return 0
+
+
+def _do(parsed: flags.Flags) -> None:
+    from distill_jax.run import loop, processes
 
     if processes.count() > 1:
         # Lanes are chosen by time, which processes measure differently.
@@ -96,35 +117,30 @@ def _run(parsed: flags.Flags) -> int:
     say = _say if main_process else _silent
 
     config, workdir = parsed.config, parsed.workdir
-    try:
-        if parsed.mode == "describe":
-            from distill_jax.run import describe
+    if parsed.mode == "describe":
+        from distill_jax.run import describe
 
-            print(describe.describe(config))
-        elif parsed.mode == "study":
-            from distill_jax.run import study
+        print(describe.describe(config))
+    elif parsed.mode == "study":
+        from distill_jax.run import study
 
-            assert workdir is not None
-            table = study.run_study(config, workdir, say=say)
-            if main_process:
-                print(table)
-        elif parsed.mode == "eval":
-            assert workdir is not None
-            table = loop.evaluate_run(config, workdir)
-            if main_process:
-                print(table)
-        else:
-            assert workdir is not None
-            result = loop.train(config, workdir, say=say)
-            if main_process:
-                print(loop.format_result(result))
-                from distill_jax.run import report  # not before the first step
+        assert workdir is not None
+        table = study.run_study(config, workdir, say=say)
+        if main_process:
+            print(table)
+    elif parsed.mode == "eval":
+        assert workdir is not None
+        table = loop.evaluate_run(config, workdir)
+        if main_process:
+            print(table)
+    else:
+        assert workdir is not None
+        result = loop.train(config, workdir, say=say)
+        if main_process:
+            print(loop.format_result(result))
+            from distill_jax.run import report  # not before the first step
 
-                print(f"report: {report.write_run_report(workdir)}")
-    except loop.Preempted as e:
-        print(f"{e}; the same command continues it", file=sys.stderr)
-        return e.exit_code
-    return 0
+            print(f"report: {report.write_run_report(workdir)}")
 
 
 def _say(line: str) -> None:

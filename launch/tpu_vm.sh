@@ -8,11 +8,13 @@
 #   launch/tpu_vm.sh watch --config=configs/distill/kd.py --workdir=/mnt/runs/kd
 #   launch/tpu_vm.sh delete
 #
-# install copies the repository, makes a virtual environment on every worker and, where NFS is set to
-# SERVER:/SHARE, mounts it at /mnt/runs. The workdir must be seen by all workers of a slice. run
-# starts the program on all workers. watch runs it, and while the TPU is preempted or gone makes a new
-# one and runs the same command, which continues; it gives up after ATTEMPTS. stop asks the program
-# to save and end. Optional: PROJECT, SPOT=1, NFS, ATTEMPTS (20). DRY_RUN=1 prints the commands.
+# install copies the repository, makes a virtual environment on every worker (with a Python of its
+# own: that of the runtime is older than 3.11) and, where NFS is set to SERVER:/SHARE, mounts it at
+# /mnt/runs. The workdir must be seen by all workers of a slice. run starts the program on all workers.
+# watch runs it until it is done or ends with 2 or 3 (launch/README.md); after anything else it runs
+# the same command again, which continues, on a new TPU where this one was preempted or is gone. It
+# gives up after ATTEMPTS. stop asks the program to save and end; end watch before.
+# Optional: PROJECT, SPOT=1, NFS, ATTEMPTS (20). DRY_RUN=1 prints the commands.
 
 set -eu
 
@@ -57,15 +59,19 @@ create() {
 
 install() {
     local archive
-    archive=$(mktemp -d)/distill_jax.tar.gz
-    do_ git archive --format=tar.gz --prefix=distill_jax/ --output="$archive" HEAD
-    do_ gcloud compute tpus tpu-vm scp "$archive" "$TPU:distill_jax.tar.gz" "${where[@]}" --worker=all
-    on_all "tar xzf distill_jax.tar.gz && cd distill_jax && python3 -m venv .venv &&
-        .venv/bin/pip install --quiet -c constraints.txt -e . 'jax[tpu]'"
-    if [[ -n ${NFS:-} ]]; then
-        on_all "sudo apt-get -qq install -y nfs-common && sudo mkdir -p /mnt/runs &&
-            (mountpoint -q /mnt/runs || sudo mount -t nfs $(printf %q "$NFS") /mnt/runs)"
-    fi
+    # Joined by &&: within a condition, as watch calls it, errexit is off.
+    archive=$(mktemp -d)/distill_jax.tar.gz &&
+        do_ git archive --format=tar.gz --prefix=distill_jax/ --output="$archive" HEAD &&
+        do_ gcloud compute tpus tpu-vm scp "$archive" "$TPU:distill_jax.tar.gz" "${where[@]}" \
+            --worker=all &&
+        on_all "tar xzf distill_jax.tar.gz && cd distill_jax &&
+            PIP_BREAK_SYSTEM_PACKAGES=1 python3 -m pip install --quiet --user uv &&
+            python3 -m uv venv --quiet --clear --seed --python 3.11 .venv &&
+            .venv/bin/pip install --quiet -c constraints.txt -e . 'jax[tpu]'" &&
+        if [[ -n ${NFS:-} ]]; then
+            on_all "sudo apt-get -qq install -y nfs-common && sudo mkdir -p /mnt/runs &&
+                (mountpoint -q /mnt/runs || sudo mount -t nfs $(printf %q "$NFS") /mnt/runs)"
+        fi
 }
 
 train() {
@@ -79,8 +85,19 @@ remove() {
     do_ gcloud compute tpus tpu-vm delete "$TPU" "${where[@]}" --quiet
 }
 
+# Prints the state; where it stays READY, as it may for a while after a preemption, in two minutes.
+settled() {
+    local found i
+    for ((i = 0; i < 12; i++)); do
+        found=$(state)
+        if [[ $found != READY ]]; then break; fi
+        sleep 10
+    done
+    echo "$found"
+}
+
 watch() {
-    local attempt found
+    local attempt code found bare=
     if [[ -n ${DRY_RUN:-} ]]; then
         train "$@"
         echo "# and while the TPU is found preempted or gone, up to $ATTEMPTS times:"
@@ -91,16 +108,35 @@ watch() {
         return
     fi
     for ((attempt = 0; attempt <= ATTEMPTS; attempt++)); do
-        if [[ $(state) == READY ]] && train "$@"; then return 0; fi
         found=$(state)
+        if [[ $found == READY && -n $bare ]]; then
+            if ! install; then
+                sleep 60
+                continue
+            fi
+            bare=
+        fi
         if [[ $found == READY ]]; then
-            echo "the program failed; its output says why" >&2
-            return 1
+            code=0
+            train "$@" || code=$?
+            case $code in
+                0) return 0 ;;
+                2 | 3)
+                    echo "the program ended with $code; its output says why" >&2
+                    return "$code"
+                    ;;
+            esac
+            found=$(settled)
+            if [[ $found == READY ]]; then
+                echo "the program ended with $code; again ($attempt of $ATTEMPTS)" >&2
+                continue
+            fi
         fi
         echo "the TPU is $found; making a new one ($attempt of $ATTEMPTS)" >&2
         if [[ $found != ABSENT ]]; then remove || true; fi
         # Spot capacity comes and goes: what fails now is tried again.
-        if ! { create && install; }; then sleep 60; fi
+        bare=yes
+        create || sleep 60
     done
     echo "given up after $ATTEMPTS attempts" >&2
     return 75

@@ -163,7 +163,7 @@ class Checkpointer:
         self.wait()
         step = int(state.step)
         folder = self._folder / str(step)
-        if folder.exists() and (folder / DIGEST).exists():
+        if processes.from_first((folder / DIGEST).exists, where=str(folder)):
             return
         if jax.process_index() == 0:
             _remove(folder)
@@ -178,6 +178,8 @@ class Checkpointer:
         try:
             self._checkpointer().save(folder, args=ocp.args.Composite(**args))
         except (OSError, ValueError) as e:
+            if processes.is_loss_of_peer(e):
+                raise
             raise self._not_saved(e) from e
         self._finish = threading.Thread(target=self._seal, args=(folder,), name="checkpoint")
         self._finish.start()
@@ -222,7 +224,7 @@ class Checkpointer:
             processes.barrier("checkpoint")
         if self._error is not None:
             error, self._error = self._error, None
-            if isinstance(error, CheckpointError):
+            if isinstance(error, CheckpointError) or processes.is_loss_of_peer(error):
                 raise error
             raise self._not_saved(error) from error
 
@@ -340,6 +342,8 @@ class Checkpointer:
         try:
             items = self._checkpointer().restore(folder, args=ocp.args.Composite(**args))
         except Exception as e:
+            if processes.is_loss_of_peer(e):
+                raise
             raise CheckpointError(f"could not be read: {_root_cause(e)}", where=str(folder)) from e
         return Restored(_join(items, like), self.meta(found), tuple(skipped))
 

@@ -38,6 +38,13 @@ def startup_seconds() -> float:
     return _started_runs[0] - _process_start() if len(_started_runs) == 1 else 0.0
 
 
+def available_cores() -> int:
+    """Returns how many cores this process may run on, which a scheduler may have limited."""
+    if hasattr(os, "sched_getaffinity"):  # not on macOS and Windows
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def cpu_devices(config, *, processes: int = 1) -> int:
     """How many devices to split a CPU into: one per core where that is faster and the batch fits.
 
@@ -56,7 +63,7 @@ def cpu_devices(config, *, processes: int = 1) -> int:
     fixed = math.prod(size for size in (mesh.data, mesh.fsdp, mesh.model) if size != -1)
     if -1 not in (mesh.data, mesh.fsdp, mesh.model):
         return max(1, fixed // processes)
-    cores = max(1, (os.cpu_count() or 1) // processes)
+    cores = max(1, available_cores() // processes)
     totals = [n * processes for n in range(1, cores + 1)]
     split = max(1, mesh.model)
     fits = [n for n in totals if n % fixed == 0 and config.batch_size % max(1, n // split) == 0]
@@ -148,6 +155,12 @@ def describe_environment() -> dict[str, Any]:
     }
 
 
+class Preempted(Exception):
+    """The run was asked to stop; what it saved is intact, and the same command continues it."""
+
+    exit_code = 75
+
+
 class StopFlag:
     """Whether a polite signal to stop has come, and which."""
 
@@ -157,13 +170,26 @@ class StopFlag:
         return self.signal is not None
 
 
+_stop: StopFlag | None = None
+
+
+def asked_to_stop() -> bool:
+    """Whether a signal has come within `stop_on_signal`."""
+    return bool(_stop)
+
+
 @contextlib.contextmanager
 def stop_on_signal() -> Iterator[StopFlag]:
-    """Turns SIGTERM and the first Ctrl-C into a flag that the loop reads between steps.
+    """Turns SIGTERM and the first Ctrl-C into a flag that is read between steps and runs.
 
-    A second Ctrl-C interrupts at once. Outside the main thread signals are left alone.
+    A second Ctrl-C interrupts at once. Outside the main thread signals are left alone. Within
+    another one it gives that one's flag.
     """
-    flag = StopFlag()
+    global _stop
+    if _stop is not None:
+        yield _stop
+        return
+    flag = _stop = StopFlag()
 
     def stop(number, frame):
         del frame
@@ -178,5 +204,6 @@ def stop_on_signal() -> Iterator[StopFlag]:
     try:
         yield flag
     finally:
+        _stop = None
         for number, handler in previous.items():
             signal.signal(number, handler)

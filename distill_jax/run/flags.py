@@ -51,6 +51,7 @@ common overrides (every key and its meaning: distill_jax/run/config.py):
   --config.optim.clip_norm=none                optional values are unset by none
   --config.objective.kwargs.temperature=4      keyword arguments of the method
   --config.eval.metric=held_out/nll            what selects the best checkpoint
+  --config.eval.mode=min                       which end of that is best: max or min
   --config.study.seeds=0,1,2                   tuples are separated by commas
   --config.roles.teacher.init=runs/teacher     start from the checkpoint of another run
   --config.precision=bfloat16                  compute type
@@ -209,7 +210,11 @@ def _workdir(text: str | None, mode: str) -> pathlib.Path | None:
         hint = "--workdir=runs/NAME, the folder for checkpoints, metrics and the report"
         raise UserError(f"mode {mode} needs a folder", where="--workdir", hint=hint)
     workdir = pathlib.Path(text).expanduser().absolute()
-    present = next(path for path in (workdir, *workdir.parents) if path.exists())
+    try:
+        present = next(path for path in (workdir, *workdir.parents) if path.exists())
+    except OSError as error:
+        what = f"{error.filename}: {error.strerror}"
+        raise UserError(what, where="--workdir", hint="choose another folder") from None
     if not present.is_dir():
         raise UserError(f"{present} is a file", where="--workdir", hint="name a folder")
     if mode != "describe" and not os.access(present, os.R_OK | os.W_OK | os.X_OK):

@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from distill_jax.core.errors import UserError
-from distill_jax.run import watch
+from distill_jax.run import environment, watch
 
 PORT = 8476
 """Where process 0 listens, unless an address says otherwise."""
@@ -25,11 +25,23 @@ TIMEOUT_SECONDS = 300
 HEARTBEAT_SECONDS = 60
 """A peer that is silent for so long is taken for dead, and every process ends."""
 
+SHUTDOWN_SECONDS = 3600
+"""Processes that are done wait so long for the first one, which writes the report."""
+
 PEER_LOST = 71
-"""Exit code where another process of the run has ended."""
+"""Exit code where another process of the run has ended, or did not come."""
+
+BLOCK = 4096
+"""Bytes of a text that go to the others in one collective: one shape is one compilation."""
 
 LAST_WORD_SECONDS = 2
 """For so long process 0, without which the others are ended, stays after an error."""
+
+
+class PeersAbsent(UserError):
+    """Processes that did not meet in time; a start of all of them may."""
+
+    exit_code = PEER_LOST
 
 
 class Settings(NamedTuple):
@@ -172,12 +184,15 @@ def initialize(settings: Settings | None) -> None:
     Every process uses all devices that it sees: start one a host, or hide the others' devices.
 
     Raises:
-      UserError: the others did not come in time.
+      PeersAbsent: the others did not come in time.
     """
     if settings is None:
         return
     import jax
 
+    # JAX's own handler of SIGTERM would keep the signal from a program that does not ask it.
+    with contextlib.suppress(AttributeError):
+        jax.config.update("jax_enable_preemption_service", False)
     if settings.coordinator is None:
         found = {}
     else:
@@ -197,7 +212,7 @@ def initialize(settings: Settings | None) -> None:
             **found,
             initialization_timeout=settings.timeout + 30,
             heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
-            shutdown_timeout_seconds=HEARTBEAT_SECONDS,
+            shutdown_timeout_seconds=SHUTDOWN_SECONDS,
         )
     except Exception as error:
         first = (str(error) or type(error).__name__).splitlines()[0]
@@ -206,8 +221,8 @@ def initialize(settings: Settings | None) -> None:
         alarm.cancel()
 
 
-def _absent(settings: Settings, what: str) -> UserError:
-    return UserError(
+def _absent(settings: Settings, what: str) -> PeersAbsent:
+    return PeersAbsent(
         f"process {settings.process_id} of {settings.num_processes} did not meet all others at "
         f"{settings.coordinator} in {settings.timeout} s: {what}",
         where=settings.source,
@@ -260,6 +275,19 @@ def any_process(flag: bool) -> bool:
 
     with watch.during("barrier", "asking all processes"):
         return bool(np.asarray(multihost_utils.process_allgather(np.int32(flag))).any())
+
+
+def stop_if_asked(when: str) -> None:
+    """Ends the run where a signal asks any process to. All have to ask at the same point.
+
+    Args:
+      when: the end of the message.
+
+    Raises:
+      Preempted: in every process.
+    """
+    if any_process(environment.asked_to_stop()):
+        raise environment.Preempted(f"stopped {when}")
 
 
 def is_loss_of_peer(error: BaseException) -> bool:
@@ -335,8 +363,11 @@ def _broadcast(text: str) -> str:
     import numpy as np
     from jax.experimental import multihost_utils
 
-    data = np.frombuffer(text.encode(), np.uint8)
-    size = int(multihost_utils.broadcast_one_to_all(np.int32(len(data))))
-    padded = np.zeros(size, np.uint8)
-    padded[: len(data)] = data
-    return np.asarray(multihost_utils.broadcast_one_to_all(padded)).tobytes().decode()
+    data = text.encode()
+    with watch.during("barrier", "asking process 0"):
+        size = int(multihost_utils.broadcast_one_to_all(np.int32(len(data))))
+        data, blocks = data.ljust(size, b"\0"), []
+        for start in range(0, size, BLOCK):
+            block = np.frombuffer(data[start : start + BLOCK].ljust(BLOCK, b"\0"), np.uint8)
+            blocks.append(np.asarray(multihost_utils.broadcast_one_to_all(block)).tobytes())
+    return b"".join(blocks)[:size].decode()

@@ -30,6 +30,7 @@ import os
 import pathlib
 import shutil
 import tempfile
+import uuid
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -44,7 +45,7 @@ from distill_jax.core.steps import BoundNets, teacher_view
 from distill_jax.data import loader
 from distill_jax.data.source import digest
 from distill_jax.losses.stored_labels import keep_top, restore_top
-from distill_jax.run import checkpoint, watch
+from distill_jax.run import checkpoint, environment, processes, watch
 from distill_jax.run import config as config_lib
 from distill_jax.run.config import ConfigDict
 from distill_jax.run.resolve import resolve
@@ -450,18 +451,11 @@ def open_store(
         )
     if jax.process_index() == 0 and not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(".tmp")
+        temporary = path.with_suffix(f".{uuid.uuid4().hex}.tmp")  # another run may open it too
         temporary.write_text(json.dumps(fresh, indent=1))
         os.replace(temporary, path)
-    _wait_for_all("teacher_cache_open")
+    processes.barrier("teacher_cache_open")
     return Store(folder, fields, n=n, chunk=stored["chunk"])
-
-
-def _wait_for_all(name: str) -> None:
-    if jax.process_count() > 1:
-        from jax.experimental import multihost_utils
-
-        multihost_utils.sync_global_devices(name)
 
 
 def prepare(
@@ -487,6 +481,7 @@ def prepare(
 
     Raises:
       ConfigError: the folder holds answers to other questions.
+      Preempted: a signal asked to stop; the chunks that were filled are kept.
     """
     folder = pathlib.Path(config.cache.dir.replace("{seed}", str(config.seed))).expanduser()
     n, stores = len(source), {}
@@ -494,14 +489,20 @@ def prepare(
         key = make_key(config, plan, role, source, frozen.get(role))
         stores[role] = store = open_store(folder / role, key, plan, role, n)
         every = [(view, chunk) for view in range(plan.views) for chunk in range(store.chunks)]
-        missing = [place for place in every if not store.path(*place).exists()]
+        missing = processes.from_first(
+            lambda store=store, every=every: [p for p in every if not store.path(*p).exists()],
+            where=str(folder / role),
+        )
         say(f"teacher cache {folder / role}: {plan.describe(n)}, {len(missing)} chunks to fill")
         if missing:
             ask = _make_ask(config, plan, role, models, frozen, transform)
-            for view, chunk in every[jax.process_index() :: jax.process_count()]:
-                if (view, chunk) in missing:
-                    store.write(view, chunk, _fill(plan, source, store, ask, view, chunk))
-    _wait_for_all("teacher_cache_filled")
+            for start in range(0, len(missing), jax.process_count()):
+                for view, chunk in missing[start:][jax.process_index() :][:1]:
+                    rows = _fill(plan, source, store, ask, view, chunk)
+                    if rows is not None:
+                        store.write(view, chunk, rows)
+                processes.stop_if_asked(f"while {role} was asked")
+    processes.barrier("teacher_cache_filled")
     return Answers(stores, views=plan.views)
 
 
@@ -534,12 +535,17 @@ def _make_ask(config, plan, role, models, frozen, transform) -> Callable[[Batch]
     return call
 
 
-def _fill(plan: Plan, source: Source, store: Store, ask, view: int, chunk: int) -> Answer:
-    """Asks for the rows of a chunk, in batches of the size that devices see in training."""
+def _fill(plan: Plan, source: Source, store: Store, ask, view: int, chunk: int) -> Answer | None:
+    """Asks for the rows of a chunk, in batches of the size that devices see in training.
+
+    None where a signal asks to stop.
+    """
     size = plan.batch_size // plan.devices * jax.local_device_count()
     parts = []
     for batch in loader.chunk_batches(source, store.positions(chunk), batch_size=size, epoch=view):
         real = batch["mask"] > 0
         watch.alive()
+        if environment.asked_to_stop():
+            return None
         parts.append({name: x[real] for name, x in ask(batch).items()})
     return jax.tree.map(lambda *xs: np.concatenate(xs), *parts)

@@ -134,6 +134,70 @@ def test_two_processes_train_as_one(tmp_path):
     assert json.loads((tmp_path / "2yes" / "env.json").read_text())["processes"] == 2
 
 
+PATCHED = """
+import os, signal, sys
+from distill_jax import main
+from distill_jax.run import checkpoint, loop, processes
+
+PATCH
+sys.exit(main.main(sys.argv))
+"""
+
+
+def run_patched(patch, *args):
+    """Runs two processes of `main` after some changes to the program; returns code and output."""
+    more = ["--config=configs/distill/supervised.py:smoke", "--config.roles.student.model=mlp"]
+    more += ["--config.roles.student.kwargs.hidden=(4,)", "--config.log.tensorboard=False", *args]
+    lines = local.commands(more, processes=2, devices=1, port=local.free_port())
+    lines = [[sys.executable, "-c", PATCHED.replace("PATCH", patch), *line[3:]] for line in lines]
+    out = io.StringIO()
+    return local.run(lines, grace=30, stdout=out), out.getvalue()
+
+
+@pytest.mark.slow
+def test_processes_that_see_the_folder_differently_go_on_together(tmp_path):
+    stale = """
+steps = checkpoint.Checkpointer.steps
+checkpoint.Checkpointer.steps = lambda self: steps(self) if processes.is_main() else []
+result = loop.read_result
+loop.read_result = lambda folder: result(folder) if processes.is_main() else None
+measure, calls = loop.measure, []
+def falling(experiment, outputs, facts, split, parts=None):
+    calls.append(split)
+    found = measure(experiment, outputs, facts, split, parts)
+    return {**found, "held_out/accuracy": 1 / len(calls)} if split == "held_out" else found
+loop.measure = falling
+"""
+    args = ["--config.eval.every.steps=3", f"--workdir={tmp_path}"]
+    code, told = run_patched(stale, *args)
+    assert code == 0, told
+    found = json.loads((tmp_path / "result.json").read_text())
+    assert found["best"]["step"] < found["steps"]
+    assert "compiled again" not in told and found["compute"]["compilations_after_start"] == 0
+    code, told = run_patched(stale, *args)
+    assert code == 0 and "is finished" in told, told
+
+
+@pytest.mark.slow
+def test_a_signal_to_one_process_ends_a_study_after_its_run(tmp_path):
+    patch = """
+measure = loop.measure
+def stopped(experiment, outputs, facts, split, parts=None):
+    if split == "test" and not processes.is_main():
+        os.kill(os.getpid(), signal.SIGTERM)
+    return measure(experiment, outputs, facts, split, parts)
+loop.measure = stopped
+"""
+    study = ["--mode=study", "--config.study.arms={'a': {}, 'b': {'optim.lr': 0.2}}"]
+    study += ["--config.study.reference=a", "--config.study.seeds=(0,)"]
+    code, told = run_patched(
+        patch, *study, "--config.study.metric=test/accuracy", f"--workdir={tmp_path}"
+    )
+    assert code == 75, told
+    assert told.count("stopped before the run began; the same command continues it") == 2
+    assert (tmp_path / "a" / "seed0" / "result.json").exists() and not (tmp_path / "b").exists()
+
+
 # slurm.sh and tpu_vm.sh
 
 
@@ -184,36 +248,58 @@ def test_tpu_dry_run_prints_every_command():
     found = script("tpu_vm.sh", "watch", "--config=c.py", **TPU)
     verbs = [line.split()[4] for line in found.stdout.splitlines() if line.startswith("gcloud")]
     assert verbs == ["ssh", "delete", "create", "scp", "ssh", "ssh"]
+    install = script("tpu_vm.sh", "install", **TPU).stdout
+    assert install.index("uv venv") < install.index("pip install --quiet -c constraints.txt")
     assert "delete t" in script("tpu_vm.sh", "delete", **TPU).stdout
 
 
-def test_tpu_watch_makes_a_new_one_after_preemption(tmp_path):
-    # A gcloud whose first TPU is preempted while it trains.
-    (tmp_path / "gcloud").write_text(
-        """#!/bin/bash
-echo "$4" >> calls
-made=$(grep -c create calls)
-case $4 in
-    describe) if [[ $made -gt 0 || ! -e gone ]]; then echo READY; else echo PREEMPTED; fi ;;
-    ssh) if [[ $made -eq 0 ]]; then touch gone; exit 1; fi ;;
-esac
-"""
-    )
-    (tmp_path / "gcloud").chmod(0o755)
-    (tmp_path / "git").write_text("#!/bin/bash\n")
-    (tmp_path / "git").chmod(0o755)
+def watch_tpu(tmp_path, gcloud):
+    """Runs `watch` with a gcloud of `case $4 in ... esac`; returns its code and what it called."""
+    head = '#!/bin/bash\necho "$4" >> calls\nmade=$(grep -c create calls)\n'
+    programs = {"gcloud": f"{head}case $4 in {gcloud} esac\n", "git": "", "sleep": ""}
+    for name, text in programs.items():
+        (tmp_path / name).write_text(text or "#!/bin/bash\n")
+        (tmp_path / name).chmod(0o755)
     environ = {k: v for k, v in TPU.items() if k != "DRY_RUN"}
     found = subprocess.run(
         ["bash", str(LAUNCH / "tpu_vm.sh"), "watch", "--config=x"],
-        env={"PATH": f"{tmp_path}:{os.environ['PATH']}", **environ},
+        env={"PATH": f"{tmp_path}:{os.environ['PATH']}", "ATTEMPTS": "3", **environ},
         cwd=tmp_path,
         capture_output=True,
         timeout=60,
     )
-    assert found.returncode == 0, found.stderr
-    calls = (tmp_path / "calls").read_text().split()
-    first, again = ["describe", "ssh", "describe"], ["delete", "create", "scp", "ssh"]
-    assert calls == [*first, *again, "describe", "ssh"]
+    return found.returncode, (tmp_path / "calls").read_text().split()
+
+
+def test_tpu_watch_makes_a_new_one_after_preemption(tmp_path):
+    # The first TPU is preempted while it trains, and said to be ready twice more.
+    gcloud = """
+        describe)
+            if [[ $made -gt 0 || ! -e gone || $(grep -c describe calls) -lt 4 ]]; then echo READY
+            else echo PREEMPTED; fi ;;
+        ssh) if [[ $made -eq 0 ]]; then touch gone; exit 255; fi ;;"""
+    code, calls = watch_tpu(tmp_path, gcloud)
+    assert code == 0
+    first = ["describe", "ssh", "describe", "describe", "describe"]
+    assert calls == [*first, "delete", "create", "describe", "scp", "ssh", "ssh"]
+
+
+@pytest.mark.parametrize("code, runs", [(0, 1), (2, 1), (3, 1), (1, 4), (75, 4)])
+def test_tpu_watch_runs_again_what_may_continue(tmp_path, code, runs):
+    gcloud = f"describe) echo READY ;; ssh) exit {code} ;;"
+    found, calls = watch_tpu(tmp_path, gcloud)
+    assert found == (75 if runs > 1 else code)
+    assert calls.count("ssh") == runs and "create" not in calls
+
+
+def test_tpu_watch_trains_only_what_is_installed(tmp_path):
+    gcloud = """
+        describe) if [[ $made -gt 0 ]]; then echo READY; fi ;;
+        scp) if [[ $(grep -c scp calls) -lt 2 ]]; then exit 1; fi ;;"""
+    assert watch_tpu(tmp_path, gcloud) == (
+        0,
+        ["describe", "delete", "create", "describe", "scp", "describe", "scp", "ssh", "ssh"],
+    )
 
 
 @pytest.mark.parametrize("name", ["slurm.sh", "tpu_vm.sh"])

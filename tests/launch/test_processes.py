@@ -1,14 +1,16 @@
 """How processes find each other, as a function of the environment."""
 
+import signal
 import socket
 import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 
 from distill_jax.core.errors import UserError
-from distill_jax.run import processes
+from distill_jax.run import environment, processes, watch
 from distill_jax.run.processes import detect, first_host
 
 SLURM = {
@@ -101,8 +103,9 @@ def test_a_coordinator_that_is_not_there_is_told_within_the_time():
             {"DISTILL_JAX_TIMEOUT": "1"}, coordinator=address, num_processes=2, process_id=1
         )
         began = time.monotonic()
-        with pytest.raises(UserError, match=r"in 1 s: nobody listens there"):
+        with pytest.raises(UserError, match=r"in 1 s: nobody listens there") as error:
             processes.initialize(settings)
+    assert error.value.exit_code == 71  # a launcher starts it again
     assert time.monotonic() - began < 10
 
 
@@ -113,8 +116,45 @@ def test_process_0_tells_in_time_that_the_others_are_missing():
         "processes.initialize(processes.Settings(f'127.0.0.1:{port}', 2, 0, 'flags', 2))"
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=90)
-    assert found.returncode == 2, found.stderr
+    assert found.returncode == 71, found.stderr
     assert "error: flags: process 0 of 2 did not meet all others at 127.0.0.1" in found.stderr
+
+
+def test_processes_that_are_done_wait_for_the_report(monkeypatch):
+    given = {}
+    monkeypatch.setattr("jax.distributed.initialize", lambda **kwargs: given.update(kwargs))
+    processes.initialize(processes.Settings("127.0.0.1:1", 2, 0, "flags"))
+    assert given["shutdown_timeout_seconds"] >= 1800 > given["heartbeat_timeout_seconds"]
+
+
+def test_texts_of_any_length_reach_the_others_in_blocks_of_one_shape(monkeypatch):
+    shapes, kinds = set(), set()
+
+    def broadcast(x):
+        shapes.add(np.shape(x))
+        kinds.add(watched.kind)
+        return x
+
+    monkeypatch.setattr("jax.process_count", lambda: 2)
+    monkeypatch.setattr("jax.experimental.multihost_utils.broadcast_one_to_all", broadcast)
+    with watch.Watch([], total=1) as watched:
+        for value in ("", "é" * 5000, {"step": 3, "metric": 0.1}):
+            assert processes.from_first(lambda value=value: value, where="here") == value
+    assert shapes == {(), (processes.BLOCK,)} and kinds == {"asking process 0"}
+
+
+def test_a_signal_to_any_process_ends_all_at_the_same_point(monkeypatch):
+    processes.stop_if_asked("here")
+    with environment.stop_on_signal():
+        signal.raise_signal(signal.SIGTERM)
+        with environment.stop_on_signal() as inner:  # what came before is known within
+            assert inner
+        with pytest.raises(environment.Preempted, match="stopped here"):
+            processes.stop_if_asked("here")
+    assert not environment.asked_to_stop()
+    monkeypatch.setattr(processes, "any_process", lambda flag: True)
+    with pytest.raises(environment.Preempted):
+        processes.stop_if_asked("here")
 
 
 def test_one_process_initializes_nothing():
