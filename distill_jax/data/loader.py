@@ -44,22 +44,12 @@ def batch_rows(step: int, *, batch_size: int, seed: int, n: int) -> tuple[np.nda
     return position, epoch.astype(np.int32)
 
 
-def _check(n: int, batch_size: int, process_count: int = 1) -> None:
+def _check(n: int, batch_size: int) -> None:
     if not 1 <= batch_size <= n:
         raise ConfigError(
             f"a batch of {batch_size} from {n} training examples",
             where="batch_size",
             hint=f"1 <= batch_size <= {n}: no example may occur twice in a batch's epoch",
-        )
-    _check_processes(batch_size, process_count)
-
-
-def _check_processes(batch_size: int, process_count: int) -> None:
-    if batch_size % process_count:
-        raise ConfigError(
-            f"a batch of {batch_size} does not divide over {process_count} processes",
-            where="batch_size",
-            hint=f"a multiple of {process_count}",
         )
 
 
@@ -211,23 +201,21 @@ def resident_shapes(source: Source, *, sharding: Sharding) -> tuple[PyTree, PyTr
 class StreamLoader:
     """Reads batches ahead on threads (grain), for sources that do not fit on a device.
 
-    The batches equal those of `ResidentLoader`; each process reads its contiguous share.
+    The batches equal those of `ResidentLoader`; each process reads the rows that its devices hold.
 
     Args:
       source: training examples.
       batch_size: global batch size.
       seed: of the order.
       start: the step of the first batch of `iter(loader)`.
-      process_index: this process.
-      process_count: number of processes; divides `batch_size`.
       num_threads: threads that call `source.read`. 0 reads in the caller's thread, best for
         arrays in memory; threads pay where reading waits for a disk or decodes.
       prefetch: batches read ahead.
-      sharding: of the batch axis over a mesh, for `window`; by default the first device.
+      sharding: of the batch axis over a mesh; by default all rows, on the first device.
       answers: stored answers to the examples (`run.teacher_cache.Answers`), which batches carry.
 
     Raises:
-      ConfigError: a batch larger than the source or not divisible over the processes.
+      ConfigError: a batch larger than the source.
       DataUnavailable: grain is not installed.
     """
 
@@ -240,14 +228,12 @@ class StreamLoader:
         batch_size: int,
         seed: int,
         start: int = 0,
-        process_index: int = 0,
-        process_count: int = 1,
         num_threads: int = 2,
         prefetch: int = 4,
         sharding: Sharding | None = None,
         answers: Any = None,
     ):
-        _check(len(source), batch_size, process_count)
+        _check(len(source), batch_size)
         try:
             import grain
         except ImportError as error:
@@ -256,8 +242,11 @@ class StreamLoader:
                 where="data.resident",
                 hint="pip install grain, or keep the data on the device: data.resident = True",
             ) from error
-        share = batch_size // process_count
-        self.rows = slice(process_index * share, (process_index + 1) * share)
+        self.rows = np.arange(batch_size)
+        if sharding is not None:
+            held = sharding.addressable_devices_indices_map((batch_size,)).values()
+            # Processes between which a model is split hold the same rows.
+            self.rows = np.unique(np.concatenate([self.rows[index] for index in held]))
         self.source, self.batch_size, self.seed, self.start = source, batch_size, seed, start
         self.sharding, self.data, self.answers = sharding, {}, answers
         self._ids = example_ids(source)
@@ -268,7 +257,7 @@ class StreamLoader:
         self._batches, self._step, self._window = None, -1, {}
 
     def batch(self, step: int) -> Mapping[str, Any]:
-        """Reads this process's rows of batch `step`, NumPy arrays `[b / processes, ...]`."""
+        """Reads this process's rows of batch `step`, NumPy arrays `[rows, ...]`."""
         position, epoch = batch_rows(
             step, batch_size=self.batch_size, seed=self.seed, n=len(self.source)
         )
@@ -354,7 +343,12 @@ def eval_batches(
     """
     if batch_size < 1:
         raise ConfigError(f"batch_size is {batch_size}", where="eval.batch_size", hint="at least 1")
-    _check_processes(batch_size, process_count)
+    if batch_size % process_count:
+        raise ConfigError(
+            f"a batch of {batch_size} does not divide over {process_count} processes",
+            where="eval.batch_size",
+            hint=f"a multiple of {process_count}",
+        )
     share = batch_size // process_count
     ids = example_ids(source)
     for start in range(0, len(source), batch_size):

@@ -52,7 +52,10 @@ def k_means(
 
 
 def hungarian_accuracy(labels: np.ndarray, cluster: np.ndarray) -> float:
-    """Returns the accuracy `[n]` under the best one-to-one map of clusters to classes."""
+    """Returns the accuracy under the best one-to-one map of clusters to classes, a float.
+
+    Labels and clusters are ints `[n]`, from 0 on.
+    """
     from scipy.optimize import linear_sum_assignment  # not before it is needed
 
     table = np.zeros((cluster.max() + 1, labels.max() + 1), np.int64)

@@ -31,25 +31,32 @@ from distill_jax.core.api import (
     Batch,
     Dataset,
     Evaluator,
+    Key,
     Model,
     Objective,
+    Params,
     PyTree,
     Role,
     Source,
+    State,
 )
 from distill_jax.core.errors import ConfigError, explained, nearest
 from distill_jax.core.precision import cast
 from distill_jax.core.weighing import Weighed
 from distill_jax.data import corruption, loader, transforms
-from distill_jax.data.source import example_ids
+from distill_jax.data.source import Subset, example_ids
+from distill_jax.evaluators._features import spread
 from distill_jax.models.adapters import as_model
-from distill_jax.run import checkpoint, preflight, teacher_cache, watch
+from distill_jax.run import checkpoint, preflight, processes, teacher_cache, watch
 from distill_jax.run import config as config_lib
 from distill_jax.run.config import ConfigDict
 from distill_jax.run.resolve import bind, resolve
 
 RAW_WIDTH = 4096
 """Inputs of more numbers than this are no control of embeddings."""
+
+STATISTICS_BATCHES, STATISTICS_SIZE = 32, 256
+"""So many batches, of so many examples, at most give the batch statistics of untrained networks."""
 
 RESIDENT_BYTES = 2**30
 """Training sets up to this size live on the device where `data.resident` is "auto"."""
@@ -316,11 +323,9 @@ class Experiment:
         predict = steps.make_predict(
             self.gathered_models, wanted, precision=self.config.precision, derived=derived
         )
-        transform = make_transform(self.config, self.dataset, train=False)
 
         def run(state, frozen, batch):
-            batch = transform(rng.stream(jax.random.key(0), "transform"), batch, state.step)
-            return predict(state, frozen, batch)
+            return predict(state, frozen, self._evaluation_batch(batch, state.step))
 
         return jax.jit(run, out_shardings=partition.replicated(self.mesh))
 
@@ -355,9 +360,15 @@ class Experiment:
         batch = jax.eval_shape(self._evaluation_transform, one)
         return jax.eval_shape(self._raw, batch["input"]).shape[1] <= RAW_WIDTH
 
-    def _evaluation_transform(self, batch: Batch) -> Batch:
+    def _evaluation_transform(self, batch: Batch, step: Any = 0) -> Batch:
         transform = make_transform(self.config, self.dataset, train=False)
-        return transform(rng.stream(jax.random.key(0), "transform"), batch, jnp.int32(0))
+        return transform(rng.stream(jax.random.key(0), "transform"), batch, jnp.int32(step))
+
+    def _evaluation_batch(self, batch: Batch, step: Any) -> Batch:
+        """Transforms a batch `[b, ...]` of the host, which without constraint each device would
+        compute whole."""
+        split = jax.lax.with_sharding_constraint(batch, partition.over_batch(self.mesh))
+        return self._evaluation_transform(split, step)
 
     def _raw(self, inputs: Any) -> jax.Array:
         """Returns the input of a network as numbers `[b, d]`; categories become indicators."""
@@ -370,10 +381,48 @@ class Experiment:
         parts += [x.reshape(len(x), -1) for name, x in inputs.items() if name != "categorical"]
         return jnp.concatenate([x.astype(jnp.float32) for x in parts], axis=1)
 
+    def untrained(self, key: Key) -> Mapping[Role, tuple[Params, State]]:
+        """Returns `{role: (params, state)}` of networks before training, warm start or checkpoint,
+        where they are a control.
+
+        Batch statistics are those of training batches as evaluators see them: those that they
+        start from, 0 and 1, are of no data, and make a weaker control. Like `predict_controls` it
+        runs on one device of each process.
+
+        Args:
+          key: the root key of the run.
+        """
+        networks = self._initial_networks(key)
+        params, first = ({role: n[i] for role, n in networks.items()} for i in (0, 1))
+        if not jax.tree.leaves(first):
+            return networks
+        source = self.dataset.train
+        # Not of the size of evaluation batches, which is to change no result.
+        size = min(self.config.batch_size, STATISTICS_SIZE, len(source))
+        count = min(len(source) // size, STATISTICS_BATCHES)
+        # No padding, which would count; every batch is from all over the data, which may be sorted.
+        rows = spread(len(source), count * size).reshape(size, count).T.reshape(-1)
+        averages = lambda x: jnp.issubdtype(x.dtype, jnp.inexact)  # noqa: E731
+        last, other = first, jax.tree.map(lambda x: x + 1 if averages(x) else x, first)
+        for batch in loader.eval_batches(Subset(source, rows, "some of it"), batch_size=size):
+            watch.alive()
+            last, other = self._pass_batch(params, (last, other), batch)
+
+        def settled(first, last, other):
+            """Where moving averages would be after passes without end; other states stay."""
+            if not averages(first):
+                return last
+            share = other - last  # of the start, that a pass leaves
+            moving = (share >= 0) & (share < 0.999)
+            start = jnp.where(moving, share, 0)
+            return jnp.where(moving, (last - start * first) / (1 - start), last)
+
+        found = jax.tree.map(settled, first, last, other)
+        return {role: (params[role], found[role]) for role in networks}
+
     @functools.cached_property
-    def untrained(self) -> Callable:
-        """The jitted `key -> {role: (params, state)}` of networks before training, warm start or
-        checkpoint, where they are a control."""
+    def _initial_networks(self) -> Callable:
+        """The jitted `key -> {role: (params, state)}`."""
         roles = self.controls.get("initial", {})
 
         def init(key):
@@ -385,6 +434,29 @@ class Experiment:
             return found
 
         return jax.jit(init)
+
+    @functools.cached_property
+    def _pass_batch(self) -> Callable:
+        """The jitted `(params, states, batch) -> states` of `untrained`, in training mode.
+
+        Outputs do not depend on the states, so that XLA computes them once for all of these.
+        """
+
+        def run(params, states, batch):
+            batch = self._evaluation_transform(batch)
+            found = []
+            for model_state in states:
+                nets = steps.BoundNets(
+                    self.models,
+                    params,
+                    model_state,
+                    key=jax.random.key(0),
+                    precision=self.config.precision,
+                )
+                found.append({r: nets(r, batch["input"], train=True)[1] for r in params})
+            return tuple(found)
+
+        return jax.jit(run)
 
     @functools.cached_property
     def predict_controls(self) -> Callable:
@@ -462,10 +534,9 @@ class Experiment:
         if not isinstance(self.objective, Weighed) or "class_means" not in state.memory:
             return state
         objective, frozen = self.objective, self.on_device(frozen)
-        transform = make_transform(self.config, self.dataset, train=False)
 
         def sums(state, frozen, batch):
-            batch = transform(rng.stream(jax.random.key(0), "transform"), batch, state.step)
+            batch = self._evaluation_batch(batch, state.step)
             nets = steps.bind_networks(
                 self.models, state, frozen, key=jax.random.key(0), precision=self.config.precision
             )
@@ -476,6 +547,7 @@ class Experiment:
         parts = []
         for batch in batches:
             watch.alive()
+            processes.stop_if_asked("before the class means were known")
             parts.append(jax.device_get(run(state, frozen, batch)))
         total = jax.tree.map(lambda *x: np.sum(np.stack(x, dtype=np.float64), axis=0), *parts)
         old = state.memory["class_means"]
@@ -489,10 +561,9 @@ class Experiment:
         if not objective.surveys:
             return state
         frozen = self.on_device(frozen)
-        transform = make_transform(self.config, self.dataset, train=False)
 
         def ask(state, frozen, batch):
-            batch = transform(rng.stream(jax.random.key(0), "transform"), batch, state.step)
+            batch = self._evaluation_batch(batch, state.step)
             nets = steps.bind_networks(
                 self.models, state, frozen, key=jax.random.key(0), precision=self.config.precision
             )
@@ -502,6 +573,7 @@ class Experiment:
         parts = []
         for batch in loader.eval_batches(self.dataset.train, batch_size=self.eval_batch_size):
             watch.alive()
+            processes.stop_if_asked("before the survey was done")
             found, real = jax.device_get(run(state, frozen, batch)), batch["mask"] > 0
             parts.append({name: rows[real] for name, rows in found.items()})
         rows = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
@@ -1222,8 +1294,6 @@ class Feed:
                 batch_size=batch_size,
                 seed=seed,
                 start=start,
-                process_index=jax.process_index(),
-                process_count=jax.process_count(),
                 sharding=partition.over_batch(mesh),
                 answers=answers,
             )

@@ -17,6 +17,7 @@ from absl import flags
 from ml_collections import config_dict
 
 from distill_jax.core.errors import ConfigError, nearest
+from distill_jax.evaluators._directions import direction
 
 if TYPE_CHECKING:
 
@@ -165,7 +166,7 @@ def base() -> ConfigDict:
     config.eval.batch_size = 500  # examples per evaluation step
     config.eval.metric = "held_out/accuracy"  # split/metric that selects the best checkpoint;
     # empty selects none, and goes with data.held_out=0
-    config.eval.mode = "max"  # what is best: max | min
+    config.eval.mode = "max"  # which end of eval.metric is best: max | min
 
     config.evaluators = ConfigDict()  # open: {module in distill_jax.evaluators: keyword arguments}
 
@@ -544,6 +545,12 @@ def validate(config: ConfigDict) -> None:
             "the test split is read only to report, never to select",
             where="eval.metric",
             hint="use held_out/" + config.eval.metric.partition("/")[2],
+        )
+    if config.eval.mode != (best := direction(config.eval.metric) or config.eval.mode):
+        raise ConfigError(
+            f"{config.eval.mode} would select the worst by {config.eval.metric}",
+            where="eval.mode",
+            hint=f'"{best}" is its better end',
         )
     _check_metric(config, "study.metric")
     _check_study(config)

@@ -21,7 +21,7 @@ from distill_jax.core.api import PyTree, Role, TrainState
 from distill_jax.core.errors import CheckpointError, NonFiniteError
 from distill_jax.run import build as build_lib
 from distill_jax.run import config as config_lib
-from distill_jax.run import environment, loop, watch
+from distill_jax.run import environment, loop, processes, watch
 from distill_jax.run.config import ConfigDict
 
 _LR = ("optim", "lr")
@@ -97,6 +97,7 @@ def train(
       Preempted: stopped by a signal; the states are saved.
     """
     clock = loop.Clock()
+    processes.stop_if_asked("before the runs began")
     experiments = make_experiments(members, make_experiment)
     experiments[0].say_doubts(say, alone=False)
     program = Lanes(members, experiments, way=way)

@@ -33,6 +33,7 @@ from distill_jax.run import build as build_lib
 from distill_jax.run import config as config_lib
 from distill_jax.run.checkpoint import Checkpointer
 from distill_jax.run.config import ConfigDict
+from distill_jax.run.environment import Preempted
 
 NEUTRAL = (
     "mesh.",
@@ -66,12 +67,6 @@ TRUST_EXAMPLES, EXTREMES = 10_000, 12
 """How many training examples are stored with their weights, and images of the extreme ones."""
 
 
-class Preempted(Exception):
-    """The run was asked to stop, saved its state and can be continued by the same command."""
-
-    exit_code = 75
-
-
 def write_json(path: pathlib.Path, value: Any) -> None:
     """Writes a JSON file whole or not at all; of several processes the first one does."""
     if jax.process_index() != 0:
@@ -84,6 +79,8 @@ def write_json(path: pathlib.Path, value: Any) -> None:
 def check_workdir(config: ConfigDict, workdir: pathlib.Path) -> None:
     """Checks that a folder is new, or holds a run of the same config.
 
+    It may have been moved, together with the study whose networks the run starts from.
+
     Raises:
       ConfigError: the folder holds a run that differs in something that changes its result.
     """
@@ -91,6 +88,9 @@ def check_workdir(config: ConfigDict, workdir: pathlib.Path) -> None:
     if not stored.exists():
         return
     before = config_lib.from_json(stored.read_text())
+    for name, role in before.roles.items():
+        if name in config.roles and _moved(role.init, config.roles[name].init, workdir):
+            role.init = config.roles[name].init
     changes = config_lib.differences(before, config)
     changes = [change for change in changes if not change.startswith(NEUTRAL)]
     if changes:
@@ -99,6 +99,16 @@ def check_workdir(config: ConfigDict, workdir: pathlib.Path) -> None:
             where=str(workdir),
             hint="give the same config to continue it, or another workdir",
         )
+
+
+def _moved(old: str | None, new: str | None, workdir: pathlib.Path) -> bool:
+    """Says whether a network has the place in the study of a run that `old`, now gone, named."""
+    if not old or not new:
+        return False
+    (was, *old_part), (now, *new_part) = (init.split("#", 1) for init in (old, new))
+    here = pathlib.Path(os.path.relpath(now, workdir.parent.parent)).parts  # arm, seed
+    same = pathlib.Path(was).parts[-2:] == here and old_part == new_part
+    return same and not pathlib.Path(was).exists()
 
 
 def create_workdir(config: ConfigDict, workdir: pathlib.Path) -> None:
@@ -352,13 +362,15 @@ def train(
 
     Raises:
       UserError: the config, the data or a checkpoint does not fit, or a loss became NaN.
-      Preempted: a signal asked the run to stop; its state is saved.
+      Preempted: a signal asked the run to stop; its state is saved, where it had begun.
     """
     clock = Clock()
     check_workdir(config, workdir)
-    if (finished := read_result(workdir)) is not None:
+    finished = processes.from_first(lambda: read_result(workdir), where=str(workdir))
+    if finished is not None:
         say(f"{workdir} is finished; its result is read from result.json")
         return finished
+    processes.stop_if_asked("before the run began")
     experiment = make_experiment(config)
     if not (workdir / "config.json").exists():  # one that goes on was looked at before
         experiment.say_doubts(say, alone=not arm)
@@ -436,7 +448,11 @@ class Run:
         self.earlier_seconds = restored.meta.get("seconds", 0.0)
         self.skipped = restored.meta.get("skipped", 0)
         self.latest = dict(restored.meta.get("metrics", {}))
-        self.unlogged = [(v, np.asarray(x)) for v, x in restored.meta.get("unlogged", ())]
+        self.first_spread = dict(restored.meta.get("first_spread", {}))
+        rows = ((v, np.asarray(x)) for v, x in restored.meta.get("unlogged", ()))
+        # Those of another `log.grad_norm` have other metrics.
+        length = lambda variant: len(self.experiment.metric_names(variant))  # noqa: E731
+        self.unlogged = [(v, x) for v, x in rows if len(x) == length(v)]
         return restored.state, restored.meta["step"]
 
     def begin(self, key: Any, frozen: Any) -> TrainState:
@@ -554,13 +570,23 @@ class Run:
         """Says whether a state is better than all that were saved."""
         if not measured or not self.config.eval.metric:
             return False
-        self.checkpointer.wait()
-        best = self.checkpointer.best()
+        best = self.best()
         if best is None:
             return True
         sign = 1.0 if self.config.eval.mode == "max" else -1.0
-        before = self.checkpointer.meta(best)["metric"]
-        return sign * float(measured[self.config.eval.metric]) > sign * before
+        return sign * float(measured[self.config.eval.metric]) > sign * best["metric"]
+
+    def best(self) -> dict[str, Any] | None:
+        """Returns step, metric and measurements of the best state that was saved, if any."""
+        self.checkpointer.wait()
+
+        def find() -> dict[str, Any] | None:
+            if (step := self.checkpointer.best()) is None:
+                return None
+            meta = self.checkpointer.meta(step)
+            return {name: meta[name] for name in ("step", "metric", "metrics")}
+
+        return processes.from_first(find, where=str(self.workdir))
 
     def save(self, state: TrainState, measured: Mapping[str, Any] | None) -> None:
         """Saves a state, unless it is not finite."""
@@ -579,6 +605,7 @@ class Run:
             "skipped": self.skipped,
             "metrics": scalars(measured or {}),
             "unlogged": [(variant, values.tolist()) for variant, values in self.unlogged],
+            "first_spread": self.first_spread,
         }
         self.checkpointer.save(state, meta, metric=metric)
 
@@ -759,8 +786,10 @@ class Loop:
             stack.enter_context(self.watch)
             for run in self.runs:
                 stack.push(run.close)
+            processes.stop_if_asked("before the next step")
             state, step = self.program.start()
             self.clock.lap("init")
+            processes.stop_if_asked("before the next step")
             self.watch.enter("compile")
             self.program.compile(step)
             stack.callback(self.program.close)
@@ -917,7 +946,7 @@ class Loop:
         """Measures the last and the best states on the test split and writes the results."""
         program, dataset = self.program, self.runs[0].experiment.dataset
         with self.watch.during("checkpoint"):
-            self._each(lambda i, run: run.checkpointer.wait())
+            best = self._each(lambda i, run: run.best())
         if self._going and len(dataset.test):
             self._measure(state, self.total, "test")
         evaluators = self.runs[0].experiment.evaluators.values()
@@ -925,13 +954,15 @@ class Loop:
             self._write_trust(state)
         if isinstance(program, Alone) and self._going:
             program.draw(state)
-        best = {i: run.checkpointer.best() for i, run in self._going}
+        earlier = {i: found["step"] for i, found in best.items() if found is not None}
+        earlier = {i: step for i, step in earlier.items() if step != self.total}
         outputs, facts, parts = [], {}, []
-        if len(dataset.test) and any(step not in (None, self.total) for step in best.values()):
+        if len(dataset.test) and any(i in earlier for i, _ in self._going):
             states = program.split(state)
             for i, run in self._going:
-                if best[i] not in (None, self.total):
-                    restored = run.checkpointer.restore(run.experiment.abstract_state, step=best[i])
+                if i in earlier:
+                    step = earlier[i]
+                    restored = run.checkpointer.restore(run.experiment.abstract_state, step=step)
                     assert restored is not None
                     states[i] = restored.state
             with self.watch.during("evaluation", "evaluation of test"):
@@ -959,13 +990,13 @@ class Loop:
 
         def finish(i: int, run: Run) -> dict[str, Any]:
             chosen: dict[str, Any] = {}
-            if (step := best[i]) is not None:
-                chosen = {"step": step, **run.checkpointer.meta(step)["metrics"]}
-                if step == self.total:
+            if (found := best[i]) is not None:
+                chosen = {"step": found["step"], **found["metrics"]}
+                if i not in earlier:
                     chosen |= {k: v for k, v in run.latest.items() if k.startswith("test/")}
                 elif outputs:
-                    found = measure(run.experiment, outputs[i], facts, "test", parts[i])
-                    chosen |= scalars(found | run.controls)
+                    measured = measure(run.experiment, outputs[i], facts, "test", parts[i])
+                    chosen |= scalars(measured | run.controls)
             return run.finish(chosen, compute)
 
         results = self._each(finish)

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from distill_jax.core.errors import ConfigError, NonFiniteError, nearest
+from distill_jax.evaluators._directions import direction
 from distill_jax.run import build as build_lib
 from distill_jax.run import config as config_lib
 from distill_jax.run import lanes, loop, processes, report, statistics
@@ -199,7 +200,7 @@ def run_study(
                     f" ({took:.0f} s, {time.perf_counter() - began:.0f} s in all)"
                 )
             summaries = _write(config, workdir, statuses)
-    metric, mode = config.study.metric, _mode(config.study.metric)
+    metric, mode = config.study.metric, _mode(config)
     titles = {"value": metric, "best": f"{metric} of the state of the best {config.eval.metric}"}
     table = "\n\n".join(
         statistics.format_table(
@@ -255,11 +256,13 @@ def _outcomes(
     say: Callable[[str], None],
 ) -> Iterator[tuple[lanes.Member, dict[str, Any] | NonFiniteError, float]]:
     """Yields each run of a group with its result, or why it has none, and the seconds it took."""
-    left = [member for member in group if loop.read_result(member.workdir) is None]
     together: dict[int, Any] = {}
+    told: set[tuple[str, str]] = set()
     before = time.perf_counter()
-    if config.study.lanes != "no" and len(left) > 1:
-        together = _side_by_side(config, left, make_experiment, say)
+    if config.study.lanes != "no":
+        left = [member for member in group if loop.read_result(member.workdir) is None]
+        if len(left) > 1:
+            together = _side_by_side(config, left, make_experiment, say, told)
     share = (time.perf_counter() - before) / max(len(together), 1)
     for member in group:
         before = time.perf_counter()
@@ -273,7 +276,7 @@ def _outcomes(
                 arm=member.arm,
                 reported=member.reported,
                 make_experiment=make_experiment,
-                say=lambda line: None,
+                say=_warnings([member], say, told),
             )
         except NonFiniteError as error:
             outcome = error
@@ -285,6 +288,7 @@ def _side_by_side(
     members: list[lanes.Member],
     make_experiment: Callable[[ConfigDict], build_lib.Experiment],
     say: Callable[[str], None],
+    told: set[tuple[str, str]],
 ) -> dict[int, dict[str, Any] | NonFiniteError]:
     """Returns outcomes by `id` of the member; those that cannot go side by side are left out."""
     arms = list(dict.fromkeys(member.arm for member in members))
@@ -293,7 +297,7 @@ def _side_by_side(
             members,
             make_experiment=make_experiment,
             only_if_faster=config.study.lanes == "auto",
-            say=lambda line: None,
+            say=_warnings(members, say, told),
         )
     except lanes.NO_LANES as error:
         if len(arms) > 1:
@@ -301,19 +305,40 @@ def _side_by_side(
             for arm in arms:
                 own = [member for member in members if member.arm == arm]
                 if len(own) > 1:
-                    found |= _side_by_side(config, own, make_experiment, say)
+                    found |= _side_by_side(config, own, make_experiment, say, told)
             return found
         say(f"{arms[0]}: one run after the other ({str(error).splitlines()[0]})")
         return {}
     return {id(member): outcome for member, outcome in zip(members, outcomes, strict=True)}
 
 
-_LOWER = ("nll", "brier", "ece", "ece_adaptive", "aurc", "loss", "log_loss", "normalised_entropy")
+def _warnings(
+    members: list[lanes.Member], say: Callable[[str], None], told: set[tuple[str, str]]
+) -> Callable[[str], None]:
+    """Returns a `say` for runs that passes on what they warn of, once for each of their arms.
+
+    Args:
+      members: runs that say the same.
+      say: prints a line.
+      told: (arm, line) of what was passed on.
+    """
+    arms = list(dict.fromkeys(member.arm for member in members))
+    seeds = list(dict.fromkeys(str(member.seed) for member in members))
+    title = f"{', '.join(arms)} seed{'s'[: len(seeds) > 1]} {', '.join(seeds)}"
+
+    def pass_on(line: str) -> None:
+        new = {(arm, line) for arm in arms} - told
+        if new and line.startswith(("warning:", "damaged checkpoint")):
+            told.update(new)
+            say(f"{title}: {line}")
+
+    return pass_on
 
 
-def _mode(metric: str) -> str:
-    """Says which end of a metric is better."""
-    return "min" if metric.rpartition("/")[2] in _LOWER else "max"
+def _mode(config: ConfigDict) -> str:
+    """Says which end of `study.metric` is better; `eval.mode` where that is chosen by it too."""
+    compared, selected = (m.rpartition("/")[2] for m in (config.study.metric, config.eval.metric))
+    return direction(compared) or (config.eval.mode if compared == selected else "max")
 
 
 def tune(config: ConfigDict, statuses: Mapping[tuple[str, int], Any]) -> dict[str, dict[str, Any]]:
@@ -365,7 +390,7 @@ def _write(config, workdir, statuses) -> dict[str, list[statistics.ArmSummary]]:
         "name": workdir.name,
         "title": config.study.title or f"{', '.join(arms)} on {config.data.name}",
         "metric": config.study.metric,
-        "mode": _mode(config.study.metric),
+        "mode": _mode(config),
         "reference": config.study.reference,
         "arms": {
             name: {

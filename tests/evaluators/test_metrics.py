@@ -8,6 +8,7 @@ from sklearn import metrics as sk
 
 from distill_jax.core.errors import ConfigError, NonFiniteError
 from distill_jax.evaluators import agreement, calibration, classification
+from distill_jax.evaluators._directions import direction
 
 
 def example(seed=0, n=203, k=7, *, scale=2.0, classes=None):
@@ -237,3 +238,15 @@ def test_wrong_roles_and_bins_are_refused():
         agreement.make(reference="student")
     with pytest.raises(ConfigError, match="bins is 0"):
         calibration.make(bins=0)
+
+
+def test_which_end_of_a_metric_is_better():
+    ends = {
+        "min": "nll brier ece_adaptive kl uniformity log_loss test/nll_raw held_out/ece_teacher",
+        "max": "accuracy knn20_accuracy test/probe_balanced_accuracy_raw macro_auc rankme_initial "
+        "few_label_accuracy_5_per_class agreement_reference_wrong damaged_auc",
+    }
+    for end, names in ends.items():
+        assert {direction(name) for name in names.split()} == {end}
+    for name in ("alpha_req", "few_label_se_5_per_class", "held_out/mine", "nll_gap", ""):
+        assert direction(name) is None

@@ -1,8 +1,11 @@
-"""The compilation cache: where it is used, and where a program read from it could wait for ever."""
+"""The cores that are used, and where a compiled program read back could wait for ever."""
+
+import os
 
 import jax
 import pytest
 
+from distill_jax.run import config as config_lib
 from distill_jax.run import environment
 
 OPTIONS = (
@@ -36,3 +39,15 @@ def test_other_devices_do(folder, monkeypatch, backend, devices):
     assert jax.config.jax_compilation_cache_dir == str(folder)
     monkeypatch.setenv("DISTILL_JAX_CACHE", "off")
     assert not environment.cache_compiled_programs()
+
+
+def test_a_process_uses_the_cores_that_it_is_given(monkeypatch):
+    config = config_lib.base()
+    config.batch_size = 64
+    config.roles.student = config_lib.role("convnet")
+    monkeypatch.setattr(os, "cpu_count", lambda: 16)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {3, 5}, raising=False)
+    assert environment.cpu_devices(config) == 2
+    assert environment.cpu_devices(config, processes=2) == 1
+    monkeypatch.delattr(os, "sched_getaffinity")
+    assert environment.cpu_devices(config) == 16

@@ -1,5 +1,6 @@
 """Command lines: what is understood, and a corpus of mistakes with what each must be told."""
 
+import errno
 import os
 import subprocess
 import sys
@@ -178,6 +179,16 @@ def test_a_workdir_without_permission(monkeypatch):
         parse("--config=good.py --workdir=run")
 
 
+@pytest.mark.parametrize("number", [errno.EACCES, errno.ENAMETOOLONG])
+def test_a_workdir_that_cannot_be_looked_up(monkeypatch, number):
+    def refuse(path):
+        raise OSError(number, os.strerror(number), str(path))
+
+    monkeypatch.setattr(flags.pathlib.Path, "exists", refuse)
+    with pytest.raises(UserError, match=f"--workdir: .*/run: {os.strerror(number)}"):
+        flags._workdir("run", "train")
+
+
 def test_a_full_command_line(tmp_path):
     line = "--config=good.py:smoke --workdir=runs/a --config.optim.lr=0.5 --config.mesh.data -1"
     line += " --noconfig.roles.teacher.frozen --mode train --config.objective.kwargs.temperature=2"
@@ -265,6 +276,8 @@ def test_every_override_in_the_help_works():
     shown = [word for word in flags.usage().split() if word.startswith("--config.")]
     values = [word.rstrip("\\") for word in shown if "KEY" not in word]
     assert len(values) >= 8
-    for word in values:
+    selection = [word for word in values if ".eval." in word]
+    assert parse(BASE + " ".join(selection)).config.eval.mode == "min"
+    for word in set(values) - set(selection):
         study = " --config.study.arms.a.seed=1" if ".study." in word else ""
         parse(BASE + word + study)

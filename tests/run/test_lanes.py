@@ -296,4 +296,21 @@ def test_reasons_are_said(tmp_path):
     said = []
     study.run_study(config, tmp_path, say=said.append)
     assert "slow: one run after the other (data that are streamed)" in said
+    [warning] = [line for line in said if "warning:" in line]
+    assert warning.startswith("slow seed 0: warning: eval.every: due after 4 steps of 3")
     assert json.loads((tmp_path / "slow/seed0/result.json").read_text())["status"] == "done"
+
+
+def test_a_study_passes_on_what_is_wrong_with_its_runs_once_an_arm(tmp_path):
+    said, told = [], set()
+    found = members(tmp_path, make_config(), ["slow", "fast"])
+    together, alone = study._warnings(found, said.append, told), study._warnings
+    for line in ("warning: a", "step 1 after 2 s", "damaged checkpoint set aside: b", "warning: a"):
+        together(line)
+    alone(found[:1], said.append, told)("warning: a")
+    alone(found[:1], said.append, told)("warning: c")
+    assert said == [
+        "slow, fast seeds 0, 1, 2: warning: a",
+        "slow, fast seeds 0, 1, 2: damaged checkpoint set aside: b",
+        "slow seed 0: warning: c",
+    ]

@@ -18,11 +18,12 @@ import pytest
 from distill_jax import main
 from distill_jax.core import partition, state, steps
 from distill_jax.core.api import Provenance, TrainState
-from distill_jax.core.errors import CheckpointError
+from distill_jax.core.errors import CheckpointError, ConfigError
 from distill_jax.data import loader
 from distill_jax.data.source import ArraySource
 from distill_jax.objectives.supervised import Supervised
 from distill_jax.run import build, flags, loop, processes
+from distill_jax.run import config as config_lib
 from distill_jax.run.checkpoint import Checkpointer
 from tests import harness
 
@@ -159,15 +160,17 @@ def test_a_full_disk_ends_the_program_without_a_traceback(monkeypatch, capsys):
         main.main([])
 
 
-def test_too_little_memory_ends_the_program_without_a_traceback(monkeypatch, capsys):
+@pytest.mark.parametrize("zeros", [np.zeros, jnp.zeros])
+def test_too_little_memory_ends_the_program_without_a_traceback(monkeypatch, capsys, zeros):
     def greedy(parsed):
-        np.zeros(2**60, np.int8)
+        zeros(2**56, np.int8)
 
     monkeypatch.setattr(main.flags, "parse", lambda argv: None)
     monkeypatch.setattr(main, "_run", greedy)
     assert main.main([]) == 2
     told = capsys.readouterr().err
-    assert told.startswith("error: not enough memory: Unable to allocate") and "batch_size" in told
+    assert told.startswith("error: not enough memory: ") and "allocat" in told.splitlines()[0]
+    assert len(told.splitlines()) == 2 and "batch_size" in told
 
 
 @pytest.mark.parametrize(
@@ -187,6 +190,87 @@ def test_the_loss_of_another_process_is_told_from_other_errors(error, lost):
             raise ValueError("while closing") from first
     except ValueError as last:
         assert processes.is_loss_of_peer(last) == lost
+
+
+@pytest.mark.parametrize("when", ["save", "wait_until_finished", "restore"])
+def test_a_process_that_is_lost_during_a_save_is_no_full_disk(folder, monkeypatch, when):
+    lost = ValueError("UNKNOWN: Gloo all-reduce failed: Connection reset by peer")
+
+    class Lost:
+        def __getattr__(self, name):
+            def call(*args, **kwargs):
+                if name == when:
+                    raise lost
+
+            return call
+
+    checkpointer = Checkpointer(folder, keep=3)
+    monkeypatch.setattr(checkpointer, "_checkpointer", Lost)
+    with pytest.raises(ValueError) as error:
+        if when == "restore":
+            checkpointer.restore(like(make_state(0)))
+        else:
+            checkpointer.save(make_state(4), {}, metric=None)
+            checkpointer.wait()
+    assert error.value is lost
+
+
+def test_the_first_process_says_what_a_folder_holds(saved, tmp_path, monkeypatch):
+    """What is computed together hangs on it, so a listing of one's own must not decide."""
+    told = {}
+    monkeypatch.setattr(processes, "from_first", lambda decide, where: told["here"])
+    config = flags.load("configs/distill/supervised.py:smoke")
+    told["here"] = {"status": "done"}
+    assert loop.train(config, tmp_path, say=lambda line: None) is told["here"]
+
+    run = loop.Run.__new__(loop.Run)
+    run.config, run.workdir = config, tmp_path
+    run.checkpointer = Checkpointer(tmp_path / "stale")
+    measured = {config.eval.metric: 0.5}
+    told["here"] = {"step": 1, "metric": 0.9, "metrics": {}}
+    assert not run.improves(measured) and run.best() is told["here"]
+    told["here"] = None
+    run.checkpointer = Checkpointer(saved)
+    assert run.improves(measured)
+
+    told["here"] = True
+    run.checkpointer.save(make_state(5), {}, metric=None)
+    assert not (saved / "5").exists()
+
+
+SMALL = [
+    "main",
+    "--config=configs/distill/supervised.py:smoke",
+    "--config.roles.student.model=mlp",
+    "--config.roles.student.kwargs.hidden=(4,)",
+    "--config.total.steps=3",
+    "--config.log.tensorboard=false",
+]
+
+
+def test_a_signal_before_training_ends_the_program_with_75(tmp_path, monkeypatch, capsys):
+    def check(config, workdir):
+        signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(loop, "check_workdir", check)
+    monkeypatch.setattr(loop.build_lib, "build", None)
+    assert main.main([*SMALL, f"--workdir={tmp_path}"]) == 75
+    assert "stopped before the run began; the same command" in capsys.readouterr().err
+
+
+def test_a_signal_after_the_last_step_of_a_run_ends_its_study(tmp_path, monkeypatch):
+    def last(self, stop):
+        signal.raise_signal(signal.SIGTERM)
+        return [{"metrics": {"test/accuracy": 0.5}, "best": {}}]
+
+    monkeypatch.setattr(loop.Loop, "run", last)
+    arms = "{'a': {}, 'b': {'optim.lr': 0.2}}"
+    study = ["--mode=study", f"--config.study.arms={arms}", "--config.study.reference=a"]
+    more = ["--config.study.seeds=(0,)", "--config.study.metric=test/accuracy"]
+    args = [*SMALL, *study, *more, "--config.study.lanes=no", f"--workdir={tmp_path}"]
+    assert main.main(args) == 75
+    arms = json.loads((tmp_path / "study.json").read_text())["arms"]
+    assert [arms[arm]["seeds"]["0"]["status"] for arm in arms] == ["done", "pending"]
 
 
 def test_other_meshes_see_the_same_examples_in_the_same_order(tmp_path):
@@ -257,21 +341,40 @@ def test_other_meshes_see_the_same_examples_in_the_same_order(tmp_path):
     assert harness.max_relative(want.params, current.params) < 1e-5
 
 
-def test_a_run_that_stops_after_every_step_says_the_same(tmp_path):
-    found = flags.parse(
+class Watched(Supervised):
+    """Its logits are looked at for collapse."""
+
+    def loss(self, nets, batch, memory, step):
+        terms = super().loss(nets, batch, memory, step)
+        logits, _ = nets("student", batch["input"], train=True)
+        return terms.replace(embeddings={"logits": logits["logits"]})
+
+
+def watched_config(*overrides):
+    return flags.parse(
         [
             "main",
             "--config=configs/distill/supervised.py:smoke",
-            f"--workdir={tmp_path}",
+            "--workdir=unused",
+            "--config.objective.name=tests.run.test_survival:Watched",
             "--config.roles.student.model=mlp",
             "--config.roles.student.kwargs.hidden=(4,)",
             "--config.total.steps=7",
             "--config.log.every_steps=3",
             "--config.eval.every.steps=4",
             "--config.log.tensorboard=false",
+            *overrides,
         ]
-    )
-    config = found.config
+    ).config
+
+
+def stop_after_a_step(line):
+    if line.startswith("step "):  # the first step of this start is done
+        signal.raise_signal(signal.SIGTERM)
+
+
+def test_a_run_that_stops_after_every_step_says_the_same(tmp_path):
+    config = watched_config("--config.checkpoint.every.steps=2")  # once before the first log
     experiment = build.build(config)
 
     def train(folder, say=lambda line: None):
@@ -286,15 +389,12 @@ def test_a_run_that_stops_after_every_step_says_the_same(tmp_path):
 
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     want = train(whole)
-
-    def stop(line):
-        if line.startswith("step "):  # the first step of this start is done
-            signal.raise_signal(signal.SIGTERM)
+    assert "train/embedding/logits/rank" in rows(whole)[0]
 
     stops = 0
     while stops < 7:
         try:
-            train(broken, stop)
+            train(broken, stop_after_a_step)
             break
         except loop.Preempted:
             stops += 1
@@ -304,3 +404,42 @@ def test_a_run_that_stops_after_every_step_says_the_same(tmp_path):
     for _ in range(2):
         assert says(train(broken)) == says(want)
     assert rows(broken) == rows(whole)
+
+
+def test_what_is_logged_may_change_where_a_run_goes_on(tmp_path):
+    with pytest.raises(loop.Preempted):
+        loop.train(watched_config(), tmp_path, say=stop_after_a_step)
+    config = watched_config("--config.log.grad_norm=true")
+    assert loop.train(config, tmp_path, say=lambda line: None)["steps"] == 7
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    first, second = lines[:2]
+    assert first["step"] == 1 and second["step"] == 3 and "train/grad_norm" in second
+
+
+def test_a_study_may_be_moved_whole(tmp_path):
+    old, new, student = tmp_path / "old", tmp_path / "new", "kd/seed0"
+
+    def config(init, **changes):
+        found = config_lib.base()
+        found.roles.student = config_lib.role("mlp")
+        found.roles.teacher = config_lib.role("mlp")
+        found.roles.teacher.init = str(init)
+        return config_lib.override(found, changes)
+
+    (new / student).mkdir(parents=True)
+    stored = config_lib.to_json(config(f"{old}/teacher/seed0#student/head"))
+    (new / student / "config.json").write_text(stored)
+    moved = f"{new}/teacher/seed0#student/head"
+    loop.check_workdir(config(moved), new / student)
+    others = [
+        config(f"{new}/teacher/seed1#student/head"),
+        config(f"{new}/teacher/seed0"),
+        config(f"{tmp_path}/teacher/seed0#student/head"),
+        config(moved, **{"optim.lr": 0.3}),
+    ]
+    for other in others:
+        with pytest.raises(ConfigError, match="another config"):
+            loop.check_workdir(other, new / student)
+    (old / "teacher/seed0").mkdir(parents=True)  # which may hold another network
+    with pytest.raises(ConfigError, match="another config"):
+        loop.check_workdir(config(moved), new / student)

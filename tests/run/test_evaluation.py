@@ -1,0 +1,52 @@
+"""What evaluation computes on each device, and which end of a metric a study calls better."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from distill_jax.core import partition
+from distill_jax.run import build, study
+from distill_jax.run import config as config_lib
+
+
+def make_config(**changes):
+    config = config_lib.base()
+    config.data.name = "synthetic"
+    config.data.kwargs = {"n_train": 64, "n_test": 32, "image_size": 6, "channels": 1}
+    config.objective.name = "supervised"
+    config.roles.student = config_lib.role("mlp", hidden=(32,))
+    config.evaluators = {"classification": {}}
+    config.batch_size = config.eval.batch_size = 32
+    config.total.steps = 2
+    return config_lib.override(config, changes)
+
+
+def test_devices_divide_what_is_predicted():
+    whole = build.build(make_config())
+    batch = next(build.loader.eval_batches(whole.dataset.test, batch_size=32))
+    flops, said = [], []
+    for n in (1, 4):
+        mesh = partition.make_mesh(devices=jax.devices()[:n])
+        experiment = dataclasses.replace(whole, mesh=mesh, _compiled={})
+        state = experiment.initial_state(jax.random.key(0), experiment.config)
+        compiled = experiment.predict.lower(state, {}, batch).compile()
+        flops.append(compiled.cost_analysis()["flops"])
+        said.append(np.asarray(experiment.predict(state, {}, batch)["student"]["logits"]))
+    assert flops[1] < 0.3 * flops[0]
+    np.testing.assert_allclose(*said, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("compared", "changes", "mode"),
+    [
+        ("test/kl", {}, "min"),
+        ("test/uniformity_initial", {}, "min"),
+        ("test/knn_accuracy", {"eval.metric": "held_out/nll", "eval.mode": "min"}, "max"),
+        ("test/mine", {"eval.metric": "held_out/mine", "eval.mode": "min"}, "min"),
+        ("test/mine", {"eval.metric": "held_out/nll", "eval.mode": "min"}, "max"),
+    ],
+)
+def test_a_study_knows_which_end_is_better(compared, changes, mode):
+    assert study._mode(make_config(**{"study.metric": compared, **changes})) == mode
