@@ -25,6 +25,7 @@ def get_config(arg: str = ""):
         config.roles.predictor = self_supervised.head()
     config.roles.target = self_supervised.average("student")
     config.roles.target_projector = self_supervised.average("projector")
+    config.roles.target_projector.decay = config.roles.target.get_ref("decay")
     return self_supervised.smoke(config) if "smoke" in options else config
 
 

@@ -7,9 +7,10 @@
 The encoder and its moving average both start from the average of the first run; nothing else is
 taken over: heads, prototypes, centre and optimizer are new. Public models come like that, and a
 naive restart loses what they know. Hence heads learn alone in the first epochs, the learning rate
-is small, and the average is slow from the start. What is evaluated before the first step
-(`knn_accuracy_initial` and the like) is the encoder to beat. `:fashion` takes clothes instead of
-digits, `:smoke` generated images and a few steps.
+is small, and the average is slow from the start. The encoder to beat is the average of the first
+run, which `--mode=eval` of its config and folder measures; `knn_accuracy_initial` and the like are
+of a network that was never trained. `:fashion` takes clothes instead of digits, `:smoke` generated
+images and a few steps.
 """
 
 from configs import common

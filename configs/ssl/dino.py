@@ -2,13 +2,13 @@
 
   python -m distill_jax.main --config=configs/ssl/dino.py --workdir=runs/dino
 
-No label is read in training. `eval/` has the accuracy of nearest neighbours and of a probe with few
-labels, beside those of raw pixels and of the encoder before training. The student also sees four
-small crops of each image. `prototype_entropy` in the metrics is 0 where one prototype takes
-everything; a loss that stays at the logarithm of the number of prototypes says that assignments are
-uniform. `:sinkhorn` balances assignments in place of centring, `:fashion` takes clothes instead of
-digits, `:smoke` generated images and a few steps. A transformer of this size collapses on so few
-images; `configs/ssl/ibot.py`, whose loss has this one in it, trains one.
+No label is read in training. What is evaluated is the moving average `target`: nearest neighbours
+and a probe with few labels, beside raw pixels and the encoder before training. The student also
+sees four small crops of each image. `prototype_entropy` in the metrics is 0 where one prototype
+takes everything; a loss that stays at the logarithm of the number of prototypes says that
+assignments are uniform. `:sinkhorn` balances assignments in place of centring, `:fashion` takes
+clothes instead of digits, `:smoke` generated images and a few steps. A transformer of this size
+collapses on so few images; `configs/ssl/ibot.py`, whose loss has this one in it, trains one.
 
 As published: AdamW, heads without batch normalization, a bottleneck of their width before the
 prototypes, which stay as they are in the first epoch. Far fewer prototypes than for ImageNet.
@@ -31,6 +31,7 @@ def get_config(arg: str = ""):
     }
     self_supervised.add_clusters(config, prototypes=PROTOTYPES)
     self_supervised.add_local_views(config, name)
+    self_supervised.read_target(config)
     return self_supervised.smoke(config) if "smoke" in options else config
 
 

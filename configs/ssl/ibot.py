@@ -2,12 +2,12 @@
 
   python -m distill_jax.main --config=configs/ssl/ibot.py --workdir=runs/ibot
 
-No label is read in training. `eval/` has the accuracy of nearest neighbours and of a probe with few
-labels, beside those of raw pixels and of the encoder before training. `prototype_entropy` and
-`patch_prototype_entropy` in the metrics are 0 where one prototype takes everything. `:dinov2` has
-the losses of DINOv2 (Oquab et al. 2023): assignments balanced over the batch, heads of their own
-for patches, and KoLeo. `:fashion` takes clothes instead of digits, `:smoke` generated images and a
-few steps.
+No label is read in training. What is evaluated is the moving average `target`: nearest neighbours
+and a probe with few labels, beside raw pixels and the encoder before training. `prototype_entropy`
+and `patch_prototype_entropy` in the metrics are 0 where one prototype takes everything. `:dinov2`
+has the losses of DINOv2 (Oquab et al. 2023): assignments balanced over the batch, heads of their
+own for patches, and KoLeo. `:fashion` takes clothes instead of digits, `:smoke` generated images
+and a few steps.
 
 As published: half of the views are masked, by blocks of 10 to 50 % of their patches; the class
 token is the representation. Far fewer prototypes than for ImageNet. Not as published: a temperature
@@ -42,6 +42,7 @@ def get_config(arg: str = ""):
     config.data.train_transforms = (*config.data.train_transforms, "patch_masks")
     config.data.transform_kwargs.patch_masks = {"patch_size": patch_size}
     self_supervised.standardize(config)
+    self_supervised.read_target(config)
     config.optim.lr = 5e-4
     return self_supervised.smoke(config) if "smoke" in options else config
 

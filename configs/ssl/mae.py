@@ -7,9 +7,10 @@ labels, beside those of raw pixels and of the encoder before training: frozen fe
 method are known to be weak, so fine-tune the encoder (`configs/ssl/finetune.py`) before judging it.
 `:fashion` takes clothes instead of digits, `:smoke` generated images and a few steps.
 
-As published: three quarters hidden, crops as the only augmentation, fixed positions, pixels
-standardized patch by patch, AdamW with b2 = 0.95. Patches of digits are often flat: `epsilon` is
-the square of a tenth of the range of pixels there, in place of 1e-6.
+As published: three quarters hidden, crops as the only augmentation, flipped at random where they
+show clothes, fixed positions, pixels standardized patch by patch, AdamW with b2 = 0.95. Patches of
+digits are often flat: `epsilon` is the square of a tenth of the range of pixels there, in place of
+1e-6.
 """
 
 from configs import common, self_supervised

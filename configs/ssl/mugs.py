@@ -2,11 +2,10 @@
 
   python -m distill_jax.main --config=configs/ssl/mugs.py --workdir=runs/mugs
 
-No label is read in training. `eval/` has the accuracy of nearest neighbours and of a probe with few
-labels, beside those of raw pixels and of the encoder before training. The claim of the method is
-about several granularities: `--config.data.train_transforms` can carry `coarse_labels` for a second
-run. `:instances` and `:clusters` leave the other part without weight, `:fashion` takes clothes
-instead of digits, `:smoke` generated images and a few steps.
+No label is read in training. What is evaluated is the moving average `target`: nearest neighbours
+and a probe with few labels, beside raw pixels and the encoder before training. `:instances` and
+`:clusters` leave the other part without weight, `:fashion` takes clothes instead of digits,
+`:smoke` generated images and a few steps.
 """
 
 from configs import common, self_supervised
@@ -30,6 +29,7 @@ def get_config(arg: str = ""):
     }
     self_supervised.add_clusters(config, prototypes=PROTOTYPES)
     self_supervised.add_local_views(config, name)
+    self_supervised.read_target(config)
     head = {"features": WIDTH, "hidden": (128,)}
     config.roles.instance_projector = config_lib.role("projector", **head)
     config.roles.instance_predictor = config_lib.role("projector", **head)

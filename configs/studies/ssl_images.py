@@ -3,12 +3,13 @@
   python -m distill_jax.main --mode=study --config=configs/studies/ssl_images.py \\
       --workdir=runs/ssl_images
 
-Digits of 8 x 8 pixels, 1,296 of them without labels; 600 steps of batch 128 and the same optimizer
-for every arm, networks of one shape for each of two groups: a ConvNet, and a ViT with 16 patches
-for methods that mask patches. Frozen embeddings are judged by a linear probe of 1, 2, 5 and 10
-labels a class and by 20 nearest neighbours; raw pixels and the encoder before training are measured
-beside each. No state is chosen: the last counts. Hyperparameters are those of `configs/ssl/`, not
-tuned for this table.
+Digits of 8 x 8 pixels, 1,296 of them without labels; 600 steps of batch 128 for every arm, networks
+of one shape for each of two groups: a ConvNet, and a ViT with 16 patches for methods that mask
+patches. Frozen embeddings, of the moving average where the method is evaluated on it, are judged by
+a linear probe of 1, 2, 5 and 10 labels a class and by 20 nearest neighbours; raw pixels and the
+encoder before training are measured beside each. No state is chosen: the last counts. Objective,
+heads, views and optimizer of an arm are those of its config in `configs/ssl/`, not tuned for this
+table.
 
 Further studies of the same kind, each a claim of a paper:
 `:imbalanced`, CACR against SimCLR where the largest class is twenty times the smallest;

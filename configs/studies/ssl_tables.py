@@ -12,8 +12,9 @@ register tokens keep it from collapse.
 
 T-JEPA has arms without and with four registers, and without a moving average; SCARF, and BYOL,
 SimSiam, VICReg and Barlow Twins on its views, are the rivals. No state is chosen: the last counts.
-Hyperparameters are those of `configs/ssl/`, not tuned. `:adult` takes the census table, `:digits`
-the columns of digits, `:smoke` seconds on generated rows.
+Objectives, heads and moving averages are those of `configs/ssl/`, the optimizer is the same for all
+arms; nothing is tuned. `:adult` takes the census table, `:digits` the columns of digits, `:smoke`
+seconds on generated rows.
 """
 
 import importlib

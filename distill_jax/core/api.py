@@ -82,7 +82,8 @@ class Terms:
       coef: scalar coefficients by term name, 1 where left out. Schedules are evaluated by the
         objective at `step`.
       memory: the new memory of the objective (queues, banks, centres); None keeps the old one.
-      weights: weights `[b]` of single examples by term name, 1 where left out; from a weigher.
+      weights: weights `[b]` of single examples by term name, 1 where left out; of the
+        objective times those of a weigher.
       logits: logits `[b, k]` by role, which a weigher may look at. Left out where the method has
         none; it can then be weighed only by what needs none.
       embeddings: representations `[b, ..., d]` by name, whose spread is watched for collapse.
@@ -129,11 +130,13 @@ class Weigher(Protocol):
       needs: parts of the evidence that must be prepared: "class_means".
       by_gradient: whether weights come from `from_gradient`, the gradient of the outer loss in the
         weights, rather than from what `__call__` returns, which is then where they start.
+      couples_batch: whether one example's weights depend on the other examples.
     """
 
     roles: ClassVar[tuple[Role, ...]] = ()
     needs: ClassVar[tuple[str, ...]] = ()
     by_gradient: ClassVar[bool] = False
+    couples_batch: ClassVar[bool] = False
 
     def __call__(self, nets: Nets, evidence: Evidence, step: Array) -> Array:
         """Returns weights `[b, s]`, one column for each signal, in the order of the evidence."""
@@ -307,8 +310,9 @@ class Evaluator(Protocol):
       `{split: (outputs, batch)}` with at least so many examples, and `split`, the name of what is
       measured, which may be among the parts. Parts must not be empty.
     * `controls`: "raw" and "initial". The test split is then measured again with the network's
-      outputs replaced by its input, flattened, and by those of the network as it was initialised;
-      the metrics have `_raw` and `_initial` behind their names.
+      outputs replaced by its input, flattened, and by those of the network as it was initialised,
+      with the batch statistics of training data; the metrics have `_raw` and `_initial` behind
+      their names.
     """
 
     @property

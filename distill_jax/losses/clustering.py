@@ -36,7 +36,7 @@ def move_centre(centre: Array, logits: Array, weights: Array, *, decay: float) -
     """
     rows, w = _wide(logits).reshape(-1, logits.shape[-1]), weights.reshape(-1)
     total = w.sum()
-    mean = (w @ rows) / jnp.maximum(total, 1)
+    mean = jnp.matmul(w, rows, precision="highest") / jnp.maximum(total, 1)
     moved = decay * centre + (1 - decay) * mean.astype(centre.dtype)
     return jax.lax.stop_gradient(jnp.where(total > 0, moved, centre))
 
@@ -74,7 +74,7 @@ def view_entropies(targets: Array, logits: Array, *, temperature: float) -> Arra
       temperature: of the student's softmax.
     """
     log_p = jax.nn.log_softmax(_wide(logits) / temperature)
-    return -jnp.einsum("buk,bwk->buw", targets, log_p)
+    return -jnp.einsum("buk,bwk->buw", targets, log_p, precision="highest")
 
 
 def between_views(values: Array) -> Array:

@@ -1,8 +1,8 @@
 """Contrastive losses over views of the examples of the whole batch.
 
 Embeddings are `[b, v, d]`; rows of padding are candidates of no anchor. Losses that need all
-similarities of the batch have a `form`, which changes what is held in memory and nothing else.
-With n vectors, G devices and blocks of `BLOCK`:
+similarities of the batch hold one table of them, as "dense" below, or have a `form`, which changes
+what is held in memory and nothing else. With n vectors, G devices and blocks of `BLOCK`:
 
 * "dense": one table, `n * n / G` numbers on a device;
 * "gathered": each device gathers all candidates explicitly and has the rows of its own anchors;
@@ -240,7 +240,12 @@ def soft_con(z: Array, probs: Array, mask: Array, *, temperature: float) -> Arra
     """Supervised contrast with soft positives, `[b, v, d], [b, k] -> [b]`.
 
     Bai et al. (2023, BaCon, arXiv:2310.01376): the loss of `sup_con` with each pair weighed by
-    `m_ij = q_i . q_j`, 1 for two views of one example, and divided by the sum of the weights.
+    `m_ij = q_i . q_j`, 1 for two views of one example, and divided by the sum of the weights. In a
+    loss on logits `[b, v, k]` of a cosine classifier:
+
+        probs = jax.lax.stop_gradient(debiased_probs(logits, prior))
+        value = soft_con(z, probs, mask, temperature=0.1)  # [b]
+        far = marginal_divergence(logits.reshape(b * v, k), prior, jnp.repeat(mask, v))  # of all
 
     Args:
       z: embeddings of views; normalized here.

@@ -37,7 +37,7 @@ def sigreg(
     """
     wide = jnp.promote_types(z.dtype, jnp.float32)
     n = jnp.maximum(mask.sum(), 1).astype(wide)
-    projected = jnp.matmul(z.astype(wide), directions.astype(wide))
+    projected = jnp.matmul(z.astype(wide), directions.astype(wide), precision="highest")
     t, normal, weights = (jnp.asarray(x, wide)[:, None] for x in _rule(largest, knots))
 
     # Recomputed backwards: `knots` times the projections would be kept for the gradient otherwise.

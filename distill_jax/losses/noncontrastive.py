@@ -1,14 +1,15 @@
 """Losses between views that have no negatives: regression of embeddings, and statistics of them.
 
 Views are `[b, v, d]`. Statistics are those of the whole batch without its padding, and scalars: an
-objective returns them as each example's share. All is computed in float32 or wider.
+objective returns them as each example's share. All is computed in float32 or wider, products in
+full precision on every device.
 """
 
 import jax
 import jax.numpy as jnp
 
 from distill_jax.core.api import Array
-from distill_jax.losses.contrastive import normalize
+from distill_jax.losses.contrastive import normalize, products
 
 
 def cross_view_cosine(x: Array, y: Array) -> Array:
@@ -18,7 +19,7 @@ def cross_view_cosine(x: Array, y: Array) -> Array:
     eq. 2, `-c` the loss of Chen and He (2021, SimSiam, arXiv:2011.10566), eq. 2.
     """
     v = x.shape[1]
-    cosines = jnp.einsum("bid,bjd->bij", normalize(x), normalize(y))
+    cosines = jnp.einsum("bid,bjd->bij", normalize(x), normalize(y), precision="highest")
     return jnp.where(~jnp.eye(v, dtype=bool)[None], cosines, 0).sum((1, 2)) / (v * (v - 1))
 
 
@@ -44,7 +45,7 @@ def cross_correlation(x: Array, y: Array, mask: Array, *, epsilon: float = 1e-5)
         centred, n = _centred(z, mask)
         variance = (centred * centred).sum(0) / n
         parts.append(centred * jax.lax.rsqrt(variance + epsilon)[None])
-    return parts[0].T @ parts[1] / jnp.maximum(mask.sum(), 1)
+    return products(parts[0].T, parts[1].T) / jnp.maximum(mask.sum(), 1)
 
 
 def redundancy(correlation: Array, *, trade_off: float) -> Array:
@@ -67,7 +68,7 @@ def variance_hinge(z: Array, mask: Array, *, gamma: float = 1.0, epsilon: float 
 def covariance_penalty(z: Array, mask: Array) -> Array:
     """`sum_{i != j} cov_ij^2 / d` of features `[b, d]`, a scalar (VICReg, eq. 3 and 4)."""
     centred, n = _centred(z, mask)
-    covariance = centred.T @ centred / jnp.maximum(n - 1, 1)
+    covariance = products(centred.T, centred.T) / jnp.maximum(n - 1, 1)
     own = jnp.diagonal(covariance)
     return ((covariance * covariance).sum() - (own * own).sum()) / z.shape[1]
 
@@ -91,7 +92,8 @@ def koleo(x: Array, mask: Array, *, groups: int = 1, epsilon: float = 1e-8) -> A
     real = (mask > 0).reshape(groups, -1)
     n = rows.shape[1]
     usable = real[:, None] & ~jnp.eye(n, dtype=bool)[None]
-    similar = jnp.where(usable, jnp.einsum("gid,gjd->gij", rows, rows), -jnp.inf)
+    similar = jnp.einsum("gid,gjd->gij", rows, rows, precision="highest")
+    similar = jnp.where(usable, similar, -jnp.inf)
     nearest = jnp.take_along_axis(rows, similar.argmax(-1)[:, :, None], axis=1)
     square = ((rows - nearest) ** 2).sum(-1)
     apart = square > epsilon**2

@@ -1,6 +1,6 @@
 """Losses on the order of an anchor's neighbours: soft sorting, and voting among the nearest.
 
-Embeddings are `[b, v, d]`; candidates of an anchor are the views of the other examples of the whole
+Embeddings are `[b, v, d]`; candidates of an anchor are views of the other examples of the whole
 batch, without padding.
 """
 
@@ -85,22 +85,25 @@ def groco(z: Array, mask: Array, *, negatives: int, steepness: float) -> Array:
     Args:
       z: embeddings of views, v at least 2; normalized here.
       mask: float `[b]`, 0 on padding.
-      negatives: k, the most similar views of other examples; all of them where there are fewer. A
-        batch with fewer than k real ones is filled up with scores of -1.
+      negatives: k, the most similar of the other examples, each by the view that the anchor is of
+        its own, so that they are k different ones; all of them where there are fewer. A batch with
+        fewer than k real ones is filled up with scores of -1.
       steepness: of the comparators.
     """
-    b, v, d = z.shape
+    b, v, _ = z.shape
     z = normalize(z)
     fixed = jax.lax.stop_gradient(z)
     scores = jnp.einsum("bvd,bud->bvu", z, fixed, precision="highest")
     others = jnp.array([[u for u in range(v) if u != i] for i in range(v)])
     positive = jnp.take_along_axis(scores, others[None], axis=2)
 
-    flat = fixed.reshape(b * v, d)
-    similar = jnp.where(_strangers(b, v, mask), products(flat, flat), -jnp.inf)
-    found, nearest = jax.lax.top_k(similar, min(negatives, (b - 1) * v))
-    negative = jnp.einsum("nd,nkd->nk", z.reshape(b * v, d), flat[nearest], precision="highest")
-    negative = jnp.where(jnp.isfinite(found), negative, -1).reshape(b, v, -1)
+    similar = jnp.einsum("bvd,cvd->bvc", fixed, fixed, precision="highest")
+    similar = jnp.where(_strangers(b, 1, mask)[:, None], similar, -jnp.inf)
+    found, nearest = jax.lax.top_k(similar, min(negatives, b - 1))
+    negative = jnp.einsum(
+        "bvd,bvkd->bvk", z, fixed[nearest, jnp.arange(v)[None, :, None]], precision="highest"
+    )
+    negative = jnp.where(jnp.isfinite(found), negative, -1)
     return group_order(positive, negative, steepness=steepness).mean(1)
 
 

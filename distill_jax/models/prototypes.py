@@ -25,7 +25,7 @@ class Prototypes(nn.Module):
     def __call__(self, x: Array) -> Outputs:
         kernel = self.param("kernel", dense_uniform, (x.shape[-1], self.count))
         rows = _directions(x.reshape(-1, x.shape[-1]), -1)
-        cosines = rows @ _directions(kernel, 0)
+        cosines = jnp.matmul(rows, _directions(kernel, 0), precision="highest")
         return {"output": cosines.reshape(*x.shape[:-1], self.count)}
 
 

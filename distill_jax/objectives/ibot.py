@@ -6,14 +6,16 @@
 patches by the moving average, which sees them, with the student's of the same view, which does not:
 the mean over the masked patches of a view, then over views, of which one without masked patches
 counts as 0. The third is KoLeo (`losses/noncontrastive.py:koleo`) of the student's embeddings of
-whole views in front of the heads, each view by itself (Oquab et al. 2023, DINOv2,
-arXiv:2304.07193, section 4); published with 0.1, `centring="sinkhorn"` and `shared_head=False`.
+whole views in front of the heads, each view by itself, summed over views (Oquab et al. 2023,
+DINOv2, arXiv:2304.07193, section 4); published with 0.1, `centring="sinkhorn"` and
+`shared_head=False`.
 
 The student is called with a mask, as `models/vit.py` with `mask_token` takes it; the transform
 `patch_masks` draws it.
 
 Deviations: the number of prototypes of patches is that of images. In a shared head batch statistics
-would be of images alone; the published heads have none.
+would be of images alone; the published heads have none. The centre of patches is that of the masked
+ones, as in DINOv2; iBOT's is of all patches of the whole views.
 """
 
 import dataclasses
@@ -149,7 +151,7 @@ class IBOT(DINO):
                 hint="a divisor of batch_size",
             )
         each = [koleo(h[:, i], mask, groups=self.spread_groups) for i in range(v)]
-        return jnp.stack(each).mean(0)
+        return jnp.stack(each).sum(0)
 
 
 make = IBOT

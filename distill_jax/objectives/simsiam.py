@@ -2,8 +2,10 @@
 
 `L = -mean over ordered pairs of views of cos(q(z_i), sg z_j)`, eq. 1 to 4, `z = g(f(x))`: BYOL
 without a moving average. It is the method that collapses most easily; its batch normalization, the
-last of which has no gain and shift, and the constant learning rate of the predictor are parts of
-it (`optim` and roles of the config).
+last of which has no gain and shift, is a part of it (roles of the config).
+
+Deviations: the learning rate of the predictor follows the schedule of the other networks; the
+published one is constant.
 """
 
 import dataclasses

@@ -34,8 +34,8 @@ LEFT = {
 """Share of its first value below which a measure of embeddings is lost, by what it measures."""
 
 RANK_LEFT, RANK, INFORMATION = 0.15, 2.0, 0.05
-"""Of ranks: share of the first as in `LEFT`; number of dimensions, and nats that assignments say of
-an example, that are none where they were twice as many at first."""
+"""Of ranks the share of the first, as in `LEFT`; and a number of dimensions, and of nats that
+assignments say of an example, that are lost where they are also less than half of the first."""
 
 
 class Alarm(NamedTuple):
@@ -122,13 +122,13 @@ def default_rules(*, spike_deviations: float) -> list[tuple[str, str, Rule]]:
       square, see `spectrum.normalized_std`; not asked of tokens side by side, of which the larger
       part may say, in healthy runs too, where they are;
     - they fill few dimensions: less than 0.15 of the first "rank", see `spectrum.rankme`, or less
-      than 2 where at first it was more than twice that many;
+      than both 2 and half of the first;
     - they shrink to a point, whatever their directions: less than 0.01 of the first "variance";
     - one prototype or two take nearly everything: the mean assignment has an entropy below log 2.5,
       where log 2 is that of two alike;
     - assignments to prototypes are the same for all examples: what they say of an example, their
-      mutual information with it, is below 0.05 nats, of log k that are possible, and at first was
-      more than twice that: before training it is low, and rises where all is well.
+      mutual information with it, is below 0.05 nats, of log k that are possible, and below half of
+      the first, which is low: before training little is said, and more where all is well.
 
     The first values are those of the very first step. `benchmarks/collapse.py` measures which
     collapses are noticed.

@@ -265,7 +265,7 @@ def test_ibot_with_all_parts_of_dinov2():
     assert set(terms.values) == {"clusters", "patches", "spread"}
     np.testing.assert_allclose(terms.coef["spread"], 0.1)
     np.testing.assert_allclose(
-        np.asarray(terms.values["spread"])[VALID], -math.log(1e-8), rtol=1e-5
+        np.asarray(terms.values["spread"])[VALID], -U * math.log(1e-8), rtol=1e-5
     )
     with pytest.raises(ConfigError, match="does not divide"):
         ibot_terms(t, t, chosen, hidden, spread_weight=0.1, spread_groups=2)

@@ -2,6 +2,7 @@
 
 import functools
 import math
+import textwrap
 from typing import Any
 
 import jax
@@ -130,6 +131,16 @@ def test_soft_con_and_its_hard_limit():
         )
         hard, soft = jax.jit(both)(jnp.asarray(draw(B, V, D)))
         np.testing.assert_allclose(soft[REAL], hard[REAL], rtol=1e-12)
+
+
+def test_the_example_of_soft_con_runs():
+    code = contrastive.soft_con.__doc__.split("classifier:\n\n")[1].split("\n\n    Args:")[0]
+    z, logits = jnp.asarray(draw(B, V, D)), jnp.asarray(draw(B, V, 4))
+    names = {**vars(contrastive), "z": z, "logits": logits, "prior": jnp.full(4, 0.25)}
+    names |= {"mask": jnp.asarray(MASK), "b": B, "v": V, "k": 4}
+    exec(textwrap.dedent(code), names)
+    assert names["value"].shape == (B,) and names["far"].shape == ()
+    assert np.isfinite(names["value"]).all() and names["far"] > 0
 
 
 def test_debiased_probs():

@@ -67,11 +67,9 @@ def loop_groco(z, k, beta, others):
     for i in REAL:
         for v in range(V):
             positive = [z[i, v] @ others[i, u] for u in range(V) if u != v]
-            similar = [
-                (others[i, v] @ others[j, u], j, u) for j in REAL if j != i for u in range(V)
-            ]
+            similar = [(others[i, v] @ others[j, v], j) for j in REAL if j != i]
             hardest = sorted(similar, reverse=True)[:k]
-            negative = [z[i, v] @ others[j, u] for _, j, u in hardest]
+            negative = [z[i, v] @ others[j, v] for _, j in hardest]
             total += loop_order(np.array(positive), np.array(negative), beta)
     return total / len(REAL) / V
 

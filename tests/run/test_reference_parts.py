@@ -109,6 +109,52 @@ def test_controls_are_the_input_and_the_network_of_the_seed_before_training():
     assert inside.shape == (len(experiment.dataset.train), 36)
 
 
+def untrained_convnet(**changes):
+    made = config(**{"data.held_out": 0.0, "eval.metric": "", **changes})
+    made.roles.student = config_lib.role("convnet", widths=(3, 4))
+    recorder = Recorder(controls=("initial",))
+    experiment = dataclasses.replace(build.build(made), evaluators={"e": recorder}, _compiled={})
+
+    @jax.jit
+    def apply(params, state, images):
+        rngs = {"dropout": jax.random.key(0)}
+        images = images.astype(np.float32) / 255
+        return experiment.models["student"].apply(params, state, images, train=True, rngs=rngs)
+
+    return experiment, recorder, apply
+
+
+def test_the_network_before_training_has_statistics_of_training_data():
+    """Of one batch they are those that it is normalized with in training."""
+    experiment, recorder, apply = untrained_convnet(**{"batch_size": 96})
+    images = experiment.dataset.train.read(np.arange(90))["input"]
+    params, state = experiment.untrained(jax.random.key(3))["student"]
+    want = apply(params, state, images)[0]["embedding"]
+    loop.measure_controls(experiment, 3)
+    measured = recorder.calls[0][2]["train"][0]["student"]["embedding"]
+    np.testing.assert_allclose(measured, want, atol=1e-4)
+
+
+def test_another_pass_leaves_the_statistics_of_a_network_before_training(monkeypatch):
+    batches, eval_batches = [], build.loader.eval_batches
+
+    def recorded(*args, **kwargs):
+        for batch in eval_batches(*args, **kwargs):
+            batches.append(batch)
+            yield batch
+
+    monkeypatch.setattr(build.loader, "eval_batches", recorded)
+    monkeypatch.setattr(build, "STATISTICS_BATCHES", 3)
+    experiment, _, apply = untrained_convnet()
+    params, settled = experiment.untrained(jax.random.key(3))["student"]
+    assert len(batches) == 3 and all(batch["mask"].all() for batch in batches)
+    state = settled
+    for batch in batches:
+        state = apply(params, state, batch["input"])[1]
+    for found, want in zip(jax.tree.leaves(settled), jax.tree.leaves(state), strict=True):
+        np.testing.assert_allclose(found, want, rtol=1e-4, atol=1e-6)
+
+
 def test_a_wide_input_is_no_control(monkeypatch):
     monkeypatch.setattr(build, "RAW_WIDTH", 35)
     experiment = built(Recorder(controls=("raw", "initial")))
