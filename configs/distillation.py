@@ -1,4 +1,10 @@
-"""The distillation methods as arms of a study: each with its published weights, times a scale."""
+"""The distillation methods as arms of a study: each with its published weights, times a scale.
+
+The weights of `ab` and `ft` were published for other reductions than the means of ours: there the
+scale has more to do (objectives/ab.py, objectives/factor_transfer.py). `review_kd` compares with
+the teacher's stages behind the activation; published are those before it, as in
+configs/studies/kd_cifar100.py.
+"""
 
 import dataclasses
 from collections.abc import Callable, Mapping

@@ -12,7 +12,8 @@ that were published for every pair.
 
 `:<teacher>-<student>` names the pair (`PAIRS`); without it resnet56-resnet20. `:smoke` trains a few
 steps on generated images, and combines: `:vgg13-vgg8,smoke`. `:all` adds every
-method of `configs/distillation.py` with its published weights. Published figures stand beside ours.
+method of `configs/distillation.py` with its published weights (of `ab` and `ft`: see there).
+Published figures stand beside ours.
 """
 
 from configs import common, distillation, published, trust
@@ -49,8 +50,8 @@ PAIRS = {
         ("wrn-40-2", "shufflenet_v1"),
     )
 }
-STAGES = {"vgg": 5, "mobilenet_v2": 4, "resnet_four_stages": 4}
-"""Numbers of stages, where they are not three."""
+STAGES = {"vgg": (2, 3, 4, 5), "mobilenet_v2": (1, 2, 3, 4), "resnet_four_stages": (1, 2, 3, 4)}
+"""The stages that features are taken from, where they are not the first three."""
 
 LR, LOW_LR = 0.05, 0.01
 TEMPERATURE, ALPHA = 4.0, 0.9
@@ -102,23 +103,27 @@ def get_config(arg: str = ""):
         methods = distillation.arms(maps=True, equal=equal, scales={})
         config.study.arms.update({name: a for name, a in methods.items() if name != "kd"})
         config.study.arms.crd.objective.kwargs.num_negatives = 16384
-        stages = _common_stages(NETWORKS[student][0], NETWORKS[teacher][0])
-        for name in ("at", "nst", "review_kd"):
-            last = ("embedding",) * (name == "review_kd")
-            for role, names in zip(("student", "teacher"), stages, strict=True):
-                config.study.arms[name].objective.kwargs[f"{role}_stages"] = (*names, *last)
+        for role, name in (("student", student), ("teacher", teacher)):
+            numbers = STAGES.get(NETWORKS[name][0], (1, 2, 3))
+            stages = tuple(f"stage{i}" for i in numbers)
+            before = tuple(f"{stage}_pre" for stage in stages)
+            # Knowledge review asks the teacher, alone, for features before the activation.
+            reviewed = before if role == "teacher" else stages
+            named = {
+                "fitnet": stages[1],
+                **dict.fromkeys(("at", "nst", "vid"), stages),
+                "ab": before,
+                "review_kd": (*reviewed, "embedding"),
+            }
+            for arm, found in named.items():
+                key = f"{role}_stage" + "s" * (arm != "fitnet")
+                config.study.arms[arm].objective.kwargs[key] = found
     figures, arms = published.CIFAR100[pairs[0]], config.study.arms
     config.study.published = {n: round(x / 100, 4) for n, x in figures.items() if n in arms}
     config.study.seeds = (0, 1, 2, 3, 4)
     config.study.reference = "alone"
     config.study.title = f"CIFAR-100, {teacher} to {student}"
     return _smoke(config) if "smoke" in options else config
-
-
-def _common_stages(student: str, teacher: str) -> list[tuple[str, ...]]:
-    """Returns the deepest stages of both networks, as many as both have."""
-    counts = [STAGES.get(model, 3) for model in (student, teacher)]
-    return [tuple(f"stage{n - min(counts) + i + 1}" for i in range(min(counts))) for n in counts]
 
 
 def _smoke(config):

@@ -265,12 +265,13 @@ class _Trace:
         """Returns the gradient in `omega`, given what `outer_direction` gave."""
         stop, stride = self.weighed.stop_features, self.options.stride
         first = jax.random.randint(rng.stream(self.key, "part"), (), 0, stride)
-        rows, seen = self.part((self.train, self.outs), first)
+        rows, seen, own = self.part((self.train, self.outs, self.terms.weights), first)
+        terms = self.terms.replace(weights=own)
         forward = lambda inner: self.forward(inner, rows, self.key)[0]  # noqa: E731
 
         def h(omega, outs, seen):
-            weights = self.weights(omega, seen, self.terms, rows, self.key)
-            return self.loss(weights, outs, self.terms, rows["mask"], self.total / stride)[0]
+            weights = self.weights(omega, seen, terms, rows, self.key)
+            return self.loss(weights, outs, terms, rows["mask"], self.total / stride)[0]
 
         if self.options.method == "finite_difference":
             return hypergradient.finite_difference(
@@ -335,8 +336,9 @@ class _Trace:
 
     def gradient_in_weights(self, u: Params) -> Array:
         """Returns the gradient `[b, s]` of the outer loss in the weights themselves."""
-        change = self.change(u).values
-        columns = [self.mask * change[name] / self.total for name in self.weighed.signals]
+        change, own = self.change(u).values, self.terms.weights
+        shares = {name: self.mask * own.get(name, 1) / self.total for name in self.weighed.signals}
+        columns = [share * change[name] for name, share in shares.items()]
         return jnp.stack(columns, axis=1)
 
     def _last_layer(self, params: Params) -> "_Part":

@@ -104,7 +104,7 @@ _FIRST = {
 # Zero where all operands are.
 _ALL = {
     *("add", "sub", "add_any", "max", "min", "concatenate", "pad", "dynamic_update_slice"),
-    *("scatter-add", "scatter_add", "optimization_barrier"),
+    *("gt", "lt", "ne", "optimization_barrier"),
 }
 # Leave a softmax over the last axis one where they leave that axis alone.
 _ALONE = {
@@ -266,4 +266,6 @@ def _is_zero(name: str, params: Any, given: list[Fact]) -> bool:
         return all(fact.zero for fact in given)
     if name == "select_n":
         return all(fact.zero for fact in given[1:])
+    if name in ("scatter-add", "scatter_add"):  # wherever nothing is added
+        return given[0].zero and given[2].zero
     return name == "integer_pow" and params["y"] > 0 and given[0].zero

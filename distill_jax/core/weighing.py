@@ -27,7 +27,7 @@ from distill_jax.core.errors import ConfigError, nearest
 from distill_jax.core.partition import named_leaves
 from distill_jax.core.state import Shapes, zeros
 from distill_jax.core.steps import BoundNets
-from distill_jax.core.structure import dead_leaves
+from distill_jax.core.structure import dead_leaves, dependencies
 
 CONTROLS = ("none", "frozen", "joint", "shuffled", "batch_mean")
 """How a weigher with networks is trained or its weights are used: as it is meant ("none"); never
@@ -77,7 +77,8 @@ class Weighed(Objective):
 
     @property
     def couples_batch(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
-        return self.objective.couples_batch or self.control in ("shuffled", "batch_mean")
+        coupled = self.objective.couples_batch or self.weigher.couples_batch
+        return coupled or self.control in ("shuffled", "batch_mean")
 
     @property
     def auxiliary(self) -> tuple[Role, ...]:  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -176,8 +177,12 @@ class Weighed(Objective):
         return weights
 
     def with_weights(self, terms: Terms, weights: Array) -> Terms:
-        """Returns terms that carry `weights` `[b, s]` in place of the signals' coefficients."""
-        columns = {name: weights[:, j] for j, name in enumerate(self.signals)}
+        """Returns terms with `weights` `[b, s]` in place of the signals' coefficients.
+
+        Weights that the objective itself gives its examples stay as factors.
+        """
+        own = terms.weights
+        columns = {name: weights[:, j] * own.get(name, 1) for j, name in enumerate(self.signals)}
         coef = {name: c for name, c in terms.coef.items() if name not in columns}
         return dataclasses.replace(terms, weights={**terms.weights, **columns}, coef=coef)
 
@@ -207,7 +212,8 @@ class Weighed(Objective):
                 where="weigher.name",
             )
         probs = jax.nn.softmax(terms.logits["teacher"])
-        label = jax.nn.one_hot(batch["label"], self.num_classes) * batch["mask"][:, None]
+        known = batch["mask"] * (batch["labelled"] > 0) if "labelled" in batch else batch["mask"]
+        label = jax.nn.one_hot(batch["label"], self.num_classes) * known[:, None]
         return label.T @ probs, label.sum(0)
 
 
@@ -247,6 +253,28 @@ def dead_parameters(
     names = named_leaves(params)
     found = [name.partition("/") for name, is_dead in zip(names, dead, strict=True) if is_dead]
     return [(role, path) for role, _, path in found]
+
+
+def roles_of_class_means(
+    weighed: Weighed, models: Mapping[Role, Model], shapes: Shapes
+) -> set[Role]:
+    """Returns the networks on which the class means depend, none where the weigher needs none.
+
+    The table is made once, before the first step: it is that of a teacher that moves no more.
+    """
+    if "class_means" not in weighed.weigher.needs:
+        return set()
+    params = {role: found.params for role, found in shapes.roles.items()}
+    state = {role: found.state for role, found in shapes.roles.items()}
+
+    def sums(params: Any, state: Any, batch: Batch, memory: PyTree, key: Key) -> Array:
+        nets = BoundNets(models, params, state, key=key)
+        return weighed.class_sums(nets, batch, memory)[0]
+
+    key = jax.eval_shape(jax.random.key, 0)
+    on = dependencies(sums, params, state, dict(shapes.batch), shapes.memory, key)
+    names = named_leaves(params)
+    return {name.partition("/")[0] for i, name in enumerate(names) if i in on}
 
 
 @dataclasses.dataclass(frozen=True)

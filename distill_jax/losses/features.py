@@ -1,7 +1,8 @@
 """Losses between feature maps: one value per example, `[b]`.
 
 Maps are `[b, h, w, c]`. Sums of the papers over the elements of a map are means here, as in the
-benchmark of Tian et al. 2020 (arXiv:1910.10699), whose weights the objectives take over.
+benchmark of Tian et al. 2020 (arXiv:1910.10699), whose weights the objectives take over, but for
+`boundary_distance` and `factor_distance`, where its reductions are others.
 """
 
 import math
@@ -142,7 +143,7 @@ def boundary_distance(student: Array, teacher: Array, *, margin: float) -> Array
 
 
 def factor_distance(student: Array, teacher: Array) -> Array:
-    """Mean absolute difference of factors of unit length (Kim et al. 2018)."""
+    """Mean absolute difference of factors of unit length (Kim et al. 2018), over all entries."""
     return jnp.abs(_normalized(student) - _normalized(teacher)).mean(-1)
 
 

@@ -2,7 +2,8 @@
 
 Inverted residual blocks with linear bottlenecks, table 2 of the paper. For 32x32 the second stage
 keeps its resolution, so that the last one is 2x2; the half-width network is "MobileNetV2" of the
-distillation literature (Tian et al. 2020, arXiv:1910.10699, appendix).
+distillation literature (Tian et al. 2020, arXiv:1910.10699, appendix): its first block has a 1x1
+convolution in place of an expansion, too, and its activations are ReLU in place of ReLU6.
 """
 
 import flax.linen as nn
@@ -35,11 +36,10 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, *, train: bool) -> Array:
-        y, inner = x, self.expansion * x.shape[-1]
-        if self.expansion > 1:
-            y = jax.nn.relu6(BatchNorm()(Conv(inner, kernel_size=1)(y), train=train))
+        inner = self.expansion * x.shape[-1]
+        y = jax.nn.relu(BatchNorm()(Conv(inner, kernel_size=1)(x), train=train))
         y = Conv(inner, stride=self.stride, groups=inner)(y)
-        y = jax.nn.relu6(BatchNorm()(y, train=train))
+        y = jax.nn.relu(BatchNorm()(y, train=train))
         y = BatchNorm()(Conv(self.features, kernel_size=1)(y), train=train)
         return x + y if x.shape == y.shape else y
 
@@ -55,7 +55,7 @@ class MobileNetV2(nn.Module):
     def __call__(self, x: Array, train: bool = False) -> Outputs:
         outputs = {}
         x = Conv(int(STEM * self.width_multiplier), stride=2)(x)
-        outputs["stem"] = x = jax.nn.relu6(BatchNorm()(x, train=train))
+        outputs["stem"] = x = jax.nn.relu(BatchNorm()(x, train=train))
         for expands, channels, repeats, stride, endpoint in BLOCKS:
             for index in range(repeats):
                 x = Block(
@@ -66,7 +66,7 @@ class MobileNetV2(nn.Module):
             if endpoint:
                 outputs[endpoint] = outputs[f"{endpoint}_pre"] = x
         x = Conv(int(HEAD * max(1.0, self.width_multiplier)), kernel_size=1)(x)
-        x = jax.nn.relu6(BatchNorm()(x, train=train))
+        x = jax.nn.relu(BatchNorm()(x, train=train))
         x = outputs["embedding"] = x.mean((1, 2))
         outputs["logits"] = Dense(self.num_classes)(x)
         return outputs

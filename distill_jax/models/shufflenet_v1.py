@@ -2,8 +2,10 @@
 
 Grouped 1x1 convolutions with a shuffle of channels between them. For 32x32 the stem is one 1x1
 convolution without pooling; three groups are "ShuffleNetV1" of the distillation literature (Tian
-et al. 2020, arXiv:1910.10699, appendix). The inner width of a block is a quarter of the channels
-that its convolutions make, in a stage's first block those beside the pooled input.
+et al. 2020, arXiv:1910.10699, appendix), whose blocks have an activation behind the depthwise
+convolution, too, which those of the paper lack. The inner width of a block is a quarter of the
+channels that its convolutions make, in a stage's first block those beside the pooled input, rounded
+up to a multiple of the groups.
 """
 
 import flax.linen as nn
@@ -32,12 +34,13 @@ class Block(nn.Module):
     @nn.compact
     def __call__(self, x: Array, *, train: bool) -> tuple[Array, Array]:
         made = self.features - (x.shape[-1] if self.stride > 1 else 0)
-        inner = made // 4
+        inner = -(-made // (4 * self.groups)) * self.groups
         # Few input channels: the first block does not group its first convolution (section 3.2).
         groups = 1 if x.shape[-1] == STEM else self.groups
         y = Conv(inner, kernel_size=1, groups=groups)(x)
         y = shuffle_channels(jax.nn.relu(BatchNorm()(y, train=train)), groups)
-        y = BatchNorm()(Conv(inner, stride=self.stride, groups=inner)(y), train=train)
+        y = Conv(inner, stride=self.stride, groups=inner)(y)
+        y = jax.nn.relu(BatchNorm()(y, train=train))
         y = BatchNorm()(Conv(made, kernel_size=1, groups=self.groups)(y), train=train)
         if self.stride > 1:
             x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))

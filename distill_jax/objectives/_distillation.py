@@ -85,6 +85,7 @@ class Distillation(Objective):
             coef={**coef, **found.coef},
             state={"student": state, **found.state},
             memory=found.memory,
+            weights=found.weights,
             logits=logits,
         )
 
@@ -98,12 +99,14 @@ class Signals:
       coef: coefficients by name, `weight` of the objective where left out.
       state: new state of connectors.
       memory: the new memory; None keeps the old one.
+      weights: of single examples `[b]` by name, 1 where left out.
     """
 
     values: Mapping[str, Array]
     coef: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     state: Mapping[Role, State] = dataclasses.field(default_factory=dict)
     memory: PyTree = None
+    weights: Mapping[str, Array] = dataclasses.field(default_factory=dict)
 
 
 def ask_teacher(nets: Nets, batch: Batch, *, role: Role = "teacher") -> Outputs:
@@ -115,8 +118,13 @@ def ask_teacher(nets: Nets, batch: Batch, *, role: Role = "teacher") -> Outputs:
     outputs, _ = nets(role, batch.get("teacher_input", batch["input"]))
     outputs = dict(jax.lax.stop_gradient(outputs))
     if "teacher_shift" in batch:
-        outputs["logits"] = shift_logits(outputs["logits"], batch["teacher_shift"])
+        outputs["logits"] = damaged(outputs["logits"], batch)
     return outputs
+
+
+def damaged(logits: Array, batch: Batch) -> Array:
+    """Returns a teacher's logits `[b, k]`, rolled where the data say so (`teacher_shift`)."""
+    return shift_logits(logits, batch["teacher_shift"]) if "teacher_shift" in batch else logits
 
 
 def check_same_classes(student: Array, teacher: Array, *, role: Role = "teacher") -> None:

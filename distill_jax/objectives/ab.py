@@ -9,7 +9,9 @@ classifier stays as it began (`eval.metric=""`, `data.held_out=0`); then any oth
 `roles.student.init=<the first run>`. With labels, the default, both are learned at once.
 
 Deviations: mean over the elements in place of their sum, and the same weight for every stage; of
-two maps of different size the larger is averaged first.
+two maps of different size the larger is averaged first. No published weight belongs to this mean:
+Tian et al. 2020 (arXiv:1910.10699) take 3/1000 of the sum, and half of it for each stage further
+from the last.
 
 Networks: student and teacher with outputs `stage<i>_pre`; regressor, model `regressor` with
 `batch_norm=True` as published.

@@ -27,6 +27,7 @@ from distill_jax.objectives._distillation import (
     check_positive,
     check_same_classes,
 )
+from distill_jax.objectives.supervised import shown
 
 POLICIES = ("robust", "margin", "entropy", "uniform")
 
@@ -34,6 +35,9 @@ POLICIES = ("robust", "margin", "entropy", "uniform")
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ActiveDistillation(Objective):
     """Hard labels where there are some, soft labels of a teacher where they were asked for.
+
+    The choice is a weight of each example, not part of a term's value: of held-out examples, which
+    were never chosen from, both terms are plain losses.
 
     Attributes:
       num_classes: k; from the data.
@@ -139,13 +143,11 @@ class ActiveDistillation(Objective):
         ids = batch["index"]
         teacher = shift_logits(ask_teacher(nets, batch)["logits"], memory["shift"][ids])
         check_same_classes(student["logits"], teacher)
-        hard = cross_entropy(student["logits"], batch["label"])
+        hard = shown(batch) * cross_entropy(student["logits"], batch["label"])
         soft = distillation_kl(student["logits"], teacher, temperature=self.temperature)
         return Terms(
-            values={
-                "cross_entropy": memory["hard"][ids] * hard,
-                "distillation": memory["soft"][ids] * soft,
-            },
+            values={"cross_entropy": hard, "distillation": soft},
+            weights={"cross_entropy": memory["hard"][ids], "distillation": memory["soft"][ids]},
             state={"student": state},
             logits={"student": student["logits"], "teacher": teacher},
         )

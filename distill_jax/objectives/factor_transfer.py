@@ -9,9 +9,13 @@ translator turns the student's feature into f_s.
 Deviations: the paper trains the paraphraser first; here it learns in the same run, from its own
 reconstruction alone, and its factor is a target without gradient. Two runs do as the paper does:
 one with `weight=0, label_weight=0`, then one with `reconstruction_weight=0` in which
-`roles.paraphraser` is frozen and starts from `<the first run>#paraphraser`. Distances are means
-over the elements, for which the weight 200 was published (Tian et al. 2020, arXiv:1910.10699); of
-two factors of different size the larger is averaged first.
+`roles.paraphraser` is frozen and starts from `<the first run>#paraphraser`. The distance is a mean
+over the elements of the factors, where the paper has a sum; of two factors of different size the
+larger is averaged first.
+
+No published weight belongs to this mean. The 200 of Tian et al. 2020 (arXiv:1910.10699), which is
+the default, is for factors that were squared and averaged over their channels before they were
+normalized, h w numbers, whose mean distance is larger than that of h w c.
 
 Networks: student; teacher; paraphraser and translator, models of these names.
 """
@@ -32,7 +36,7 @@ class FactorTransfer(Distillation):
     """Distance of translated from paraphrased features.
 
     Attributes:
-      weight: of the distance of factors; 50 to 1000, published 200.
+      weight: of the distance of factors; 50 to 1000.
       reconstruction_weight: of the paraphraser's own loss, 0 or more; 0 for a frozen paraphraser.
       student_stage: output of the student; empty takes its last `stage<i>`.
       teacher_stage: output of the teacher; empty takes its last `stage<i>`.

@@ -31,6 +31,7 @@ from distill_jax.objectives._distillation import (
     Signals,
     check_not_negative,
     check_positive,
+    damaged,
 )
 
 ADVERSARIES = ("student_change", "disagreement")
@@ -92,14 +93,16 @@ class HARD(Distillation):
         still = jax.lax.stop_gradient(warped)
         # The running statistics stay those of real inputs.
         learner = nets("student", still, train=True)[0]["logits"]
-        target = jax.lax.stop_gradient(nets("teacher", still)[0]["logits"])
+        target = jax.lax.stop_gradient(damaged(nets("teacher", still)[0]["logits"], batch))
 
         probed = nets("student", warped, learn=False)[0]["logits"]
-        answer = nets("teacher", warped, learn=False)[0]["logits"]
+        answer = damaged(nets("teacher", warped, learn=False)[0]["logits"], batch)
         if self.adversary == "disagreement":
             gain = d(answer, probed)
         else:
-            gain = d(jax.lax.stop_gradient(student["logits"]), probed)
+            # In the same mode as the answer that it is compared with.
+            before = nets("student", x, learn=False)[0]["logits"]
+            gain = d(jax.lax.stop_gradient(before), probed)
         cost = d(teacher["logits"], answer)
         gain = jnp.minimum(gain, self.bound)
         return Signals(

@@ -29,7 +29,7 @@ from distill_jax.objectives._distillation import (
     check_positive,
     check_same_classes,
 )
-from distill_jax.objectives.supervised import check_smoothing, label_loss
+from distill_jax.objectives.supervised import check_smoothing, label_loss, shown
 
 COMBINATIONS = ("probabilities", "logits", "confidence")
 
@@ -125,8 +125,10 @@ class MultiTeacher(Objective):
                 values[f"distillation/{role}"] = distillation_kl(own, logits, temperature=t)
                 coef[f"distillation/{role}"] = self.kd_weight * shares[role]
         if self.combination == "confidence":
-            losses = [label_loss(logits, batch, smoothing=0.0) for logits in said.values()]
-            found = confidence_weights(jnp.stack(losses, axis=1))
+            # In nats, whatever the share of labels; equal weights where there is none.
+            plain = {name: x for name, x in batch.items() if name != "labelled"}
+            losses = [label_loss(logits, plain, smoothing=0.0) for logits in said.values()]
+            found = confidence_weights(shown(batch)[:, None] * jnp.stack(losses, axis=1))
             for m, role in enumerate(said):
                 weights[f"distillation/{role}"] = found[:, m]
                 coef[f"distillation/{role}"] = self.kd_weight

@@ -28,7 +28,7 @@ from distill_jax.core.api import Array, Batch, Nets, Objective, Outputs, PyTree,
 from distill_jax.core.errors import ConfigError
 from distill_jax.losses.selection import nested_width, small_loss_weights, truncate
 from distill_jax.objectives._distillation import check_not_negative, endpoint
-from distill_jax.objectives.supervised import label_loss
+from distill_jax.objectives.supervised import label_loss, shown
 
 NETWORKS, HEADS = ("student", "peer"), ("head", "peer_head")
 TERMS = ("cross_entropy", "peer_cross_entropy")
@@ -131,9 +131,9 @@ class NestedCoteaching(Objective):
             if self.sigma or self.split:
                 judged = (self._logits(nets, i, own[i])[0] for i in range(2))
                 ranked = [label_loss(z, own[i], smoothing=0.0) for i, z in enumerate(judged)]
-            weights = [
-                small_loss_weights(ranked[j], own[j]["mask"], rate=self.rate(step)) for j in order
-            ]
+            real = [part["mask"] * shown(part) for part in own]
+            rate = self.rate(step)
+            weights = [small_loss_weights(ranked[j], real[j], rate=rate) for j in order]
         values, coef = {}, {}
         for i, j in enumerate(order):
             part, total = own[j]["mask"].sum(), batch["mask"].sum()

@@ -8,7 +8,9 @@ The pyramid has the full size and 4x4, 2x2 and 1x1, as far as these are smaller 
 `warmup_epochs` lets the weight grow over the first epochs, as public programs of the method do.
 
 Networks: student; teacher; fusion, model `review_fusion`. Published stages end in the pooled
-feature: `student_stages=("stage1", "stage2", "stage3", "embedding")` and the same of the teacher.
+feature, and those of the teacher are from before the activation:
+`student_stages=("stage1", "stage2", "stage3", "embedding")`,
+`teacher_stages=("stage1_pre", "stage2_pre", "stage3_pre", "embedding")`.
 """
 
 import dataclasses

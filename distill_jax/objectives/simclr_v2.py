@@ -16,7 +16,12 @@ import jax
 from distill_jax.core.api import Array, Batch, Nets, Objective, PyTree, Terms
 from distill_jax.core.errors import ConfigError
 from distill_jax.losses.classification import distillation_kl
-from distill_jax.objectives._distillation import check_positive, check_same_classes, endpoint
+from distill_jax.objectives._distillation import (
+    check_positive,
+    check_same_classes,
+    damaged,
+    endpoint,
+)
 from distill_jax.objectives.supervised import label_loss
 
 
@@ -58,6 +63,7 @@ class SimCLRv2(Objective):
         if self.projector:
             x = nets("teacher_projector", x)[0]["output"]
         teacher = jax.lax.stop_gradient(nets("teacher_head", x)[0]["logits"])
+        teacher = damaged(teacher, batch)
         check_same_classes(student["logits"], teacher, role="teacher_head")
         found = distillation_kl(student["logits"], teacher, temperature=self.temperature)
         values, coef = {"distillation": found}, {"distillation": self.alpha}

@@ -20,13 +20,13 @@ import numpy as np
 from distill_jax.core.api import Array, Batch, Key, Nets, Outputs, PyTree
 from distill_jax.core.errors import ConfigError
 from distill_jax.losses.policies import class_topk
-from distill_jax.objectives._distillation import Signals
+from distill_jax.objectives._distillation import Signals, damaged
 from distill_jax.objectives.divergence import Divergence
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SSLD(Divergence):
-    """Term `divergence`, on the examples that were kept.
+    """Term `divergence`, weighed by whether an example was kept.
 
     Attributes:
       num_examples: ids are below it; from the data.
@@ -57,7 +57,7 @@ class SSLD(Divergence):
     def survey(self, nets: Nets, batch: Batch, memory: PyTree, step: Array) -> dict[str, Array]:
         teacher, _ = nets("teacher", batch["input"])
         shown = batch["labelled"] if "labelled" in batch else jnp.zeros_like(batch["mask"])
-        return {"probs": jax.nn.softmax(teacher["logits"]), "labelled": shown}
+        return {"probs": jax.nn.softmax(damaged(teacher["logits"], batch)), "labelled": shown}
 
     def digest(
         self,
@@ -88,7 +88,7 @@ class SSLD(Divergence):
     ) -> Signals:
         found = super().signals(nets, student, teacher, batch, memory, step)
         kept = memory["kept"][batch["index"]]
-        return Signals(values={name: kept * value for name, value in found.values.items()})
+        return dataclasses.replace(found, weights=dict.fromkeys(found.values, kept))
 
 
 make = SSLD

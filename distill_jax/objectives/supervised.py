@@ -7,6 +7,8 @@ transform (mixup, cutmix) arrive as `label_probs` and replace the class ids.
 import dataclasses
 from typing import ClassVar
 
+import jax.numpy as jnp
+
 from distill_jax.core.api import Array, Batch, Nets, Objective, PyTree, Terms
 from distill_jax.core.errors import ConfigError
 from distill_jax.losses.classification import cross_entropy, soft_cross_entropy
@@ -21,6 +23,14 @@ def label_loss(logits: Array, batch: Batch, *, smoothing: float) -> Array:
         return soft_cross_entropy(logits, batch["label_probs"], smoothing=smoothing)
     loss = cross_entropy(logits, batch["label"], smoothing=smoothing)
     return loss * batch["labelled"] if "labelled" in batch else loss
+
+
+def shown(batch: Batch) -> Array:
+    """Returns 1 where an example's label may be used and 0 where it is hidden, `[b]`."""
+    mask = batch["mask"]
+    if "labelled" not in batch:
+        return jnp.ones_like(mask)
+    return (batch["labelled"] > 0).astype(mask.dtype)
 
 
 def check_smoothing(smoothing: float) -> None:

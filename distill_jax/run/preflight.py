@@ -11,7 +11,7 @@ import inspect
 import json
 import pathlib
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
@@ -19,7 +19,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from distill_jax.core import structure, weighing
-from distill_jax.core.api import Batch, Dataset, Model, Objective, Outputs, Role, State, Transform
+from distill_jax.core.api import (
+    Batch,
+    Dataset,
+    Model,
+    Objective,
+    Outputs,
+    PyTree,
+    Role,
+    State,
+    Transform,
+)
 from distill_jax.core.errors import CheckpointError, ConfigError, explained
 from distill_jax.core.partition import path_name
 from distill_jax.core.state import RoleShapes, ShapeNets, zeros
@@ -37,6 +47,9 @@ _VALUES = ("normalize", "scale", "downscale")
 """Transforms that change what the numbers of an input mean."""
 
 LOOKED_AT_BYTES = 2**28
+
+LABELS = frozenset({"label", "label_probs"})
+"""Parts of a batch that say what a label is."""
 """Data up to this size are searched for examples that occur in two parts."""
 
 
@@ -404,6 +417,8 @@ class Traced:
       moves: those of them that the loss depends on, through what has no gradient.
       roles: networks that the loss, the memory or the survey depends on.
       batch: names of parts of the batch that the loss depends on.
+      leaks: those that say what a label is, and that gradient, memory or survey depend on where
+        every label is hidden.
       weightless: terms whose coefficient is the constant zero.
       never: terms whose coefficient depends on the step, and is zero at each.
       repeated: whether a softmax is taken of a softmax.
@@ -416,6 +431,7 @@ class Traced:
     moves: frozenset[tuple[Role, str]]
     roles: frozenset[Role]
     batch: frozenset[str]
+    leaks: frozenset[str]
     weightless: tuple[str, ...]
     never: tuple[str, ...]
     repeated: bool
@@ -481,6 +497,7 @@ def trace(experiment: "Experiment") -> Traced:
         moves=frozenset(moved),
         roles=frozenset(parts[1] for parts in on if parts[0] in ("0", "1")),
         batch=frozenset(parts[1] for parts in on if parts[0] == "4"),
+        leaks=_leaks(run, args) if "labelled" in shapes.batch else frozenset(),
         weightless=tuple(name for name, fact in facts["coef"].items() if fact.zero),
         never=_never(facts["coef"], names, experiment),
         repeated=bool(found.repeated),
@@ -488,6 +505,20 @@ def trace(experiment: "Experiment") -> Traced:
         state=frozenset(returned),
         read={name: frozenset(found) for name, found in read.items()},
     )
+
+
+def _leaks(run: Callable[..., Mapping[str, PyTree]], args: tuple[Any, ...]) -> frozenset[str]:
+    """Returns which of `LABELS` what is learned depends on where `labelled` is 0 throughout."""
+
+    def hidden(learned, fixed, state, memory, batch, *rest):
+        batch = {**batch, "labelled": jnp.zeros_like(batch["labelled"])}
+        found = run(learned, fixed, state, memory, batch, *rest)
+        return found["grads"], found["memory"], found["survey"]
+
+    facts = jax.tree.leaves(structure.facts_of(hidden, *args), is_leaf=structure.is_fact)
+    used = set().union(*(structure.positions(fact.inputs) for fact in facts if not fact.zero))
+    names = _names(args)
+    return LABELS & {names[i].split("/")[1] for i in used if names[i].startswith("4/")}
 
 
 def _names(tree: Any) -> list[str]:
@@ -573,6 +604,7 @@ def of_step(experiment: "Experiment") -> Iterator[Finding]:
                 "return the numbers before the softmax",
             )
     yield from _of_batch(experiment, traced)
+    yield from _of_class_means(experiment)
     used = traced.roles | {*weighing.networks(experiment.objective), *_predicting(experiment)}
     roles = (*experiment.trainable, *experiment.frozen, *experiment.ema)
     unreached = [role for role in roles if role not in used]
@@ -701,18 +733,40 @@ def _of_batch(experiment: "Experiment", traced: Traced) -> Iterator[Finding]:
             "data.teacher_view",
             "same, or an objective whose teacher sees teacher_input",
         )
-    if "labelled" in batch and "label" in reads and "labelled" not in reads:
+    if traced.leaks:
+        percent = experiment.config.data.corrupt.get("labels_percent")
+        who = _label(experiment.objective)
+        if isinstance(experiment.objective, Weighed):
+            who += f" weighed by {type(experiment.objective.weigher).__name__}"
+        mixed = "label_probs" in traced.leaks
         yield Finding(
             "mistake",
-            f"{_label(experiment.objective)} reads labels that are hidden",
-            "data.corrupt",
-            "an objective that reads labelled",
+            f"{who} reads labels that are hidden",
+            f"data.corrupt.labels_{'percent' if percent else 'per_class'}",
+            ("leave out mixup and cutmix, or " if mixed else "")
+            + "set data.corrupt.drop_unlabelled, or take a method that uses a label only where "
+            "labelled is above 0",
         )
     if not reads & {"input", "views", "local_views", "teacher_input"}:
         yield Finding(
             "mistake",
             f"the loss of {_label(experiment.objective)} does not depend on the data",
             "objective",
+        )
+
+
+def _of_class_means(experiment: "Experiment") -> Iterator[Finding]:
+    objective = experiment.objective
+    if not isinstance(objective, Weighed):
+        return
+    on = weighing.roles_of_class_means(objective, experiment.models, experiment.shapes)
+    for role in sorted(on - set(experiment.frozen)):
+        yield Finding(
+            "mistake",
+            f"{type(objective.weigher).__name__} compares with class means of a teacher, which are "
+            f"taken before the first step, and {role} moves",
+            "weigher.name",
+            f"freeze {role}, or take blocks or a granularity that need no class means",
         )
 
 

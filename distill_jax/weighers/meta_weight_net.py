@@ -25,6 +25,10 @@ class MetaWeightNet(Weigher):
 
     roles: ClassVar[tuple[str, ...]] = ("weigher",)
 
+    @property
+    def couples_batch(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.normalize
+
     def __call__(self, nets: Nets, evidence: Evidence, step: Array) -> Array:
         del step
         losses = jnp.stack(list(evidence.signals.values()), axis=1)

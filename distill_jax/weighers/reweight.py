@@ -4,6 +4,10 @@ All weights start at zero; the gradient of the held-out loss after one step, in 
 how much that signal of that example would help; what would hurt gets nothing. Normalized over the
 batch it is Ren et al. 2018 (arXiv:1803.09050, eq. 12-14), over the signals of each example Lu et
 al. 2021 (RW-KD, Findings of EMNLP, algorithm 1).
+
+Deviation: RW-KD judges by cross-entropy and distillation on held-out examples. Here the config
+says by what; its default, with which the arm "rw" of the studies was run, is cross-entropy alone.
+`bilevel.outer_loss=cross_entropy,distillation` is the published one.
 """
 
 import dataclasses
@@ -45,6 +49,10 @@ class Reweight(Weigher):
             raise ConfigError(
                 f"floor is {self.floor}", where="weigher.kwargs.floor", hint="0 or more"
             )
+
+    @property
+    def couples_batch(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.normalize == "batch"
 
     def __call__(self, nets: Nets, evidence: Evidence, step: Array) -> Array:
         del nets, step

@@ -89,6 +89,18 @@ def test_terms_against_a_transcription(adversary):
             np.testing.assert_allclose(got.values["augmentor"][i], want, rtol=1e-6)
 
 
+def test_the_gain_compares_answers_of_one_mode():
+    """An augmentor that changes nothing gains nothing from batch statistics."""
+
+    def nets(role, x, *rest, train=False, learn=True):
+        if role == "augmentor":
+            return {"output": x}, {}
+        return {"logits": x.reshape(16, -1)[:, :5] * (3 if train else 1)}, {}
+
+    terms = harness.make_objective("hard").loss(nets, harness.make_batch(), {}, jnp.int32(0))
+    np.testing.assert_allclose(terms.values["augmentor"], 0, atol=1e-6)
+
+
 def warp_loops(image, affine, *, wrap):
     h, w, _ = image.shape
     out = np.zeros_like(image)

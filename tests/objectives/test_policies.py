@@ -139,7 +139,8 @@ def test_terms_of_active_distillation():
     def nets(role, *inputs, train=False, learn=True):
         return {"logits": logits[role]}, {}
 
-    got = objective.loss(nets, batch, memory, jnp.int32(0)).values
+    terms = objective.loss(nets, batch, memory, jnp.int32(0))
+    got = {name: terms.weights[name] * value for name, value in terms.values.items()}
     for i in range(6):
         said = np.roll(t[i], int(memory["shift"][i]))
         p, q = softmax(said / 2), softmax(s[i] / 2)
@@ -147,6 +148,9 @@ def test_terms_of_active_distillation():
         ce = -np.log(softmax(s[i])[int(batch["label"][i])])
         np.testing.assert_allclose(got["distillation"][i], memory["soft"][i] * kl, rtol=1e-5)
         np.testing.assert_allclose(got["cross_entropy"][i], memory["hard"][i] * ce, rtol=1e-5)
+        # of a held-out example, which has no place in the tables, the plain losses
+        np.testing.assert_allclose(terms.values["distillation"][i], kl, rtol=1e-5)
+        np.testing.assert_allclose(terms.values["cross_entropy"][i], ce, rtol=1e-5)
 
 
 def test_more_questions_than_examples_are_refused():
@@ -196,7 +200,8 @@ def test_mined_loss():
                 return {"logits": s if role == "student" else jnp.asarray(t)}, {}
 
             memory = {"kept": jnp.asarray(kept)}
-            return objective.loss(nets, batch, memory, jnp.int32(0)).values["divergence"]
+            terms = objective.loss(nets, batch, memory, jnp.int32(0))
+            return terms.weights["divergence"] * terms.values["divergence"]
 
         got, grad = value(jnp.asarray(s)), jax.grad(lambda s: value(s).sum())(jnp.asarray(s))
         p, q = softmax(s), softmax(t)

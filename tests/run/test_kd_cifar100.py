@@ -1,18 +1,27 @@
 """The CIFAR-100 benchmark: every pair builds on shapes, one trains, figures fit the pairs."""
 
+import functools
 import json
 import pathlib
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from configs import published
+from configs.distillation import METHODS
 from configs.studies import kd_cifar100
 from distill_jax import main
+from distill_jax.core import state
+from distill_jax.core.api import Model
 from distill_jax.core.errors import DataUnavailable
 from distill_jax.data import cifar100
+from distill_jax.models.adapters import as_model
 from distill_jax.run import build, study
 from distill_jax.run import config as config_lib
+from distill_jax.run.resolve import bind, resolve
+from tests import harness
 
 CONFIG = "configs/studies/kd_cifar100.py"
 MILLIONS = {
@@ -49,6 +58,52 @@ def test_every_method_is_an_arm(pair):
     for name in ("at", "crd", "review_kd"):
         single = study.arm_config(config, name, 0, pathlib.Path("runs"))
         assert build.build(single, shapes_only=True).shapes.terms.values
+
+
+@functools.cache
+def like(name):
+    """A network without parameters whose outputs have the shapes of those of a network."""
+    model, kwargs = kd_cifar100.NETWORKS[name]
+    net = resolve("models", model, where="")(num_classes=100, **kwargs)
+    images = jax.ShapeDtypeStruct((2, 32, 32, 3), jnp.float32)
+    made = lambda key, x: net.apply(*net.init(key, x), x, train=False, rngs={})[0]  # noqa: E731
+    shapes = jax.eval_shape(made, jax.random.key(0), images)
+
+    def apply(params, state, x, *, train, rngs):
+        return {name: jnp.zeros(out.shape) for name, out in shapes.items()}, state
+
+    return Model(lambda key, x: ({}, {}), apply)
+
+
+@pytest.mark.parametrize("pair", [pair for pair in kd_cifar100.PAIRS if "vgg" in pair])
+def test_every_arm_that_reads_maps_fits_those_of_a_vgg(pair):
+    teacher, student = kd_cifar100.PAIRS[pair]
+    config = kd_cifar100.get_config(f"{pair},all")
+    batch = {"input": jnp.zeros((2, 32, 32, 3)), "mask": jnp.zeros(2)}
+    batch |= dict.fromkeys(("label", "index", "epoch"), jnp.zeros(2, jnp.int32))
+    provided = {**harness.PROVIDED, "num_classes": 100, "num_examples": 50_000}
+    for name in [n for n in config.study.arms if n in METHODS and METHODS[n].maps]:
+        single = study.arm_config(config, name, 0, pathlib.Path("runs"))
+        make = resolve("objectives", single.objective.name, where="")
+        kwargs = single.objective.kwargs.to_dict()
+        objective = bind(make, kwargs, where=name, provided=provided)()
+        models = {"student": like(student), "teacher": like(teacher)}
+        for role in set(objective.roles) - set(models):
+            spec = single.roles[role]
+            connector = resolve("models", spec.model or "linear_head", where=role)
+            bound = bind(connector, spec.kwargs.to_dict(), where=role, provided=provided)
+            models[role] = as_model(bound())
+        models = {role: models[role] for role in objective.roles}
+        assert state.infer_shapes(objective, models, batch).terms.values
+    assert config.study.arms.fitnet.objective.kwargs.teacher_stage == (
+        "stage3" if "vgg" in teacher else "stage2"
+    )
+    stages = config.study.arms.review_kd.objective.kwargs
+    assert stages.teacher_stages[0] == ("stage2_pre" if "vgg" in teacher else "stage1_pre")
+    assert stages.student_stages[-2:] == (
+        "stage5" if "vgg" in student else "stage4",
+        "embedding",
+    )
 
 
 def test_rates_fall_after_the_published_epochs():

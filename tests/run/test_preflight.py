@@ -140,3 +140,32 @@ def test_a_field_that_only_the_host_reads_counts_as_read():
 def _arm(config, arm):
     single = study.arm_config(config, arm, config.study.seeds[0], pathlib.Path("runs"))
     return single
+
+
+def test_class_means_of_a_teacher_that_moves_are_refused():
+    moving = experiment_of(silent_faults.TGEO, AVERAGE)
+    with pytest.raises(ConfigError, match=r"^weigher\.name: .*teacher moves"):
+        doubts_of(moving)
+    without = {"weigher.kwargs.blocks": ("sg", "tg", "st", "s", "t", "g")}
+    doubts_of(experiment_of(silent_faults.TGEO, AVERAGE | without))
+
+
+HIDDEN = {"data.corrupt.labels_percent": 50.0}
+
+
+@pytest.mark.parametrize(
+    "spec, who",
+    [
+        (silent_faults.KD, ""),
+        (silent_faults.SUPERVISED, "TfKD"),
+        (silent_faults.TGEO, "KD weighed by Trilateral"),
+    ],
+)
+def test_hidden_labels_are_refused_by_who_reads_them(spec, who):
+    own = {"objective.name": "tf_kd"} if who == "TfKD" else {}
+    experiment = experiment_of(spec, HIDDEN | own)
+    if not who:
+        assert doubts_of(experiment) == []
+        return
+    with pytest.raises(ConfigError, match=rf"^data\.corrupt\.labels_percent: {who} reads labels"):
+        doubts_of(experiment)

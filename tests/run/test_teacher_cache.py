@@ -1,7 +1,9 @@
 """Stored answers: equal to asking, complete or filled up, and refused where they answer others."""
 
 import json
+import os
 import pathlib
+import signal
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +14,7 @@ from configs import common
 from distill_jax.core import rng, steps
 from distill_jax.core.errors import CheckpointError, ConfigError
 from distill_jax.data.source import example_ids
-from distill_jax.run import build, describe, teacher_cache
+from distill_jax.run import build, describe, environment, teacher_cache
 from distill_jax.run import config as config_lib
 
 STEPS = 7  # of 32 of 87 examples: 2.6 epochs
@@ -317,7 +319,11 @@ def test_only_the_stored_question_is_answered():
 
 def test_processes_divide_the_chunks(tmp_path, monkeypatch):
     monkeypatch.setattr(teacher_cache, "CHUNK_BYTES", 16 * 40)
-    monkeypatch.setattr(teacher_cache, "_wait_for_all", lambda name: None)
+    told = {}  # the first process decides what is missing
+    first = lambda decide, where: told.setdefault(where, decide())  # noqa: E731
+    monkeypatch.setattr(teacher_cache.processes, "from_first", first)
+    monkeypatch.setattr(teacher_cache.processes, "barrier", lambda name: None)
+    monkeypatch.setattr(teacher_cache.processes, "any_process", lambda flag: flag)
     config = make_config(tmp_path)
     experiment, frozen = make_experiment(config)
     monkeypatch.setattr(teacher_cache.jax, "process_count", lambda: 2)
@@ -327,3 +333,40 @@ def test_processes_divide_the_chunks(tmp_path, monkeypatch):
         experiment.stored_answers(config, frozen, lambda line: None)
         found.append(len(list((tmp_path / "teacher").glob("0*"))))
     assert found == [5, 9]
+
+
+def test_a_signal_ends_the_filling_and_what_is_filled_is_kept(tmp_path, monkeypatch):
+    monkeypatch.setattr(teacher_cache, "CHUNK_BYTES", 16 * 40)
+    config = make_config(tmp_path)
+    experiment, frozen = make_experiment(config)
+    write, written = teacher_cache.Store.write, []
+
+    def stopped(self, view, chunk, rows):
+        write(self, view, chunk, rows)
+        written.append((view, chunk))
+        if len(written) == 2:
+            signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(teacher_cache.Store, "write", stopped)
+    with environment.stop_on_signal(), pytest.raises(environment.Preempted):
+        experiment.stored_answers(config, frozen, lambda line: None)
+    assert len(list((tmp_path / "teacher").glob("0*"))) == len(written) == 2
+    said = []
+    experiment.stored_answers(config, frozen, said.append)
+    assert len(written) == len(set(written)) == 9 and "7 chunks to fill" in said[0]
+
+
+def test_runs_may_make_one_cache_at_the_same_time(tmp_path, monkeypatch):
+    config = make_config(tmp_path)
+    plan = build.build(config, shapes_only=True).cache
+    assert plan is not None
+    replace = os.replace
+
+    def race(source, to):
+        monkeypatch.setattr(os, "replace", replace)
+        teacher_cache.open_store(tmp_path / "teacher", {"key": 1}, plan, "teacher", 8)
+        replace(source, to)
+
+    monkeypatch.setattr(os, "replace", race)
+    teacher_cache.open_store(tmp_path / "teacher", {"key": 1}, plan, "teacher", 8)
+    assert [path.name for path in (tmp_path / "teacher").iterdir()] == ["key.json"]

@@ -1,0 +1,74 @@
+"""A weigher beside the weights that an objective gives its own examples."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import optax
+import pytest
+
+from distill_jax.core import bilevel, state, steps
+from distill_jax.core.errors import ConfigError
+from distill_jax.core.weighing import Weighed
+from distill_jax.objectives.kd import KD
+from distill_jax.weighers import meta_weight_net, reweight
+from tests import harness
+from tests.core.test_hypergradient import SIGNALS, ByProbabilities, weigher_model
+from tests.models.test_models import fast_jit
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Chosen(KD):
+    """Every third example of the training part counts, as a weight or within the value."""
+
+    as_weight: bool
+
+    def loss(self, nets, batch, memory, step):
+        terms = super().loss(nets, batch, memory, step)
+        held_out = batch["epoch"] < 0
+        chosen = jnp.where(held_out | (batch["index"] % 3 == 0), 3.0, 0.0)
+        if self.as_weight:
+            return terms.replace(weights={"distillation": chosen})
+        value = terms.values["distillation"] * jnp.where(held_out, 1.0, chosen)
+        return terms.replace(values={**terms.values, "distillation": value})
+
+
+def student_and_weigher(weigher, part, **kwargs):
+    """Parameters after a step on two levels."""
+    weighed = Weighed(
+        objective=Chosen(**kwargs), weigher=weigher, signals=SIGNALS, num_classes=harness.K
+    )
+    net = harness.tiny_model()
+    models = {"student": net, "teacher": net}
+    models |= dict.fromkeys(weigher.roles, weigher_model())
+    train, held_out = harness.make_batch(), harness.make_batch(8, seed=1)
+    held_out["epoch"] -= 1
+    shapes = state.infer_shapes(weighed, models, train)
+    roles = tuple(weigher.roles)
+    tx = bilevel.Optimizers(optax.sgd(0.3), optax.sgd(1.0), roles)
+    trainable = ("student", *roles)
+    init = state.make_init(weighed, models, tx, shapes, trainable=trainable, ema={})
+    step = bilevel.make_bilevel_step(weighed, models, tx, bilevel.Bilevel(part=part), outer=True)
+    frozen = {"teacher": net.init(jax.random.key(7), train["input"])}
+
+    made = init(jax.random.key(0))
+    fed = {"train": train, "held_out": held_out}
+    return fast_jit(step)(made, frozen, fed, jax.random.key(3))[0].params
+
+
+@pytest.mark.parametrize("weigher, part", [(ByProbabilities(), 0.5), (reweight.make(), 1.0)])
+def test_an_objectives_own_weights_are_factors(weigher, part):
+    """A weight of an example is the same as that factor in its value, on both levels."""
+    with jax.enable_x64(True):
+        found = [student_and_weigher(weigher, part, as_weight=own) for own in (True, False)]
+    assert harness.max_relative(*found) < 1e-8
+
+
+@pytest.mark.parametrize("normalize", [False, True])
+def test_weights_divided_by_a_mean_of_the_batch_are_not_accumulated(normalize):
+    weigher = meta_weight_net.make(normalize=normalize)
+    weighed = Weighed(objective=KD(), weigher=weigher, signals=SIGNALS, num_classes=harness.K)
+    assert weighed.couples_batch == normalize
+    if normalize:
+        with pytest.raises(ConfigError, match="couples the examples"):
+            steps.check_accumulation(weighed, 2)
