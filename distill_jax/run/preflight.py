@@ -47,10 +47,10 @@ _VALUES = ("normalize", "scale", "downscale")
 """Transforms that change what the numbers of an input mean."""
 
 LOOKED_AT_BYTES = 2**28
+"""Data up to this size are searched for examples that occur in two parts."""
 
 LABELS = frozenset({"label", "label_probs"})
 """Parts of a batch that say what a label is."""
-"""Data up to this size are searched for examples that occur in two parts."""
 
 
 class Finding(NamedTuple):
