@@ -7,8 +7,8 @@
 # Arguments are flags of distill_jax.main; resources are options of sbatch, in front. The workdir is
 # on a file system that all nodes see. Processes find each other by the variables of the step
 # (distill_jax/run/processes.py). 120 seconds before the time limit, or when the job is preempted, the
-# program gets SIGTERM, saves and exits with 75; the job then goes back into the queue. Any other exit
-# code ends the job. PYTHON names the interpreter. DRY_RUN=1 prints what would run.
+# program gets SIGTERM, saves and exits with 75; the job then goes back into the queue, and also after
+# 143, a signal before there was anything to save. Any other exit code ends the job. PYTHON names the interpreter. DRY_RUN=1 prints what would run.
 #
 #SBATCH --job-name=distill_jax
 #SBATCH --nodes=1
@@ -22,6 +22,7 @@ set -u
 
 PYTHON=${PYTHON:-.venv/bin/python}
 PREEMPTED=75
+TERMINATED=143 # the signal came before the program could hear it
 
 run() {
     if [[ -n ${DRY_RUN:-} ]]; then
@@ -45,7 +46,7 @@ trap ':' TERM
 run srun --kill-on-bad-exit=0 --wait=120 "$PYTHON" -m distill_jax.main "$@"
 code=$?
 
-if [[ $code -eq $PREEMPTED || -n ${DRY_RUN:-} ]]; then
+if [[ $code -eq $PREEMPTED || $code -eq $TERMINATED || -n ${DRY_RUN:-} ]]; then
     run scontrol requeue "${SLURM_JOB_ID:-JOB_ID}"
 fi
 exit "$code"

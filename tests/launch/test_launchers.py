@@ -215,7 +215,9 @@ def test_slurm_dry_run_prints_the_step_and_what_follows_preemption():
     assert script("slurm.sh").returncode == 2
 
 
-@pytest.mark.parametrize("code, requeued", [(0, False), (2, False), (3, False), (75, True)])
+@pytest.mark.parametrize(
+    "code, requeued", [(0, False), (2, False), (3, False), (75, True), (143, True)]
+)
 def test_slurm_puts_the_job_back_after_preemption_alone(tmp_path, code, requeued):
     for name, body in (("srun", f"exit {code}"), ("scontrol", 'echo "$@" > called')):
         (tmp_path / name).write_text(f"#!/bin/bash\n{body}\n")
