@@ -14,7 +14,6 @@ from distill_jax.objectives.kd import KD
 from distill_jax.weighers import meta_weight_net, reweight
 from tests import harness
 from tests.core.test_hypergradient import SIGNALS, ByProbabilities, weigher_model
-from tests.models.test_models import fast_jit
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -53,7 +52,7 @@ def student_and_weigher(weigher, part, **kwargs):
 
     made = init(jax.random.key(0))
     fed = {"train": train, "held_out": held_out}
-    return fast_jit(step)(made, frozen, fed, jax.random.key(3))[0].params
+    return jax.jit(step)(made, frozen, fed, jax.random.key(3))[0].params
 
 
 @pytest.mark.parametrize("weigher, part", [(ByProbabilities(), 0.5), (reweight.make(), 1.0)])

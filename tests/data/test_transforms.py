@@ -13,8 +13,6 @@ from distill_jax.core import rng
 from distill_jax.core.errors import ConfigError
 from distill_jax.data import transforms
 
-# Compiled without optimisation: most of these tests' time is the compiler's.
-compiled = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 KEY = jax.random.key(3)
 STEP = jnp.int32(5)
 GEOMETRY = {
@@ -59,7 +57,7 @@ def each_and_all(key, batch, step):
 
 
 def test_an_example_is_augmented_alike_in_any_batch():
-    apply = compiled(each_and_all)
+    apply = jax.jit(each_and_all)
     batch, order = make_batch(np.arange(12)), np.array([7, 2, 11, 5])
     whole, again = apply(KEY, batch, STEP), apply(KEY, batch, STEP)
     part = apply(KEY, make_batch(order), STEP + 3)
@@ -86,7 +84,7 @@ def test_eight_devices_give_what_one_gives():
     rows = NamedSharding(mesh, PartitionSpec("data"))
     mixed = transforms.make_mixup(num_classes=4)
     pasted = transforms.make_cutmix(num_classes=4)
-    apply = compiled(transforms.compose({"all": all_transforms(), "mixup": mixed, "cut": pasted}))
+    apply = jax.jit(transforms.compose({"all": all_transforms(), "mixup": mixed, "cut": pasted}))
     batch = make_batch(np.arange(8))
     single, meshed = apply(KEY, batch, STEP), apply(KEY, jax.device_put(batch, rows), STEP)
     assert meshed["input"].sharding.is_equivalent_to(rows, 4)
@@ -97,7 +95,7 @@ def test_eight_devices_give_what_one_gives():
 def test_per_example_transforms_need_no_communication():
     mesh = Mesh(np.array(jax.devices()), ("data",))
     batch = jax.device_put(make_batch(np.arange(16)), NamedSharding(mesh, PartitionSpec("data")))
-    text = compiled(all_transforms()).lower(KEY, batch, STEP).compile().as_text() or ""
+    text = jax.jit(all_transforms()).lower(KEY, batch, STEP).compile().as_text() or ""
     assert text and not any(op in text for op in ("all-gather", "all-reduce", "collective-permute"))
 
 
@@ -108,8 +106,8 @@ def test_composed_transforms_draw_from_streams_of_their_names():
     def by_hand(key, batch, step):
         return flip(rng.stream(key, "b"), crop(rng.stream(key, "a"), batch, step), step)
 
-    alone = compiled(by_hand)(KEY, batch, STEP)
-    both = compiled(transforms.compose({"a": crop, "b": flip}))(KEY, batch, STEP)
+    alone = jax.jit(by_hand)(KEY, batch, STEP)
+    both = jax.jit(transforms.compose({"a": crop, "b": flip}))(KEY, batch, STEP)
     np.testing.assert_array_equal(both["input"], alone["input"])
 
 
@@ -170,7 +168,7 @@ def test_crop_offsets_are_uniform():
         "index": jnp.arange(n, dtype=jnp.int32),
         "epoch": jnp.zeros(n, jnp.int32),
     }
-    crop = compiled(transforms.make_random_crop(padding=p))
+    crop = jax.jit(transforms.make_random_crop(padding=p))
     out = np.asarray(crop(KEY, batch, STEP)["input"])
     y, x = out[..., 0].reshape(n, -1).argmax(1) // 6, out[..., 0].reshape(n, -1).argmax(1) % 6
     counts = np.zeros((5, 5))
@@ -183,7 +181,7 @@ def test_crop_offsets_are_uniform():
 def test_half_of_the_images_are_flipped():
     n = 1000
     batch = make_batch(np.arange(n), h=1, w=4, c=1)
-    out = np.asarray(compiled(transforms.make_horizontal_flip())(KEY, batch, STEP)["input"])
+    out = np.asarray(jax.jit(transforms.make_horizontal_flip())(KEY, batch, STEP)["input"])
     before = np.asarray(batch["input"])
     flipped = (out == before[:, :, ::-1]).all((1, 2, 3))
     assert (flipped | (out == before).all((1, 2, 3))).all()
@@ -217,7 +215,7 @@ def numpy_rotate(image, degrees, fill):
 def test_rotation_against_numpy(fill):
     images = np.asarray(make_batch(np.arange(5), dtype=np.float32)["input"])
     degrees = np.array([0.0, 13.0, -40.0, 90.0, 171.0], np.float32)
-    rotate = compiled(functools.partial(transforms.rotate, fill=fill))
+    rotate = jax.jit(functools.partial(transforms.rotate, fill=fill))
     got = np.asarray(rotate(jnp.asarray(images), jnp.asarray(degrees)))
     for image, angle, out in zip(images, degrees, got, strict=True):
         np.testing.assert_allclose(out, numpy_rotate(image, angle, fill), atol=2e-3)
@@ -227,7 +225,7 @@ def test_rotation_against_numpy(fill):
 
 def test_a_quarter_turn_is_counter_clockwise():
     square = np.asarray(make_batch([1, 2], h=5, w=5)["input"])
-    got = compiled(transforms.rotate)(jnp.asarray(square), jnp.array([90.0, -90.0]))
+    got = jax.jit(transforms.rotate)(jnp.asarray(square), jnp.array([90.0, -90.0]))
     np.testing.assert_array_equal(got[0], np.rot90(square[0]))
     np.testing.assert_array_equal(got[1], np.rot90(square[1], -1))
 
@@ -240,7 +238,7 @@ def test_erased_rectangles():
         "epoch": jnp.zeros(n, jnp.int32),
     }
     erasing = transforms.make_random_erasing(probability=0.5, area=(0.1, 0.3), fill=4)
-    out = np.asarray(compiled(erasing)(KEY, batch, STEP)["input"])[..., 0]
+    out = np.asarray(jax.jit(erasing)(KEY, batch, STEP)["input"])[..., 0]
     assert set(np.unique(out)) == {4, 9}
     gone = out == 4
     hit = gone.any((1, 2))
@@ -275,7 +273,7 @@ def test_cutmix_box_against_python():
 
 def test_mixup_mixes_inputs_and_labels_alike():
     batch = make_batch(np.arange(8), dtype=np.float32)
-    mix = compiled(transforms.make_mixup(num_classes=4))
+    mix = jax.jit(transforms.make_mixup(num_classes=4))
     out = mix(KEY, batch, STEP)
     probs = np.asarray(out["label_probs"])
     np.testing.assert_allclose(probs.sum(1), 1, rtol=1e-6)
@@ -293,7 +291,7 @@ def test_mixup_weights_follow_their_distribution():
     batch = make_batch(np.arange(2), h=1, w=1, c=1, dtype=np.float32)
     mix = transforms.make_mixup(num_classes=4, alpha=0.4)
     steps = jnp.arange(2000)
-    lam = compiled(jax.vmap(lambda s: mix(KEY, batch, s)["label_probs"][0, 0]))(steps)
+    lam = jax.jit(jax.vmap(lambda s: mix(KEY, batch, s)["label_probs"][0, 0]))(steps)
     # Beta(a, a) has mean 1/2 and variance 1 / (4 (2 a + 1)).
     assert abs(float(lam.mean()) - 0.5) < 0.04
     assert abs(float(lam.var()) - 1 / (4 * 1.8)) < 0.01
@@ -309,7 +307,7 @@ def test_mixup_of_integers_is_refused():
 
 def test_cutmix_pastes_one_box_and_weighs_by_its_area():
     batch = make_batch(np.arange(8))
-    cut = compiled(transforms.make_cutmix(num_classes=4))
+    cut = jax.jit(transforms.make_cutmix(num_classes=4))
     before, after = np.asarray(batch["input"]), np.roll(np.asarray(batch["input"]), 1, 0)
     areas = []
     for step in range(20):
@@ -330,7 +328,7 @@ def test_padding_never_reaches_a_row_that_counts(name):
     batch = make_batch(np.arange(8), dtype=np.float32)
     batch["mask"] = batch["mask"].at[jnp.array([3, 7])].set(0)
     poisoned = {**batch, "input": batch["input"].at[jnp.array([3, 7])].set(1e6)}
-    mix = compiled(transforms.resolve(name)(num_classes=4))
+    mix = jax.jit(transforms.resolve(name)(num_classes=4))
     clean, dirty = mix(KEY, batch, STEP), mix(KEY, poisoned, STEP)
     real = np.asarray(batch["mask"]) > 0
     np.testing.assert_array_equal(clean["input"][real], dirty["input"][real])
@@ -347,7 +345,7 @@ def test_mixing_twice_mixes_the_probabilities():
             "mixup": transforms.make_mixup(num_classes=4),
         }
     )
-    probs = np.asarray(compiled(both)(KEY, batch, STEP)["label_probs"])
+    probs = np.asarray(jax.jit(both)(KEY, batch, STEP)["label_probs"])
     np.testing.assert_allclose(probs.sum(1), 1, rtol=1e-6)
     assert ((probs > 0).sum(1) == 3).all()
 

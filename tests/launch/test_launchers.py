@@ -95,7 +95,8 @@ def test_local_hands_sigterm_on():
     assert local.run([python(f"{wait}; time.sleep(60)")] * 2, grace=5, stdout=out) == 75
 
 
-def test_two_processes_train_as_one(tmp_path):
+@pytest.mark.parametrize("resident", ["yes", pytest.param("no", marks=pytest.mark.slow)])
+def test_two_processes_train_as_one(resident, tmp_path):
     args = [
         "--config=configs/distill/supervised.py:smoke",
         "--config.roles.student.model=mlp",
@@ -105,8 +106,8 @@ def test_two_processes_train_as_one(tmp_path):
         "--config.log.tensorboard=False",
     ]
     environ = {**os.environ, "DISTILL_JAX_TIMEOUT": "120"}
-    for processes, devices, resident in ((1, 2, "yes"), (2, 1, "yes"), (2, 1, "no")):
-        folder = tmp_path / f"{processes}{resident}"
+    for processes, devices in ((1, 2), (2, 1)):
+        folder = tmp_path / str(processes)
         launcher = [f"--processes={processes}", f"--devices={devices}", "--"]
         own = [f"--workdir={folder}", f"--config.data.resident={resident}"]
         found = subprocess.run(
@@ -126,12 +127,10 @@ def test_two_processes_train_as_one(tmp_path):
         assert steps == list(range(1, 13))  # one process writes, each step once
         return [row["train/loss"] for row in rows if "train/loss" in row]
 
-    one, two, streamed = (losses(name) for name in ("1yes", "2yes", "2no"))
-    np.testing.assert_allclose(two, one, rtol=2e-5)
-    np.testing.assert_allclose(streamed, one, rtol=2e-5)
-    results = [json.loads((tmp_path / n / "result.json").read_text()) for n in ("1yes", "2yes")]
+    np.testing.assert_allclose(losses("2"), losses("1"), rtol=2e-5)
+    results = [json.loads((tmp_path / n / "result.json").read_text()) for n in ("1", "2")]
     np.testing.assert_allclose(*[result["metrics"]["test/nll"] for result in results], rtol=1e-4)
-    assert json.loads((tmp_path / "2yes" / "env.json").read_text())["processes"] == 2
+    assert json.loads((tmp_path / "2" / "env.json").read_text())["processes"] == 2
 
 
 PATCHED = """

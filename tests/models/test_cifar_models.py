@@ -18,7 +18,7 @@ from distill_jax.models import (
 )
 from distill_jax.models.convolution import _conv, conv2d
 from distill_jax.models.layers import Conv, shuffle_channels
-from tests.models.test_models import FAST, count, fast_jit
+from tests.models.test_models import count
 
 SMALL = {
     "vgg": (vgg.make, {"variant": "vgg8", "width_multiplier": 1 / 16}, 5),
@@ -178,7 +178,7 @@ def test_endpoints_state_and_gradients(name, short):
         outputs, new = model.apply(params, state, x, train=True, rngs={})
         return -jax.nn.log_softmax(outputs["logits"])[:, 0].mean(), (outputs, new)
 
-    (_, (outputs, new)), grads = fast_jit(jax.value_and_grad(loss, has_aux=True))(params)
+    (_, (outputs, new)), grads = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
     assert outputs["logits"].shape == (4, 5)
     assert outputs["embedding"].ndim == 2
     stages = [f"stage{i + 1}" for i in range(SMALL[name][2])]
@@ -199,7 +199,7 @@ def test_endpoints_state_and_gradients(name, short):
 def test_bfloat16_stays_and_is_close(name, short):
     model, x, params, state = built(name)
     low = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), (params, x))
-    run = fast_jit(lambda params, x: model.apply(params, state, x, train=False, rngs={})[0])
+    run = jax.jit(lambda params, x: model.apply(params, state, x, train=False, rngs={})[0])
     outputs, exact = run(*low), run(params, x)
     assert {o.dtype for o in outputs.values()} == {jnp.dtype(jnp.bfloat16)}
     spread = float(exact["logits"].std())
@@ -244,7 +244,7 @@ def test_inner_convolutions_see_activations_of_the_benchmark(block):
             seen.append(args[0])
         return call(*args, **kwargs)
 
-    @fast_jit
+    @jax.jit
     def inner(x):
         seen.clear()
         with nn.intercept_methods(watch):
@@ -282,8 +282,7 @@ def test_grouped_convolution_equals_lax_in_every_derivative(groups, d, size, str
     with jax.enable_x64(True):
         args, tangents = (tuple(jnp.asarray(rng.normal(size=s)) for s in shapes) for _ in "ab")
         ours, theirs = (
-            jax.jit(functools.partial(everything, conv), compiler_options=FAST)(args, tangents)
-            for conv in (conv2d, _conv)
+            jax.jit(functools.partial(everything, conv))(args, tangents) for conv in (conv2d, _conv)
         )
     compare = functools.partial(np.testing.assert_allclose, rtol=1e-11, atol=1e-11)
     jax.tree.map(compare, ours, theirs)

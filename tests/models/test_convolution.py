@@ -70,7 +70,6 @@ def test_values_and_derivatives_equal_those_of_lax(case, monkeypatch):
         ours, theirs = (
             jax.jit(
                 functools.partial(everything, functools.partial(conv, stride=stride)),
-                compiler_options={"xla_backend_optimization_level": 0},
             )(*args)
             for conv in (conv2d, _conv)
         )

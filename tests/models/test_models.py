@@ -21,14 +21,6 @@ NETS = {
 }
 
 
-FAST = {"xla_backend_optimization_level": 0}
-
-
-def fast_jit(f):
-    """Compiles `f` in the least time."""
-    return jax.jit(f, compiler_options=FAST)
-
-
 @functools.cache
 def built(name, channels=3, size=8, **kwargs):
     """Returns a network, an input, parameters drawn by NumPy (cheaper) and state."""
@@ -124,7 +116,7 @@ def test_vit_tiny_has_the_size_of_its_arithmetic():
 def test_endpoints_modes_and_gradients(name):
     model, x, params, state = built(name)
 
-    @fast_jit
+    @jax.jit
     def evaluate(x):
         return model.apply(params, state, x, train=False, rngs={})
 
@@ -140,7 +132,7 @@ def test_endpoints_modes_and_gradients(name):
         outputs, new = model.apply(params, state, x, train=True, rngs={})
         return -jax.nn.log_softmax(outputs["logits"])[:, 0].mean(), new
 
-    (_, new), grads = fast_jit(jax.value_and_grad(loss, has_aux=True))(params)
+    (_, new), grads = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
     assert jax.tree.structure(new) == jax.tree.structure(state)
     assert jax.tree.all(jax.tree.map(lambda a, b: bool((a != b).any()), new, state))
     for path, leaf in jax.tree.leaves_with_path(grads):
@@ -159,13 +151,13 @@ def test_any_number_of_channels(name, channels):
 def test_jitted_equals_eager(name):
     model, x, params, state = built(name)
     eager = model.apply(params, state, x, train=True, rngs={})
-    jitted = fast_jit(lambda x: model.apply(params, state, x, train=True, rngs={}))(x)
+    jitted = jax.jit(lambda x: model.apply(params, state, x, train=True, rngs={}))(x)
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5), eager, jitted)
 
 
 def test_init_is_a_function_of_the_key_and_has_the_layout_of_its_shapes():
     model, x, params, state = built("convnet")
-    first, again, other = (fast_jit(model.init)(jax.random.key(n), x) for n in (0, 0, 1))
+    first, again, other = (jax.jit(model.init)(jax.random.key(n), x) for n in (0, 0, 1))
     assert jax.tree.structure(first) == jax.tree.structure((params, state))
     assert jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), first, again))
     kernels = [tree[0]["Conv_1"]["kernel"] for tree in (first, other)]
@@ -177,11 +169,12 @@ def test_init_is_a_function_of_the_key_and_has_the_layout_of_its_shapes():
 @pytest.mark.parametrize("name", ["resnet", "wide_resnet", "convnet"])
 def test_activated_stages_are_their_pre_activation_above_zero(name):
     model, x, params, state = built(name)
-    outputs, _ = fast_jit(lambda x: model.apply(params, state, x))(x)
+    outputs, _ = jax.jit(lambda x: model.apply(params, state, x))(x)
     stages = [k for k in outputs if k.startswith("stage") and not k.endswith("_pre")]
     assert len(stages) >= 2
     for stage in stages:
-        np.testing.assert_array_equal(outputs[stage], jnp.maximum(outputs[f"{stage}_pre"], 0))
+        want = np.maximum(outputs[f"{stage}_pre"], 0)  # two fusions may compute it twice
+        np.testing.assert_allclose(outputs[stage], want, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["resnet", "wide_resnet", "convnet", "mlp", "vit"])
@@ -189,7 +182,7 @@ def test_bfloat16_in_bfloat16_out_and_float32_state(name):
     model, x, params, state = built(name)
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves((params, state)))
     low = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), (params, x))
-    run = fast_jit(lambda params, x: model.apply(params, state, x, train=True, rngs={}))
+    run = jax.jit(lambda params, x: model.apply(params, state, x, train=True, rngs={}))
     (outputs, new), (exact, _) = run(*low), run(params, x)
     assert {o.dtype for o in outputs.values()} == {jnp.dtype(jnp.bfloat16)}
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(new))
@@ -211,7 +204,7 @@ def test_bfloat16_in_bfloat16_out_and_float32_state(name):
 def test_dropout_follows_its_key_and_asks_for_it(name, kwargs):
     model, x, params, state = built(name, **kwargs)
 
-    @functools.partial(jax.jit, static_argnames="train", compiler_options=FAST)
+    @functools.partial(jax.jit, static_argnames="train")
     def logits(seed, train=True):
         key = jax.random.key(seed)
         return model.apply(params, state, x, train=train, rngs={"dropout": key})[0]["logits"]

@@ -25,21 +25,16 @@ def scattered(model, x, seed=1):
     return jax.tree.map(lambda p: jnp.asarray(0.5 * r.randn(*p.shape), jnp.float32), shapes)
 
 
-def fast_jit(f):
-    """Compiles `f` in the least time."""
-    return jax.jit(f, compiler_options={"xla_backend_optimization_level": 0})
-
-
 @functools.cache
 def started(name, **kwargs):
     """Returns a network of four units a layer, and its first parameters."""
     kwargs |= {"mlp": {"hidden": (4,)}, "attention": {"width": 4}}[name]
     model = MAKES[name](**kwargs)
-    return model, fast_jit(model.init)(jax.random.key(0), features())[0]
+    return model, jax.jit(model.init)(jax.random.key(0), features())[0]
 
 
 def logits(model, params, x):
-    apply = fast_jit(lambda params, x: model.apply(params, {}, x, train=False, rngs={})[0])
+    apply = jax.jit(lambda params, x: model.apply(params, {}, x, train=False, rngs={})[0])
     return np.asarray(apply(params, x)["logits"])
 
 

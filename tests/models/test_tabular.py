@@ -27,11 +27,6 @@ NETS = {
 }
 
 
-def fast_jit(f):
-    """Compiles `f` in the least time."""
-    return jax.jit(f, compiler_options={"xla_backend_optimization_level": 0})
-
-
 def table(cards=CARDS, m=M, b=B, seed=0):
     rng = np.random.default_rng(seed)
     ids = np.stack([rng.integers(0, n, b) for n in cards], 1) if cards else np.zeros((b, 0))
@@ -107,7 +102,7 @@ def test_endpoints_modes_and_gradients(name):
         outputs, new = model.apply(params, state, x, train=True, rngs={})
         return -jax.nn.log_softmax(outputs["logits"])[:, 0].mean(), new
 
-    @fast_jit
+    @jax.jit
     def run(params):
         evaluated = model.apply(params, state, x, train=False, rngs={})
         return evaluated, jax.grad(loss, has_aux=True)(params)
@@ -132,7 +127,7 @@ def test_endpoints_modes_and_gradients(name):
 def test_jitted_equals_eager(name):
     model, x, params, state = built(name)
     eager = model.apply(params, state, x, train=True, rngs={})
-    jitted = fast_jit(lambda x: model.apply(params, state, x, train=True, rngs={}))(x)
+    jitted = jax.jit(lambda x: model.apply(params, state, x, train=True, rngs={}))(x)
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5), eager, jitted)
 
 
@@ -155,7 +150,7 @@ def test_columns_of_one_kind_or_few_in_bfloat16(name, cards, m):
 def test_dropout_follows_its_key_and_asks_for_it_only_in_training(name):
     model, x, params, state = built(name, dropout=0.5)
 
-    @fast_jit
+    @jax.jit
     def logits(seeds):
         def one(train, **rngs):
             return model.apply(params, state, x, train=train, rngs=rngs)[0]["logits"]
@@ -180,7 +175,7 @@ def test_an_id_outside_its_column_counts_as_the_nearest_inside(name):
     outside, inside = ids.copy(), ids.copy()
     outside[:3, 0], inside[:3, 0] = (5, 99, 2**31 - 1), 4
     outside[3:5, 1], inside[3:5, 1] = (-1, -(2**31)), 0
-    run = fast_jit(lambda ids: model.apply(params, state, {**x, "categorical": ids})[0]["logits"])
+    run = jax.jit(lambda ids: model.apply(params, state, {**x, "categorical": ids})[0]["logits"])
     np.testing.assert_array_equal(run(outside), run(inside))
     assert bool((run(inside) != run(ids)).any())
 
@@ -217,7 +212,7 @@ def first_order(params, ids, numeric, cards):
 @pytest.mark.parametrize("k", [2, 3])
 def test_deepfm_equals_its_equations(k):
     model, x, params, state = built("deepfm", k=k)
-    outputs, _ = fast_jit(model.apply)(params, state, x)
+    outputs, _ = jax.jit(model.apply)(params, state, x)
     v = vectors(params, x, CARDS)
     pairs = np.array([sum(a * b for a, b in itertools.combinations(f, 2)) for f in v])
     np.testing.assert_allclose(outputs["interactions"], pairs, rtol=1e-5, atol=1e-5)
@@ -237,7 +232,7 @@ def test_deepfm_equals_its_equations(k):
 @pytest.mark.parametrize("name", ["dcnv2", "dcnv2_stacked"])
 def test_dcnv2_equals_its_equations(name):
     model, x, params, state = built(name)
-    outputs, _ = fast_jit(model.apply)(params, state, x)
+    outputs, _ = jax.jit(model.apply)(params, state, x)
     ids = vectors(params, x, CARDS)
     first = np.hstack([np.array(ids).reshape(B, -1), np.asarray(x["numeric"], np.float64)])
     crossed = first
@@ -265,7 +260,7 @@ def test_dcnv2_equals_its_equations(name):
 
 def test_wide_deep_equals_its_equations():
     model, x, params, state = built("wide_deep")
-    outputs, _ = fast_jit(model.apply)(params, state, x)
+    outputs, _ = jax.jit(model.apply)(params, state, x)
     ids, numeric = np.asarray(x["categorical"]), np.asarray(x["numeric"], np.float64)
     exact = ids[:, 0] * 3 + ids[:, 1]
     # Knuth's multiplicative hash in unbounded integers: the top 6 of 32 bits.
@@ -293,7 +288,7 @@ def test_crosses_fill_their_buckets_evenly_or_exactly():
 
 def test_tabular_mlp_is_a_perceptron_of_embeddings():
     model, x, params, state = built("tabular_mlp", batch_norm=False)
-    outputs, _ = fast_jit(model.apply)(params, state, x)
+    outputs, _ = jax.jit(model.apply)(params, state, x)
     flat = np.hstack([np.array(vectors(params, x, CARDS)).reshape(B, -1), np.asarray(x["numeric"])])
     deep = perceptron(params["deep"], flat)
     np.testing.assert_allclose(outputs["embedding"], deep, rtol=1e-4, atol=1e-5)
@@ -309,7 +304,7 @@ def test_tabular_transformer_tokens_and_head():
         name: jax.tree.map(jnp.zeros_like, leaf) if name.startswith("Block") else leaf
         for name, leaf in params.items()
     }
-    outputs, _ = fast_jit(model.apply)(params, state, x)
+    outputs, _ = jax.jit(model.apply)(params, state, x)
     tokens = np.array(vectors(params, x, CARDS)) + np.asarray(params["bias"])[None]
     np.testing.assert_allclose(outputs["block2"][:, 1:], tokens, rtol=1e-5, atol=1e-5)
     cls = np.asarray(params["cls"], np.float64)[0]
@@ -324,7 +319,7 @@ def test_tabular_transformer_tokens_and_head():
 
 def test_tabular_transformer_reads_every_column_and_no_order_of_examples():
     model, x, params, state = built("tabular_transformer")
-    run = fast_jit(lambda x: model.apply(params, state, x)[0]["logits"])
+    run = jax.jit(lambda x: model.apply(params, state, x)[0]["logits"])
     base = run(x)
     np.testing.assert_allclose(run(jax.tree.map(lambda a: a[::-1], x))[::-1], base, rtol=1e-4)
     for name, column in (("categorical", 0), ("categorical", 2), ("numeric", 0), ("numeric", 1)):
@@ -343,9 +338,7 @@ def test_tables_start_at_the_scale_of_their_paper(name, scale):
     model = make(num_classes=2, cardinalities=(1000,), **(defaults | kwargs))
     x = table((1000,), 1)
     # Returning the table alone spares the compiler all other parameters.
-    embedding = fast_jit(lambda key: model.init(key, x)[0]["fields"]["embedding"])(
-        jax.random.key(0)
-    )
+    embedding = jax.jit(lambda key: model.init(key, x)[0]["fields"]["embedding"])(jax.random.key(0))
     np.testing.assert_allclose(embedding.std(), scale, rtol=0.05)
     np.testing.assert_allclose(embedding.mean(), 0, atol=0.05 * scale)
     if name == "tabular_transformer":
@@ -368,7 +361,7 @@ def split_table(name):
 @pytest.mark.parametrize("name", ["tabular_mlp", "tabular_transformer", "wide_deep", "dcnv2"])
 def test_split_tables_give_the_logits_of_whole_ones(name):
     model, state, whole, split = split_table(name)
-    run = fast_jit(lambda params, x: model.apply(params, state, x)[0]["logits"])
+    run = jax.jit(lambda params, x: model.apply(params, state, x)[0]["logits"])
     want, got = np.asarray(run(*whole)), np.asarray(run(*split))
     np.testing.assert_allclose(got, want, rtol=1e-6, atol=1e-6 * abs(want).max())
 
@@ -376,7 +369,7 @@ def test_split_tables_give_the_logits_of_whole_ones(name):
 def test_split_tables_give_the_logits_and_gradients_of_whole_ones():
     model, state, whole, split = split_table("deepfm")
 
-    @fast_jit
+    @jax.jit
     def run(params, x):
         def loss(params):
             logits = model.apply(params, state, x)[0]["logits"]

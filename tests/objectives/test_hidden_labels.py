@@ -14,7 +14,6 @@ from distill_jax.objectives.kd import KD
 from distill_jax.run import preflight
 from distill_jax.weighers import annealed, teacher_margin
 from tests import harness
-from tests.models.test_models import fast_jit
 
 HIDDEN = np.arange(16) % 4 > 0
 HONEST = {
@@ -57,7 +56,7 @@ def by_numbers(made):
     fixed = {role: params for role, (params, _) in made.frozen.items()}
     states = {role: s for role, (_, s) in made.frozen.items()} | dict(state.model_state)
 
-    @fast_jit
+    @jax.jit
     def gradient(params, batch):
         def loss(params):
             nets = BoundNets(made.models, {**fixed, **params}, states, key=jax.random.key(1))

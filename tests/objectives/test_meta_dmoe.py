@@ -39,7 +39,7 @@ def setup():
         for i, role in enumerate(("teacher1", "teacher2"))
     }
     made = harness.Setup(objective, models, shapes, init, None, frozen)
-    return made, init(jax.random.key(0)), batch
+    return made, jax.jit(init)(jax.random.key(0)), batch
 
 
 def loss_of(made, state, batch, params=None, step=0):
@@ -125,6 +125,7 @@ def test_a_domain_adapts_to_its_own_examples():
     """What is predicted for a domain depends on its batch and on no other domain's examples."""
     made, state, batch = setup()
 
+    @jax.jit
     def predict(batch):
         found = made.objective.predictions(bound(made, state), batch, state.memory, jnp.int32(0))
         return found["prediction"]["logits"]

@@ -36,11 +36,6 @@ def no_nets(role, *inputs, train=False):
     raise AssertionError(f"{role} was called")
 
 
-def fast_jit(f):
-    """Compiles `f` in the least time."""
-    return jax.jit(f, compiler_options={"xla_backend_optimization_level": 0})
-
-
 class Nets:
     """One network with its parameters."""
 
@@ -58,7 +53,7 @@ def giving(shape):
 
 
 def weights(weigher, evidence, nets=no_nets, step=0):
-    found = fast_jit(lambda e, step: weigher(nets, e, step))(on_device(evidence), jnp.int32(step))
+    found = jax.jit(lambda e, step: weigher(nets, e, step))(on_device(evidence), jnp.int32(step))
     return np.asarray(found)
 
 

@@ -16,7 +16,6 @@ from tests.weighers.evidence import (
     K,
     Nets,
     draw,
-    fast_jit,
     giving,
     on_device,
     refused,
@@ -43,7 +42,7 @@ def equation_10(evidence, edge=lambda e: e):
 
 
 def features(rule, evidence):
-    return np.asarray(fast_jit(rule.features)(on_device(evidence)))
+    return np.asarray(jax.jit(rule.features)(on_device(evidence)))
 
 
 @functools.cache
@@ -55,7 +54,7 @@ def fitted(model, shape, **kwargs):
 
 
 def logits_of(nets, x):
-    found = fast_jit(lambda x: nets("weigher", x)[0]["logits"])(jnp.asarray(x, jnp.float32))
+    found = jax.jit(lambda x: nets("weigher", x)[0]["logits"])(jnp.asarray(x, jnp.float32))
     return np.asarray(found, np.float64)
 
 
@@ -100,7 +99,7 @@ def test_compact_features_have_finite_gradients_at_equal_corners():
         logits = {"student": student, "teacher": evidence.logits["student"]}
         return rule.features(dataclasses.replace(evidence, logits=logits)).sum()
 
-    assert np.isfinite(fast_jit(jax.grad(total))(evidence.logits["student"])).all()
+    assert np.isfinite(jax.jit(jax.grad(total))(evidence.logits["student"])).all()
 
 
 @pytest.mark.parametrize("block", trilateral.BLOCKS)
@@ -129,7 +128,7 @@ def test_without_class_means_none_are_needed():
 @pytest.mark.parametrize("ratio", [0.5, 0.2])
 def test_two_signals_start_at_the_ratio(model, ratio):
     made = MODELS[model](ratio=ratio)
-    params, _ = fast_jit(made.init)(jax.random.key(0), jnp.zeros((B, 9, K)))
+    params, _ = jax.jit(made.init)(jax.random.key(0), jnp.zeros((B, 9, K)))
     nets = Nets(made, params)
     got = weights(trilateral.make(), draw(), nets)
     np.testing.assert_allclose(got, np.full((B, 2), (1 - ratio, ratio)), rtol=1e-6)
@@ -154,7 +153,7 @@ def test_weights_are_a_softmax_with_a_zero_for_the_first(model, s):
 def test_meta_weight_net_with_one_signal_is_the_papers():
     """Shu et al. 2019: a sigmoid of one hidden ReLU layer of 100 units, of the loss alone."""
     made = ratio_mlp.make(hidden=(100,), zero_init=False)
-    params, _ = fast_jit(made.init)(jax.random.key(1), jnp.zeros((B, 1)))
+    params, _ = jax.jit(made.init)(jax.random.key(1), jnp.zeros((B, 1)))
     params = jax.tree.map(lambda x: x + 0.1, params)  # biases start at zero
     evidence = draw(s=1)
     first, last = (jax.tree.map(np.float64, params[f"Dense_{i}"]) for i in (0, 1))
@@ -203,7 +202,7 @@ def test_every_leaf_of_the_network_has_a_gradient(model, compact):
         share = rule(Nets(nets.model, params), evidence, jnp.int32(0))[:, 1]
         return (evidence.signals["signal1"] * share).sum()
 
-    grads = fast_jit(jax.grad(teachers_share))(nets.params)
+    grads = jax.jit(jax.grad(teachers_share))(nets.params)
     assert all(np.abs(g).max() > 1e-6 for g in jax.tree.leaves(grads))
 
 
