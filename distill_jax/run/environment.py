@@ -196,6 +196,8 @@ def stop_on_signal() -> Iterator[StopFlag]:
         if flag and number == signal.SIGINT:
             raise KeyboardInterrupt
         flag.signal = number
+        if number == signal.SIGINT:  # print() may be what was interrupted
+            os.write(2, b"\nstopping where it can be continued; Ctrl-C again stops at once\n")
 
     previous = {}
     with contextlib.suppress(ValueError):

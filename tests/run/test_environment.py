@@ -1,6 +1,7 @@
 """The cores that are used, and where a compiled program read back could wait for ever."""
 
 import os
+import signal
 
 import jax
 import pytest
@@ -51,3 +52,13 @@ def test_a_process_uses_the_cores_that_it_is_given(monkeypatch):
     assert environment.cpu_devices(config, processes=2) == 1
     monkeypatch.delattr(os, "sched_getaffinity")
     assert environment.cpu_devices(config) == 16
+
+
+def test_the_first_interrupt_is_answered_and_the_second_ends(capfd):
+    with environment.stop_on_signal() as flag:
+        signal.raise_signal(signal.SIGINT)
+        assert flag and environment.asked_to_stop()
+        assert "Ctrl-C again" in capfd.readouterr().err
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    assert not environment.asked_to_stop()
