@@ -5,7 +5,7 @@
 
 Writes OUT.md (the tables only: what they support is written by hand above them, and kept) and
 OUT.json (every test metric and every measure of trust, by study, arm and seed). Studies that
-OUT.json already has and that are not named stay.
+OUT.json already has and that are not named stay; with `--add`, also arms of those that are named.
 """
 
 import argparse
@@ -146,10 +146,15 @@ def main() -> None:
     parser.add_argument("studies", nargs="+", type=pathlib.Path)
     parser.add_argument("--out", required=True, type=pathlib.Path)
     parser.add_argument("--also", default="", help="further metrics, separated by commas")
+    parser.add_argument("--add", action="store_true", help="stored arms not run again stay")
     options = parser.parse_args()
     stored = options.out.with_suffix(".json")
     studies = json.loads(stored.read_text()) if stored.exists() else {}
-    studies |= {folder.name: read(folder) for folder in options.studies}
+    for folder in options.studies:
+        study, before = read(folder), studies.get(folder.name)
+        for key in ("values", "costs") if options.add and before else ():
+            study[key] = dict(sorted((before[key] | study[key]).items()))
+        studies[folder.name] = study
     page = options.out.with_suffix(".md")
     above = page.read_text().partition(MARK)[0] if page.exists() else "# Results\n\n"
     also = [name for name in options.also.split(",") if name]
