@@ -22,11 +22,17 @@ def take(views: PyTree, start: int, stop: int) -> PyTree:
     return jax.tree.map(lambda x: x[:, start:stop], views)
 
 
-def views_of(batch: Batch, *, least: int = 2, key: str = "views") -> PyTree:
+MOST_PAIRED = 12
+"""Most views of a loss that is written out for each pair, or each step of a sorting network."""
+
+
+def views_of(
+    batch: Batch, *, least: int = 2, most: int | None = None, key: str = "views"
+) -> PyTree:
     """Returns the views of a batch, `[b, v, ...]`.
 
     Raises:
-      ConfigError: there are none, or fewer than `least`.
+      ConfigError: there are none, fewer than `least` or more than `most`.
     """
     if key not in batch:
         raise ConfigError(
@@ -39,6 +45,12 @@ def views_of(batch: Batch, *, least: int = 2, key: str = "views") -> PyTree:
             f"{v} views where the method compares {least}",
             where=f"data.transform_kwargs.{key}.count",
             hint=f"{least} or more",
+        )
+    if most is not None and v > most:
+        raise ConfigError(
+            f"{v} views, every two of which would be a part of the program",
+            where=f"data.transform_kwargs.{key}.count",
+            hint=f"{most} or fewer",
         )
     return batch[key]
 

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from distill_jax.core.api import Array, Batch, Nets, Objective, PyTree, Terms
 from distill_jax.losses.noncontrastive import cross_correlation, redundancy
 from distill_jax.objectives._distillation import check_not_negative
-from distill_jax.objectives._views import encode, project, share, views_of
+from distill_jax.objectives._views import MOST_PAIRED, encode, project, share, views_of
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -38,7 +38,7 @@ class BarlowTwins(Objective):
     def loss(self, nets: Nets, batch: Batch, memory: PyTree, step: Array) -> Terms:
         del memory, step
         mask = batch["mask"]
-        h, state = encode(nets, "student", views_of(batch))
+        h, state = encode(nets, "student", views_of(batch, most=MOST_PAIRED))
         z, projector = project(nets, "projector", h)
         values = [
             redundancy(cross_correlation(z[:, i], z[:, j], mask), trade_off=self.trade_off)

@@ -20,7 +20,7 @@ from typing import ClassVar
 from distill_jax.core.api import Array, Batch, Nets, Objective, PyTree, Terms
 from distill_jax.losses.contrastive import attraction, repulsion
 from distill_jax.objectives._distillation import check_not_negative
-from distill_jax.objectives._views import encode, project, views_of
+from distill_jax.objectives._views import MOST_PAIRED, encode, project, views_of
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -53,7 +53,7 @@ class CACR(Objective):
 
     def loss(self, nets: Nets, batch: Batch, memory: PyTree, step: Array) -> Terms:
         del memory, step
-        h, state = encode(nets, "student", views_of(batch))
+        h, state = encode(nets, "student", views_of(batch, most=MOST_PAIRED))
         z, projector = project(nets, "projector", h)
         options = {"uniform": self.uniform, "stop_grad_weights": self.stop_grad_weights}
         return Terms(

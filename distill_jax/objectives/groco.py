@@ -18,7 +18,7 @@ from typing import ClassVar
 from distill_jax.core.api import Array, Batch, Nets, Objective, PyTree, Terms
 from distill_jax.losses.ranking import groco
 from distill_jax.objectives._distillation import check_positive
-from distill_jax.objectives._views import encode, project, views_of
+from distill_jax.objectives._views import MOST_PAIRED, encode, project, views_of
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -41,7 +41,7 @@ class GroCo(Objective):
 
     def loss(self, nets: Nets, batch: Batch, memory: PyTree, step: Array) -> Terms:
         del memory, step
-        h, state = encode(nets, "student", views_of(batch))
+        h, state = encode(nets, "student", views_of(batch, most=MOST_PAIRED))
         z, projector = project(nets, "projector", h)
         value = groco(z, batch["mask"], negatives=self.negatives, steepness=self.steepness)
         return Terms(

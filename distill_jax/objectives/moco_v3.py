@@ -22,7 +22,7 @@ import jax.numpy as jnp
 from distill_jax.core.api import Array, Batch, Nets, Objective, PyTree, Terms
 from distill_jax.losses.contrastive import Form, pair_contrast
 from distill_jax.objectives._distillation import check_positive
-from distill_jax.objectives._views import encode, project, views_of
+from distill_jax.objectives._views import MOST_PAIRED, encode, project, views_of
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -51,7 +51,7 @@ class MoCoV3(Objective):
 
     def loss(self, nets: Nets, batch: Batch, memory: PyTree, step: Array) -> Terms:
         del memory, step
-        views = views_of(batch)
+        views = views_of(batch, most=MOST_PAIRED)
         h, student = encode(nets, "student", views)
         z, projector = project(nets, "projector", h)
         q, predictor = project(nets, "predictor", z)

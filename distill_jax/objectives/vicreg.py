@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from distill_jax.core.api import Array, Batch, Nets, Objective, PyTree, Terms
 from distill_jax.losses.noncontrastive import covariance_penalty, variance_hinge
 from distill_jax.objectives._distillation import check_not_negative
-from distill_jax.objectives._views import encode, project, share, views_of
+from distill_jax.objectives._views import MOST_PAIRED, encode, project, share, views_of
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -48,7 +48,7 @@ class VICReg(Objective):
     def loss(self, nets: Nets, batch: Batch, memory: PyTree, step: Array) -> Terms:
         del memory, step
         mask = batch["mask"]
-        h, state = encode(nets, "student", views_of(batch))
+        h, state = encode(nets, "student", views_of(batch, most=MOST_PAIRED))
         z, projector = project(nets, "projector", h)
         v = z.shape[1]
         pairs = itertools.combinations(range(v), 2)

@@ -223,3 +223,11 @@ def test_bad_arguments_are_refused(name, kwargs, where):
     with pytest.raises(ConfigError) as error:
         harness.make_objective(name, **kwargs)
     assert error.value.where == where
+
+
+@pytest.mark.parametrize("name", ["barlow_twins", "cacr", "groco", "moco_v3", "vicreg"])
+def test_more_views_than_a_program_can_name_pairs_of_are_refused(name):
+    batch = harness.make_batch()
+    batch["views"] = jnp.tile(batch["views"], (1, 7, 1, 1, 1))
+    with pytest.raises(ConfigError, match="14 views"):
+        harness.setup(name, batch=batch)
