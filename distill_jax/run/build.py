@@ -490,9 +490,12 @@ class Experiment:
 
     @property
     def eval_batch_size(self) -> int:
-        """The configured size, rounded up to split evenly; padding rows do not count."""
+        """The configured size, at most that of the data, rounded up to split evenly; padding rows
+        do not count."""
+        parts = (self.dataset.train, self.dataset.held_out, self.dataset.test)
+        size = min(self.config.eval.batch_size, max(map(len, parts)))
         shards = partition.batch_shards(self.mesh)
-        return -(-self.config.eval.batch_size // shards) * shards
+        return -(-size // shards) * shards
 
     def initial_state(self, key, config: ConfigDict) -> Any:
         """Creates the state straight into its shardings, then loads warm starts.

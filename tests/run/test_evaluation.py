@@ -50,3 +50,12 @@ def test_devices_divide_what_is_predicted():
 )
 def test_a_study_knows_which_end_is_better(compared, changes, mode):
     assert study._mode(make_config(**{"study.metric": compared, **changes})) == mode
+
+
+def test_a_batch_larger_than_the_data_is_of_the_data():
+    config = make_config()
+    config.eval.batch_size = 500_000_000
+    experiment = build.build(config)
+    parts = (experiment.dataset.train, experiment.dataset.held_out, experiment.dataset.test)
+    largest = max(map(len, parts))
+    assert largest <= experiment.eval_batch_size < 2 * largest + 8
