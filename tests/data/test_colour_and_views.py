@@ -9,7 +9,7 @@ from distill_jax.core import rng
 from distill_jax.core.api import Dataset, Provenance
 from distill_jax.core.errors import ConfigError
 from distill_jax.data import corruption, source, transforms
-from tests.data.test_transforms import KEY, STEP, compiled, make_batch
+from tests.data.test_transforms import KEY, STEP, make_batch
 
 
 def floats(index, **kwargs):
@@ -30,7 +30,7 @@ def grey(x):
 def test_color_jitter_is_the_chain_of_blends():
     batch = floats(np.arange(12))
     jitter = transforms.make_color_jitter(brightness=0.3, contrast=0.5, saturation=0.4)
-    got = np.asarray(compiled(jitter)(KEY, batch, STEP)["input"])
+    got = np.asarray(jax.jit(jitter)(KEY, batch, STEP)["input"])
     images, u = np.asarray(batch["input"]), draws(batch, 5)
     for i, image in enumerate(images):
         light, spread, vivid = 2 * u[i, :3] - 1
@@ -94,7 +94,7 @@ def test_views_depend_on_the_example_and_not_on_the_batch():
             ),
         }
     )
-    run = compiled(apply)
+    run = jax.jit(apply)
     found = run(KEY, floats(np.arange(6), w=8), STEP)
     assert found["views"].shape == (6, 3, 8, 8, 3)
     assert found["local_views"].shape == (6, 2, 4, 4, 3)
