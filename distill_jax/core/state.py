@@ -220,3 +220,31 @@ def make_init(
         )
 
     return init
+
+
+def shifted_averages(model_state: PyTree) -> PyTree:
+    """Returns a state whose moving averages are one larger, as `settled_average` compares."""
+    return jax.tree.map(lambda x: x + 1 if _is_average(x) else x, model_state)
+
+
+def settled_average(first: Array, last: Array, other: Array) -> Array:
+    """Returns where a moving average would be after endless passes over the same batches.
+
+    A pass keeps a share of the start and adds what it saw: two starts that are one apart tell the
+    share, whatever the momentum. What is no average stays as the pass left it.
+
+    Args:
+      first: before the pass.
+      last: after it.
+      other: after a pass from `first + 1`.
+    """
+    if not _is_average(first):
+        return last
+    share = other - last
+    moving = (share >= 0) & (share < 0.999)
+    start = jnp.where(moving, share, 0)
+    return jnp.where(moving, (last - start * first) / (1 - start), last)
+
+
+def _is_average(x: Array) -> bool:
+    return jnp.issubdtype(x.dtype, jnp.inexact)

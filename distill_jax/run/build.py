@@ -402,22 +402,11 @@ class Experiment:
         count = min(len(source) // size, STATISTICS_BATCHES)
         # No padding, which would count; every batch is from all over the data, which may be sorted.
         rows = spread(len(source), count * size).reshape(size, count).T.reshape(-1)
-        averages = lambda x: jnp.issubdtype(x.dtype, jnp.inexact)  # noqa: E731
-        last, other = first, jax.tree.map(lambda x: x + 1 if averages(x) else x, first)
+        last, other = first, state.shifted_averages(first)
         for batch in loader.eval_batches(Subset(source, rows, "some of it"), batch_size=size):
             watch.alive()
             last, other = self._pass_batch(params, (last, other), batch)
-
-        def settled(first, last, other):
-            """Where moving averages would be after passes without end; other states stay."""
-            if not averages(first):
-                return last
-            share = other - last  # of the start, that a pass leaves
-            moving = (share >= 0) & (share < 0.999)
-            start = jnp.where(moving, share, 0)
-            return jnp.where(moving, (last - start * first) / (1 - start), last)
-
-        found = jax.tree.map(settled, first, last, other)
+        found = jax.tree.map(state.settled_average, first, last, other)
         return {role: (params[role], found[role]) for role in networks}
 
     @functools.cached_property
@@ -435,6 +424,11 @@ class Experiment:
 
         return jax.jit(init)
 
+    def _bound(self, params: Mapping[Role, Params], model_state: Mapping[Role, State]):
+        """Networks at these parameters and states, whose randomness no result depends on."""
+        key, precision = jax.random.key(0), self.config.precision
+        return steps.BoundNets(self.models, params, model_state, key=key, precision=precision)
+
     @functools.cached_property
     def _pass_batch(self) -> Callable:
         """The jitted `(params, states, batch) -> states` of `untrained`, in training mode.
@@ -444,17 +438,10 @@ class Experiment:
 
         def run(params, states, batch):
             batch = self._evaluation_transform(batch)
-            found = []
-            for model_state in states:
-                nets = steps.BoundNets(
-                    self.models,
-                    params,
-                    model_state,
-                    key=jax.random.key(0),
-                    precision=self.config.precision,
-                )
-                found.append({r: nets(r, batch["input"], train=True)[1] for r in params})
-            return tuple(found)
+            networks = [self._bound(params, model_state) for model_state in states]
+            return tuple(
+                {r: nets(r, batch["input"], train=True)[1] for r in params} for nets in networks
+            )
 
         return jax.jit(run)
 
@@ -468,13 +455,7 @@ class Experiment:
         def run(networks, batch):
             batch = self._evaluation_transform(batch)
             params, model_state = ({r: n[i] for r, n in networks.items()} for i in (0, 1))
-            nets = steps.BoundNets(
-                self.models,
-                params,
-                model_state,
-                key=jax.random.key(0),
-                precision=self.config.precision,
-            )
+            nets = self._bound(params, model_state)
             found: dict[str, dict[Role, dict[str, Any]]] = {}
             for control, roles in self.controls.items():
                 for role, names in roles.items():
