@@ -14,6 +14,7 @@ from distill_jax.core import partition, state, steps, tokens
 from distill_jax.core.api import Model, Objective
 from distill_jax.core.errors import ConfigError
 from distill_jax.models.adapters import as_model
+from distill_jax.run.checkpoint import Checkpointer
 from distill_jax.run.resolve import bind
 
 K, SIZE = 5, 6
@@ -349,3 +350,55 @@ def max_relative(a, b) -> float:
 
     a, b = jax.device_get((a, b))
     return max(jax.tree.leaves(jax.tree.map(one, a, b)), default=0.0)
+
+
+class Case(NamedTuple):
+    """A setup on one device, and where steps on one batch lead."""
+
+    made: Setup
+    batch: Any
+    step: Any
+    states: list[Any]
+    metrics: list[Any]
+
+
+def follow(made: Setup, batch, *, n_steps: int, donate: bool = False) -> Case:
+    """Steps on one batch from the same key; states and metrics are on the host."""
+    step = jax.jit(made.step, donate_argnums=0 if donate else ())
+    states, metrics = [jax.device_get(jax.jit(made.init)(jax.random.key(0)))], []
+    for _ in range(n_steps):
+        current, found = step(fresh(states[-1]), made.frozen, batch, jax.random.key(3))
+        states.append(jax.device_get(current))
+        metrics.append(jax.device_get(found))
+    return Case(made, batch, step, states, metrics)
+
+
+def fresh(current):
+    """A state on the device, whose buffers a step may take."""
+    return jax.tree.map(jnp.array, current)
+
+
+def padded(batch, rows: int) -> dict[str, np.ndarray]:
+    """A batch with so many rows more, of mask 0 and other numbers."""
+    b = len(batch["mask"])
+    longer = {
+        key: np.concatenate([x, np.full_like(x[:rows], 3)])
+        for key, x in jax.device_get(batch).items()
+    }
+    longer["mask"][b:] = 0
+    longer["label"][b:] = 0
+    return longer
+
+
+def saved_and_restored(current, folder):
+    """A state of the host after a checkpoint in a folder."""
+    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    like = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), current
+    )
+    checkpointer = Checkpointer(folder)
+    checkpointer.save(fresh(current), {}, metric=None)
+    checkpointer.wait()
+    found = jax.device_get(checkpointer.restore(like).state)
+    checkpointer.close()
+    return found

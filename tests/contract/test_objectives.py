@@ -4,7 +4,6 @@ Tests of one method share its setup and its compiled step, and run in one proces
 """
 
 import functools
-from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +13,6 @@ import pytest
 
 from distill_jax.core import partition, rng, steps, structure
 from distill_jax.core.errors import ConfigError
-from distill_jax.run.checkpoint import Checkpointer
 from tests import harness
 
 OBJECTIVES = harness.modules("objectives")
@@ -33,30 +31,10 @@ def name(request):
     return request.param
 
 
-class Case(NamedTuple):
-    """A method on one device, and where three steps on one batch lead."""
-
-    made: harness.Setup
-    batch: Any
-    step: Any
-    states: list[Any]
-    metrics: list[Any]
-
-
 @functools.lru_cache(maxsize=1)
-def case(name) -> Case:
-    made, batch = harness.setup(name), harness.make_batch()
-    step = jax.jit(made.step, donate_argnums=0)
-    states, metrics = [jax.device_get(jax.jit(made.init)(jax.random.key(0)))], []
-    for _ in range(3):
-        state, found = step(fresh(states[-1]), made.frozen, batch, jax.random.key(3))
-        states.append(jax.device_get(state))
-        metrics.append(jax.device_get(found))
-    return Case(made, batch, step, states, metrics)
-
-
-def fresh(state):
-    return jax.tree.map(jnp.array, state)
+def case(name) -> harness.Case:
+    made = harness.setup(name)
+    return harness.follow(made, harness.make_batch(), n_steps=3, donate=True)
 
 
 def nets_of(made, state, params=None):
@@ -74,7 +52,7 @@ def nets_of(made, state, params=None):
 @pytest.mark.slow
 def test_jit_equals_eager(name):
     made, batch, _, states, _ = case(name)
-    state = fresh(states[0])
+    state = harness.fresh(states[0])
 
     def loss(params, batch):
         nets = nets_of(made, state, params)
@@ -127,11 +105,7 @@ def test_one_device_equals_a_mesh_of_eight(name):
 def test_padding_and_accumulation_change_nothing(name):
     """Rows of mask 0, and micro-batches that hold different numbers of rows."""
     made, batch, _, states, metrics = case(name)
-    padded = {
-        key: np.concatenate([x, np.full_like(x[:4], 3)]) for key, x in jax.device_get(batch).items()
-    }
-    padded["mask"][16:] = 0
-    padded["label"][16:] = 0
+    padded = harness.padded(batch, 4)
     if made.objective.couples_batch:
         with pytest.raises(ConfigError, match="couples the examples"):
             harness.setup(name, accum_steps=2)
@@ -163,7 +137,7 @@ def test_frozen_networks_get_no_gradient_and_no_state(name):
 def test_one_compilation_donation_and_stable_types(name):
     made, batch, step, states, _ = case(name)
     assert step._cache_size() <= 2  # arguments from the host, and from the device
-    state = fresh(states[0])
+    state = harness.fresh(states[0])
     before = jax.tree.map(jax.typeof, state)
     leaf = jax.tree.leaves(state.params)[0]
     batch, key = jax.device_put(batch), jax.random.key(0)
@@ -180,21 +154,10 @@ def test_resume_is_bitwise(name, tmp_path):
     made, batch, step, states, _ = case(name)
     if name == "supervised":  # an optimizer with more state
         made = harness.setup(name, tx=optax.adamw(1e-2))
-        step, states = jax.jit(made.step), [jax.device_get(jax.jit(made.init)(jax.random.key(0)))]
-        for _ in range(3):
-            after, _ = step(fresh(states[-1]), made.frozen, batch, jax.random.key(3))
-            states.append(jax.device_get(after))
-    checkpointer = Checkpointer(tmp_path)
-    checkpointer.save(fresh(states[1]), {}, metric=None)
-    checkpointer.wait()
-    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    like = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), states[0]
-    )
-    state = jax.device_get(checkpointer.restore(like).state)
+        made, batch, step, states, _ = harness.follow(made, batch, n_steps=3, donate=True)
+    state = harness.saved_and_restored(states[1], tmp_path)
     for _ in range(2):
-        state, _ = step(fresh(state), made.frozen, batch, jax.random.key(3))
-    checkpointer.close()
+        state, _ = step(harness.fresh(state), made.frozen, batch, jax.random.key(3))
     same = jax.tree.map(np.array_equal, *jax.device_get((state, states[3])))
     assert all(jax.tree.leaves(same))
 
@@ -203,7 +166,9 @@ def test_resume_is_bitwise(name, tmp_path):
 def test_finite_in_bfloat16(name):
     *_, states, _ = case(name)
     made, batch = harness.setup(name, precision="bfloat16"), case(name).batch
-    state, metrics = jax.jit(made.step)(fresh(states[0]), made.frozen, batch, jax.random.key(3))
+    state, metrics = jax.jit(made.step)(
+        harness.fresh(states[0]), made.frozen, batch, jax.random.key(3)
+    )
     assert np.isfinite(metrics["loss"])
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(state.params))
     assert all(x.dtype == np.float32 for x in jax.tree.leaves(state.params))

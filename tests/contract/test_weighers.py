@@ -2,7 +2,6 @@
 
 import functools
 import importlib
-from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +14,6 @@ from distill_jax.core.errors import ConfigError
 from distill_jax.core.weighing import Weighed
 from distill_jax.models import ratio_mlp
 from distill_jax.objectives.kd import KD
-from distill_jax.run.checkpoint import Checkpointer
 from distill_jax.run.resolve import bind
 from tests import harness
 
@@ -79,34 +77,17 @@ def weigher(request):
     return request.param
 
 
-class Case(NamedTuple):
-    """A weigher on one device, and where four steps on one batch lead."""
-
-    made: harness.Setup
-    batch: Any
-    step: Any
-    states: list[Any]
-    metrics: list[Any]
-
-
 @functools.lru_cache(maxsize=1)
-def case(name, control="none") -> Case:
+def case(name, control="none") -> harness.Case:
     net = harness.tiny_model()  # batch statistics would see padding
     made, outer = setup(name, control=control, models={"student": net, "teacher": net})
-    step, batch = jax.jit(made.step), fed(outer)
-    states, metrics = [jax.device_get(jax.jit(made.init)(jax.random.key(0)))], []
-    for _ in range(4):
-        state, found = step(states[-1], made.frozen, batch, jax.random.key(3))
-        states.append(jax.device_get(state))
-        metrics.append(jax.device_get(found))
-    assert step._cache_size() == 1
-    return Case(made, batch, step, states, metrics)
+    return harness.follow(made, fed(outer), n_steps=4)
 
 
 @pytest.mark.slow
 def test_jit_equals_eager(weigher):
     made, batch, _, states, metrics = case(*weigher)
-    eager = made.step(jax.tree.map(jnp.array, states[0]), made.frozen, batch, jax.random.key(3))
+    eager = made.step(harness.fresh(states[0]), made.frozen, batch, jax.random.key(3))
     assert harness.max_relative(eager, (states[1], metrics[0])) < 1e-4
 
 
@@ -119,12 +100,7 @@ def test_one_compilation(weigher):
 def test_padding_changes_nothing(weigher):
     name, control = weigher
     made, batch, _, states, metrics = case(name, control)
-    plain = batch.get("train", batch)
-    padded = {
-        key: np.concatenate([x, np.full_like(x[:8], 3)]) for key, x in jax.device_get(plain).items()
-    }
-    padded["mask"][16:] = 0
-    padded["label"][16:] = 0
+    padded = harness.padded(batch.get("train", batch), 8)
     made, outer = setup(name, control=control, batch=padded, models=case(*weigher).made.models)
     got, other = jax.jit(made.step)(states[0], made.frozen, fed(outer, padded), jax.random.key(3))
     assert harness.max_relative(states[1].params, got.params) < 1e-5
@@ -133,19 +109,11 @@ def test_padding_changes_nothing(weigher):
 
 def test_resume_is_bitwise(weigher, tmp_path):
     made, batch, step, states, _ = case(*weigher)
-    checkpointer = Checkpointer(tmp_path)
-    checkpointer.save(jax.tree.map(jnp.array, states[2]), {}, metric=None)
-    checkpointer.wait()
-    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    like = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), states[0]
-    )
-    current = jax.device_get(checkpointer.restore(like).state)
+    state = harness.saved_and_restored(states[2], tmp_path)
     for _ in range(2):
-        current, _ = step(current, made.frozen, batch, jax.random.key(3))
-        current = jax.device_get(current)
-    checkpointer.close()
-    assert all(jax.tree.leaves(jax.tree.map(np.array_equal, current, states[4])))
+        state, _ = step(harness.fresh(state), made.frozen, batch, jax.random.key(3))
+    same = jax.tree.map(np.array_equal, *jax.device_get((state, states[4])))
+    assert all(jax.tree.leaves(same))
 
 
 @pytest.mark.parametrize("name, control", PLAIN + COUPLED)
