@@ -62,3 +62,13 @@ def test_the_first_interrupt_is_answered_and_the_second_ends(capfd):
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
     assert not environment.asked_to_stop()
+
+
+def test_decompositions_use_one_thread_unless_told_otherwise(monkeypatch):
+    monkeypatch.setattr(environment, "keep_freed_memory", lambda: True)
+    for set_before, expected in ((None, "1"), ("4", "4")):
+        monkeypatch.delenv("OPENBLAS_NUM_THREADS")
+        if set_before:
+            monkeypatch.setenv("OPENBLAS_NUM_THREADS", set_before)
+        environment.configure_jax(cpu_devices=jax.device_count())
+        assert os.environ["OPENBLAS_NUM_THREADS"] == expected
