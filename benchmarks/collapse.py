@@ -6,11 +6,12 @@ Known causes of collapse are put into methods on `digits`, 200 steps each; the c
 but for length, batch and how often is logged, are the controls, and once more without any change.
 Every run is a run of the program, and its alarms are those of its `result.json`. `knn` is the
 accuracy of nearest neighbours of its encoder, `knn_initial` that before training: a collapse of
-what the loss sees reaches the encoder only later, or not at all. What is watched costs time in the
-steps that are logged: steps with and without it take turns in one process.
+what the loss sees reaches the encoder only later, or not at all. What is watched costs time, most
+of it in the steps that are logged: steps with and without it take turns in one process.
 """
 
 import argparse
+import contextlib
 import importlib
 import importlib.metadata
 import json
@@ -19,6 +20,7 @@ import pathlib
 import statistics
 import tempfile
 import time
+from unittest import mock
 
 import jax
 
@@ -133,48 +135,46 @@ def summary(runs: list[dict], rule: str) -> dict:
 
 
 def cost(name: str, *, seconds: float) -> dict[str, float]:
-    """Milliseconds a step with and without what is watched, by turns of a log interval each.
+    """What is watched costs this share of the time of a step, with the log interval of the config.
 
-    The interval is that of the method's config.
+    Single steps of the program and of one that watches nothing take turns in one process. A step
+    that is logged measures, and every other one may cost more as well: `ratio` is the mean of an
+    interval of watched steps over an unwatched step, each kind of step by its median.
     """
     every = importlib.import_module(f"configs.ssl.{name}").get_config("").log.every_steps
-    sides = {}
-    for side, interval in {"watched": every, "unwatched": 10**6}.items():
-        config = make_config(name, every=interval)
+    sides = []
+    for watched in (True, False):
+        config = make_config(name, every=every)
         config.total.steps = 10**6
-        experiment = build.build(config)
-        program = loop.Alone(
-            loop.Run(
-                config,
-                pathlib.Path(tempfile.mkdtemp()),
-                experiment,
-                arm="",
-                reported="",
-                say=lambda line: None,
+        quiet = mock.patch.object(build.Experiment, "watches", new=False)
+        with contextlib.nullcontext() if watched else quiet:
+            experiment = build.build(config)
+            workdir = pathlib.Path(tempfile.mkdtemp())
+            program = loop.Alone(
+                loop.Run(config, workdir, experiment, arm="", reported="", say=lambda line: None)
             )
-        )
-        state, step = program.start()
-        program.compile(step)
-        sides[side] = {"program": program, "state": state, "step": step, "times": []}
-    began, turn = time.perf_counter(), 0
-    while time.perf_counter() - began < seconds or turn < 4:
-        order = list(sides.values())
-        for side in order if turn % 2 else reversed(order):
-            start, last = time.perf_counter(), None
-            for _ in range(every):
-                side["state"], (_, last) = side["program"](side["state"], side["step"])
-                side["step"] += 1
-            jax.block_until_ready(last)
-            if turn:
-                side["times"].append((time.perf_counter() - start) / every)
-        turn += 1
-    watched, unwatched = (sides[side]["times"] for side in ("watched", "unwatched"))
-    pairs = zip(watched, unwatched, strict=True)
+            state, step = program.start()
+            program.compile(step)
+        sides.append([program, state])
+    times: dict[str, list[float]] = {"logged": [], "other": [], "unwatched": []}
+    began, step = time.perf_counter(), 0
+    while time.perf_counter() - began < seconds or step < 4 * every:
+        for i in (0, 1) if step % 2 else (1, 0):
+            program, state = sides[i]
+            start = time.perf_counter()
+            sides[i][1], (_, metrics) = program(state, step)
+            jax.block_until_ready((sides[i][1], metrics))
+            kind = "unwatched" if i else "logged" if (step + 1) % every == 0 else "other"
+            if step >= every:
+                times[kind].append(time.perf_counter() - start)
+        step += 1
+    median = {kind: 1e3 * statistics.median(found) for kind, found in times.items()}
+    interval = (every - 1) * median["other"] + median["logged"]
     return {
-        "watched_ms": round(1e3 * statistics.median(watched), 3),
-        "unwatched_ms": round(1e3 * statistics.median(unwatched), 3),
-        "ratio": round(statistics.median(a / b for a, b in pairs), 4),
-        "turns": len(watched),
+        **{f"{kind}_ms": round(found, 3) for kind, found in median.items()},
+        "ratio": round(interval / every / median["unwatched"], 4),
+        "log_every_steps": every,
+        "logged_steps": len(times["logged"]),
     }
 
 
@@ -215,7 +215,7 @@ def main():
             if options.curves:
                 pathlib.Path(options.curves).write_text(json.dumps(curves) + "\n")
     if options.seconds:
-        for name in ("byol", "vicreg"):
+        for name in ("byol", "simsiam", "vicreg", "ijepa"):
             report["cost"][name] = cost(name, seconds=options.seconds)
             print(name, json.dumps(report["cost"][name]), flush=True)
     report |= {

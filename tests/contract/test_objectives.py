@@ -126,7 +126,9 @@ def test_frozen_networks_get_no_gradient_and_no_state(name):
     made, batch, _, states, _ = case(name)
 
     def loss(frozen):
-        return made.step(states[0], frozen, batch, jax.random.key(0))[1]["loss"]
+        nets = steps.bind_networks(made.models, states[0], frozen, key=jax.random.key(0))
+        terms = made.objective.loss(nets, batch, states[0].memory, states[0].step)
+        return steps.mean_loss(terms, batch["mask"], batch["mask"].sum())[0]
 
     found = structure.facts_of(jax.grad(loss), made.frozen) if made.frozen else {}
     assert all(fact.zero for fact in jax.tree.leaves(found, is_leaf=structure.is_fact))
