@@ -1,6 +1,7 @@
 """The outer gradient against brute force: autodiff through the whole inner step, in float64."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -78,8 +79,12 @@ CHAINS = (
 )
 
 
+def stacked(batches):
+    return jax.tree.map(lambda *x: np.stack(x), *batches)
+
+
 class Problem:
-    """A student with batch norm after some steps of training, and the brute-force gradient."""
+    """A student with batch norm, an optimizer after some steps, and the brute-force gradient."""
 
     def __init__(self, tx, *, b=16, warm_steps=3, **weighed):
         self.tx = tx
@@ -95,7 +100,7 @@ class Problem:
         self.outer_tx = optax.sgd(1.0)
         self.optimizers = Optimizers(tx, self.outer_tx, ("weigher",))
         self.train = harness.make_batch(b)
-        self.train["mask"] = self.train["mask"].at[3].set(0.0)
+        self.train["mask"] = jnp.asarray(np.arange(b) != 3, float)
         self.held_out = harness.make_batch(12, seed=1)
         shapes = state.infer_shapes(self.weighed, self.models, self.train)
         make = state.make_init(
@@ -106,17 +111,37 @@ class Problem:
             trainable=("student", "weigher"),
             ema={},
         )
-        self.frozen = {"teacher": net.init(jax.random.key(7), self.train["input"])}
         self.key = jax.random.key(3)
-        wide = jnp.result_type(float)
-        self.state = jax.tree.map(
-            lambda x: x.astype(wide) if x.dtype == jnp.float32 else x, make(jax.random.key(0))
+        draw, wide = np.random.default_rng(0), jnp.result_type(float)
+        like = jax.eval_shape(make, self.key)
+        trained = {"student": like.params["student"]}
+        steps_taken = jax.tree.map(
+            lambda x: 0.1 * draw.normal(size=(warm_steps, *x.shape)).astype(wide), trained
         )
-        inner = jax.jit(self.make(Bilevel(), outer=False))
-        for i in range(warm_steps):
-            self.state, _ = inner(
-                self.state, self.frozen, harness.make_batch(b, seed=9 + i), self.key
+        statistics = {"student": {"mean": 0.1 * draw.normal(size=8).astype(wide)}}
+
+        @jax.jit
+        def begin(key, steps_taken):
+            start = jax.tree.map(
+                lambda x: x.astype(wide) if x.dtype == jnp.float32 else x, make(key)
             )
+
+            def advance(carry, grads):
+                params, opt_state = carry
+                updates, opt_state = tx.update(grads, opt_state, params)
+                return (optax.apply_updates(params, updates), opt_state), None
+
+            carry = {"student": start.params["student"]}, start.opt_state["inner"]
+            (params, inner), _ = jax.lax.scan(advance, carry, steps_taken)
+            start = start.replace(
+                step=start.step + warm_steps,
+                params={**start.params, **params},
+                model_state={**start.model_state, **statistics},
+                opt_state={**start.opt_state, "inner": inner},
+            )
+            return start, {"teacher": net.init(jax.random.key(7), self.train["input"])}
+
+        self.state, self.frozen = begin(jax.random.key(0), steps_taken)
 
     def make(self, options, **kwargs):
         return bilevel.make_bilevel_step(
@@ -125,11 +150,19 @@ class Problem:
 
     def gradient(self, options, *, train=None):
         """What the step takes from the weigher's parameters; the outer optimizer is SGD of 1."""
+        return self.gradients(options, train=train)(self.key)
+
+    def gradients(self, options, *, train=None):
+        """The same as a function of the key, compiled once."""
         step = jax.jit(self.make(options, outer=True))
         fed = {"train": self.train if train is None else train, "held_out": self.held_out}
-        new, metrics = step(self.state, self.frozen, fed, self.key)
-        moved = jax.tree.map(jnp.subtract, self.state.params["weigher"], new.params["weigher"])
-        return moved, new, metrics
+
+        def gradient(key):
+            new, metrics = jax.device_get(step(self.state, self.frozen, fed, key))
+            before = jax.device_get(self.state.params["weigher"])
+            return jax.tree.map(np.subtract, before, new.params["weigher"]), new, metrics
+
+        return gradient
 
     def brute_force(self, batches):
         """Autodiff of the outer loss through the inner steps on `batches`, weights included."""
@@ -154,22 +187,39 @@ class Problem:
             return (batch["mask"] * per_example).sum() / batch["mask"].sum()
 
         def outer(weigher):
-            student, opt = self.state.params["student"], self.state.opt_state["inner"]
-            for batch in batches:
+            def advance(carry, batch):
+                student, opt = carry
                 grads = jax.grad(inner_loss)(student, weigher, batch)
                 updates, opt = self.tx.update({"student": grads}, opt, {"student": student})
-                student = optax.apply_updates({"student": student}, updates)["student"]
+                return (optax.apply_updates({"student": student}, updates)["student"], opt), None
+
+            carry = self.state.params["student"], self.state.opt_state["inner"]
+            if len(batches) == 1:
+                (student, _), _ = advance(carry, batches[0])
+            else:  # compiled once
+                (student, _), _ = jax.lax.scan(advance, carry, stacked(batches))
             return terms_of({"student": student}, self.held_out).values["cross_entropy"].mean()
 
         return jax.jit(jax.grad(outer))(self.state.params["weigher"])
 
 
-@pytest.mark.parametrize("name", CHAINS)
+@functools.cache
+def solved(name):
+    """A problem of 64 bits and its brute-force gradient of one step."""
+    problem = Problem(chain(name))
+    return problem, problem.brute_force([problem.train])
+
+
+def together(*names):
+    """Tests of one chain on one worker, which solves its problem once."""
+    return [pytest.param(n, marks=pytest.mark.xdist_group(f"brute force {n}")) for n in names]
+
+
+@pytest.mark.parametrize("name", together(*CHAINS))
 @pytest.mark.parametrize("order", ["real", "virtual"])
 def test_one_step_equals_brute_force(name, order):
     with jax.enable_x64(True):
-        problem = Problem(chain(name))
-        want = problem.brute_force([problem.train])
+        problem, want = solved(name)
         got, _, metrics = problem.gradient(Bilevel(order=order))
         assert harness.max_relative(want, got) < 1e-10
         assert metrics["outer_grad_norm"] > 0
@@ -178,22 +228,22 @@ def test_one_step_equals_brute_force(name, order):
             assert harness.max_relative(want, low) < 1e-10
 
 
-@pytest.mark.parametrize("name", ["heavy_ball", "adamw"])
+@pytest.mark.parametrize("name", together("heavy_ball", "adamw"))
 def test_features_with_gradient_equal_brute_force(name):
     with jax.enable_x64(True):
         problem = Problem(chain(name), stop_features=False)
         want = problem.brute_force([problem.train])
         got, _, _ = problem.gradient(Bilevel())
         assert harness.max_relative(want, got) < 1e-10
-        stopped = Problem(chain(name)).brute_force([problem.train])
+        _, stopped = solved(name)
         assert harness.max_relative(want, stopped) > 1e-3
 
 
-@pytest.mark.parametrize("name, bound", [("sgd", 1e-3), ("adamw", 1e-2)])
-def test_finite_difference_is_close_and_not_exact(name, bound):
+@pytest.mark.parametrize("name", together("sgd", "adamw"))
+def test_finite_difference_is_close_and_not_exact(name):
+    bound = {"sgd": 1e-3, "adamw": 1e-2}[name]
     with jax.enable_x64(True):
-        problem = Problem(chain(name))
-        want = problem.brute_force([problem.train])
+        problem, want = solved(name)
         got, _, _ = problem.gradient(Bilevel(method="finite_difference"))
         error = harness.max_relative(want, got)
         assert 1e-9 < error < bound
@@ -206,14 +256,18 @@ def test_unrolled_steps_equal_brute_force(name, k):
         problem = Problem(chain(name))
         batches = [problem.train, *(harness.make_batch(16, seed=20 + i) for i in range(1, k))]
         want = problem.brute_force(batches)
-        train = problem.train if k == 1 else jax.tree.map(lambda *x: jnp.stack(x), *batches)
+        train = problem.train if k == 1 else stacked(batches)
         got, _, _ = problem.gradient(Bilevel(order="virtual", unroll=k), train=train)
         assert harness.max_relative(want, got) < 1e-10
 
 
 def test_last_layer_is_exact_for_a_student_of_one_layer():
     with jax.enable_x64(True):
-        problem = Problem(chain("heavy_ball"))
+        masked = optax.masked(
+            optax.set_to_zero(),
+            {"student": {"first": {"kernel": True, "bias": True}, "last": False}},
+        )
+        problem = Problem(optax.chain(chain("heavy_ball"), masked))  # what is below is frozen
         chosen = bilevel.last_layer(
             problem.models["student"],
             problem.state.params["student"],
@@ -223,15 +277,8 @@ def test_last_layer_is_exact_for_a_student_of_one_layer():
         names = list(jax.tree_util.tree_leaves_with_path(problem.state.params["student"]))
         found = [jax.tree_util.keystr(p) for (p, _), c in zip(names, chosen, strict=True) if c]
         assert found == ["['last']['bias']", "['last']['kernel']"]
-
-        masked = optax.masked(
-            optax.set_to_zero(),
-            {"student": {"first": {"kernel": True, "bias": True}, "last": False}},
-        )
-        tx = optax.chain(chain("heavy_ball"), masked)
-        frozen_below = Problem(tx)
-        want = frozen_below.brute_force([frozen_below.train])
-        got, _, _ = frozen_below.gradient(Bilevel(method="last_layer"))
+        want = problem.brute_force([problem.train])
+        got, _, _ = problem.gradient(Bilevel(method="last_layer"))
         assert harness.max_relative(want, got) < 1e-10
 
 
@@ -241,17 +288,19 @@ def test_part_of_the_batch_is_unbiased_without_batch_norm():
         net = harness.tiny_model(batch_norm=False)
         problem.models["student"] = problem.models["teacher"] = net
         want, _, _ = problem.gradient(Bilevel())
-        key, starts, found = problem.key, set(), []
-        for seed in range(40):
-            problem.key = jax.random.key(seed)
-            folded = jax.random.fold_in(rng.stream(problem.key, "step"), problem.state.step)
-            start = int(jax.random.randint(rng.stream(folded, "part"), (), 0, 4))
-            if start not in starts:
+        # With or without a forward pass of its own.
+        ways = [problem.gradients(Bilevel(part=0.25, low_memory=low)) for low in (False, True)]
+
+        @jax.jit
+        def first_row(key):
+            folded = jax.random.fold_in(rng.stream(key, "step"), problem.state.step)
+            return jax.random.randint(rng.stream(folded, "part"), (), 0, 4)
+
+        starts, found = set(), []
+        for key in map(jax.random.key, range(40)):
+            if (start := int(first_row(key))) not in starts:
                 starts.add(start)
-                # With or without a forward pass of its own.
-                options = Bilevel(part=0.25, low_memory=len(found) % 2 == 1)
-                found.append(problem.gradient(options)[0])
-        problem.key = key
+                found.append(ways[len(found) % 2](key)[0])
         assert starts == {0, 1, 2, 3}
         mean = jax.tree.map(lambda *x: sum(x) / 4, *found)
         assert harness.max_relative(want, mean) < 1e-10
@@ -260,7 +309,7 @@ def test_part_of_the_batch_is_unbiased_without_batch_norm():
 
 def test_weigher_learns_only_in_outer_steps():
     problem = Problem(chain("adamw"))
-    inner, metrics = problem.make(Bilevel(), outer=False)(
+    inner, metrics = jax.jit(problem.make(Bilevel(), outer=False))(
         problem.state, problem.frozen, problem.train, problem.key
     )
     same = jax.tree.map(
@@ -279,12 +328,16 @@ def test_zero_gradients_under_adam_and_clipping_stay_finite():
     tx = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(0.1))
     params = {"used": jnp.ones(3), "unused": jnp.ones(2)}
     opt_state = tx.init(params)
-    for scale in (1.0, 0.0):
-        grads = {"used": scale * jnp.array([1.0, 0.0, 2.0]), "unused": jnp.zeros(2)}
-        cotangent = jax.tree.map(jnp.ones_like, params)
+    cotangent = jax.tree.map(jnp.ones_like, params)
+
+    @jax.jit
+    def pulled(grads):
         _, naive = jax.vjp(lambda g: tx.update(g, opt_state, params)[0], grads)
-        assert not all(np.isfinite(x).all() for x in jax.tree.leaves(naive(cotangent)))
-        u = hypergradient.pull_back(tx, grads, opt_state, params, cotangent)
+        return naive(cotangent), hypergradient.pull_back(tx, grads, opt_state, params, cotangent)
+
+    for scale in (1.0, 0.0):
+        naive, u = pulled({"used": scale * np.float32([1, 0, 2]), "unused": np.zeros(2, "f")})
+        assert not all(np.isfinite(x).all() for x in jax.tree.leaves(naive))
         assert all(np.isfinite(x).all() for x in jax.tree.leaves(u))
 
 
@@ -292,22 +345,28 @@ def test_regular_leaves_values_and_ordinary_derivatives_alone():
     def fn(x, y):
         return jax.jit(jnp.sqrt)(x) / y + jax.lax.rsqrt(y) * x
 
-    x, y = jnp.array([1.0, 2.0]), jnp.array([3.0, 0.5])
-    want, got = jax.vjp(fn, x, y), jax.vjp(hypergradient.regular(fn), x, y)
+    @jax.jit
+    def both(x, y):
+        pairs = [jax.vjp(f, x, y) for f in (fn, hypergradient.regular(fn))]
+        return [(value, pull(x)) for value, pull in pairs]
+
+    want, got = both(jnp.array([1.0, 2.0]), jnp.array([3.0, 0.5]))
     np.testing.assert_allclose(want[0], got[0], rtol=1e-6)
-    for a, b in zip(want[1](x), got[1](x), strict=True):
+    for a, b in zip(want[1], got[1], strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5)
 
 
 def test_adam_slope_at_zero_is_that_of_the_limit():
     with jax.enable_x64(True):
         tx = optax.adam(0.1, eps=1e-3)
-        params = {"x": jnp.zeros(1)}
-        grads, one = {"x": jnp.zeros(1)}, {"x": jnp.ones(1)}
-        u = hypergradient.pull_back(tx, grads, tx.init(params), params, one)["x"][0]
-        tiny = {"x": jnp.full(1, 1e-12)}
-        limit = tx.update(tiny, tx.init(params), params)[0]["x"][0] / 1e-12
-        np.testing.assert_allclose(u, limit, rtol=1e-6)
+        one = {"x": np.ones(1)}
+
+        @jax.jit
+        def slopes(zero, tiny):
+            u = hypergradient.pull_back(tx, zero, tx.init(zero), zero, one)["x"]
+            return u, tx.update(tiny, tx.init(zero), zero)[0]["x"] / tiny["x"]
+
+        np.testing.assert_allclose(*slopes({"x": np.zeros(1)}, {"x": np.full(1, 1e-12)}), rtol=1e-6)
 
 
 @pytest.mark.parametrize(

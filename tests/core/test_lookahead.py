@@ -1,5 +1,7 @@
 """Virtual steps: against a hand-written loop, and what they leave a trace in."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,6 +15,8 @@ from tests import harness
 
 DECAY = 0.7
 KEY = jax.random.key(3)
+
+pytestmark = pytest.mark.xdist_group("lookahead")  # steps are compiled once for all
 
 
 @pytest.fixture(scope="module")
@@ -34,6 +38,7 @@ def made():
     return step, current
 
 
+@functools.cache
 def wrapped(step, **kwargs):
     return jax.jit(lookahead.make_lookahead_step(step, ema=("teacher",), **kwargs))
 
@@ -71,16 +76,19 @@ def test_wide_steps_average_students_of_different_batches(made):
     step, start = made
     batches = [harness.make_batch(seed=s) for s in range(3)]
     branches = [step(start, {}, b, own(k))[0] for k, b in enumerate(batches)]
+    branches = jax.device_get(branches)
     soup = jax.tree.map(lambda *p: sum(p) / 3, *(b.params["student"] for b in branches))
     targets = {
         "teacher": jax.tree.map(
-            lambda t, s: DECAY * t + (1 - DECAY) * s, start.targets["teacher"], soup
+            lambda t, s: np.float32(DECAY * np.asarray(t) + (1 - DECAY) * s),
+            start.targets["teacher"],
+            soup,
         )
     }
     statistics = jax.tree.map(lambda *x: sum(x) / 3, *(b.model_state["teacher"] for b in branches))
     moved = {**start.model_state, "teacher": statistics}
     want, _ = step(start.replace(targets=targets, model_state=moved), {}, batches[0], KEY)
-    stacked = jax.tree.map(lambda *x: jnp.stack(x), *batches)
+    stacked = jax.tree.map(lambda *x: np.stack(x), *batches)
     got, _ = wrapped(step, steps=3, kind="wide")(start, {}, stacked, KEY)
     close(want, got)
 
@@ -89,7 +97,7 @@ def test_one_virtual_step_is_the_same_in_depth_and_in_width(made):
     step, start = made
     batch = harness.make_batch()
     deep, _ = wrapped(step, steps=1)(start, {}, batch, KEY)
-    one = jax.tree.map(lambda x: x[None], batch)
+    one = jax.tree.map(lambda x: np.asarray(x)[None], batch)
     wide, _ = wrapped(step, steps=1, kind="wide")(start, {}, one, KEY)
     close(deep, wide)
 
@@ -99,12 +107,13 @@ def test_one_virtual_step_is_the_same_in_depth_and_in_width(made):
 def test_what_is_not_restored_keeps_the_trace(made, kind, restore):
     step, start = made
     batch = harness.make_batch()
-    fed = jax.tree.map(lambda x: jnp.stack([x, x + 0]), batch) if kind == "wide" else batch
-    got, _ = wrapped(step, steps=2, kind=kind, restore=restore)(start, {}, fed, KEY)
+    fed = jax.tree.map(lambda x: np.stack([x, x]), batch) if kind == "wide" else batch
+    ahead = functools.partial(wrapped, step, steps=2, kind=kind, unroll=True)
+    got, _ = ahead(restore=restore)(start, {}, fed, KEY)
     adam, schedule = count(start.opt_state)
     virtual = 2 if restore == "params" else 0
     assert count(got.opt_state) == (adam + virtual + 1, schedule + 1)
-    clean, _ = wrapped(step, steps=2, kind=kind)(start, {}, fed, KEY)
+    clean, _ = ahead(restore="all")(start, {}, fed, KEY)
     moved = harness.max_relative(clean.model_state["student"], got.model_state["student"])
     assert (moved > 1e-4) == (restore != "all")
 
@@ -112,7 +121,9 @@ def test_what_is_not_restored_keeps_the_trace(made, kind, restore):
 def test_scanned_steps_equal_unrolled_ones(made):
     step, start = made
     found = [
-        wrapped(step, steps=2, unroll=unroll)(start, {}, harness.make_batch(), KEY)[0]
+        wrapped(step, steps=2, kind="deep", restore="all", unroll=unroll)(
+            start, {}, harness.make_batch(), KEY
+        )[0]
         for unroll in (True, False)
     ]
     close(*found)

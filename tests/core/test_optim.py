@@ -99,9 +99,14 @@ def test_updates_equal_the_paper(rule):
     found, state = params(), tx.init(params())
     expected = jax.tree.map(lambda p: p.astype(np.float64), params())
     memory = jax.tree.map(lambda p: {}, params())
+
+    @jax.jit
+    def advance(grads, state, found):
+        updates, state = tx.update(grads, state, found)
+        return state, optax.apply_updates(found, updates)
+
     for t in range(3):
-        updates, state = tx.update(gradients(t), state, found)
-        found = optax.apply_updates(found, updates)
+        state, found = advance(gradients(t), state, found)
         expected = jax.tree_util.tree_map_with_path(
             lambda path, p, g, m, t=t: rule(t, p, g.astype(np.float64), m, decays(path)),
             expected,

@@ -80,9 +80,14 @@ def make_training():
     shapes = state.infer_shapes(objective, models, batch)
     init = state.make_init(objective, models, tx, shapes, trainable=("student",), ema={})
     make_teacher = lambda key: {"teacher": models["teacher"].init(key, batch["input"])}  # noqa: E731
-    start, frozen = jax.jit(lambda key: (init(key), make_teacher(key)))(jax.random.key(0))
-    step = steps.make_train_step(objective, models, tx)
-    return step, *jax.device_get((start, frozen))
+    like = jax.eval_shape(lambda key: (init(key), make_teacher(key)), jax.random.key(0))
+    rng = np.random.default_rng(0)
+
+    def draw(x):
+        scale = 0.3 if jnp.issubdtype(x.dtype, jnp.floating) else 0.0
+        return (scale * rng.normal(size=x.shape)).astype(x.dtype)
+
+    return steps.make_train_step(objective, models, tx), *jax.tree.map(draw, like)
 
 
 def train(training, mesh, rules):

@@ -19,15 +19,17 @@ def take(x, axis, *, first):
     """Every fourth of B rows, by indexes."""
     n = x.shape[axis] // B
     rows = np.concatenate([np.arange(i * n, (i + 1) * n) for i in range(first, B, M)])
-    return jnp.take(x, rows, axis)
+    return x.take(rows, axis)
 
 
-def like(tree, seed):
-    leaves, structure = jax.tree.flatten(tree)
-    keys = jax.random.split(jax.random.key(seed), len(leaves))
-    return structure.unflatten(
-        [jax.random.normal(k, x.shape, x.dtype) for k, x in zip(keys, leaves, strict=True)]
-    )
+def like(tree, seed, scale=1.0):
+    """Normal draws in the shapes of a tree."""
+    draw = np.random.default_rng(seed)
+    return jax.tree.map(lambda x: (scale * draw.normal(size=x.shape)).astype(x.dtype), tree)
+
+
+def drawn(*shape):
+    return np.random.default_rng(0).normal(size=shape).astype(jnp.result_type(float))
 
 
 def both(fn, params, batch, *, first=0):
@@ -47,12 +49,14 @@ def both(fn, params, batch, *, first=0):
 
     whole, want, got = compute(params, tangent, batch, rows)
     np.testing.assert_allclose(whole, want[0], rtol=1e-12)
-    return [take(x, 0, first=first) for x in want], got, plan
+    return [take(np.asarray(x), 0, first=first) for x in want], got, plan
 
 
 def of_model(make, shape):
-    x = jax.random.normal(jax.random.key(0), (B, *shape))
-    params, state = make.init(jax.random.key(1), x)
+    x = drawn(B, *shape)
+    params, state = jax.eval_shape(make.init, jax.random.key(1), x)
+    assert not jax.tree.leaves(state)
+    params = like(params, 1, scale=0.3)
 
     def fn(params, batch):
         found, _ = make.apply(params, state, batch["input"], train=True, rngs={})
@@ -63,13 +67,13 @@ def of_model(make, shape):
 
 def convolutions():
     """Convolutions, pooling, and axes that are moved, merged and cut."""
-    x = jax.random.normal(jax.random.key(0), (B, 6, 6, 2))
+    x = drawn(B, 6, 6, 2)
     params = like(
         {
-            "a": jnp.zeros((3, 3, 2, 4)),
-            "b": jnp.zeros((3, 3, 4, 4)),
-            "c": jnp.zeros((6, 6)),
-            "d": jnp.zeros((16, 5)),
+            "a": drawn(3, 3, 2, 4),
+            "b": drawn(3, 3, 4, 4),
+            "c": drawn(6, 6),
+            "d": drawn(16, 5),
         },
         1,
     )
@@ -94,8 +98,8 @@ def convolutions():
 
 def merged():
     """Rows next to each other, which are those of a batch, and views one after the other."""
-    x = jax.random.normal(jax.random.key(0), (B, 3, 4))
-    params = like({"a": jnp.zeros((4, 4)), "b": jnp.zeros((4, 4))}, 1)
+    x = drawn(B, 3, 4)
+    params = like({"a": drawn(4, 4), "b": drawn(4, 4)}, 1)
 
     def fn(p, batch):
         x = batch["input"]
@@ -134,7 +138,7 @@ def test_only_the_product_is_left_to_compute():
     fn, params, batch = CASES["mlp"][0]()
     rows = {"input": take(batch["input"], 0, first=0)}
     plan = replay.make_plan(fn, params, batch, rows)
-    _, known = plan.record(params, batch)
+    _, known = jax.eval_shape(plan.record, params, batch)
 
     def push(p, t, known):
         pick = functools.partial(take, first=0)
@@ -147,10 +151,11 @@ def test_only_the_product_is_left_to_compute():
 
 def test_batch_norm_has_the_whole_batch_for_its_values_and_the_part_for_their_changes():
     with jax.enable_x64(True):
-        x = np.asarray(jax.random.normal(jax.random.key(0), (B, 6)))
-        params = like({"first": jnp.zeros((6, 5)), "last": jnp.zeros((5, 3))}, 1)
+        x = drawn(B, 6)
+        params = like({"first": drawn(6, 5), "last": drawn(5, 3)}, 1)
         norm = layers.BatchNorm(affine=False)
-        stats = norm.init(jax.random.key(0), jnp.zeros((2, 5)), train=True)
+        stats = jax.eval_shape(lambda: norm.init(jax.random.key(0), jnp.zeros((2, 5)), train=True))
+        stats = jax.tree.map(lambda x: np.ones(x.shape, x.dtype), stats)  # not used in training
 
         def fn(p, batch):
             h, _ = norm.apply(stats, batch["input"] @ p["first"], train=True, mutable=True)

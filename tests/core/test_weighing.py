@@ -4,6 +4,7 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 import pytest
 
@@ -48,11 +49,19 @@ def student_and_weigher(weigher, part, **kwargs):
     trainable = ("student", *roles)
     init = state.make_init(weighed, models, tx, shapes, trainable=trainable, ema={})
     step = bilevel.make_bilevel_step(weighed, models, tx, bilevel.Bilevel(part=part), outer=True)
-    frozen = {"teacher": net.init(jax.random.key(7), train["input"])}
 
-    made = init(jax.random.key(0))
+    def begin(key):
+        return init(key), {"teacher": net.init(key, train["input"])}
+
+    draw = np.random.default_rng(0)
+
+    def drawn(x):
+        scale = 0.3 if jnp.issubdtype(x.dtype, jnp.floating) else 0.0
+        return (scale * draw.normal(size=x.shape)).astype(x.dtype)
+
+    start = jax.tree.map(drawn, jax.eval_shape(begin, jax.random.key(0)))
     fed = {"train": train, "held_out": held_out}
-    return jax.jit(step)(made, frozen, fed, jax.random.key(3))[0].params
+    return jax.device_get(jax.jit(step)(*start, fed, jax.random.key(3))[0].params)
 
 
 @pytest.mark.parametrize("weigher, part", [(ByProbabilities(), 0.5), (reweight.make(), 1.0)])

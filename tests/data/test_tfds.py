@@ -14,6 +14,8 @@ import pytest
 from distill_jax.core.errors import ConfigError, DataUnavailable
 from distill_jax.data import source, tfds
 
+pytestmark = pytest.mark.xdist_group("tfds")  # one prepares for all
+
 ROOT = Path(source.__file__).parents[2]
 
 PREPARE_AND_READ = """

@@ -79,24 +79,24 @@ def test_geometry_keeps_dtype_shape_and_the_rest(name, dtype):
     assert out == jax.eval_shape(lambda: batch)
 
 
-def test_eight_devices_give_what_one_gives():
+def test_eight_devices_give_what_one_gives_and_examples_need_no_communication():
     mesh = Mesh(np.array(jax.devices()), ("data",))
     rows = NamedSharding(mesh, PartitionSpec("data"))
+    batch = make_batch(np.arange(16))
+    split = jax.device_put(batch, rows)
+    alone = jax.jit(all_transforms())
+    compiled = alone.lower(KEY, split, STEP).compile()
+    text = compiled.as_text() or ""
+    assert text and not any(op in text for op in ("all-gather", "all-reduce", "collective-permute"))
+
     mixed = transforms.make_mixup(num_classes=4)
     pasted = transforms.make_cutmix(num_classes=4)
-    apply = jax.jit(transforms.compose({"all": all_transforms(), "mixup": mixed, "cut": pasted}))
-    batch = make_batch(np.arange(8))
-    single, meshed = apply(KEY, batch, STEP), apply(KEY, jax.device_put(batch, rows), STEP)
-    assert meshed["input"].sharding.is_equivalent_to(rows, 4)
-    for key in single:
-        np.testing.assert_allclose(meshed[key], single[key], rtol=1e-5, atol=1e-5, err_msg=key)
-
-
-def test_per_example_transforms_need_no_communication():
-    mesh = Mesh(np.array(jax.devices()), ("data",))
-    batch = jax.device_put(make_batch(np.arange(16)), NamedSharding(mesh, PartitionSpec("data")))
-    text = jax.jit(all_transforms()).lower(KEY, batch, STEP).compile().as_text() or ""
-    assert text and not any(op in text for op in ("all-gather", "all-reduce", "collective-permute"))
+    mix = jax.jit(transforms.compose({"mixup": mixed, "cut": pasted}))
+    single, meshed = alone(KEY, batch, STEP), compiled(KEY, split, STEP)
+    for one, other in ((single, meshed), (mix(KEY, single, STEP), mix(KEY, meshed, STEP))):
+        assert other["input"].sharding.is_equivalent_to(rows, 4)
+        for key in one:
+            np.testing.assert_allclose(other[key], one[key], rtol=1e-5, atol=1e-5, err_msg=key)
 
 
 def test_composed_transforms_draw_from_streams_of_their_names():

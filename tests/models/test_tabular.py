@@ -34,13 +34,19 @@ def table(cards=CARDS, m=M, b=B, seed=0):
     return {"categorical": jnp.int32(ids), "numeric": jnp.float32(numeric)}
 
 
-@functools.cache
-def built(name, cards=CARDS, m=M, k=3, **kwargs):
-    """Returns a network, a table, parameters drawn by NumPy (none of them 0) and state."""
+def shapes(name, cards=CARDS, m=M, k=3, **kwargs):
+    """Returns a network, a table, and the shapes of parameters and state."""
     make, defaults = NETS[name]
     model = make(num_classes=k, cardinalities=cards, **(defaults | kwargs))
-    x, rng = table(cards, m), np.random.default_rng(1)
-    params, state = jax.eval_shape(model.init, jax.random.key(0), x)
+    x = table(cards, m)
+    return model, x, *jax.eval_shape(model.init, jax.random.key(0), x)
+
+
+@functools.cache
+def built(name, *args, **kwargs):
+    """Returns a network, a table, parameters drawn by NumPy (none of them 0) and state."""
+    model, x, params, state = shapes(name, *args, **kwargs)
+    rng = np.random.default_rng(1)
 
     def draw(path, like):
         scale = 1.0 if "scale" in str(path) else 0.0
@@ -90,7 +96,7 @@ def size(name, k, cards, m):
 @pytest.mark.parametrize("name", NETS)
 def test_size_is_that_of_its_arithmetic(name, k):
     kwargs = {"depth": 2} if name == "tabular_transformer" else {}
-    _, _, params, _ = built(name, k=k, **kwargs)
+    _, _, params, _ = shapes(name, k=k, **kwargs)
     assert sum(leaf.size for leaf in jax.tree.leaves(params)) == size(name, k, CARDS, M)
 
 
@@ -135,11 +141,14 @@ def test_jitted_equals_eager(name):
 @pytest.mark.parametrize(("cards", "m"), [((), 3), ((4, 130), 0), ((7,), 1)])
 def test_columns_of_one_kind_or_few_in_bfloat16(name, cards, m):
     kwargs = {"crosses": ()} if name == "wide_deep" else {}
-    model, x, params, state = built(name, cards, m, k=2, **kwargs)
+    model, x, params, state = shapes(name, cards, m, k=2, **kwargs)
     low = jax.tree.map(
-        lambda leaf: leaf.astype(jnp.bfloat16) if leaf.dtype == jnp.float32 else leaf, (params, x)
+        lambda leaf: jax.ShapeDtypeStruct(
+            leaf.shape, jnp.bfloat16 if leaf.dtype == jnp.float32 else leaf.dtype
+        ),
+        (params, x),
     )
-    outputs, _ = jax.eval_shape(lambda p, x: model.apply(p, state, x), *low)
+    outputs, _ = jax.eval_shape(lambda p, x, s: model.apply(p, s, x), *low, state)
     assert outputs["logits"].shape == (B, 2)
     assert {o.dtype for o in outputs.values()} == {jnp.dtype(jnp.bfloat16)}
     assert ("embedding" in params.get("fields", {})) == bool(cards)

@@ -34,7 +34,7 @@ def make_config(**overrides):
     config.eval.every.steps = 4
     config.log.tensorboard = False
     config.study.lanes = "yes"
-    config.study.seeds = (0, 1, 2)
+    config.study.seeds = (0, 1)
     config.study.arms = {
         "teacher": {"roles": {"student": {"kwargs": {"hidden": (16,)}}}},
         **{name: {"optim": {"lr": rate}} for name, rate in LR},
@@ -116,10 +116,10 @@ def test_lanes_equal_runs_alone(tmp_path, monkeypatch):
     with jax.enable_x64(True):
         counts, said = count_compilations(monkeypatch), []
         study.run_study(make_config(), tmp_path / "lanes", say=said.append)
-        # Five arms times three seeds: the teachers, both rates, both temperatures.
+        # Five arms times two seeds: the teachers, both rates, both temperatures.
         assert counts == {"alone": 0, "lanes": 3}
         assert not [line for line in said if "one run after the other" in line]
-        for arm, seed in (("teacher", 2), ("fast", 1)):
+        for arm, seed in (("teacher", 1), ("fast", 1)):
             one, other = (
                 study.run_folder(tmp_path / name, arm, seed) for name in ("lanes", "alone")
             )
@@ -141,7 +141,7 @@ def test_lanes_equal_runs_alone(tmp_path, monkeypatch):
             parameters(folder) for folder in folders(tmp_path / "lanes") if "warm" in str(folder)
         ]
     kernels = [params["Dense_0"]["kernel"] for params, _ in seeds]
-    assert len(kernels) == 3 and not np.allclose(kernels[0], kernels[1])
+    assert len(kernels) == 2 and not np.allclose(kernels[0], kernels[1])
     again = []
     study.run_study(make_config(), tmp_path / "lanes", say=again.append)
     assert counts == {"alone": 2, "lanes": 3}
@@ -187,7 +187,7 @@ def members(tmp_path, config, arms=("slow",)):
 
 def test_a_convolutional_network_goes_side_by_side(tmp_path):
     change = {"roles.student.model": "convnet", "roles.student.kwargs": {"widths": (2, 2)}}
-    config = make_config(**change, **{"total.steps": 3, "study.seeds": (0, 1)})
+    config = make_config(**change, **{"total.steps": 3})
     with jax.enable_x64(True):
         lanes.train(members(tmp_path / "lanes", config), way="loop", say=lambda line: None)
         single = members(tmp_path / "alone", config)[1]
@@ -249,11 +249,11 @@ def test_a_lane_that_diverges_leaves_the_others_alone(tmp_path):
     said = []
     study.run_study(config, tmp_path, say=said.append)
     contents = json.loads((tmp_path / "study.json").read_text())
-    for seed in ("0", "1", "2"):
+    for seed in ("0", "1"):
         assert contents["arms"]["fast"]["seeds"][seed]["status"] == "failed"
         assert contents["arms"]["slow"]["seeds"][seed]["status"] == "done"
         assert contents["arms"]["warm"]["seeds"][seed]["status"] == "done"
-    assert sum("failed" in line for line in said) == 3
+    assert sum("failed" in line for line in said) == 2
     single = members(tmp_path / "alone", config, ["fast"])[0]
     with pytest.raises(NonFiniteError) as alone:
         loop.train(single.config, single.workdir, say=lambda line: None)
@@ -275,7 +275,7 @@ def test_what_cannot_be_traced_runs_arm_by_arm(tmp_path):
     said = []
     study.run_study(config, tmp_path, say=said.append)
     assert not [line for line in said if "one run after the other" in line]
-    assert len(list(tmp_path.glob("*/*/result.json"))) == 6
+    assert len(list(tmp_path.glob("*/*/result.json"))) == 4
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -291,7 +291,7 @@ class Switched(build.Objective):
 
 
 def test_reasons_are_said(tmp_path):
-    config = make_config(**{"data.resident": "no", "total.steps": 3, "study.seeds": (0, 1)})
+    config = make_config(**{"data.resident": "no", "total.steps": 3})
     config.study.arms = {"slow": {}}
     said = []
     study.run_study(config, tmp_path, say=said.append)
@@ -310,7 +310,7 @@ def test_a_study_passes_on_what_is_wrong_with_its_runs_once_an_arm(tmp_path):
     alone(found[:1], said.append, told)("warning: a")
     alone(found[:1], said.append, told)("warning: c")
     assert said == [
-        "slow, fast seeds 0, 1, 2: warning: a",
-        "slow, fast seeds 0, 1, 2: damaged checkpoint set aside: b",
+        "slow, fast seeds 0, 1: warning: a",
+        "slow, fast seeds 0, 1: damaged checkpoint set aside: b",
         "slow seed 0: warning: c",
     ]
