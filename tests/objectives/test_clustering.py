@@ -43,7 +43,7 @@ def test_entropy_between_views():
             clustering.view_entropies(jnp.asarray(t), s, temperature=0.3)
         )
         np.testing.assert_allclose(ours(jnp.asarray(s)), loop_dino(t, s, 0.3), rtol=1e-9)
-        grad = jax.grad(lambda s: ours(s).sum())(jnp.asarray(s))
+        grad = jax.jit(jax.grad(lambda s: ours(s).sum()))(jnp.asarray(s))
         want = difference(lambda s: loop_dino(t, s, 0.3).sum(), s)
         np.testing.assert_allclose(grad, want, rtol=1e-6, atol=1e-8)
 
@@ -92,12 +92,11 @@ def test_sinkhorn():
     t = draw(B, K)
     with jax.enable_x64(True):
         balance = jax.jit(clustering.sinkhorn, static_argnames="iterations")
-        got = balance(jnp.asarray(t), jnp.asarray(MASK), temperature=0.5)
+        got = np.asarray(balance(jnp.asarray(t), jnp.asarray(MASK), temperature=0.5))
         np.testing.assert_allclose(got[VALID], loop_sinkhorn(t[VALID], 0.5, 3), rtol=1e-10)
         np.testing.assert_array_equal(got[np.flatnonzero(MASK == 0)], 0)
-        many = np.asarray(
-            balance(jnp.asarray(t), jnp.asarray(MASK), temperature=0.5, iterations=20)
-        )
+        many = balance(jnp.asarray(t), jnp.asarray(MASK), temperature=0.5, iterations=16)
+        many = np.asarray(many)
     np.testing.assert_allclose(many.sum(0), len(VALID) / K, rtol=1e-5)
     np.testing.assert_allclose(many[VALID].sum(1), 1, rtol=1e-6)
 

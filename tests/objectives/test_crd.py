@@ -1,5 +1,6 @@
 """Contrastive distillation against loops, against PyTorch, and the contract of its memory."""
 
+import functools
 import math
 
 import jax
@@ -31,6 +32,12 @@ def difference(f, x, eps=1e-6):
         step[i] = eps
         grad[i] = (f(x + step) - f(x - step)) / (2 * eps)
     return grad
+
+
+def values_and_gradients(fn, *inputs):
+    """Losses `[b]`, and the gradients of their sum."""
+    value, pull = jax.vjp(fn, *inputs)
+    return value, pull(jnp.ones_like(value))
 
 
 def loop_noise_contrast(positive, negative, weights, log_z, n):
@@ -65,8 +72,7 @@ def test_noise_contrast_equals_its_definition():
         return losses.noise_contrast(positive, negative, w, log_z=log_z, num_examples=n)
 
     with jax.enable_x64(True):
-        value, pull = jax.vjp(fn, jnp.asarray(positive), jnp.asarray(negative))
-        grads = pull(jnp.ones(b))
+        value, grads = jax.jit(functools.partial(values_and_gradients, fn))(positive, negative)
     loop = lambda p, q: loop_noise_contrast(p, q, weights, log_z, n)  # noqa: E731
     np.testing.assert_allclose(value, loop(positive, negative), rtol=1e-8)
     want = difference(lambda x: loop(x, negative).sum(), positive)
@@ -108,8 +114,7 @@ def test_batch_contrast_equals_its_definition():
         return losses.batch_contrast(s, t, jnp.asarray(allowed), temperature=0.3)
 
     with jax.enable_x64(True):
-        value, pull = jax.vjp(fn, jnp.asarray(s), jnp.asarray(t))
-        grads = pull(jnp.ones(5))
+        value, grads = jax.jit(functools.partial(values_and_gradients, fn))(s, t)
     np.testing.assert_allclose(value, loop_batch_contrast(s, t, allowed, 0.3), rtol=1e-8)
     for i in range(2):
         pair = [s, t]
@@ -178,10 +183,10 @@ def nets_that_give(s, t):
 def test_negatives_in_a_batch(class_aware):
     """Padding is no negative, nor are examples of the same class where classes count."""
     s, t, batch = units(6, 4), units(6, 4, seed=1), harness.make_batch(6)
-    batch["mask"] = jnp.array([1.0, 1, 0, 1, 1, 1])
-    batch["label"] = label = jnp.array([0, 0, 1, 1, 2, 0], jnp.int32)
-    objective = crd.make(class_aware=class_aware)
-    terms = objective.loss(nets_that_give(s, t), batch, {}, jnp.int32(0))
+    batch["mask"] = np.array([1.0, 1, 0, 1, 1, 1])
+    batch["label"] = label = np.array([0, 0, 1, 1, 2, 0], np.int32)
+    objective, nets = crd.make(class_aware=class_aware), nets_that_give(s, t)
+    terms = jax.jit(lambda batch: objective.loss(nets, batch, {}, jnp.int32(0)))(batch)
     allowed = np.array([[j != 2 for j in range(6)] for i in range(6)])
     if class_aware:
         allowed &= np.array([[label[i] != label[j] for j in range(6)] for i in range(6)])
@@ -253,43 +258,45 @@ def test_memory_form_step_by_step(shared, class_aware):
 
 
 @pytest.fixture(scope="module")
-def made():
-    return harness.setup("crd", kwargs=MEMORY)
+def case():
+    made = harness.setup("crd", kwargs=MEMORY)
+    return harness.follow(made, harness.make_batch(), n_steps=2)
 
 
-def test_memory_on_one_device_equals_eight(made):
-    batch = harness.make_batch()
-    one, history = harness.run(made, batch, n_steps=2)
-    mesh = partition.make_mesh(data=2, fsdp=4)
-    eight, other = harness.run(made, batch, mesh=mesh, n_steps=2)
+IN_ONE_PROCESS = pytest.mark.xdist_group("crd_memory")
+
+
+@IN_ONE_PROCESS
+def test_memory_on_one_device_equals_eight(case):
+    one, mesh = case.states[2], partition.make_mesh(data=2, fsdp=4)
+    eight, other = harness.run(case.made, case.batch, mesh=mesh, n_steps=2)
     assert set(one.memory) == {"student", "teacher", "log_z", "label"}
     assert harness.max_relative(one.memory, eight.memory) < 1e-5
     assert harness.max_relative(one.params, eight.params) < 1e-5
-    np.testing.assert_allclose(history[-1]["contrast"], other[-1]["contrast"], rtol=1e-5)
+    np.testing.assert_allclose(case.metrics[-1]["contrast"], other[-1]["contrast"], rtol=1e-5)
 
 
-def test_every_leaf_learns_and_only_rows_of_the_batch_move(made):
-    start = jax.jit(made.init)(jax.random.key(0))
-    end, _ = harness.run(made, harness.make_batch())
-    still = jax.tree.map(lambda a, b: bool((a == b).all()), start.params, end.params)
+@IN_ONE_PROCESS
+def test_every_leaf_learns_and_only_rows_of_the_batch_move(case):
+    start, end = case.states[:2]
+    still = jax.tree.map(np.array_equal, start.params, end.params)
     assert not any(jax.tree.leaves(still))
     for name in ("student", "teacher", "label"):
-        moved = np.asarray(start.memory[name] != end.memory[name]).reshape(64, -1).any(1)
+        moved = (start.memory[name] != end.memory[name]).reshape(64, -1).any(1)
         np.testing.assert_array_equal(np.flatnonzero(moved), np.arange(16))
         assert end.memory[name].dtype == start.memory[name].dtype
 
 
-def test_padding_is_neither_written_nor_read(made):
-    batch = harness.make_batch(16)
-    padded = jax.tree.map(lambda x: jnp.concatenate([x, x[:4] * 0 + 3]), batch)
-    padded["index"] = padded["index"].at[16:].set(jnp.array([3, 3, 40, 41]))
-    padded["mask"] = padded["mask"].at[16:].set(0.0)
-    want, history = harness.run(made, batch, n_steps=2)
-    wide = harness.setup("crd", batch=padded, kwargs=MEMORY)
-    got, other = harness.run(wide, padded, n_steps=2)
+@IN_ONE_PROCESS
+def test_padding_is_neither_written_nor_read(case):
+    batch = jax.device_get(case.batch)
+    padded = jax.tree.map(lambda x: np.concatenate([x, x[:4] * 0 + 3]), batch)
+    padded["index"][16:], padded["mask"][16:] = [3, 3, 40, 41], 0
+    want = case.states[2]
+    got, other = harness.run(case.made, padded, n_steps=2)
     assert harness.max_relative(want.params, got.params) < 1e-5
     assert harness.max_relative(want.memory, got.memory) < 1e-5
-    np.testing.assert_allclose(history[-1]["loss"], other[-1]["loss"], rtol=1e-5)
+    np.testing.assert_allclose(case.metrics[-1]["loss"], other[-1]["loss"], rtol=1e-5)
 
 
 def test_resume_is_bitwise(tmp_path):
@@ -309,7 +316,7 @@ def test_resume_is_bitwise(tmp_path):
     for _ in range(2):
         current, _ = step(current, made.frozen, batch, jax.random.key(0))
     checkpointer.close()
-    same = jax.tree.map(lambda a, b: bool((a == b).all()), current, states[3])
+    same = jax.tree.map(np.array_equal, *jax.device_get((current, states[3])))
     assert all(jax.tree.leaves(same))
 
 

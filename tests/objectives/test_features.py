@@ -373,22 +373,26 @@ def test_the_weight_of_a_review_grows(step, share):
 
 
 def test_a_paraphraser_learns_from_its_reconstruction_alone():
-    def gradient(**kwargs):
-        made = harness.setup("factor_transfer", kwargs=kwargs)
-        current, batch = jax.jit(made.init)(jax.random.key(0)), harness.make_batch()
+    made, batch = harness.setup("factor_transfer"), harness.make_batch()
+    cases = ({"weight": 0.0, "label_weight": 0.0}, {}, {"reconstruction_weight": 0.0})
+    objectives = [harness.make_objective("factor_transfer", **kwargs) for kwargs in cases]
 
-        def loss(paraphraser):
+    @jax.jit
+    def gradients(key, frozen):
+        current = made.init(key)
+
+        def losses(paraphraser):
             moved = current.replace(params={**current.params, "paraphraser": paraphraser})
-            nets = steps.bind_networks(made.models, moved, made.frozen, key=jax.random.key(1))
-            terms = made.objective.loss(nets, batch, {}, jnp.int32(0))
-            return steps.mean_loss(terms, batch["mask"], jnp.float32(16))[0]
+            nets = steps.bind_networks(made.models, moved, frozen, key=jax.random.key(1))
+            terms = [objective.loss(nets, batch, {}, jnp.int32(0)) for objective in objectives]
+            return [steps.mean_loss(x, batch["mask"], jnp.float32(16))[0] for x in terms]
 
-        return jax.jit(jax.grad(loss))(current.params["paraphraser"])
+        return jax.jacrev(losses)(current.params["paraphraser"])
 
-    alone = gradient(weight=0.0, label_weight=0.0)
+    alone, both, fixed = jax.device_get(gradients(jax.random.key(0), made.frozen))
     assert any(np.any(g) for g in jax.tree.leaves(alone))
-    assert harness.max_relative(alone, gradient()) < 1e-5
-    assert all(not np.any(g) for g in jax.tree.leaves(gradient(reconstruction_weight=0.0)))
+    assert harness.max_relative(alone, both) < 1e-5
+    assert all(not np.any(g) for g in jax.tree.leaves(fixed))
 
 
 def test_a_frozen_paraphraser_keeps_its_state():
@@ -414,6 +418,7 @@ def test_softmax_regression_asks_the_teachers_classifier():
 def teacher(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("teacher") / "run"
     command = ["distill-jax", "--config=configs/distill/supervised.py:smoke"]
+    command += ["--config.total.steps=4", "--config.eval.every.steps=4"]
     assert main.main([*command, f"--workdir={workdir}"]) == 0
     return workdir
 
@@ -440,6 +445,7 @@ def reuse(teacher, *overrides, head="student/Dense_0"):
 HEAD = "--config.roles.teacher_head.model=linear_head"
 
 
+@pytest.mark.xdist_group("features_teacher")
 def test_a_classifier_is_taken_over_from_a_run(teacher):
     config = reuse(teacher, HEAD)
     experiment = build.build(config)
@@ -447,20 +453,24 @@ def test_a_classifier_is_taken_over_from_a_run(teacher):
     current = experiment.initial_state(jax.random.key(0), config)
     batch = next(iter(loader.eval_batches(experiment.dataset.test, batch_size=8)))
     predicted = experiment.predict(current, frozen, batch)
-    nets = steps.bind_networks(experiment.models, current, frozen, key=jax.random.key(0))
-    image = build.make_transform(experiment.config, experiment.dataset, train=False)(
-        jax.random.key(0), batch, jnp.int32(0)
-    )["input"]
-    own, _ = nets("student", image)
-    like, _ = nets("teacher", image)
-    answer, _ = nets("teacher_head", like["embedding"])
+    transform = build.make_transform(experiment.config, experiment.dataset, train=False)
+
+    @jax.jit
+    def ask(current, frozen, batch):
+        nets = steps.bind_networks(experiment.models, current, frozen, key=jax.random.key(0))
+        image = transform(jax.random.key(0), batch, jnp.int32(0))["input"]
+        own, like = (nets(role, image)[0] for role in ("student", "teacher"))
+        found, _ = nets("regressor", own["stage3"], like["stage3"])
+        return like, nets("teacher_head", like["embedding"])[0], found
+
+    like, answer, found = ask(current, frozen, batch)
     np.testing.assert_allclose(answer["logits"], like["logits"], rtol=1e-4, atol=1e-5)
-    found, _ = nets("regressor", own["stage3"], like["stage3"])
     kernel, bias = (np.asarray(frozen["teacher_head"][0][n]) for n in ("kernel", "bias"))
     want = np.asarray(found["output1"]).mean((1, 2)) @ kernel + bias
     np.testing.assert_allclose(predicted["prediction"]["logits"], want, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.xdist_group("features_teacher")
 def test_mistakes_in_taking_over_are_refused(teacher):
     with pytest.raises(ConfigError, match="whose model must be named"):
         build.build(reuse(teacher))

@@ -1,6 +1,7 @@
 """HARD: who learns from which term, the terms' values, and the affine warp."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +15,8 @@ from distill_jax.models import augmentor_affine
 from distill_jax.objectives import hard
 from tests import harness
 
+warp = jax.jit(augmentor_affine.warp, static_argnames="border")
+
 
 def terms_of(made, batch, params, state):
     nets = steps.BoundNets(
@@ -25,51 +28,58 @@ def terms_of(made, batch, params, state):
     return made.objective.loss(nets, batch, state.memory, jnp.int32(0))
 
 
-@pytest.mark.parametrize("adversary", hard.ADVERSARIES)
-def test_each_player_learns_from_its_own_term(adversary):
-    made = harness.setup("hard", kwargs={"adversary": adversary, "label_weight": 1.0})
-    batch, state = harness.make_batch(), made.init(jax.random.key(0))
-    names = tuple(terms_of(made, batch, dict(state.params), state).values)
+def against(made, adversary, **kwargs):
+    """The same networks with another adversary."""
+    return made._replace(
+        objective=dataclasses.replace(made.objective, adversary=adversary, **kwargs)
+    )
+
+
+def test_each_player_learns_from_its_own_term():
+    made = harness.setup("hard", kwargs={"label_weight": 1.0})
+    batch, state = harness.make_batch(), jax.jit(made.init)(jax.random.key(0))
 
     def means(params):
-        return {k: v.mean() for k, v in terms_of(made, batch, params, state).values.items()}
+        return {
+            adversary: {
+                name: value.mean()
+                for name, value in terms_of(
+                    against(made, adversary), batch, params, state
+                ).values.items()
+            }
+            for adversary in hard.ADVERSARIES
+        }
 
-    grads = jax.jit(jax.jacrev(means))(dict(state.params))
-    assert set(names) == {"augmented", "augmentor", "cross_entropy", "distillation"}
-    for name in names:
-        learns = {r for r, g in grads[name].items() if any(np.any(x) for x in jax.tree.leaves(g))}
-        assert learns == ({"augmentor"} if name == "augmentor" else {"student"})
+    for grads in jax.device_get(jax.jit(jax.jacrev(means))(dict(state.params))).values():
+        assert set(grads) == {"augmented", "augmentor", "cross_entropy", "distillation"}
+        for name, grad in grads.items():
+            learns = {r for r, g in grad.items() if any(np.any(x) for x in jax.tree.leaves(g))}
+            assert learns == ({"augmentor"} if name == "augmentor" else {"student"})
 
 
-@pytest.mark.parametrize("adversary", hard.ADVERSARIES)
-def test_terms_against_a_transcription(adversary):
-    kwargs: dict = {"adversary": adversary, "temperature": 2.0}
-    kwargs |= {"student_weight": 3.0, "teacher_weight": 0.5}
+def test_terms_against_a_transcription():
+    kwargs = {"temperature": 2.0, "student_weight": 3.0, "teacher_weight": 0.5}
     with jax.enable_x64(True):
         made = harness.setup("hard", kwargs=kwargs)
-        batch, state = harness.make_batch(8), made.init(jax.random.key(0))
-        params = dict(state.params)
-        eps = [
-            jax.random.normal(key, (6,), batch["input"].dtype)
-            for key in rng.example_keys(jax.random.fold_in(jax.random.key(0), 0), batch)
-        ]
+        batch, state = harness.make_batch(8), jax.jit(made.init)(jax.random.key(0))
+        params = {**state.params, "teacher": made.frozen["teacher"][0]}
+
+        @jax.jit
+        def noise(batch):
+            keys = rng.example_keys(jax.random.fold_in(jax.random.key(0), 0), batch)
+            return jax.vmap(lambda key: jax.random.normal(key, (6,), batch["input"].dtype))(keys)
+
+        @functools.partial(jax.jit, static_argnums=0)
+        def ask(role, params, x):
+            return made.models[role].apply(params, {}, x, train=False, rngs={})[0]["logits"]
+
+        real, eps, augmentor = jax.device_get((batch["input"], noise(batch), params["augmentor"]))
+        affine = np.eye(2, 3) + (augmentor["mean"] + eps @ augmentor["mix"]).reshape(-1, 2, 3)
+        moved = np.stack([warp_loops(x, a, wrap=False) for x, a in zip(real, affine, strict=True)])
         answer = {}
-        for i in range(8):
-            moved = warp_loops(
-                np.asarray(batch["input"][i]),
-                np.eye(2, 3)
-                + (
-                    np.asarray(params["augmentor"]["mean"])
-                    + np.asarray(eps[i]) @ np.asarray(params["augmentor"]["mix"])
-                ).reshape(2, 3),
-                wrap=False,
-            )
-            for role, p in (("student", params["student"]), ("teacher", made.frozen["teacher"][0])):
-                for name, x in (("real", batch["input"][i]), ("moved", moved)):
-                    logits = made.models[role].apply(
-                        p, {}, jnp.asarray(x)[None], train=False, rngs={}
-                    )[0]["logits"]
-                    z = np.asarray(logits)[0] / 2
+        for role in ("student", "teacher"):
+            for name, images in (("real", real), ("moved", moved)):
+                for i, z in enumerate(np.asarray(ask(role, params[role], images)) / 2):
                     e = np.exp(z - z.max())
                     answer[role, name, i] = e / e.sum()
 
@@ -78,15 +88,21 @@ def test_terms_against_a_transcription(adversary):
             return 4 * sum(a * np.log(a / b) for a, b in pairs)
 
         t, tm, s, sm = ((r, x) for r in ("teacher", "student") for x in ("real", "moved"))
-        first = tm if adversary == "disagreement" else s
-        gains = [d(i, first, sm) for i in range(8)]
-        bound = float(np.median(gains))
-        made = made._replace(objective=dataclasses.replace(made.objective, bound=bound))
-        got = terms_of(made, batch, params, state)
-        for i in range(8):
-            np.testing.assert_allclose(got.values["augmented"][i], d(i, tm, sm), rtol=1e-6)
-            want = 0.5 * d(i, t, tm) - 3.0 * min(gains[i], bound)
-            np.testing.assert_allclose(got.values["augmentor"][i], want, rtol=1e-6)
+        first = {"student_change": s, "disagreement": tm}
+        gains = {a: [d(i, first[a], sm) for i in range(8)] for a in hard.ADVERSARIES}
+        cases = {a: against(made, a, bound=float(np.median(g))) for a, g in gains.items()}
+
+        @jax.jit
+        def values(state):
+            params = dict(state.params)
+            return {a: terms_of(case, batch, params, state).values for a, case in cases.items()}
+
+        for adversary, got in jax.device_get(values(state)).items():
+            for i in range(8):
+                np.testing.assert_allclose(got["augmented"][i], d(i, tm, sm), rtol=1e-6)
+                gain = min(gains[adversary][i], cases[adversary].objective.bound)
+                want = 0.5 * d(i, t, tm) - 3.0 * gain
+                np.testing.assert_allclose(got["augmentor"][i], want, rtol=1e-6)
 
 
 def test_the_gain_compares_answers_of_one_mode():
@@ -97,8 +113,9 @@ def test_the_gain_compares_answers_of_one_mode():
             return {"output": x}, {}
         return {"logits": x.reshape(16, -1)[:, :5] * (3 if train else 1)}, {}
 
-    terms = harness.make_objective("hard").loss(nets, harness.make_batch(), {}, jnp.int32(0))
-    np.testing.assert_allclose(terms.values["augmentor"], 0, atol=1e-6)
+    objective = harness.make_objective("hard")
+    values = jax.jit(lambda batch: objective.loss(nets, batch, {}, jnp.int32(0)).values)
+    np.testing.assert_allclose(values(harness.make_batch())["augmentor"], 0, atol=1e-6)
 
 
 def warp_loops(image, affine, *, wrap):
@@ -125,13 +142,14 @@ def test_warp_against_loops(border):
     images, affine = r.normal(size=(3, 5, 4, 2)), np.eye(2, 3) + 0.4 * r.normal(size=(3, 2, 3))
     affine[0] = np.eye(2, 3)
     with jax.enable_x64(True):
-        got = augmentor_affine.warp(jnp.asarray(images), jnp.asarray(affine), border=border)
+        got = np.asarray(warp(images, affine, border=border))
         want = [
             warp_loops(x, a, wrap=border == "wrap") for x, a in zip(images, affine, strict=True)
         ]
         np.testing.assert_allclose(got, want, atol=1e-12)
         np.testing.assert_allclose(got[0], images[0], atol=1e-12)
 
+        @jax.jit
         def total(a):
             weight = jnp.asarray(np.random.default_rng(1).normal(size=images.shape))
             return (weight * augmentor_affine.warp(jnp.asarray(images), a, border=border)).sum()
@@ -144,7 +162,7 @@ def test_warp_against_loops(border):
 def test_a_wrapped_shift_is_a_roll():
     images = np.random.default_rng(0).normal(size=(2, 1, 40, 1)).astype(np.float32)
     affine = np.repeat(np.array([[[1.0, 0, 2 * 3 / 40], [0, 1, 0]]], np.float32), 2, 0)
-    got = augmentor_affine.warp(jnp.asarray(images), jnp.asarray(affine), border="wrap")
+    got = warp(images, affine, border="wrap")
     np.testing.assert_allclose(got, np.roll(images, -3, axis=2), atol=1e-5)
 
 

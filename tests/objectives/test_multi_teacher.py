@@ -33,7 +33,7 @@ def value_and_grad(objective):
         )
         return mean_loss(terms, BATCH["mask"], jnp.float64(B))[0]
 
-    return jax.value_and_grad(loss)(jnp.asarray(STUDENT))
+    return jax.device_get(jax.jit(jax.value_and_grad(loss))(STUDENT))
 
 
 def transcription(weights_of, *, t, kd=1.0, label=1.0):

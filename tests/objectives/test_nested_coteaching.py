@@ -15,6 +15,7 @@ from tests import harness
 from tests.contract import test_objectives as contract
 
 K, D = harness.K, 6
+weights_of = jax.jit(small_loss_weights)
 
 
 def cross_entropy(z, y):
@@ -26,7 +27,7 @@ def test_smallest_losses_are_kept(rate, n, kept):
     loss = np.random.RandomState(n).rand(n + 3)
     mask = np.ones(n + 3)
     mask[[0, 2, 5]] = 0
-    got = small_loss_weights(jnp.asarray(loss), jnp.asarray(mask), rate=rate)
+    got = weights_of(loss, mask, rate=rate)
     real = [i for i in range(n + 3) if mask[i]]
     chosen = sorted(real, key=lambda i: loss[i])[:kept]
     want = [n / kept if i in chosen else 0 for i in range(n + 3)]
@@ -34,14 +35,16 @@ def test_smallest_losses_are_kept(rate, n, kept):
 
 
 def test_ties_and_extreme_losses():
-    loss = jnp.array([1.0, 1.0, jnp.inf, 1.0])
-    np.testing.assert_allclose(small_loss_weights(loss, jnp.ones(4), rate=0.5), [2, 2, 0, 0])
-    assert not small_loss_weights(loss, jnp.zeros(4), rate=0.5).any()
+    loss = np.array([1.0, 1.0, np.inf, 1.0])
+    np.testing.assert_allclose(weights_of(loss, np.ones(4), rate=0.5), [2, 2, 0, 0])
+    assert not weights_of(loss, np.zeros(4), rate=0.5).any()
 
 
 def test_widths_follow_the_density_and_truncation_keeps_a_prefix():
-    keys = jax.vmap(functools.partial(jax.random.fold_in, jax.random.key(0)))(jnp.arange(20000))
-    drawn = np.asarray(jax.vmap(lambda key: nested_width(key, D, sigma=3.0))(keys))
+    def draw(i):
+        return nested_width(jax.random.fold_in(jax.random.key(0), i), D, sigma=3.0)
+
+    drawn = np.asarray(jax.jit(jax.vmap(draw))(np.arange(20000)))
     density = np.array([np.exp(-((k / 3) ** 2)) for k in range(1, D + 1)])
     share = np.array([(drawn == k).mean() for k in range(1, D + 1)])
     assert set(drawn) == set(range(1, D + 1))
@@ -64,16 +67,16 @@ def call(made, networks, batch, step=0):
 def batch_of(b=10, *, seed=0):
     rng = np.random.RandomState(seed)
     return {
-        "input": jnp.asarray(rng.randn(b, K)),
-        "label": jnp.asarray(rng.randint(0, K, b)),
-        "mask": jnp.asarray([0.0] + [1.0] * (b - 1)),
-        "label_noisy": jnp.asarray(rng.randint(0, 2, b)),
+        "input": rng.randn(b, K),
+        "label": rng.randint(0, K, b),
+        "mask": np.array([0.0] + [1.0] * (b - 1)),
+        "label_noisy": rng.randint(0, 2, b),
     }
 
 
 def two_networks():
     rng = np.random.RandomState(5)
-    a, b = jnp.asarray(rng.randn(K, K)), jnp.asarray(rng.randn(K, K))
+    a, b = rng.randn(K, K), rng.randn(K, K)
     return {"student": lambda x: x @ a, "peer": lambda x: x @ b}
 
 
@@ -81,11 +84,17 @@ def two_networks():
 def test_each_learns_from_what_the_other_kept(split):
     made = harness.make_objective("nested_coteaching", forget_rate=0.4, split=split)
     with jax.enable_x64(True):
-        batch, networks = batch_of(), two_networks()
-        terms, calls = call(made, networks, batch)
-        loss, metrics = mean_loss(terms, batch["mask"], batch["mask"].sum())
-        x, y = np.asarray(batch["input"]), np.asarray(batch["label"])
-        logits = {role: np.asarray(net(jnp.asarray(x))) for role, net in networks.items()}
+        batch, networks, calls = batch_of(), two_networks(), []
+
+        @jax.jit
+        def of(batch):
+            terms, found = call(made, networks, batch)
+            calls.extend(found)
+            return mean_loss(terms, batch["mask"], batch["mask"].sum())
+
+        loss, metrics = jax.device_get(of(batch))
+        x, y = batch["input"], batch["label"]
+        logits = {role: net(x) for role, net in networks.items()}
     losses = {r: [cross_entropy(z[i], y[i]) for i in range(10)] for r, z in logits.items()}
     want, noise = 0.0, 0.0
     for me, other, half in (("student", "peer", 1), ("peer", "student", 0)):
@@ -104,25 +113,27 @@ def test_selection_has_no_gradient_and_the_kept_have_that_of_their_mean():
     with jax.enable_x64(True):
         batch, networks = batch_of(), two_networks()
 
-        def loss(student):
+        @jax.jit
+        @jax.grad
+        def gradient(student, batch):
             terms, _ = call(made, {**networks, "student": lambda x: student}, batch)
             return mean_loss(terms, batch["mask"], batch["mask"].sum())[0]
 
         z = networks["student"](batch["input"])
-        grad = jax.grad(loss)(z)
-        peer = np.asarray(networks["peer"](batch["input"]))
-    y = np.asarray(batch["label"])
+        grad = gradient(z, batch)
+        peer = networks["peer"](batch["input"])
+    y = batch["label"]
     kept = sorted(range(1, 10), key=lambda i: cross_entropy(peer[i], y[i]))[:6]
     want = np.zeros((10, K))
     for i in kept:
-        p = np.exp(np.asarray(z[i])) / np.exp(np.asarray(z[i])).sum()
+        p = np.exp(z[i]) / np.exp(z[i]).sum()
         want[i] = (p - np.eye(K)[y[i]]) / 6
     np.testing.assert_allclose(grad, want, rtol=1e-7, atol=1e-12)
 
 
 def test_the_forget_rate_grows_by_epoch():
     made = harness.make_objective("nested_coteaching", forget_rate=0.4, ramp_epochs=2.0)
-    rates = [float(made.rate(jnp.int32(step))) for step in (0, 1, 2, 3, 4, 9)]
+    rates = jax.jit(jax.vmap(made.rate))(np.array([0, 1, 2, 3, 4, 9]))
     np.testing.assert_allclose(rates, [1.0, 1.0, 0.8, 0.8, 0.6, 0.6], rtol=1e-6)
 
 
@@ -131,29 +142,35 @@ def test_nested_dropout_truncates_the_features_that_the_head_sees():
     assert made.roles == ("student", "head")
     assert not made.couples_batch
     rng = np.random.RandomState(7)
-    w, head = jnp.asarray(rng.randn(K, D)), jnp.asarray(rng.randn(D, K))
+    w, head = rng.randn(K, D), rng.randn(D, K)
     networks = {"student": lambda x: x @ w, "head": lambda x: x @ head}
     batch = batch_of()
-    for step in range(3):
+
+    @jax.jit
+    def of(batch, step):
         terms, calls = call(made, networks, batch, step)
         assert calls == [("student", True), ("head", True)]
         key = jax.random.fold_in(jax.random.key(3), step)
-        k = int(nested_width(key, D, sigma=2.0))
+        return terms.values["cross_entropy"], nested_width(key, D, sigma=2.0)
+
+    for step in range(3):
+        values, k = jax.device_get(of(batch, step))
         for i in range(10):
-            features = np.asarray(batch["input"][i] @ w).copy()
+            features = batch["input"][i] @ w
             features[k:] = 0
-            want = cross_entropy(features @ np.asarray(head), int(batch["label"][i]))
-            np.testing.assert_allclose(terms.values["cross_entropy"][i], want, rtol=1e-5)
+            want = cross_entropy(features @ head, batch["label"][i])
+            np.testing.assert_allclose(values[i], want, rtol=1e-5)
 
     def nets(role, x, *, train=False, learn=True):
         assert not train
         found = networks[role](x)
         return {"embedding": found, "output": found}, {}
 
-    got = made.predictions(nets, batch, {}, jnp.int32(0))["prediction"]["logits"]
-    features = np.asarray(batch["input"] @ w).copy()
+    predict = jax.jit(lambda batch: made.predictions(nets, batch, {}, jnp.int32(0)))
+    features = batch["input"] @ w
     features[:, 2:] = 0
-    np.testing.assert_allclose(got, features @ np.asarray(head), rtol=1e-5, atol=1e-6)
+    got = predict(batch)["prediction"]["logits"]
+    np.testing.assert_allclose(got, features @ head, rtol=1e-5, atol=1e-6)
 
 
 def test_prediction_is_the_mean_of_the_two():
@@ -163,7 +180,8 @@ def test_prediction_is_the_mean_of_the_two():
     def nets(role, x, *, train=False, learn=True):
         return {"logits": networks[role](x)}, {}
 
-    got = made.predictions(nets, batch, {}, jnp.int32(0))
+    with jax.enable_x64(True):
+        got = jax.jit(lambda batch: made.predictions(nets, batch, {}, jnp.int32(0)))(batch)
     want = sum(net(batch["input"]) for net in networks.values()) / 2
     np.testing.assert_allclose(got["prediction"]["logits"], want, rtol=1e-6)
 

@@ -1,5 +1,7 @@
 """PS-KD against a NumPy transcription of Kim et al. 2021, eqs. 5 and 7, one example at a time."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -30,18 +32,19 @@ def total(made, logits, batch, memory, step):
     return loss, terms.memory
 
 
+@functools.partial(jax.jit, static_argnums=0)
 def gradient(made, logits, batch, memory, step):
     fn = jax.value_and_grad(lambda z: total(made, z, batch, memory, step), has_aux=True)
-    (loss, memory), grad = fn(jnp.asarray(logits))
+    (loss, memory), grad = fn(logits)
     return loss, grad, memory
 
 
 def batch_of(index, label, mask=None):
     return {
         "input": None,
-        "index": jnp.asarray(index, jnp.int32),
-        "label": jnp.asarray(label, jnp.int32),
-        "mask": jnp.ones(len(index)) if mask is None else jnp.asarray(mask),
+        "index": np.array(index, np.int32),
+        "label": np.array(label, np.int32),
+        "mask": np.ones(len(index), np.float32) if mask is None else np.array(mask),
     }
 
 
@@ -78,10 +81,11 @@ def test_an_example_twice_in_a_batch_is_written_once_the_later():
     made = objective()
     logits = np.random.RandomState(1).randn(3, K).astype(np.float32)
     batch = batch_of([7, 5, 7], [0, 1, 0], [1.0, 1.0, 1.0])
-    _, _, memory = gradient(made, logits, batch, made.memory(jax.random.key(0), {}), 0)
+    start = made.memory(jax.random.key(0), {})
+    _, _, memory = gradient(made, logits, batch, start, 0)
     np.testing.assert_allclose(memory["past"][7], softmax(logits[2]), rtol=1e-5)
-    padded = {**batch, "mask": jnp.array([1.0, 1.0, 0.0])}
-    _, _, memory = gradient(made, logits, padded, made.memory(jax.random.key(0), {}), 0)
+    padded = {**batch, "mask": np.array([1.0, 1.0, 0.0])}
+    _, _, memory = gradient(made, logits, padded, start, 0)
     np.testing.assert_allclose(memory["past"][7], softmax(logits[0]), rtol=1e-5)
 
 
@@ -91,22 +95,24 @@ def test_controls_are_cross_entropy_and_label_smoothing_with_a_ramp(table):
         made, rng = objective(alpha=0.6, table=table), np.random.RandomState(2)
         batch = batch_of([0, 1, 2, 3], [2, 0, 4, 4])
         assert made.memory(jax.random.key(0), batch) == {}
+
+        @functools.partial(jax.jit, static_argnums=1)
+        @jax.value_and_grad
+        def plain(z, smoothing):
+            return cross_entropy(z, batch["label"], smoothing=smoothing).sum()
+
         for step in (0, 3, 9):
-            logits = jnp.asarray(rng.randn(4, K))
+            logits = rng.randn(4, K)
             loss, grad, _ = gradient(made, logits, batch, {}, step)
             smoothing = 0.0 if table == "label" else 0.6 * (step // 2 + 1) / 5
-
-            def plain(z, smoothing=smoothing):
-                return cross_entropy(z, batch["label"], smoothing=smoothing).sum()
-
-            want, want_grad = jax.value_and_grad(plain)(logits)
+            want, want_grad = plain(logits, smoothing)
             np.testing.assert_allclose(loss, want, rtol=1e-6 if table == "uniform" else 1e-7)
             np.testing.assert_allclose(grad, want_grad, rtol=1e-6, atol=1e-7)
 
 
 def test_the_share_grows_by_epoch_and_ends_at_alpha():
     made = objective(alpha=0.5, total_steps=281, steps_per_epoch=4500 / 128)
-    share = np.array([made.share(jnp.int32(s)) for s in range(281)])
+    share = np.asarray(jax.jit(jax.vmap(made.share))(np.arange(281)))
     np.testing.assert_allclose(share[[0, 35, 36, 280]], [0.5 / 8, 0.5 / 8, 0.5 / 4, 0.5])
     assert len(np.unique(share)) == 8
 

@@ -71,9 +71,9 @@ def test_losses_and_gradients(mode):
     rng = np.random.RandomState(1)
     plain, joint = rng.randn(B * M, K), 2 * rng.randn(B * M, M if mode == "mt" else K * M)
     made = harness.make_objective("sla", mode=mode, temperature=2.0, label_weight=0.3)
-    mask = jnp.ones(B)
     with jax.enable_x64(True):
-        batch = {"input": jnp.zeros((B, 6, 6, 1)), "label": jnp.asarray(LABEL), "mask": mask}
+        mask = jnp.asarray(np.ones(B, np.float32))
+        batch = {"input": np.zeros((B, 6, 6, 1)), "label": jnp.asarray(LABEL), "mask": mask}
 
         def loss(plain, joint):
             def nets(role, x, *, train=False, learn=True):
@@ -84,7 +84,7 @@ def test_losses_and_gradients(mode):
 
             return mean_loss(made.loss(nets, batch, {}, jnp.int32(0)), mask, jnp.float64(B))[0]
 
-        value, grads = jax.value_and_grad(loss, (0, 1))(jnp.asarray(plain), jnp.asarray(joint))
+        value, grads = jax.jit(jax.value_and_grad(loss, (0, 1)))(plain, joint)
     want, *want_grads = transcription(mode, plain, joint, 2.0, 0.3)
     np.testing.assert_allclose(value, want, rtol=1e-7)
     for a, b in zip(grads, want_grads, strict=True):
@@ -93,11 +93,11 @@ def test_losses_and_gradients(mode):
 
 def test_mixed_labels_are_the_mixture_of_the_losses():
     rng = np.random.RandomState(2)
-    joint, probs = jnp.asarray(rng.randn(B * M, K * M)), rng.dirichlet(np.ones(K), B)
-    got = view_bank.joint_cross_entropy(joint, jnp.asarray(probs), views=M)
-    pure = [
-        view_bank.joint_cross_entropy(joint, jnp.eye(K)[jnp.full(B, c)], views=M) for c in range(K)
-    ]
+    joint, probs = rng.randn(B * M, K * M), rng.dirichlet(np.ones(K), B)
+    loss = jax.jit(
+        lambda labels: view_bank.joint_cross_entropy(jnp.asarray(joint), labels, views=M)
+    )
+    got, pure = loss(probs), [loss(np.eye(K)[np.full(B, c)]) for c in range(K)]
     np.testing.assert_allclose(got, (probs * np.stack(pure, 1)).sum(1), rtol=1e-5)
 
 
@@ -127,22 +127,22 @@ def test_evaluators_read_the_predictions(mode):
     state = jax.jit(experiment.init)(jax.random.key(0))
     batch = next(build.loader.eval_batches(experiment.dataset.test, batch_size=16))
     got = experiment.predict(state, {}, batch)["aggregated"]["logits"]
-    seen = build.make_transform(experiment.config, experiment.dataset, train=False)(
-        jax.random.key(0), batch, jnp.int32(0)
-    )["input"]
+    transform = build.make_transform(experiment.config, experiment.dataset, train=False)
+    seen = np.asarray(jax.jit(transform)(jax.random.key(0), batch, jnp.int32(0))["input"])
+
+    @jax.jit
+    def answer(x):
+        apply = {role: m.apply for role, m in experiment.models.items()}
+        student, _ = apply["student"](state.params["student"], {}, x, train=False, rngs={})
+        if mode == "da":
+            return student["logits"]
+        x = student["embedding"]
+        return apply["joint"](state.params["joint"], {}, x, train=False, rngs={})[0]["output"]
+
     want = np.zeros((16, CLASSES))
     for j in range(M):
-        turned = np.rot90(np.asarray(seen), j, (1, 2))
-        student, _ = experiment.models["student"].apply(
-            state.params["student"], {}, jnp.asarray(turned), train=False, rngs={}
-        )
-        if mode == "da":
-            want += np.asarray(student["logits"]) / M
-            continue
-        head, _ = experiment.models["joint"].apply(
-            state.params["joint"], {}, student["embedding"], train=False, rngs={}
-        )
-        want += np.asarray(head["output"])[:, j::M] / M
+        found = np.asarray(answer(np.rot90(seen, j, (1, 2))))
+        want += (found if mode == "da" else found[:, j::M]) / M
     np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)
 
 

@@ -1,5 +1,6 @@
 """FKD's codecs, FerKD's label policy and SelfMix, each against plain NumPy."""
 
+import functools
 from typing import Any, cast
 
 import jax
@@ -7,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from distill_jax.core import state
 from distill_jax.core.errors import ConfigError
 from distill_jax.data import transforms
 from distill_jax.losses import stored_labels
@@ -43,11 +45,15 @@ def decoded(p, codec):
 def test_codecs(codec):
     k, rest = CODECS[codec]
     logits = np.random.RandomState(0).randn(9, 6).astype(np.float32) * 2
-    index, value = stored_labels.keep_top(jnp.asarray(logits), k=k)
-    found = stored_labels.restore_top(index, value, num_classes=6, rest=rest)
-    np.testing.assert_allclose(
-        jax.nn.softmax(found), decoded(softmax(logits), codec), rtol=1e-5, atol=1e-6
-    )
+
+    @jax.jit
+    def decode(logits):
+        index, value = stored_labels.keep_top(logits, k=k)
+        found = stored_labels.restore_top(index, value, num_classes=6, rest=rest)
+        return found, jax.nn.softmax(found)
+
+    found, probs = jax.device_get(decode(logits))
+    np.testing.assert_allclose(probs, decoded(softmax(logits), codec), rtol=1e-5, atol=1e-6)
     assert np.isfinite(np.exp(found) * found).all()
 
 
@@ -75,38 +81,35 @@ def ferkd(p, label, *, low, mid, high, smoothing, score):
 @pytest.mark.parametrize("low, mid, high", [(0.3, 0.6, 0.9), (0.0, 0.0, 1.0), (0.0, 2.0, 1.0)])
 def test_the_policy_and_its_gradient(low, mid, high, score):
     kwargs = {"low": low, "mid": mid, "high": high, "smoothing": 0.2, "score": score}
-    made = harness.setup("stored_labels", kwargs=kwargs)
-    batch = harness.make_batch(32)
-    batch["mask"] = batch["mask"].at[20:24].set(0.0)
-    state = made.init(jax.random.key(0))
-    model, teacher = made.models["student"], made.models["teacher"]
-    z, _ = teacher.apply(*made.frozen["teacher"], batch["input"], train=False, rngs={})
-    p = softmax(3 * np.asarray(z["logits"], np.float64))
-    student, _ = model.apply(
-        state.params["student"], state.model_state["student"], batch["input"], train=True, rngs={}
-    )
-    s, label = np.asarray(student["logits"], np.float64), np.asarray(batch["label"])
-    target, weight = ferkd(p, label, **kwargs)
-    mask = np.asarray(batch["mask"], np.float64)
+    objective = harness.make_objective("stored_labels", **kwargs)
+    r, mask = np.random.RandomState(0), np.ones(32, np.float32)
+    mask[20:24] = 0
+    s, z = (scale * r.randn(32, harness.K).astype(np.float32) for scale in (1, 2))
+    label = r.randint(0, harness.K, 32)
+    batch = {"input": np.zeros((32, 1)), "label": label, "mask": mask}
+    target, weight = ferkd(softmax(z.astype(np.float64)), label, **kwargs)
     weight = weight * mask
+    s = s.astype(np.float64)
     log_p = np.log(softmax(s))
     want = -(weight * (target * log_p).sum(1)).sum() / weight.sum()
     gradient = (weight / weight.sum())[:, None] * (softmax(s) - target)
 
-    def loss(logits):
+    @jax.jit
+    @functools.partial(jax.value_and_grad, has_aux=True)
+    def loss(student, teacher, batch):
         def nets(role, *inputs, train=False, learn=True):
             del inputs, train, learn
-            return {"logits": logits if role == "student" else 3 * z["logits"]}, {}
+            return {"logits": student if role == "student" else teacher}, {}
 
-        terms = made.objective.loss(cast(Any, nets), batch, {}, jnp.int32(0))
+        terms = objective.loss(cast(Any, nets), batch, {}, jnp.int32(0))
         value = (terms.values["stored_labels"] * batch["mask"]).sum() / batch["mask"].sum()
         return value, terms.values["kept"]
 
-    (value, kept), found = jax.value_and_grad(loss, has_aux=True)(student["logits"])
+    (value, kept), found = jax.device_get(loss(s, z, batch))
     np.testing.assert_allclose(value, want, rtol=1e-5)
     np.testing.assert_allclose(found, gradient, rtol=1e-4, atol=1e-7)
     np.testing.assert_array_equal(np.asarray(kept) * mask, weight)
-    assert made.objective.couples_batch == (low > 0)
+    assert objective.couples_batch == (low > 0)
     if low > 0:
         assert 0 < weight.sum() < mask.sum()
 
@@ -145,7 +148,7 @@ def test_a_resized_crop():
     images = r.rand(3, 6, 5, 2).astype(np.float32)
     boxes = np.array([[0, 0, 1, 1], [0.2, 0.1, 0.5, 0.6], [0.5, 0.5, 0.5, 0.5]], np.float32)
     flip = np.array([False, True, False])
-    found = transforms.resized_crop(jnp.asarray(images), jnp.asarray(boxes), jnp.asarray(flip))
+    found = np.asarray(jax.jit(transforms.resized_crop)(images, boxes, flip))
     want = [crop_by_hand(*args) for args in zip(images, boxes, flip, strict=True)]
     np.testing.assert_allclose(found, want, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(found[0], images[0], atol=1e-6)
@@ -153,39 +156,32 @@ def test_a_resized_crop():
 
 @pytest.mark.parametrize("kind", ["mixup", "cutmix"])
 def test_a_mixture_is_of_two_crops_of_the_same_image(kind):
-    batch = harness.make_batch(12)
-    apply = jax.jit(transforms.make_random_resized_crop(self_mix=kind, area=(0.3, 0.8)))
-    plain = jax.jit(transforms.make_random_resized_crop(area=(0.3, 0.8)))
-    key = jax.random.key(0)
-    mixed, alone = apply(key, batch, jnp.int32(0)), plain(key, batch, jnp.int32(0))
+    batch, key = jax.device_get(harness.make_batch(12)), jax.random.key(0)
+    apply = transforms.make_random_resized_crop(self_mix=kind, area=(0.3, 0.8))
+    plain = transforms.make_random_resized_crop(area=(0.3, 0.8))
+    both = jax.jit(lambda *x: (apply(*x), plain(*x)["input"]))
+    mixed, alone = jax.device_get(both(key, batch, jnp.int32(0)))
     first, second = mixed["crops"][:, 0], mixed["crops"][:, 1]
-    np.testing.assert_allclose(first, alone["input"], rtol=1e-5, atol=1e-6)
-    share = np.asarray(mixed["mix"]).reshape(-1, 1, 1, 1)
+    np.testing.assert_allclose(first, alone, rtol=1e-5, atol=1e-6)
+    share = mixed["mix"].reshape(-1, 1, 1, 1)
     if kind == "mixup":
         np.testing.assert_allclose(mixed["input"], share * first + (1 - share) * second, rtol=1e-5)
     else:
-        pasted = np.asarray(mixed["input"] == second) & np.asarray(first != second)
+        pasted = (mixed["input"] == second) & (first != second)
         np.testing.assert_allclose(1 - pasted.mean((1, 2, 3)), share.ravel(), atol=1e-6)
-    order = jnp.array([7, 2, 5])
-    part = apply(key, jax.tree.map(lambda x: x[order], batch), jnp.int32(4))
+    order = np.array([7, 2, 5])
+    part = jax.jit(apply)(key, jax.tree.map(lambda x: x[order], batch), jnp.int32(4))
     np.testing.assert_allclose(part["input"], mixed["input"][order], rtol=1e-5, atol=1e-6)
 
-
-def test_the_label_of_a_mixture_is_that_of_its_crops():
-    batch = harness.make_batch(8)
-    mix = jax.jit(transforms.make_random_resized_crop(self_mix="cutmix"))
-    batch = mix(jax.random.key(0), batch, jnp.int32(0))
-    made = harness.setup("stored_labels", batch=batch)
+    # Its label is that of its crops.
+    objective = harness.make_objective("stored_labels")
+    state.infer_shapes(objective, {r: harness.role_model(r) for r in objective.roles}, mixed)
+    kernel = np.random.RandomState(1).randn(36, harness.K).astype(np.float32)
 
     def nets(role, x, **_):
-        if role == "student":
-            return {"logits": jnp.zeros((8, harness.K))}, {}
-        return made.models["teacher"].apply(*made.frozen["teacher"], x, train=False, rngs={})
+        assert role == "teacher"
+        return {"logits": x.reshape(12, -1) @ kernel}, {}
 
-    first, second = (
-        softmax(np.asarray(nets("teacher", batch["crops"][:, i])[0]["logits"])) for i in (0, 1)
-    )
-    share = np.asarray(batch["mix"])[:, None]
-    np.testing.assert_allclose(
-        teacher_probs(cast(Any, nets), batch), share * first + (1 - share) * second, rtol=1e-5
-    )
+    share, probs = share[:, :, 0, 0], jax.jit(lambda x: teacher_probs(cast(Any, nets), x))(mixed)
+    first, second = (softmax(nets("teacher", x)[0]["logits"]) for x in (first, second))
+    np.testing.assert_allclose(probs, share * first + (1 - share) * second, rtol=1e-5)
