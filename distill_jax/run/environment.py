@@ -1,5 +1,6 @@
 """The surroundings of a run: devices, compilation cache, versions and signals."""
 
+import concurrent.futures
 import contextlib
 import ctypes
 import functools
@@ -11,8 +12,10 @@ import platform
 import signal
 import sys
 import time
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "ml-collections")
 
@@ -89,6 +92,25 @@ def configure_jax(*, cpu_devices: int, x64: bool = False) -> None:
         jax.config.update("jax_num_cpu_devices", cpu_devices)
     if x64:
         jax.config.update("jax_enable_x64", True)
+
+
+def in_background(do: Callable[[], T]) -> Callable[[], T]:
+    """Starts `do` on a thread; the function returned waits for its result, or raises its error.
+
+    The process ends only when `do` has: a thread must not be inside XLA when Python goes away.
+    """
+    import jax
+
+    wide = jax.numpy.result_type(float) == "float64"  # on this thread
+
+    def run() -> T:
+        with jax.enable_x64(wide):
+            return do()
+
+    pool = concurrent.futures.ThreadPoolExecutor(1, "compile")
+    future = pool.submit(run)
+    pool.shutdown(wait=False)
+    return future.result
 
 
 def cache_compiled_programs() -> bool:

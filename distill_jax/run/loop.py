@@ -690,19 +690,29 @@ class Alone:
         numbers = np.asarray(jax.random.key_data(jax.random.key(self.run.config.seed)))
         self.key = jax.random.wrap_key_data(jax.device_put(numbers, replicated))
         self.frozen = self.experiment.frozen_networks(self.run.config)
+        self.online = self.experiment.online(self.frozen)
+        self._compiling = None
+        if self.experiment.resident and not self.experiment.cached:
+            # Known before the state is: what steps take, whichever is the first.
+            self.feed = build_lib.Feed(self.experiment, seed=self.run.config.seed, start=0)
+            self._compiling = environment.in_background(lambda: self._compile(0))
         if (found := self.run.restore()) is not None:
             self.run.say(f"continuing from step {found[1]}")
             return found
         return self.run.begin(self.key, self.frozen), 0
 
     def compile(self, step: int) -> None:
+        if self._compiling is not None:
+            self.update = self._compiling()
+            return
         experiment, config = self.experiment, self.run.config
         answers = experiment.stored_answers(config, self.frozen, self.run.say)
         self.feed = build_lib.Feed(experiment, seed=config.seed, start=step, answers=answers)
-        self.online = experiment.online(self.frozen)
-        self.update = {
-            v: experiment.compile_step(self.feed(step, v), v) for v in experiment.variants
-        }
+        self.update = self._compile(step)
+
+    def _compile(self, step: int) -> dict[str, Callable]:
+        compile_step = self.experiment.compile_step
+        return {v: compile_step(self.feed(step, v), v) for v in self.experiment.variants}
 
     def __call__(self, state: TrainState, step: int) -> tuple[TrainState, tuple[str, Any]]:
         variant = self.experiment.variant(step)

@@ -4,6 +4,7 @@ import os
 import signal
 
 import jax
+import jax.numpy as jnp
 import pytest
 
 from distill_jax.run import config as config_lib
@@ -72,3 +73,12 @@ def test_decompositions_use_one_thread_unless_told_otherwise(monkeypatch):
             monkeypatch.setenv("OPENBLAS_NUM_THREADS", set_before)
         environment.configure_jax(cpu_devices=jax.device_count())
         assert os.environ["OPENBLAS_NUM_THREADS"] == expected
+
+
+def test_what_runs_in_the_background_has_its_result_its_error_and_its_types():
+    with jax.enable_x64(True):
+        assert environment.in_background(lambda: jnp.result_type(float))() == "float64"
+    assert environment.in_background(lambda: jnp.result_type(float))() == "float32"
+    wait = environment.in_background(lambda: {}["missing"])
+    with pytest.raises(KeyError, match="missing"):
+        wait()
