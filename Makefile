@@ -13,8 +13,8 @@ demo: $(VENV)/.run
 test: $(VENV)/.test
 	$(VENV)/bin/python -m pytest -n 2 --dist loadgroup tests
 
-test-all: $(VENV)/.test
-	$(VENV)/bin/python -m pytest -n 2 --dist loadgroup -m "slow or not slow" tests
+test-all: $(VENV)/.test  # compiled as programs are, which the fast suite is not
+	XLA_FLAGS= $(VENV)/bin/python -m pytest -n 2 --dist loadgroup -m "slow or not slow" tests
 
 lint: $(VENV)/.lint
 	$(VENV)/bin/ruff check .

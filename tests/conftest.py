@@ -5,7 +5,8 @@ import pathlib
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # two workers share the cores
-# The suite compiles far more than it computes. Plain code compiles in a fifth of the time.
+# The suite compiles far more than it computes. Plain code compiles in a fifth of the time, but is
+# not that of programs: `make test-all` sets no flags, and some slow tests of equal bits need that.
 os.environ.setdefault(
     "XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
 )
