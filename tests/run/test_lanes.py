@@ -115,11 +115,12 @@ def count_compilations(monkeypatch):
 def test_lanes_equal_runs_alone(tmp_path, monkeypatch):
     with jax.enable_x64(True):
         counts, said = count_compilations(monkeypatch), []
-        study.run_study(make_config(), tmp_path / "lanes", say=said.append)
-        # Five arms times two seeds: the teachers, both rates, both temperatures.
+        config = make_config(**{"study.seeds": (0, 1, 2)})  # six lanes on four devices: two pad
+        study.run_study(config, tmp_path / "lanes", say=said.append)
+        # Five arms times three seeds: the teachers, both rates, both temperatures.
         assert counts == {"alone": 0, "lanes": 3}
         assert not [line for line in said if "one run after the other" in line]
-        for arm, seed in (("teacher", 1), ("fast", 1)):
+        for arm, seed in (("teacher", 2), ("fast", 1)):
             one, other = (
                 study.run_folder(tmp_path / name, arm, seed) for name in ("lanes", "alone")
             )
@@ -141,9 +142,9 @@ def test_lanes_equal_runs_alone(tmp_path, monkeypatch):
             parameters(folder) for folder in folders(tmp_path / "lanes") if "warm" in str(folder)
         ]
     kernels = [params["Dense_0"]["kernel"] for params, _ in seeds]
-    assert len(kernels) == 2 and not np.allclose(kernels[0], kernels[1])
+    assert len(kernels) == 3 and not np.allclose(kernels[0], kernels[1])
     again = []
-    study.run_study(make_config(), tmp_path / "lanes", say=again.append)
+    study.run_study(config, tmp_path / "lanes", say=again.append)
     assert counts == {"alone": 2, "lanes": 3}
     assert not [line for line in again if "failed" in line]
 
