@@ -26,9 +26,12 @@ from distill_jax.run import unused
 MODES = {
     "train": "train, evaluate and report; continues where the workdir stops",
     "eval": "evaluate the best checkpoint of a workdir; the config defaults to the one in there",
-    "describe": "print networks, parameters, memory and cost; trains nothing",
+    "describe": "print networks, parameters, memory and cost of a config or of a workdir's",
     "study": "train every arm with every seed, then compare them",
 }
+
+STORED = ("eval", "describe")
+"""Modes that take their config from the workdir where none is given."""
 
 PROCESS_FLAGS = ("coordinator", "num_processes", "process_id")
 
@@ -110,9 +113,13 @@ def parse(argv: Sequence[str]) -> Flags:
         raise SystemExit(0)
     spec, overrides, rest = _split(argv)
     mode, workdir, processes = _parse_plain(rest)
+    from_run = spec is None
     if spec is None:
-        stored = workdir / "config.json" if workdir and mode == "eval" else None
-        if stored is None or not stored.is_file():
+        stored = workdir / "config.json" if workdir and mode in STORED else None
+        if stored is not None and not stored.is_file():
+            hint = "give the folder of a run, or --config=FILE[:ARG]"
+            raise UserError("holds no config.json", where=str(workdir), hint=hint)
+        if stored is None:
             hint = "--config=FILE[:ARG], for example --config=configs/distill/kd.py:smoke"
             raise UserError("no config is given", where="--config", hint=hint)
         spec, config = str(stored), config_lib.from_json(stored.read_text())
@@ -121,7 +128,8 @@ def parse(argv: Sequence[str]) -> Flags:
     before = config
     config = config_lib.override(config, overrides)
     config_lib.validate(config)
-    if mode != "eval":  # the config of an arm, which may leave unread what it inherited
+    # A stored config may be that of an arm, which may leave unread what it inherited.
+    if mode != "eval" and not from_run:
         unused.check(config, changes=overrides, before=before)
     flags.FLAGS.mark_as_parsed()  # libraries such as grain refuse to work before
     return Flags(config, workdir, mode, spec, overrides, **processes)

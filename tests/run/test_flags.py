@@ -241,12 +241,16 @@ def test_describe_needs_no_workdir():
     assert parse("--config=good.py --mode=describe").workdir is None
 
 
-def test_eval_reads_the_config_of_the_run(tmp_path):
+@pytest.mark.parametrize("mode", ["eval", "describe"])
+def test_the_config_of_a_run_is_read_where_none_is_given(tmp_path, mode):
     (tmp_path / "run").mkdir()
     config = parse(BASE + "--config.seed=5").config
     (tmp_path / "run" / "config.json").write_text(config_lib.to_json(config))
-    found = parse("--mode=eval --workdir=run --config.eval.batch_size=10")
+    found = parse(f"--mode={mode} --workdir=run --config.eval.batch_size=10")
     assert found.config.seed == 5 and found.config.eval.batch_size == 10
+    (tmp_path / "run" / "config.json").unlink()
+    with pytest.raises(UserError, match=r"run: holds no config.json\n"):
+        parse(f"--mode={mode} --workdir=run")
 
 
 def test_help_is_short_fast_and_free_of_jax(capsys):
