@@ -3,9 +3,22 @@
 One locked `ml_collections.ConfigDict`. Optional leaves are placeholders, so that a later value is
 still checked for its type. Open groups (keyword arguments, roles, evaluators, arms) take new keys;
 everything else refuses them. This module needs neither JAX nor data, which keeps `--help` fast.
+
+Values on the command line and in the arms of a study (`override`):
+
+    --config.optim.lr=3e-4                       a number for a number, text for text
+    --config.data.kwargs.classes=cat,dog         commas make a tuple, in open groups too
+    --config.data.kwargs.name="'a, b'"           quotes keep commas: one string
+    --config.optim.clip_norm=none                an optional value is unset
+    --config.data.train_transforms=              an empty tuple
+    --config.data.corrupt={}                     an open group or a duration is emptied
+    --config.evaluators.calibration=none         a role, an evaluator or an arm is deleted
+
+An arm writes the last two as `{"data": {"corrupt": {}}, "evaluators": {"calibration": None}}`.
 """
 
 import ast
+import contextlib
 import copy
 import json
 import math
@@ -34,6 +47,9 @@ else:
 UNITS = ("steps", "epochs", "examples", "percent")
 SPLITS = ("train", "held_out", "test")
 
+LONGEST_NAME = 200
+"""Bytes in the name of an arm: file systems allow 255 in the name of a folder."""
+
 # Groups that accept new keys, as patterns over config paths.
 _OPEN = re.compile(
     r"(objective|weigher|data|optim|bilevel\.optim|roles\.\w+)\.kwargs(\..+)?"
@@ -41,6 +57,9 @@ _OPEN = re.compile(
     r"|optim\.schedule_kwargs(\..+)?|evaluators(\..+)?"
     r"|study\.arms(\..+)?|study\.(tuned|published)|roles"
 )
+
+# Groups whose entries are groups: `none` deletes an entry.
+_ENTRIES = ("roles", "evaluators", "data.transform_kwargs", "study.arms")
 
 # A name and the keyword arguments that belong to it: another name drops them.
 _OWNED = {"name": "kwargs", "model": "kwargs", "schedule": "schedule_kwargs"}
@@ -283,9 +302,13 @@ def override(config: ConfigDict, values: Mapping[str, Any]) -> ConfigDict:
 
     The command line and the arms of a study both end here. A string is read as the type of the
     field that it replaces: `"3e-4"` for a float, `"crop,flip"` or `"('crop', 'flip')"` for a
-    tuple, `"none"` for an optional field, any literal inside an open group. Another unit of a
-    duration replaces the unit that was set, and another name drops the keyword arguments of the
-    old one, unless `values` sets those too. A role is added by its model, init or ema_of.
+    tuple, `"none"` for an optional field. Inside an open group it is any literal, a tuple where it
+    has commas outside quotes, or else a string. Another unit of a duration replaces the unit that
+    was set. Another name drops the keyword arguments of the old one, and other transforms those of
+    the transforms that are left out, unless `values` sets them too. A role is added by its model,
+    init or ema_of. An empty group empties an open group or unsets a duration, and None deletes a
+    role, an evaluator, the arguments of a transform or an arm; other values for the same group are
+    set afterwards.
 
     Args:
       config: the config, left as it is.
@@ -294,6 +317,8 @@ def override(config: ConfigDict, values: Mapping[str, Any]) -> ConfigDict:
     Raises:
       ConfigError: for a path that does not exist or a value of another type.
     """
+    _check_values(config)
+    _check_structure(config, _template(config))
     config = _lock(copy.deepcopy(config))
     values = dict(_spread(values))
     for path in values:  # a role that names its network, its weights or its source is a new one
@@ -301,15 +326,28 @@ def override(config: ConfigDict, values: Mapping[str, Any]) -> ConfigDict:
         if match and match[1] not in config.roles:
             config.roles[match[1]] = role()
     template = _template(config)
-    for path in sorted(values, key=lambda path: path.rpartition(".")[2] not in _OWNED):
+
+    def first(path: str) -> int:
+        if _is_empty(values[path]) or _deletes(path, values[path]):
+            return path.count(".") - 100  # the outer group before what is in it
+        return 0 if path.rpartition(".")[2] in _OWNED else 1
+
+    for path in sorted(values, key=first):
         _set(config, template, path, values)
+    if not {"data.train_transforms", "data.eval_transforms"}.isdisjoint(values):
+        used = (*config.data.train_transforms, *config.data.eval_transforms)
+        for name in list(config.data.transform_kwargs):
+            where = f"data.transform_kwargs.{name}"
+            if name not in used and not any(f"{p}.".startswith(f"{where}.") for p in values):
+                del config.data.transform_kwargs[name]
     return config
 
 
 def _spread(values: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     for path, value in values.items():
         if isinstance(value, str) and value.lstrip().startswith("{"):
-            value = _literal(value)
+            with contextlib.suppress(ValueError, SyntaxError):  # a string such as "{seed}"
+                value = _tuples(ast.literal_eval(value.strip()))
         if isinstance(value, (Mapping, ConfigDict)) and len(value):
             yield from flatten(value, f"{path}.").items()
         else:
@@ -317,21 +355,28 @@ def _spread(values: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 
 
 def _set(config: ConfigDict, template: ConfigDict, path: str, values: Mapping[str, Any]) -> None:
+    if _deletes(path, values[path]):
+        parent, _, key = path.rpartition(".")
+        if key not in (group := _lookup(config, parent)):
+            raise ConfigError(f"there is no {key!r}", where=path, hint=nearest(key, group))
+        with group.unlocked():
+            del group[key]
+        return
     node, key, is_open = _place(config, path)
     old, value = node.get(key), values[path]
     if _is_empty(value):
-        if is_open and old is None:
-            node[key] = ConfigDict()
+        _empty(node, key, path, is_open=is_open)
         return
     if isinstance(old, ConfigDict):
         raise ConfigError(
             "a group cannot be replaced by a value",
             where=path,
-            hint=f"set one of its keys: {', '.join(f'{path}.{k}' for k in old) or f'{path}.KEY'}",
+            hint=f"set one of its keys: {', '.join(f'{path}.{k}' for k in old) or f'{path}.KEY'}"
+            + (f"; {path}={{}} empties it" if _OPEN.fullmatch(path) else ""),
         )
     if is_open:
-        if isinstance(value, str) and not isinstance(old, str):
-            value = _literal(value)
+        if isinstance(value, str):
+            value = _open_value(value, old, path=path)
         with node.ignore_type():
             node[key] = float(value) if isinstance(old, float) and type(value) is int else value
         return
@@ -346,6 +391,47 @@ def _set(config: ConfigDict, template: ConfigDict, path: str, values: Mapping[st
         for name in list(node[owned]):
             del node[owned][name]
     node[key] = value
+
+
+def _deletes(path: str, value: Any) -> bool:
+    """Whether a value deletes an entry of a group of groups."""
+    parent = path.rpartition(".")[0]
+    text = isinstance(value, str) and value.strip().lower() == "none"
+    return (value is None or text) and parent in _ENTRIES
+
+
+def _empty(node: ConfigDict, key: str, path: str, *, is_open: bool) -> None:
+    """Empties an open group, unsets a duration, or adds an empty group to an open one."""
+    old = node.get(key)
+    if old is None and is_open:
+        node[key] = ConfigDict()
+    elif isinstance(old, ConfigDict) and (is_open or _OPEN.fullmatch(path)):
+        for name in list(old):
+            del old[name]
+    elif isinstance(old, ConfigDict) and len(old) and set(old) <= set(UNITS):
+        for unit in old:
+            old[unit] = None
+    else:
+        what = "a group of fixed keys" if isinstance(old, ConfigDict) else "a value, not a group,"
+        raise ConfigError(f"{what} cannot be emptied", where=path, hint="set its keys one by one")
+
+
+def _open_value(text: str, old: Any, *, path: str) -> Any:
+    """Reads the text of a value in an open group; a string that is there stays a string."""
+    bare = text.strip()
+    quoted = len(bare) > 1 and bare[0] in "'\"" and bare[0] == bare[-1]
+    if isinstance(old, str) and not quoted:
+        return text
+    value = _literal(text)
+    if not isinstance(value, str) or quoted:
+        return value
+    if bare[:1] in ("(", "[", "{"):
+        raise ConfigError(
+            f"{text!r} is not a literal",
+            where=path,
+            hint="quote its strings, or all of it where it is one string: \"'...'\"",
+        )
+    return _tuple(text) if "," in text else value
 
 
 def _place(config: ConfigDict, path: str) -> tuple[ConfigDict, str, bool]:
@@ -418,7 +504,8 @@ def _tuple(text: str) -> tuple[Any, ...]:
     except (ValueError, SyntaxError):
         if text.lstrip()[0] in "([{":
             raise
-        value = tuple(_literal(part.strip()) for part in text.split(",") if part.strip())
+        parts = re.findall(r"""(?:'[^']*'|"[^"]*"|[^,])+""", text)
+        value = tuple(_literal(part.strip()) for part in parts if part.strip())
     return _tuples(value) if isinstance(value, (tuple, list)) else (value,)
 
 
@@ -515,6 +602,7 @@ def validate(config: ConfigDict) -> None:
     """
     if not isinstance(config, ConfigDict):
         raise ConfigError(f"a config is a ConfigDict, not {type(config).__name__}")
+    _check_values(config)
     _check_structure(config, _template(config))
     _check_numbers(config)
     for path, options in _CHOICES.items():
@@ -569,6 +657,33 @@ _CHOICES = {
     "lookahead.kind": ("deep", "wide"),
     "lookahead.restore": ("all", "params+opt", "params"),
 }
+
+
+def _check_values(value: Any, path: str = "", above: tuple[int, ...] = ()) -> None:
+    """Refuses what cannot be stored: functions, arrays, a config inside itself, keys of no name.
+
+    Numbers in open groups are finite; those elsewhere have ranges of their own.
+    """
+    if id(value) in above:
+        raise ConfigError("a group holds itself", where=path, hint="store a copy of it")
+    if isinstance(value, (Mapping, ConfigDict)):
+        for key, item in value.items():
+            if not isinstance(key, str):
+                hint = "write it as a string, or use a tuple of pairs"
+                raise ConfigError(f"the key {key!r} is not a string", where=path, hint=hint)
+            _check_values(item, f"{path}.{key}".lstrip("."), (*above, id(value)))
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            _check_values(item, path, (*above, id(value)))
+    elif isinstance(value, float):
+        if not math.isfinite(value) and _OPEN.fullmatch(path.rpartition(".")[0]):
+            raise ConfigError(f"{value} is not finite", where=path, hint="a finite number")
+    elif value is not None and not isinstance(value, (bool, int, str)):
+        raise ConfigError(
+            f"a config cannot hold a {type(value).__name__}",
+            where=path,
+            hint="numbers, strings, booleans, tuples, dicts; code is named 'package.module:Symbol'",
+        )
 
 
 def _check_structure(config: ConfigDict, template: ConfigDict, prefix: str = "") -> None:
@@ -676,6 +791,12 @@ def _check_data(config: ConfigDict) -> None:
         for transform in _lookup(config, path):
             if not isinstance(transform, str):
                 raise _mistyped(transform, str, path)
+    if "held_out" in config.data.kwargs:
+        raise ConfigError(
+            "would overrule data.held_out",
+            where="data.kwargs.held_out",
+            hint="set data.held_out, and leave this out",
+        )
     for transform in config.data.transform_kwargs:
         if transform not in used:
             raise ConfigError(
@@ -729,6 +850,10 @@ def _check_metric(config: ConfigDict, path: str) -> str:
         raise ConfigError(f"{metric!r} names no split or no metric", where=path, hint=hint)
     if split not in SPLITS:
         raise ConfigError(f"unknown split {split!r}", where=path, hint=nearest(split, SPLITS))
+    if split == "train":
+        raise ConfigError(
+            "evaluators do not measure the train split", where=path, hint=f"use held_out/{name}"
+        )
     return split
 
 
@@ -771,11 +896,18 @@ def _check_study(config: ConfigDict) -> None:
     for name, changes in study.arms.items():
         if not isinstance(changes, ConfigDict):
             raise _mistyped(changes, ConfigDict, f"study.arms.{name}")
-        if not re.fullmatch(r"[\w.+-]+", name):
+        if not re.fullmatch(r"[\w+-][\w.+-]*", name) or len(name.encode()) > LONGEST_NAME:
             raise ConfigError(
-                f"{name!r} cannot be the name of a folder",
+                f"{name[:50]!r}{'...' if len(name) > 50 else ''} cannot be the name of a folder",
                 where="study.arms",
-                hint="letters, digits, '_', '-', '+' and '.'",
+                hint=f"at most {LONGEST_NAME} bytes: letters, digits, '_', '-', '+' and '.', "
+                "not first a '.'",
+            )
+        if "seed" in changes:
+            raise ConfigError(
+                "every arm is run with the seeds of the study",
+                where=f"study.arms.{name}.seed",
+                hint="set study.seeds, and leave this out",
             )
         if "study" in changes:
             raise ConfigError("an arm cannot change the study", where=f"study.arms.{name}.study")

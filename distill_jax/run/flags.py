@@ -55,7 +55,9 @@ common overrides (every key and its meaning: distill_jax/run/config.py):
   --config.objective.kwargs.temperature=4      keyword arguments of the method
   --config.eval.metric=held_out/nll            what selects the best checkpoint
   --config.eval.mode=min                       which end of that is best: max or min
-  --config.study.seeds=0,1,2                   tuples are separated by commas
+  --config.study.seeds=0,1,2                   commas make a tuple; quotes keep them: "'a, b'"
+  --config.data.corrupt={{}}                     an open group is emptied
+  --config.evaluators.calibration=none         a role or an evaluator is deleted
   --config.roles.teacher.init=runs/teacher     start from the checkpoint of another run
   --config.precision=bfloat16                  compute type
 

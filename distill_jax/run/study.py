@@ -37,8 +37,8 @@ def _references(changes: Mapping[str, Any]) -> dict[str, re.Match]:
 
 def _values(config: ConfigDict, changes: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the leaves of an arm's config by path, before references are resolved."""
-    flat = config_lib.flatten(config)
-    return {path: v for path, v in flat.items() if not path.startswith("study.")} | dict(changes)
+    flat = config_lib.flatten(config_lib.override(config, changes))
+    return {path: v for path, v in flat.items() if not path.startswith("study.")}
 
 
 def ordered_arms(config: ConfigDict) -> list[str]:

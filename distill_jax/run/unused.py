@@ -32,9 +32,8 @@ def check(config: ConfigDict, *, changes: Mapping[str, Any] | None = None, befor
     Raises:
       ConfigError: naming the path.
     """
-    flat = config_lib.flatten(config)
     arms = config_lib.arms(config)
-    inherited = {unread.path: unread for unread in unread_values(flat)}
+    inherited = {unread.path: unread for unread in unread_values(config_lib.flatten(config))}
     if before is not None:
         earlier = {unread.path for unread in unread_values(config_lib.flatten(before))}
         groups = tuple(f"{path}." for path in changes or ())
@@ -44,7 +43,7 @@ def check(config: ConfigDict, *, changes: Mapping[str, Any] | None = None, befor
             if path in earlier or f"{path}.".startswith(groups)
         }
     for arm, changes in arms.items():
-        here = {unread.path: unread for unread in unread_values(_changed(flat, changes))}
+        here = {unread.path: unread for unread in unread_values(_leaves(config, changes))}
         for path, unread in here.items():
             if path in changes:
                 raise _refusal(unread, f"study.arms.{arm}.{path}")
@@ -53,13 +52,9 @@ def check(config: ConfigDict, *, changes: Mapping[str, Any] | None = None, befor
         raise _refusal(unread, unread.path)
 
 
-def _changed(flat: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the leaves of an arm: another model has none of the old one's arguments."""
-    dropped = [
-        f"{path.removesuffix('model')}kwargs." for path in changes if path.endswith(".model")
-    ]
-    kept = {p: v for p, v in flat.items() if not any(p.startswith(group) for group in dropped)}
-    return kept | dict(changes)
+def _leaves(config: ConfigDict, changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the leaves of an arm, which is compared with others."""
+    return config_lib.flatten(config_lib.override(config, changes))
 
 
 def _refusal(unread: Unread, where: str) -> ConfigError:

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 from distill_jax.core.errors import ConfigError
@@ -13,7 +14,7 @@ from distill_jax.run.config import base, duration, override, role, validate
 def make():
     config = base()
     config.objective.name = "kd"
-    config.objective.kwargs = {"temperature": 4.0, "alpha": 0.9}
+    config.objective.kwargs = {"temperature": 4.0, "alpha": 0.9, "word": "a,b"}
     config.roles.student = role("resnet", depth=8)
     config.roles.teacher = role("resnet", depth=56)
     config.roles.teacher.frozen = True
@@ -105,6 +106,13 @@ def test_open_groups_take_new_keys(path):
         ("data.transform_kwargs.crop.padding", "2", 2),
         ("evaluators.knn.k", "7", 7),
         ("evaluators.probe.l2", "0.1", 0.1),
+        ("data.kwargs.classes", "cat,dog", ("cat", "dog")),
+        ("data.kwargs.classes", "a, 1,", ("a", 1)),
+        ("data.kwargs.classes", "'a, b',\"c,d\"", ("a, b", "c,d")),
+        ("data.kwargs.path", "'a, b'", "a, b"),
+        ("objective.kwargs.word", "b,c", "b,c"),  # a string was there
+        ("objective.kwargs.word", "'b,c'", "b,c"),
+        ("data.train_transforms", "'crop','flip'", ("crop", "flip")),
     ],
 )
 def test_overrides_are_read_as_the_type_of_the_field(path, text, value):
@@ -137,6 +145,11 @@ def test_overrides_are_read_as_the_type_of_the_field(path, text, value):
         ("optim", "3", ["optim: a group cannot be replaced", "optim.lr"]),
         ("total", "3", ["total.epochs"]),
         ("objective.kwargs.alpha.x", 1, ["objective.kwargs.alpha is a value, not a group"]),
+        ("objective.kwargs.x", "(a,b)", ["objective.kwargs.x: '(a,b)' is not a literal", "quote"]),
+        ("objective.kwargs", "none", ["objective.kwargs={} empties it"]),
+        ("optim", {}, ["optim: a group of fixed keys cannot be emptied"]),
+        ("optim.lr", "{}", ["optim.lr: a value, not a group, cannot be emptied"]),
+        ("evaluators.knm", "none", ["evaluators.knm: there is no 'knm'", "did you mean 'knn'"]),
     ],
 )
 def test_wrong_overrides_name_path_and_remedy(path, value, expected):
@@ -177,6 +190,70 @@ def test_nested_dicts_merge_into_groups():
     assert config.optim.kwargs.momentum == 0.8
     assert config.evaluators.to_dict() == {"classification": {}, "knn": {"k": 5}, "probe": {}}
     assert override(make(), {"total": "{'steps': 4}"}).total.steps == 4
+
+
+def given():
+    config = make()
+    config.data.corrupt = {"label_noise": 0.6, "seed": 3}
+    config.data.train_transforms = ("random_crop", "normalize")
+    config.data.eval_transforms = ("normalize",)
+    config.data.transform_kwargs = {"normalize": {"mean": 0.5, "std": 0.5}}
+    config.eval.every.steps = 5
+    return config
+
+
+@pytest.mark.parametrize(
+    ("values", "path", "left"),
+    [
+        ({"data.corrupt": "{}"}, "data.corrupt", {}),
+        ({"data.corrupt": {}}, "data.corrupt", {}),
+        ({"data": {"corrupt": {}}}, "data.corrupt", {}),
+        (
+            {"data.corrupt.label_noise": 0.2, "data.corrupt": "{}"},
+            "data.corrupt",
+            {"label_noise": 0.2},
+        ),
+        ({"objective.kwargs": "{}"}, "objective.kwargs", {}),
+        ({"data.transform_kwargs.normalize": "{}"}, "data.transform_kwargs", {"normalize": {}}),
+        ({"evaluators.knn": "{}"}, "evaluators", {"classification": {}, "knn": {}}),
+        ({"evaluators.probe": "{}", "evaluators": "{}"}, "evaluators", {"probe": {}}),
+        ({"evaluators.knn": "none"}, "evaluators", {"classification": {}}),
+        ({"evaluators": {"knn": None}}, "evaluators", {"classification": {}}),
+        ({"eval.every": "{}"}, "eval.every", {"steps": None, "epochs": None, "percent": None}),
+        # What no transform is left to take goes with the transforms.
+        (
+            {"data.train_transforms": "", "data.eval_transforms": ""},
+            "data.transform_kwargs",
+            {},
+        ),
+        (
+            {"data.train_transforms": ""},
+            "data.transform_kwargs",
+            {"normalize": {"mean": 0.5, "std": 0.5}},
+        ),
+    ],
+)
+@pytest.mark.parametrize("by", ["command line", "arm"])
+def test_groups_are_emptied_and_entries_deleted(values, path, left, by):
+    config = given()
+    if by == "arm":
+        if any(f"{a}." in b for a in values for b in values):
+            pytest.skip("a dict has one value at each path")
+        flat = {"study.arms": {"a": {}}} | {f"study.arms.a.{p}": v for p, v in values.items()}
+        config = override(config, flat)
+        values = config_lib.arms(config)["a"]
+    found = override(config, values)
+    assert config_lib._lookup(found, path).to_dict() == left
+    found.study = base().study
+    validate(found)
+
+
+def test_a_role_is_deleted():
+    assert list(override(make(), {"roles.teacher": "none"}).roles) == ["student"]
+    config = make()
+    config.study.arms.alone = {"roles": {"teacher": None}}
+    [changes] = config_lib.arms(config).values()
+    assert list(override(config, changes).roles) == ["student"]
 
 
 def test_field_references_follow_overrides():
@@ -276,7 +353,32 @@ def no_group(config):
     config.optim = 3
 
 
+def within(path, value):
+    """Puts a value where a config file can and a command line cannot."""
+
+    def edit(config):
+        parent, _, key = path.rpartition(".")
+        config_lib._lookup(config, parent)[key] = value(config)
+        return config
+
+    return edit
+
+
 WRONG = [
+    (within("data.kwargs.f", lambda _: lambda x: x), ["data.kwargs.f", "a function"]),
+    (within("data.kwargs.f", lambda _: np.zeros(2)), ["data.kwargs.f", "ndarray", "tuples"]),
+    (within("data.kwargs.f", lambda _: (1, (np.int64(2),))), ["data.kwargs.f", "int64"]),
+    (within("data.kwargs.f", lambda c: c), ["data.kwargs.f: a group holds itself"]),
+    (within("data.kwargs.f", lambda c: c.data), ["data.kwargs.f: a group holds itself"]),
+    (within("data.kwargs.f", lambda _: ({1: 2},)), ["data.kwargs.f: the key 1", "string"]),
+    (changed(objective__kwargs__temperature=float("nan")), ["temperature: nan is not finite"]),
+    (changed(evaluators__knn__k=(1e999,)), ["evaluators.knn.k: inf is not finite"]),
+    (changed(data__kwargs__held_out=0.3), ["data.kwargs.held_out", "set data.held_out"]),
+    (changed(eval__metric="train/accuracy"), ["eval.metric", "use held_out/accuracy"]),
+    (changed(study__metric="train/accuracy"), ["study.metric", "use held_out/accuracy"]),
+    (arm(seed=3), ["study.arms.other.seed", "study.seeds"]),
+    (arm(study={}), ["study.arms.other.study"]),
+    (changed(**{"study__arms__" + "a" * 300: {"seed": 1}}), ["study.arms", "200 bytes"]),
     (changed(precision="float16"), ["precision", "float16", "did you mean 'bfloat16'"]),
     (changed(data__resident="maybe"), ["data.resident", "auto, no, yes"]),
     (changed(eval__mode="maximum"), ["eval.mode", "max, min"]),

@@ -24,7 +24,7 @@ def get_config(arg="full"):
     config.roles.teacher = role("mlp", width=32)
     config.roles.teacher.frozen = True
     config.roles.teacher.init = "runs/teacher"
-    config.data.name = "digits"
+    config.data.name, config.evaluators.calibration = "digits", {}
     config.total.epochs = 1 if arg == "smoke" else 30
     return config
 """
@@ -51,6 +51,10 @@ FILES = {
     "no_function": "def make_config():\n    pass\n",
     "returns_none": "def get_config():\n    pass\n",
     "returns_dict": "def get_config():\n    return {}\n",
+    "plain": (
+        "from ml_collections import ConfigDict\n\n"
+        "def get_config():\n    return ConfigDict({'seed': 1})\n"
+    ),
     "unlocked": GOOD.replace("    return config", "    config.unlock()\n    return config"),
     "invalid": GOOD.replace('"digits"', '""'),
 }
@@ -137,6 +141,7 @@ CORPUS = [
     ),
     ("returns None", "--workdir=run --config=returns_none.py", ["get_config returned NoneType"]),
     ("returns a dict", "--workdir=run --config=returns_dict.py", ["returned dict", "base()"]),
+    ("a plain ConfigDict", "--workdir=run --config=plain.py", ["missing key", "base()"]),
     ("an argument too many", "--workdir=run --config=no_arg.py:x", ["no_arg.py:x", "drop ':x'"]),
     ("an argument missing", "--workdir=run --config=needs_arg.py", ["needs_arg.py:ARG"]),
     ("an invalid config", "--workdir=run --config=invalid.py", ["data.name: no name is set"]),
@@ -283,5 +288,5 @@ def test_every_override_in_the_help_works():
     selection = [word for word in values if ".eval." in word]
     assert parse(BASE + " ".join(selection)).config.eval.mode == "min"
     for word in set(values) - set(selection):
-        study = " --config.study.arms.a.seed=1" if ".study." in word else ""
+        study = " --config.study.arms.a.batch_size=64" if ".study." in word else ""
         parse(BASE + word + study)
