@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import math
 import sys
 import zlib
 from collections.abc import Callable, Mapping
@@ -57,11 +58,97 @@ def from_linen(module: nn.Module) -> Model:
     return Model(init, apply)
 
 
+class Later:
+    """Stands in for an argument of a network that is known only once its weights are made."""
+
+    def __init__(self, meaning: str):
+        self.meaning = meaning
+
+
+LATER = {
+    "rngs": Later("random streams from the key of the run"),
+    "in_features": Later("size of the input"),
+}
+"""What `build` fills in by name where a builder is bound to these values."""
+
+
+def build(make: functools.partial[Any]) -> Model:
+    """Returns the network that a builder makes, a class or function bound to its arguments.
+
+    Arguments of `LATER` are filled in: `rngs` from the key that `init` is given; `in_features`
+    from the first input of the network, as the size of its last axis, which is what
+    `nnx.Linear` and `nnx.Conv` take, or, where the network fails on that, as the number of values
+    of an example, which is what a network takes that flattens its input.
+
+    Raises:
+      ConfigError: the builder returns something that is no network.
+    """
+    later = {name for name, value in make.keywords.items() if isinstance(value, Later)}
+    if "in_features" in later:
+
+        def sized(n: int) -> Model:
+            return build(functools.partial(make, in_features=n))
+
+        return _sized(sized)
+    symbol = inspect.unwrap(make.func)
+    known = {name: value for name, value in make.keywords.items() if name not in later}
+    bound = functools.partial(make.func, **known)
+    if later or (isinstance(symbol, type) and issubclass(symbol, _nnx_module())):
+        return from_nnx(bound)
+    try:
+        return as_model(bound)
+    except (ConfigError, TypeError) as error:
+        # A function of any keywords, of which what it calls wants `rngs`.
+        if _takes_rngs(symbol) and "rngs" in str(error):
+            return from_nnx(bound)
+        raise
+
+
+def _sized(make: Callable[[int], Model]) -> Model:
+    """Returns a network that is made for the size of its first input.
+
+    Args:
+      make: from the size to the network.
+    """
+    make = functools.cache(make)
+
+    @functools.cache
+    def chosen(structure: Any, specs: tuple[Any, ...]) -> Model:
+        like = jax.tree.unflatten(structure, specs)
+        shape = specs[0].shape
+        sizes = tuple(dict.fromkeys((shape[-1], math.prod(shape[1:]))))
+        for n in sizes[:-1]:
+            model = make(n)
+
+            def run(key: Key, *inputs: Any, model: Model = model) -> Any:
+                return model.apply(*model.init(key, *inputs), *inputs)
+
+            try:
+                jax.eval_shape(run, jax.random.key(0), *like)
+            except Exception:  # of whatever layer the size does not fit
+                continue
+            return model
+        return make(sizes[-1])
+
+    def model_of(inputs: tuple[Any, ...]) -> Model:
+        specs = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in jax.tree.leaves(inputs)]
+        return chosen(jax.tree.structure(inputs), tuple(specs))
+
+    def init(key: Key, *inputs: Any) -> tuple[Params, State]:
+        return model_of(inputs).init(key, *inputs)
+
+    def apply(params: Params, state: State, *inputs: Any, **kwargs: Any) -> tuple[Outputs, State]:
+        return model_of(inputs).apply(params, state, *inputs, **kwargs)
+
+    return Model(init, apply)
+
+
 def from_nnx(module: Any, **kwargs: Any) -> Model:
     """Returns an NNX module as a `Model`.
 
-    Parameters are `nnx.Param`; every other variable except random streams is the state. Paths
-    become nested dicts with string keys. Modes and outputs are handled as in `from_linen`.
+    Parameters are `nnx.Param`; every other variable is the state, except random streams and what
+    `sow` stores. Paths become nested dicts with string keys. Modes and outputs are handled as in
+    `from_linen`; a module whose call takes `rngs` gets them.
 
     Args:
       module: a class or function that takes `rngs` and returns an NNX module, or a module, whose
@@ -78,25 +165,33 @@ def from_nnx(module: Any, **kwargs: Any) -> Model:
             raise ConfigError(f"{type(module).__name__} is already built and takes no arguments")
         built = module
 
-        def build(key: Key) -> nnx.Module:
+        def make(key: Key) -> nnx.Module:
             del key
             return built
     else:
+        takes_rngs = _takes_rngs(module)
 
-        def build(key: Key) -> nnx.Module:
-            return module(rngs=nnx.Rngs(params=key, default=key), **kwargs)
+        def make(key: Key) -> nnx.Module:
+            rngs = {"rngs": nnx.Rngs(params=key, default=key)} if takes_rngs else {}
+            made = module(**rngs, **kwargs)
+            if not isinstance(made, nnx.Module):
+                raise ConfigError(
+                    f"{made!r} is not an NNX module",
+                    hint="only what returns an NNX module has an argument rngs",
+                )
+            return made
 
     kinds = (nnx.Param, nnx.RngState, ...)
 
     @functools.cache
     def abstract() -> Any:
-        return nnx.split(nnx.eval_shape(lambda: build(jax.random.key(0))), *kinds)
+        return nnx.split(nnx.eval_shape(lambda: make(jax.random.key(0))), *kinds)
 
     def init(key: Key, *inputs: Any) -> tuple[Params, State]:
         del inputs
 
         def values(key: Key) -> tuple[Params, State]:
-            _, params, _, state = nnx.split(build(key), *kinds)
+            _, params, _, state = nnx.split(make(key), *kinds)
             return _to_dict(params), _to_dict(state)
 
         return jax.jit(values)(key)
@@ -117,7 +212,12 @@ def from_nnx(module: Any, **kwargs: Any) -> Model:
             copy=True,
         )
         net.train() if train else net.eval()
-        outputs = net(*inputs, **_mode(type(net).__call__)(train))
+        arguments: dict[str, Any] = _mode(type(net).__call__)(train)
+        if "rngs" in inspect.signature(type(net).__call__).parameters:
+            arguments["rngs"] = nnx.Rngs(**_streams(rngs, train=train))
+        with _explained(inputs):
+            outputs = net(*inputs, **arguments)
+        nnx.pop(net, nnx.Intermediate)
         updated = _to_dict(nnx.split(net, *kinds)[3]) if train else state
         return _named(outputs), updated
 
@@ -131,6 +231,16 @@ def _nnx_module() -> type:
     """
     loaded = sys.modules.get("flax.nnx")
     return loaded.Module if loaded is not None else type("Nothing", (), {})
+
+
+def _takes_rngs(make: Callable[..., Any]) -> bool:
+    """Says whether a class or function takes `rngs` by name, or any keyword."""
+    target = inspect.unwrap(make.func if isinstance(make, functools.partial) else make)
+    if isinstance(target, type):  # whose metaclass hides the signature of the constructor
+        target = target.__init__
+    parameters = inspect.signature(target).parameters
+    any_keyword = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
+    return "rngs" in parameters or any_keyword
 
 
 def as_model(obj: Any, **kwargs: Any) -> Model:
@@ -182,7 +292,14 @@ def _mode(call: Callable[..., Any]) -> Callable[[bool], dict[str, bool]]:
 
 
 def _named(outputs: Any) -> Outputs:
-    return outputs if isinstance(outputs, Mapping) else {"logits": outputs}
+    if isinstance(outputs, Mapping):
+        return outputs
+    if not hasattr(outputs, "shape"):
+        raise ConfigError(
+            f"a network returns a {type(outputs).__name__}",
+            hint="it must return an array, which is taken as its logits, or a dict of arrays",
+        )
+    return {"logits": outputs}
 
 
 class _explained:
@@ -235,22 +352,30 @@ def _from_dict(like: Any, tree: Mapping[str, Any]) -> Any:
     )
 
 
+def _streams(rngs: Mapping[str, Key] | None, *, train: bool) -> dict[str, Key]:
+    """Returns keys by purpose, and as "default" that of "dropout".
+
+    Evaluation without keys gets a constant one, since modules may hold streams that they do not
+    use then.
+    """
+    if not rngs and train:
+        raise _missing_key("dropout")
+    rngs = dict(rngs or {"dropout": jax.random.key(0)})
+    return {"default": rngs.get("dropout", next(iter(rngs.values()))), **rngs}
+
+
 def _seeded(streams: Any, rngs: Mapping[str, Key], *, train: bool) -> Any:
     """Returns random streams in the structure of `streams`, one key per purpose and path.
 
-    A stream takes the key of its own tag, else that of "dropout". Evaluation without keys gets a
-    constant one, since modules may hold streams that they do not use then.
+    A stream takes the key of its own tag, else that of "dropout".
     """
     from flax import nnx
 
     def fill(path: tuple[Any, ...], variable: Any) -> Any:
         if isinstance(variable, nnx.RngCount):
             return variable.replace(jnp.zeros((), jnp.uint32))
-        key = rngs.get(variable.tag, rngs.get("dropout"))
-        if key is None:
-            if train:
-                raise _missing_key("dropout")
-            key = jax.random.key(0)
+        keys = _streams(rngs, train=train)
+        key = keys.get(variable.tag, keys["default"])
         return variable.replace(jax.random.fold_in(key, zlib.crc32(repr(path).encode())))
 
     flat = [(path, fill(path, v)) for path, v in nnx.to_flat_state(streams)]

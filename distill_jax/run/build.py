@@ -25,6 +25,7 @@ from distill_jax.core import (
     rng,
     state,
     steps,
+    structure,
     weighing,
 )
 from distill_jax.core.api import (
@@ -46,7 +47,7 @@ from distill_jax.core.weighing import Weighed
 from distill_jax.data import corruption, loader, transforms
 from distill_jax.data.source import Subset, example_ids
 from distill_jax.evaluators._features import spread
-from distill_jax.models.adapters import as_model
+from distill_jax.models import adapters
 from distill_jax.run import checkpoint, preflight, processes, teacher_cache, watch
 from distill_jax.run import config as config_lib
 from distill_jax.run.config import ConfigDict
@@ -791,7 +792,10 @@ def _make_models(config: ConfigDict, provided: Mapping[str, Any]) -> dict[Role, 
             )
         make = resolve("models", name, where=f"roles.{role}.model")
         where = f"roles.{role}.kwargs"
-        models[role] = as_model(bind(make, kwargs, where=where, provided=provided)())
+        asked = {**provided, **adapters.LATER}
+        bound = bind(make, kwargs, where=where, provided=asked)
+        with explained("fails with these arguments", where=where):
+            models[role] = adapters.build(bound)
     return {r: _wide(m) for r, m in models.items()} if config.precision == "float64" else models
 
 
@@ -921,6 +925,7 @@ def build(config: ConfigDict, *, shapes_only: bool = False) -> Experiment:
     with explained(f"{config.objective.name} fails on these networks", where="objective"):
         shapes = state.infer_shapes(objective, models, batch)
     _check_classes(shapes, dataset, objective.auxiliary)
+    _check_starts(config, models, shapes, trainable)
     if isinstance(objective, Weighed):
         for role, path in weighing.dead_parameters(objective, models, shapes):
             raise ConfigError(
@@ -1141,6 +1146,36 @@ def _check_classes(shapes: state.Shapes, dataset: Dataset, others: tuple[Role, .
                 f"{role} has {logits.shape[-1]} classes, the data {len(dataset.classes)}",
                 where=f"roles.{role}.kwargs.num_classes",
                 hint="leave num_classes out: it is taken from the data",
+            )
+
+
+def _check_starts(
+    config: ConfigDict,
+    models: Mapping[Role, Model],
+    shapes: state.Shapes,
+    trainable: tuple[Role, ...],
+) -> None:
+    """Refuses networks from outside the package that start alike whatever the seed.
+
+    One that starts from a checkpoint has its weights from there. Weights that are constant within
+    each array, such as zeros, are nobody's choice of a seed.
+    """
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    for role in trainable:
+        if ":" not in (config.roles[role].model or "") or config.roles[role].init:
+            continue
+        init, inputs = models[role].init, shapes.roles[role].inputs
+        start = lambda key, *inputs, init=init: init(key, *inputs)[0]  # noqa: E731
+        facts = jax.tree.leaves(structure.facts_of(start, key, *inputs), is_leaf=structure.is_fact)
+        if not facts or any(fact.inputs & 1 for fact in facts):
+            continue
+        weights = start(jax.random.key(0), *state.zeros(inputs))
+        if any(np.ptp(x) for x in jax.tree.leaves(jax.device_get(weights))):
+            raise ConfigError(
+                f"{config.roles[role].model} starts from the same weights whatever the seed",
+                where=f"roles.{role}.model",
+                hint="build the network from an argument rngs (nnx.Rngs), which comes from the "
+                f"seed; roles.{role}.init names the run that a network starts from",
             )
 
 

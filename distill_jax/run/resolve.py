@@ -148,10 +148,22 @@ def _explained(fn: Callable[..., Any], where: str) -> Callable[..., Any]:
 
 def _keywords(fn: Callable[..., Any]) -> tuple[dict[str, inspect.Parameter], bool]:
     """Returns the parameters that can be passed by keyword, and whether any keyword goes."""
-    parameters = inspect.signature(fn).parameters
+    parameters = _signature(fn).parameters
     by_keyword = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     keywords = {name: p for name, p in parameters.items() if p.kind in by_keyword}
     return keywords, any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
+
+
+def _signature(fn: Callable[..., Any]) -> inspect.Signature:
+    """Returns the signature of a function or of the constructor of a class.
+
+    `inspect.signature` of a class whose metaclass defines `__call__`, as that of NNX modules does,
+    is that of the metaclass: `(*args, **kwargs)`.
+    """
+    if not isinstance(fn, type) or type(fn).__call__ is type.__call__:
+        return inspect.signature(fn)
+    bound = inspect.signature(fn.__init__)
+    return bound.replace(parameters=list(bound.parameters.values())[1:])
 
 
 def _plain(value: Any) -> Any:
