@@ -13,7 +13,7 @@ import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from distill_jax.run import writers
+from distill_jax.run import stored, writers
 
 History = Sequence[tuple[int, float]]
 Rule = Callable[[History], str | None]
@@ -185,10 +185,8 @@ class Alarms:
             return
         for row in _rows(folder / "metrics.jsonl", resume_step):
             self._remember(row["step"], row)
-        path = folder / "alarms.jsonl"
-        if path.exists():
-            writers._truncate(path, resume_step)
-            self.found = [Alarm(**row) for row in _rows(path, resume_step)]
+        rows = writers.resume_lines(folder / "alarms.jsonl", resume_step, say=say)
+        self.found = [Alarm(**row) for row in rows if row.keys() == set(Alarm._fields)]
 
     def _remember(self, step: int, metrics: Mapping[str, Any]) -> list[str]:
         """Adds what a rule reads to the history; returns its names."""
@@ -240,13 +238,6 @@ def told(folder: pathlib.Path) -> list[str]:
 
 
 def _rows(path: pathlib.Path, step: float) -> list[dict[str, Any]]:
-    """Returns the rows of a JSONL file up to a step; what cannot be read is left out."""
-    rows = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
-        try:
-            row = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(row, dict) and row.get("step", math.inf) <= step:
-            rows.append(row)
-    return rows
+    """Returns the rows of a JSON-lines file up to a step; what cannot be read is left out."""
+    rows = (line.row for line in stored.read_lines(path))
+    return [row for row in rows if row is not None and row["step"] <= step]

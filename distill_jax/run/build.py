@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import json
 import math
 import pathlib
 import sys
@@ -774,9 +773,17 @@ def _role_spec(config: ConfigDict, role: Role) -> tuple[str, dict]:
             hint="linear_head for the last layer of a classifier",
         )
     step = checkpoint.find_step(pathlib.Path(path), where=f"roles.{role}.init")
-    stored = json.loads((step / "meta" / "metadata").read_text())["config"]
-    origin = stored["roles"][source or "student"]
-    return origin["model"], origin["kwargs"]
+    roles = checkpoint.read_config(step)["roles"]
+    name = source or "student"
+    try:
+        return roles[name]["model"], dict(roles[name]["kwargs"])
+    except (KeyError, TypeError, ValueError):
+        known = [n for n, found in roles.items() if isinstance(found, dict) and "model" in found]
+        raise ConfigError(
+            f"the run that wrote {step} has no network {name!r}",
+            where=f"roles.{role}.init",
+            hint=nearest(name, known),
+        ) from None
 
 
 def _make_models(config: ConfigDict, provided: Mapping[str, Any]) -> dict[Role, Model]:

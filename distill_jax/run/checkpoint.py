@@ -25,6 +25,7 @@ from distill_jax.core.api import Params, PyTree, Role, State, TrainState
 from distill_jax.core.errors import CheckpointError, nearest
 from distill_jax.core.partition import named_leaves
 from distill_jax.run import processes
+from distill_jax.run.stored import DamagedFile, MissingFile, parse_json, read_bytes, read_json
 
 DIGEST = "digest.json"
 META = "meta/metadata"
@@ -59,11 +60,11 @@ def seal(folder: pathlib.Path) -> None:
 def verify(folder: pathlib.Path) -> None:
     """Raises `CheckpointError` unless every file of a step is as it was written."""
     try:
-        stored = json.loads((folder / DIGEST).read_text())
-    except FileNotFoundError as e:
+        stored = read_json(folder / DIGEST)
+    except MissingFile as e:
         raise CheckpointError("was not written to its end", where=str(folder)) from e
-    except ValueError as e:
-        raise CheckpointError(f"{DIGEST} is damaged", where=str(folder)) from e
+    except DamagedFile as e:
+        raise CheckpointError(f"{DIGEST} is damaged: {e.what}", where=str(folder)) from e
     found = _hash_files(folder)
     bad = sorted(
         name for name in stored.keys() | found.keys() if stored.get(name) != found.get(name)
@@ -81,15 +82,27 @@ def read_meta(folder: pathlib.Path) -> Mapping[str, Any]:
     Raises:
       CheckpointError: it is not as it was written.
     """
-    path = folder / META
     try:
-        data = path.read_bytes()
-        stored = json.loads((folder / DIGEST).read_text()).get(META)
-    except (OSError, ValueError, AttributeError) as e:
-        raise CheckpointError(f"cannot be read: {_root_cause(e)}", where=str(folder)) from e
-    if hashlib.blake2b(data, digest_size=16).hexdigest() != stored:
-        raise CheckpointError(f"{META} differs from what was written", where=str(folder))
-    return json.loads(data)
+        data = read_bytes(folder / META)
+        written = read_json(folder / DIGEST).get(META)
+        if hashlib.blake2b(data, digest_size=16).hexdigest() != written:
+            raise CheckpointError(f"{META} differs from what was written", where=str(folder))
+        return parse_json(data, folder / META)
+    except DamagedFile as e:
+        raise CheckpointError(f"cannot be read: {e}", where=str(folder)) from e
+
+
+def read_config(folder: pathlib.Path) -> dict[str, Any]:
+    """Returns the config of the run that wrote a step, with the groups `roles` and `data`.
+
+    Raises:
+      CheckpointError: it is not as it was written, or of another shape.
+    """
+    config = read_meta(folder).get("config")
+    for name in ("roles", "data"):
+        if not isinstance(config, dict) or not isinstance(config.get(name), dict):
+            raise CheckpointError(f"{META} holds no config with {name!r}", where=str(folder))
+    return config
 
 
 def _items(state: TrainState) -> dict[str, PyTree]:
@@ -470,9 +483,10 @@ def find_step(path: pathlib.Path, *, where: str) -> pathlib.Path:
 
 def _selection_mode(run: pathlib.Path) -> str:
     try:
-        return json.loads((run / "config.json").read_text())["eval"]["mode"]
-    except (OSError, ValueError, KeyError):
+        chosen = read_json(run / "config.json", shape={"eval": dict})["eval"].get("mode")
+    except MissingFile:
         return "max"
+    return "min" if chosen == "min" else "max"
 
 
 def read_network(

@@ -31,6 +31,7 @@ from ml_collections import config_dict
 
 from distill_jax.core.errors import ConfigError, nearest
 from distill_jax.evaluators._directions import direction
+from distill_jax.run.stored import DamagedFile, parse_json
 
 if TYPE_CHECKING:
 
@@ -943,11 +944,9 @@ def from_json(text: str) -> ConfigDict:
       ConfigError: for text that is not a config of this version.
     """
     try:
-        stored = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ConfigError(f"not JSON: {error}", where="config.json") from None
-    if not isinstance(stored, dict):
-        raise ConfigError("not a JSON object", where="config.json")
+        stored = parse_json(text.encode("utf-8", "replace"), "config.json")
+    except DamagedFile as error:
+        raise ConfigError(error.what, where="config.json") from None
     config = base()
     for name in stored.get("roles", {}):
         config.roles[name] = role()

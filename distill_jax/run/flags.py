@@ -22,6 +22,7 @@ from absl import flags
 from distill_jax.core.errors import ConfigError, UserError, nearest
 from distill_jax.run import config as config_lib
 from distill_jax.run import unused
+from distill_jax.run.stored import read_text
 
 MODES = {
     "train": "train, evaluate and report; continues where the workdir stops",
@@ -124,7 +125,7 @@ def parse(argv: Sequence[str]) -> Flags:
         if stored is None:
             hint = "--config=FILE[:ARG], for example --config=configs/distill/kd.py:smoke"
             raise UserError("no config is given", where="--config", hint=hint)
-        spec, config = str(stored), config_lib.from_json(stored.read_text())
+        spec, config = str(stored), config_lib.from_json(read_text(stored))
     else:
         config = load(spec)
     before = config

@@ -34,6 +34,7 @@ from distill_jax.run import config as config_lib
 from distill_jax.run.checkpoint import Checkpointer
 from distill_jax.run.config import ConfigDict
 from distill_jax.run.environment import Preempted
+from distill_jax.run.stored import DamagedFile, MissingFile, read_json, read_text
 
 NEUTRAL = (
     "mesh.",
@@ -52,6 +53,11 @@ NEUTRAL = (
 REMEDY = (
     "lower optim.lr, set optim.clip_norm, or lengthen optim.warmup; earlier checkpoints are intact"
 )
+
+CONFIG_HINT = "restore it from a copy; the metadata of every checkpoint hold it too, under config"
+
+RESULT = {"status": str, "seed": int, "steps": int, "metrics": Mapping, "best": Mapping}
+"""What a finished run's `result.json` holds at least."""
 
 IN_FLIGHT = 8
 """After this many steps the loop waits for the first of them: the device never idles, and the rate
@@ -87,7 +93,7 @@ def check_workdir(config: ConfigDict, workdir: pathlib.Path) -> None:
     stored = workdir / "config.json"
     if not stored.exists():
         return
-    before = config_lib.from_json(stored.read_text())
+    before = config_lib.from_json(read_text(stored, hint=CONFIG_HINT))
     for name, role in before.roles.items():
         if name in config.roles and _moved(role.init, config.roles[name].init, workdir):
             role.init = config.roles[name].init
@@ -119,13 +125,24 @@ def create_workdir(config: ConfigDict, workdir: pathlib.Path) -> None:
         write_json(workdir / "config.json", json.loads(config_lib.to_json(config)))
 
 
-def read_result(workdir: pathlib.Path) -> dict[str, Any] | None:
-    """Returns the result of a finished run, None where it is not finished."""
+def read_result(
+    workdir: pathlib.Path, *, say: Callable[[str], None] = print
+) -> dict[str, Any] | None:
+    """Returns the result of a finished run, None where it is not finished or is damaged.
+
+    Args:
+      workdir: the run folder.
+      say: prints a line.
+    """
     try:
-        result = json.loads((workdir / "result.json").read_text())
-    except (OSError, ValueError):
-        return None
-    return result if result.get("status") == "done" else None
+        result = read_json(workdir / "result.json", shape={"status": str})
+        if result["status"] == "done":
+            return read_json(workdir / "result.json", shape=RESULT)
+    except MissingFile:
+        pass
+    except DamagedFile as error:
+        say(f"warning: {error}; it is made again from the checkpoints")
+    return None
 
 
 def evaluate(
@@ -366,7 +383,7 @@ def train(
     """
     clock = Clock()
     check_workdir(config, workdir)
-    finished = processes.from_first(lambda: read_result(workdir), where=str(workdir))
+    finished = processes.from_first(lambda: read_result(workdir, say=say), where=str(workdir))
     if finished is not None:
         say(f"{workdir} is finished; its result is read from result.json")
         return finished
@@ -468,6 +485,7 @@ class Run:
             resume_step=step,
             tensorboard=self.config.log.tensorboard,
             is_main=jax.process_index() == 0,
+            say=self.say,
         )
         self.alarms = alarms.Alarms(
             self.workdir if jax.process_index() == 0 else None,

@@ -39,6 +39,7 @@ from distill_jax.data.source import example_ids
 from distill_jax.run import checkpoint
 from distill_jax.run import config as config_lib
 from distill_jax.run.config import ConfigDict
+from distill_jax.run.stored import DamagedFile, read_json
 
 if TYPE_CHECKING:
     from distill_jax.run.build import Experiment
@@ -315,10 +316,14 @@ def of_teachers(config: ConfigDict, frozen: Sequence[Role], dataset: Dataset) ->
         where = f"roles.{role}.init"
         try:
             step = checkpoint.find_step(pathlib.Path(path), where=where)
-            stored = json.loads((step / "meta" / "metadata").read_text())["config"]
-        except (CheckpointError, OSError, KeyError, ValueError):
+            stored = checkpoint.read_config(step)
+        except CheckpointError:
             continue  # said when it is read
-        yield from teacher_saw(stored, config, where=where)
+        try:
+            yield from teacher_saw(stored, config, where=where)
+        except (KeyError, TypeError, AttributeError):  # written by another version
+            what = f"cannot be compared with the data here: {step} describes its own differently"
+            yield Finding("doubt", what, where)
         result = _result(step)
         if not result:
             continue
@@ -345,8 +350,8 @@ def of_teachers(config: ConfigDict, frozen: Sequence[Role], dataset: Dataset) ->
 def _result(step: pathlib.Path) -> dict[str, Any]:
     for folder in step.parents[:2]:
         try:
-            return json.loads((folder / "result.json").read_text())
-        except (OSError, ValueError):
+            return read_json(folder / "result.json", shape={"classes": list, "best": dict})
+        except DamagedFile:
             continue
     return {}
 

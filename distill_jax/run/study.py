@@ -260,7 +260,8 @@ def _outcomes(
     told: set[tuple[str, str]] = set()
     before = time.perf_counter()
     if config.study.lanes != "no":
-        left = [member for member in group if loop.read_result(member.workdir) is None]
+        results = (loop.read_result(member.workdir, say=_say_later) for member in group)
+        left = [member for member, found in zip(group, results, strict=True) if found is None]
         if len(left) > 1:
             together = _side_by_side(config, left, make_experiment, say, told)
     share = (time.perf_counter() - before) / max(len(together), 1)
@@ -281,6 +282,11 @@ def _outcomes(
         except NonFiniteError as error:
             outcome = error
         yield member, outcome, time.perf_counter() - before
+
+
+def _say_later(line: str) -> None:
+    """Says nothing: `loop.train` looks at the same folder and does."""
+    del line
 
 
 def _side_by_side(

@@ -49,9 +49,12 @@ from distill_jax.run import checkpoint, environment, processes, watch
 from distill_jax.run import config as config_lib
 from distill_jax.run.config import ConfigDict
 from distill_jax.run.resolve import resolve
+from distill_jax.run.stored import DamagedFile, MissingFile, check_folder, read_json
 
 CHUNK_BYTES = 2**25
 """Size of a chunk, about."""
+
+CLEAR = "delete this folder; the next run fills it again"
 
 Answer = Mapping[str, Any]
 """Stored fields by name, with a leading example axis."""
@@ -355,13 +358,23 @@ class Store:
             try:
                 checkpoint.verify(path)
             except CheckpointError as error:
-                hint = "delete this folder; the next run fills it again"
-                raise CheckpointError(error.what, where=str(path), hint=hint) from None
-            arrays = {name: np.load(path / f"{name}.npy", mmap_mode="r") for name in self.fields}
-            self._open[view, chunk] = {
-                name: array.view(self.fields[name].dtype) for name, array in arrays.items()
-            }
+                raise CheckpointError(error.what, where=str(path), hint=CLEAR) from None
+            rows = len(self.positions(chunk))
+            self._open[view, chunk] = {n: self._array(path, n, rows) for n in self.fields}
         return self._open[view, chunk]
+
+    def _array(self, path: pathlib.Path, name: str, rows: int) -> np.ndarray:
+        wanted = self.fields[name]
+        try:
+            array = np.load(path / f"{name}.npy", mmap_mode="r", allow_pickle=False)
+        except (OSError, ValueError, EOFError) as error:
+            what = f"{name}.npy cannot be read: {error}"
+            raise CheckpointError(what, where=str(path), hint=CLEAR) from error
+        expected = jax.ShapeDtypeStruct((rows, *wanted.shape[1:]), _stored(wanted.dtype))
+        if (array.shape, array.dtype) != (expected.shape, expected.dtype):
+            what = f"{name}.npy holds {array.dtype}{array.shape}, not {expected}"
+            raise CheckpointError(what, where=str(path), hint=CLEAR)
+        return array.view(wanted.dtype)
 
 
 def _stored(dtype: np.dtype) -> np.dtype:
@@ -441,7 +454,13 @@ def open_store(
     path, fields = folder / "key.json", plan.fields[role]
     row = sum(math.prod(x.shape[1:]) * x.dtype.itemsize for x in fields.values())
     fresh = {"key": key, "chunk": max(1, CHUNK_BYTES // row)}
-    stored = json.loads(path.read_text()) if path.exists() else fresh
+    try:
+        stored = read_json(path, shape={"key": dict, "chunk": int}, hint=CLEAR)
+        if stored["chunk"] < 1:
+            raise DamagedFile(f"'chunk' is {stored['chunk']}", where=str(path), hint=CLEAR)
+    except MissingFile:
+        check_folder(folder, where="cache.dir")
+        stored = fresh
     changes = config_lib.differences(stored["key"], key)
     if changes:
         raise ConfigError(

@@ -11,13 +11,17 @@ import os
 import pathlib
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol, TextIO
 
 import numpy as np
 import tqdm
 
 from distill_jax.core.errors import UserError
+from distill_jax.run import stored
+
+FLUSH_SECONDS = 120.0
+"""Between two times that TensorBoard events are forced to disk."""
 
 
 def save_arrays(path: pathlib.Path, arrays: Mapping[str, Any]) -> None:
@@ -44,19 +48,23 @@ class JsonlWriter:
 
     Args:
       path: the file; created where it is absent.
-      resume_step: step at which the run continues. Later lines, and a line cut off by a crash, are
-        dropped first by an atomic replacement, and what is there of this step is not written again,
-        so that a resumed run repeats none.
+      resume_step: step at which the run continues, see `resume_lines`; what is there of this step
+        is not written again, so that a resumed run repeats none.
+      say: prints a line.
     """
 
-    def __init__(self, path: str | os.PathLike[str], *, resume_step: int = 0):
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        resume_step: int = 0,
+        say: Callable[[str], None] = print,
+    ):
         self._path = pathlib.Path(path)
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        self._there: set[tuple[int, frozenset[str]]] = set()
-        if self._path.exists():
-            kept = _truncate(self._path, resume_step)
-            rows = [json.loads(line) for line in kept if _step(line) == resume_step]
-            self._there = {(resume_step, frozenset(row)) for row in rows}
+        rows = resume_lines(self._path, resume_step, say=say)
+        at_step = (row for row in rows if row["step"] == resume_step)
+        self._there = {(resume_step, frozenset(row)) for row in at_step}
         self._file = self._path.open("a", encoding="utf-8")
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
@@ -71,26 +79,42 @@ class JsonlWriter:
         self._file.close()
 
 
-def _truncate(path: pathlib.Path, step: int) -> list[str]:
-    """Drops the lines after a step; returns those that stay."""
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    kept = [line for line in lines if line.endswith("\n") and _step(line) <= step]
-    if kept != lines:
+def resume_lines(
+    path: pathlib.Path, step: int, *, say: Callable[[str], None] = print
+) -> list[dict[str, Any]]:
+    """Drops the rows of a JSON-lines file after a step, and a last line that a kill cut off.
+
+    Damaged lines are moved to `<name>.damaged` beside it, with a warning. The file is replaced
+    atomically, and only where something changes.
+
+    Args:
+      path: the file; may be absent.
+      step: the last step to keep.
+      say: prints a line.
+
+    Returns:
+      The rows that stay.
+    """
+    lines = stored.read_lines(path)
+    kept = [(data, row) for data, row in lines if row is not None and row["step"] <= step]
+    damaged = stored.damaged(lines)
+    if damaged:
+        aside = path.with_name(path.name + ".damaged")
+        with aside.open("ab") as file:
+            file.writelines(line.data for line in damaged)
+        n = "1 line" if len(damaged) == 1 else f"{len(damaged)} lines"
+        say(
+            f"warning: {n} of {path.name} cannot be read and moved to {aside.name}; curves and "
+            "alarms go on without what they said"
+        )
+    if len(kept) < len(lines):
         temporary = path.with_name(path.name + ".tmp")
-        with temporary.open("w", encoding="utf-8") as file:
-            file.writelines(kept)
+        with temporary.open("wb") as file:
+            file.writelines(data for data, _ in kept)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    return kept
-
-
-def _step(line: str) -> float:
-    """Returns the step of a line, infinity where it cannot be read."""
-    try:
-        return json.loads(line)["step"]
-    except (ValueError, KeyError, TypeError):
-        return math.inf
+    return [row for _, row in kept]
 
 
 def _number(value: Any) -> float | int | str | None:
@@ -101,39 +125,87 @@ def _number(value: Any) -> float | int | str | None:
 
 
 class TensorBoardWriter:
-    """Writes scalars as TensorBoard events through tensorboardX.
+    """Writes scalars as TensorBoard events, in the format of tensorboardX.
+
+    A copy for convenience: where it cannot be written, a warning says so once and the run goes on
+    without it. tensorboardX's own writer has a thread, whose death blocks the program for ever
+    once its queue is full; its records are written here directly.
 
     Args:
       folder: where the event files go.
       resume_step: TensorBoard hides events of an earlier attempt beyond this step.
+      say: prints a line.
 
     Raises:
       UserError: where tensorboardX is not installed.
     """
 
-    def __init__(self, folder: str | os.PathLike[str], *, resume_step: int = 0):
-        tensorboardX = _import_tensorboardx()
-        purge = resume_step + 1 if resume_step else None
-        self._writer = tensorboardX.SummaryWriter(logdir=str(folder), purge_step=purge)
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        *,
+        resume_step: int = 0,
+        say: Callable[[str], None] = print,
+    ):
+        self._modules = _import_tensorboardx()
+        self._folder, self._say, self._file, self._flushed = folder, say, None, 0.0
+        protocol = self._modules[1]
+        with self._tolerated():
+            os.makedirs(folder, exist_ok=True)
+            self._file = self._modules[0].EventsWriter(os.path.join(folder, "events"))
+            if resume_step:
+                started = protocol.SessionLog(status=protocol.SessionLog.START)
+                event = protocol.Event(step=resume_step + 1, session_log=started)
+                self._file.write_event(event)
+
+    @contextlib.contextmanager
+    def _tolerated(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            failed, self._file = self._file, None
+            with contextlib.suppress(Exception):
+                if failed is not None:
+                    failed.close()
+            first = (str(error) or type(error).__name__).splitlines()[0][:200]
+            self._say(f"warning: no TensorBoard events from now on: {self._folder}: {first}")
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
-        for name, value in metrics.items():
-            if not isinstance(value, str) and value is not None:
-                self._writer.add_scalar(name, float(value), step)
+        if self._file is None:
+            return
+        _, protocol, scalar = self._modules
+        with self._tolerated():
+            for name, value in metrics.items():
+                if not isinstance(value, str) and value is not None:
+                    summary = scalar(name, float(value))
+                    self._file.write_event(
+                        protocol.Event(wall_time=time.time(), step=int(step), summary=summary)
+                    )
+            if time.monotonic() - self._flushed > FLUSH_SECONDS:
+                self._file.flush()
+                self._flushed = time.monotonic()
 
     def close(self) -> None:
-        self._writer.close()
+        if self._file is not None:
+            with self._tolerated():
+                self._file.close()
 
 
 def _import_tensorboardx() -> Any:
-    """Imports tensorboardX without torch, which it would load, for seconds, where present."""
+    """Imports what is used of tensorboardX, without torch, which it would load for seconds.
+
+    Returns:
+      The module of the writer of records, that of the protocol, and what makes a scalar's summary.
+    """
     hidden = "torch" not in sys.modules
     if hidden:
         sys.modules["torch"] = None  # pyright: ignore[reportArgumentType]
     try:
-        import tensorboardX
+        from tensorboardX import event_file_writer
+        from tensorboardX.proto import event_pb2
+        from tensorboardX.summary import scalar
 
-        return tensorboardX
+        return event_file_writer, event_pb2, scalar
     except ImportError:
         raise UserError(
             "tensorboardX is not installed",
@@ -167,6 +239,7 @@ def make_writer(
     resume_step: int = 0,
     tensorboard: bool = False,
     is_main: bool = True,
+    say: Callable[[str], None] = print,
 ) -> MultiWriter:
     """Builds the writer of a run: `metrics.jsonl` and, if asked, `tensorboard/` in the workdir.
 
@@ -175,13 +248,17 @@ def make_writer(
       resume_step: step at which the run continues.
       tensorboard: whether to write TensorBoard events too.
       is_main: whether this process writes; in a multi-process run only the first one does.
+      say: prints a line.
     """
     if not is_main:
         return MultiWriter()
     workdir = pathlib.Path(workdir)
-    writers: list[Writer] = [JsonlWriter(workdir / "metrics.jsonl", resume_step=resume_step)]
+    writers: list[Writer] = [
+        JsonlWriter(workdir / "metrics.jsonl", resume_step=resume_step, say=say)
+    ]
     if tensorboard:
-        writers.append(TensorBoardWriter(workdir / "tensorboard", resume_step=resume_step))
+        folder = workdir / "tensorboard"
+        writers.append(TensorBoardWriter(folder, resume_step=resume_step, say=say))
     return MultiWriter(writers)
 
 

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import json
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,7 +12,7 @@ import numpy as np
 
 from distill_jax.core.errors import UserError
 from distill_jax.evaluators import calibration, classification
-from distill_jax.run import figures
+from distill_jax.run import figures, stored
 from distill_jax.run.report.wording import NONE, decimals, is_finite, minus
 from distill_jax.run.statistics import ArmSummary, Estimate, summarise
 
@@ -242,17 +241,12 @@ class Study:
 
 def read_json(path: Path, notes: list[str]) -> dict[str, Any]:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+        return stored.read_json(path)
+    except stored.MissingFile:
         notes.append(f"{path.name} is missing")
-        return {}
-    except (OSError, ValueError) as error:
-        notes.append(f"{path.name} cannot be read: {error}")
-        return {}
-    if not isinstance(found, dict):
-        notes.append(f"{path.name} is not an object")
-        return {}
-    return found
+    except stored.DamagedFile as error:
+        notes.append(f"{path.name} {error.what}")
+    return {}
 
 
 def _read_records(path: Path, notes: list[str]) -> list[dict[str, Any]]:
@@ -260,18 +254,14 @@ def _read_records(path: Path, notes: list[str]) -> list[dict[str, Any]]:
     if not path.exists():
         notes.append(f"{path.name} is missing")
         return []
-    records, damaged = [], 0
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            record = json.loads(line) if line.strip() else None
-        except ValueError:
-            damaged += 1
-            continue
-        if isinstance(record, dict) and is_finite(record.get("step")):
-            records.append(record)
-    if damaged:
+    try:
+        lines = stored.read_lines(path)
+    except stored.DamagedFile as error:
+        notes.append(f"{path.name} {error.what}")
+        return []
+    if damaged := sum(line.row is None for line in lines):
         notes.append(f"damaged lines of {path.name}, left out: {damaged}")
-    return records
+    return [row for _, row in lines if row is not None and is_finite(row["step"])]
 
 
 def read_arrays(path: Path, needed: str, notes: list[str]) -> dict[str, np.ndarray]:

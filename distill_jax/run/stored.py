@@ -1,0 +1,231 @@
+"""Reads JSON and JSON-lines files that may be damaged, and checks where files will be written.
+
+Every stored JSON file is read here. What is wrong with one is a `DamagedFile` that names it;
+nothing is replaced by a default in silence. Needs no JAX.
+"""
+
+import contextlib
+import errno
+import json
+import os
+import pathlib
+import stat
+import tempfile
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+from distill_jax.core.errors import UserError
+
+Shape = Mapping[str, type | tuple[type, ...]]
+"""Keys that an object must have, with the types of their values."""
+
+
+class DamagedFile(UserError):
+    """A file that cannot be read, or that holds something else than it should."""
+
+
+class MissingFile(DamagedFile):
+    """A file that is absent."""
+
+
+def read_bytes(path: pathlib.Path, *, hint: str = "") -> bytes:
+    """Returns the content of a regular file; a pipe or device in its place does not block.
+
+    Raises:
+      MissingFile: there is none.
+      DamagedFile: it is a folder, a device or a pipe, or cannot be read.
+    """
+    try:
+        mode = path.stat().st_mode
+        if not stat.S_ISREG(mode):
+            what = "is a folder" if stat.S_ISDIR(mode) else "is not a regular file"
+            raise DamagedFile(f"{what}, where a file belongs", where=str(path), hint=hint)
+        return path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise MissingFile("does not exist", where=str(path), hint=hint) from error
+    except (OSError, ValueError, MemoryError) as error:
+        raise DamagedFile(
+            f"cannot be read: {_reason(error)}", where=str(path), hint=hint
+        ) from error
+
+
+def read_text(path: pathlib.Path, *, hint: str = "") -> str:
+    """Returns the content of a UTF-8 text file; raises as `read_bytes` does."""
+    return _decode(read_bytes(path, hint=hint), path, hint)
+
+
+def read_json(path: pathlib.Path, *, shape: Shape | None = None, hint: str = "") -> dict[str, Any]:
+    """Returns the JSON object in a file.
+
+    Args:
+      path: the file.
+      shape: keys that must be there, and the types of their values.
+      hint: what to do about a file that is damaged.
+
+    Raises:
+      MissingFile: there is none.
+      DamagedFile: it is not UTF-8, not JSON, not an object, or not of that shape.
+    """
+    return parse_json(read_bytes(path, hint=hint), path, shape=shape, hint=hint)
+
+
+def parse_json(
+    data: bytes, path: pathlib.Path | str, *, shape: Shape | None = None, hint: str = ""
+) -> dict[str, Any]:
+    """Returns the JSON object in the content of a file; raises as `read_json` does."""
+    found = _parse(_decode(data, path, hint), path, hint)
+    if not isinstance(found, dict):
+        what = f"holds {_spell(found)}, not a JSON object"
+        raise DamagedFile(what, where=str(path), hint=hint)
+    for name, kinds in (shape or {}).items():
+        if name not in found:
+            raise DamagedFile(f"has no {name!r}", where=str(path), hint=hint)
+        value = found[name]
+        if not isinstance(value, kinds) or (isinstance(value, bool) and kinds is not bool):
+            raise DamagedFile(f"{name!r} is {_spell(value)}", where=str(path), hint=hint)
+    return found
+
+
+class Line(NamedTuple):
+    """A line of a JSON-lines file: its bytes, and its object, None where it is damaged."""
+
+    data: bytes
+    row: dict[str, Any] | None
+
+
+def read_lines(path: pathlib.Path) -> list[Line]:
+    """Returns the lines of a JSON-lines file whose rows have a number `step`.
+
+    A damaged line is one that is not UTF-8, not JSON or no such row. A last line without its end,
+    which a kill leaves behind, is damaged too. An absent file has no lines.
+
+    Raises:
+      DamagedFile: the file itself cannot be read.
+    """
+    try:
+        data = read_bytes(path)
+    except MissingFile:
+        return []
+    return [Line(line, _row(line, path)) for line in data.splitlines(keepends=True)]
+
+
+def damaged(lines: Iterable[Line]) -> list[Line]:
+    """Returns the damaged lines but for a last one without its end, which is expected."""
+    return [line for line in lines if line.row is None and line.data.endswith(b"\n")]
+
+
+def _row(line: bytes, path: pathlib.Path) -> dict[str, Any] | None:
+    if not line.endswith(b"\n"):
+        return None
+    with contextlib.suppress(DamagedFile):
+        return parse_json(line, path, shape={"step": (int, float)})
+    return None
+
+
+def _decode(data: bytes, path: pathlib.Path | str, hint: str) -> str:
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        what = f"is not UTF-8: byte {data[error.start]:#04x} at position {error.start}"
+        raise DamagedFile(what, where=str(path), hint=hint) from error
+
+
+def _parse(text: str, path: pathlib.Path | str, hint: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError, MemoryError) as error:
+        what = "is empty" if not text.strip() else f"is not JSON: {_reason(error)}"
+        raise DamagedFile(what, where=str(path), hint=hint) from error
+
+
+def _reason(error: BaseException) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    if isinstance(error, RecursionError):
+        return "nested too deeply"
+    return (str(error) or type(error).__name__).splitlines()[0][:200]
+
+
+def _spell(value: Any) -> str:
+    names = {dict: "an object", list: "a list", str: "a string", type(None): "null"}
+    return names.get(type(value), repr(value)[:40])
+
+
+def check_places(
+    folder: pathlib.Path, *, files: Iterable[str] = (), folders: Iterable[str] = ()
+) -> None:
+    """Checks that nothing of another kind stands where files and folders will be written.
+
+    Raises:
+      UserError: a folder, a device or a pipe where a file belongs, or a file where a folder does.
+    """
+    for name, wanted in [*((n, "file") for n in files), *((n, "folder") for n in folders)]:
+        path = folder / name
+        try:
+            mode = path.stat().st_mode
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            raise UserError(_reason(error), where=str(path), hint="move it away") from error
+        fits = stat.S_ISREG(mode) if wanted == "file" else stat.S_ISDIR(mode)
+        if not fits:
+            kind = "folder" if stat.S_ISDIR(mode) else "file" if stat.S_ISREG(mode) else "device"
+            what = f"is a {kind}, where a {wanted} is written"
+            raise UserError(what, where=str(path), hint="move it away, or choose another folder")
+
+
+def check_folder(path: pathlib.Path, *, where: str, hint: str = "choose another folder") -> None:
+    """Checks that a folder can be made and written to, by writing beside where it would be.
+
+    Permissions, quotas, read-only file systems, immutable folders and pseudo file systems such as
+    `/proc` all show in this way alone. What is tried is removed again.
+
+    Args:
+      path: the folder; it, and folders above it, may be absent.
+      where: flag or config path to name in the error.
+      hint: what would be right.
+
+    Raises:
+      UserError: it cannot.
+    """
+    try:
+        present = _nearest_present(path)
+        if present.is_symlink() and not present.exists():
+            what = f"{present} is a symbolic link to {os.readlink(present)}, which leads nowhere"
+            raise UserError(what, where=where, hint=hint)
+        if not present.is_dir():
+            raise UserError(f"{present} is a file", where=where, hint="name a folder")
+        tried = tempfile.mkdtemp(prefix=".distill_jax_", dir=present)
+    except (OSError, ValueError) as error:
+        what = f"{path} cannot be made or written to: {_reason(error)}"
+        raise UserError(what, where=where, hint=hint) from error
+    try:
+        file = pathlib.Path(tried, "file")
+        file.write_bytes(b"x")
+    except OSError as error:
+        what = f"{path} cannot be made or written to: {_reason(error)}"
+        raise UserError(what, where=where, hint=hint) from error
+    finally:
+        with contextlib.suppress(OSError):
+            pathlib.Path(tried, "file").unlink(missing_ok=True)
+            os.rmdir(tried)
+
+
+def _nearest_present(path: pathlib.Path) -> pathlib.Path:
+    """Returns the path, or the lowest folder above it that exists.
+
+    Raises:
+      OSError: the path cannot be looked at, or a name in it is too long.
+    """
+    present = path
+    while True:
+        try:
+            os.lstat(present)
+            break
+        except (FileNotFoundError, NotADirectoryError):
+            present = present.parent
+    longest = os.pathconf(present, "PC_NAME_MAX") if present.is_dir() else 255
+    for part in path.relative_to(present).parts:
+        if len(os.fsencode(part)) > longest:
+            raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG), part)
+    return present
