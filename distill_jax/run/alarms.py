@@ -13,7 +13,7 @@ import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from distill_jax.run import stored, writers
+from distill_jax.run import sharing, stored, writers
 
 History = Sequence[tuple[int, float]]
 Rule = Callable[[History], str | None]
@@ -234,7 +234,8 @@ def spell(alarm: Mapping[str, Any]) -> str:
 def told(folder: pathlib.Path) -> list[str]:
     """Returns the alarms in the folder of a run, finished or not, one line each."""
     rows = _rows(folder / "alarms.jsonl", math.inf)
-    return [spell(row) for row in rows if set(Alarm._fields) <= set(row)]
+    lines = [spell(row) for row in rows if set(Alarm._fields) <= set(row)]
+    return sharing.scrubbed(lines, folder)
 
 
 def _rows(path: pathlib.Path, step: float) -> list[dict[str, Any]]:

@@ -34,6 +34,7 @@ from distill_jax.run import config as config_lib
 from distill_jax.run.checkpoint import Checkpointer
 from distill_jax.run.config import ConfigDict
 from distill_jax.run.environment import Preempted
+from distill_jax.run.sharing import scrubbed
 from distill_jax.run.stored import DamagedFile, MissingFile, read_json, read_text
 
 NEUTRAL = (
@@ -121,7 +122,7 @@ def create_workdir(config: ConfigDict, workdir: pathlib.Path) -> None:
     """Writes `config.json` and `env.json`."""
     if jax.process_index() == 0:
         workdir.mkdir(parents=True, exist_ok=True)
-        write_json(workdir / "env.json", environment.describe_environment())
+        write_json(workdir / "env.json", scrubbed(environment.describe_environment(), workdir))
         write_json(workdir / "config.json", json.loads(config_lib.to_json(config)))
 
 
@@ -650,7 +651,7 @@ class Run:
             "skipped": self.skipped,
             "compute": {"seconds": round(self.seconds, 3), **compute},
         }
-        write_json(self.workdir / "result.json", result)
+        write_json(self.workdir / "result.json", scrubbed(result, self.workdir))
         return result
 
 

@@ -15,7 +15,7 @@ from distill_jax.core.errors import ConfigError, NonFiniteError, nearest
 from distill_jax.evaluators._directions import direction
 from distill_jax.run import build as build_lib
 from distill_jax.run import config as config_lib
-from distill_jax.run import lanes, loop, processes, report, statistics
+from distill_jax.run import lanes, loop, processes, report, sharing, statistics
 from distill_jax.run.config import ConfigDict
 
 _REFERENCE = re.compile(r"arm:(?P<arm>[\w.+-]+)(@(?P<seed>\d+))?(?P<role>#[\w/]+[*]?)?$")
@@ -185,8 +185,9 @@ def run_study(
             if isinstance(outcome, NonFiniteError):
                 failure = {"status": "failed", "value": None, "error": str(outcome)}
                 statuses[member.arm, member.seed] = failure
-                facts = {"arm": member.arm, "seed": member.seed, "error": str(outcome)}
-                loop.write_json(member.workdir / "result.json", {"status": "failed", **facts})
+                facts = {"status": "failed", "arm": member.arm, "seed": member.seed}
+                facts["error"] = sharing.scrubbed(str(outcome), member.workdir)
+                loop.write_json(member.workdir / "result.json", facts)
                 say(f"{label} failed: {outcome.what}")
             else:
                 metrics = outcome["metrics"]
@@ -416,7 +417,7 @@ def _write(config, workdir, statuses) -> dict[str, list[statistics.ArmSummary]]:
         "summary": [_summary_row(row) for row in summaries["value"]],
         "summary_best": [_summary_row(row) for row in summaries.get("best", [])],
     }
-    loop.write_json(workdir / "study.json", contents)
+    loop.write_json(workdir / "study.json", sharing.scrubbed(contents, workdir))
     return summaries
 
 

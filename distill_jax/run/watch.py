@@ -170,11 +170,12 @@ class Watch:
             return
         self._told = at
         message = (
-            f"process {self._process} on {self._host} (pid {os.getpid()}) is in phase "
-            f"{phase!r} for {waited:.0f} s, after step {self.step} of {self._total}"
+            f"process {self._process} is in phase {phase!r} for {waited:.0f} s, "
+            f"after step {self.step} of {self._total}"
         )
         self.stalls.append(Stall(self.step, phase, message))
-        report = f"stalled: {message}; where its threads are:\n{_stacks()}"
+        where = f"on {self._host} (pid {os.getpid()})"
+        report = f"stalled: {message}, {where}; where its threads are:\n{_stacks()}"
         with contextlib.suppress(OSError):
             print(report, file=sys.stderr, flush=True)
         for folder in self._folders:

@@ -5,10 +5,12 @@ TensorFlow.
 """
 
 import contextlib
+import glob
 import json
 import math
 import os
 import pathlib
+import socket
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -124,6 +126,16 @@ def _number(value: Any) -> float | int | str | None:
     return value if math.isfinite(value) else None
 
 
+def _drop_host(folder: pathlib.Path) -> None:
+    """Takes the host out of the names of event files, which tensorboardX ends with it."""
+    host = socket.gethostname()
+    for path in folder.glob(f"events.out.tfevents.*.{glob.escape(host)}"):
+        name, n = path.name.removesuffix(f".{host}"), 0
+        while (new := path.with_name(f"{name}.{n}")).exists():
+            n += 1
+        path.rename(new)
+
+
 class TensorBoardWriter:
     """Writes scalars as TensorBoard events, in the format of tensorboardX.
 
@@ -153,6 +165,7 @@ class TensorBoardWriter:
         with self._tolerated():
             os.makedirs(folder, exist_ok=True)
             self._file = self._modules[0].EventsWriter(os.path.join(folder, "events"))
+            _drop_host(pathlib.Path(folder))
             if resume_step:
                 started = protocol.SessionLog(status=protocol.SessionLog.START)
                 event = protocol.Event(step=resume_step + 1, session_log=started)

@@ -58,7 +58,7 @@ def test_a_stall_is_told_once_with_stacks_phase_and_process(tmp_path, capsys):
     [stall] = made.stalls
     assert (stall.step, stall.phase) == (1, "data")
     for told in (capsys.readouterr().err, (tmp_path / "stall-1.txt").read_text()):
-        assert "process 1 on" in told and "phase 'data' for 10 s, after step 1 of 9" in told
+        assert "process 1 is in phase 'data' for 10 s, after step 1 of 9, on " in told
         assert told.count("test_a_stall_is_told_once") == 1 and "is MainThread" in told
     made.enter("data")  # a sign of life, then another stall
     made._clock.now += 11

@@ -12,7 +12,7 @@ import numpy as np
 
 from distill_jax.core.errors import UserError
 from distill_jax.evaluators import calibration, classification
-from distill_jax.run import figures, stored
+from distill_jax.run import figures, sharing, stored
 from distill_jax.run.report.wording import NONE, decimals, is_finite, minus
 from distill_jax.run.statistics import ArmSummary, Estimate, summarise
 
@@ -241,7 +241,7 @@ class Study:
 
 def read_json(path: Path, notes: list[str]) -> dict[str, Any]:
     try:
-        return stored.read_json(path)
+        return sharing.scrubbed(stored.read_json(path), path.parent)
     except stored.MissingFile:
         notes.append(f"{path.name} is missing")
     except stored.DamagedFile as error:
