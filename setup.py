@@ -8,6 +8,15 @@ from setuptools import find_packages, setup
 ROOT = pathlib.Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "distill_jax/__init__.py").read_text())[1]
 
+# Folders of the top level that a wheel holds inside the package. In a source tree, and so in an
+# editable install, `distill_jax/{configs,launch}/__init__.py` point at them instead.
+MAPPED = {
+    f"distill_jax.{'.'.join(folder.relative_to(ROOT).parts)}": str(folder.relative_to(ROOT))
+    for top in ("configs", "launch")
+    for folder in (ROOT / top, *sorted((ROOT / top).iterdir()))
+    if folder.is_dir() and folder.name != "__pycache__"
+}
+
 setup(
     name="distill_jax",
     version=VERSION,
@@ -16,8 +25,12 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11",
-    packages=find_packages(include=["distill_jax", "distill_jax.*"]),
-    package_data={"distill_jax": ["data/assets/*", "run/report/*.css"]},
+    packages=[*find_packages(include=["distill_jax", "distill_jax.*"], exclude=[*MAPPED]), *MAPPED],
+    package_dir=MAPPED,
+    package_data={
+        "distill_jax": ["data/assets/*", "run/report/*.css"],
+        "distill_jax.launch": ["*.sh", "*.md"],
+    },
     install_requires=[
         "jax>=0.10.2,<0.13",
         "flax>=0.12.8,<0.13",
@@ -38,7 +51,13 @@ setup(
         "test": ["pytest>=8", "pytest-xdist>=3.6", "scikit-learn>=1.5"],
         "lint": ["ruff>=0.14", "pyright[nodejs]>=1.1.400", "scikit-learn>=1.5", "pytest>=8"],
     },
-    entry_points={"console_scripts": ["distill-jax = distill_jax.main:run"]},
+    entry_points={
+        "console_scripts": [
+            "distill-jax = distill_jax.main:run",
+            "distill-jax-launch = distill_jax.launch.local:entry",
+            "distill-jax-sweep = distill_jax.launch.sweep:entry",
+        ]
+    },
     classifiers=[
         "License :: OSI Approved :: Apache Software License",
         "Programming Language :: Python :: 3.11",

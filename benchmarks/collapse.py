@@ -67,7 +67,7 @@ HEALTHY = (
 def make_config(name: str, changes=(), *, every: int = EVERY):
     """The config of a method, short; of its evaluation nearest neighbours are left."""
     module, _, argument = name.partition(":")
-    config = importlib.import_module(f"configs.ssl.{module}").get_config(argument)
+    config = importlib.import_module(f"distill_jax.configs.ssl.{module}").get_config(argument)
     config.evaluators = {"knn": config.evaluators["knn"].to_dict()}
     config.log.tensorboard = False
     if not every:
@@ -141,7 +141,8 @@ def cost(name: str, *, seconds: float) -> dict[str, float]:
     that is logged measures, and every other one may cost more as well: `ratio` is the mean of an
     interval of watched steps over an unwatched step, each kind of step by its median.
     """
-    every = importlib.import_module(f"configs.ssl.{name}").get_config("").log.every_steps
+    module = importlib.import_module(f"distill_jax.configs.ssl.{name}")
+    every = module.get_config("").log.every_steps
     sides = []
     for watched in (True, False):
         config = make_config(name, every=every)

@@ -28,7 +28,7 @@ WAYS = ("vmap", "loop", "unroll")
 
 
 def make_config(net: str, *, lanes: bool):
-    from configs import common
+    from distill_jax.configs import common
     from distill_jax.run import config as config_lib
 
     config = common.fashion_mnist()

@@ -66,7 +66,7 @@ def make_data(*, method: str, size: int) -> Any:
 
 def make_config(method: str, size: int) -> Any:
     """Returns the shipped config without augmentation and evaluation."""
-    module = importlib.import_module(f"configs.ssl.{method}")
+    module = importlib.import_module(f"distill_jax.configs.ssl.{method}")
     config = module.get_config("fashion" if size == 28 else "")
     config.data.name = f"{Path(__file__).stem}:make_data"
     config.data.kwargs = {"method": method, "size": size}

@@ -1,6 +1,6 @@
 """Pieces of the studies that test a paper's claim at a small scale."""
 
-from configs import common
+from distill_jax.configs import common
 from distill_jax.run import config as config_lib
 
 

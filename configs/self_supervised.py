@@ -1,6 +1,6 @@
 """What the configs of self-supervised pretraining share: data, views, encoders and evaluation."""
 
-from configs import common
+from distill_jax.configs import common
 from distill_jax.run import config as config_lib
 
 SIZES = {"digits": 8, "fashion_mnist_5k": 28}

@@ -156,5 +156,10 @@ def main(argv: Sequence[str]) -> int:
     return run(lines, grace=flags.grace)
 
 
-if __name__ == "__main__":
+def entry() -> None:
+    """The console script."""
     sys.exit(main(sys.argv[1:]))
+
+
+if __name__ == "__main__":
+    entry()

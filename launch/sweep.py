@@ -50,10 +50,14 @@ def read_space(spec: str) -> dict[str, Any]:
     Raises:
       SweepError: there is no such file or function, or it returns something else.
     """
-    path = pathlib.Path(spec.partition(":")[0])
-    if not path.is_file():
-        raise SweepError(f"no such file: {path}")
     sys.path.insert(0, str(ROOT))
+    from distill_jax.core.errors import UserError
+    from distill_jax.run import config_files
+
+    try:
+        path = config_files.find(spec.partition(":")[0])
+    except UserError as error:
+        raise SweepError(str(error)) from None
     space = runpy.run_path(str(path)).get("sweep")
     if not callable(space):
         raise SweepError(f"{path} has no function sweep()")
@@ -279,5 +283,10 @@ def main(argv: Sequence[str]) -> int:
     return code
 
 
-if __name__ == "__main__":
+def entry() -> None:
+    """The console script."""
     sys.exit(main(sys.argv[1:]))
+
+
+if __name__ == "__main__":
+    entry()

@@ -16,7 +16,12 @@ ALLOWED = {
     "models": {"core"},
     "data": {"core"},
     "evaluators": {"core"},
-    "run": {"core", "losses", "weighers", "objectives", "models", "data", "evaluators"},
+    "configs": set(),
+    "launch": set(),
+    "run": {
+        *("core", "losses", "weighers", "objectives", "models", "data", "evaluators"),
+        "configs",
+    },
     "main": {"core", "run"},
 }
 FILES = sorted(ROOT.rglob("*.py"))

@@ -11,7 +11,7 @@ the controls: frozen (with `--config.roles.weigher.kwargs.zero_init=false`), shu
 joint. `:full` and `:smoke` as in `configs/distill/supervised.py`.
 """
 
-from configs import common
+from distill_jax.configs import common
 from distill_jax.run import config as config_lib
 
 

@@ -8,7 +8,7 @@ The teacher is the best checkpoint, by held-out accuracy, of the run in `roles.t
 `:full` and `:smoke` as in `supervised.py`.
 """
 
-from configs import common
+from distill_jax.configs import common
 from distill_jax.run import config as config_lib
 
 

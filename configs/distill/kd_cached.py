@@ -11,7 +11,7 @@ stored crops of FKD do (Shen, Xing 2022, arXiv:2112.01528), so that the folder s
 reads what the first has stored. `:full` and `:smoke` as in `supervised.py`.
 """
 
-from configs.distill import kd
+from distill_jax.configs.distill import kd
 
 
 def get_config(arg: str = ""):

@@ -6,7 +6,7 @@
 images.
 """
 
-from configs import common
+from distill_jax.configs import common
 from distill_jax.run import config as config_lib
 
 

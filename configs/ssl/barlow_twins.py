@@ -10,7 +10,7 @@ As published the projector is as wide as there is room for: here wider than the 
 than the batch, beyond which the correlation cannot become the identity.
 """
 
-from configs import common, self_supervised
+from distill_jax.configs import common, self_supervised
 
 
 def get_config(arg: str = ""):

@@ -11,7 +11,7 @@ An average remembers about 1 / (1 - decay) steps, 100 here: the published 0.996 
 The predictor's ablation shows in long runs only, as the average barely moves in short ones.
 """
 
-from configs import common, self_supervised
+from distill_jax.configs import common, self_supervised
 
 
 def get_config(arg: str = ""):

@@ -7,7 +7,7 @@ Three views: with two the attraction has nothing to weigh; the paper has five. T
 `train/embedding/`. `:fashion` and `:smoke` as in `simclr.py`.
 """
 
-from configs import common, self_supervised
+from distill_jax.configs import common, self_supervised
 
 
 def get_config(arg: str = ""):

@@ -8,7 +8,7 @@ things. `:sigmoid` asks of each pair by itself whether it is one. `train/scale` 
 learned temperature. `:fashion` and `:smoke` as in `simclr.py`.
 """
 
-from configs import common, self_supervised
+from distill_jax.configs import common, self_supervised
 from distill_jax.run import config as config_lib
 
 

@@ -13,8 +13,9 @@ of a network that was never trained. `:fashion` takes clothes instead of digits,
 images and a few steps.
 """
 
-from configs import common
-from configs.ssl import dino
+from distill_jax.configs.ssl import dino
+
+from distill_jax.configs import common
 
 
 def get_config(arg: str = ""):

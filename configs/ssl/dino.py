@@ -14,7 +14,7 @@ As published: AdamW, heads without batch normalization, a bottleneck of their wi
 prototypes, which stay as they are in the first epoch. Far fewer prototypes than for ImageNet.
 """
 
-from configs import common, self_supervised
+from distill_jax.configs import common, self_supervised
 
 PROTOTYPES = 128
 

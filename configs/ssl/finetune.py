@@ -11,7 +11,7 @@ of digits, `:smoke` generated images and a few steps. To train the last layer al
 `--config.roles.student.frozen=true --config.objective.kwargs.train_encoder=false`.
 """
 
-from configs import common, self_supervised
+from distill_jax.configs import common, self_supervised
 from distill_jax.run import config as config_lib
 
 

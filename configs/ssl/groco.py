@@ -7,7 +7,7 @@ are mostly of the anchor's own: fewer of them are worth a try on such data. `:fa
 as in `simclr.py`.
 """
 
-from configs import common, self_supervised
+from distill_jax.configs import common, self_supervised
 
 
 def get_config(arg: str = ""):

@@ -14,7 +14,7 @@ token is the representation. Far fewer prototypes than for ImageNet. Not as publ
 of 0.02 in place of 0.04, with which all assignments became uniform here within 50 steps.
 """
 
-from configs import common, self_supervised
+from distill_jax.configs import common, self_supervised
 
 PROTOTYPES = 64
 

@@ -15,7 +15,7 @@ With four times the learning rate and an average of
 0.99, targets of different images first become alike, and part again only later.
 """
 
-from configs import common, self_supervised
+from distill_jax.configs import common, self_supervised
 from distill_jax.run import config as config_lib
 
 

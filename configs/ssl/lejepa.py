@@ -12,7 +12,7 @@ As published: two global views and small crops, a projector with batch normaliza
 0.05. Narrower, with fewer directions.
 """
 
-from configs import common, self_supervised
+from distill_jax.configs import common, self_supervised
 
 
 def get_config(arg: str = ""):

@@ -6,7 +6,7 @@ The number of neighbours goes with the batch and the number of classes: as many 
 in the batch, or fewer. `:fashion` and `:smoke` as in `simclr.py`.
 """
 
-from configs import common, self_supervised
+from distill_jax.configs import common, self_supervised
 
 
 def get_config(arg: str = ""):

@@ -13,7 +13,7 @@ digits are often flat: `epsilon` is the square of a tenth of the range of pixels
 1e-6.
 """
 
-from configs import common, self_supervised
+from distill_jax.configs import common, self_supervised
 from distill_jax.run import config as config_lib
 
 

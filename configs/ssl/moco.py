@@ -8,7 +8,7 @@ use. The average remembers 100 steps, not the paper's 1000: the run is as short 
 and `:smoke` as in `simclr.py`.
 """
 
-from configs import common, self_supervised
+from distill_jax.configs import common, self_supervised
 
 
 def get_config(arg: str = ""):

@@ -6,7 +6,7 @@
 where the paper freezes it. `:fashion` and `:smoke` as in `simclr.py`.
 """
 
-from configs import common, self_supervised
+from distill_jax.configs import common, self_supervised
 
 
 def get_config(arg: str = ""):

@@ -8,7 +8,7 @@ and a probe with few labels, beside raw pixels and the encoder before training. 
 `:smoke` generated images and a few steps.
 """
 
-from configs import common, self_supervised
+from distill_jax.configs import common, self_supervised
 from distill_jax.run import config as config_lib
 
 PROTOTYPES, QUEUE, WIDTH = 64, 2048, 64

@@ -11,7 +11,7 @@ As published: one view is the row as it is, in the other 60 % of the cells are t
 and the temperature is 1. The network is that of `configs/ssl/tjepa.py`, not a perceptron.
 """
 
-from configs import common, self_supervised
+from distill_jax.configs import common, self_supervised
 
 
 def get_config(arg: str = ""):

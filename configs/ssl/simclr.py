@@ -8,7 +8,7 @@ instead of digits, `:smoke` generated images and a few steps. Where the batch is
 table of similarities, `objective.kwargs.form=ring` keeps a block of it on each device.
 """
 
-from configs import common, self_supervised
+from distill_jax.configs import common, self_supervised
 
 
 def get_config(arg: str = ""):

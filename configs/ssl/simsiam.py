@@ -12,7 +12,7 @@ As published: SGD with momentum, three layers in the projector, the last normali
 shift, and a predictor with a narrow hidden layer.
 """
 
-from configs import common, self_supervised
+from distill_jax.configs import common, self_supervised
 
 
 def get_config(arg: str = ""):

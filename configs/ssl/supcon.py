@@ -6,7 +6,7 @@ Compare with `configs/ssl/look.py`, which leaves a class its parts. `:fashion` a
 `simclr.py`.
 """
 
-from configs import common, self_supervised
+from distill_jax.configs import common, self_supervised
 
 
 def get_config(arg: str = ""):

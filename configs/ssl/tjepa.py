@@ -13,7 +13,7 @@ Heads of scikit-learn, a perceptron and boosted trees, read the same. `:adult` t
 `:collapse` lets them have a gradient too. `:smoke` takes generated rows and a few steps.
 """
 
-from configs import common, self_supervised
+from distill_jax.configs import common, self_supervised
 from distill_jax.run import config as config_lib
 
 

@@ -9,7 +9,7 @@ alone, which collapses. `:fashion` takes clothes instead of digits, `:smoke` gen
 few steps.
 """
 
-from configs import common, self_supervised
+from distill_jax.configs import common, self_supervised
 
 
 def get_config(arg: str = ""):

@@ -11,7 +11,7 @@ where 0.9 was worse than no teacher at all: so short a training learns more slow
 targets.
 """
 
-from configs import common, trust
+from distill_jax.configs import common, trust
 from distill_jax.run import config as config_lib
 
 

@@ -16,7 +16,7 @@ method of `configs/distillation.py` with its published weights (of `ab` and `ft`
 Published figures stand beside ours.
 """
 
-from configs import common, distillation, published, trust
+from distill_jax.configs import common, distillation, published, trust
 from distill_jax.run import config as config_lib
 
 NETWORKS = {

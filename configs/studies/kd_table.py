@@ -15,7 +15,7 @@ for every method by held-out accuracy with a seed of its own: `:tune` runs that 
 `:tune,mlp`), `SCALES` has its result. `:smoke` takes seconds on generated images.
 """
 
-from configs import common, distillation
+from distill_jax.configs import common, distillation
 from distill_jax.run import config as config_lib
 
 GRID = (1.0, 0.1, 0.01)

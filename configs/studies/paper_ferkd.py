@@ -14,7 +14,7 @@ trusted.
 Thresholds are not the paper's, which could not be confirmed.
 """
 
-from configs import common
+from distill_jax.configs import common
 from distill_jax.run import config as config_lib
 
 POLICIES = {

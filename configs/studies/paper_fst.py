@@ -9,7 +9,7 @@ without. Arms: labels alone, the mean teacher (the reference), one with a faster
 four times the steps (the compute of K = 3), one and three deep virtual steps, three wide ones.
 """
 
-from configs import common, papers
+from distill_jax.configs import common, papers
 
 
 def get_config(arg: str = ""):

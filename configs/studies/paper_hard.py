@@ -10,7 +10,7 @@ do not learn, HARD, HARD without keeping the teacher's answer, and distillation 
 bound above. Nobody tells the augmentor that shifts matter.
 """
 
-from configs import common, papers
+from distill_jax.configs import common, papers
 from distill_jax.run import config as config_lib
 
 

@@ -10,7 +10,7 @@ without the step at the test domain. The predictions of an adapted student see t
 are for, without labels. The student starts from the reference; the aggregator from scratch.
 """
 
-from configs import common, papers
+from distill_jax.configs import common, papers
 
 
 def get_config(arg: str = ""):

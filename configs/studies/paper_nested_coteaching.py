@@ -16,7 +16,7 @@ part has clean labels, and selection by it is a hidden budget of clean labels, t
 `:smoke` takes seconds on generated images.
 """
 
-from configs import common
+from distill_jax.configs import common
 from distill_jax.run import config as config_lib
 
 SIGMA, NOISE = 10.0, 0.4

@@ -15,7 +15,7 @@ The comparison is of `test/nll`; `--config.study.metric=test/aurc` or `test/accu
 same finished runs by another measure. `:smoke` takes seconds on generated images.
 """
 
-from configs import common
+from distill_jax.configs import common
 from distill_jax.run import config as config_lib
 
 

@@ -11,7 +11,7 @@ the robust policy; and that with half of the true error rate. The scout saw the 
 alone.
 """
 
-from configs import common, papers
+from distill_jax.configs import common, papers
 
 
 def get_config(arg: str = ""):

@@ -11,7 +11,7 @@ from the network without penalty; IRMv1 and V-REx from the found features. Nearl
 part is one batch.
 """
 
-from configs import common, papers
+from distill_jax.configs import common, papers
 
 
 def get_config(arg: str = ""):

@@ -11,7 +11,7 @@ first layer of the projector beats fine-tuning from the encoder (`wide` above `w
 `:draw1`, `:draw2` take other labels. `:smoke` takes seconds on generated images.
 """
 
-from configs import common, self_supervised
+from distill_jax.configs import common, self_supervised
 
 WIDTHS = {"narrow": (8, 16, 32), "wide": (32, 64, 128)}
 HIDDEN = (128, 128)

@@ -13,7 +13,7 @@ and tells what averaging alone gives. Every arm of four views runs 256 images in
 The training part is a fifth of Fashion-MNIST-5k. `:smoke` takes seconds on generated images.
 """
 
-from configs import common
+from distill_jax.configs import common
 from distill_jax.run import config as config_lib
 
 

@@ -11,7 +11,7 @@ divergence; and a fine-tuning on labels after it. Their difference between the t
 0.2 points, which this cannot resolve.
 """
 
-from configs import common, papers
+from distill_jax.configs import common, papers
 
 
 def get_config(arg: str = ""):

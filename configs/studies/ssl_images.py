@@ -19,7 +19,7 @@ classes and the probe asks for ten. `:smoke` takes seconds on generated images.
 
 import importlib
 
-from configs import common, self_supervised
+from distill_jax.configs import common, self_supervised
 
 CONVNET = (
     "simclr",
@@ -41,7 +41,7 @@ GROUPS = {"parity": (0, 1) * 5, "halves": (0,) * 5 + (1,) * 5}
 
 def method(name: str, reference, **kwargs) -> dict:
     """The arm of a method: what its config changes in the study's."""
-    config = importlib.import_module(f"configs.ssl.{name}").get_config()
+    config = importlib.import_module(f"distill_jax.configs.ssl.{name}").get_config()
     config.objective.kwargs.update(kwargs)
     for key in ("total", "eval", "batch_size", "log"):
         config[key] = reference[key]

@@ -19,7 +19,7 @@ seconds on generated rows.
 
 import importlib
 
-from configs import common, self_supervised
+from distill_jax.configs import common, self_supervised
 
 TABLES = ("letter", "adult", "digits")
 RIVALS = ("byol", "simsiam", "vicreg", "barlow_twins")
@@ -41,7 +41,7 @@ def get_config(arg: str = ""):
     def arm(method: str, transforms: dict, **student) -> dict:
         """What the objective of a method, and its heads, change in the study's config."""
         module, _, argument = method.partition(":")
-        own = importlib.import_module(f"configs.ssl.{module}").get_config(argument)
+        own = importlib.import_module(f"distill_jax.configs.ssl.{module}").get_config(argument)
         changed = reference.copy_and_resolve_references()
         changed.data.train_transforms = (*columns, *transforms)
         changed.data.transform_kwargs = transforms

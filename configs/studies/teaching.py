@@ -13,7 +13,7 @@ Each student learns from the teacher of its own seed. All arms have the same ima
 augmentation of what the student sees, "mixed" excepted. Images have 14 x 14 pixels.
 """
 
-from configs import common
+from distill_jax.configs import common
 from distill_jax.run import config as config_lib
 
 

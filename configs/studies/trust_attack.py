@@ -9,7 +9,7 @@ attack types (2,414 distinct records, 7 classes, no "normal" class), compared by
 normal traffic from four kinds of attack.
 """
 
-from configs import common, trust
+from distill_jax.configs import common, trust
 from distill_jax.run import config as config_lib
 
 

@@ -10,7 +10,7 @@ positive, UCI's split), which is not a click log; `:census` reads Census-Income 
 read those click logs in their original formats from the file given there.
 """
 
-from configs import common, trust
+from distill_jax.configs import common, trust
 from distill_jax.run import config as config_lib
 
 DATA = {"census": "census_income", "criteo": "criteo", "avazu": "avazu"}

@@ -16,7 +16,7 @@ arms.
 `:full` reads the whole of Fashion-MNIST; `:smoke` takes seconds on generated images.
 """
 
-from configs import common, trust
+from distill_jax.configs import common, trust
 from distill_jax.run import config as config_lib
 
 

@@ -9,7 +9,7 @@ wrong", on test examples that neither the student nor the ratio network has seen
 network that is never trained.
 """
 
-from configs import common, trust
+from distill_jax.configs import common, trust
 from distill_jax.run import config as config_lib
 
 

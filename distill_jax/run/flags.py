@@ -21,7 +21,7 @@ from absl import flags
 
 from distill_jax.core.errors import ConfigError, UserError, nearest
 from distill_jax.run import config as config_lib
-from distill_jax.run import unused
+from distill_jax.run import config_files, unused
 from distill_jax.run.stored import read_text
 
 MODES = {
@@ -241,19 +241,14 @@ def load(spec: str) -> config_lib.ConfigDict:
     """Returns what `get_config` of a config file returns.
 
     Args:
-      spec: `"path.py"`, or `"path.py:arg"` for `get_config(arg)`.
+      spec: `"path.py"` or the name of a shipped config, such as `"kd"` or `"distill/kd"`;
+        with `":arg"` behind it, `get_config(arg)` is called.
 
     Raises:
       UserError: for a file that is absent, raises, or returns something else than a config.
     """
     name, colon, arg = spec.partition(":")
-    path = pathlib.Path(name).expanduser()
-    if not path.is_file():
-        folder = path.parent
-        there = [str(p) for p in folder.glob("*.py")] if folder.is_dir() else []
-        what = f"{name} is a folder" if path.is_dir() else f"no such file: {name}"
-        hint = nearest(name, there) if there else f"there is no config in {folder}"
-        raise UserError(what, where="--config", hint=hint)
+    path = config_files.find(name)
     with _importable(path):
         try:
             found = runpy.run_path(str(path), run_name="config")

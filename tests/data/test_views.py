@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs import common
+from distill_jax.configs import common
 from distill_jax.core.errors import ConfigError
 from distill_jax.data import transforms
 from distill_jax.run import build

@@ -91,7 +91,7 @@ def test_local_hands_sigterm_on():
             time.sleep(0.05)
         os.kill(os.getpid(), signal.SIGTERM)
 
-    threading.Thread(target=stop).start()
+    threading.Thread(target=stop, daemon=True).start()
     assert local.run([python(f"{wait}; time.sleep(60)")] * 2, grace=5, stdout=out) == 75
 
 

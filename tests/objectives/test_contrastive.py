@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from distill_jax.configs.ssl import simclr
 
-from configs.ssl import simclr
 from distill_jax.core import lanes, partition
 from distill_jax.core.errors import ConfigError
 from distill_jax.losses import contrastive

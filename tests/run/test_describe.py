@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from distill_jax.configs.distill import kd
 from jax.sharding import PartitionSpec as P
 
-from configs.distill import kd
 from distill_jax.core import partition
 from distill_jax.core.errors import ConfigError
 from distill_jax.run import build, collectives, describe

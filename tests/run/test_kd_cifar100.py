@@ -8,11 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from distill_jax.configs.distillation import METHODS
+from distill_jax.configs.studies import kd_cifar100
 
-from configs import published
-from configs.distillation import METHODS
-from configs.studies import kd_cifar100
 from distill_jax import main
+from distill_jax.configs import published
 from distill_jax.core import state
 from distill_jax.core.api import Model
 from distill_jax.core.errors import DataUnavailable

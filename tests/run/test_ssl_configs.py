@@ -8,7 +8,7 @@ from distill_jax.run import config as config_lib
 
 
 def load(name, arg=""):
-    return importlib.import_module(f"configs.ssl.{name}").get_config(arg)
+    return importlib.import_module(f"distill_jax.configs.ssl.{name}").get_config(arg)
 
 
 @pytest.mark.parametrize("name", ["dino", "ibot", "mugs", "continual", "ijepa", "tjepa"])

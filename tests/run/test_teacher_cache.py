@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs import common
+from distill_jax.configs import common
 from distill_jax.core import rng, steps
 from distill_jax.core.errors import CheckpointError, ConfigError
 from distill_jax.data.source import example_ids
