@@ -26,7 +26,7 @@ assert len(config_files.shipped()) == {count}
 
 @pytest.fixture(scope="module")
 def tree(tmp_path_factory):
-    """A copy of the source tree without what git ignores, so that nothing is built into this one."""
+    """A copy of the source tree to build from, without what git ignores."""
     copy = tmp_path_factory.mktemp("source") / "tree"
     ignored = shutil.ignore_patterns(".git", ".venv", "__pycache__", "runs", "build", "*.egg-info")
     shutil.copytree(ROOT, copy, ignore=ignored)
