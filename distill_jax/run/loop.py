@@ -831,7 +831,8 @@ class Loop:
             state = self._steps(stop, state, step, progress)
             progress.close()
             self.clock.lap("train")
-            results = self._finish(state)
+            with self.watch.during("other", "what ends a run"):
+                results = self._finish(state)
             self.watch.enter("done" if self._going else "failed")
             return results
 
@@ -982,7 +983,8 @@ class Loop:
         if self._going and any("trust" in e.outputs for e in evaluators):
             self._write_trust(state)
         if isinstance(program, Alone) and self._going:
-            program.draw(state)
+            with self.watch.during("evaluation", "pictures"):
+                program.draw(state)
         earlier = {i: found["step"] for i, found in best.items() if found is not None}
         earlier = {i: step for i, step in earlier.items() if step != self.total}
         outputs, facts, parts = [], {}, []
@@ -994,7 +996,7 @@ class Loop:
                     restored = run.checkpointer.restore(run.experiment.abstract_state, step=step)
                     assert restored is not None
                     states[i] = restored.state
-            with self.watch.during("evaluation", "evaluation of test"):
+            with self.watch.during("evaluation", "evaluation of the best state"):
                 outputs, facts, parts = self._collect(program.join(states), "test")
         self.clock.lap("finish")
         self._take_stalls()
