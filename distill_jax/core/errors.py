@@ -3,7 +3,7 @@
 import contextlib
 import difflib
 import traceback
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 
 
 class UserError(Exception):
@@ -68,6 +68,22 @@ def explained(what: str, *, where: str) -> Iterator[None]:
             where=where,
             hint=f"in {file}:{last.lineno}: {last.line}",
         ) from error
+
+
+@contextlib.contextmanager
+def below(path: str, names: Container[str]) -> Iterator[None]:
+    """Gives errors that name an argument alone its whole config path.
+
+    Args:
+      path: of the group that holds the arguments.
+      names: the arguments.
+    """
+    try:
+        yield
+    except UserError as error:
+        if error.where not in names:
+            raise
+        raise type(error)(error.what, where=f"{path}.{error.where}", hint=error.hint) from error
 
 
 def nearest(name: str, options: Iterable[str]) -> str:

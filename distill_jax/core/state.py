@@ -1,6 +1,7 @@
 """From an objective and its networks to a training state, shapes first."""
 
-from collections.abc import Callable, Mapping
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -75,6 +76,25 @@ jax.tree_util.register_pytree_node(
 )
 
 
+@contextlib.contextmanager
+def _blames(role: Role) -> Iterator[None]:
+    """Gives what a network raises on its inputs the config path of the network.
+
+    A network names an argument of its own alone, and what is no argument by one of `_NO_KEYS`.
+    """
+    try:
+        with explained("the network fails on its inputs", where=f"roles.{role}"):
+            yield
+    except ConfigError as error:
+        if "." in error.where or ":" in error.where:
+            raise
+        name = "" if error.where in _NO_KEYS else f".kwargs.{error.where}"
+        raise ConfigError(error.what, where=f"roles.{role}{name}", hint=error.hint) from error
+
+
+_NO_KEYS = ("", "input", "roles", "rngs", "data")
+
+
 class ShapeNets:
     """Answers the calls of an objective with zeros of the right shapes, and remembers them."""
 
@@ -94,13 +114,13 @@ class ShapeNets:
             )
         model, specs = self.models[role], _spec(inputs)
         key = jax.ShapeDtypeStruct((), jax.random.key(0).dtype)
-        with explained("the network fails on its inputs", where=f"roles.{role}"):
+        with _blames(role):
             params, state = jax.eval_shape(model.init, key, *specs)
 
         def apply(params, state, key, *inputs):
             return model.apply(params, state, *inputs, train=train, rngs={"dropout": key})
 
-        with explained("the network fails on its inputs", where=f"roles.{role}"):
+        with _blames(role):
             outputs, new_state = jax.eval_shape(apply, params, state, key, *specs)
         self.seen.setdefault(role, RoleShapes(specs, params, state, outputs))
         return _Outputs(role, cast(zeros(outputs), jnp.float32)), zeros(new_state)

@@ -71,13 +71,11 @@ def make(
     """
     check_head(outputs, ratio)
     if heads < 1:
-        raise ConfigError(
-            f"heads is {heads}", where="roles.weigher.kwargs.heads", hint="at least 1"
-        )
+        raise ConfigError(f"heads is {heads}", where="heads", hint="at least 1")
     if width < 1 or width % heads:
         raise ConfigError(
             f"{heads} heads do not divide a width of {width}",
-            where="roles.weigher.kwargs.width",
+            where="width",
             hint=f"a multiple of {heads}, such as {heads * max(1, round(width / heads))}",
         )
     return from_linen(RatioAttention(outputs, heads, width, ratio, zero_init))

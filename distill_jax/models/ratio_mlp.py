@@ -23,13 +23,9 @@ def head(x: Array, *, outputs: int, ratio: float, zero_init: bool) -> Array:
 def check_head(outputs: int, ratio: float) -> None:
     """Raises `ConfigError` for a ratio outside (0, 1), or no outputs."""
     if not 0 < ratio < 1:
-        raise ConfigError(
-            f"ratio is {ratio}", where="roles.weigher.kwargs.ratio", hint="between 0 and 1"
-        )
+        raise ConfigError(f"ratio is {ratio}", where="ratio", hint="between 0 and 1")
     if outputs < 1:
-        raise ConfigError(
-            f"outputs is {outputs}", where="roles.weigher.kwargs.outputs", hint="at least 1"
-        )
+        raise ConfigError(f"outputs is {outputs}", where="outputs", hint="at least 1")
 
 
 class RatioMLP(nn.Module):
@@ -73,7 +69,7 @@ def make(
     if any(width < 1 for width in hidden):
         raise ConfigError(
             f"hidden is {tuple(hidden)}",
-            where="roles.weigher.kwargs.hidden",
+            where="hidden",
             hint="widths of at least 1, or () for a linear map",
         )
     return from_linen(RatioMLP(outputs, tuple(hidden), ratio, zero_init))

@@ -792,9 +792,10 @@ def _make_models(config: ConfigDict, provided: Mapping[str, Any]) -> dict[Role, 
         name, kwargs = _role_spec(config, role)
         source = config.roles[role].ema_of
         if source and (name, kwargs) != _role_spec(config, source):
+            differs = "model" if name != _role_spec(config, source)[0] else "kwargs"
             raise ConfigError(
                 f"a moving average of {source!r} is a network like it",
-                where=f"roles.{role}.model",
+                where=f"roles.{role}.{differs}",
                 hint="leave model and kwargs out",
             )
         make = resolve("models", name, where=f"roles.{role}.model")
@@ -802,7 +803,11 @@ def _make_models(config: ConfigDict, provided: Mapping[str, Any]) -> dict[Role, 
         asked = {**provided, **adapters.LATER}
         bound = bind(make, kwargs, where=where, provided=asked)
         with explained("fails with these arguments", where=where):
-            models[role] = adapters.build(bound)
+            try:
+                models[role] = adapters.build(bound)
+            except ConfigError as e:
+                where = e.where or f"roles.{role}.model"
+                raise ConfigError(e.what, where=where, hint=e.hint) from e
     return {r: _wide(m) for r, m in models.items()} if config.precision == "float64" else models
 
 
@@ -847,9 +852,10 @@ def _make_evaluators(
         evaluator = bind(make, dict(kwargs or {}), where=f"evaluators.{name}")()
         for role, names in evaluator.outputs.items():
             if role not in outputs:
+                by_key = dict(kwargs or {}).get("role") == role
                 raise ConfigError(
                     f"evaluator {name!r} reads {role!r}, which the run does not have",
-                    where=f"evaluators.{name}",
+                    where=f"evaluators.{name}" + ".role" * by_key,
                     hint=nearest(role, outputs),
                 )
             for output in names:
@@ -918,6 +924,7 @@ def build(config: ConfigDict, *, shapes_only: bool = False) -> Experiment:
     make_transform(config, dataset, train=False)
     with explained("fails on these inputs", where="data.train_transforms"):
         batch = jax.eval_shape(transform, jax.eval_shape(jax.random.key, 0), raw, jnp.int32(0))
+    _check_labels(config, batch, dataset)
     image_shape = jax.tree.leaves(batch["input"])[0].shape
     provided = {
         "num_classes": len(dataset.classes),
@@ -931,7 +938,7 @@ def build(config: ConfigDict, *, shapes_only: bool = False) -> Experiment:
         models = teacher_cache.limit(config, models)
     with explained(f"{config.objective.name} fails on these networks", where="objective"):
         shapes = state.infer_shapes(objective, models, batch)
-    _check_classes(shapes, dataset, objective.auxiliary)
+    _check_classes(config, shapes, dataset, objective.auxiliary)
     _check_starts(config, models, shapes, trainable)
     if isinstance(objective, Weighed):
         for role, path in weighing.dead_parameters(objective, models, shapes):
@@ -1021,18 +1028,22 @@ def _two_levels(config, objective, tx, trainable, duration) -> tuple[Any, Outer 
             where="accum_steps",
             hint="set accum_steps to 1, and bilevel.low_memory=true to save memory",
         )
-    outer_tx, _ = optim.make_optimizer(
-        name=spec.optim.name,
-        total_steps=duration["total_steps"],
-        lr=spec.optim.lr,
-        schedule="constant",
-        schedule_kwargs={},
-        warmup_steps=0,
-        weight_decay=spec.optim.weight_decay if roles else 0.0,
-        decay_mask=((r"kernel$", True), (r".", False)),
-        clip_norm=None,
-        kwargs=spec.optim.kwargs.to_dict(),
-    )
+    try:
+        outer_tx, _ = optim.make_optimizer(
+            name=spec.optim.name,
+            total_steps=duration["total_steps"],
+            lr=spec.optim.lr,
+            schedule="constant",
+            schedule_kwargs={},
+            warmup_steps=0,
+            weight_decay=spec.optim.weight_decay if roles else 0.0,
+            decay_mask=((r"kernel$", True), (r".", False)),
+            clip_norm=None,
+            kwargs=spec.optim.kwargs.to_dict(),
+        )
+    except ConfigError as e:
+        where = f"bilevel.{e.where}" if e.where.startswith("optim") else e.where
+        raise ConfigError(e.what, where=where, hint=e.hint) from e
     optimizers = bilevel.Optimizers(tx, outer_tx, roles)
     if objective.control == "frozen":
         return optimizers, None
@@ -1145,15 +1156,47 @@ def _schedule_args(config: ConfigDict, steps_per_epoch: float, total_steps: int)
     }
 
 
-def _check_classes(shapes: state.Shapes, dataset: Dataset, others: tuple[Role, ...]) -> None:
+def _check_labels(config: ConfigDict, batch: Batch, dataset: Dataset) -> None:
+    """Refuses transforms that make shares of other classes than the data have."""
+    shares, k = batch.get("label_probs"), len(dataset.classes)
+    if shares is None or not k or shares.shape[-1] == k:
+        return
+    kwargs = config.data.transform_kwargs
+    given = [n for n in config.data.train_transforms if "num_classes" in kwargs.get(n, {})]
+    where = f"data.transform_kwargs.{given[0]}.num_classes" if given else "data.train_transforms"
+    raise ConfigError(
+        f"labels become shares of {shares.shape[-1]} classes, the data have {k}",
+        where=where,
+        hint="leave num_classes out: it is taken from the data" if given else "",
+    )
+
+
+def _check_classes(
+    config: ConfigDict, shapes: state.Shapes, dataset: Dataset, others: tuple[Role, ...]
+) -> None:
     for role, found in shapes.roles.items():
         logits = found.outputs.get("logits") if role not in others else None
         if logits is not None and dataset.classes and logits.shape[-1] != len(dataset.classes):
+            where, hint = _source_of_classes(config, role)
             raise ConfigError(
                 f"{role} has {logits.shape[-1]} classes, the data {len(dataset.classes)}",
-                where=f"roles.{role}.kwargs.num_classes",
-                hint="leave num_classes out: it is taken from the data",
+                where=where,
+                hint=hint,
             )
+
+
+def _source_of_classes(config: ConfigDict, role: Role) -> tuple[str, str]:
+    """Returns the key that says how many logits a network has, and what would be right."""
+    if role not in config.roles:
+        return "cache.teacher", "logits of the classes of the data"
+    spec = config.roles[role]
+    if "num_classes" in spec.kwargs:
+        hint = "leave num_classes out: it is taken from the data"
+        return f"roles.{role}.kwargs.num_classes", hint
+    if not spec.model and spec.init:
+        return f"roles.{role}.init", "a network that was trained on the classes of the data"
+    hint = "as many logits as classes: an argument num_classes is taken from the data"
+    return f"roles.{role}.{'kwargs' if spec.kwargs else 'model'}", hint
 
 
 def _check_starts(

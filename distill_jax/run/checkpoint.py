@@ -521,7 +521,10 @@ def read_network(
     try:
         _check_structure(folder, ROLE + role, tree, part=part)
     except CheckpointError as e:
-        raise CheckpointError(e.what, where=f"{where}: {e.where}", hint=e.hint) from e
+        hint = "give the model and the kwargs that it was trained with"
+        if "/positions: (" in e.what:
+            hint = "learned positions are of one size of image: give that on which it was trained"
+        raise CheckpointError(e.what, where=f"{where}: {e.where}", hint=hint) from e
     if part:
         stored = _stored_shapes(folder, ROLE + role)
         tree = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), stored)

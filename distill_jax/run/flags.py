@@ -303,5 +303,7 @@ def _raised(error: Exception, path: pathlib.Path) -> UserError:
         own = [f for f in frames if pathlib.Path(f.filename) == path] or list(frames)
         where, line = f"{own[-1].filename}:{own[-1].lineno}", own[-1].line or ""
     text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
-    text = text.strip("'\"").replace("\\n", " ").replace("\n", " ")
+    if isinstance(error, KeyError):
+        text = text.strip("'\"")
+    text = text.replace("\\n", " ").replace("\n", " ")
     return ConfigError(f"{type(error).__name__}: {text}", where=where, hint=f"in: {line}")

@@ -9,10 +9,10 @@ import pkgutil
 import re
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from typing import Any
 
-from distill_jax.core.errors import ConfigError, explained, nearest
+from distill_jax.core.errors import ConfigError, below, explained, nearest
 
 _NOUNS = {"data": "data set"}
 _DEFINES_MAKE = re.compile(r"^(def make\(|class make\b|make\b.*=|from .* import .*\bmake\b)", re.M)
@@ -115,6 +115,8 @@ def bind(
     kwargs = {name: _plain(value) for name, value in kwargs.items()}
     keywords, open_ended = _keywords(fn)
     label = getattr(fn, "__qualname__", repr(fn))
+    if label == "make":  # that of a module, which is what the config names
+        label = fn.__module__.rpartition(".")[2]
     for name in kwargs:
         if name not in keywords and not open_ended:
             raise ConfigError(
@@ -134,13 +136,13 @@ def bind(
                 where=f"{where}.{name}",
                 hint=f"{label} expects {_spell(hints[name])}",
             )
-    return functools.partial(_explained(fn, where), **bound)
+    return functools.partial(_explained(fn, where, keywords), **bound)
 
 
-def _explained(fn: Callable[..., Any], where: str) -> Callable[..., Any]:
+def _explained(fn: Callable[..., Any], where: str, names: Container[str]) -> Callable[..., Any]:
     @functools.wraps(fn, updated=())
     def call(**kwargs: Any) -> Any:
-        with explained("fails with these arguments", where=where):
+        with explained("fails with these arguments", where=where), below(where, names):
             return fn(**kwargs)
 
     return call

@@ -136,5 +136,5 @@ def test_attention_needs_blocks():
     ],
 )
 def test_hyperparameters_are_checked(name, kwargs, at):
-    with pytest.raises(ConfigError, match=f"roles.weigher.kwargs.{at}: "):
+    with pytest.raises(ConfigError, match=f"{at}: "):
         MAKES[name](**kwargs)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from distill_jax.core import partition
-from distill_jax.run import build, study
+from distill_jax.run import build, flags, loop, study
 from distill_jax.run import config as config_lib
 
 
@@ -59,3 +59,32 @@ def test_a_batch_larger_than_the_data_is_of_the_data():
     parts = (experiment.dataset.train, experiment.dataset.held_out, experiment.dataset.test)
     largest = max(map(len, parts))
     assert largest <= experiment.eval_batch_size < 2 * largest + 8
+
+
+def test_what_ends_a_run_is_no_late_compilation(tmp_path, monkeypatch):
+    """Pictures, the test split, controls, and the best state where that is an earlier one."""
+    monkeypatch.setattr(loop.masked, "store", lambda *_, **__: jax.jit(lambda x: x + 1)(1.0))
+    steps = iter([3.0, 2.0, 1.0])
+    measure = loop.measure
+
+    def worse(experiment, outputs, facts, split, parts=None):
+        found = measure(experiment, outputs, facts, split, parts)
+        return found | ({"held_out/accuracy": next(steps)} if split == "held_out" else {})
+
+    monkeypatch.setattr(loop, "measure", worse)
+    said = []
+    config = make_config(**{"total.steps": 3, "eval.every.steps": 1, "log.tensorboard": False})
+    result = loop.train(config, tmp_path, say=said.append)
+    assert result["best"]["step"] == 1
+    assert not [line for line in said if "compiled again" in line]
+    assert result["compute"]["compilations_after_start"] == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["mae", "ijepa"])
+def test_methods_with_pictures_compile_nothing_late(name, tmp_path):
+    said = []
+    result = loop.train(flags.load(f"configs/ssl/{name}.py:smoke"), tmp_path, say=said.append)
+    assert (tmp_path / "masks.npz").exists()
+    assert not [line for line in said if "compiled again" in line]
+    assert result["compute"]["compilations_after_start"] == 0
