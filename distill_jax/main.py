@@ -108,34 +108,35 @@ def _run(parsed: flags.Flags) -> int:
 
 
 def _do(parsed: flags.Flags) -> None:
-    from distill_jax.run import loop, processes
+    from distill_jax.run import build, loop, processes
 
+    make_experiment = functools.partial(build.build, trusted=parsed.trusted)
     if processes.count() > 1:
         # Lanes are chosen by time, which processes measure differently.
         parsed.config.study.lanes = "no"
     main_process = processes.is_main()
     say = _say if main_process else _silent
 
-    config, workdir = parsed.config, parsed.workdir
+    config, workdir, trusted = parsed.config, parsed.workdir, parsed.trusted
     if parsed.mode == "describe":
         from distill_jax.run import describe
 
-        print(describe.describe(config))
+        print(describe.describe(config, trusted=trusted))
     elif parsed.mode == "study":
         from distill_jax.run import study
 
         assert workdir is not None
-        table = study.run_study(config, workdir, say=say)
+        table = study.run_study(config, workdir, trusted=trusted, say=say)
         if main_process:
             print(table)
     elif parsed.mode == "eval":
         assert workdir is not None
-        table = loop.evaluate_run(config, workdir)
+        table = loop.evaluate_run(config, workdir, make_experiment=make_experiment)
         if main_process:
             print(table)
     else:
         assert workdir is not None
-        result = loop.train(config, workdir, say=say)
+        result = loop.train(config, workdir, make_experiment=make_experiment, say=say)
         if main_process:
             print(loop.format_result(result))
             from distill_jax.run import report  # not before the first step

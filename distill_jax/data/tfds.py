@@ -11,7 +11,8 @@ where the network and, for most builders, TensorFlow are at hand, and copy the f
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +107,42 @@ def _count_records(path: os.PathLike) -> int:
     return count
 
 
+def check_features(folder: Path) -> None:
+    """Refuses a `features.json` that would make TFDS import a module that it chooses.
+
+    Feature classes are named there, and TFDS imports the module of one that it does not know.
+    Allowed are its own and those of modules that this program has imported already.
+
+    Raises:
+      DataUnavailable: naming the class.
+    """
+
+    def names(node: Any) -> Iterator[str]:
+        if isinstance(node, dict):
+            for key, value in node.items():
+                if key in ("type", "pythonClassName", "python_class_name"):
+                    yield str(value)
+                yield from names(value)
+        elif isinstance(node, list):
+            for item in node:
+                yield from names(item)
+
+    path = folder / "features.json"
+    try:
+        stored = json.loads(path.read_bytes()) if path.exists() else {}
+    except ValueError as error:
+        raise DataUnavailable(f"not JSON: {error}", where=str(path), hint=DAMAGED) from None
+    for name in names(stored):
+        module = name.rpartition(".")[0]
+        if module and not name.startswith("tensorflow_datasets.") and module not in sys.modules:
+            raise DataUnavailable(
+                f"names code outside TFDS: {name!r}",
+                where=str(path),
+                hint=f"if you trust it, import {module} in a data set of your own that calls "
+                "distill_jax.data.tfds.make",
+            )
+
+
 def make(
     *,
     name: str,
@@ -156,6 +193,7 @@ def make(
             where="data.name",
             hint="pip install tensorflow-datasets array_record importlib_resources",
         ) from error
+    check_features(folder)
     builder: Any = tfds.builder_from_directory(folder)
     info = builder.info
     features = info.features

@@ -3,10 +3,9 @@
 import dataclasses
 import functools
 import math
-import pathlib
 import sys
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import jax
@@ -39,6 +38,7 @@ from distill_jax.core.api import (
     Role,
     Source,
     State,
+    Transform,
 )
 from distill_jax.core.errors import ConfigError, explained, nearest
 from distill_jax.core.precision import cast
@@ -47,10 +47,10 @@ from distill_jax.data import corruption, loader, transforms
 from distill_jax.data.source import Subset, example_ids
 from distill_jax.evaluators._features import spread
 from distill_jax.models import adapters
-from distill_jax.run import checkpoint, preflight, processes, teacher_cache, watch
+from distill_jax.run import checkpoint, paths, preflight, processes, teacher_cache, watch
 from distill_jax.run import config as config_lib
 from distill_jax.run.config import ConfigDict
-from distill_jax.run.resolve import bind, resolve
+from distill_jax.run.resolve import bind, names_in, resolve
 
 RAW_WIDTH = 4096
 """Inputs of more numbers than this are no control of embeddings."""
@@ -82,12 +82,17 @@ class Experiment:
     total_steps: int
     steps_per_epoch: float
     resident: bool
+    trusted: Collection[str]
     cache: teacher_cache.Plan | None = None
     _compiled: dict[Any, Any] = dataclasses.field(default_factory=dict)
 
     def variant(self, step: int) -> str:
         """Returns which of the compiled steps is due: "outer" where the weigher learns too."""
         return "outer" if self.outer is not None and self.outer.due(step) else "inner"
+
+    def transform(self, *, train: bool) -> Transform:
+        """Returns the transforms of training or evaluation batches."""
+        return make_transform(self.config, self.dataset, train=train, trusted=self.trusted)
 
     @property
     def variants(self) -> tuple[str, ...]:
@@ -111,7 +116,7 @@ class Experiment:
         if "doubts" in self._compiled:
             return
         raw = _batch_shapes(self.dataset.train, self.config.batch_size)
-        evaluate = make_transform(self.config, self.dataset, train=False)
+        evaluate = self.transform(train=False)
         doubts = preflight.check(self, raw=raw, evaluate=evaluate, alone=alone)
         self._compiled["doubts"] = doubts
         for doubt in doubts:
@@ -218,8 +223,7 @@ class Experiment:
             )
         wide = ahead.steps if ahead.kind == "wide" else 0
         names = self.metric_names(variant)
-        train = make_transform(config, self.dataset, train=True)
-        evaluation = make_transform(config, self.dataset, train=False)
+        train, evaluation = self.transform(train=True), self.transform(train=False)
         over_batch = partition.over_batch(self.mesh)
 
         def batch_of(fed, step, batch_size, transform, key):
@@ -361,7 +365,7 @@ class Experiment:
         return jax.eval_shape(self._raw, batch["input"]).shape[1] <= RAW_WIDTH
 
     def _evaluation_transform(self, batch: Batch, step: Any = 0) -> Batch:
-        transform = make_transform(self.config, self.dataset, train=False)
+        transform = self.transform(train=False)
         return transform(rng.stream(jax.random.key(0), "transform"), batch, jnp.int32(step))
 
     def _evaluation_batch(self, batch: Batch, step: Any) -> Batch:
@@ -621,21 +625,14 @@ class Experiment:
             source=self.dataset.train,
             models=self.models,
             frozen=frozen,
-            transform=make_transform(self.config, self.dataset, train=True),
+            transform=self.transform(train=True),
             say=say,
         )
 
     def _read(self, config, role: Role, params: PyTree, model_state: PyTree):
-        path, _, source = config.roles[role].init.partition("#")
-        source, _, part = source.partition("/")
-        like = (params, model_state)
-        values = checkpoint.read_network(
-            pathlib.Path(path),
-            role=source or "student",
-            part=part,
-            like=like,
-            where=f"roles.{role}.init",
-        )
+        like, where = (params, model_state), f"roles.{role}.init"
+        path, source, part = paths.parse_origin(config.roles[role].init, where=where)
+        values = checkpoint.read_network(path, role=source, part=part, like=like, where=where)
         if role in self.cached:
             return values
         put = lambda x, to: jax.device_put(np.asarray(x, to.dtype), to.sharding)  # noqa: E731
@@ -696,15 +693,20 @@ def _with_sharding(x, sharding) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
 
 
-def make_transform(config: ConfigDict, dataset: Dataset, *, train: bool):
-    """Builds the transforms of training or evaluation batches, in the order of the config."""
+def make_transform(
+    config: ConfigDict, dataset: Dataset, *, train: bool, trusted: Collection[str] = ()
+) -> Transform:
+    """Builds the transforms of training or evaluation batches, in the order of the config.
+
+    `trusted` as in `resolve`.
+    """
     key = "train_transforms" if train else "eval_transforms"
     made = {}
     for name in config.data[key]:
         where = f"data.transform_kwargs.{name}"
         by_path = ":" in name
         make = (
-            resolve("data", name, where=f"data.{key}")
+            resolve("data", name, where=f"data.{key}", trusted=trusted)
             if by_path
             else transforms.resolve(name, where=f"data.{key}")
         )
@@ -724,16 +726,21 @@ def make_transform(config: ConfigDict, dataset: Dataset, *, train: bool):
             )
     transform = transforms.compose(made)
     if data.teacher_view != "same":
-        clean = make_transform(config, dataset, train=False)
+        clean = make_transform(config, dataset, train=False, trusted=trusted)
         transform = transforms.two_views(
             made, clean if data.teacher_view == "clean" else None, shared=data.teacher_shares
         )
     return transforms.in_turn(transform, data.views) if data.views else transform
 
 
-def load_dataset(config: ConfigDict, *, shapes_only: bool = False) -> Dataset:
-    """Reads the data set of a config, or only its shapes where it can tell them without reading."""
-    make = resolve("data", config.data.name, where="data.name")
+def load_dataset(
+    config: ConfigDict, *, shapes_only: bool = False, trusted: Collection[str] = ()
+) -> Dataset:
+    """Reads the data set of a config, or only its shapes where it can tell them without reading.
+
+    `trusted` as in `resolve`.
+    """
+    make = resolve("data", config.data.name, where="data.name", trusted=trusted)
     if shapes_only:
         make = getattr(sys.modules[make.__module__], "spec", make)
     dataset = bind(
@@ -765,28 +772,30 @@ def _role_spec(config: ConfigDict, role: Role) -> tuple[str, dict]:
         return _role_spec(config, source)
     if not spec.init:
         raise ConfigError("no model is named", where=f"roles.{role}.model")
-    path, _, source = spec.init.partition("#")
-    if "/" in source:
+    where = f"roles.{role}.init"
+    origin = paths.parse_origin(spec.init, where=where)
+    if origin.part:
         raise ConfigError(
-            f"{source} is a part of a network, whose model must be named",
+            f"{origin.role}/{origin.part} is a part of a network, whose model must be named",
             where=f"roles.{role}.model",
             hint="linear_head for the last layer of a classifier",
         )
-    step = checkpoint.find_step(pathlib.Path(path), where=f"roles.{role}.init")
+    step = checkpoint.find_step(origin.path, where=where)
     roles = checkpoint.read_config(step)["roles"]
-    name = source or "student"
     try:
-        return roles[name]["model"], dict(roles[name]["kwargs"])
+        return roles[origin.role]["model"], dict(roles[origin.role]["kwargs"])
     except (KeyError, TypeError, ValueError):
         known = [n for n, found in roles.items() if isinstance(found, dict) and "model" in found]
         raise ConfigError(
-            f"the run that wrote {step} has no network {name!r}",
-            where=f"roles.{role}.init",
-            hint=nearest(name, known),
+            f"the run that wrote {step} has no network {origin.role!r}",
+            where=where,
+            hint=nearest(origin.role, known),
         ) from None
 
 
-def _make_models(config: ConfigDict, provided: Mapping[str, Any]) -> dict[Role, Model]:
+def _make_models(
+    config: ConfigDict, provided: Mapping[str, Any], trusted: Collection[str]
+) -> dict[Role, Model]:
     models = {}
     for role in config.roles:
         name, kwargs = _role_spec(config, role)
@@ -798,7 +807,7 @@ def _make_models(config: ConfigDict, provided: Mapping[str, Any]) -> dict[Role, 
                 where=f"roles.{role}.{differs}",
                 hint="leave model and kwargs out",
             )
-        make = resolve("models", name, where=f"roles.{role}.model")
+        make = resolve("models", name, where=f"roles.{role}.model", trusted=trusted)
         where = f"roles.{role}.kwargs"
         asked = {**provided, **adapters.LATER}
         bound = bind(make, kwargs, where=where, provided=asked)
@@ -844,11 +853,11 @@ def _moving_average(spec: ConfigDict, total_steps: int) -> tuple[Role, steps.Dec
 
 
 def _make_evaluators(
-    config: ConfigDict, outputs: Mapping[str, Any], dataset: Dataset
+    config: ConfigDict, outputs: Mapping[str, Any], dataset: Dataset, trusted: Collection[str]
 ) -> dict[str, Evaluator]:
     evaluators = {}
     for name, kwargs in config.evaluators.items():
-        make = resolve("evaluators", name, where="evaluators")
+        make = resolve("evaluators", name, where="evaluators", trusted=trusted)
         evaluator = bind(make, dict(kwargs or {}), where=f"evaluators.{name}")()
         for role, names in evaluator.outputs.items():
             if role not in outputs:
@@ -876,12 +885,17 @@ def _make_evaluators(
     return evaluators
 
 
-def build(config: ConfigDict, *, shapes_only: bool = False) -> Experiment:
+def build(
+    config: ConfigDict, *, shapes_only: bool = False, trusted: Collection[str] | None = None
+) -> Experiment:
     """Turns a config into an experiment; nothing is computed, and data is read unless told not to.
 
     Args:
       config: the config; it is validated first.
       shapes_only: whether the data set is asked for its shapes instead of its examples.
+      trusted: names and modules outside this package that may be imported, see `resolve`. By
+        default those that the config names, which must then be the caller's own: of a config that
+        was read from a file, as by `config.from_json`, give what is trusted, or `()`.
 
     Raises:
       ConfigError: anything in the config does not fit anything else in it.
@@ -889,15 +903,18 @@ def build(config: ConfigDict, *, shapes_only: bool = False) -> Experiment:
       CheckpointError: a network to start from is absent, damaged, or of other shapes.
     """
     config_lib.validate(config)
+    trusted = names_in(config) if trusted is None else trusted
     trainable, frozen, averages = _split_roles(config)
-    make_objective = resolve("objectives", config.objective.name, where="objective.name")
+    make_objective = resolve(
+        "objectives", config.objective.name, where="objective.name", trusted=trusted
+    )
     mesh = partition.make_mesh(**{axis: config.mesh[axis] for axis in partition.AXES})
     rules = (_rules(config, name) for name in ("rules", "frozen_rules"))
     partition.check_model_axis(mesh, *rules)
     partition.check_batch(
         config.batch_size, mesh, accum_steps=config.accum_steps, where="batch_size"
     )
-    dataset = load_dataset(config, shapes_only=shapes_only)
+    dataset = load_dataset(config, shapes_only=shapes_only, trusted=trusted)
     steps_per_epoch = len(dataset.train) / config.batch_size
     total_steps = config_lib.total_steps(config, len(dataset.train))
     schedule_args = _schedule_args(config, steps_per_epoch, total_steps)
@@ -911,7 +928,7 @@ def build(config: ConfigDict, *, shapes_only: bool = False) -> Experiment:
     }
     kwargs = config.objective.kwargs.to_dict()
     objective = bind(make_objective, kwargs, where="objective.kwargs", provided=facts)()
-    objective = _weighed(config, objective, dataset, total_steps)
+    objective = _weighed(config, objective, dataset, total_steps, trusted)
     resident = _is_resident(config, dataset)
     _check_lookahead(config, dataset, ema, resident=resident)
     duration = {"steps_per_epoch": steps_per_epoch, "total_steps": total_steps}
@@ -920,8 +937,8 @@ def build(config: ConfigDict, *, shapes_only: bool = False) -> Experiment:
         _check_outer(config, outer, dataset, mesh, resident=resident)
 
     raw = _batch_shapes(dataset.train, config.batch_size)
-    transform = make_transform(config, dataset, train=True)
-    make_transform(config, dataset, train=False)
+    transform = make_transform(config, dataset, train=True, trusted=trusted)
+    make_transform(config, dataset, train=False, trusted=trusted)
     with explained("fails on these inputs", where="data.train_transforms"):
         batch = jax.eval_shape(transform, jax.eval_shape(jax.random.key, 0), raw, jnp.int32(0))
     _check_labels(config, batch, dataset)
@@ -931,9 +948,10 @@ def build(config: ConfigDict, *, shapes_only: bool = False) -> Experiment:
         "image_size": image_shape[1],
         "cardinalities": dataset.cardinalities,
     }
-    models = _make_models(config, provided)
-    if config.cache.teacher:
-        models |= teacher_cache.stand_in(config, steps.teacher_view(batch))
+    models = _make_models(config, provided, trusted)
+    teacher = teacher_cache.find_teacher(config, trusted) if config.cache.teacher else None
+    if teacher is not None:
+        models |= teacher_cache.stand_in(config, teacher, steps.teacher_view(batch))
     if config.cache.dir:
         models = teacher_cache.limit(config, models)
     with explained(f"{config.objective.name} fails on these networks", where="objective"):
@@ -952,6 +970,7 @@ def build(config: ConfigDict, *, shapes_only: bool = False) -> Experiment:
         _check_cache(config, objective, tx)
         cache = teacher_cache.make_plan(
             config,
+            teacher=teacher,
             transform=transform,
             raw=raw,
             outputs={role: shapes.roles[role].outputs for role in config.cache.roles},
@@ -965,7 +984,7 @@ def build(config: ConfigDict, *, shapes_only: bool = False) -> Experiment:
         dataset=dataset,
         objective=objective,
         models=models,
-        evaluators=_make_evaluators(config, _readable(objective, shapes, config), dataset),
+        evaluators=_make_evaluators(config, _readable(objective, shapes, config), dataset, trusted),
         shapes=shapes,
         tx=tx,
         schedule=schedule,
@@ -976,6 +995,7 @@ def build(config: ConfigDict, *, shapes_only: bool = False) -> Experiment:
         total_steps=total_steps,
         steps_per_epoch=steps_per_epoch,
         resident=resident,
+        trusted=trusted,
         cache=cache,
     )
 
@@ -995,12 +1015,18 @@ def _check_cache(config: ConfigDict, objective: Objective, tx: Any) -> None:
         )
 
 
-def _weighed(config: ConfigDict, objective: Objective, dataset: Dataset, total: int) -> Objective:
+def _weighed(
+    config: ConfigDict,
+    objective: Objective,
+    dataset: Dataset,
+    total: int,
+    trusted: Collection[str],
+) -> Objective:
     """Returns the objective, weighed where the config names a weigher."""
     spec = config.weigher
     if not spec.name:
         return objective
-    make = resolve("weighers", spec.name, where="weigher.name")
+    make = resolve("weighers", spec.name, where="weigher.name", trusted=trusted)
     provided = {"total_steps": total}
     weigher = bind(make, spec.kwargs.to_dict(), where="weigher.kwargs", provided=provided)()
     return Weighed(

@@ -8,6 +8,7 @@ import pathlib
 
 from distill_jax import configs
 from distill_jax.core.errors import UserError, nearest
+from distill_jax.run import paths
 
 
 def shipped() -> dict[str, pathlib.Path]:
@@ -29,7 +30,7 @@ def find(name: str) -> pathlib.Path:
     Raises:
       UserError: there is no such file, or two shipped configs have this name.
     """
-    path = pathlib.Path(name).expanduser()
+    path = paths.expand(name, where="--config")
     if path.is_file():
         return path
     files = shipped()

@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Collection
 
 import jax
 
@@ -38,17 +39,21 @@ def _leaf_rows(tree) -> list[tuple[str, ...]]:
     return rows
 
 
-def describe(config: ConfigDict) -> str:
+def describe(config: ConfigDict, *, trusted: Collection[str] | None = None) -> str:
     """Returns the resolved config, the parameters, the sharding of each leaf and the step's cost.
 
     The cost is that of the compiled step on each device: operations, memory, and what it exchanges
     with others. Compiles for the devices of this process. Reads no data: the data set answers with
     its shapes.
 
+    Args:
+      config: the config.
+      trusted: as in `build.build`.
+
     Raises:
       ConfigError: the config does not fit together.
     """
-    experiment = build_lib.build(config, shapes_only=True)
+    experiment = build_lib.build(config, shapes_only=True, trusted=trusted)
     warnings: list[str] = []
     experiment.say_doubts(warnings.append, alone=not config.study.arms)
     compiled = {

@@ -21,7 +21,7 @@ from absl import flags
 
 from distill_jax.core.errors import ConfigError, UserError, nearest
 from distill_jax.run import config as config_lib
-from distill_jax.run import config_files, unused
+from distill_jax.run import config_files, paths, resolve, unused
 from distill_jax.run.stored import read_text
 
 MODES = {
@@ -38,7 +38,7 @@ PROCESS_FLAGS = ("coordinator", "num_processes", "process_id")
 
 USAGE = """\
 usage: python -m distill_jax.main --config=FILE[:ARG] --workdir=DIR [--mode=MODE]
-           [--config.KEY=VALUE ...]
+           [--config.KEY=VALUE ...] [--trust=package.module,...]
 
 modes:
 {modes}
@@ -62,6 +62,11 @@ common overrides (every key and its meaning: distill_jax/run/config.py):
   --config.roles.teacher.init=runs/teacher     start from the checkpoint of another run
   --config.precision=bfloat16                  compute type
 
+code of your own, `package.module:Symbol` in a config, is found from the current folder. What the
+config file and the command line name is imported. What files of a run name is not, where no config
+is given or a network is taken from the run that trained it, unless you say so:
+  --trust=package.module                       modules that such files may name
+
 several processes (found by themselves under SLURM, Kubernetes and on TPU hosts; see launch/):
   --coordinator=HOST:PORT --num_processes=N --process_id=I
 """
@@ -80,6 +85,7 @@ class Flags:
       mode: a key of `MODES`.
       config_spec: the value of `--config`, or the stored config that was read instead.
       overrides: what the command line changed, as text by dotted path.
+      trusted: names and modules that may be imported, see `resolve.resolve`.
       coordinator: address of process 0, where given.
       num_processes: how many processes there are, where given.
       process_id: which of them this is, where given.
@@ -90,6 +96,7 @@ class Flags:
     mode: str
     config_spec: str
     overrides: Mapping[str, str]
+    trusted: frozenset[str]
     coordinator: str | None = None
     num_processes: int | None = None
     process_id: int | None = None
@@ -115,7 +122,7 @@ def parse(argv: Sequence[str]) -> Flags:
         print(usage())
         raise SystemExit(0)
     spec, overrides, rest = _split(argv)
-    mode, workdir, processes = _parse_plain(rest)
+    mode, workdir, modules, processes = _parse_plain(rest)
     from_run = spec is None
     if spec is None:
         stored = workdir / "config.json" if workdir and mode in STORED else None
@@ -128,14 +135,19 @@ def parse(argv: Sequence[str]) -> Flags:
         spec, config = str(stored), config_lib.from_json(read_text(stored))
     else:
         config = load(spec)
+    # A stored config is somebody's data: what it names is not imported for that alone.
+    trusted = modules.union(*map(resolve.NAME.findall, overrides.values()))
     before = config
     config = config_lib.override(config, overrides)
     config_lib.validate(config)
     # A stored config may be that of an arm, which may leave unread what it inherited.
     if mode != "eval" and not from_run:
         unused.check(config, changes=overrides, before=before)
+    if not from_run:
+        trusted |= resolve.names_in(config)
+    config = paths.of_config(config)
     flags.FLAGS.mark_as_parsed()  # libraries such as grain refuse to work before
-    return Flags(config, workdir, mode, spec, overrides, **processes)
+    return Flags(config, workdir, mode, spec, overrides, trusted, **processes)
 
 
 def _split(argv: Sequence[str]) -> tuple[str | None, dict[str, str], list[str]]:
@@ -175,11 +187,14 @@ def _split(argv: Sequence[str]) -> tuple[str | None, dict[str, str], list[str]]:
     return spec, overrides, rest
 
 
-def _parse_plain(argv: Sequence[str]) -> tuple[str, pathlib.Path | None, dict[str, Any]]:
-    """Returns mode, workdir and what was said of processes."""
+def _parse_plain(
+    argv: Sequence[str],
+) -> tuple[str, pathlib.Path | None, frozenset[str], dict[str, Any]]:
+    """Returns mode, workdir, trusted modules and what was said of processes."""
     values = flags.FlagValues()
     flags.DEFINE_string("workdir", None, "folder of the run", flag_values=values)
     flags.DEFINE_string("mode", "train", "what to do", flag_values=values)
+    flags.DEFINE_multi_string("trust", [], "modules that stored files may name", flag_values=values)
     flags.DEFINE_string("coordinator", None, "address of process 0", flag_values=values)
     flags.DEFINE_integer("num_processes", None, "how many there are", flag_values=values)
     flags.DEFINE_integer("process_id", None, "which of them this is", flag_values=values)
@@ -197,11 +212,25 @@ def _parse_plain(argv: Sequence[str]) -> tuple[str, pathlib.Path | None, dict[st
     if mode not in MODES:
         raise UserError(f"unknown mode {mode!r}", where="--mode", hint=nearest(mode, MODES))
     processes = {name: values[name].value for name in PROCESS_FLAGS}
-    return mode, _workdir(values["workdir"].value, mode), processes
+    return (
+        mode,
+        _workdir(values["workdir"].value, mode),
+        _modules(values["trust"].value or ()),
+        processes,
+    )
+
+
+def _modules(given: Sequence[str]) -> frozenset[str]:
+    modules = frozenset(name for text in given for name in text.split(","))
+    for name in modules:
+        if not all(part.isidentifier() for part in name.split(".")):
+            hint = "--trust=package.module[,package.module]"
+            raise UserError(f"{name!r} names no module", where="--trust", hint=hint)
+    return modules
 
 
 def _unknown_flag(name: str) -> UserError:
-    known = ("config", "workdir", "mode", "help", *PROCESS_FLAGS)
+    known = ("config", "workdir", "mode", "trust", "help", *PROCESS_FLAGS)
     hint = nearest(name, known)
     parts = name.split(".")
     paths = [
@@ -220,7 +249,7 @@ def _workdir(text: str | None, mode: str) -> pathlib.Path | None:
             return None
         hint = "--workdir=runs/NAME, the folder for checkpoints, metrics and the report"
         raise UserError(f"mode {mode} needs a folder", where="--workdir", hint=hint)
-    workdir = pathlib.Path(text).expanduser().absolute()
+    workdir = paths.absolute(text, where="--workdir")
     try:
         present = next(path for path in (workdir, *workdir.parents) if path.exists())
     except OSError as error:
@@ -247,7 +276,7 @@ def load(spec: str) -> config_lib.ConfigDict:
     Raises:
       UserError: for a file that is absent, raises, or returns something else than a config.
     """
-    name, colon, arg = spec.partition(":")
+    name, colon, arg = (spec, "", "") if os.path.isfile(spec) else spec.partition(":")
     path = config_files.find(name)
     with _importable(path):
         try:

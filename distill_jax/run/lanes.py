@@ -130,7 +130,7 @@ def make_experiments(members: Sequence[Member], make_experiment) -> list[build_l
     made = {members[0].arm: dataclasses.replace(first, mesh=mesh, _compiled={})}
     for member in members:
         if member.arm not in made:
-            built = build_lib.build(member.config)
+            built = build_lib.build(member.config, trusted=first.trusted)
             made[member.arm] = dataclasses.replace(
                 built, mesh=mesh, dataset=first.dataset, _compiled={}
             )

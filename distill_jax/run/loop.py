@@ -24,6 +24,7 @@ from distill_jax.run import (
     embeddings,
     environment,
     masked,
+    paths,
     processes,
     speed,
     watch,
@@ -94,7 +95,8 @@ def check_workdir(config: ConfigDict, workdir: pathlib.Path) -> None:
     stored = workdir / "config.json"
     if not stored.exists():
         return
-    before = config_lib.from_json(read_text(stored, hint=CONFIG_HINT))
+    before = paths.of_config(config_lib.from_json(read_text(stored, hint=CONFIG_HINT)))
+    config = paths.of_config(config)
     for name, role in before.roles.items():
         if name in config.roles and _moved(role.init, config.roles[name].init, workdir):
             role.init = config.roles[name].init
@@ -112,10 +114,10 @@ def _moved(old: str | None, new: str | None, workdir: pathlib.Path) -> bool:
     """Says whether a network has the place in the study of a run that `old`, now gone, named."""
     if not old or not new:
         return False
-    (was, *old_part), (now, *new_part) = (init.split("#", 1) for init in (old, new))
-    here = pathlib.Path(os.path.relpath(now, workdir.parent.parent)).parts  # arm, seed
-    same = pathlib.Path(was).parts[-2:] == here and old_part == new_part
-    return same and not pathlib.Path(was).exists()
+    was, now = (paths.parse_origin(init, where=str(workdir)) for init in (old, new))
+    here = pathlib.Path(os.path.relpath(now.path, workdir.parent.parent)).parts  # arm, seed
+    same = was.path.parts[-2:] == here and was[1:] == now[1:]
+    return same and not was.path.exists()
 
 
 def create_workdir(config: ConfigDict, workdir: pathlib.Path) -> None:
@@ -288,16 +290,27 @@ def scalars(metrics: Mapping[str, Any]) -> dict[str, float]:
     return {name: float(v) for name, v in metrics.items() if np.ndim(v) == 0}
 
 
-def evaluate_run(config: ConfigDict, workdir: pathlib.Path) -> str:
+def evaluate_run(
+    config: ConfigDict,
+    workdir: pathlib.Path,
+    *,
+    make_experiment: Callable[[ConfigDict], build_lib.Experiment] = build_lib.build,
+) -> str:
     """Evaluates the best and the newest checkpoint of a run; returns a table.
 
     Also written to `eval.json` in the folder, by step and metric.
+
+    Args:
+      config: of the run.
+      workdir: the run folder.
+      make_experiment: how the experiment is built. Of a config that was read from the folder,
+        `build` must be told what is trusted.
 
     Raises:
       CheckpointError: the folder holds no undamaged checkpoint.
     """
     check_workdir(config, workdir)
-    experiment = build_lib.build(config)
+    experiment = make_experiment(config)
     checkpointer = Checkpointer(workdir / "checkpoints", mode=config.eval.mode)
     frozen = experiment.frozen_networks(config)
     steps = {"best": checkpointer.best(), "newest": None}

@@ -62,7 +62,7 @@ def store(
     rows = spread(len(source), MOST)
     some = Subset(source, rows, f"{len(rows)} of them")
     [batch] = loader.eval_batches(some, batch_size=len(rows))
-    transform = build.make_transform(experiment.config, experiment.dataset, train=True)
+    transform = experiment.transform(train=True)
     key = rng.stream(jax.random.key(seed), "transform")
 
     @functools.partial(jax.jit, out_shardings=partition.replicated(experiment.mesh))

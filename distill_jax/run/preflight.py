@@ -36,7 +36,7 @@ from distill_jax.core.state import RoleShapes, ShapeNets, zeros
 from distill_jax.core.steps import BoundNets, check_accumulation, mean_loss
 from distill_jax.core.weighing import Weighed
 from distill_jax.data.source import example_ids
-from distill_jax.run import checkpoint
+from distill_jax.run import checkpoint, paths
 from distill_jax.run import config as config_lib
 from distill_jax.run.config import ConfigDict
 from distill_jax.run.stored import DamagedFile, read_json
@@ -312,10 +312,10 @@ def _digests(source: Any) -> list[bytes | int]:
 def of_teachers(config: ConfigDict, frozen: Sequence[Role], dataset: Dataset) -> Iterator[Finding]:
     """What the folder of a frozen network tells of how it was trained."""
     for role in frozen:
-        path, _, source = (config.roles[role].init or "").partition("#")
         where = f"roles.{role}.init"
+        origin = paths.parse_origin(config.roles[role].init or "", where=where)
         try:
-            step = checkpoint.find_step(pathlib.Path(path), where=where)
+            step = checkpoint.find_step(origin.path, where=where)
             stored = checkpoint.read_config(step)
         except CheckpointError:
             continue  # said when it is read
@@ -328,7 +328,7 @@ def of_teachers(config: ConfigDict, frozen: Sequence[Role], dataset: Dataset) ->
         if not result:
             continue
         theirs, ours = tuple(result.get("classes", ())), dataset.classes
-        if theirs and ours and "/" not in source and theirs != ours:
+        if theirs and ours and not origin.part and theirs != ours:
             if sorted(theirs) == sorted(ours):
                 what = "the same classes in another order"
             elif len(theirs) == len(ours):

@@ -1,4 +1,9 @@
-"""From names in a config to functions bound to checked keyword arguments."""
+"""From names in a config to functions bound to checked keyword arguments.
+
+Importing a module runs it, and a name may stand in a file that somebody else wrote: the config of a
+run, or what a checkpoint tells of its networks. Such a name reaches public modules of this package
+and what the user names now; anything else is refused before it is imported. See `resolve`.
+"""
 
 import dataclasses
 import functools
@@ -9,12 +14,15 @@ import pkgutil
 import re
 import types
 import typing
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Callable, Collection, Container, Mapping
 from typing import Any
+
+from ml_collections import ConfigDict
 
 from distill_jax.core.errors import ConfigError, below, explained, nearest
 
 _NOUNS = {"data": "data set"}
+NAME = re.compile(r"[\w.]+:[\w.]+")
 _DEFINES_MAKE = re.compile(r"^(def make\(|class make\b|make\b.*=|from .* import .*\bmake\b)", re.M)
 
 
@@ -30,22 +38,50 @@ def available(package: str) -> list[str]:
     return sorted(found)
 
 
-def resolve(package: str, name: str, *, where: str) -> Callable[..., Any]:
+def names_in(value: Any) -> frozenset[str]:
+    """Returns the keys and values of a config or a mapping that may be `package.module:Symbol`."""
+    if isinstance(value, str):
+        return frozenset({value} if ":" in value else ())
+    if isinstance(value, ConfigDict):
+        value = dict(value.items())
+    if isinstance(value, Mapping):
+        value = (*value.keys(), *value.values())
+    if isinstance(value, (tuple, list, set, frozenset)):
+        return frozenset().union(*map(names_in, value))
+    return frozenset()
+
+
+def resolve(
+    package: str, name: str, *, where: str, trusted: Collection[str] = ()
+) -> Callable[..., Any]:
     """Returns what a name in the config stands for.
 
+    Without a colon it is a module of `distill_jax.<package>`, and stands for its `make`. Of
+    `"package.module:Symbol"`, three kinds are imported:
+
+    - a name that is trusted itself, whatever it leads to;
+    - one of a module that is trusted, or that a trusted name is of, where the symbol is defined in
+      such a module: what a module imports from elsewhere cannot be reached through it;
+    - one of a public module of `distill_jax.<package>`, where the symbol is defined in there.
+
     Args:
-      package: `"objectives"`, `"models"`, `"data"` or `"evaluators"`.
-      name: a module of the package, which stands for its `make`, or `"pkg.mod:Symbol"`.
+      package: `"objectives"`, `"models"`, `"data"`, `"evaluators"` or `"weighers"`.
+      name: the name.
       where: the config path of the name.
+      trusted: names `"package.module:Symbol"` and modules `"package.module"` that the user gives
+        now: on the command line, or in the config file that it names.
 
     Raises:
-      ConfigError: for a name that does not exist, or a module that fails to import; the failure is
-        its cause.
+      ConfigError: for a name that does not exist or is not trusted, or a module that fails to
+        import; the failure is its cause.
     """
     if not isinstance(name, str) or not name:
         raise ConfigError("no name is set", where=where, hint=nearest("", available(package)))
+    allowed: Callable[[str | None], bool] | None = None  # None: the name itself is trusted
     if ":" in name:
         module_name, _, symbol = name.partition(":")
+        if name not in trusted:
+            allowed = _allowed(package, name, where=where, trusted=trusted)
         missing = ConfigError(
             f"no module named {module_name!r}",
             where=where,
@@ -67,9 +103,51 @@ def resolve(package: str, name: str, *, where: str) -> Callable[..., Any]:
             what = f"{module_name} has no {symbol!r}"
             raise ConfigError(what, where=where, hint=nearest(part, public))
         found = getattr(found, part)
+        if allowed is not None and isinstance(found, types.ModuleType):
+            raise _foreign(name, f"leads through the module {found.__name__}", where)
+    if allowed is not None and not allowed(_home(found)):
+        raise _foreign(name, f"is defined in {_home(found) or 'no module'}", where, _home(found))
     if not callable(found):
         raise ConfigError(f"{name} is a {type(found).__name__}, not a function", where=where)
     return found
+
+
+def _allowed(
+    package: str, name: str, *, where: str, trusted: Collection[str]
+) -> Callable[[str | None], bool]:
+    """Returns which modules may define the symbol of a name that is not trusted itself.
+
+    Raises:
+      ConfigError: the module of the name must not even be imported.
+    """
+    module, _, symbol = name.partition(":")
+    named = (item for item in trusted if ":" not in item or NAME.fullmatch(item))
+    modules = {item.partition(":")[0] for item in named}
+    if any(part.startswith("_") for part in symbol.split(".")):
+        raise _foreign(name, "has a private part", where)
+    if module in modules:
+        return modules.__contains__
+    root = f"distill_jax.{package}"
+    if not f"{module}.".startswith(f"{root}.") or "._" in module:
+        raise _foreign(name, f"is code outside {root}", where, module)
+    return lambda home: f"{home}.".startswith(f"{root}.")
+
+
+def _home(found: Any) -> str | None:
+    """Returns the module that defines a function or class, of a partial that of its function."""
+    while isinstance(found, functools.partial):
+        found = found.func
+    return getattr(found, "__module__", None)
+
+
+def _foreign(name: str, why: str, where: str, module: str | None = None) -> ConfigError:
+    trust = f"if you trust it, add --trust={module}, or " if module else ""
+    return ConfigError(
+        f"{name!r}, which a stored file names, {why}",
+        where=where,
+        hint=f"{trust}name it in the config file or on the command line: stored files of a run "
+        "choose no code",
+    )
 
 
 def _import(name: str, *, missing: ConfigError, where: str) -> types.ModuleType:

@@ -8,14 +8,14 @@ import json
 import pathlib
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 from distill_jax.core.errors import ConfigError, NonFiniteError, nearest
 from distill_jax.evaluators._directions import direction
 from distill_jax.run import build as build_lib
 from distill_jax.run import config as config_lib
-from distill_jax.run import lanes, loop, processes, report, sharing, statistics
+from distill_jax.run import lanes, loop, paths, processes, report, sharing, statistics
 from distill_jax.run.config import ConfigDict
 
 _REFERENCE = re.compile(r"arm:(?P<arm>[\w.+-]+)(@(?P<seed>\d+))?(?P<role>#[\w/]+[*]?)?$")
@@ -92,7 +92,8 @@ def arm_config(config: ConfigDict, arm: str, seed: int, workdir: pathlib.Path) -
         role = path.removesuffix(".init")
         if not flat.get(f"{role}.model"):
             origin = arm_config(config, match["arm"], seed, workdir).roles
-            network = origin[(match["role"] or "#student")[1:]]
+            part = paths.parse_origin(changes[path], where=path)
+            network = origin[part.role]
             changes |= {f"{role}.model": network.model, f"{role}.kwargs": network.kwargs.to_dict()}
     single = config_lib.override(config, {**changes, "seed": seed})
     single.study = config_lib.base().study
@@ -134,8 +135,8 @@ def check(config: ConfigDict) -> None:
 class _OneExperiment:
     """Builds experiments, keeping the last: seeds of an arm share data and compiled programs."""
 
-    def __init__(self):
-        self._key, self._experiment = "", None
+    def __init__(self, trusted: Collection[str] | None):
+        self._key, self._experiment, self._trusted = "", None, trusted
 
     def __call__(self, config: ConfigDict) -> build_lib.Experiment:
         same = json.loads(config_lib.to_json(config))
@@ -145,13 +146,17 @@ class _OneExperiment:
                 del role["init"]
         key = json.dumps(same, sort_keys=True)
         if key != self._key or self._experiment is None:
-            self._experiment = build_lib.build(config)
+            self._experiment = build_lib.build(config, trusted=self._trusted)
             self._key = key
         return self._experiment
 
 
 def run_study(
-    config: ConfigDict, workdir: pathlib.Path, *, say: Callable[[str], None] = print
+    config: ConfigDict,
+    workdir: pathlib.Path,
+    *,
+    trusted: Collection[str] | None = None,
+    say: Callable[[str], None] = print,
 ) -> str:
     """Runs what is not finished, writes `study.json` and `report.html`, returns the table.
 
@@ -161,6 +166,7 @@ def run_study(
     Args:
       config: with `study.arms`, `study.seeds`, `study.reference` and `study.metric`.
       workdir: the study's folder; each run lies in `<arm>/seed<k>`.
+      trusted: as in `build.build`.
       say: prints a line.
 
     Raises:
@@ -169,7 +175,7 @@ def run_study(
     """
     check(config)
     workdir.mkdir(parents=True, exist_ok=True)
-    make_experiment = _OneExperiment()
+    make_experiment = _OneExperiment(trusted)
     order = ordered_arms(config)
     statuses: dict[tuple[str, int], dict[str, Any]] = {
         (arm, seed): {"status": "pending", "value": None}

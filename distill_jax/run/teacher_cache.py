@@ -31,7 +31,7 @@ import pathlib
 import shutil
 import tempfile
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import jax
@@ -147,20 +147,23 @@ class Plan:
         )
 
 
-def stand_in(config: ConfigDict, view: PyTree) -> dict[Role, Model]:
+def stand_in(
+    config: ConfigDict, teacher: Callable[..., Mapping[str, Any]], view: PyTree
+) -> dict[Role, Model]:
     """Returns a network without parameters for a role that a function answers for.
 
     The function is called once, with zeros, for the shapes of its outputs.
 
     Args:
       config: with `cache.teacher` set.
+      teacher: from `find_teacher`.
       view: shape of what the role sees.
     """
     (role,) = config.cache.roles
     zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), view)
     rows = jax.tree.leaves(zeros)[0].shape[0]
     facts = {"index": np.zeros(rows, np.int32), "epoch": np.zeros(rows, np.int32), "raw": None}
-    found = _call(_teacher(config), zeros, facts)
+    found = _call(teacher, zeros, facts)
     shapes = {name: x.shape[1:] for name, x in found.items()}
 
     def apply(params: PyTree, state: PyTree, x: Any, *, train: bool, rngs: Any):
@@ -171,14 +174,15 @@ def stand_in(config: ConfigDict, view: PyTree) -> dict[Role, Model]:
     return {role: Model(lambda key, *inputs: ({}, {}), apply)}
 
 
-def _teacher(config: ConfigDict) -> Callable[..., Mapping[str, Any]]:
+def find_teacher(config: ConfigDict, trusted: Collection[str]) -> Callable[..., Any]:
+    """Returns the function that `cache.teacher` names; `trusted` as in `resolve`."""
     if ":" not in config.cache.teacher:
         raise ConfigError(
             f"{config.cache.teacher!r} names no function",
             where="cache.teacher",
             hint="package.module:Symbol",
         )
-    return resolve("models", config.cache.teacher, where="cache.teacher")
+    return resolve("models", config.cache.teacher, where="cache.teacher", trusted=trusted)
 
 
 def _call(teacher: Callable, view: PyTree, facts: Mapping[str, Any]) -> dict[str, np.ndarray]:
@@ -240,6 +244,7 @@ def _limited(model: Model, role: Role, names: tuple[str, ...]) -> Model:
 def make_plan(
     config: ConfigDict,
     *,
+    teacher: Callable[..., Mapping[str, Any]] | None,
     transform: Transform,
     raw: Batch,
     outputs: Mapping[Role, Mapping[str, Any]],
@@ -251,6 +256,7 @@ def make_plan(
 
     Args:
       config: with `cache.dir` set.
+      teacher: from `find_teacher`, None where the roles have networks.
       transform: of training batches.
       raw: shapes of a batch before it.
       outputs: shapes of what the cached roles say of a batch.
@@ -295,7 +301,7 @@ def make_plan(
         dtype=spec.dtype,
         batch_size=config.batch_size,
         devices=devices,
-        teacher=_teacher(config) if spec.teacher else None,
+        teacher=teacher,
     )
 
 

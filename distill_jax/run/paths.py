@@ -1,0 +1,127 @@
+"""Paths of flags and configs, made absolute in one place.
+
+A path is relative to the current folder, `~` is the home folder. The command line makes all of them
+absolute before anything reads them (`of_config`), so a run stores where its files are and continues
+from any folder. Needs neither JAX nor data.
+"""
+
+import contextlib
+import copy
+import os
+import pathlib
+import re
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from distill_jax.core.errors import UserError
+from distill_jax.run.config import ConfigDict
+
+_PATH = re.compile(
+    r"roles\.\w+\.init|cache\.dir|data\.kwargs\.(.+[._])?(path|root|dir|folder|file)s?"
+)
+"""The config paths that hold paths; of a data set's arguments those that are called so."""
+
+
+def absolute(text: str | os.PathLike, *, where: str) -> pathlib.Path:
+    """Returns an absolute path; `..` is resolved where no symbolic link gives it another meaning.
+
+    Args:
+      text: a path, relative to the current folder or with `~`.
+      where: the flag or config path that it is from.
+
+    Raises:
+      UserError: it cannot be a path.
+    """
+    with _explained(text, where):
+        path = expand(text, where=where).absolute()
+        short = pathlib.Path(os.path.normpath(path))
+        return short if os.path.realpath(short) == os.path.realpath(path) else path
+
+
+def expand(text: str | os.PathLike, *, where: str) -> pathlib.Path:
+    """Returns a path with `~` expanded, for what is read at once and named in messages.
+
+    Raises:
+      UserError: there is no such home folder.
+    """
+    with _explained(text, where):
+        return pathlib.Path(text).expanduser()
+
+
+@contextlib.contextmanager
+def _explained(text: str | os.PathLike, where: str) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, RuntimeError, ValueError) as error:
+        raise UserError(f"{str(text)!r} is no path: {error}", where=where) from None
+
+
+class Origin(NamedTuple):
+    """A network of another run that a network starts from.
+
+    Attributes:
+      path: a run, a `checkpoints` folder or a step.
+      role: which network of it.
+      part: `layer` or `layer/layer` inside it, `*` for the layers in common, empty for all of it.
+    """
+
+    path: pathlib.Path
+    role: str
+    part: str
+
+
+def parse_origin(text: str, *, where: str) -> Origin:
+    """Returns what `path`, `path#role` or `path#role/part` means; the role defaults to "student".
+
+    Raises:
+      UserError: as `absolute`.
+    """
+    path, _, network = _split_origin(text)
+    role, _, part = network.partition("/")
+    return Origin(absolute(path, where=where), role or "student", part)
+
+
+def _split_origin(text: str) -> tuple[str, str, str]:
+    """Splits at the "#", unless it belongs to the name of a folder."""
+    if "#" not in text or os.path.lexists(os.path.expanduser(text)):
+        return text, "", ""
+    return text.rpartition("#")
+
+
+def of_config(config: ConfigDict) -> ConfigDict:
+    """Returns a copy in which every path is absolute, also those in the arms of a study.
+
+    Networks of other arms (`arm:NAME`) and addresses (`scheme://...`) stay as they are.
+
+    Raises:
+      UserError: as `absolute`.
+    """
+    config = copy.deepcopy(config)
+    _make_absolute(config, "", "")
+    for arm, changes in config.study.arms.items():
+        if isinstance(changes, ConfigDict):
+            _make_absolute(changes, "", f"study.arms.{arm}.")
+    return config
+
+
+def _make_absolute(node: ConfigDict, prefix: str, outside: str) -> None:
+    for key, value in node.items():
+        path = f"{prefix}{key}"
+        if isinstance(value, ConfigDict):
+            if path != "study":
+                _make_absolute(value, f"{path}.", outside)
+        elif _PATH.fullmatch(path):
+            found = _absolute(value, where=outside + path)
+            if found != value:
+                node[key] = found
+
+
+def _absolute(value: Any, *, where: str) -> Any:
+    if isinstance(value, tuple):
+        return tuple(_absolute(item, where=where) for item in value)
+    if not isinstance(value, str) or not value or value.startswith("arm:") or "://" in value:
+        return value
+    if where.endswith(".init"):
+        path, mark, network = _split_origin(value)
+        return f"{absolute(path, where=where)}{mark}{network}"
+    return str(absolute(value, where=where))
