@@ -709,7 +709,7 @@ FAULTS = (
 
 def argv(fault: Fault, folder: pathlib.Path, workdir: pathlib.Path) -> list[str]:
     """Returns the command line of a fault, of four steps."""
-    found = [f"--config={fault.config}"]
+    found = [f"--config={fault.config}", "--trust=tests.run.silent_faults"]  # networks of teachers
     overrides = [one.replace("{tmp}", str(folder)) for one in fault.overrides]
     own_workdir = [one.partition("=")[2] for one in overrides if one.startswith("workdir=")]
     found.append(f"--workdir={own_workdir[0] if own_workdir else workdir}")

@@ -253,7 +253,7 @@ def test_a_signal_before_training_ends_the_program_with_75(tmp_path, monkeypatch
         signal.raise_signal(signal.SIGTERM)
 
     monkeypatch.setattr(loop, "check_workdir", check)
-    monkeypatch.setattr(loop.build_lib, "build", None)
+    monkeypatch.setattr(loop.build_lib, "build", pytest.fail)
     assert main.main([*SMALL, f"--workdir={tmp_path}"]) == 75
     assert "stopped before the run began; the same command" in capsys.readouterr().err
 
