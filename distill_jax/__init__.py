@@ -1,3 +1,69 @@
-"""distill_jax: learning from supervision signals in JAX."""
+"""distill_jax: learning from supervision signals in JAX.
+
+Public names are imported when they are first used, so that `import distill_jax` is fast and does
+not load JAX.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+
+_NAMES = {
+    "Trainer": "trainer",
+    "TrainerState": "trainer",
+    "Options": "trainer",
+    "Model": "core.api",
+    "Objective": "core.api",
+    "Terms": "core.api",
+    "TrainState": "core.api",
+    "Bilevel": "core.bilevel",
+    "hypergradient": "core.hypergradient",
+    "from_linen": "models.adapters",
+    "from_nnx": "models.adapters",
+    "to_nnx": "models.adapters",
+}
+"""Public names, by the module that defines them."""
+
+_MODULES = ("data", "evaluators", "losses", "models", "objectives")
+
+__all__ = [
+    "Bilevel",
+    "Model",
+    "Objective",
+    "Options",
+    "Terms",
+    "TrainState",
+    "Trainer",
+    "TrainerState",
+    "__version__",
+    "data",
+    "evaluators",
+    "from_linen",
+    "from_nnx",
+    "hypergradient",
+    "losses",
+    "models",
+    "objectives",
+    "to_nnx",
+]
+
+if TYPE_CHECKING:
+    from distill_jax import data, evaluators, losses, models, objectives
+    from distill_jax.core.api import Model, Objective, Terms, TrainState
+    from distill_jax.core.bilevel import Bilevel
+    from distill_jax.core.hypergradient import hypergradient
+    from distill_jax.models.adapters import from_linen, from_nnx, to_nnx
+    from distill_jax.trainer import Options, Trainer, TrainerState
+
+
+def __getattr__(name: str) -> Any:
+    if name in _NAMES:
+        return getattr(importlib.import_module(f"distill_jax.{_NAMES[name]}"), name)
+    if name in _MODULES:
+        return importlib.import_module(f"distill_jax.{name}")
+    raise AttributeError(f"module 'distill_jax' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -32,6 +32,41 @@ Weighing = Callable[[PyTree, PyTree, PyTree], Array]
 """`(omega, outs, seen) -> J`: the inner loss; `seen` is what the weigher sees of `outs`."""
 
 
+def hypergradient(
+    forward: Forward,
+    inner_loss: Callable[[PyTree, PyTree], Array],
+    outer_loss: Callable[[Params], Array],
+    optimizer: optax.GradientTransformation,
+) -> Callable[[Params, PyTree, PyTree], tuple[Array, PyTree]]:
+    """Returns a function that computes the gradient of an outer loss through one optimizer step.
+
+    With `J(params, omega) = inner_loss(omega, forward(params))` and `params'` the parameters after
+    one step of the optimizer on `J`, it is the gradient of `outer_loss(params')` in `omega`. It is
+    exact for any optax optimizer whose update has a derivative, and costs one pass of `forward`,
+    its transpose and one forward-mode product.
+
+    Args:
+      forward: `params -> outputs`, what the inner loss reads of the network on a training batch.
+      inner_loss: `(omega, outputs) -> scalar`.
+      outer_loss: `params -> scalar`, the loss on held-out examples.
+      optimizer: any optax optimizer of `params`.
+
+    Returns:
+      `(params, opt_state, omega) -> (outer loss, gradient in omega)`; pure.
+    """
+
+    def compute(params: Params, opt_state: PyTree, omega: PyTree) -> tuple[Array, PyTree]:
+        outs, product = jax.linearize(forward, params)
+        (grads,) = jax.linear_transpose(product, params)(jax.grad(inner_loss, 1)(omega, outs))
+        updates, _ = optimizer.update(grads, opt_state, params)
+        value, cotangent = jax.value_and_grad(outer_loss)(optax.apply_updates(params, updates))
+        u = pull_back(optimizer, grads, opt_state, params, cotangent)
+        h = lambda omega, outs, seen: inner_loss(omega, outs)  # noqa: E731
+        return value, directional(h, omega, outs, product(u), stop_features=False)
+
+    return compute
+
+
 def directional(
     h: Weighing, omega: PyTree, outs: PyTree, d_outs: PyTree, *, stop_features: bool
 ) -> PyTree:

@@ -1,1 +1,5 @@
 """Networks behind `Model(init, apply)`; every module exposes `make`."""
+
+from distill_jax._lazy import attach
+
+__getattr__, __dir__ = attach(__name__)

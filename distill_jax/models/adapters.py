@@ -224,6 +224,32 @@ def from_nnx(module: Any, **kwargs: Any) -> Model:
     return Model(init, apply)
 
 
+def to_nnx(weights: tuple[Params, State], *, like: Any) -> Any:
+    """Returns an NNX module with the weights of a network that was trained from it.
+
+    Args:
+      weights: `(params, state)`, such as `Trainer.student(state)` or those of a loaded network.
+      like: a module of the same structure; it is left as it is.
+
+    Raises:
+      ConfigError: the weights are not those of such a module.
+    """
+    from flax import nnx
+
+    kinds = (nnx.Param, nnx.RngState, ...)
+    graph, params, streams, state = nnx.split(like, *kinds)
+    for name, kept, given in (("params", params, weights[0]), ("state", state, weights[1])):
+        wanted = jax.tree.map(lambda x: tuple(x.shape), _to_dict(kept))
+        found = jax.tree.map(lambda x: tuple(x.shape), given)
+        if wanted != found:
+            raise ConfigError(
+                f"the {name} do not fit {type(like).__name__}",
+                hint=f"they have the shapes {found}, the module {wanted}",
+            )
+    values = (_from_dict(params, weights[0]), streams, _from_dict(state, weights[1]))
+    return nnx.merge(graph, *values, copy=True)
+
+
 def _nnx_module() -> type:
     """Returns `nnx.Module` if anybody has imported NNX, else a class without instances.
 

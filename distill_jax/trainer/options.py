@@ -1,0 +1,48 @@
+"""How a step is carried out: what does not belong to the method, the networks or the optimizer."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from jax.sharding import Mesh
+
+from distill_jax.core.errors import ConfigError, nearest
+from distill_jax.core.precision import COMPUTE_DTYPES
+
+NONFINITE = ("keep", "skip")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+    """Options of a `Trainer`.
+
+    Attributes:
+      precision: compute type of the networks, "float32", "bfloat16" or "float64". Parameters,
+        losses and optimizer state stay float32 (float64 where that is the compute type).
+      accum_steps: number of micro-batches; divides the batch size.
+      grad_norm: whether the metrics include the global norm of the gradient.
+      nonfinite: what happens to a step whose loss or gradient is not finite. "keep" applies it,
+        "skip" leaves parameters, averages and optimizer as they are and sets the metric `skipped`.
+      mesh: devices, from `core.partition.make_mesh`; by default all devices along the batch.
+      partition_rules: `{regular expression: mesh axis or None for each array axis}` over the paths
+        of the parameters, see `core.partition.infer`.
+      partition_min_size: smallest number of elements of a parameter that `fsdp` splits.
+
+    Raises:
+      ConfigError: a value that does not exist or is out of range.
+    """
+
+    precision: str = "float32"
+    accum_steps: int = 1
+    grad_norm: bool = False
+    nonfinite: str = "keep"
+    mesh: Mesh | None = None
+    partition_rules: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    partition_min_size: int = 2**14
+
+    def __post_init__(self):
+        for name, options in (("precision", tuple(COMPUTE_DTYPES)), ("nonfinite", NONFINITE)):
+            if (value := getattr(self, name)) not in options:
+                raise ConfigError(f"unknown {name} {value!r}", hint=nearest(value, options))
+        if self.accum_steps < 1:
+            raise ConfigError(f"accum_steps is {self.accum_steps}", hint="1 or more")

@@ -1,0 +1,58 @@
+"""The public names: fast to import, complete, and documented."""
+
+import inspect
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+import distill_jax as dj
+from distill_jax.run.resolve import available, resolve
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+
+def test_import_loads_neither_jax_nor_flax():
+    code = (
+        "import sys, distill_jax as dj; dir(dj)\n"
+        "assert not {'jax', 'flax', 'numpy', 'optax', 'absl'} & set(sys.modules)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("name", [name for name in dj.__all__ if name != "__version__"])
+def test_every_public_name_exists_and_is_documented(name):
+    found = getattr(dj, name)
+    assert inspect.getdoc(found), name
+    assert name in dir(dj)
+
+
+def test_unknown_names_are_refused():
+    with pytest.raises(AttributeError, match="no attribute 'Trianer'"):
+        dj.Trianer  # noqa: B018
+    with pytest.raises(AttributeError, match=r"losses.jepa, distill_jax.losses.logits"):
+        dj.losses.standardize  # noqa: B018
+
+
+def test_every_objective_is_reached_by_its_class():
+    for name in available("objectives"):
+        make = resolve("objectives", name, where="objective")
+        if inspect.isclass(make):
+            assert getattr(dj.objectives, make.__name__) is make
+        assert getattr(dj.objectives, name).make is make
+
+
+EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_example(path, tmp_path, monkeypatch, capsys):
+    """Each is at most 40 lines and runs from an empty folder."""
+    source = path.read_text()
+    lines = [line for line in source.splitlines() if line.strip() and not line.startswith("#")]
+    assert len(lines) <= 40, len(lines)
+    monkeypatch.chdir(tmp_path)
+    exec(compile(source, str(path), "exec"), {"__name__": "__main__"})
+    assert capsys.readouterr().out
