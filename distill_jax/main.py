@@ -8,8 +8,8 @@ import sys
 import traceback
 from collections.abc import Sequence
 
-from distill_jax.core.errors import UserError
-from distill_jax.run import flags
+from distill_jax.core.errors import ConfigError, UserError, raised_at, raised_by_code
+from distill_jax.run import flags, paths
 
 RESUMES = "what was saved is intact, and the same command goes on from the last checkpoint"
 
@@ -104,6 +104,11 @@ def _run(parsed: flags.Flags) -> int:
         except environment.Preempted as e:
             print(f"{e}; the same command continues it", file=sys.stderr)
             return e.exit_code
+        except BaseException as e:
+            if isinstance(e, Exception) or not raised_by_code(e):
+                raise
+            what = f"code that the config names left the program ({type(e).__name__}: {e})"
+            raise ConfigError(what, where=raised_at(e), hint="let it return, or raise") from e
     return 0
 
 
@@ -156,6 +161,7 @@ def _silent(line: str) -> None:
 
 def run() -> None:
     """The console script."""
+    paths.make_importable()
     sys.exit(main(sys.argv))
 
 

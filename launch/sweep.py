@@ -27,7 +27,6 @@ import json
 import math
 import pathlib
 import random
-import runpy
 import shlex
 import signal
 import subprocess
@@ -52,16 +51,18 @@ def read_space(spec: str) -> dict[str, Any]:
     """
     sys.path.insert(0, str(ROOT))
     from distill_jax.core.errors import UserError
-    from distill_jax.run import config_files
+    from distill_jax.run import config_files, paths
 
     try:
+        paths.make_importable()
         path = config_files.find(spec.partition(":")[0])
+        space = config_files.run(path).get("sweep")
+        if not callable(space):
+            raise SweepError(f"{path} has no function sweep()")
+        with config_files.explained(path):
+            found = space()
     except UserError as error:
         raise SweepError(str(error)) from None
-    space = runpy.run_path(str(path)).get("sweep")
-    if not callable(space):
-        raise SweepError(f"{path} has no function sweep()")
-    found = space()
     if not isinstance(found, Mapping) or not found:
         raise SweepError(f"sweep() of {path} returned no dict of values by config path")
     return dict(found)

@@ -2,6 +2,7 @@
 
 import contextlib
 import difflib
+import dis
 import traceback
 from collections.abc import Container, Iterable, Iterator
 
@@ -44,6 +45,29 @@ class NonFiniteError(UserError):
     exit_code = 3
 
 
+def raised_by_code(error: BaseException) -> bool:
+    """Returns whether code raised an error, rather than the user a `KeyboardInterrupt` by Ctrl-C.
+
+    A `raise` is the instruction at which the innermost frame stopped; a signal stops it anywhere.
+    """
+    if not isinstance(error, KeyboardInterrupt):
+        return True
+    innermost = error.__traceback__
+    while innermost is not None and innermost.tb_next is not None:
+        innermost = innermost.tb_next
+    if innermost is None:
+        return False
+    code = innermost.tb_frame.f_code.co_code
+    return code[innermost.tb_lasti] == dis.opmap["RAISE_VARARGS"]
+
+
+def raised_at(error: BaseException) -> str:
+    """Returns file and line of the innermost frame that is not of an installed package."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if "site-packages" not in frame.filename] or list(frames)
+    return f"{own[-1].filename.rpartition('/')[2]}:{own[-1].lineno}" if own else ""
+
+
 @contextlib.contextmanager
 def explained(what: str, *, where: str) -> Iterator[None]:
     """Turns what is raised within, but for a `UserError`, into a `ConfigError` of one message.
@@ -58,7 +82,9 @@ def explained(what: str, *, where: str) -> Iterator[None]:
         yield
     except UserError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit, KeyboardInterrupt) as error:
+        if not raised_by_code(error):
+            raise
         frames = traceback.extract_tb(error.__traceback__)
         last = next((f for f in reversed(frames) if "site-packages" not in f.filename), frames[-1])
         file = last.filename.rpartition("/")[2]

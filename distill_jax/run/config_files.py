@@ -1,13 +1,20 @@
-"""From the name of a config on the command line to its file.
+"""From the name of a config on the command line to its file, and to what the file defines.
 
 A path wins; else the name is that of a shipped config, with or without its folder: `kd`,
 `distill/kd` and `configs/distill/kd.py` are the same file wherever the program is started.
 """
 
+import contextlib
 import pathlib
+import runpy
+import sys
+import traceback
+from collections.abc import Iterator
+from typing import Any
 
 from distill_jax import configs
-from distill_jax.core.errors import UserError, nearest
+from distill_jax.core import errors
+from distill_jax.core.errors import ConfigError, UserError, nearest
 from distill_jax.run import paths
 
 
@@ -56,3 +63,55 @@ def find(name: str) -> pathlib.Path:
         names = files if "/" in name else [known.rpartition("/")[2] for known in files]
         hint = nearest(short, names)
     raise UserError(what, where="--config", hint=hint)
+
+
+def run(path: pathlib.Path) -> dict[str, Any]:
+    """Runs a config file and returns what it defines.
+
+    A file below a folder `configs` can import `configs.common`, wherever the program is started.
+
+    Raises:
+      UserError: as `explained`.
+    """
+    roots = [str(p.parent) for p in path.resolve().parents if p.name == "configs"]
+    sys.path[:0] = roots
+    try:
+        with explained(path):
+            return runpy.run_path(str(path), run_name="config")
+    finally:
+        for root in roots:
+            sys.path.remove(root)
+
+
+@contextlib.contextmanager
+def explained(path: pathlib.Path) -> Iterator[None]:
+    """Turns whatever the code of a config file raises into one message that shows file and line.
+
+    Leaving the program is no way out of a config; a Ctrl-C of the user is.
+
+    Raises:
+      UserError: something was raised.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except BaseException as error:
+        if not errors.raised_by_code(error):
+            raise
+        raise _raised(error, path) from error
+
+
+def _raised(error: BaseException, path: pathlib.Path) -> UserError:
+    """Returns what a config file raised as one message that shows file and line."""
+    if isinstance(error, SyntaxError):
+        where, line = f"{error.filename}:{error.lineno}", (error.text or "").strip()
+    else:
+        frames = traceback.extract_tb(error.__traceback__)
+        own = [f for f in frames if pathlib.Path(f.filename) == path] or list(frames)
+        where, line = f"{own[-1].filename}:{own[-1].lineno}", own[-1].line or ""
+    text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+    if isinstance(error, KeyError):
+        text = text.strip("'\"")
+    text = text.replace("\\n", " ").replace("\n", " ")
+    return ConfigError(f"{type(error).__name__}: {text}", where=where, hint=f"in: {line}")

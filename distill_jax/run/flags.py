@@ -5,16 +5,12 @@ new keys in open groups. The same syntax is parsed here, so that every mistake i
 Nothing here imports JAX.
 """
 
-import contextlib
 import dataclasses
 import inspect
 import os
 import pathlib
 import re
-import runpy
-import sys
-import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from absl import flags
@@ -278,11 +274,7 @@ def load(spec: str) -> config_lib.ConfigDict:
     """
     name, colon, arg = (spec, "", "") if os.path.isfile(spec) else spec.partition(":")
     path = config_files.find(name)
-    with _importable(path):
-        try:
-            found = runpy.run_path(str(path), run_name="config")
-        except Exception as error:
-            raise _raised(error, path) from error
+    found = config_files.run(path)
     get_config = found.get("get_config")
     if not callable(get_config):
         functions = [key for key, value in found.items() if inspect.isfunction(value)]
@@ -296,10 +288,8 @@ def load(spec: str) -> config_lib.ConfigDict:
         hint = f"drop ':{arg}'" if colon else f"write --config={name}:ARG"
         what = f"get_config{inspect.signature(get_config)} does not take {len(args)} arguments"
         raise ConfigError(what, where=spec, hint=hint) from None
-    try:
+    with config_files.explained(path):
         config = get_config(*args)
-    except Exception as error:
-        raise _raised(error, path) from error
     if not isinstance(config, config_lib.ConfigDict):
         raise ConfigError(
             f"get_config returned {type(config).__name__}",
@@ -307,32 +297,3 @@ def load(spec: str) -> config_lib.ConfigDict:
             hint="return a config that starts from distill_jax.run.config.base()",
         )
     return config
-
-
-@contextlib.contextmanager
-def _importable(path: pathlib.Path) -> Iterator[None]:
-    """Lets a file below a folder `configs` import `configs.common`, wherever it is run from."""
-    roots = [str(p.parent) for p in path.resolve().parents if p.name == "configs"]
-    sys.path[:0] = roots
-    try:
-        yield
-    finally:
-        for root in roots:
-            sys.path.remove(root)
-
-
-def _raised(error: Exception, path: pathlib.Path) -> UserError:
-    """Returns what a config file raised as one message that shows file and line."""
-    if isinstance(error, UserError):
-        return error
-    if isinstance(error, SyntaxError):
-        where, line = f"{error.filename}:{error.lineno}", (error.text or "").strip()
-    else:
-        frames = traceback.extract_tb(error.__traceback__)
-        own = [f for f in frames if pathlib.Path(f.filename) == path] or list(frames)
-        where, line = f"{own[-1].filename}:{own[-1].lineno}", own[-1].line or ""
-    text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
-    if isinstance(error, KeyError):
-        text = text.strip("'\"")
-    text = text.replace("\\n", " ").replace("\n", " ")
-    return ConfigError(f"{type(error).__name__}: {text}", where=where, hint=f"in: {line}")

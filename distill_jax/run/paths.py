@@ -10,6 +10,7 @@ import copy
 import os
 import pathlib
 import re
+import sys
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -54,6 +55,17 @@ def _explained(text: str | os.PathLike, where: str) -> Iterator[None]:
         yield
     except (OSError, RuntimeError, ValueError) as error:
         raise UserError(f"{str(text)!r} is no path: {error}", where=where) from None
+
+
+def make_importable() -> None:
+    """Lets modules of the current folder be imported, as `python -m` does, unless `-P` forbids it.
+
+    Raises:
+      UserError: the current folder is gone.
+    """
+    here = str(absolute(".", where="current folder"))
+    if not sys.flags.safe_path and here not in sys.path and "" not in sys.path:
+        sys.path.insert(0, here)
 
 
 class Origin(NamedTuple):

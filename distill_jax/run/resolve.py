@@ -19,7 +19,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from distill_jax.core.errors import ConfigError, below, explained, nearest
+from distill_jax.core.errors import ConfigError, below, explained, nearest, raised_by_code
 
 _NOUNS = {"data": "data set"}
 NAME = re.compile(r"[\w.]+:[\w.]+")
@@ -160,11 +160,13 @@ def _import(name: str, *, missing: ConfigError, where: str) -> types.ModuleType:
         if error.name and (name == error.name or name.startswith(f"{error.name}.")):
             raise missing from None
         raise _broken(name, error, where) from error
-    except Exception as error:
+    except (Exception, SystemExit, KeyboardInterrupt) as error:
+        if not raised_by_code(error):
+            raise
         raise _broken(name, error, where) from error
 
 
-def _broken(name: str, error: Exception, where: str) -> ConfigError:
+def _broken(name: str, error: BaseException, where: str) -> ConfigError:
     return ConfigError(
         f"module {name} exists but its import failed: {type(error).__name__}: {error}", where=where
     )

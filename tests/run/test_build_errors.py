@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 
 from distill_jax import main
+from distill_jax.core import api
+from distill_jax.models import mlp
 from distill_jax.run import build, checkpoint, flags
 from distill_jax.run import config as config_lib
 
@@ -250,6 +252,40 @@ def teacher(tmp_path_factory):
         code = main.main(["distill-jax", f"--config={SUPERVISED}", f"--workdir={workdir}"])
     assert code == 0
     return workdir
+
+
+# Code that a config names and that leaves the program, by the slot that it stands in.
+
+
+def leave(**kwargs):
+    raise SystemExit(0)
+
+
+def leaves_later(num_classes):
+    """A network that leaves while it is traced."""
+    net = mlp.make(num_classes=num_classes, hidden=(4,))
+    return api.Model(lambda key, *inputs: leave(), lambda *args, **kwargs: net)
+
+
+@pytest.mark.parametrize(
+    ("slot", "name"),
+    [
+        ("roles.student.model", "leave"),
+        ("roles.student.model", "leaves_later"),
+        ("data.name", "leave"),
+        ("objective.name", "leave"),
+        ("data.train_transforms", "leave"),
+    ],
+)
+def test_code_of_a_config_cannot_leave_the_program(slot, name, tmp_path, capsys):
+    argv = [f"--config={SUPERVISED}", f"--workdir={tmp_path / 'run'}"]
+    if slot == "data.train_transforms":
+        argv += ["--config.data.transform_kwargs={}", "--config.data.eval_transforms=scale"]
+    refused(
+        [*argv, f"--config.{slot}={__name__}:{name}"],
+        capsys,
+        ["SystemExit: 0", "raise SystemExit(0)"],
+    )
 
 
 def test_teacher_of_another_shape(tmp_path, capsys, teacher):

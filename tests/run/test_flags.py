@@ -2,6 +2,7 @@
 
 import errno
 import os
+import pathlib
 import subprocess
 import sys
 import textwrap
@@ -9,6 +10,7 @@ import time
 
 import pytest
 
+from distill_jax import main
 from distill_jax.core.errors import UserError
 from distill_jax.run import config as config_lib
 from distill_jax.run import flags
@@ -29,6 +31,19 @@ def get_config(arg="full"):
     return config
 """
 
+# Ways of code to leave the program.
+WAYS_OUT = (
+    "raise SystemExit(0)",
+    "raise SystemExit",
+    "sys.exit('done')",
+    "sys.exit()",
+    "quit()",
+    "raise KeyboardInterrupt",
+    "raise KeyboardInterrupt()",
+    "raise GeneratorExit",
+    "__import__('argparse').ArgumentParser().parse_args(['--no_such'])",
+)
+
 # Config files that cannot be used: name -> text.
 FILES = {
     "good": GOOD,
@@ -48,6 +63,11 @@ FILES = {
         "from distill_jax.core.errors import ConfigError\n\ndef get_config(arg):\n"
         "    raise ConfigError(f'no variant {arg!r}', where='--config')\n"
     ),
+    **{
+        f"leaves_{i}": f"import sys\n\ndef get_config():\n    {way}\n"
+        for i, way in enumerate(WAYS_OUT)
+    },
+    "leaves_on_import": "raise SystemExit\n",
     "no_function": "def make_config():\n    pass\n",
     "returns_none": "def get_config():\n    pass\n",
     "returns_dict": "def get_config():\n    return {}\n",
@@ -290,3 +310,35 @@ def test_every_override_in_the_help_works():
     for word in set(values) - set(selection):
         study = " --config.study.arms.a.batch_size=64" if ".study." in word else ""
         parse(BASE + word + study)
+
+
+@pytest.mark.parametrize("i", range(len(WAYS_OUT)))
+def test_a_config_cannot_leave_the_program(i, capsys):
+    assert main.main(["", f"--config=leaves_{i}.py", "--workdir=run"]) == 2
+    err = capsys.readouterr().err
+    kinds = ("SystemExit", "KeyboardInterrupt", "GeneratorExit")
+    assert any(f"leaves_{i}.py:4: {kind}: " in err for kind in kinds), err
+    assert main.main(["", "--config=leaves_on_import.py", "--workdir=run"]) == 2
+    err = capsys.readouterr().err
+    assert "error: leaves_on_import.py:1: SystemExit: \n  in: raise SystemExit" in err
+
+
+def test_ctrl_c_is_not_taken_for_a_mistake_of_the_config():
+    """Raised by the signal inside the config, it ends the program as anywhere else."""
+    text = GOOD.replace("    config = base()", "    import signal\n    signal.raise_signal(2)")
+    pathlib.Path("interrupted.py").write_text(text)
+    with pytest.raises(KeyboardInterrupt):
+        parse("--config=interrupted.py --workdir=run")
+
+
+@pytest.mark.parametrize("start", [("-m", "distill_jax.main"), ("bin/distill-jax",)])
+def test_modules_of_the_current_folder_are_found_by_each_start(start, tmp_path):
+    """The console script has its own folder first on the path, `python -m` the current one."""
+    pathlib.Path("mine.py").write_text("")
+    pathlib.Path("with_own_code.py").write_text("import mine\n" + GOOD)
+    (tmp_path / "bin").mkdir()
+    pathlib.Path("bin/distill-jax").write_text("from distill_jax.main import run\nrun()\n")
+    line = [sys.executable, *start, "--config=with_own_code.py", "--workdir=x", "--config.seed=a"]
+    env = {**os.environ, "PYTHONPATH": str(pathlib.Path(flags.__file__).parents[2])}
+    done = subprocess.run(line, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and "'a' is not of type int" in done.stderr, done.stderr
