@@ -3,68 +3,134 @@
 import contextlib
 import errno
 import functools
+import multiprocessing
 import os
+import pathlib
 import sys
-import traceback
 from collections.abc import Sequence
 
 from distill_jax.core.errors import ConfigError, UserError, raised_at, raised_by_code
-from distill_jax.run import flags, paths
+from distill_jax.run import console, crash, flags, paths
 
-RESUMES = "what was saved is intact, and the same command goes on from the last checkpoint"
+INTERRUPTED = 130
+"""Exit code after a second Ctrl-C, or a first one where nothing can be continued."""
 
-DISK = {
-    errno.ENOSPC: "the disk is full",
+SURROUNDINGS = {
+    errno.ENOSPC: "the disk is full, or has no room for more files",
     errno.EDQUOT: "the disk quota is used up",
     errno.EFBIG: "a file would become larger than is allowed",
     errno.EROFS: "the file system is read-only",
+    errno.EACCES: "permission denied",
+    errno.EPERM: "the operation is not permitted; the file or folder may be immutable",
+    errno.EISDIR: "a folder, where a file belongs",
+    errno.ENOTDIR: "a file, where a folder belongs",
+    errno.ELOOP: "a symbolic link in a circle",
+    errno.ENAMETOOLONG: "a name that is too long",
+    errno.EMFILE: "too many open files; see ulimit -n",
+    errno.ENFILE: "too many open files on this machine",
+    errno.EIO: "the device failed to read or write",
+    errno.ESTALE: "the file system was mounted again",
 }
+"""What the machine refuses, which no change of the program would mend."""
 
 SMALLER = (
     "a smaller batch_size, eval.batch_size or data set; `--mode=describe` tells what a step takes"
 )
 
 
+DOING = {
+    "train": "building the experiment",
+    "eval": "evaluating",
+    "describe": "describing the config",
+    "study": "running the study",
+}
+"""What is being done, until something says more, by mode."""
+
+
 def main(argv: Sequence[str]) -> int:
     """Runs one command line and returns its exit code.
 
-    0 done, 2 a mistake that the user can mend (one message on stderr, no traceback), 3 a loss that
-    is not finite, 70 a stall that `watch.on_stall` ends, 71 another process of the run has ended
-    or did not come, 75 stopped by a signal with the state saved.
+    0 done, 1 an error that nobody foresaw (one line on stderr, the trace in `crash.txt`), 2 a
+    mistake that the user can mend (one message on stderr, no traceback), 3 a loss that is not
+    finite, 70 a stall that `watch.on_stall` ends, 71 another process of the run has ended or did
+    not come, 75 stopped by a signal with the state saved, 130 interrupted by a second Ctrl-C.
     """
+    crash.doing("reading the command line")
+    parsed: flags.Flags | None = None
+    folder = _named_folder(argv)  # where the trace of an error goes
+    crash.in_threads()
     try:
         parsed = flags.parse(argv)
-        try:
-            return _run(parsed)
-        except Exception as e:
-            if "jax" in sys.modules:
-                from distill_jax.run import processes
+        folder = None if parsed.mode == "describe" else parsed.workdir
+        with crash.threads(folder, suffix=_suffix(parsed)):
+            try:
+                code = _run(parsed)
+            except Exception as e:
+                if _is_joined():
+                    from distill_jax.run import processes
 
-                processes.leave(functools.partial(_tell, e))
-            raise
+                    processes.leave(functools.partial(_tell, e, parsed, folder))
+                raise
+        return crash.UNEXPECTED if crash.in_threads() and code == 0 else code
+    except KeyboardInterrupt:
+        print(f"interrupted while {crash.done_so_far()}; {_intact(parsed)}", file=sys.stderr)
+        return INTERRUPTED
     except Exception as e:
-        full = isinstance(e, OSError) and e.errno in DISK
-        if isinstance(e, UserError) or full or _is_memory(e):
-            return _tell(e)
-        raise
+        return _tell(e, parsed, folder)
 
 
-def _is_memory(error: Exception) -> bool:
+def _named_folder(argv: Sequence[str]) -> pathlib.Path | None:
+    """Returns the folder that a command line which was not understood names, if it is there."""
+    named = [arg.partition("=")[2] for arg in argv if arg.startswith("--workdir=")]
+    return pathlib.Path(named[0]) if named and os.path.isdir(named[0]) else None
+
+
+def _suffix(parsed: flags.Flags | None) -> str:
+    """Returns what tells the files of the processes of a run apart."""
+    number = getattr(parsed, "process_id", None)
+    if not number and "jax" in sys.modules:
+        with contextlib.suppress(Exception):
+            from jax._src import distributed
+
+            number = distributed.global_state.process_id
+    return f"-{number}" if number else ""
+
+
+def _intact(parsed: flags.Flags | None) -> str:
+    """Returns what a run that ended left whole; looks, and promises nothing else."""
+    if parsed is None or parsed.workdir is None or parsed.mode == "describe":
+        return "nothing was trained or changed"
+    if parsed.mode == "eval":
+        return "the run is as it was"
+    with contextlib.suppress(Exception):
+        from distill_jax.run import checkpoint
+
+        return checkpoint.intact(parsed.workdir, study=parsed.mode == "study")
+    return "what was saved before is untouched"
+
+
+def _is_memory(error: BaseException) -> bool:
     """Whether memory ran out, of the host or of a device."""
+    text = str(error).lower()
     of_jax = type(error).__name__ in ("JaxRuntimeError", "XlaRuntimeError")
     return isinstance(error, MemoryError) or (
-        of_jax and str(error).startswith("RESOURCE_EXHAUSTED") and "memory" in str(error).lower()
+        of_jax and ("out of memory" in text or ("resource_exhausted" in text and "memory" in text))
     )
 
 
-def _tell(error: Exception) -> int:
-    """Prints an error, without a traceback where it is not a fault of the program."""
+def _tell(
+    error: Exception,
+    parsed: flags.Flags | None = None,
+    folder: pathlib.Path | None = None,
+) -> int:
+    """Prints an error and returns the exit code; no traceback goes to the console."""
     if isinstance(error, UserError):
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
-    if isinstance(error, OSError) and error.errno in DISK:
+    if isinstance(error, OSError) and error.errno in SURROUNDINGS:
         where = f"{error.filename}: " if error.filename else ""
-        print(f"error: {where}{DISK[error.errno]}\n  {RESUMES}", file=sys.stderr)
+        what = SURROUNDINGS[error.errno]
+        print(f"error: {where}{what}\n  {_intact(parsed)}", file=sys.stderr)
         return UserError.exit_code
     if _is_memory(error):
         first = str(error).partition("\n")[0].removeprefix("RESOURCE_EXHAUSTED: ")[:200]
@@ -75,16 +141,16 @@ def _tell(error: Exception) -> int:
 
     if processes.is_loss_of_peer(error):
         first = f"another process of this run has ended: {str(error).splitlines()[0][:200]}"
-        print(f"error: {first}\n  {RESUMES}", file=sys.stderr)
+        print(f"error: {first}\n  {_intact(parsed)}", file=sys.stderr)
         return processes.PEER_LOST
-    traceback.print_exception(error)
-    return 1
+    return crash.tell(error, folder=folder, intact=_intact(parsed), suffix=_suffix(parsed))
 
 
 def _run(parsed: flags.Flags) -> int:
     # Imported late: `--help` and mistakes in the command line answer before JAX is loaded.
     from distill_jax.run import environment, processes
 
+    crash.doing("starting JAX")
     settings = None
     if parsed.mode != "describe":
         given = {name: getattr(parsed, name) for name in flags.PROCESS_FLAGS}
@@ -95,6 +161,7 @@ def _run(parsed: flags.Flags) -> int:
         x64=parsed.config.precision == "float64",
     )
     processes.initialize(settings)
+    environment.check_devices()
     environment.cache_compiled_programs()
     with contextlib.ExitStack() as stack:
         if parsed.mode in ("train", "study"):  # what can be continued
@@ -120,6 +187,7 @@ def _do(parsed: flags.Flags) -> None:
         # Lanes are chosen by time, which processes measure differently.
         parsed.config.study.lanes = "no"
     main_process = processes.is_main()
+    crash.doing(DOING[parsed.mode])
     say = _say if main_process else _silent
 
     config, workdir, trusted = parsed.config, parsed.workdir, parsed.trusted
@@ -146,6 +214,7 @@ def _do(parsed: flags.Flags) -> None:
             print(loop.format_result(result))
             from distill_jax.run import report  # not before the first step
 
+            crash.doing("writing the report")
             print(f"report: {report.write_run_report(workdir)}")
 
 
@@ -161,8 +230,24 @@ def _silent(line: str) -> None:
 
 def run() -> None:
     """The console script."""
+    console.guard()
     paths.make_importable()
-    sys.exit(main(sys.argv))
+    code = main(sys.argv)
+    with contextlib.suppress(Exception):
+        sys.stdout.flush()
+        sys.stderr.flush()
+    if code and not _is_joined():
+        # Threads of a failed save or of a compilation may take minutes to end by themselves.
+        for child in multiprocessing.active_children():
+            child.kill()
+        os._exit(code)
+    sys.exit(code)
+
+
+def _is_joined() -> bool:
+    """Whether this process is one of several, which an end without a word would abort."""
+    found = sys.modules.get("jax._src.distributed")
+    return found is not None and found.global_state.client is not None
 
 
 if __name__ == "__main__":

@@ -47,7 +47,7 @@ from distill_jax.data import corruption, loader, transforms
 from distill_jax.data.source import Subset, example_ids
 from distill_jax.evaluators._features import spread
 from distill_jax.models import adapters
-from distill_jax.run import checkpoint, paths, preflight, processes, teacher_cache, watch
+from distill_jax.run import checkpoint, crash, paths, preflight, processes, teacher_cache, watch
 from distill_jax.run import config as config_lib
 from distill_jax.run.config import ConfigDict
 from distill_jax.run.resolve import bind, names_in, resolve
@@ -914,7 +914,8 @@ def build(
     partition.check_batch(
         config.batch_size, mesh, accum_steps=config.accum_steps, where="batch_size"
     )
-    dataset = load_dataset(config, shapes_only=shapes_only, trusted=trusted)
+    with crash.during("reading data"):
+        dataset = load_dataset(config, shapes_only=shapes_only, trusted=trusted)
     steps_per_epoch = len(dataset.train) / config.batch_size
     total_steps = config_lib.total_steps(config, len(dataset.train))
     schedule_args = _schedule_args(config, steps_per_epoch, total_steps)

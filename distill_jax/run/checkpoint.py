@@ -25,11 +25,19 @@ from distill_jax.core.api import Params, PyTree, Role, State, TrainState
 from distill_jax.core.errors import CheckpointError, nearest
 from distill_jax.core.partition import named_leaves
 from distill_jax.run import processes
-from distill_jax.run.stored import DamagedFile, MissingFile, parse_json, read_bytes, read_json
+from distill_jax.run.stored import (
+    DamagedFile,
+    MissingFile,
+    check_folder,
+    parse_json,
+    read_bytes,
+    read_json,
+)
 
 DIGEST = "digest.json"
 META = "meta/metadata"
 ROLE = "role."
+UNSAVED = "is the disk full, or the folder not writable? steps saved before are untouched"
 
 
 class Restored(NamedTuple):
@@ -176,7 +184,13 @@ class Checkpointer:
         self.wait()
         step = int(state.step)
         folder = self._folder / str(step)
-        if processes.from_first((folder / DIGEST).exists, where=str(folder)):
+
+        def is_there() -> bool:
+            # Orbax's threads wait minutes for a folder that cannot be made.
+            check_folder(self._folder, where=str(self._folder), hint=UNSAVED)
+            return (folder / DIGEST).exists()
+
+        if processes.from_first(is_there, where=str(folder)):
             return
         if jax.process_index() == 0:
             _remove(folder)
@@ -221,7 +235,7 @@ class Checkpointer:
         return CheckpointError(
             f"could not be saved: {_root_cause(error)}",
             where=str(self._folder),
-            hint="is the disk full, or the folder not writable? earlier steps are intact",
+            hint=UNSAVED,
         )
 
     def wait(self) -> None:
@@ -479,6 +493,23 @@ def find_step(path: pathlib.Path, *, where: str) -> pathlib.Path:
         )
     best = checkpointer.best()
     return folder / str(steps[-1] if best is None else best)
+
+
+def intact(workdir: pathlib.Path, *, study: bool = False) -> str:
+    """Returns what a run or study that ended early left whole, a clause; reads every byte of it."""
+    if study:
+        results = [path for path in workdir.glob("*/seed*/result.json") if path.is_file()]
+        runs = "1 run is" if len(results) == 1 else f"{len(results)} runs are"
+        return f"{runs} finished; the same command keeps these and goes on with the others"
+    if (workdir / "result.json").is_file():
+        return "training is finished and its result is in result.json"
+    for step in Checkpointer(workdir / "checkpoints").steps()[::-1]:
+        try:
+            verify(workdir / "checkpoints" / str(step))
+        except (CheckpointError, OSError):
+            continue
+        return f"the checkpoint of step {step} is whole; the same command goes on from it"
+    return "there is no whole checkpoint; the same command starts from the beginning"
 
 
 def _selection_mode(run: pathlib.Path) -> str:

@@ -15,6 +15,8 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
+from distill_jax.core.errors import UserError
+
 T = TypeVar("T")
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "ml-collections")
@@ -83,7 +85,12 @@ def configure_jax(*, cpu_devices: int, x64: bool = False) -> None:
     matrices are small, XLA has threads of its own, and where cores are shared those of OpenBLAS
     wait for each other (the eigenvalues of a matrix `[128, 128]`: 80 ms instead of 2 ms).
     """
-    import jax  # NumPy comes with it, whose own copy of OpenBLAS keeps its threads
+    try:
+        import jax  # NumPy comes with it, whose own copy of OpenBLAS keeps its threads
+    except ValueError as error:  # an environment variable that JAX cannot read
+        names = [name for name in os.environ if name.startswith("JAX_")]
+        hint = f"set here: {', '.join(names)}" if names else ""
+        raise UserError(str(error), where="importing JAX", hint=hint) from error
 
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # read when SciPy is first imported
     keep_freed_memory()
@@ -92,6 +99,30 @@ def configure_jax(*, cpu_devices: int, x64: bool = False) -> None:
         jax.config.update("jax_num_cpu_devices", cpu_devices)
     if x64:
         jax.config.update("jax_enable_x64", True)
+
+
+def check_devices() -> None:
+    """Starts JAX's backend, and checks that programs are compiled.
+
+    Raises:
+      UserError: there is no such backend on this machine, or compilation is switched off.
+    """
+    import jax
+
+    where = "JAX_PLATFORMS" if os.environ.get("JAX_PLATFORMS") else "JAX"
+    hint = "unset JAX_PLATFORMS to take what is there, or JAX_PLATFORMS=cpu"
+    try:
+        jax.devices()
+    except (RuntimeError, AssertionError) as error:
+        asked = os.environ.get("JAX_PLATFORMS", "")
+        lines = str(error).splitlines() or [f"JAX finds no backend {asked!r} on this machine"]
+        raise UserError(lines[0][:300], where=where, hint=hint) from error
+    if jax.config.jax_disable_jit:  # pyright: ignore[reportAttributeAccessIssue]
+        raise UserError(
+            "compilation is switched off, and a step is compiled before it is taken",
+            where="JAX_DISABLE_JIT",
+            hint="unset it",
+        )
 
 
 def in_background(do: Callable[[], T]) -> Callable[[], T]:
@@ -221,7 +252,7 @@ def stop_on_signal() -> Iterator[StopFlag]:
     def stop(number, frame):
         del frame
         if flag and number == signal.SIGINT:
-            raise KeyboardInterrupt
+            signal.default_int_handler(number, None)  # raises; `raise` would look like a config's
         flag.signal = number
         if number == signal.SIGINT:  # print() may be what was interrupted
             os.write(2, b"\nstopping where it can be continued; Ctrl-C again stops at once\n")

@@ -17,8 +17,7 @@ from absl import flags
 
 from distill_jax.core.errors import ConfigError, UserError, nearest
 from distill_jax.run import config as config_lib
-from distill_jax.run import config_files, paths, resolve, unused
-from distill_jax.run.stored import read_text
+from distill_jax.run import config_files, paths, resolve, stored, unused
 
 MODES = {
     "train": "train, evaluate and report; continues where the workdir stops",
@@ -121,14 +120,14 @@ def parse(argv: Sequence[str]) -> Flags:
     mode, workdir, modules, processes = _parse_plain(rest)
     from_run = spec is None
     if spec is None:
-        stored = workdir / "config.json" if workdir and mode in STORED else None
-        if stored is not None and not stored.is_file():
+        file = workdir / "config.json" if workdir and mode in STORED else None
+        if file is not None and not file.is_file():
             hint = "give the folder of a run, or --config=FILE[:ARG]"
             raise UserError("holds no config.json", where=str(workdir), hint=hint)
-        if stored is None:
+        if file is None:
             hint = "--config=FILE[:ARG], for example --config=configs/distill/kd.py:smoke"
             raise UserError("no config is given", where="--config", hint=hint)
-        spec, config = str(stored), config_lib.from_json(read_text(stored))
+        spec, config = str(file), config_lib.from_json(stored.read_text(file))
     else:
         config = load(spec)
     # A stored config is somebody's data: what it names is not imported for that alone.
@@ -194,6 +193,9 @@ def _parse_plain(
     flags.DEFINE_string("coordinator", None, "address of process 0", flag_values=values)
     flags.DEFINE_integer("num_processes", None, "how many there are", flag_values=values)
     flags.DEFINE_integer("process_id", None, "which of them this is", flag_values=values)
+    for arg in argv[1:]:  # absl would act on these two, and pass over what they name
+        if match := re.fullmatch(r"--?(undefok|flagfile)(=.*)?", arg, re.DOTALL):
+            raise _unknown_flag(match[1])
     try:
         positional = values(list(argv) or [""])[1:]
     except flags.UnrecognizedFlagError as error:
@@ -246,19 +248,16 @@ def _workdir(text: str | None, mode: str) -> pathlib.Path | None:
         hint = "--workdir=runs/NAME, the folder for checkpoints, metrics and the report"
         raise UserError(f"mode {mode} needs a folder", where="--workdir", hint=hint)
     workdir = paths.absolute(text, where="--workdir")
-    try:
-        present = next(path for path in (workdir, *workdir.parents) if path.exists())
-    except OSError as error:
-        what = f"{error.filename}: {error.strerror}"
-        raise UserError(what, where="--workdir", hint="choose another folder") from None
-    if not present.is_dir():
-        raise UserError(f"{present} is a file", where="--workdir", hint="name a folder")
-    if mode != "describe" and not os.access(present, os.R_OK | os.W_OK | os.X_OK):
-        hint = "choose another folder or change its permissions"
-        raise UserError(f"{present} cannot be read and written", where="--workdir", hint=hint)
-    if mode == "eval" and present != workdir:
+    if mode == "eval" and not os.path.lexists(workdir):
         hint = "evaluation reads the workdir of a finished run"
         raise UserError(f"{workdir} does not exist", where="--workdir", hint=hint)
+    if mode == "describe":
+        if os.path.lexists(workdir) and not workdir.is_dir():
+            raise UserError(f"{workdir} is a file", where="--workdir", hint="name a folder")
+        return workdir
+    hint = "choose another folder or change its permissions"
+    stored.check_folder(workdir, where="--workdir", hint=hint)
+    stored.check_places(workdir, files=stored.WRITTEN[mode], folders=stored.WRITTEN_FOLDERS[mode])
     return workdir
 
 

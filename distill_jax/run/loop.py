@@ -21,6 +21,7 @@ from distill_jax.data.source import Subset
 from distill_jax.evaluators._features import spread
 from distill_jax.run import (
     alarms,
+    crash,
     embeddings,
     environment,
     masked,
@@ -36,7 +37,15 @@ from distill_jax.run.checkpoint import Checkpointer
 from distill_jax.run.config import ConfigDict
 from distill_jax.run.environment import Preempted
 from distill_jax.run.sharing import scrubbed
-from distill_jax.run.stored import DamagedFile, MissingFile, read_json, read_text
+from distill_jax.run.stored import (
+    WRITTEN,
+    WRITTEN_FOLDERS,
+    DamagedFile,
+    MissingFile,
+    check_places,
+    read_json,
+    read_text,
+)
 
 NEUTRAL = (
     "mesh.",
@@ -91,7 +100,9 @@ def check_workdir(config: ConfigDict, workdir: pathlib.Path) -> None:
 
     Raises:
       ConfigError: the folder holds a run that differs in something that changes its result.
+      UserError: a folder stands where a file will be written, or the reverse.
     """
+    check_places(workdir, files=WRITTEN["train"], folders=WRITTEN_FOLDERS["train"])
     stored = workdir / "config.json"
     if not stored.exists():
         return
@@ -841,7 +852,9 @@ class Loop:
             title = self._title()
             progress = writers.Progress(self.total, initial=step, description=title, is_main=main)
             stack.callback(progress.close)
+            crash.doing("training")
             state = self._steps(stop, state, step, progress)
+            crash.doing("measuring the result and writing it")
             progress.close()
             self.clock.lap("train")
             with self.watch.during("other", "what ends a run"):

@@ -11,10 +11,28 @@ import os
 import pathlib
 import stat
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from distill_jax.core.errors import UserError
+
+_OF_RUN = ("config.json", "env.json", "metrics.jsonl", "alarms.jsonl", "heartbeat.json")
+_AT_END = ("predictions.npz", "embeddings.npz", "masks.npz", "trust.npz", "result.json")
+_OF_TROUBLE = ("stall.txt", "crash.txt", "metrics.jsonl.damaged", "alarms.jsonl.damaged")
+
+WRITTEN: Mapping[str, Sequence[str]] = {
+    "train": (*_OF_RUN, *_AT_END, *_OF_TROUBLE, "report.html"),
+    "study": ("study.json", "table.txt", "report.html", "crash.txt"),
+    "eval": ("eval.json", "crash.txt"),
+}
+"""Files that a mode writes into its folder."""
+
+WRITTEN_FOLDERS: Mapping[str, Sequence[str]] = {
+    "train": ("checkpoints", "tensorboard"),
+    "study": (),
+    "eval": (),
+}
+"""Folders that a mode makes in its folder."""
 
 Shape = Mapping[str, type | tuple[type, ...]]
 """Keys that an object must have, with the types of their values."""

@@ -20,6 +20,8 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
+from distill_jax.run import crash
+
 HEARTBEAT_SECONDS = 5.0
 """Between two heartbeats."""
 
@@ -43,6 +45,16 @@ _PHASES = {
     "device": "taking the first step",
     "evaluation": "compiling and evaluating",
     "checkpoint": "saving",
+}
+
+
+_ACTIVITIES = {
+    "start": "making or reading the state",
+    "compile": "compiling the step",
+    "data": "reading a batch",
+    "evaluation": "evaluating",
+    "checkpoint": "saving",
+    "barrier": "waiting for the other processes",
 }
 
 
@@ -101,6 +113,7 @@ class Watch:
         self._at: tuple[str, float] = ("start", clock())
         self._told: tuple[str, float] | None = None
         self._quiet, self._patient = self._at, QUIET_SECONDS
+        self._failed: tuple[BaseException, str] | None = None  # what was done when it was raised
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watch", daemon=True)
 
@@ -142,11 +155,23 @@ class Watch:
         self.kind = kind or self.kind
         try:
             yield
+        except BaseException as error:
+            if self._failed is None or self._failed[0] is not error:
+                self._failed = error, self._activity()
+            raise
         finally:
             if kind:
                 self._seen.add(kind)
             self.enter(before[0])
             self.kind = before[1]
+
+    def _activity(self) -> str:
+        """Returns what is being done, as a phrase that follows "while"."""
+        if self.kind.startswith("evaluation of "):
+            return f"evaluating {self.kind.removeprefix('evaluation of ')}"
+        if self.phase in ("dispatch", "device"):
+            return "training"
+        return _ACTIVITIES.get(self.phase, crash.done_so_far())
 
     # What others find out.
 
@@ -247,6 +272,10 @@ class Watch:
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
         global _current
         _current = None
+        if error is not None:
+            same = self._failed is not None and self._failed[0] is error
+            what = self._failed[1] if same and self._failed else self._activity()
+            crash.doing(f"{what}, after step {self.step} of {self._total}")
         self._closed.set()
         self._thread.join()
         self.beat("stopped" if kind else "")

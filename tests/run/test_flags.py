@@ -194,13 +194,17 @@ def test_mistakes_are_told_in_one_message(line, expected):
 @pytest.mark.skipif(os.geteuid() == 0, reason="the superuser may write anywhere")
 def test_a_workdir_that_cannot_be_written(tmp_path):
     (tmp_path / "closed").mkdir(mode=0o500)
-    with pytest.raises(UserError, match="cannot be read and written"):
+    with pytest.raises(UserError, match="cannot be made or written to"):
         parse("--config=good.py --workdir=closed/run")
 
 
-def test_a_workdir_without_permission(monkeypatch):
-    monkeypatch.setattr(flags.os, "access", lambda *_: False)
-    with pytest.raises(UserError, match="cannot be read and written"):
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC])
+def test_a_workdir_without_permission(monkeypatch, number):
+    def refuse(**_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(flags.stored.tempfile, "mkdtemp", refuse)
+    with pytest.raises(UserError, match=f"cannot be made or written to: {os.strerror(number)}"):
         parse("--config=good.py --workdir=run")
 
 
@@ -209,9 +213,23 @@ def test_a_workdir_that_cannot_be_looked_up(monkeypatch, number):
     def refuse(path):
         raise OSError(number, os.strerror(number), str(path))
 
-    monkeypatch.setattr(flags.pathlib.Path, "exists", refuse)
-    with pytest.raises(UserError, match=f"--workdir: .*/run: {os.strerror(number)}"):
-        flags._workdir("run", "train")
+    with monkeypatch.context() as patch:
+        patch.setattr(flags.stored.os, "lstat", refuse)
+        with pytest.raises(UserError, match=f"--workdir: .*/run .*: {os.strerror(number)}"):
+            flags._workdir("run", "train")
+
+
+@pytest.mark.parametrize("mode", ["train", "study", "eval"])
+def test_a_folder_where_a_file_is_written_is_refused_at_the_door(tmp_path, mode):
+    (tmp_path / "run" / flags.stored.WRITTEN[mode][0]).mkdir(parents=True)
+    with pytest.raises(UserError, match="is a folder, where a file is written"):
+        parse(f"--config=good.py --workdir=run --mode={mode}")
+
+
+@pytest.mark.parametrize("flag", ["--undefok=foo", "--flagfile=foo", "-undefok"])
+def test_flags_of_absl_itself_are_unknown(flag):
+    with pytest.raises(UserError, match="unknown flag"):
+        parse(f"--config=good.py --workdir=run {flag}")
 
 
 def test_a_full_command_line(tmp_path):

@@ -8,6 +8,7 @@ import os
 import resource
 import shutil
 import signal
+import tempfile
 
 import jax
 import jax.numpy as jnp
@@ -146,18 +147,18 @@ def test_a_save_that_finds_no_room_is_told_and_the_earlier_step_is_whole(folder)
     assert restore(folder) == (3, (), 1)
 
 
-def test_a_full_disk_ends_the_program_without_a_traceback(monkeypatch, capsys):
+def test_a_full_disk_ends_the_program_without_a_traceback(monkeypatch, capsys, tmp_path):
     def full(parsed):
         raise OSError(errno.ENOSPC, "No space left on device", "runs/x/metrics.jsonl")
 
-    monkeypatch.setattr(main.flags, "parse", lambda argv: None)
     monkeypatch.setattr(main, "_run", full)
-    assert main.main([]) == 2
+    command = ["distill-jax", "--config=configs/distill/kd.py:smoke", "--mode=describe"]
+    assert main.main(command) == 2
     told = capsys.readouterr().err
     assert told.startswith("error: runs/x/metrics.jsonl: the disk is full")
     monkeypatch.setattr(main, "_run", lambda parsed: os.stat("/nowhere/at/all"))
-    with pytest.raises(FileNotFoundError):
-        main.main([])
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    assert main.main(command) == 1
 
 
 @pytest.mark.parametrize("zeros", [np.zeros, jnp.zeros])
@@ -165,9 +166,9 @@ def test_too_little_memory_ends_the_program_without_a_traceback(monkeypatch, cap
     def greedy(parsed):
         zeros(2**56, np.int8)
 
-    monkeypatch.setattr(main.flags, "parse", lambda argv: None)
     monkeypatch.setattr(main, "_run", greedy)
-    assert main.main([]) == 2
+    command = ["distill-jax", "--config=configs/distill/kd.py:smoke", "--mode=describe"]
+    assert main.main(command) == 2
     told = capsys.readouterr().err
     assert told.startswith("error: not enough memory: ") and "allocat" in told.splitlines()[0]
     assert len(told.splitlines()) == 2 and "batch_size" in told

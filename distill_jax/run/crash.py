@@ -1,0 +1,122 @@
+"""What is printed and kept of an error that nobody foresaw: one line, and a trace in a file."""
+
+import contextlib
+import pathlib
+import platform
+import sys
+import tempfile
+import threading
+import time
+import traceback
+from collections.abc import Iterator
+
+import distill_jax
+
+UNEXPECTED = 1
+"""Exit code of an error that nobody foresaw."""
+
+TRACE = "crash.txt"
+
+_doing = "starting"
+_in_threads: list[str] = []
+
+
+def doing(what: str) -> None:
+    """Notes what is being done, as a phrase that follows "while"."""
+    global _doing
+    _doing = what
+
+
+def done_so_far() -> str:
+    """Returns what was noted last."""
+    return _doing
+
+
+def tell(
+    error: BaseException,
+    *,
+    folder: pathlib.Path | None = None,
+    intact: str = "",
+    suffix: str = "",
+    thread: str = "",
+) -> int:
+    """Prints an error in one line, writes its trace to `crash.txt`, and returns the exit code.
+
+    Args:
+      error: what was raised.
+      folder: of the run, which is made where it is absent; without one, or where it cannot be
+        written to, the trace goes to the folder for temporary files.
+      intact: what is left whole, a clause.
+      suffix: of the name of the file, for one process of several.
+      thread: name of the thread that raised it, where it was not the main one.
+    """
+    kind = type(error).__name__
+    first = next((line.strip() for line in str(error).splitlines() if line.strip()), "")[:200]
+    where = f" in thread {thread}" if thread else ""
+    what = f"unexpected {kind}{where} while {_doing}{': ' if first else ''}{first}"
+    path = _write(error, what, folder, TRACE.replace(".", f"{suffix}."))
+    trace = f"the trace is in {path}" if path else "the trace could not be written anywhere"
+    print(f"error: {what}; {trace}{'; ' if intact else ''}{intact}", file=sys.stderr, flush=True)
+    return UNEXPECTED
+
+
+def _write(
+    error: BaseException, what: str, folder: pathlib.Path | None, name: str
+) -> pathlib.Path | None:
+    trace = "".join(traceback.format_exception(error))
+    text = (
+        f"{time.strftime('%Y-%m-%dT%H:%M:%S%z')} {what}\n"
+        f"command: {' '.join(sys.argv)}\n"
+        f"distill_jax {distill_jax.__version__}, Python {platform.python_version()}, "
+        f"{platform.platform()}\n\n{trace}\n"
+    )
+    for place in (folder, pathlib.Path(tempfile.gettempdir())):
+        if place is None:
+            continue
+        with contextlib.suppress(OSError):
+            place.mkdir(parents=True, exist_ok=True)
+            with (place / name).open("a", encoding="utf-8", errors="backslashreplace") as file:
+                file.write(text)
+            return place / name
+    return None
+
+
+@contextlib.contextmanager
+def threads(folder: pathlib.Path | None, *, suffix: str = "") -> Iterator[None]:
+    """Tells of errors that end a thread as `tell` does; the run goes on without the thread.
+
+    Args:
+      folder: of the run.
+      suffix: of the name of the file.
+    """
+    before = threading.excepthook
+
+    def hook(args: threading.ExceptHookArgs) -> None:
+        error = args.exc_value
+        if error is None or isinstance(error, SystemExit):
+            return
+        name = args.thread.name if args.thread else "unknown"
+        _in_threads.append(name)
+        tell(error, folder=folder, intact="the run goes on", suffix=suffix, thread=name)
+
+    threading.excepthook = hook
+    try:
+        yield
+    finally:
+        threading.excepthook = before
+
+
+def in_threads() -> bool:
+    """Whether an error has ended a thread since this was asked last."""
+    found = bool(_in_threads)
+    _in_threads.clear()
+    return found
+
+
+@contextlib.contextmanager
+def during(what: str) -> Iterator[None]:
+    """Notes what is being done for a while; an error keeps the note."""
+    before = _doing
+    doing(what)
+    yield
+    doing(before)
