@@ -41,6 +41,7 @@ from distill_jax.core.api import (
     Transform,
 )
 from distill_jax.core.errors import ConfigError, explained, nearest
+from distill_jax.core.lanes import LANE
 from distill_jax.core.precision import cast
 from distill_jax.core.weighing import Weighed
 from distill_jax.data import corruption, loader, transforms
@@ -289,8 +290,13 @@ class Experiment:
         return self._compiled[variant]
 
     @property
+    def devices(self) -> int:
+        """Devices among which the work of a step of one run is divided."""
+        return self.mesh.size // self.mesh.shape.get(LANE, 1)
+
+    @property
     def flops_per_step(self) -> float | None:
-        """Floating-point operations of a step on one device, on average over training.
+        """Floating-point operations of a step over all its devices, on average over training.
 
         None where XLA does not count them.
         """
@@ -303,7 +309,7 @@ class Experiment:
             if flops is None:
                 return None
             total += shares[variant] * flops
-        return total
+        return total * self.devices
 
     @functools.cached_property
     def outputs(self) -> Mapping[str, Mapping[str, Any]]:

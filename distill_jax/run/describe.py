@@ -2,23 +2,16 @@
 
 import json
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
+from typing import Any
 
 import jax
 
 from distill_jax.core import partition
 from distill_jax.run import build as build_lib
-from distill_jax.run import collectives
+from distill_jax.run import collectives, tables
 from distill_jax.run import config as config_lib
 from distill_jax.run.config import ConfigDict
-
-
-def _table(rows: list[tuple[str, ...]], header: tuple[str, ...]) -> str:
-    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
-    lines = [header, tuple("-" * w for w in widths), *rows]
-    return "\n".join(
-        "  ".join(c.ljust(w) for c, w in zip(r, widths, strict=True)).rstrip() for r in lines
-    )
 
 
 def _bytes(n: float) -> str:
@@ -40,11 +33,11 @@ def _leaf_rows(tree) -> list[tuple[str, ...]]:
 
 
 def describe(config: ConfigDict, *, trusted: Collection[str] | None = None) -> str:
-    """Returns the resolved config, the parameters, the sharding of each leaf and the step's cost.
+    """Returns what a run would be: a summary, the sharding of each leaf, the step, the config.
 
-    The cost is that of the compiled step on each device: operations, memory, and what it exchanges
-    with others. Compiles for the devices of this process. Reads no data: the data set answers with
-    its shapes.
+    The summary has networks with their parameters, length, memory and cost. FLOPs are over all
+    devices of a step, memory and what is exchanged with others on each. Compiles for the devices of
+    this process. Reads no data: the data set answers with its shapes.
 
     Args:
       config: the config.
@@ -60,56 +53,74 @@ def describe(config: ConfigDict, *, trusted: Collection[str] | None = None) -> s
         variant: experiment.compile_step(build_lib.feed_shapes(experiment, variant), variant)
         for variant in experiment.variants
     }
-    parameters = [
-        (
-            role,
-            (config.roles[role].model or "(as its source)")
-            if role in config.roles
-            else config.cache.teacher,
-            f"{sum(math.prod(x.shape) for x in jax.tree.leaves(found.params)):,}",
-            _kind(config, role),
-        )
-        for role, found in experiment.shapes.roles.items()
-    ]
     header = ("leaf", "shape", "type", "sharding", "per device")
     state = experiment.abstract_state
     leaves = _leaf_rows({"params": state.params, "targets": state.targets})
     leaves += _leaf_rows({"frozen": experiment.abstract_frozen})
     leaves += _leaf_rows({"model_state": state.model_state, "optimizer": state.opt_state})
-    sizes = ", ".join(f"{axis}={size}" for axis, size in experiment.mesh.shape.items())
     cache = experiment.cache
     stored = [("teacher cache", cache.describe(len(experiment.dataset.train)))] if cache else []
     sections = [
-        ("config", json.dumps(json.loads(config_lib.to_json(config)), indent=1)),
-        (
-            "run",
-            f"{experiment.total_steps:,} steps of {config.batch_size} examples, "
-            f"{experiment.steps_per_epoch:.2f} steps an epoch\n"
-            f"mesh: {sizes} ({jax.devices()[0].device_kind})",
-        ),
-        ("networks", _table(parameters, ("role", "model", "parameters", "learns"))),
-        ("state", _table(leaves, header)),
+        ("summary", _summary(experiment, compiled)),
+        *((_step_title(experiment, v), _cost(experiment, step)) for v, step in compiled.items()),
         *stored,
-        *((_step_title(experiment, v), _cost(step)) for v, step in compiled.items()),
+        ("state", tables.plain(leaves, header)),
+        ("config", json.dumps(json.loads(config_lib.to_json(config)), indent=1)),
     ]
     found = ["\n".join(warnings)] if warnings else []
     return "\n\n".join([*found, *(f"== {title}\n{body}" for title, body in sections)])
 
 
+def _summary(experiment: build_lib.Experiment, compiled: Mapping[str, Any]) -> str:
+    config, roles = experiment.config, experiment.shapes.roles
+    count = {r: sum(math.prod(x.shape) for x in jax.tree.leaves(roles[r].params)) for r in roles}
+    networks = [
+        (
+            role,
+            (config.roles[role].model or "(as its source)")
+            if role in config.roles
+            else config.cache.teacher,
+            f"{n:,}",
+            _kind(config, role),
+        )
+        for role, n in count.items()
+    ]
+    sizes = ", ".join(f"{axis}={size}" for axis, size in experiment.mesh.shape.items())
+    parts = (f"{len(getattr(experiment.dataset, p)):,} {p}" for p in ("train", "held_out", "test"))
+    flops = experiment.flops_per_step
+    peak = max(collectives.memory(step)["peak"] for step in compiled.values())
+    steps, per_epoch = experiment.total_steps, experiment.steps_per_epoch
+    learned = sum(n for role, n in count.items() if role in experiment.trainable)
+    facts = {
+        "method": f"{config.objective.name} on {config.data.name}, examples: {', '.join(parts)}",
+        "length": f"{steps:,} steps of {config.batch_size} examples, {per_epoch:.2f} an epoch",
+        "parameters": f"{sum(count.values()):,}, of which {learned:,} are learned by gradient",
+        "memory": f"{_bytes(peak)} at most in a step, on each device",
+        "cost": f"{tables.flop(flops)} a step, {tables.flop(flops * steps)} in all"
+        if flops
+        else "XLA counts no operations here",
+        "devices": f"{experiment.mesh.size} ({jax.devices()[0].device_kind}), {sizes}",
+    }
+    lines = [f"{name:<12}{text}" for name, text in facts.items()]
+    table = tables.plain(networks, ("role", "model", "parameters", "learns"))
+    return "\n".join([*lines, "", table])
+
+
 def _step_title(experiment: build_lib.Experiment, variant: str) -> str:
     if experiment.outer is None:
-        return "step, on each device"
+        return "step"
     share = experiment.outer.share(experiment.total_steps)
     if variant == "outer":
-        return f"step in which the weigher learns, {share:.1%} of all, on each device"
-    return f"step of the student alone, {1 - share:.1%} of all, on each device"
+        return f"step in which the weigher learns, {share:.1%} of all"
+    return f"step of the student alone, {1 - share:.1%} of all"
 
 
-def _cost(step) -> str:
-    cost, memory = step.cost_analysis() or {}, collectives.memory(step)
+def _cost(experiment: build_lib.Experiment, step: Any) -> str:
+    flops, memory = (step.cost_analysis() or {}).get("flops"), collectives.memory(step)
+    cost = tables.flop(flops * experiment.devices) if flops else "not counted"
     return (
-        f"FLOPs      {cost.get('flops', float('nan')):.4g}\n"
-        f"arguments  {_bytes(memory['arguments'])}\n"
+        f"operations {cost}, over all devices\n"
+        f"arguments  {_bytes(memory['arguments'])}, on each device, as below\n"
         f"outputs    {_bytes(memory['outputs'])} ({_bytes(memory['in_place'])} in place)\n"
         f"temporary  {_bytes(memory['temporary'])}\n"
         f"peak       {_bytes(memory['peak'])}\n\n{_exchange(step)}"
@@ -122,7 +133,7 @@ def _exchange(step) -> str:
         (kind, str(total.count), str(group), _bytes(total.nbytes), _bytes(total.sent))
         for (kind, group), total in collectives.totals(collectives.of_compiled(step)).items()
     ]
-    return _table(rows, header) if rows else "no collectives"
+    return tables.plain(rows, header) if rows else "no collectives"
 
 
 def _kind(config: ConfigDict, role: str) -> str:

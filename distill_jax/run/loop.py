@@ -28,6 +28,7 @@ from distill_jax.run import (
     paths,
     processes,
     speed,
+    tables,
     watch,
     writers,
 )
@@ -307,7 +308,7 @@ def evaluate_run(
     *,
     make_experiment: Callable[[ConfigDict], build_lib.Experiment] = build_lib.build,
 ) -> str:
-    """Evaluates the best and the newest checkpoint of a run; returns a table.
+    """Evaluates the last and the best checkpoint of a run; returns a table.
 
     Also written to `eval.json` in the folder, by step and metric.
 
@@ -324,9 +325,11 @@ def evaluate_run(
     experiment = make_experiment(config)
     checkpointer = Checkpointer(workdir / "checkpoints", mode=config.eval.mode)
     frozen = experiment.frozen_networks(config)
-    steps = {"best": checkpointer.best(), "newest": None}
+    steps = {"last": None, "best": checkpointer.best()}
     found: dict[str, dict[str, float]] = {}
     for name, step in steps.items():
+        if name == "best" and step is None:
+            continue
         restored = checkpointer.restore(experiment.abstract_state, step=step)
         if restored is None:
             raise CheckpointError(
@@ -342,26 +345,13 @@ def evaluate_run(
         found = {name: metrics | controls for name, metrics in found.items()}
     checkpointer.close()
     write_json(workdir / "eval.json", found)
-    names = sorted({name for metrics in found.values() for name in metrics})
-    width = max(28, *(len(name) + 2 for name in names))
-    lines = [f"{'':{width}}{'best':>12}{'newest':>12}"]
-    lines += [
-        f"{name:{width}}" + "".join(f"{found[k].get(name, float('nan')):>12.6g}" for k in found)
-        for name in names
-    ]
-    return "\n".join(lines)
+    return tables.metrics(found, chosen_by=config.eval.metric or "")
 
 
 def format_result(result: Mapping[str, Any]) -> str:
     """Formats the metrics of a finished run: the last state, and the best by held-out metric."""
-    best = result["best"]
-    width = max(28, *(len(name) + 2 for name in result["metrics"]), 0)
-    lines = [
-        f"{'':{width}}{'last':>12}{'best':>12}",
-        f"{'step':{width}}{result['steps']:>12}{best.get('step', 0):>12}",
-    ]
-    for name, value in sorted(result["metrics"].items()):
-        lines.append(f"{name:{width}}{value:>12.4f}{best.get(name, float('nan')):>12.4f}")
+    states = {"last": {"step": result["steps"], **result["metrics"]}, "best": result["best"]}
+    lines = [tables.metrics(states, chosen_by=result.get("chosen_by") or "")]
     if result.get("skipped"):
         lines.append(f"{result['skipped']} steps were skipped: their loss was not finite")
     lines += [alarms.spell(alarm) for alarm in result.get("alarms", ())]
@@ -663,6 +653,7 @@ class Run:
             "classes": list(experiment.dataset.classes),
             "metrics": self.latest,
             "best": best,
+            "chosen_by": self.config.eval.metric,
             "provenance": {
                 split: getattr(experiment.dataset, split).provenance._asdict()
                 for split in ("train", "held_out", "test")
@@ -713,7 +704,7 @@ class Program(Protocol):
 
     @property
     def flops_per_step(self) -> float | None:
-        """Floating-point operations of a step of one run on one device."""
+        """Floating-point operations of a step of one run over all its devices."""
         ...
 
     def close(self) -> None:
@@ -960,7 +951,7 @@ class Loop:
         phases = ", ".join(f"{name} {t:.2f}" for name, t in self.clock.phases.items())
         total = sum(self.clock.phases.values())
         flops = self.program.flops_per_step
-        work = f", {flops / 1e9:.3g} GFLOP a step" if flops else ""
+        work = f", {tables.flop(flops)} a step" if flops else ""
         self.say(f"step {step} after {total:.2f} s ({phases}){work}")
 
     def _measure(self, state, step, split) -> dict[int, dict[str, Any]]:

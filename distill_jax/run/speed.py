@@ -7,8 +7,8 @@ from typing import Any
 import jax
 
 from distill_jax.core.api import Role
-from distill_jax.core.lanes import LANE
 from distill_jax.core.steps import BoundNets
+from distill_jax.run import tables
 from distill_jax.run.build import Experiment
 
 
@@ -70,22 +70,21 @@ def summary(
 
     Args:
       experiment: of the run.
-      flops_per_step: of the compiled step on one device.
+      flops_per_step: of the compiled step over all devices.
       seconds_per_step: median over training.
       spent: seconds since the first step by phase, from `watch.Watch.spend`.
 
     Returns:
-      `flops_per_second` over the devices that split a batch, those of `floor`,
+      `flops_per_second`, over the devices of a step as all its figures are, those of `floor`,
       `floor_over_actual` (their ratio in FLOPs), and `shares` of the time by phase.
     """
-    mesh = experiment.mesh
     found: dict[str, Any] = floor(experiment)
     if flops_per_step:
-        actual = flops_per_step * (mesh.size // mesh.shape.get(LANE, 1))
         if seconds_per_step:
-            found["flops_per_second"] = actual / seconds_per_step
+            found["flops_per_second"] = flops_per_step / seconds_per_step
         if "floor_flops_per_step" in found:
-            found["floor_over_actual"] = round(found["floor_flops_per_step"] / actual, 4)
+            ratio = found["floor_flops_per_step"] / flops_per_step
+            found["floor_over_actual"] = round(ratio, 4)
     total = sum(spent.values())
     if total:
         found["shares"] = {phase: round(s / total, 4) for phase, s in sorted(spent.items())}
@@ -95,11 +94,13 @@ def summary(
 def line(compute: Mapping[str, Any]) -> str:
     """Returns the speed of a finished run on one line; empty where nothing is known."""
     parts = []
-    if "flops_per_second" in compute:
-        parts.append(f"{compute['flops_per_second'] / 1e9:.3g} GFLOP/s")
+    if flops := compute.get("flops_per_step"):
+        pace = compute.get("flops_per_second")
+        rate = f", {tables.flop(pace)}/s" if pace else ""
+        parts.append(f"{tables.flop(flops)} a step{rate}")
     if "floor_over_actual" in compute:
-        flops, ratio = compute["floor_flops_per_step"] / 1e9, compute["floor_over_actual"]
-        parts.append(f"floor {flops:.3g} GFLOP a step, {ratio:.2f} of what it computes")
+        least, ratio = tables.flop(compute["floor_flops_per_step"]), compute["floor_over_actual"]
+        parts.append(f"floor {least} a step, {ratio:.2f} of that")
     shares = sorted(compute.get("shares", {}).items(), key=lambda item: -item[1])
     if shares:
         parts.append("time: " + ", ".join(f"{phase} {100 * s:.0f} %" for phase, s in shares))

@@ -17,6 +17,7 @@ from distill_jax.run import build as build_lib
 from distill_jax.run import config as config_lib
 from distill_jax.run import lanes, loop, paths, processes, report, sharing, statistics
 from distill_jax.run.config import ConfigDict
+from distill_jax.run.tables import decimals, number
 
 _REFERENCE = re.compile(r"arm:(?P<arm>[\w.+-]+)(@(?P<seed>\d+))?(?P<role>#[\w/]+[*]?)?$")
 
@@ -201,7 +202,7 @@ def run_study(
                 best = outcome["best"].get(config.study.metric)
                 found = {"status": "done", "value": value, "best": best, "metrics": metrics}
                 statuses[member.arm, member.seed] = found
-                measured = "done" if value is None else f"{config.study.metric} {value:.4f}"
+                measured = "done" if value is None else f"{config.study.metric} {number(value)}"
                 say(
                     f"{label}: {measured}"
                     f" ({took:.0f} s, {time.perf_counter() - began:.0f} s in all)"
@@ -209,9 +210,12 @@ def run_study(
             summaries = _write(config, workdir, statuses)
     metric, mode = config.study.metric, _mode(config)
     titles = {"value": metric, "best": f"{metric} of the state of the best {config.eval.metric}"}
+    means = [row.value.mean for rows in summaries.values() for row in rows if row.value]
+    digits = decimals(max(map(abs, means), default=0))
+    published = config.study.published
     table = "\n\n".join(
         statistics.format_table(
-            rows, metric=titles[state], mode=mode, published=config.study.published
+            rows, metric=titles[state], mode=mode, digits=digits, published=published
         )
         for state, rows in summaries.items()
     )

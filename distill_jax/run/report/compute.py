@@ -48,8 +48,9 @@ def section(arms: Mapping[str, Sequence[Run]], *, base: str | None = None) -> Ht
     heads = ["time", "steps", *["time per step"] * timed, "FLOPs per step", "FLOPs of training"]
     heads += [name.replace("_", " ") for name in others] + [f"parameters: {r}" for r in roles]
     several = any(len(runs) > 1 for runs in arms.values())
+    text = "FLOPs are those of the compiled step over all its devices."
     return join(
-        el("p", "Means over the runs of an arm.", class_="muted") if several else None,
+        el("p", text + " Means over the runs of an arm." * several, class_="muted"),
         table(["", *heads], rows),
         _floors(arms),
         _shares(arms),

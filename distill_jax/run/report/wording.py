@@ -1,33 +1,24 @@
 """Numbers and configs as text."""
 
 import json
-import math
 from collections.abc import Mapping
 from typing import Any
+
+from distill_jax.run import tables
+from distill_jax.run.tables import decimals, is_finite, number
+
+__all__ = ["decimals", "is_finite"]
 
 NONE = "\u2013"
 
 
-def is_finite(value: Any) -> bool:
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return number and math.isfinite(value)
-
-
 def fmt(value: Any) -> str:
-    """Returns four decimals, or four digits where those would hide the number."""
-    if not is_finite(value):
-        return NONE
-    plain = value == 0 or 1e-3 <= abs(value) < 1e4
-    return minus(f"{value:.4f}" if plain else f"{value:.4g}")
+    """Returns a number as the tables of the console show it."""
+    return minus(number(value)) if is_finite(value) else NONE
 
 
 def minus(text: str) -> str:
     return text.replace("-", "\u2212")
-
-
-def decimals(value: float) -> int:
-    """Returns four, or as many as show three digits of a smaller value."""
-    return max(4, 2 - math.floor(math.log10(abs(value)))) if value else 4
 
 
 def duration(seconds: float) -> str:
@@ -37,19 +28,7 @@ def duration(seconds: float) -> str:
 
 
 def si(value: float | None) -> str:
-    if value is None:
-        return NONE
-    for scale, suffix in (
-        (1e18, "E"),
-        (1e15, "P"),
-        (1e12, "T"),
-        (1e9, "G"),
-        (1e6, "M"),
-        (1e3, "k"),
-    ):
-        if abs(value) >= scale:
-            return f"{value / scale:.3g} {suffix}"
-    return f"{value:.4g}"
+    return NONE if value is None else tables.si(value)
 
 
 def cut(text: str, limit: int = 300) -> str:
