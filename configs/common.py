@@ -45,7 +45,20 @@ def smoke(config):
     config.optim.warmup = {"steps": 2, "epochs": None, "percent": None}
     config.eval.every = {"steps": 6, "epochs": None, "percent": None}
     config.log.every_steps = 4
+    shorten(config)
+    for changes in config.study.arms.values():
+        shorten(changes)
     return config
+
+
+def shorten(changes):
+    """Shortens schedules and queues of an objective to what fits 4 steps on 232 examples."""
+    kwargs = changes.get("objective", {}).get("kwargs", {})
+    for name in kwargs:
+        if name.endswith("_epochs"):
+            kwargs[name] = min(kwargs[name], 0.25)
+        elif name == "queue":
+            kwargs[name] = min(kwargs[name], 96)
 
 
 def table(name: str):

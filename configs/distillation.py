@@ -140,10 +140,11 @@ def arm(name: str, *, scale: float = 1.0, light: bool = False) -> dict[str, Any]
     roles = {**({} if method.family == "self" else TEACHER), **method.roles}
     if light and name == "ft":
         roles |= {role: {**roles[role], "kwargs": {"depth": 1}} for role in method.roles}
-    made = {
-        "objective": {"name": method.objective, "kwargs": dict(method.kwargs(scale))},
-        "roles": roles,
+    made: dict[str, Any] = {
+        "objective": {"name": method.objective, "kwargs": dict(method.kwargs(scale))}
     }
+    if roles:
+        made["roles"] = roles
     if method.prediction:
         evaluators = ("classification", "calibration")
         made["evaluators"] = {name: {"role": "prediction"} for name in evaluators}

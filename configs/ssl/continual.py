@@ -19,10 +19,10 @@ from distill_jax.configs import common
 
 
 def get_config(arg: str = ""):
-    common.parse(arg, "fashion", "smoke")
+    options = common.parse(arg, "fashion", "smoke")
     config = dino.get_config(arg)
     config.roles.student.init = "runs/dino#target"
-    config.objective.kwargs.heads_epochs = 3.0
+    config.objective.kwargs.heads_epochs = 0.25 if "smoke" in options else 3.0
     config.optim.lr = 2e-4
     for role in ("target", "target_projector", "target_prototypes"):
         config.roles[role].decay = 0.996

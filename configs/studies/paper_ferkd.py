@@ -41,12 +41,15 @@ def get_config(arg: str = ""):
     answers = "runs/ferkd_answers" + ("_smoke" if "smoke" in options else "")
 
     def arm(teacher: str = "teacher", *, store: bool = True, crop: dict | None = None, **policy):
-        return {
+        changes: dict = {
             "objective": {"name": "stored_labels", "kwargs": policy},
             "roles": {"teacher": {"init": f"arm:{teacher}", "frozen": True}},
-            "cache": {"dir": f"{answers}/{teacher}/seed{{seed}}"} if store else {},
-            "data": {"transform_kwargs": {"random_resized_crop": crop or {}}},
         }
+        if store:
+            changes["cache"] = {"dir": f"{answers}/{teacher}/seed{{seed}}"}
+        if crop:
+            changes["data"] = {"transform_kwargs": {"random_resized_crop": crop}}
+        return changes
 
     wide = {"roles": {"student": {"kwargs": {"widths": (16, 32, 64)}}}}
     whole = {"transform_kwargs": {"random_resized_crop": {"area": (0.8, 1.0)}}}

@@ -39,12 +39,13 @@ def get_config(arg: str = ""):
     config.bilevel.warmup.steps = 50
     config.bilevel.outer_batch = 0.5
     config.bilevel.optim.lr = 3e-3
-    teacher = {
+    teacher: dict = {
         "roles": {
             "student": {"model": "dcnv2", "kwargs": {"embedding_dim": 16, "hidden": (128, 64)}}
         },
-        "data": {"corrupt": {"label_noise": 0.0}} if fault == "noisy" else {},
     }
+    if fault == "noisy":
+        teacher["data"] = {"corrupt": {"label_noise": 0.0}}
     config.study.arms = trust.arms(teacher=teacher, temperature=2.0, hidden=(64,), full=not fault)
     config.study.tuned = trust.tuned(full=not fault)
     config.study.seeds = (0, 1, 2, 3, 4)

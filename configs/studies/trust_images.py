@@ -36,11 +36,9 @@ def get_config(arg: str = ""):
     config.bilevel.warmup.epochs = 1.0
     config.bilevel.outer_batch = 0.5
     config.bilevel.optim.lr = 3e-3
-    trained_clean = ("noisy", "outliers")
-    teacher = {
-        "roles": {"student": {"kwargs": {"widths": (16, 32, 64)}}},
-        "data": {"corrupt": dict.fromkeys(faults[fault], 0.0)} if fault in trained_clean else {},
-    }
+    teacher: dict = {"roles": {"student": {"kwargs": {"widths": (16, 32, 64)}}}}
+    if fault in ("noisy", "outliers"):  # trained on clean data
+        teacher["data"] = {"corrupt": dict.fromkeys(faults[fault], 0.0)}
     config.study.arms = trust.arms(teacher=teacher, temperature=4.0, hidden=(128,), full=not fault)
     config.study.tuned = trust.tuned(full=not fault)
     config.study.seeds = (0, 1, 2, 3, 4)

@@ -5,6 +5,7 @@ q queue.
 """
 
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, ClassVar, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import jax
@@ -131,9 +132,11 @@ class Weigher(Protocol):
       by_gradient: whether weights come from `from_gradient`, the gradient of the outer loss in the
         weights, rather than from what `__call__` returns, which is then where they start.
       couples_batch: whether one example's weights depend on the other examples.
+      schedules: as of `Objective`.
     """
 
     roles: ClassVar[tuple[Role, ...]] = ()
+    schedules: ClassVar[Mapping[str, str]] = MappingProxyType({})
     needs: ClassVar[tuple[str, ...]] = ()
     by_gradient: ClassVar[bool] = False
     couples_batch: ClassVar[bool] = False
@@ -158,12 +161,16 @@ class Objective(Protocol):
         statistics). Gradient accumulation is then refused.
       auxiliary: those of its networks whose logits are not of the classes of the data.
       surveys: whether it looks at the whole training part once, before the first step.
+      schedules: its arguments that are durations, in epochs where the name ends in "_epochs" and
+        else in steps: "ramp", at whose end a value reaches its last, or "hold", before whose end
+        something does not happen. A run must be long enough for them.
     """
 
     roles: ClassVar[tuple[Role, ...]]
     couples_batch: ClassVar[bool] = False
     auxiliary: ClassVar[tuple[Role, ...]] = ()
     surveys: ClassVar[bool] = False
+    schedules: ClassVar[Mapping[str, str]] = MappingProxyType({})
 
     def memory(self, key: Key, batch: Batch) -> PyTree:
         """Returns the initial memory; called once, under `jit`, with a batch of zeros."""
@@ -173,6 +180,11 @@ class Objective(Protocol):
     def loss(self, nets: Nets, batch: Batch, memory: PyTree, step: Array) -> Terms:
         """Returns the per-example terms of one batch."""
         ...
+
+    def remembered(self, batch: Batch) -> Mapping[str, int]:
+        """Returns, for each argument that is the length of a queue, its keys of one example."""
+        del batch
+        return {}
 
     def survey(self, nets: Nets, batch: Batch, memory: PyTree, step: Array) -> Mapping[str, Array]:
         """Returns facts `[b, ...]` of a training batch in evaluation mode, for `digest`."""

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax.linen.dtypes import promote_dtype
 
+from distill_jax.core import ranges
 from distill_jax.core.api import Array
 from distill_jax.core.errors import ConfigError
 from distill_jax.models.layers import BatchNorm, Dense, dense_uniform
@@ -36,13 +37,8 @@ def check(
     **sizes: int | tuple[int, ...],
 ) -> None:
     """Raises `ConfigError` unless sizes are, or hold, whole numbers above 0 and rates are rates."""
-    for name, value in {"cardinalities": cardinalities, **sizes}.items():
-        for one in value if isinstance(value, tuple) else (value,):
-            if isinstance(one, bool) or not isinstance(one, (int, np.integer)) or one < 1:
-                raise ConfigError(f"{name} is {value}", where=name, hint="whole numbers above 0")
-    for name, rate in (("dropout", dropout), ("drop_path", drop_path)):
-        if not 0 <= rate < 1:
-            raise ConfigError(f"{name} is {rate}", where=name, hint="0 or more and below 1")
+    ranges.sizes(cardinalities=cardinalities, **sizes)
+    ranges.rates(dropout=dropout, drop_path=drop_path)
     n_rows(cardinalities)
 
 

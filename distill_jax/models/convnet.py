@@ -3,6 +3,7 @@
 import flax.linen as nn
 import jax
 
+from distill_jax.core import ranges
 from distill_jax.core.api import Array, Model, Outputs
 from distill_jax.core.errors import ConfigError
 from distill_jax.models.adapters import from_linen
@@ -47,6 +48,9 @@ def make(
     Raises:
       ConfigError: there is no width.
     """
+    ranges.counts(num_classes=num_classes)
+    ranges.sizes(widths=widths)
+    ranges.rates(dropout=dropout)
     if not widths:
         raise ConfigError("needs at least one width", where="widths", hint="e.g. (16, 32, 64)")
     return from_linen(ConvNet(num_classes, tuple(widths), dropout))

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import flax.linen as nn
 import jax.numpy as jnp
 
+from distill_jax.core import ranges
 from distill_jax.core.api import Array, Model, Outputs
 from distill_jax.core.errors import ConfigError, nearest
 from distill_jax.models import _tables
@@ -97,6 +98,9 @@ def make(
         perceptron without layers; when the network is first called, also an input that is not a
         table with these columns.
     """
+    ranges.counts(num_classes=num_classes)
+    ranges.depths(cross_layers=cross_layers)
+    ranges.counts(low_rank=low_rank)
     cardinalities, hidden = tuple(cardinalities), tuple(hidden)
     _tables.check(
         cardinalities=cardinalities,
@@ -105,10 +109,6 @@ def make(
         cross_layers=cross_layers,
         dropout=dropout,
     )
-    if low_rank < 0:
-        raise ConfigError(
-            f"low_rank is {low_rank}", where="low_rank", hint="0 for full matrices, else a rank"
-        )
     if structure not in STRUCTURES:
         hint = nearest(structure, STRUCTURES)
         raise ConfigError(f"no structure {structure!r}", where="structure", hint=hint)

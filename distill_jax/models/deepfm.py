@@ -9,6 +9,7 @@ from collections.abc import Mapping
 import flax.linen as nn
 import jax.numpy as jnp
 
+from distill_jax.core import ranges
 from distill_jax.core.api import Array, Model, Outputs
 from distill_jax.models import _tables
 from distill_jax.models.adapters import from_linen
@@ -92,6 +93,7 @@ def make(
       ConfigError: a size below 1 or a rate outside [0, 1); when the network is first called, also
         an input that is not a table with these columns.
     """
+    ranges.counts(num_classes=num_classes)
     cardinalities, hidden = tuple(cardinalities), tuple(hidden)
     _tables.check(
         cardinalities=cardinalities, embedding_dim=embedding_dim, hidden=hidden, dropout=dropout

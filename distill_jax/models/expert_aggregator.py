@@ -4,8 +4,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from distill_jax.core import ranges
 from distill_jax.core.api import Array, Model, Outputs
-from distill_jax.core.errors import ConfigError
 from distill_jax.models.adapters import from_linen
 from distill_jax.models.layers import Dense, gelu
 
@@ -48,7 +48,7 @@ def make(*, depth: int = 1, heads: int = 4, mlp_ratio: float = 2.0) -> Model:
     Raises:
       ConfigError: a value below 1.
     """
-    for name, value in (("depth", depth), ("heads", heads)):
-        if value < 1:
-            raise ConfigError(f"{name} is {value}", where=name, hint="at least 1")
+    ranges.depths(depth=depth)
+    ranges.sizes(heads=heads)
+    ranges.within("(0, 1000]", mlp_ratio=mlp_ratio)
     return from_linen(ExpertAggregator(depth, heads, mlp_ratio))

@@ -3,6 +3,7 @@
 import flax.linen as nn
 import jax
 
+from distill_jax.core import ranges
 from distill_jax.core.api import Array, Model, Outputs
 from distill_jax.models.adapters import from_linen
 from distill_jax.models.layers import BatchNorm, Dense
@@ -52,4 +53,7 @@ def make(
       dropout: rate after every hidden layer.
       batch_norm: whether to normalize before every activation.
     """
+    ranges.counts(num_classes=num_classes)
+    ranges.sizes(hidden=hidden)
+    ranges.rates(dropout=dropout)
     return from_linen(MLP(num_classes, tuple(hidden), dropout, batch_norm))

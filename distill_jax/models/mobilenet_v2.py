@@ -9,6 +9,7 @@ convolution in place of an expansion, too, and its activations are ReLU in place
 import flax.linen as nn
 import jax
 
+from distill_jax.core import ranges
 from distill_jax.core.api import Array, Model, Outputs
 from distill_jax.core.errors import ConfigError
 from distill_jax.models.adapters import from_linen
@@ -86,10 +87,11 @@ def make(*, num_classes: int, width_multiplier: float = 0.5, expansion: int = 6)
     Raises:
       ConfigError: no channel is left, or the expansion is below 1.
     """
+    ranges.counts(num_classes=num_classes)
+    ranges.within("(0, 1000]", width_multiplier=width_multiplier)
+    ranges.sizes(expansion=expansion)
     if width_multiplier * BLOCKS[0][1] < 1:
         raise ConfigError(
             f"leaves no channel: {width_multiplier}", where="width_multiplier", hint="such as 0.5"
         )
-    if expansion < 1:
-        raise ConfigError(f"must be at least 1, not {expansion}", where="expansion")
     return from_linen(MobileNetV2(num_classes, width_multiplier, expansion))

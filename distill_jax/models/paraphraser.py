@@ -2,8 +2,8 @@
 
 import flax.linen as nn
 
+from distill_jax.core import ranges
 from distill_jax.core.api import Array, Model, Outputs
-from distill_jax.core.errors import ConfigError
 from distill_jax.models._connectors import LeakyConvs
 from distill_jax.models.adapters import from_linen
 
@@ -31,11 +31,6 @@ def factor_widths(old: int, new: int, depth: int) -> tuple[int, ...]:
     return (old,) * kept + (new,) * (depth - kept)
 
 
-def check_depth(depth: int) -> None:
-    if depth < 1:
-        raise ConfigError(f"must be at least 1, not {depth}", where="depth", hint="3 in the paper")
-
-
 def make(*, rate: float = 0.5, depth: int = 3, batch_norm: bool = True) -> Model:
     """Returns an auto-encoder of maps `[b, h, w, c]`: `factor` `[b, h, w, k]` and `output`.
 
@@ -48,7 +43,6 @@ def make(*, rate: float = 0.5, depth: int = 3, batch_norm: bool = True) -> Model
     Raises:
       ConfigError: a rate that is not positive, or no convolution.
     """
-    check_depth(depth)
-    if not rate > 0:
-        raise ConfigError(f"must be positive, not {rate}", where="rate", hint="0.5 in the paper")
+    ranges.depths(depth=depth)
+    ranges.within("(0, 1000]", rate=rate)
     return from_linen(Paraphraser(rate, depth, batch_norm))

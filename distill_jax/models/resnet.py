@@ -11,6 +11,7 @@ import re
 import flax.linen as nn
 import jax
 
+from distill_jax.core import ranges
 from distill_jax.core.api import Array, Model, Outputs
 from distill_jax.core.errors import ConfigError, nearest
 from distill_jax.models.adapters import from_linen
@@ -79,6 +80,9 @@ def make(
     Raises:
       ConfigError: depth is not 6n + 2, or the variant or the multiplier does not exist.
     """
+    ranges.counts(num_classes=num_classes)
+    ranges.sizes(width_multiplier=width_multiplier)
+    ranges.depths(depth=depth)
     if variant:
         match = re.fullmatch(r"resnet(\d+)(?:x(\d+))?", variant)
         if match is None:
@@ -93,6 +97,4 @@ def make(
             where="variant" if variant else "depth",
             hint=f"nearest: {near}",
         )
-    if width_multiplier < 1:
-        raise ConfigError(f"must be at least 1, not {width_multiplier}", where="width_multiplier")
     return from_linen(ResNet(num_classes, (depth - 2) // 6, width_multiplier))

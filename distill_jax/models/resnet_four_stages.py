@@ -9,6 +9,7 @@ stride in the 3x3 convolution. `resnet.py` has the networks of three stages and 
 import flax.linen as nn
 import jax
 
+from distill_jax.core import ranges
 from distill_jax.core.api import Array, Model, Outputs
 from distill_jax.core.errors import ConfigError, nearest
 from distill_jax.models.adapters import from_linen
@@ -80,9 +81,9 @@ def make(*, num_classes: int, variant: str = "resnet50", width: int = 64) -> Mod
     Raises:
       ConfigError: the variant does not exist, or the width is below 1.
     """
+    ranges.counts(num_classes=num_classes)
+    ranges.sizes(width=width)
     if variant not in REPEATS:
         raise ConfigError(f"no ResNet {variant!r}", where="variant", hint=nearest(variant, REPEATS))
-    if width < 1:
-        raise ConfigError(f"must be at least 1, not {width}", where="width")
     deep = variant not in ("resnet18", "resnet34")
     return from_linen(ResNet(num_classes, REPEATS[variant], deep, width))

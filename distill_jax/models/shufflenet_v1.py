@@ -12,6 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from distill_jax.core import ranges
 from distill_jax.core.api import Array, Model, Outputs
 from distill_jax.core.errors import ConfigError, nearest
 from distill_jax.models.adapters import from_linen
@@ -86,6 +87,7 @@ def make(*, num_classes: int, groups: int = 3) -> Model:
     Raises:
       ConfigError: the paper has no network of so many groups.
     """
+    ranges.counts(num_classes=num_classes)
     if groups not in WIDTHS:
         raise ConfigError(
             f"no ShuffleNet of {groups} groups",

@@ -9,6 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from distill_jax.core import ranges
 from distill_jax.core.api import Array, Model, Outputs
 from distill_jax.core.errors import ConfigError, nearest
 from distill_jax.models.adapters import from_linen
@@ -84,6 +85,7 @@ def make(*, num_classes: int, variant: str = "1x") -> Model:
     Raises:
       ConfigError: the variant does not exist.
     """
+    ranges.counts(num_classes=num_classes)
     if variant not in WIDTHS:
         raise ConfigError(
             f"no ShuffleNetV2 {variant!r}", where="variant", hint=nearest(variant, WIDTHS)

@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from distill_jax.core import tokens
+from distill_jax.core import ranges, tokens
 from distill_jax.core.api import Array, Model, Outputs
 from distill_jax.core.errors import ConfigError, nearest
 from distill_jax.models import _tables
@@ -110,6 +110,9 @@ def make(
         outside [0, 1), or a width that the heads do not divide; when the network is first called,
         also an input that is not a table with these columns.
     """
+    ranges.counts(num_classes=num_classes)
+    ranges.depths(depth=depth)
+    ranges.within(f"[0, {ranges.DEEPEST}]", whole=True, registers=registers)
     cardinalities = tuple(cardinalities)
     _tables.check(
         cardinalities=cardinalities,

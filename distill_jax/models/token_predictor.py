@@ -9,7 +9,7 @@ import math
 import flax.linen as nn
 import jax.numpy as jnp
 
-from distill_jax.core import tokens
+from distill_jax.core import ranges, tokens
 from distill_jax.core.api import Array, Model, Outputs
 from distill_jax.core.errors import ConfigError
 from distill_jax.models.adapters import from_linen
@@ -84,10 +84,8 @@ def make(
       ConfigError: a size below 1, or a width that the heads do not divide; when the network is
         first called, also a grid of another number of tokens.
     """
-    sizes = {"width": width, "depth": depth, "heads": heads, "mlp_ratio": mlp_ratio}
-    for name, value in sizes.items():
-        if value < 1:
-            raise ConfigError(f"{name} is {value}", where=name, hint="1 or more")
+    ranges.depths(depth=depth)
+    ranges.sizes(width=width, heads=heads, mlp_ratio=mlp_ratio, grid=grid)
     if width % heads:
         raise ConfigError(
             f"{heads} heads do not divide a width of {width}",

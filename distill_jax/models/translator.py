@@ -2,10 +2,11 @@
 
 import flax.linen as nn
 
+from distill_jax.core import ranges
 from distill_jax.core.api import Array, Model, Outputs
 from distill_jax.models._connectors import LeakyConvs
 from distill_jax.models.adapters import from_linen
-from distill_jax.models.paraphraser import check_depth, factor_widths
+from distill_jax.models.paraphraser import factor_widths
 
 
 class Translator(nn.Module):
@@ -30,5 +31,5 @@ def make(*, depth: int = 3, batch_norm: bool = True) -> Model:
     Raises:
       ConfigError: no convolution.
     """
-    check_depth(depth)
+    ranges.depths(depth=depth)
     return from_linen(Translator(depth, batch_norm))

@@ -9,6 +9,7 @@ bias, which the batch norm behind them would cancel.
 import flax.linen as nn
 import jax
 
+from distill_jax.core import ranges
 from distill_jax.core.api import Array, Model, Outputs
 from distill_jax.core.errors import ConfigError, nearest
 from distill_jax.models.adapters import from_linen
@@ -63,6 +64,8 @@ def make(*, num_classes: int, variant: str = "vgg8", width_multiplier: float = 1
     Raises:
       ConfigError: the variant does not exist, or the multiplier leaves no channel.
     """
+    ranges.counts(num_classes=num_classes)
+    ranges.within("(0, 1000]", width_multiplier=width_multiplier)
     if variant not in DEPTHS:
         raise ConfigError(f"no VGG {variant!r}", where="variant", hint=nearest(variant, DEPTHS))
     if WIDTHS[0] * width_multiplier < 1:

@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from distill_jax.core import tokens
+from distill_jax.core import ranges, tokens
 from distill_jax.core.api import Array, Model, Outputs
 from distill_jax.core.errors import ConfigError, nearest
 from distill_jax.models.adapters import from_linen
@@ -190,6 +190,10 @@ def make(
       ConfigError: an unknown variant, pool or kind of positions, or a width that the heads do not
         divide; when the network is first called, also sides that patches do not divide.
     """
+    ranges.counts(num_classes=num_classes, width=width, heads=heads)
+    ranges.within(f"[0, {ranges.DEEPEST}]", whole=True, depth=depth)
+    ranges.sizes(patch_size=patch_size, mlp_ratio=mlp_ratio, tubelet=tubelet)
+    ranges.rates(dropout=dropout, drop_path=drop_path)
     if variant not in VARIANTS:
         raise ConfigError(
             f"no vision transformer {variant!r}", where="variant", hint=nearest(variant, VARIANTS)

@@ -7,6 +7,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 
+from distill_jax.core import ranges
 from distill_jax.core.api import Array, Model, Outputs
 from distill_jax.core.errors import ConfigError
 from distill_jax.models import _tables
@@ -107,6 +108,7 @@ def make(
         buckets that are no power of two; when the network is first called, also an input that is
         not a table with these columns.
     """
+    ranges.counts(num_classes=num_classes)
     cardinalities, hidden = tuple(cardinalities), tuple(hidden)
     _tables.check(
         cardinalities=cardinalities,

@@ -5,6 +5,7 @@ import re
 import flax.linen as nn
 import jax
 
+from distill_jax.core import ranges
 from distill_jax.core.api import Array, Model, Outputs
 from distill_jax.core.errors import ConfigError, nearest
 from distill_jax.models.adapters import from_linen
@@ -72,6 +73,10 @@ def make(
     Raises:
       ConfigError: depth is not 6n + 4, or the variant or the multiplier does not exist.
     """
+    ranges.counts(num_classes=num_classes)
+    ranges.sizes(width_multiplier=width_multiplier)
+    ranges.rates(dropout=dropout)
+    ranges.depths(depth=depth)
     if variant:
         match = re.fullmatch(r"wrn-(\d+)-(\d+)", variant)
         if match is None:
@@ -86,6 +91,4 @@ def make(
             where="variant" if variant else "depth",
             hint=f"nearest: {near}",
         )
-    if width_multiplier < 1:
-        raise ConfigError(f"must be at least 1, not {width_multiplier}", where="width_multiplier")
     return from_linen(WideResNet(num_classes, (depth - 4) // 6, width_multiplier, dropout))

@@ -15,6 +15,7 @@ a role with its own `model`.
 """
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any, ClassVar, NamedTuple
 
 import jax
@@ -89,6 +90,11 @@ class DINO(Objective):
     steps_per_epoch: float = 1.0
 
     couples_batch: ClassVar[bool] = True
+    schedules: ClassVar[Mapping[str, str]] = {
+        "temperature_epochs": "ramp",
+        "frozen_epochs": "hold",
+        "heads_epochs": "hold",
+    }
     roles: ClassVar[tuple[Role, ...]] = (
         "student",
         "projector",

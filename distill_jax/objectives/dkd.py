@@ -10,6 +10,8 @@ Deviation: the warm-up is linear in steps rather than in whole epochs.
 """
 
 import dataclasses
+from collections.abc import Mapping
+from typing import ClassVar
 
 import jax.numpy as jnp
 
@@ -45,6 +47,8 @@ class DKD(Distillation):
     warmup_epochs: float = 20.0
     standardize: bool = False
     steps_per_epoch: float
+
+    schedules: ClassVar[Mapping[str, str]] = {"warmup_epochs": "ramp"}
 
     def __post_init__(self):
         super().__post_init__()

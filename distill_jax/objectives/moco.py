@@ -15,6 +15,7 @@ Usual: queue 65536 on ImageNet, tau 0.2, decay 0.999 over some 10^5 steps. An av
 """
 
 import dataclasses
+from collections.abc import Mapping
 from typing import ClassVar
 
 import jax
@@ -50,6 +51,10 @@ class MoCo(Objective):
         """The empty queue, see `_queue.empty`."""
         del key
         return _queue.empty(self.queue, self.dim, rows=batch["mask"].shape[0])
+
+    def remembered(self, batch: Batch) -> Mapping[str, int]:
+        del batch
+        return {"queue": 1}
 
     def loss(self, nets: Nets, batch: Batch, memory: PyTree, step: Array) -> Terms:
         del step

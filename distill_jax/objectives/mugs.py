@@ -13,6 +13,7 @@ are views like any other.
 """
 
 import dataclasses
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
@@ -62,6 +63,9 @@ class Mugs(DINO):
         rows = batch["mask"].shape[0] * count(views_of(batch))
         queue = _queue.empty(self.queue, self.dim, rows=rows)
         return {**super().memory(key, batch), "queue": queue}
+
+    def remembered(self, batch: Batch) -> Mapping[str, int]:
+        return {"queue": count(views_of(batch))}
 
     def loss(self, nets: Nets, batch: Batch, memory: PyTree, step: Array) -> Terms:
         views, mask = views_of(batch), batch["mask"]

@@ -19,7 +19,7 @@ so it does not change with the seed of the run.
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -72,6 +72,8 @@ class NestedCoteaching(Objective):
     seed: int = 0
     num_classes: int
     steps_per_epoch: float
+
+    schedules: ClassVar[Mapping[str, str]] = {"ramp_epochs": "ramp"}
 
     def __post_init__(self):
         check_not_negative(ramp_epochs=self.ramp_epochs, sigma=self.sigma, keep=self.keep)

@@ -14,6 +14,7 @@ feature, and those of the teacher are from before the activation:
 """
 
 import dataclasses
+from collections.abc import Mapping
 from typing import ClassVar
 
 import jax.numpy as jnp
@@ -38,6 +39,7 @@ class ReviewKD(StageDistillation):
     warmup_epochs: float = 0.0
     steps_per_epoch: float = 1.0
 
+    schedules: ClassVar[Mapping[str, str]] = {"warmup_epochs": "ramp"}
     roles: ClassVar[tuple[str, ...]] = ("student", "teacher", "fusion")
 
     def __post_init__(self):

@@ -307,9 +307,9 @@ def override(config: ConfigDict, values: Mapping[str, Any]) -> ConfigDict:
     has commas outside quotes, or else a string. Another unit of a duration replaces the unit that
     was set. Another name drops the keyword arguments of the old one, and other transforms those of
     the transforms that are left out, unless `values` sets them too. A role is added by its model,
-    init or ema_of. An empty group empties an open group or unsets a duration, and None deletes a
-    role, an evaluator, the arguments of a transform or an arm; other values for the same group are
-    set afterwards.
+    init or ema_of. An empty group empties an open group other than roles, or unsets a duration.
+    None deletes a role, an evaluator, the arguments of a transform or an arm. Other values for the
+    same group are set afterwards.
 
     Args:
       config: the config, left as it is.
@@ -406,7 +406,7 @@ def _empty(node: ConfigDict, key: str, path: str, *, is_open: bool) -> None:
     old = node.get(key)
     if old is None and is_open:
         node[key] = ConfigDict()
-    elif isinstance(old, ConfigDict) and (is_open or _OPEN.fullmatch(path)):
+    elif isinstance(old, ConfigDict) and path != "roles" and (is_open or _OPEN.fullmatch(path)):
         for name in list(old):
             del old[name]
     elif isinstance(old, ConfigDict) and len(old) and set(old) <= set(UNITS):
@@ -414,7 +414,9 @@ def _empty(node: ConfigDict, key: str, path: str, *, is_open: bool) -> None:
             old[unit] = None
     else:
         what = "a group of fixed keys" if isinstance(old, ConfigDict) else "a value, not a group,"
-        raise ConfigError(f"{what} cannot be emptied", where=path, hint="set its keys one by one")
+        what = "a run needs a role: roles" if path == "roles" else what
+        hint = "roles.NAME=none deletes one" if path == "roles" else "leave it out, or set its keys"
+        raise ConfigError(f"{what} cannot be emptied", where=path, hint=hint)
 
 
 def _open_value(text: str, old: Any, *, path: str) -> Any:

@@ -7,12 +7,14 @@ and of the data only what lies in memory is looked at.
 """
 
 import dataclasses
+import functools
 import inspect
 import json
+import math
 import pathlib
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +22,7 @@ import numpy as np
 
 from distill_jax.core import structure, weighing
 from distill_jax.core.api import (
+    Array,
     Batch,
     Dataset,
     Model,
@@ -30,15 +33,16 @@ from distill_jax.core.api import (
     State,
     Transform,
 )
-from distill_jax.core.errors import CheckpointError, ConfigError, explained
+from distill_jax.core.errors import CheckpointError, ConfigError, UserError, explained
 from distill_jax.core.partition import path_name
 from distill_jax.core.state import RoleShapes, ShapeNets, zeros
 from distill_jax.core.steps import BoundNets, check_accumulation, mean_loss
 from distill_jax.core.weighing import Weighed
 from distill_jax.data.source import example_ids
-from distill_jax.run import checkpoint, paths
+from distill_jax.run import checkpoint, hyperparameters, paths
 from distill_jax.run import config as config_lib
 from distill_jax.run.config import ConfigDict
+from distill_jax.run.findings import Finding
 from distill_jax.run.stored import DamagedFile, read_json
 
 if TYPE_CHECKING:
@@ -50,25 +54,11 @@ _VALUES = ("normalize", "scale", "downscale")
 LOOKED_AT_BYTES = 2**28
 """Data up to this size are searched for examples that occur in two parts."""
 
+PROBED_ROWS = 32
+"""Examples in the batch of random outputs that shows which terms are constant."""
+
 LABELS = frozenset({"label", "label_probs"})
 """Parts of a batch that say what a label is."""
-
-
-class Finding(NamedTuple):
-    """Something that does not do what it says.
-
-    Attributes:
-      kind: "mistake"; "doubt"; "comparison", what only a study may want, a mistake elsewhere and a
-        doubt there; or "unused", a mistake but where an arm has inherited it.
-      what: one sentence without a full stop.
-      where: the config path.
-      hint: what would be right.
-    """
-
-    kind: str
-    what: str
-    where: str
-    hint: str = ""
 
 
 def check(experiment: "Experiment", *, raw: Batch, evaluate: Transform, alone: bool) -> list[str]:
@@ -95,6 +85,7 @@ def check(experiment: "Experiment", *, raw: Batch, evaluate: Transform, alone: b
 def findings(experiment: "Experiment", *, raw: Batch, evaluate: Transform) -> Iterator[Finding]:
     """Yields what is found, the cheap before the dear; arguments as of `check`."""
     yield from of_lengths(experiment)
+    yield from hyperparameters.findings(experiment)
     yield from of_transforms(experiment.config, raw, evaluate)
     yield from of_data(experiment.dataset)
     yield from of_teachers(experiment.config, experiment.frozen, experiment.dataset)
@@ -552,6 +543,110 @@ def _never(
     return tuple(name for name, value in values.items() if not np.any(value))
 
 
+class _RandomNets:
+    """Networks that answer every call with random numbers of the shapes that they have in a run."""
+
+    def __init__(self, experiment: "Experiment", draw: Callable[[Any], Array]):
+        self._models, self._shapes, self._draw = experiment.models, experiment.shapes.roles, draw
+
+    def __call__(
+        self, role: Role, *inputs: Any, train: bool = False, learn: bool = True
+    ) -> tuple[Outputs, State]:
+        del learn
+        seen = self._shapes[role]
+        now, before = jax.tree.leaves(inputs), jax.tree.leaves(seen.inputs)
+        rows = {x.shape[0] / y.shape[0] for x, y in zip(now, before, strict=False) if x.ndim}
+        alike = [x.shape[1:] for x in now] == [x.shape[1:] for x in before]
+        if alike and len(rows) == 1 and all(x.ndim for x in seen.outputs.values()):
+            [ratio], b = rows, before[0].shape[0]
+            outputs, state = dict(seen.outputs), seen.state
+            for name, x in outputs.items():
+                if x.shape[0] % b == 0:  # per example, unlike a learned vector
+                    shape = (round(x.shape[0] * ratio), *x.shape[1:])
+                    outputs[name] = jax.ShapeDtypeStruct(shape, x.dtype)
+        else:
+            found, state = ShapeNets(self._models)(role, *inputs, train=train)
+            outputs = {name: found[name] for name in seen.outputs if name in found}
+        return {name: self._draw(x.shape) for name, x in outputs.items()}, zeros(state)
+
+    def adapted(self, role: Role, loss: Callable[[Any], Array], *, lr: float) -> "_RandomNets":
+        del role, lr
+        loss(self)
+        return self
+
+
+def constant_terms(experiment: "Experiment") -> dict[str, float]:
+    """Returns the terms that are one number whatever the networks return, with that number.
+
+    The objective is computed on random outputs in place of those of its networks, of several sizes,
+    for a small batch, at several steps, and twice in a row, since a memory may be empty at first. A
+    method that cannot be computed like this has no finding.
+    """
+    shapes, total = experiment.shapes, experiment.total_steps
+    objective = experiment.objective
+    inner = objective.objective if isinstance(objective, Weighed) else objective
+    small = min(shapes.batch["mask"].shape[0], PROBED_ROWS)
+    classes = max(len(experiment.dataset.classes), 2)
+
+    def once(pool: Array, step: Any) -> tuple[Any, Any]:
+        random = np.random.default_rng(0)
+
+        def normal(shape: Sequence[int]) -> Array:
+            few = min(math.prod(shape), len(pool) // 2)
+            start = int(random.integers(len(pool) - few))
+            return jnp.resize(pool[start : start + few], shape)
+
+        def part(x: Any, name: str) -> Any:
+            shape = (small, *x.shape[1:])
+            if name in ("mask", "labelled"):
+                return np.ones(shape, x.dtype)
+            if name == "index":
+                return np.arange(small, dtype=x.dtype)
+            if name == "label_probs":
+                return random.dirichlet(np.ones(shape[-1]), shape[:-1]).astype(x.dtype)
+            if not jnp.issubdtype(x.dtype, jnp.floating):
+                return random.integers(classes if name == "label" else 2, size=shape).astype(
+                    x.dtype
+                )
+            return normal(shape).astype(x.dtype)
+
+        batches = [
+            {
+                name: jax.tree.map(functools.partial(part, name=name), leaves)
+                for name, leaves in shapes.batch.items()
+            }
+            for _ in range(2)
+        ]
+        memory = inner.memory(jax.random.key(0), batches[0])
+        for batch in batches:
+            batch = jax.tree.map(jnp.asarray, batch)
+            terms = inner.loss(_RandomNets(experiment, normal), batch, memory, step)
+            memory = memory if terms.memory is None else terms.memory
+        values = dict(terms.values)
+        return jax.tree.map(jnp.min, values), jax.tree.map(jnp.max, values)
+
+    try:
+        random, found = np.random.default_rng(1), []
+        pool = jax.ShapeDtypeStruct((2**15,), jnp.float32)
+        lowered = jax.jit(once).lower(pool, jax.ShapeDtypeStruct((), jnp.int32))
+        options: Any = {"xla_backend_optimization_level": "0"}
+        compiled = lowered.compile(options if jax.default_backend() == "cpu" else None)
+        for i, scale in enumerate((0.3, 1.0, 3.0, 10.0, 30.0)):
+            drawn = scale * random.standard_normal(pool.shape).astype(np.float32)
+            step = np.int32(i * (total - 1) // 4)
+            found.append(jax.device_get(compiled(drawn, step)))
+    except UserError:
+        raise
+    except Exception:
+        return {}
+    constant = {}
+    for name in found[0][0]:
+        low, high = min(x[name] for x, _ in found), max(x[name] for _, x in found)
+        if high - low <= 1e-6 * max(1.0, abs(low)):  # false for what is not finite
+            constant[name] = float(low)
+    return constant
+
+
 def _watched(objective: Objective, read: dict[str, set[str]]) -> Objective:
     """Returns the objective, with its fields and those of its weigher noted as they are read."""
     if not isinstance(objective, Weighed):
@@ -620,6 +715,7 @@ def of_step(experiment: "Experiment") -> Iterator[Finding]:
             "objective.kwargs",
             "a schedule that fits the length of training",
         )
+    yield from _of_constants(experiment, traced)
     if unreached and traced.weightless:
         yield Finding(
             "comparison",
@@ -645,6 +741,29 @@ def of_step(experiment: "Experiment") -> Iterator[Finding]:
             )
     yield from _of_dead(experiment, traced)
     yield from _of_unread(experiment, traced)
+
+
+def _of_constants(experiment: "Experiment", traced: Traced) -> Iterator[Finding]:
+    idle = {*traced.weightless, *traced.never}
+    constant = {n: v for n, v in constant_terms(experiment).items() if n not in idle}
+    if constant.keys() == experiment.shapes.terms.values.keys() - idle:
+        spelt = ", ".join(f"{name!r} is {value:.4g}" for name, value in constant.items())
+        yield Finding(
+            "mistake",
+            f"the loss is constant whatever the networks return: {spelt}, and no other term has a "
+            "weight",
+            "objective",
+            "another objective, other weights, or data that it is made for",
+        )
+        return
+    for name, value in constant.items():
+        yield Finding(
+            "comparison",
+            f"the term {name!r} is {value:.4g} whatever the networks return, so that it teaches "
+            "nothing",
+            "objective",
+            "a weight of 0 for it, another objective, or data that it is made for",
+        )
 
 
 def _predicting(experiment: "Experiment") -> set[Role]:

@@ -12,7 +12,7 @@ import jax
 import pytest
 
 from distill_jax.core import partition
-from distill_jax.run import build, flags, study, unused
+from distill_jax.run import build, flags, hyperparameters, study, unused
 from distill_jax.run import config as config_lib
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -43,6 +43,7 @@ def runs(config):
 def dump(name, config, base):
     """What an arm changes in the config of its study, or a config whole, and its parameters."""
     experiment = build.build(config, shapes_only=True)
+    assert not list(hyperparameters.findings(experiment)), "what a config ships with fits its run"
     lines = [f"== {name}".rstrip()]
     lines += config_lib.differences(base, config) if name else [resolved(config)]
     state = experiment.abstract_state

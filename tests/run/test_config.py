@@ -148,6 +148,7 @@ def test_overrides_are_read_as_the_type_of_the_field(path, text, value):
         ("objective.kwargs.x", "(a,b)", ["objective.kwargs.x: '(a,b)' is not a literal", "quote"]),
         ("objective.kwargs", "none", ["objective.kwargs={} empties it"]),
         ("optim", {}, ["optim: a group of fixed keys cannot be emptied"]),
+        ("roles", {}, ["roles: a run needs a role", "roles.NAME=none deletes one"]),
         ("optim.lr", "{}", ["optim.lr: a value, not a group, cannot be emptied"]),
         ("evaluators.knm", "none", ["evaluators.knm: there is no 'knm'", "did you mean 'knn'"]),
     ],

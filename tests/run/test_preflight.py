@@ -169,3 +169,37 @@ def test_hidden_labels_are_refused_by_who_reads_them(spec, who):
         return
     with pytest.raises(ConfigError, match=rf"^data\.corrupt\.labels_percent: {who} reads labels"):
         doubts_of(experiment)
+
+
+def dkd(classes, **kwargs):
+    changes = {f"objective.kwargs.{name}": value for name, value in kwargs.items()}
+    return experiment_of(
+        silent_faults.KD,
+        {
+            "objective.name": "dkd",
+            "objective.kwargs.warmup_epochs": 0.0,
+            "data.kwargs.num_classes": classes,
+            **changes,
+        },
+    )
+
+
+def test_a_term_that_is_constant_on_these_data_is_found():
+    """With two classes one class is left beside the label's, and its share of the rest is 1."""
+    assert preflight.constant_terms(dkd(2)) == {"nckd": 0.0}
+    assert preflight.constant_terms(dkd(3)) == {}
+    with pytest.raises(ConfigError, match="'nckd' is 0 whatever the networks return"):
+        doubts_of(dkd(2))
+    assert any("'nckd'" in line for line in doubts_of(dkd(2), alone=False))
+    assert doubts_of(dkd(2, beta=0.0)) == [
+        "warning: objective.kwargs: 'nckd' weighs nothing at any step"
+    ]
+
+
+def test_a_constant_loss_is_refused():
+    with pytest.raises(ConfigError, match=r"the loss is constant.*'nckd' is 0"):
+        doubts_of(dkd(2, alpha=0.0, label_weight=0.0), alone=False)
+
+
+def test_an_empty_queue_is_no_constant_term():
+    assert preflight.constant_terms(experiment_of("configs/ssl/moco.py:smoke")) == {}
