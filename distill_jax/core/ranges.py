@@ -35,7 +35,9 @@ def within(interval: str, *, where: str = "", whole: bool = False, **values: Any
     low, high = float(match[2]), float(match[3])
     kinds = (int, np.integer) if whole else (int, float, np.integer, np.floating)
     for name, value in values.items():
-        items = value if isinstance(value, Sequence) and not isinstance(value, str) else (value,)
+        items: Any = (
+            value if isinstance(value, Sequence) and not isinstance(value, str) else (value,)
+        )
         for item in items:
             if item is None:
                 continue
