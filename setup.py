@@ -24,6 +24,7 @@ setup(
     long_description=(ROOT / "README.md").read_text(),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
+    license_files=["LICENSE", "DATA_LICENSES.md"],
     python_requires=">=3.11",
     packages=[*find_packages(include=["distill_jax", "distill_jax.*"], exclude=[*MAPPED]), *MAPPED],
     package_dir=MAPPED,

@@ -49,6 +49,21 @@ SLOW = (
 """Parts of the names of tests that take long, of which others cover a part."""
 
 
+_left_out: list[str] = []
+
+
+def pytest_deselected(items):
+    _left_out.extend(item.nodeid for item in items if item.get_closest_marker("slow"))
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    kept = config.option.keyword
+    chosen = [name for name in _left_out if not kept or kept in name]
+    if chosen and config.option.markexpr == "not slow":
+        many = f'{len(chosen)} slow tests were left out; -m "slow or not slow" runs them too'
+        terminalreporter.write_line(many)
+
+
 def pytest_collection_modifyitems(items):
     found = set()
     for item in items:

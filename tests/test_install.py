@@ -5,6 +5,7 @@ import pathlib
 import shutil
 import subprocess
 import sys
+import zipfile
 
 import pytest
 
@@ -60,6 +61,10 @@ def test_from_a_checkout(tmp_path):
 def test_from_a_wheel(tree, tmp_path):
     pip("wheel", "--quiet", "--no-deps", "--wheel-dir", str(tmp_path), str(tree))
     (wheel,) = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as file:
+        for name in ("LICENSE", "DATA_LICENSES.md"):  # beside the data that they are about
+            [found] = [entry for entry in file.namelist() if entry.rpartition("/")[2] == name]
+            assert file.read(found) == (ROOT / name).read_bytes()
     site = tmp_path / "site"
     pip("install", "--quiet", "--no-deps", "--target", str(site), str(wheel))
     assert not (site / "distill_jax" / "configs" / "__init__.py").exists()
