@@ -3,6 +3,10 @@
 from distill_jax.run import config as config_lib
 
 
+GENERATED = {"mean": (0.506,), "std": (0.182,)}
+"""Mean and standard deviation of generated images."""
+
+
 def parse(arg: str, *options: str) -> set[str]:
     """Splits `file.py:smoke,full` into its options.
 
@@ -40,6 +44,8 @@ def smoke(config):
     """Shrinks a config to seconds: generated images, a few steps."""
     config.data.name = "synthetic"
     config.data.kwargs = {"n_train": 256, "n_test": 64, "image_size": 16, "channels": 1}
+    if "normalize" in config.data.transform_kwargs:
+        config.data.transform_kwargs.normalize = dict(GENERATED)
     config.batch_size = 32
     config.total = {"steps": 12, "epochs": None, "examples": None}
     config.optim.warmup = {"steps": 2, "epochs": None, "percent": None}

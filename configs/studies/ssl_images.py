@@ -116,4 +116,7 @@ def get_config(arg: str = ""):
     if "smoke" in options:
         config = self_supervised.smoke(config)
         config.study.seeds = (0,)
+        if "ijepa" in config.study.arms:
+            kwargs = config.study.arms.ijepa.data.transform_kwargs
+            kwargs.normalize = dict(common.GENERATED)
     return config

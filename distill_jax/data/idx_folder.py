@@ -76,7 +76,7 @@ def make(
       root: the folder.
       name: name in the provenance; the folder's name by default.
       licence: licence of the data, for the provenance.
-      classes: class names in label order; the numbers by default.
+      classes: class names in label order, or one string with commas between; by default numbers.
       held_out: share of the training part held out.
       split_seed: seed of that split.
 

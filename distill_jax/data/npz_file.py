@@ -1,7 +1,8 @@
 """Arrays in a `.npz` file, or in a folder of `.npy` files that are mapped rather than loaded.
 
 Keys (file stems in a folder): `x_train` `[n, ...]`, `y_train` `[n]`, `x_test`, `y_test`. `x` holds
-uint8 images `[n, h, w, c]` or `[n, h, w]`, or float features `[n, ...]`; `y` integers from 0.
+uint8 images `[n, h, w, c]` (or `[n, c, h, w]`, with `layout="chw"`) or `[n, h, w]`, or float
+features `[n, ...]`; `y` integers from 0.
 """
 
 import hashlib
@@ -12,8 +13,8 @@ from pathlib import Path
 import numpy as np
 
 from distill_jax.core.api import Dataset
-from distill_jax.core.errors import DataUnavailable, nearest
-from distill_jax.data import source
+from distill_jax.core.errors import DataUnavailable
+from distill_jax.data import checks, source
 
 KEYS = ("x_train", "y_train", "x_test", "y_test")
 HINT = f"put a .npz file with {', '.join(KEYS)} there, or a folder with {KEYS[0]}.npy and so on"
@@ -25,17 +26,26 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
     Raises:
       DataUnavailable: an array is missing or the file cannot be read (pickled objects are refused).
     """
+    if path.suffix == ".npy" and path.is_file():
+        raise DataUnavailable(
+            "is one array, and four are read", where=str(path), hint=f"name its folder: {HINT}"
+        )
     try:
         if path.is_dir():
-            found = {file.stem: np.load(file, mmap_mode="r") for file in path.glob("*.npy")}
+            names = [file.stem for file in path.glob("*.npy")]
+            found = {
+                key: np.load(path / f"{key}.npy", mmap_mode="r") for key in KEYS if key in names
+            }
         else:
             with np.load(path) as archive:
-                found = {key: archive[key] for key in archive.files if key in KEYS}
+                names = archive.files
+                found = {key: archive[key] for key in names if key in KEYS}
     except (OSError, ValueError, EOFError, AttributeError, zipfile.BadZipFile) as error:
         raise DataUnavailable(f"cannot be read: {error}", where=str(path), hint=HINT) from error
     for key in KEYS:
         if key not in found:
-            raise DataUnavailable(f"no {key}", where=str(path), hint=nearest(key, found))
+            hint = checks.missing_array(key, names, KEYS)
+            raise DataUnavailable(f"no {key}", where=str(path), hint=hint)
     return {key: found[key] for key in KEYS}
 
 
@@ -47,6 +57,7 @@ def make(
     classes: Sequence[str] = (),
     held_out: float = 0.1,
     split_seed: int = 0,
+    layout: str = "hwc",
 ) -> Dataset:
     """Reads arrays from a file or a folder (see the module for keys and shapes).
 
@@ -56,9 +67,10 @@ def make(
       path: the `.npz` file or the folder.
       name: name in the provenance; the file's name by default.
       licence: licence of the data, for the provenance.
-      classes: class names in label order; the numbers by default.
+      classes: class names in label order, or one string with commas between; by default numbers.
       held_out: share of the training part held out.
       split_seed: seed of that split.
+      layout: order of the axes of images: "hwc", or "chw" as PyTorch has it.
 
     Raises:
       DataUnavailable: nothing there, an array missing, or a wrong shape or dtype.
@@ -74,6 +86,7 @@ def make(
             origin=str(path),
             licence=licence,
             sha256=sha256,
+            layout=layout,
         )
         for part in ("train", "test")
     )

@@ -25,6 +25,8 @@ class ZeroSource:
       ConfigError: fewer examples than none, or one that is too large to be one.
     """
 
+    shapes_only = True
+
     def __init__(self, n: int, shape: Sequence[int] | Mapping[str, Sequence[int]], dtype: Any):
         if n < 0:
             raise ConfigError(f"a part of {n} examples", where="data.kwargs", hint="0 or more")

@@ -9,7 +9,11 @@ import jax
 import numpy as np
 
 from distill_jax.core.api import Dataset, Provenance, PyTree, Source
-from distill_jax.core.errors import ConfigError, DataUnavailable
+from distill_jax.core.errors import ConfigError, DataUnavailable, nearest
+from distill_jax.data import checks
+
+LAYOUTS = ("hwc", "chw")
+"""Orders of the axes of images in files."""
 
 
 def digest(arrays: PyTree) -> str:
@@ -29,14 +33,17 @@ class ArraySource:
       inputs: an array `[n, ...]` or a dict of them; images are uint8 `[n, h, w, c]`.
       labels: integers `[n]`.
       provenance: where the arrays came from; its `n` must be their length.
+
+    Raises:
+      DataUnavailable: labels that are no whole numbers, see `checks.as_labels`.
     """
 
     def __init__(self, inputs: Any, labels: np.ndarray, provenance: Provenance):
         lengths = {len(leaf) for leaf in jax.tree.leaves((inputs, labels))}
         if lengths != {provenance.n}:
             raise ValueError(f"arrays of lengths {sorted(lengths)} in a source of {provenance.n}")
-        self.inputs, self.labels = inputs, np.asarray(labels, np.int32)
-        self.provenance = provenance
+        self.inputs, self.provenance = inputs, provenance
+        self.labels = checks.as_labels(labels, name=provenance.name, where=provenance.origin)
 
     def __len__(self) -> int:
         return self.provenance.n
@@ -148,12 +155,18 @@ def make_dataset(
 ) -> Dataset:
     """Returns the three parts of a data set; `held_out` of `train` is carved off.
 
-    Without class names they are the label numbers. A table states the `cardinalities` of its
-    categorical columns.
+    Without class names they are the label numbers; a string of names is split at its commas. A
+    table states the `cardinalities` of its categorical columns.
+
+    Raises:
+      ConfigError: see `split_held_out` and `checks.class_names`.
+      DataUnavailable: labels without names that are not 0 to k - 1, see `checks.count_classes`.
     """
+    classes = checks.class_names(classes)
     if not classes:
-        top = max(int(example_labels(part).max(initial=-1)) for part in (train, test))
-        classes = [str(label) for label in range(top + 1)]
+        labels = {"train": example_labels(train), "test": example_labels(test)}
+        k = checks.count_classes(labels, where=train.provenance.origin or "data")
+        classes = [str(label) for label in range(k)]
     train, held = split_held_out(train, fraction=held_out, seed=split_seed)
     return Dataset(
         train=train,
@@ -165,29 +178,41 @@ def make_dataset(
 
 
 def make_array_source(
-    inputs: Any, labels: Any, *, name: str, origin: str, licence: str = "", sha256: str = ""
+    inputs: Any,
+    labels: Any,
+    *,
+    name: str,
+    origin: str,
+    licence: str = "",
+    sha256: str = "",
+    layout: str = "hwc",
 ) -> ArraySource:
     """Checks arrays that came from outside and wraps them.
 
     Args:
       inputs: uint8 images `[n, h, w, c]` or `[n, h, w]` (one channel is appended), or float
         features `[n, ...]`.
-      labels: integers `[n]`, at least 0.
+      labels: integers `[n]`, at least 0; floats and truth values where they are whole numbers.
       name: honest name of the part, e.g. "MNIST (train)".
       origin: path or package; also names the place in error messages.
       licence: SPDX identifier or short name.
       sha256: digest of the file; computed from the arrays where it is not given.
+      layout: order of the axes of images: "hwc", or "chw" of `[n, c, h, w]`.
 
     Raises:
-      DataUnavailable: wrong dtype, rank or length, or negative labels.
+      DataUnavailable: wrong dtype, rank or length, negative labels, or channels that are not where
+        the layout says.
+      ConfigError: an unknown layout.
     """
+    if layout not in LAYOUTS:
+        raise ConfigError(
+            f"layout is {layout!r}", where="data.kwargs.layout", hint=nearest(layout, LAYOUTS)
+        )
 
     def refuse(what: str, hint: str) -> DataUnavailable:
         return DataUnavailable(f"{name}: {what}", where=origin, hint=hint)
 
-    labels = np.asarray(labels)
-    if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
-        raise refuse(f"labels are {labels.dtype} {list(labels.shape)}", "integers [n] are expected")
+    given, labels = labels, checks.as_labels(labels, name=name, where=origin)
     if len(inputs) != len(labels):
         raise refuse(f"{len(inputs)} inputs but {len(labels)} labels", "one label per input")
     if not len(labels):
@@ -200,9 +225,14 @@ def make_array_source(
             f"inputs are {inputs.dtype} {list(inputs.shape)}",
             "uint8 images [n, h, w, c] or [n, h, w], or float features [n, ...] are expected",
         )
+    if layout == "chw":
+        if inputs.ndim != 4:
+            raise refuse(f"inputs are {list(inputs.shape)}", "the layout chw is of [n, c, h, w]")
+        inputs = inputs.transpose(0, 2, 3, 1)
     if image and inputs.ndim == 3:
         inputs = inputs[..., None]
-    sha256 = sha256 or digest({"input": inputs, "label": labels})
+    checks.check_layout(inputs.shape, inputs.dtype, name=name, where=origin)
+    sha256 = sha256 or digest({"input": inputs, "label": np.asarray(given)})
     return ArraySource(inputs, labels, Provenance(name, origin, len(labels), sha256, licence))
 
 

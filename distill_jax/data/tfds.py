@@ -20,7 +20,7 @@ import numpy as np
 
 from distill_jax.core.api import Dataset, Provenance
 from distill_jax.core.errors import ConfigError, DataUnavailable
-from distill_jax.data import source
+from distill_jax.data import checks, source
 
 DAMAGED = "the files are incomplete: prepare the data set again"
 
@@ -222,7 +222,8 @@ def make(
         records = builder.as_data_source(split)
         undecoded = {input_key: tfds.decode.SkipDecoding()}
         column = builder.as_data_source(split, decoders=undecoded)
-        labels = np.fromiter((record[label_key] for record in column), np.int32, expected)
+        found = np.array([record[label_key] for record in column])
+        labels = checks.as_labels(found, name=split, where=str(folder))
         sha256 = hashlib.sha256(info_bytes + source.digest(labels).encode()).hexdigest()
         title = f"{info.full_name} ({part}: {split})"
         return TfdsSource(

@@ -7,7 +7,8 @@ whatever the batch, the step and the devices. `mixup` and `cutmix` pair examples
 `label_probs`; they depend on the step and on the neighbours in the batch, and `feature_corruption`,
 for tables, on the neighbours.
 
-Each transform is a draw followed by a public pure map (`crop`, `rotate`, `erase`, ...).
+Each transform is a draw followed by a public pure map (`crop`, `rotate`, `erase`, ...). Those that
+presuppose a range of values declare it in `TAKES`, see `check_values`.
 """
 
 import math
@@ -22,11 +23,23 @@ import numpy as np
 from distill_jax.core import rng
 from distill_jax.core.api import Array, Batch, Key, Transform
 from distill_jax.core.errors import ConfigError, nearest
+from distill_jax.data import checks
 from distill_jax.data.masks import make_block_masks as make_block_masks
 from distill_jax.data.masks import make_column_masks as make_column_masks
 from distill_jax.data.masks import make_patch_masks as make_patch_masks
 from distill_jax.data.masks import make_random_masks as make_random_masks
 from distill_jax.data.masks import make_tube_masks as make_tube_masks
+
+TAKES: Mapping[str, str] = {
+    "scale": "pixels",
+    "downscale": "pixels",
+    "columns": "pixels",
+    "normalize": "pixels",
+    "color_jitter": "unit",
+    "solarize": "unit",
+}
+"""What transforms presuppose of the values of an image: "pixels", uint8 or floats that are meant as
+they are; "unit", floats in [0, 1], to which the result is clipped."""
 
 
 def resolve(name: str, *, where: str = "data.train_transforms") -> Callable[..., Transform]:
@@ -39,6 +52,92 @@ def resolve(name: str, *, where: str = "data.train_transforms") -> Callable[...,
     if name not in builders:
         raise ConfigError(f"no transform {name!r}", where=where, hint=nearest(name, builders))
     return builders[name]
+
+
+def check_values(
+    names: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    values: checks.Values,
+    *,
+    where: str = "data.train_transforms",
+    kind: str = "",
+) -> str:
+    """Follows the range of an image's values through transforms.
+
+    Args:
+      names: transforms in order: names, or pairs of a name and its keyword arguments.
+      kwargs: keyword arguments by name, of names without.
+      values: of the training part.
+      where: the config path of the list.
+      kind: of the values before the first transform; by default that of the data.
+
+    Returns:
+      The kind of the values after the last one: see `checks.Values.kind`; "normalized"; or ""
+      after a transform of somebody's own.
+
+    Raises:
+      ConfigError: values reach a transform in units that it does not take. The hint names the
+        nearest order that is right.
+    """
+    kind = kind or values.kind
+    plain = [name if isinstance(name, str) else name[0] for name in names]
+    for i, name in enumerate(plain):
+        if ":" in name:
+            return ""
+        own = dict(kwargs.get(name, {}) if isinstance(names[i], str) else names[i][1])
+        if name in ("views", "local_views"):
+            for part in ("transforms", "second"):
+                nested = own.get(part) or ()
+                at = f"data.transform_kwargs.{name}.{part}"
+                check_values(nested, {}, values, where=at, kind=kind)
+        takes = TAKES.get(name)
+        if takes == "pixels" and kind == "grey" and values.is_image and name != "columns":
+            mean = own.get("mean")
+            fits = name == "normalize" and (mean is None or np.max(mean) > 1.5)
+            if not fits:
+                raise ConfigError(
+                    f"{name} leaves floats in their units, and these are {values.interval}",
+                    where=where,
+                    hint="store images as uint8, divide them by their largest value, or take "
+                    "normalize without mean and std, which then are those of the training part",
+                )
+        if takes == "unit" and kind not in ("unit", "bytes"):
+            raise _not_unit(name, plain, values, kind, where)
+        if takes == "pixels":
+            binary = kind == "bytes" and values.high <= 1 and values.low < values.high
+            if binary and (name != "normalize" or own.get("mean") is not None):
+                raise ConfigError(
+                    f"{name} divides uint8 by 255, and these pixels are only 0 and 1",
+                    where=where,
+                    hint="store them as floats, multiply them by 255, or take normalize without "
+                    "mean and std, which then are those of the training part",
+                )
+            if name == "normalize":
+                kind = "normalized"
+            elif kind == "bytes":
+                kind = "unit"
+    return kind
+
+
+def _not_unit(
+    name: str, names: Sequence[str], values: checks.Values, kind: str, where: str
+) -> ConfigError:
+    if kind == "normalized":
+        order = [other for other in names if other != "normalize"]
+        last = max(i for i, other in enumerate(order) if TAKES.get(other) == "unit")
+        order.insert(last + 1, "normalize")
+        before = ["scale"] if values.kind == "bytes" and "scale" not in order else []
+        return ConfigError(
+            f"{name} takes values in [0, 1] and clips to them, and normalize comes before it",
+            where=where,
+            hint=f"the order {', '.join([*before, *order])}",
+        )
+    return ConfigError(
+        f"{name} takes values in [0, 1] and clips to them, and these are {values.interval}: "
+        f"{100 * values.outside:.1f} % are outside",
+        where=where,
+        hint="store images as uint8 and put scale first, or divide them by their largest value",
+    )
 
 
 def compose(transforms: Mapping[str, Transform]) -> Transform:
@@ -89,7 +188,13 @@ def two_views(
     return apply
 
 
-def _make_views(key: str, count: int, chain: Sequence[Any], second: Sequence[Any] | None):
+def _make_views(
+    key: str,
+    count: int,
+    chain: Sequence[Any],
+    second: Sequence[Any] | None,
+    statistics: Callable[[], tuple[np.ndarray, np.ndarray]] | None,
+) -> Transform:
     where = f"data.transform_kwargs.{key}"
     if count < 1:
         raise ConfigError(f"count is {count}", where=f"{where}.count", hint="1 or more")
@@ -101,7 +206,8 @@ def _make_views(key: str, count: int, chain: Sequence[Any], second: Sequence[Any
             at = f"{where}.{part}[{i}]"
             builder = resolve(name, where=at)
             try:
-                made[f"{i}/{name}"] = builder(**dict(kwargs))
+                given = {"statistics": statistics} if name == "normalize" else {}
+                made[f"{i}/{name}"] = builder(**{**given, **dict(kwargs)})
             except TypeError as error:
                 raise ConfigError(f"{name}: {error}", where=at) from None
         return compose(made)
@@ -121,7 +227,11 @@ def _make_views(key: str, count: int, chain: Sequence[Any], second: Sequence[Any
 
 
 def make_views(
-    *, count: int = 2, transforms: Sequence[Any], second: Sequence[Any] | None = None
+    *,
+    count: int = 2,
+    transforms: Sequence[Any],
+    second: Sequence[Any] | None = None,
+    statistics: Callable[[], tuple[np.ndarray, np.ndarray]] | None = None,
 ) -> Transform:
     """Returns a transform that adds `views` `[b, count, h, w, c]`; the input stays as it is.
 
@@ -132,20 +242,26 @@ def make_views(
       count: v.
       transforms: of every view, in order: names, or pairs of a name and its keyword arguments.
       second: of the views after the first, where they differ (BYOL's asymmetric blur).
+      statistics: of the training part, for `normalize` without numbers.
 
     Raises:
       ConfigError: an unknown transform, arguments that it does not take, or a count below 1.
     """
-    return _make_views("views", count, transforms, second)
+    return _make_views("views", count, transforms, second, statistics)
 
 
-def make_local_views(*, count: int = 4, transforms: Sequence[Any]) -> Transform:
+def make_local_views(
+    *,
+    count: int = 4,
+    transforms: Sequence[Any],
+    statistics: Callable[[], tuple[np.ndarray, np.ndarray]] | None = None,
+) -> Transform:
     """Returns a transform that adds `local_views` `[b, count, h', w', c]`: small crops.
 
     Multi-crop (Caron et al. 2020, SwAV, section 3.4): end the chain with crops of their own
     `size`. Arguments and errors are those of `make_views`.
     """
-    return _make_views("local_views", count, transforms, None)
+    return _make_views("local_views", count, transforms, None, statistics)
 
 
 def make_halves() -> Transform:
@@ -206,19 +322,45 @@ def make_scale() -> Transform:
     return lambda key, batch, step: {**batch, "input": scale(batch["input"])}
 
 
-def make_normalize(*, mean: float | Sequence[float], std: float | Sequence[float]) -> Transform:
+def make_normalize(
+    *,
+    mean: float | Sequence[float] | None = None,
+    std: float | Sequence[float] | None = None,
+    statistics: Callable[[], tuple[np.ndarray, np.ndarray]] | None = None,
+) -> Transform:
     """Returns `(scale(input) - mean) / std`, float32.
 
     Args:
       mean: one number, or one a channel, on the scale [0, 1].
       std: likewise, positive.
+      statistics: gives both where neither is set: those of the training part, by channel.
+
+    Raises:
+      ConfigError: one of both without the other, or none and no statistics; when traced, numbers
+        that are not one for each channel.
     """
-    shift, spread = np.array(mean, np.float32, ndmin=1), np.array(std, np.float32, ndmin=1)
+    _require((mean is None) == (std is None), "one of mean and std is set", "normalize")
+    if mean is None or std is None:
+        _require(statistics is not None, "mean and std are not set", "normalize")
+        assert statistics is not None
+        found: tuple[Any, Any] = statistics()
+    else:
+        found = mean, std
+    shift, spread = (np.array(x, np.float32, ndmin=1) for x in found)
     _require(bool((spread > 0).all()), "std must be positive", "normalize.std")
 
     def apply(key: Key, batch: Batch, step: Array) -> Batch:
         del key, step
+        _require(
+            not isinstance(batch["input"], Mapping), "the input is a table, not images", "normalize"
+        )
         images = scale(batch["input"])
+        for part, numbers in (("mean", shift), ("std", spread)):
+            _require(
+                len(numbers) in (1, images.shape[-1]),
+                f"{len(numbers)} numbers for images of {images.shape[-1]} channels",
+                f"normalize.{part}",
+            )
         channels = (1,) * (images.ndim - 1) + (-1,)
         images = (images - shift.reshape(channels)) * (1 / spread).reshape(channels)
         return {**batch, "input": images}

@@ -44,7 +44,7 @@ from distill_jax.core.errors import ConfigError, explained, nearest
 from distill_jax.core.lanes import LANE
 from distill_jax.core.precision import cast
 from distill_jax.core.weighing import Weighed
-from distill_jax.data import corruption, loader, transforms
+from distill_jax.data import checks, corruption, loader, transforms
 from distill_jax.data.source import Subset, example_ids
 from distill_jax.evaluators._features import spread
 from distill_jax.models import adapters
@@ -70,6 +70,7 @@ class Experiment:
     config: ConfigDict
     mesh: Mesh
     dataset: Dataset
+    data: checks.Report = dataclasses.field(default_factory=checks.Report)
     objective: Objective
     models: Mapping[Role, Model]
     evaluators: Mapping[str, Evaluator]
@@ -118,10 +119,18 @@ class Experiment:
             return
         raw = _batch_shapes(self.dataset.train, self.config.batch_size)
         evaluate = self.transform(train=False)
-        doubts = preflight.check(self, raw=raw, evaluate=evaluate, alone=alone)
+        doubts = [
+            *self.data.warnings,
+            *preflight.check(self, raw=raw, evaluate=evaluate, alone=alone),
+        ]
         self._compiled["doubts"] = doubts
         for doubt in doubts:
             say(f"warning: {doubt}")
+
+    @functools.cached_property
+    def overlaps(self) -> Mapping[str, checks.Overlap]:
+        """What of the other parts is in the training part, see `checks.overlaps`."""
+        return checks.overlaps(self.dataset)
 
     @functools.cached_property
     def init(self) -> Callable:
@@ -718,7 +727,13 @@ def make_transform(
         )
         kwargs = config.data.transform_kwargs.get(name, {})
         made[name] = bind(
-            make, dict(kwargs), where=where, provided={"num_classes": len(dataset.classes)}
+            make,
+            dict(kwargs),
+            where=where,
+            provided={
+                "num_classes": len(dataset.classes),
+                "statistics": functools.partial(checks.statistics, dataset.train),
+            },
         )()
     if not train:
         return transforms.compose(made)
@@ -746,6 +761,13 @@ def load_dataset(
 
     `trusted` as in `resolve`.
     """
+    return open_dataset(config, shapes_only=shapes_only, trusted=trusted)[0]
+
+
+def open_dataset(
+    config: ConfigDict, *, shapes_only: bool = False, trusted: Collection[str] = ()
+) -> tuple[Dataset, checks.Report]:
+    """Reads the data set of a config, as `load_dataset`, and checks it: see `data.checks`."""
     make = resolve("data", config.data.name, where="data.name", trusted=trusted)
     if shapes_only:
         make = getattr(sys.modules[make.__module__], "spec", make)
@@ -755,6 +777,7 @@ def load_dataset(
         where="data.kwargs",
         provided={"held_out": config.data.held_out},
     )()
+    dataset, report = checks.open_dataset(dataset, where="data.name")
     corrupt = functools.partial(corruption.corrupt, dataset)
     corrupted = bind(corrupt, config.data.corrupt.to_dict(), where="data.corrupt")()
     mixing = [name for name in config.data.train_transforms if name in ("mixup", "cutmix")]
@@ -764,7 +787,49 @@ def load_dataset(
             where="data.train_transforms",
             hint=f"leave out {mixing[0]}, or data.corrupt",
         )
-    return corrupted
+    return corrupted, report
+
+
+def _check_values(config: ConfigDict, report: checks.Report, batch: Batch) -> tuple[str, ...]:
+    """Follows the units of images to the networks; returns warnings, one line each.
+
+    Raises:
+      ConfigError: a transform gets values that it does not take, or images reach a network of this
+        package in grey levels.
+    """
+    values, kwargs, warnings = report.values, config.data.transform_kwargs.to_dict(), []
+    kinds: set[str] = set()
+    if values is not None:
+        for part in ("train_transforms", "eval_transforms"):
+            where = f"data.{part}"
+            kinds.add(transforms.check_values(config.data[part], kwargs, values, where=where))
+        normalize = kwargs.get("normalize", {})
+        numbers = [normalize.get("mean"), normalize.get("std")]
+        given = "normalize" in config.data.train_transforms and None not in numbers
+        if given and (odd := checks.odd_statistics(values, *numbers)):
+            hint = "without mean and std, normalize takes those of the training part"
+            warnings.append(f"data.transform_kwargs.normalize: {odd}; {hint}")
+    seen = [batch[key] for key in ("input", "views", "local_views") if key in batch]
+    if any(x.dtype.kind in "iu" and x.ndim >= 4 for x in seen if not isinstance(x, Mapping)):
+        what = f"images reach the networks as {seen[0].dtype}, unscaled"
+    elif values is not None and values.is_image and "grey" in kinds:
+        what = f"images reach the networks unscaled, with values from {values.interval}"
+    else:
+        return tuple(warnings)
+    hint = (
+        "add normalize, which without mean and std takes those of the training part, or scale, to "
+        "data.train_transforms and data.eval_transforms"
+    )
+    if all(":" in (spec.model or ":") for spec in config.roles.values()):  # may scale themselves
+        return (*warnings, f"data.train_transforms: {what}; {hint}")
+    raise ConfigError(what, where="data.train_transforms", hint=hint)
+
+
+def _measurements(config: ConfigDict, total_steps: int, steps_per_epoch: float) -> int:
+    """Returns how many states are measured in training, the last one included."""
+    facts = {"steps_per_epoch": steps_per_epoch, "total_steps": total_steps}
+    every = config_lib.duration(config, "eval.every", default=total_steps, **facts)
+    return -(-total_steps // max(every, 1))
 
 
 def _role_spec(config: ConfigDict, role: Role) -> tuple[str, dict]:
@@ -921,7 +986,7 @@ def build(
         config.batch_size, mesh, accum_steps=config.accum_steps, where="batch_size"
     )
     with crash.during("reading data"):
-        dataset = load_dataset(config, shapes_only=shapes_only, trusted=trusted)
+        dataset, data = open_dataset(config, shapes_only=shapes_only, trusted=trusted)
     steps_per_epoch = len(dataset.train) / config.batch_size
     total_steps = config_lib.total_steps(config, len(dataset.train))
     schedule_args = _schedule_args(config, steps_per_epoch, total_steps)
@@ -949,6 +1014,13 @@ def build(
     with explained("fails on these inputs", where="data.train_transforms"):
         batch = jax.eval_shape(transform, jax.eval_shape(jax.random.key, 0), raw, jnp.int32(0))
     _check_labels(config, batch, dataset)
+    warnings = list(_check_values(config, data, batch))
+    small = checks.small_part(
+        len(dataset.held_out) if config.eval.metric.startswith("held_out/") else 0,
+        config.eval.metric,
+        measurements=_measurements(config, total_steps, steps_per_epoch),
+    )
+    warnings += [f"data.held_out: {small}"] if small else []
     image_shape = jax.tree.leaves(batch["input"])[0].shape
     provided = {
         "num_classes": len(dataset.classes),
@@ -989,6 +1061,7 @@ def build(
         config=config,
         mesh=mesh,
         dataset=dataset,
+        data=dataclasses.replace(data, warnings=(*data.warnings, *warnings)),
         objective=objective,
         models=models,
         evaluators=_make_evaluators(config, _readable(objective, shapes, config), dataset, trusted),
@@ -1209,6 +1282,13 @@ def _check_classes(
 ) -> None:
     for role, found in shapes.roles.items():
         logits = found.outputs.get("logits") if role not in others else None
+        if logits is not None and len(dataset.classes) == 1 and logits.shape[-1] == 1:
+            raise ConfigError(
+                f"all labels are {dataset.classes[0]!r}: with one class there is nothing to tell "
+                "apart",
+                where="data",
+                hint="labels of two classes or more; methods without labels need no logits",
+            )
         if logits is not None and dataset.classes and logits.shape[-1] != len(dataset.classes):
             where, hint = _source_of_classes(config, role)
             raise ConfigError(

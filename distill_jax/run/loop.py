@@ -658,6 +658,14 @@ class Run:
                 split: getattr(experiment.dataset, split).provenance._asdict()
                 for split in ("train", "held_out", "test")
             },
+            "data": {
+                "scanned": experiment.data.scanned,
+                "in_training": {
+                    name: {"repeated": found.repeated, "of": found.of, "text": found.spell(name)}
+                    for name, found in experiment.overlaps.items()
+                    if found.repeated
+                },
+            },
             "parameters": {
                 role: sum(int(np.prod(x.shape)) for x in named_leaves(found.params).values())
                 for role, found in experiment.shapes.roles.items()

@@ -9,6 +9,7 @@ and of the data only what lies in memory is looked at.
 import dataclasses
 import functools
 import inspect
+import itertools
 import json
 import math
 import pathlib
@@ -38,6 +39,7 @@ from distill_jax.core.partition import path_name
 from distill_jax.core.state import RoleShapes, ShapeNets, zeros
 from distill_jax.core.steps import BoundNets, check_accumulation, mean_loss
 from distill_jax.core.weighing import Weighed
+from distill_jax.data import checks
 from distill_jax.data.source import example_ids
 from distill_jax.run import checkpoint, hyperparameters, paths
 from distill_jax.run import config as config_lib
@@ -50,9 +52,6 @@ if TYPE_CHECKING:
 
 _VALUES = ("normalize", "scale", "downscale")
 """Transforms that change what the numbers of an input mean."""
-
-LOOKED_AT_BYTES = 2**28
-"""Data up to this size are searched for examples that occur in two parts."""
 
 PROBED_ROWS = 32
 """Examples in the batch of random outputs that shows which terms are constant."""
@@ -87,7 +86,7 @@ def findings(experiment: "Experiment", *, raw: Batch, evaluate: Transform) -> It
     yield from of_lengths(experiment)
     yield from hyperparameters.findings(experiment)
     yield from of_transforms(experiment.config, raw, evaluate)
-    yield from of_data(experiment.dataset)
+    yield from of_data(experiment.dataset, experiment.overlaps)
     yield from of_teachers(experiment.config, experiment.frozen, experiment.dataset)
     yield from of_step(experiment)
 
@@ -223,78 +222,32 @@ def of_transforms(config: ConfigDict, raw: Batch, evaluate: Transform) -> Iterat
 # Data.
 
 
-def of_data(dataset: Dataset) -> Iterator[Finding]:
-    """Labels out of range, and examples that are in two parts."""
-    parts = {"train": dataset.train, "held_out": dataset.held_out, "test": dataset.test}
+def of_data(
+    dataset: Dataset, found: Mapping[str, checks.Overlap] | None = None
+) -> Iterator[Finding]:
+    """Examples that are in two parts; `found` is `checks.overlaps` where it is known."""
+    parts = {name: getattr(dataset, name) for name in checks.PARTS}
     parts = {name: part for name, part in parts.items() if len(part)}
-    k = len(dataset.classes)
-    for name, part in parts.items():
-        labels = getattr(part, "labels", None)
-        if k and labels is not None and len(labels):
-            low, high = int(np.min(labels)), int(np.max(labels))
-            if low < 0 or high >= k:
+    for first, second in itertools.combinations(parts, 2):
+        if checks.root(parts[first]) is checks.root(parts[second]):
+            both = np.intersect1d(example_ids(parts[first]), example_ids(parts[second]))
+            if len(both):
                 yield Finding(
                     "mistake",
-                    f"the {name} part has the label {low if low < 0 else high}, and there are {k} "
-                    "classes",
+                    f"{len(both)} examples are in the {first} and in the {second} part",
                     "data",
-                    f"labels from 0 to {k - 1}",
+                    "parts that share nothing; data.held_out carves one off",
                 )
-    names = list(parts)
-    for i, first in enumerate(names):
-        for second in names[i + 1 :]:
-            if _root(parts[first]) is _root(parts[second]):
-                both = np.intersect1d(example_ids(parts[first]), example_ids(parts[second]))
-                if len(both):
-                    yield Finding(
-                        "mistake",
-                        f"{len(both)} examples are in the {first} and in the {second} part",
-                        "data",
-                        "parts that share nothing; data.held_out carves one off",
-                    )
-    yield from _repeated(parts)
-
-
-def _root(source: Any) -> Any:
-    while hasattr(source, "source"):
-        source = source.source
-    return source
-
-
-def _repeated(parts: Mapping[str, Any]) -> Iterator[Finding]:
-    """Examples of equal content in the training part and another, where all lie in memory."""
-    roots = {name: _root(part) for name, part in parts.items()}
-    arrays = [getattr(root, "inputs", None) for root in roots.values()]
-    if any(x is None for x in arrays):
-        return
-    if sum(leaf.nbytes for leaf in jax.tree.leaves(arrays)) > LOOKED_AT_BYTES:
-        return
-    rows = {name: _digests(part) for name, part in parts.items()}
-    seen = set(rows["train"])
-    for name in ("held_out", "test"):
-        if name not in rows:
-            continue
-        again = sum(row in seen for row in rows[name])
-        n = len(rows[name])
-        if again == n and n >= 8:
+    for name, overlap in (checks.overlaps(dataset) if found is None else found).items():
+        if overlap.repeated == overlap.of >= 8 and overlap.whole:
             yield Finding(
                 "mistake",
-                f"all {n} examples of the {name} part are in the training part too",
+                f"all {overlap.of} examples of the {name} part are in the training part too",
                 "data",
                 "data that training does not see",
             )
-        elif again:
-            yield Finding(
-                "doubt",
-                f"{again} of {n} examples of the {name} part are in the training part too",
-                "data",
-            )
-
-
-def _digests(source: Any) -> list[bytes | int]:
-    read = source.read(np.arange(len(source)))
-    leaves = [np.ascontiguousarray(x) for x in jax.tree.leaves(read["input"])]
-    return [hash(b"".join(x[i].tobytes() for x in leaves)) for i in range(len(source))]
+        elif overlap.repeated:
+            yield Finding("doubt", overlap.spell(name), "data")
 
 
 # Teachers.

@@ -124,7 +124,7 @@ def test_impossible_fractions_are_refused(fraction):
     ("inputs", "labels", "message"),
     [
         (np.zeros((3, 2, 2), np.uint8), np.zeros(2, int), "3 inputs but 2 labels"),
-        (np.zeros((3, 2, 2), np.uint8), np.zeros(3), "labels are float64"),
+        (np.zeros((3, 2, 2), np.uint8), np.full(3, 0.5), "labels are float64"),
         (np.zeros((3, 2, 2), np.uint8), np.array([0, -1, 0]), "smallest label is -1"),
         (np.zeros((3, 2, 2), np.int64), np.zeros(3, int), "inputs are int64"),
         (np.zeros((0, 2, 2), np.uint8), np.zeros(0, int), "no examples"),

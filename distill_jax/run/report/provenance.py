@@ -45,9 +45,15 @@ def section(runs: Sequence[Run]) -> Html | None:
     ]
     if not rows and not env_rows:
         return None
+    repeated = dict.fromkeys(
+        str(found.get("text", name))
+        for run in runs
+        for name, found in ((run.result.get("data") or {}).get("in_training") or {}).items()
+        if isinstance(found, dict)
+    )
     warning = [f"runs read different {split} data: they cannot be compared" for split in mixed]
     return join(
-        alert("Please note", warning, stop=True),
+        alert("Please note", [*warning, *repeated], stop=True),
         table(heads, rows, numeric=False) if rows else None,
         join(el("h3", "Surroundings"), table(["", "value"], env_rows, numeric=False))
         if env_rows

@@ -1,0 +1,417 @@
+"""Checks of a data set when it is opened."""
+
+import numpy as np
+import pytest
+
+from distill_jax.core.api import Dataset, Provenance
+from distill_jax.core.errors import ConfigError, DataUnavailable, UserError
+from distill_jax.data import checks, npz_file, source, synthetic, transforms
+from distill_jax.data.source import ArraySource, Subset, make_array_source
+
+
+def images(n=24, shape=(8, 8, 3), dtype=np.uint8, top=256, seed=0):
+    found = np.random.default_rng(seed).integers(0, top, (n, *shape))
+    return found.astype(dtype) if dtype == np.uint8 else (found / (top - 1)).astype(dtype)
+
+
+def part(x, y=None, name="toy"):
+    y = np.arange(len(x)) % 4 if y is None else y
+    return ArraySource(x, y, Provenance(name, "here", len(x), ""))
+
+
+def dataset(train, test, held_out=None, classes=("a", "b", "c", "d")):
+    held_out = Subset(train, np.zeros(0, int), "none") if held_out is None else held_out
+    return Dataset(train, held_out, test, classes)
+
+
+def floats(seed=0):
+    return images(dtype=np.float32, seed=seed)
+
+
+# Values.
+
+
+@pytest.mark.parametrize("where", ["train", "held_out", "test"])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_values_that_are_not_finite_are_counted_and_the_first_is_named(where, value):
+    whole, other = floats(), floats(1)
+    bad = whole if where != "test" else other
+    bad[17, 3, 3, 1] = bad[19, 0, 0, 0] = value
+    if where == "train":
+        whole = part(whole)
+        train, held = Subset(whole, np.arange(10, 24), "t"), Subset(whole, np.arange(10), "h")
+    else:
+        whole = part(whole)
+        train, held = Subset(whole, np.arange(10), "t"), Subset(whole, np.arange(10, 24), "h")
+    n = 24 if where == "test" else 14
+    with pytest.raises(DataUnavailable) as error:
+        checks.open_dataset(dataset(train, part(other), held))
+    assert f"2 of {n} examples of the {where} part" in error.value.what
+    assert "the first is example 17" in error.value.what and error.value.where == "here"
+
+
+def test_values_of_tables_are_looked_at_and_unused_examples_are_not():
+    table = {"categorical": np.zeros((6, 2), np.int32), "numeric": np.ones((6, 3), np.float32)}
+    table["numeric"][4, 1] = np.nan
+    whole, fine = part(table["numeric"]), np.array([0, 1, 2, 3, 5])
+    whole = ArraySource(table, np.arange(6) % 2, Provenance("t", "", 6, ""))
+    with pytest.raises(DataUnavailable, match=r"1 of 6 examples of the train part.*example 4"):
+        checks.open_dataset(dataset(whole, whole, classes=("a", "b")))
+    used = Subset(whole, fine, "finite")
+    _, report = checks.open_dataset(dataset(used, used, classes=("a", "b")))
+    assert report.warnings == () and report.scanned and report.values is None
+
+
+def test_large_data_are_sampled_and_then_checked_as_they_are_read(monkeypatch):
+    x = floats()
+    x[11, 0, 0, 0] = np.nan
+    monkeypatch.setattr(checks, "SCANNED_BYTES", 100)
+    monkeypatch.setattr(checks, "SAMPLE", 2)  # the first and the last
+    opened, report = checks.open_dataset(dataset(part(x), part(floats(1))))
+    assert not report.scanned and len(opened.train) == 24
+    np.testing.assert_array_equal(opened.train.read(np.array([10]))["input"], x[[10]])
+    np.testing.assert_array_equal(source.example_ids(opened.train), np.arange(24))
+    np.testing.assert_array_equal(source.example_labels(opened.train), np.arange(24) % 4)
+    with pytest.raises(DataUnavailable, match=r"1 of 3 examples of the train part.*example 11 of"):
+        opened.train.read(np.array([3, 11, 4]))
+    x[23, 0, 0, 0] = np.inf
+    with pytest.raises(DataUnavailable, match=r"1 of 2 examples of the train part.*example 23 of"):
+        checks.open_dataset(dataset(part(x), part(floats(1))))
+
+
+@pytest.mark.parametrize(
+    ("test", "message"),
+    [
+        (images(shape=(8, 9, 3)), r"\[8, 9, 3\], those of the training part \[8, 8, 3\]"),
+        (255 * floats(1), "test part is float32.*training part uint8"),
+        (floats(1), "test part is float32, with values from 0 to 1"),
+    ],
+)
+def test_parts_have_one_shape_and_type(test, message):
+    with pytest.raises(DataUnavailable, match=message):
+        checks.open_dataset(dataset(part(images()), part(test)))
+
+
+def test_parts_are_in_the_same_units():
+    with pytest.raises(DataUnavailable, match=r"test part are 0 to 255, .* training part 0 to 1"):
+        checks.open_dataset(dataset(part(floats()), part(255 * floats(1))))
+    rows = np.random.default_rng(0).normal(size=(24, 5))
+    _, report = checks.open_dataset(dataset(part(rows), part(100 * rows)))
+    assert "are they in the same units?" in report.warnings[0] and len(report.warnings) == 1
+    assert checks.open_dataset(dataset(part(rows), part(3 * rows)))[1].warnings == ()
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32])
+def test_channels_first_is_refused_with_the_transposition_that_is_right(dtype):
+    x = images(shape=(3, 16, 16), dtype=dtype)
+    with pytest.raises(DataUnavailable, match="channels on axis 1") as error:
+        make_array_source(x, np.arange(24) % 4, name="x", origin="here")
+    assert "np.transpose(x, (0, 2, 3, 1)) makes them [24, 16, 16, 3]" in error.value.hint
+    with pytest.raises(DataUnavailable, match="channels on axis 1"):  # whoever made it
+        checks.open_dataset(dataset(part(x), part(x)))
+    made = make_array_source(x, np.arange(24) % 4, name="x", origin="here", layout="chw")
+    np.testing.assert_array_equal(made.read(np.array([5]))["input"][0], x[5].transpose(1, 2, 0))
+    with pytest.raises(DataUnavailable, match="channels on axis 2"):  # it was right before
+        make_array_source(
+            x.transpose(0, 2, 3, 1), np.arange(24) % 4, name="x", origin="here", layout="chw"
+        )
+    with pytest.raises(ConfigError, match="did you mean 'chw'"):
+        make_array_source(x, np.arange(24) % 4, name="x", origin="here", layout="nchw")
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype"),
+    [
+        ((9, 28, 28, 1), np.uint8),
+        ((9, 3, 3, 3), np.uint8),
+        ((9, 1, 40, 1), np.float32),
+        ((9, 3, 7, 12), np.float32),
+        ((9, 32, 32, 13), np.uint8),
+        ((9, 3, 32), np.float32),
+    ],
+)
+def test_plausible_layouts_pass(shape, dtype):
+    checks.check_layout(shape, dtype, name="x", where="here")
+
+
+# Labels and classes.
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int64, np.uint64, np.float32, np.float64])
+def test_whole_numbers_are_labels(dtype):
+    found = checks.as_labels(np.array([0, 3, 1], dtype))
+    assert found.dtype == np.int32 and found.tolist() == [0, 3, 1]
+    assert checks.as_labels(np.array([True, False])).tolist() == [1, 0]
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (np.array([0, 2**32 + 1]), "reach 4294967297"),
+        (np.array([0, 2**63], np.uint64), "reach 9223372036854775808"),
+        (np.array([0.0, 1.5]), "1.5 at position 1 is no whole number"),
+        (np.array([0.0, np.nan]), "nan at position 1"),
+        (np.array(["cat", "dog"]), r"names, labels = np.unique"),
+        (np.eye(3), r"argmax\(1\)"),
+        (np.zeros((3, 1), int), r"labels\[:, 0\]"),
+    ],
+)
+def test_other_labels_are_refused(labels, message):
+    with pytest.raises(DataUnavailable, match=message):
+        checks.as_labels(labels, name="train")
+    with pytest.raises(UserError):  # by every way in
+        ArraySource(np.zeros((len(labels), 2)), labels, Provenance("x", "", len(labels), ""))
+
+
+@pytest.mark.parametrize(
+    ("train", "test", "message"),
+    [
+        ([1, 2, 3, 4], [1], "there is no class 0"),
+        ([0, 2_000_000_000], [0], "2 different labels reach from 0 to 2000000000"),
+        ([0, 7, 90], [0], "number them from 0"),
+        ([0, 1, 2], [0, 3, 5], "test part that no training example has: 3, 5"),
+    ],
+)
+def test_labels_without_names_count_from_zero(train, test, message):
+    train, test = (part(images(len(y)), np.array(y)) for y in (train, test))
+    with pytest.raises(DataUnavailable, match=message):
+        source.make_dataset(train, test, held_out=0.0, split_seed=0)
+
+
+def test_names_make_other_labels_right_and_absent_classes_are_told():
+    train, test = (part(images(len(y)), np.array(y)) for y in ([1, 2, 4], [0, 1]))
+    names = ("background", "cat", "dog", "emu", "fox")
+    made = source.make_dataset(train, test, held_out=0.0, split_seed=0, classes=names)
+    opened, report = checks.open_dataset(made)
+    assert opened.classes == names
+    assert report.warnings == ("data: classes without a training example: background, emu",)
+    with pytest.raises(DataUnavailable, match="label 4, and there are 3 classes: a, b, c"):
+        checks.open_dataset(dataset(train, test, classes=("a", "b", "c")))
+
+
+def test_a_gap_without_names_is_told():
+    train = part(images(3), np.array([0, 1, 3]))
+    made = source.make_dataset(train, train, held_out=0.0, split_seed=0)
+    assert made.classes == ("0", "1", "2", "3")
+    assert checks.open_dataset(made)[1].warnings == ("data: classes without a training example: 2",)
+
+
+@pytest.mark.parametrize(
+    ("given", "names"),
+    [("cat,dog, emu", ("cat", "dog", "emu")), (["a", "b"], ("a", "b")), ("", ()), ((), ())],
+)
+def test_names_in_a_string_are_split_at_commas(given, names):
+    assert checks.class_names(given) == names
+
+
+@pytest.mark.parametrize("given", ["cat", "cat,,dog", "cat,dog,cat", ("a", "a")])
+def test_other_names_are_refused(given):
+    with pytest.raises(ConfigError, match=r"data\.kwargs\.classes"):
+        checks.class_names(given)
+
+
+# What is no data set.
+
+
+@pytest.mark.parametrize(
+    ("made", "message"),
+    [
+        ({"x": 1}, "returned a dict"),
+        (Dataset(np.zeros(3), part(images()), part(images()), ()), "train part is a ndarray"),
+        (dataset(part(images()), part(images(seed=1)), classes="abcd"), "classes are the string"),
+        (dataset(Subset(part(images()), np.zeros(0, int), ""), part(images())), "part is empty"),
+    ],
+)
+def test_what_is_no_data_set_is_refused(made, message):
+    with pytest.raises(ConfigError, match=message):
+        checks.open_dataset(made)
+
+
+# Files.
+
+
+def save(path, names):
+    arrays = {"x": images(), "y": np.arange(24) % 4}
+    np.savez(path, **{name: arrays[name[0]] for name in names})
+    return path
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (("x", "y"), "holds x, y; the names are x_train, y_train, x_test, y_test"),
+        (("x_train", "y_train", "x_test"), "no y_test\n"),
+        (("x_train", "ytrain"), "it holds x_train, ytrain"),
+        ((), "it holds no array"),
+    ],
+)
+def test_a_missing_array_is_told_with_what_the_file_has(names, message, tmp_path):
+    with pytest.raises(DataUnavailable, match=message):
+        npz_file.make(path=str(save(tmp_path / "set.npz", names)))
+
+
+def test_one_array_is_no_data_set(tmp_path):
+    np.save(tmp_path / "x_train.npy", images())
+    with pytest.raises(DataUnavailable, match="is one array, and four are read") as error:
+        npz_file.make(path=str(tmp_path / "x_train.npy"))
+    assert "folder" in error.value.hint
+
+
+def test_files_of_channels_first_are_read_as_such(tmp_path):
+    x, y = images(shape=(3, 16, 16)), np.arange(24) % 4
+    np.savez(tmp_path / "set.npz", x_train=x, y_train=y, x_test=x, y_test=y)
+    with pytest.raises(DataUnavailable, match="layout=chw"):
+        npz_file.make(path=str(tmp_path / "set.npz"))
+    made = npz_file.make(path=str(tmp_path / "set.npz"), layout="chw", classes="a,b,c,d")
+    np.testing.assert_array_equal(made.test.read(np.arange(24))["input"], np.moveaxis(x, 1, -1))
+    assert made.classes == ("a", "b", "c", "d")
+
+
+# Parts in common.
+
+
+def test_examples_in_two_parts_are_counted():
+    x, other = images(), images(seed=1)
+    made = dataset(part(x), part(np.concatenate([x[:5], other])), part(other))
+    assert checks.overlaps(made) == {"held_out": (0, 24, True), "test": (5, 29, True)}
+    assert "5 of 29 examples of the test part" in checks.overlaps(made)["test"].spell("test")
+
+
+def test_a_copy_of_large_data_is_found_at_equal_positions(monkeypatch):
+    monkeypatch.setattr(checks, "LOOKED_AT_BYTES", 100)
+    train = part(images(100))
+    copied = dataset(train, part(images(100)))
+    assert checks.overlaps(copied) == {"test": (64, 64, False)}
+    assert "looks like a copy" in checks.overlaps(copied)["test"].spell("test")
+    assert checks.overlaps(dataset(train, part(images(100, seed=1))))["test"].repeated == 0
+
+
+# Normalization.
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32])
+def test_statistics_are_those_of_the_training_part_by_channel(dtype, monkeypatch):
+    monkeypatch.setattr(checks, "CHUNK_BYTES", 7 * 8 * 8 * 3 * np.dtype(dtype).itemsize)
+    x = images(dtype=dtype, seed=4)
+    x[..., 1] = x[..., 1] / 4
+    x[..., 2] = 1
+    unit = x / 255 if dtype == np.uint8 else x.astype(np.float64)
+    mean, std = checks.statistics(part(x))
+    np.testing.assert_allclose(mean, unit.mean((0, 1, 2)), rtol=1e-12)
+    np.testing.assert_allclose(std, [*unit.std((0, 1, 2))[:2], 1], rtol=1e-12)
+
+
+def test_normalize_without_numbers_takes_those_of_the_training_part():
+    make = transforms.make_normalize(statistics=lambda: checks.statistics(part(images())))
+    out = np.asarray(make(None, {"input": images()}, None)["input"])
+    np.testing.assert_allclose(out.mean((0, 1, 2)), 0, atol=1e-5)
+    np.testing.assert_allclose(out.std((0, 1, 2)), 1, atol=1e-5)
+    with pytest.raises(ConfigError, match="mean and std are not set"):
+        transforms.make_normalize()
+    with pytest.raises(ConfigError, match="one of mean and std"):
+        transforms.make_normalize(mean=0.5)
+
+
+def test_normalize_takes_a_number_for_each_channel():
+    three = transforms.make_normalize(mean=(0.1, 0.2, 0.3), std=(0.2, 0.2, 0.2))
+    assert three(None, {"input": images()}, None)["input"].shape == (24, 8, 8, 3)
+    with pytest.raises(ConfigError, match=r"normalize\.mean: 3 numbers for images of 1 channels"):
+        three(None, {"input": images(shape=(8, 8, 1))}, None)
+    with pytest.raises(ConfigError, match="the input is a table"):
+        three(None, {"input": {"numeric": np.zeros((3, 2))}}, None)
+
+
+def look(x):
+    _, report = checks.open_dataset(dataset(part(x), part(x)))
+    assert report.values is not None
+    return report.values
+
+
+def test_statistics_of_other_data_are_told_with_those_of_these():
+    rgb = np.clip(np.random.default_rng(0).normal(0.47, 0.25, (24, 8, 8, 3)), 0, 1)
+    values = look(np.round(255 * rgb).astype(np.uint8))
+    own = values.mean / 255, values.std / 255
+    told = checks.odd_statistics(values, (0.286,), (0.353,))  # those of Fashion-MNIST
+    assert "mean (0.286,) and std (0.353,) are not of these data, which have (0.4" in told
+    assert checks.odd_statistics(values, *own) == ""
+    assert checks.odd_statistics(values, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)) == ""
+    assert checks.odd_statistics(values, 0.5, 0.5) == ""
+
+
+# Values that transforms take.
+
+JITTER = {"color_jitter": {}, "solarize": {}}
+
+
+@pytest.mark.parametrize(
+    ("x", "names", "message"),
+    [
+        (255 * floats(), ("scale",), "scale leaves floats in their units, and these are 0 to 255"),
+        (255 * floats(), ("color_jitter",), "these are 0 to 255: 99.*% are outside"),
+        (255 * floats(), ("solarize",), "are outside"),
+        (2 * floats() - 1, ("color_jitter",), "these are -1 to 1: 49.*% are outside"),
+        (images(), ("normalize", "color_jitter"), "the order scale, color_jitter, normalize"),
+        (
+            images(),
+            ("random_crop", "scale", "normalize", "solarize", "mixup"),
+            "the order random_crop, scale, solarize, normalize, mixup",
+        ),
+        (images(), ("normalize", "views"), r"transform_kwargs\.views\.transforms: color_jitter"),
+        (255 * floats(), ("normalize",), "normalize leaves floats in their units"),
+        (images(top=2), ("scale",), "only 0 and 1"),
+    ],
+)
+def test_values_that_a_transform_does_not_take_are_refused(x, names, message):
+    kwargs = {"normalize": {"mean": 0.5, "std": 0.2}, "views": {"transforms": ["color_jitter"]}}
+    with pytest.raises(ConfigError, match=message):
+        transforms.check_values(names, kwargs, look(x))
+
+
+@pytest.mark.parametrize(
+    ("x", "names", "kind"),
+    [
+        (images(), ("scale", "color_jitter", "solarize", "normalize"), "normalized"),
+        (floats(), ("color_jitter", "normalize"), "normalized"),
+        (255 * floats(), ("normalize",), "normalized"),
+        (images(), ("random_crop",), "bytes"),
+        (255 * floats(), (), "grey"),
+        (images(), ("scale", "views"), "unit"),
+        (2 * floats() - 1, ("normalize",), "normalized"),
+        (images(), ("own.module:Symbol", "color_jitter"), ""),
+        (images(top=2), ("normalize",), "normalized"),
+    ],
+)
+def test_values_that_transforms_take(x, names, kind):
+    kwargs = {"views": {"transforms": [("color_jitter", {}), "gaussian_blur"]}}
+    assert transforms.check_values(names, kwargs, look(x)) == kind
+
+
+def test_every_transform_that_clips_to_the_unit_interval_says_so():
+    x = np.float32(np.linspace(-3, 3, 4 * 6 * 6 * 3).reshape(4, 6, 6, 3))
+    batch = {"input": x, "index": np.arange(4), "epoch": np.zeros(4, int), "mask": np.ones(4)}
+    key = transforms.jax.random.key(0)
+    for name in ("color_jitter", "gaussian_blur", "grayscale", "horizontal_flip", "random_crop"):
+        made = transforms.resolve(name)(**({} if name == "random_crop" else {"probability": 1.0}))
+        out = np.asarray(made(key, batch, 0)["input"])
+        clips = out.min() >= 0 and out.max() <= 1
+        assert clips == (transforms.TAKES.get(name) == "unit"), name
+
+
+# Selection.
+
+
+@pytest.mark.parametrize(
+    ("n", "measurements", "told"),
+    [(15, 2, True), (24, 2, False), (50, 10, True), (300, 10, False), (5, 1, False), (0, 9, False)],
+)
+def test_too_few_examples_to_select_by_are_told_with_their_standard_error(n, measurements, told):
+    line = checks.small_part(n, "held_out/accuracy", measurements=measurements)
+    assert bool(line) is told
+    if told:
+        assert f"standard error of up to {0.5 / np.sqrt(n):.3f}" in line
+
+
+def test_shipped_data_pass_without_a_warning():
+    opened, report = checks.open_dataset(synthetic.make(n_train=64, n_test=16))
+    assert report.warnings == () and report.values is not None
+    assert report.values.kind == "bytes" and len(opened.held_out) > 0
