@@ -2,7 +2,6 @@
 
 from distill_jax.run import config as config_lib
 
-
 GENERATED = {"mean": (0.506,), "std": (0.182,)}
 """Mean and standard deviation of generated images."""
 

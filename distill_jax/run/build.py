@@ -798,21 +798,22 @@ def _check_values(config: ConfigDict, report: checks.Report, batch: Batch) -> tu
         package in grey levels.
     """
     values, kwargs, warnings = report.values, config.data.transform_kwargs.to_dict(), []
-    kinds: set[str] = set()
+    kind = ""
     if values is not None:
         for part in ("train_transforms", "eval_transforms"):
             where = f"data.{part}"
-            kinds.add(transforms.check_values(config.data[part], kwargs, values, where=where))
+            kind = transforms.check_values(config.data[part], kwargs, values, where=where)
         normalize = kwargs.get("normalize", {})
         numbers = [normalize.get("mean"), normalize.get("std")]
         given = "normalize" in config.data.train_transforms and None not in numbers
         if given and (odd := checks.odd_statistics(values, *numbers)):
             hint = "without mean and std, normalize takes those of the training part"
             warnings.append(f"data.transform_kwargs.normalize: {odd}; {hint}")
-    seen = [batch[key] for key in ("input", "views", "local_views") if key in batch]
-    if any(x.dtype.kind in "iu" and x.ndim >= 4 for x in seen if not isinstance(x, Mapping)):
-        what = f"images reach the networks as {seen[0].dtype}, unscaled"
-    elif values is not None and values.is_image and "grey" in kinds:
+    seen = batch.get("views", batch["input"])  # methods that compare views leave the input alone
+    unscaled = not isinstance(seen, Mapping) and seen.dtype.kind in "iu" and seen.ndim >= 4
+    if unscaled or (values is not None and values.is_image and kind == "bytes"):
+        what = "images reach the networks as integers, unscaled"
+    elif values is not None and values.is_image and kind == "grey":
         what = f"images reach the networks unscaled, with values from {values.interval}"
     else:
         return tuple(warnings)

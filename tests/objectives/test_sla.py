@@ -108,6 +108,7 @@ def config(mode, role):
     found = config_lib.base()
     found.data.name = "synthetic"
     found.data.kwargs = {"n_train": 64, "n_test": 16, "image_size": 6, "channels": 1}
+    found.data.train_transforms = found.data.eval_transforms = ("scale",)
     found.batch_size, found.total.steps = 16, 2
     found.objective.name = "sla"
     found.objective.kwargs = {"mode": mode}

@@ -15,6 +15,7 @@ def make_config(**changes):
     config = config_lib.base()
     config.data.name = "synthetic"
     config.data.kwargs = {"n_train": 64, "n_test": 32, "image_size": 6, "channels": 1}
+    config.data.train_transforms = config.data.eval_transforms = ("scale",)
     config.objective.name = "supervised"
     config.roles.student = config_lib.role("mlp", hidden=(32,))
     config.evaluators = {"classification": {}}
