@@ -811,19 +811,22 @@ def _check_values(config: ConfigDict, report: checks.Report, batch: Batch) -> tu
             warnings.append(f"data.transform_kwargs.normalize: {odd}; {hint}")
     seen = batch.get("views", batch["input"])  # methods that compare views leave the input alone
     unscaled = not isinstance(seen, Mapping) and seen.dtype.kind in "iu" and seen.ndim >= 4
-    if unscaled or (values is not None and values.is_image and kind == "bytes"):
-        what = "images reach the networks as integers, unscaled"
-    elif values is not None and values.is_image and kind == "grey":
-        what = f"images reach the networks unscaled, with values from {values.interval}"
-    else:
+    later = values is not None and values.is_image and kind in ("bytes", "grey")
+    if not unscaled and not later:
         return tuple(warnings)
+    what = "images reach the networks " + (
+        f"unscaled, with values from {values.interval}"
+        if values is not None
+        else "as integers, unscaled"
+    )
+    where = "data.train_transforms" if unscaled or kind == "grey" else "data.eval_transforms"
     hint = (
-        "add normalize, which without mean and std takes those of the training part, or scale, to "
-        "data.train_transforms and data.eval_transforms"
+        "add 'normalize', which without mean and std takes those of the training part, or 'scale', "
+        "to data.train_transforms and data.eval_transforms"
     )
     if all(":" in (spec.model or ":") for spec in config.roles.values()):  # may scale themselves
-        return (*warnings, f"data.train_transforms: {what}; {hint}")
-    raise ConfigError(what, where="data.train_transforms", hint=hint)
+        return (*warnings, f"{where}: {what}; {hint}")
+    raise ConfigError(what, where=where, hint=hint)
 
 
 def _measurements(config: ConfigDict, total_steps: int, steps_per_epoch: float) -> int:
