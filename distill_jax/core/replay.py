@@ -132,7 +132,7 @@ def make_plan(
 def evaluate(
     closed: ClosedJaxpr, args: list[Any], apply: Callable[[_Eqn, list[Any]], list[Any]]
 ) -> list[Any]:
-    """Evaluates a traced function, equation by equation, functions inside `jit` as well.
+    """Evaluates a traced function, equation by equation, also inside `jit` and `checkpoint`.
 
     Args:
       closed: the function.
@@ -148,10 +148,8 @@ def evaluate(
 
     for eqn in jaxpr.eqns:
         inputs = [read(atom) for atom in eqn.invars]
-        if _is_jit(eqn):
-            outputs = evaluate(eqn.params["jaxpr"], inputs, apply)
-        else:
-            outputs = apply(eqn, inputs)
+        inner = _inlined(eqn)
+        outputs = evaluate(inner, inputs, apply) if inner else apply(eqn, inputs)
         values |= dict(zip(eqn.outvars, outputs, strict=True))
     return [read(atom) for atom in jaxpr.outvars]
 
@@ -162,8 +160,12 @@ def bind(eqn: _Eqn, inputs: list[Any]) -> list[Any]:
     return outputs if eqn.primitive.multiple_results else [outputs]
 
 
-def _is_jit(eqn: _Eqn) -> bool:
-    return eqn.primitive.name in ("jit", "pjit")
+def _inlined(eqn: _Eqn) -> ClosedJaxpr | None:
+    """Returns the function that `jit` or `jax.checkpoint` calls."""
+    if eqn.primitive.name not in ("jit", "pjit", "checkpoint", "remat2"):
+        return None
+    inner = eqn.params["jaxpr"]
+    return inner if isinstance(inner, ClosedJaxpr) else ClosedJaxpr(inner, ())
 
 
 @jax.custom_jvp
@@ -228,9 +230,8 @@ class _Follow:
         read = lambda atom: None if isinstance(atom, Literal) else found[atom]  # noqa: E731
         for eqn, other in pairs:
             inputs = [read(atom) for atom in eqn.invars]
-            if _is_jit(eqn):
-                jaxprs = eqn.params["jaxpr"], other.params["jaxpr"]
-                outputs = self.closed(*jaxprs, inputs, inside=inside)
+            if (called := _inlined(eqn)) and (again := _inlined(other)):
+                outputs = self.closed(called, again, inputs, inside=inside)
             else:
                 outputs, kept = self.equation(eqn, other, inputs)
                 if not inside:

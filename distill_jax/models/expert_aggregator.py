@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from distill_jax.core import ranges
 from distill_jax.core.api import Array, Model, Outputs
 from distill_jax.models.adapters import from_linen
-from distill_jax.models.layers import Dense, gelu
+from distill_jax.models.layers import Dense, LayerNorm, gelu
 
 
 class ExpertAggregator(nn.Module):
@@ -21,14 +21,14 @@ class ExpertAggregator(nn.Module):
     def __call__(self, x: Array, keep: Array) -> Outputs:
         b, m, d = x.shape
         for _ in range(self.depth):
-            qkv = Dense(3 * d)(nn.LayerNorm()(x)).reshape(b, m, 3, self.heads, d // self.heads)
+            qkv = Dense(3 * d)(LayerNorm()(x)).reshape(b, m, 3, self.heads, d // self.heads)
             q, k, v = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
             score = jnp.einsum("bqhd,bkhd->bhqk", q, k) * (d // self.heads) ** -0.5
             score = jnp.where(keep[:, None, None] > 0, score.astype(jnp.float32), -1e9)
             share = jax.nn.softmax(score).astype(v.dtype)
             seen = jnp.einsum("bhqk,bkhd->bqhd", share, v).reshape(b, m, d)
             x = x + Dense(d)(seen)
-            hidden = gelu(Dense(round(self.mlp_ratio * d))(nn.LayerNorm()(x)))
+            hidden = gelu(Dense(round(self.mlp_ratio * d))(LayerNorm()(x)))
             x = x + Dense(d)(hidden)
         count = jnp.maximum(keep.sum(1), 1)[:, None]
         return {"output": (x * keep[..., None]).sum(1) / count}

@@ -42,7 +42,11 @@ class BatchNorm(nn.Module):
     """Batch normalization over all axes but the last (Ioffe & Szegedy 2015).
 
     Statistics are reduced and kept in float32; the output has the dtype of the input. Over a batch
-    sharded by `jit` they are those of the whole batch.
+    sharded by `jit` they are those of the whole batch. The variance is that of the centred values,
+    so that it stays right where the mean is far above the deviation.
+
+    The running variance is an average of biased variances (over n), as in Flax; PyTorch averages
+    unbiased ones (over n - 1).
 
     Attributes:
       momentum: share of the old running statistics that an update keeps.
@@ -77,11 +81,41 @@ class BatchNorm(nn.Module):
 
 
 def _moments(x: Array) -> tuple[Array, Array]:
-    """Returns mean and biased variance over all axes but the last, at least in float32."""
+    """Returns mean and biased variance over all axes but the last, at least in float32.
+
+    The variance is the mean square of the differences to the mean, as which the mean has no
+    derivative: that of the sum of the differences is 0. They are computed again in the backward
+    pass, since XLA:CPU would otherwise write them to memory.
+    """
     axes = tuple(range(x.ndim - 1))
     x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     mean = x.mean(axes)
-    return mean, jnp.maximum(0.0, (x * x).mean(axes) - mean * mean)
+    centre = lax.stop_gradient(mean).reshape((1,) * len(axes) + mean.shape)
+    return mean, jax.checkpoint(lambda x: jnp.square(x - centre).mean(axes))(x)
+
+
+class LayerNorm(nn.Module):
+    """Normalization of each vector along the last axis (Ba et al. 2016), with gain and shift.
+
+    Parameters are those of `nn.LayerNorm`. The variance is that of the centred values, where Flax
+    takes `E[x^2] - E[x]^2` by default. Statistics are computed in float32.
+
+    Attributes:
+      epsilon: added to the variance.
+    """
+
+    epsilon: float = 1e-6
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        shape = (x.shape[-1],)
+        scale = self.param("scale", nn.initializers.ones, shape)
+        bias = self.param("bias", nn.initializers.zeros, shape)
+        row = (1,) * (x.ndim - 1) + shape
+        wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        centred = wide - wide.mean(-1, keepdims=True)
+        gain = lax.rsqrt((centred * centred).mean(-1, keepdims=True) + self.epsilon)
+        return (centred * gain * scale.reshape(row) + bias.reshape(row)).astype(x.dtype)
 
 
 class Dense(nn.Module):

@@ -13,6 +13,7 @@ from flax.linen.dtypes import promote_dtype
 from distill_jax.core.api import Array, Model, Outputs
 from distill_jax.core.errors import ConfigError
 from distill_jax.models.adapters import from_linen
+from distill_jax.models.layers import LayerNorm
 from distill_jax.models.ratio_mlp import check_head, head
 from distill_jax.models.vit import Attention
 
@@ -42,7 +43,7 @@ class RatioAttention(nn.Module):
         names = self.param("names", nn.initializers.normal(0.02), (1, t, self.width))
         x, kernel, names = promote_dtype(x, kernel, names)
         x = jnp.einsum("btf,tfd->btd", x, kernel) + names
-        x += Attention(self.heads)(nn.LayerNorm(epsilon=1e-6)(x))
+        x += Attention(self.heads)(LayerNorm()(x))
         logits = head(x.mean(1), outputs=self.outputs, ratio=self.ratio, zero_init=self.zero_init)
         return {"logits": logits}
 

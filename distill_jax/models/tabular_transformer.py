@@ -12,7 +12,7 @@ from distill_jax.core.api import Array, Model, Outputs
 from distill_jax.core.errors import ConfigError, nearest
 from distill_jax.models import _tables
 from distill_jax.models.adapters import from_linen
-from distill_jax.models.layers import Dense
+from distill_jax.models.layers import Dense, LayerNorm
 from distill_jax.models.vit import Block, Size
 
 
@@ -50,7 +50,7 @@ class TabularTransformer(nn.Module):
             outputs[f"block{index + 1}"] = h
         for stage in range(1, 4):
             outputs[f"stage{stage}"] = outputs[f"block{math.ceil(stage * depth / 3)}"]
-        h = outputs["tokens"] = nn.LayerNorm(epsilon=1e-6)(h)
+        h = outputs["tokens"] = LayerNorm()(h)
         if self.pool == "cls":
             embedding = jax.nn.relu(h[:, 0])
         else:

@@ -13,7 +13,7 @@ from distill_jax.core import ranges, tokens
 from distill_jax.core.api import Array, Model, Outputs
 from distill_jax.core.errors import ConfigError
 from distill_jax.models.adapters import from_linen
-from distill_jax.models.layers import Dense
+from distill_jax.models.layers import Dense, LayerNorm
 from distill_jax.models.vit import Block
 
 
@@ -51,7 +51,7 @@ class TokenPredictor(nn.Module):
         x = jnp.concatenate([x, blanks], axis=2).reshape(b * m, -1, self.width)
         for _ in range(self.depth):
             x = Block(self.heads, self.mlp_ratio, 0.0, 0.0)(x, train=train)
-        x = nn.LayerNorm(epsilon=1e-6)(x[:, -size:])
+        x = LayerNorm()(x[:, -size:])
         x = Dense(like.shape[-1], name="output")(x)
         return {"output": x.reshape(b, m, size, -1)}
 

@@ -11,7 +11,7 @@ from distill_jax.core import ranges, tokens
 from distill_jax.core.api import Array, Model, Outputs
 from distill_jax.core.errors import ConfigError, nearest
 from distill_jax.models.adapters import from_linen
-from distill_jax.models.layers import Dense, DropPath, gelu
+from distill_jax.models.layers import Dense, DropPath, LayerNorm, gelu
 
 
 class Size(NamedTuple):
@@ -71,8 +71,8 @@ class Block(nn.Module):
                 branch = DropPath(self.drop_path)(branch, train=train)
             return x + branch
 
-        x = residual(x, Attention(self.heads)(nn.LayerNorm(epsilon=1e-6)(x)))
-        y = Dense(self.mlp_ratio * x.shape[-1], kernel_init=_xavier)(nn.LayerNorm(epsilon=1e-6)(x))
+        x = residual(x, Attention(self.heads)(LayerNorm()(x)))
+        y = Dense(self.mlp_ratio * x.shape[-1], kernel_init=_xavier)(LayerNorm()(x))
         return residual(x, Dense(x.shape[-1], kernel_init=_xavier)(gelu(y)))
 
 
@@ -136,7 +136,7 @@ class ViT(nn.Module):
             outputs[f"block{index + 1}"] = x
         for stage in range(1, 4):
             outputs[f"stage{stage}"] = outputs[f"block{math.ceil(stage * depth / 3)}"]
-        x = outputs["tokens"] = nn.LayerNorm(epsilon=1e-6)(x)
+        x = outputs["tokens"] = LayerNorm()(x)
         x = outputs["embedding"] = x[:, 0] if self.pool == "cls" else x.mean(1)
         if self.num_classes:
             outputs["logits"] = Dense(self.num_classes)(x)

@@ -149,9 +149,11 @@ def test_only_the_product_is_left_to_compute():
     assert text is not None and text.count(" dot(") == 1 + 2 + 2
 
 
-def test_batch_norm_has_the_whole_batch_for_its_values_and_the_part_for_their_changes():
+@pytest.mark.parametrize("sides", [(), (5, 4)], ids=["vectors", "maps"])
+def test_batch_norm_has_the_whole_batch_for_its_values_and_the_part_for_their_changes(sides):
     with jax.enable_x64(True):
-        x = drawn(B, 6)
+        x = drawn(B, *sides, 6)
+        axes = tuple(range(1 + len(sides)))
         params = like({"first": drawn(6, 5), "last": drawn(5, 3)}, 1)
         norm = layers.BatchNorm(affine=False)
         stats = jax.eval_shape(lambda: norm.init(jax.random.key(0), jnp.zeros((2, 5)), train=True))
@@ -168,9 +170,9 @@ def test_batch_norm_has_the_whole_batch_for_its_values_and_the_part_for_their_ch
         v = jax.tree.map(np.asarray, like(params, 5))
         w1, w2 = (np.asarray(params[n]) for n in ("first", "last"))
         h_all, h, dh = x @ w1, part @ w1, part @ v["first"]
-        mean, var = h_all.mean(0), (h_all**2).mean(0) - h_all.mean(0) ** 2
-        d_mean = dh.mean(0)
-        d_var = (2 * h * dh).mean(0) - 2 * mean * d_mean
+        mean, var = h_all.mean(axes), h_all.var(axes)
+        d_mean = dh.mean(axes)
+        d_var = (2 * h * dh).mean(axes) - 2 * mean * d_mean
         gain = 1 / np.sqrt(var + norm.epsilon)
         y = (h - mean) * gain
         dy = (dh - d_mean) * gain - 0.5 * y * gain**2 * d_var
