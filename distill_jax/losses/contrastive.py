@@ -24,6 +24,7 @@ from jax.sharding import PartitionSpec
 
 from distill_jax.core import partition
 from distill_jax.core.api import Array
+from distill_jax.losses.ties import normalized
 
 Form: TypeAlias = Literal["dense", "gathered", "ring"]
 FORMS: tuple[str, ...] = get_args(Form)
@@ -42,9 +43,11 @@ Sums: TypeAlias = tuple[Array, ...]
 
 
 def normalize(x: Array, *, epsilon: float = 1e-12) -> Array:
-    """Returns vectors of length one along the last axis, float32 or wider; zero stays zero."""
-    x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-    return x * jax.lax.rsqrt(jnp.maximum((x * x).sum(-1, keepdims=True), epsilon**2))
+    """Returns vectors of length one along the last axis, float32 or wider.
+
+    Zero stays zero, without a gradient.
+    """
+    return normalized(x.astype(jnp.promote_types(x.dtype, jnp.float32)), epsilon=epsilon)
 
 
 def products(x: Array, y: Array) -> Array:

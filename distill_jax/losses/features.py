@@ -13,6 +13,7 @@ import numpy as np
 
 from distill_jax.core.api import Array
 from distill_jax.core.errors import ConfigError
+from distill_jax.losses.ties import absolute, normalized
 
 
 def as_map(x: Array, *, where: str) -> Array:
@@ -88,9 +89,8 @@ def mean_square(x: Array) -> Array:
 
 
 def _normalized(x: Array) -> Array:
-    """Rows of unit length, `[b, ...] -> [b, n]`; a row of zeros stays, with a finite gradient."""
-    x = x.reshape(x.shape[0], -1)
-    return x * jax.lax.rsqrt(jnp.maximum((x * x).sum(-1, keepdims=True), 1e-24))
+    """Rows of unit length, `[b, ...] -> [b, n]`; a row of zeros stays, without a gradient."""
+    return normalized(x.reshape(x.shape[0], -1), epsilon=1e-12)
 
 
 def attention_distance(student: Array, teacher: Array) -> Array:
@@ -143,8 +143,11 @@ def boundary_distance(student: Array, teacher: Array, *, margin: float) -> Array
 
 
 def factor_distance(student: Array, teacher: Array) -> Array:
-    """Mean absolute difference of factors of unit length (Kim et al. 2018), over all entries."""
-    return jnp.abs(_normalized(student) - _normalized(teacher)).mean(-1)
+    """Mean absolute difference of factors of unit length (Kim et al. 2018), over all entries.
+
+    Entries that are equal have no gradient.
+    """
+    return absolute(_normalized(student) - _normalized(teacher)).mean(-1)
 
 
 def hierarchical_distance(student: Array, teacher: Array) -> Array:

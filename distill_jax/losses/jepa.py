@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from distill_jax.core.api import Array
+from distill_jax.losses import ties
 
 
 def _difference(x: Array, y: Array) -> Array:
@@ -24,27 +25,27 @@ def squared(x: Array, y: Array) -> Array:
 
 
 def absolute(x: Array, y: Array) -> Array:
-    """Mean size of the difference, `[b]`."""
-    return _mean(jnp.abs(_difference(x, y)))
+    """Mean size of the difference, `[b]`; without a gradient where it is 0."""
+    return _mean(ties.absolute(_difference(x, y)))
 
 
 def smooth_l1(x: Array, y: Array, *, beta: float = 1.0) -> Array:
     """Mean of `e^2 / 2 beta` where a difference e is below beta, else `|e| - beta / 2`, `[b]`."""
-    error = jnp.abs(_difference(x, y))
+    error = ties.absolute(_difference(x, y))
     return _mean(jnp.where(error < beta, error**2 / (2 * beta), error - beta / 2))
 
 
 DISTANCES = {"squared": squared, "absolute": absolute, "smooth_l1": smooth_l1}
 
 
-def standardize(x: Array, *, epsilon: float = 1e-6, unbiased: bool = False) -> Array:
+def standardize(x: Array, *, epsilon: float = 1e-5, unbiased: bool = False) -> Array:
     """Returns `(x - mean) / sqrt(variance + epsilon)` along the last axis.
 
     This is layer normalization without gain and shift; a constant row gives zeros.
 
     Args:
       x: `[..., d]`.
-      epsilon: added to the variance.
+      epsilon: added to the variance; the default is PyTorch's for layer normalization.
       unbiased: whether the variance is divided by d - 1 instead of d.
     """
     x = x.astype(jnp.promote_types(x.dtype, jnp.float32))

@@ -51,8 +51,7 @@ def cross_correlation(x: Array, y: Array, mask: Array, *, epsilon: float = 1e-5)
 def redundancy(correlation: Array, *, trade_off: float) -> Array:
     """`sum_i (1 - C_ii)^2 + trade_off sum_{i != j} C_ij^2`, a scalar (Barlow Twins, eq. 1)."""
     own = jnp.diagonal(correlation)
-    others = (correlation * correlation).sum() - (own * own).sum()
-    return ((1 - own) ** 2).sum() + trade_off * others
+    return ((1 - own) ** 2).sum() + trade_off * _others(correlation)
 
 
 def variance_hinge(z: Array, mask: Array, *, gamma: float = 1.0, epsilon: float = 1e-4) -> Array:
@@ -69,8 +68,12 @@ def covariance_penalty(z: Array, mask: Array) -> Array:
     """`sum_{i != j} cov_ij^2 / d` of features `[b, d]`, a scalar (VICReg, eq. 3 and 4)."""
     centred, n = _centred(z, mask)
     covariance = products(centred.T, centred.T) / jnp.maximum(n - 1, 1)
-    own = jnp.diagonal(covariance)
-    return ((covariance * covariance).sum() - (own * own).sum()) / z.shape[1]
+    return _others(covariance) / z.shape[1]
+
+
+def _others(x: Array) -> Array:
+    """Sum of the squares off the diagonal, not as a difference, in which they may be lost."""
+    return jnp.where(jnp.eye(len(x), dtype=bool), 0, x * x).sum()
 
 
 def koleo(x: Array, mask: Array, *, groups: int = 1, epsilon: float = 1e-8) -> Array:

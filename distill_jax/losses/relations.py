@@ -11,16 +11,10 @@ import jax.numpy as jnp
 import optax
 
 from distill_jax.core.api import Array
+from distill_jax.losses.ties import absolute, normalized
 
 TRIPLET_BLOCK = 2**22
 """Number of elements of the largest array that the angles of a block of vertices may make."""
-
-
-def normalized(x: Array) -> Array:
-    """Divides vectors along the last axis by their Euclidean norm; zero, and its gradient, stay."""
-    square = (x * x).sum(-1, keepdims=True)
-    positive = square > 0
-    return x * jnp.where(positive, jax.lax.rsqrt(jnp.where(positive, square, 1)), 0)
 
 
 def distances(x: Array) -> Array:
@@ -105,7 +99,7 @@ def successive_share(student: Array, teacher: Array, mask: Array) -> Array:
     The simplified form of CC: the mean over neighbours i, i + 1 in the batch of
     `sum_d |s - t|_id |s - t|_(i+1)d`. Each pair belongs to its first example.
     """
-    delta = jnp.abs(student - teacher)
+    delta = absolute(student - teacher)
     pairs = mask[:-1] * mask[1:]
     product = pairs * (delta[:-1] * delta[1:]).sum(1)
     return jnp.append(product, 0) * (_count(mask) / _count(pairs))

@@ -11,9 +11,11 @@ from distill_jax.models.layers import dense_uniform
 
 
 def _directions(x: Array, axis: int) -> Array:
-    """Vectors of length one along an axis, float32 or wider; zero stays zero."""
+    """Vectors of length one along an axis, float32 or wider; zero stays, without a gradient."""
     x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-    return x * jax.lax.rsqrt(jnp.maximum((x * x).sum(axis, keepdims=True), 1e-24))
+    square = (x * x).sum(axis, keepdims=True)
+    positive = square > 1e-24
+    return x * jnp.where(positive, jax.lax.rsqrt(jnp.where(positive, square, 1)), 0)
 
 
 class Prototypes(nn.Module):

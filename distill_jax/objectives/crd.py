@@ -33,8 +33,8 @@ from distill_jax.losses.contrastive_distillation import (
     estimate_log_z,
     noise_contrast,
 )
-from distill_jax.losses.relations import normalized
 from distill_jax.losses.selection import rows_to_write
+from distill_jax.losses.ties import normalized
 from distill_jax.objectives._distillation import Distillation, Signals, check_positive
 from distill_jax.objectives._embeddings import flat_pair, project_pair
 

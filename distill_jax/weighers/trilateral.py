@@ -22,7 +22,13 @@ BLOCKS = ("sg", "tg", "st", "mg", "sm", "s", "t", "m", "g")
 """Edges `sg = G - S, tg = G - T, st = T - S, mg = G - T', sm = T' - S`, then the vertices
 `s, t, m = T', g`: eq. 10 in its order."""
 
-EDGE_MODES = {"signed": lambda e: e, "squared": jnp.square, "abs": jnp.abs}
+
+def _absolute(x: Array) -> Array:
+    """`|x|` with the gradient 0 at 0, where that of `jnp.abs` is 1."""
+    return x * jnp.sign(x)
+
+
+EDGE_MODES = {"signed": lambda e: e, "squared": jnp.square, "abs": _absolute}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -114,7 +120,7 @@ def _compact(x: Array, label: Array, *, vertex: bool) -> Array:
         entropy = -(x * jnp.log(jnp.maximum(x, tiny))).sum(-1)
         return jnp.stack([own, x.max(-1), entropy], axis=-1)
     length = jnp.sqrt(jnp.maximum((x * x).sum(-1), tiny))
-    return jnp.stack([own, jnp.abs(x).max(-1), length], axis=-1)
+    return jnp.stack([own, _absolute(x).max(-1), length], axis=-1)
 
 
 make = Trilateral
