@@ -901,6 +901,10 @@ def resized_crop(
 ) -> Array:
     """Cuts boxes out, scales them to one size (bilinear), and mirrors some.
 
+    Where a box shrinks, the triangle is as much wider (antialiasing), as in PIL and in
+    `jax.image.scale_and_translate`. At a box's edge pixels outside it may count, those outside the
+    image never.
+
     Args:
       images: float `[b, h, w, c]`.
       boxes: `[b, 4]`, top, left, height and width as shares of the image.
@@ -910,8 +914,10 @@ def resized_crop(
 
     def taps(first, length, n, m):
         at = (first[:, None] + length[:, None] * ((jnp.arange(m) + 0.5) / m)[None]) * n - 0.5
-        at = jnp.clip(at, 0, n - 1)
-        return jnp.maximum(0, 1 - jnp.abs(at[:, :, None] - jnp.arange(n)[None, None]))
+        wide = jnp.maximum(length * (n / m), 1)[:, None, None]
+        distance = jnp.abs(at[:, :, None] - jnp.arange(n)[None, None])
+        weight = jnp.maximum(0, 1 - distance / wide)
+        return weight / weight.sum(-1, keepdims=True)
 
     height, width = images.shape[1:3]
     out = size or (height, width)
