@@ -3,6 +3,7 @@
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from distill_jax.core.api import Array, Model, Outputs
 from distill_jax.core.errors import ConfigError
@@ -36,11 +37,20 @@ class ReviewFusion(nn.Module):
 
 
 def nearest_resize(x: Array, size: tuple[int, ...]) -> Array:
-    """Resizes a map to `size`; whole multiples are repetitions, without a gather."""
-    (h, w), (height, width) = x.shape[1:3], size
-    if height % h or width % w:
-        return jax.image.resize(x, (x.shape[0], height, width, x.shape[-1]), "nearest")
-    return x.repeat(height // h, axis=1).repeat(width // w, axis=2)
+    """Resizes a map to `size` as PyTorch's "nearest": row i is row `floor(i h / height)`.
+
+    `jax.image.resize` and PyTorch's "nearest-exact" take the row at the centre instead. Whole
+    multiples are repetitions, without a gather.
+    """
+    for axis, m in zip((1, 2), size, strict=True):
+        n = x.shape[axis]
+        if m % n:
+            # In float32, as PyTorch rounds.
+            at = np.arange(m, dtype=np.float32) * (np.float32(n) / np.float32(m))
+            x = x.take(np.minimum(at.astype(np.int32), n - 1), axis=axis)
+        else:
+            x = x.repeat(m // n, axis=axis)
+    return x
 
 
 def make(*, width: int = 0, batch_norm: bool = True) -> Model:

@@ -163,6 +163,26 @@ def test_a_fusion_against_pytorch():
         np.testing.assert_allclose(grad, want_grad, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("n", "m", "rows"),
+    [
+        # torch.nn.functional.interpolate(mode="nearest") of PyTorch 2.13.0.
+        (4, 2, [0, 2]),
+        (5, 3, [0, 1, 3]),
+        (3, 5, [0, 0, 1, 1, 2]),
+        (7, 2, [0, 3]),
+        (2, 4, [0, 0, 1, 1]),
+        (3, 3, [0, 1, 2]),
+    ],
+)
+def test_nearest_rows_are_those_of_pytorch(n, m, rows):
+    x = jnp.arange(n * 6.0).reshape(1, n, 6, 1)
+    resized = jax.jit(review_fusion.nearest_resize, static_argnums=1)
+    np.testing.assert_array_equal(resized(x, (m, 6))[0, :, 0, 0], np.array(rows) * 6)
+    found = resized(x.swapaxes(1, 2), (6, m))[0, 0, :, 0]
+    np.testing.assert_array_equal(found, np.array(rows) * 6)
+
+
 def test_a_shallow_stage_hears_of_deeper_ones():
     """The output of a stage depends on its own and deeper stages, never on shallower ones."""
     model, params, state, students, teachers = fused()
@@ -181,7 +201,7 @@ def test_nearest_sizes():
         review_fusion.nearest_resize(x, (4, 2))[0, :, :, 0], [[0, 1], [0, 1], [2, 3], [2, 3]]
     )
     np.testing.assert_array_equal(
-        review_fusion.nearest_resize(x, (3, 3))[0, :, :, 0], [[0, 1, 1], [2, 3, 3], [2, 3, 3]]
+        review_fusion.nearest_resize(x, (3, 3))[0, :, :, 0], [[0, 0, 1], [0, 0, 1], [2, 2, 3]]
     )
 
 

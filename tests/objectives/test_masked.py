@@ -71,7 +71,7 @@ def latent(distance, *, norm, own, through):
             for t in TARGETS[b].ravel():
                 true = np.tanh(patch(X[b], t) @ other)
                 if norm:
-                    true = (true - true.mean()) / np.sqrt(true.var() + 1e-6)
+                    true = (true - true.mean()) / np.sqrt(true.var() + 1e-5)
                 errors += [context + places[t] - true]
             e = np.abs(np.array(errors))
             if distance == "squared":
