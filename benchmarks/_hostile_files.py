@@ -71,7 +71,7 @@ SYMBOLS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "walk-rmtree": ("distill_jax.run.checkpoint:shutil.rmtree", {"path": "{box}/precious"}),
     "own-write": (
-        "distill_jax.run.loop:write_json",
+        "distill_jax.run.workdir:write_json",
         {"path": "{box}/precious/thesis.txt", "value": 1},
     ),
     "own-main": (

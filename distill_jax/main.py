@@ -169,7 +169,8 @@ def _run(parsed: flags.Flags) -> int:
         try:
             _do(parsed)
         except environment.Preempted as e:
-            print(f"{e}; the same command continues it", file=sys.stderr)
+            without = " without --start_over" if parsed.start_over else ""
+            print(f"{e}; the same command{without} continues it", file=sys.stderr)
             return e.exit_code
         except BaseException as e:
             if isinstance(e, Exception) or not raised_by_code(e):
@@ -181,6 +182,7 @@ def _run(parsed: flags.Flags) -> int:
 
 def _do(parsed: flags.Flags) -> None:
     from distill_jax.run import build, loop, processes
+    from distill_jax.run import workdir as workdir_lib
 
     make_experiment = functools.partial(build.build, trusted=parsed.trusted)
     if processes.count() > 1:
@@ -199,7 +201,8 @@ def _do(parsed: flags.Flags) -> None:
         from distill_jax.run import study
 
         assert workdir is not None
-        table = study.run_study(config, workdir, trusted=trusted, say=say)
+        over = parsed.start_over
+        table = study.run_study(config, workdir, trusted=trusted, start_over=over, say=say)
         if main_process:
             print(table)
     elif parsed.mode == "eval":
@@ -209,13 +212,14 @@ def _do(parsed: flags.Flags) -> None:
             print(table)
     else:
         assert workdir is not None
-        result = loop.train(config, workdir, make_experiment=make_experiment, say=say)
-        if main_process:
-            print(loop.format_result(result))
-            from distill_jax.run import report  # not before the first step
+        with workdir_lib.claim(workdir, "run", start_over=parsed.start_over, say=say):
+            result = loop.train(config, workdir, make_experiment=make_experiment, say=say)
+            if main_process:
+                print(loop.format_result(result))
+                from distill_jax.run import report  # not before the first step
 
-            crash.doing("writing the report")
-            print(f"report: {report.write_run_report(workdir)}")
+                crash.doing("writing the report")
+                print(f"report: {report.write_run_report(workdir)}")
 
 
 def _say(line: str) -> None:

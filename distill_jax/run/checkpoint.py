@@ -3,7 +3,8 @@
 One folder a step. Networks are separate items (`role.<name>`), so that a teacher or a backbone is
 read without knowing the optimizer that trained it. Orbax writes to a temporary folder and renames
 it; afterwards every file is hashed into `digest.json`, since Orbax loads flipped bytes without a
-word. A folder without a digest was interrupted and does not count.
+word. A folder without a digest does not count: it was interrupted, or has lost its digest where
+`index.json` lists it among the steps that were saved to their end.
 """
 
 import contextlib
@@ -12,7 +13,6 @@ import hashlib
 import json
 import logging
 import pathlib
-import shutil
 import sys
 import threading
 from collections.abc import Mapping
@@ -24,18 +24,10 @@ import jax.numpy as jnp
 from distill_jax.core.api import Params, PyTree, Role, State, TrainState
 from distill_jax.core.errors import CheckpointError, nearest
 from distill_jax.core.partition import named_leaves
-from distill_jax.run import processes
-from distill_jax.run.stored import (
-    DamagedFile,
-    MissingFile,
-    check_folder,
-    parse_json,
-    read_bytes,
-    read_json,
-)
+from distill_jax.run import processes, workdir
+from distill_jax.run.stored import DamagedFile, MissingFile, check_folder, read_json
+from distill_jax.run.workdir import DIGEST, INDEX, META, read_meta
 
-DIGEST = "digest.json"
-META = "meta/metadata"
 ROLE = "role."
 UNSAVED = "is the disk full, or the folder not writable? steps saved before are untouched"
 
@@ -61,6 +53,7 @@ def _hash_files(folder: pathlib.Path) -> dict[str, str]:
 def seal(folder: pathlib.Path) -> None:
     """Writes the digest of every file of a finished folder, for `verify`."""
     temporary = folder / (DIGEST + ".tmp")
+    temporary.unlink(missing_ok=True)
     temporary.write_text(json.dumps(_hash_files(folder), indent=1))
     temporary.rename(folder / DIGEST)
 
@@ -82,22 +75,6 @@ def verify(folder: pathlib.Path) -> None:
             f"{len(bad)} of {len(stored)} files differ from what was written: {bad[0]}",
             where=str(folder),
         )
-
-
-def read_meta(folder: pathlib.Path) -> Mapping[str, Any]:
-    """Returns what was stored beside the state of a step.
-
-    Raises:
-      CheckpointError: it is not as it was written.
-    """
-    try:
-        data = read_bytes(folder / META)
-        written = read_json(folder / DIGEST).get(META)
-        if hashlib.blake2b(data, digest_size=16).hexdigest() != written:
-            raise CheckpointError(f"{META} differs from what was written", where=str(folder))
-        return parse_json(data, folder / META)
-    except DamagedFile as e:
-        raise CheckpointError(f"cannot be read: {e}", where=str(folder)) from e
 
 
 def read_config(folder: pathlib.Path) -> dict[str, Any]:
@@ -146,10 +123,13 @@ class Checkpointer:
       folder: the `checkpoints` folder; created on the first save.
       keep: how many of the newest steps to keep; the best one is kept besides.
       mode: "max" or "min", which end of the selection metric is best.
+      read_only: whether damaged steps are passed over and stay where they are.
     """
 
-    def __init__(self, folder: pathlib.Path, *, keep: int = 2, mode: str = "max"):
-        self._folder = folder.absolute()
+    def __init__(
+        self, folder: pathlib.Path, *, keep: int = 2, mode: str = "max", read_only: bool = False
+    ):
+        self._folder, self._read_only = folder.absolute(), read_only
         self._keep, self._sign = max(keep, 1), 1.0 if mode == "max" else -1.0
         self._orbax: Any = None
         self._finish: threading.Thread | None = None
@@ -158,10 +138,19 @@ class Checkpointer:
 
     def steps(self) -> list[int]:
         """Returns the finished steps, oldest first."""
-        if not self._folder.is_dir():
-            return []
-        names = (p.name for p in self._folder.iterdir() if (p / DIGEST).exists())
-        return sorted(int(name) for name in names if name.isdigit())
+        return workdir.finished_steps(self._folder)
+
+    def _read_index(self) -> dict[str, dict[int, float | None]] | None:
+        """Returns the metrics of the steps that were saved and of those that were lost."""
+        found = workdir.peek(self._folder / INDEX)
+        try:
+            return {part: {int(k): v for k, v in found[part].items()} for part in ("saved", "lost")}
+        except (TypeError, KeyError, ValueError, AttributeError):
+            return None
+
+    def _write_index(self, **parts: Mapping[int, float | None]) -> None:
+        index = (self._read_index() or {"saved": {}, "lost": {}}) | parts
+        workdir.write_text(self._folder / INDEX, json.dumps(index))
 
     def _checkpointer(self):
         if self._orbax is None:
@@ -193,7 +182,7 @@ class Checkpointer:
         if processes.from_first(is_there, where=str(folder)):
             return
         if jax.process_index() == 0:
-            _remove(folder)
+            self._make_room(folder)
         if jax.default_backend() == "cpu":
             # On CPU, Orbax's host copy aliases the buffer that the next step is given to reuse.
             state = jax.block_until_ready(self._copy(state))
@@ -208,28 +197,47 @@ class Checkpointer:
             if processes.is_loss_of_peer(e):
                 raise
             raise self._not_saved(e) from e
-        self._finish = threading.Thread(target=self._seal, args=(folder,), name="checkpoint")
+        done = (folder, step, metric)
+        self._finish = threading.Thread(target=self._seal, args=done, name="checkpoint")
         self._finish.start()
 
-    def _seal(self, folder: pathlib.Path) -> None:
+    def _make_room(self, folder: pathlib.Path) -> None:
+        """Deletes what an interrupted save has left in the place of a step."""
+        if self._read_index() is None:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            self._write_index(saved=self._metrics())
+        workdir.remove_step(folder)
+        if folder.exists():
+            raise CheckpointError("was not written by this program", where=str(folder))
+
+    def _seal(self, folder: pathlib.Path, step: int, metric: float | None) -> None:
         try:
             self._checkpointer().wait_until_finished()
             if jax.process_index() == 0:
                 seal(folder)
+                saved = (self._read_index() or {}).get("saved", {})
+                self._write_index(saved={**saved, step: metric})
                 self._prune()
         except BaseException as e:
             self._error = e
 
     def _prune(self) -> None:
-        steps = self.steps()
-        best = self.best()
-        for step in steps[: -self._keep]:
-            if step != best:
-                _remove(self._folder / str(step))
+        """Deletes old steps, and what interrupted saves have left."""
+        steps, best = self.steps(), self.best()
+        old = {step for step in steps[: -self._keep] if step != best}
+        saved = (self._read_index() or {}).get("saved", {})
+        kept = {step: metric for step, metric in saved.items() if step not in old}
+        if kept != saved:  # before they go: without it they would be looked for
+            self._write_index(saved=kept)
+        for step in old:
+            workdir.remove_step(self._folder / str(step))
         for path in self._folder.iterdir():
-            interrupted = path.name.isdigit() and int(path.name) not in steps
-            if interrupted or ".orbax-checkpoint-tmp" in path.name:
-                _remove(path)
+            name, temporary, _ = path.name.partition(".orbax-checkpoint-tmp")
+            if not name.isdigit() or not (temporary or path.is_dir()):
+                continue
+            lost = not temporary and (int(name) in steps or int(name) in kept)
+            if not lost and workdir.is_step(path):
+                workdir.remove_step(path)
 
     def _not_saved(self, error: BaseException) -> CheckpointError:
         return CheckpointError(
@@ -282,16 +290,44 @@ class Checkpointer:
         Raises:
           CheckpointError: the metric of a step cannot be read.
         """
-        scored = []
-        for step in self.steps():
-            metric = self.meta(step).get("metric")
-            if metric is not None:
-                scored.append((self._sign * metric, -step))
+        return self._best(self._metrics())
+
+    def _metrics(self) -> dict[int, float | None]:
+        return {step: self.meta(step).get("metric") for step in self.steps()}
+
+    def _best(self, metrics: Mapping[int, float | None]) -> int | None:
+        scored = [(self._sign * m, -step) for step, m in metrics.items() if m is not None]
         return -max(scored)[1] if scored else None
+
+    def missing(self) -> list[int]:
+        """Returns the steps that were saved, are not there, and were better than those there."""
+        index, steps, metrics = self._read_index(), self.steps(), self._metrics()
+        gone = {s: m for s, m in (index or {}).get("saved", {}).items() if s not in steps}
+        best = self._best(metrics | gone)
+        return [best] if best in gone else []
+
+    def lost(self, metric: float | None) -> list[dict[str, Any]]:
+        """Returns the steps that were lost and may have been better than the best that is left.
+
+        Args:
+          metric: of the best step that is left, None where there is none.
+
+        Returns:
+          `[{"step", "metric"}]`, oldest first; a metric of None is not known.
+        """
+        index = self._read_index() or {"saved": {}, "lost": {}}
+        found = {s: value for s, value in index["saved"].items() if s not in self.steps()}
+        found |= index["lost"]
+        better = {
+            step: value
+            for step, value in found.items()
+            if value is None or metric is None or self._sign * value >= self._sign * metric
+        }
+        return [{"step": step, "metric": better[step]} for step in sorted(better)]
 
     def _set_aside(self, folder: pathlib.Path) -> None:
         """Renames a damaged step, so that the step can be saved again and nothing is lost."""
-        if jax.process_index() == 0 and folder.is_dir():
+        if folder.is_dir() and not self._read_only:
             taken = len(list(self._folder.glob(f"{folder.name}.damaged*")))
             folder.rename(folder.with_name(f"{folder.name}.damaged{taken or ''}"))
 
@@ -300,43 +336,75 @@ class Checkpointer:
         if step is not None:
             verify(self._folder / str(step))
             return step, []
-        skipped: list[str] = []
+        index, skipped = self._read_index(), []
+        known = dict(index["saved"]) if index else dict.fromkeys(self._unsealed())
+        missing = {s: metric for s, metric in known.items() if s not in self.steps()}
+        for gone in sorted(missing):
+            folder = self._folder / str(gone)
+            what = f"{DIGEST} is missing" if folder.is_dir() else "is missing"
+            skipped.append(str(CheckpointError(what, where=str(folder))))
+            self._set_aside(folder)
+        candidate = self._newest(skipped)
+        lost_before = index["lost"] if index else {}
+        if candidate is None:
+            if not skipped and not lost_before and not any(self._folder.glob("*.damaged*")):
+                return None, []
+            told = ":\n  " + "\n  ".join(skipped) if skipped else ""
+            raise CheckpointError(
+                f"every checkpoint is damaged or missing{told}",
+                where=str(self._folder),
+                hint=f"restore the folder from a copy, or start over: {workdir.START_OVER}",
+            )
+        lost = missing | self._check_older(candidate, skipped)
+        lost = lost_before | {s: metric for s, metric in lost.items() if s < candidate}
+        if not self._read_only:
+            saved = self._metrics()
+            if index != {"saved": saved, "lost": lost}:
+                self._write_index(saved=saved, lost=lost)
+        return candidate, skipped
+
+    def _unsealed(self) -> list[int]:
+        """Returns the steps without a digest that look finished, for a run without an index."""
+        return sorted(set(workdir.whole_steps(self._folder)) - set(self.steps()))
+
+    def _newest(self, skipped: list[str]) -> int | None:
+        """Returns the newest undamaged step; damaged ones are set aside."""
         for candidate in self.steps()[::-1]:
             folder = self._folder / str(candidate)
             try:
                 verify(folder)
+                return candidate
             except CheckpointError as e:
                 skipped.append(str(e))
                 self._set_aside(folder)
-                continue
-            self._check_best(newest=candidate)
-            return candidate, skipped
-        if skipped:
-            raise CheckpointError(
-                "every checkpoint is damaged:\n  " + "\n  ".join(skipped),
-                where=str(self._folder),
-                hint="restore the folder from a copy, or delete it to start afresh",
-            )
-        return None, []
+        return None
 
-    def _check_best(self, *, newest: int) -> None:
-        """Raises `CheckpointError` where the best state was lost, rather than at the end."""
-        try:
-            best = self.best()
-            if best not in (None, newest):
+    def _check_older(self, newest: int, skipped: list[str]) -> dict[int, float | None]:
+        """Sets older steps aside that are damaged and would be read at the end; returns metrics."""
+        lost: dict[int, float | None] = {}
+        metrics = {}
+        for step in self.steps():
+            try:
+                metrics[step] = self.meta(step).get("metric")
+            except CheckpointError as e:
+                lost[step] = ((self._read_index() or {}).get("saved") or {}).get(step)
+                skipped.append(str(e))
+        while (best := self._best(metrics)) not in (None, newest):
+            try:
                 verify(self._folder / str(best))
-        except CheckpointError as e:
-            raise CheckpointError(
-                f"{e.what}, and it may hold the best state so far",
-                where=e.where,
-                hint="move this folder away to choose the best among the others, or all newer "
-                "ones too to compute it again",
-            ) from e
+                break
+            except CheckpointError as e:
+                lost[best] = metrics.pop(best)
+                skipped.append(str(e))
+        for step in lost:
+            self._set_aside(self._folder / str(step))
+        return lost
 
     def restore(self, like: TrainState, *, step: int | None = None) -> Restored | None:
         """Restores the newest undamaged step, or the one asked for.
 
-        Damaged newer steps are set aside. Of several processes the first one decides.
+        Damaged newer steps are set aside, and so is the best one, see `lost`. Of several processes
+        the first one decides.
 
         Args:
           like: the state as `jax.ShapeDtypeStruct`s with the shardings to restore onto, which
@@ -347,8 +415,8 @@ class Checkpointer:
           None where the folder holds no finished step.
 
         Raises:
-          CheckpointError: every step is damaged, or the one that is asked for or was the best so
-            far, or the structure differs from `like`.
+          CheckpointError: every step is damaged or missing, or the one that is asked for, or the
+            structure differs from `like`.
         """
         import orbax.checkpoint as ocp
 
@@ -395,12 +463,6 @@ def _silence_failures() -> None:
             before(unraisable)
 
     sys.unraisablehook = hook
-
-
-def _remove(folder: pathlib.Path) -> None:
-    """Deletes a step such that what is left of it, were this interrupted, does not count."""
-    (folder / DIGEST).unlink(missing_ok=True)
-    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _root_cause(e: BaseException) -> str:
@@ -492,6 +554,14 @@ def find_step(path: pathlib.Path, *, where: str) -> pathlib.Path:
             hint="give a run folder, or one step of its checkpoints folder",
         )
     best = checkpointer.best()
+    missing = checkpointer.missing()
+    if missing:
+        raise CheckpointError(
+            f"step {missing[0]} is missing or has lost its {DIGEST}, and it was the best",
+            where=f"{where}: {folder}",
+            hint="restore it from a copy, or name the step to take, such as "
+            f"{folder / str(steps[-1] if best is None else best)}",
+        )
     return folder / str(steps[-1] if best is None else best)
 
 
@@ -518,6 +588,30 @@ def _selection_mode(run: pathlib.Path) -> str:
     except MissingFile:
         return "max"
     return "min" if chosen == "min" else "max"
+
+
+def network_checksum(path: pathlib.Path, *, role: Role = "student", where: str) -> str | None:
+    """Returns a checksum of the network that `read_network` would read, None where nothing is.
+
+    It is computed from the digests of the files, which `read_network` compares with the files.
+
+    Args:
+      path: a run, a `checkpoints` folder or a step.
+      role: which network of that run.
+      where: config path to name in errors.
+
+    Raises:
+      CheckpointError: it holds no finished checkpoint, or its digest is damaged.
+    """
+    if not path.exists():
+        return None
+    folder = find_step(path, where=where)
+    try:
+        digests = read_json(folder / DIGEST)
+    except DamagedFile as e:
+        raise CheckpointError(f"{DIGEST} is damaged: {e.what}", where=f"{where}: {folder}") from e
+    own = sorted((n, d) for n, d in digests.items() if n.startswith(f"{ROLE}{role}/"))
+    return hashlib.blake2b(json.dumps(own).encode(), digest_size=16).hexdigest()
 
 
 def read_network(

@@ -203,6 +203,7 @@ def describe_environment() -> dict[str, Any]:
         "platform": jax.default_backend(),
         "devices": jax.device_count(),
         "processes": jax.process_count(),
+        "x64": bool(jax.config.read("jax_enable_x64")),
         "host": {
             "system": platform.system(),
             "machine": platform.machine(),

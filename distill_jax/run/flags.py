@@ -57,6 +57,9 @@ common overrides (every key and its meaning: distill_jax/run/config.py):
   --config.roles.teacher.init=runs/teacher     start from the checkpoint of another run
   --config.precision=bfloat16                  compute type
 
+  --start_over                                 set aside what the workdir holds of an earlier run,
+                                               or of all runs of a study, and begin at step 0
+
 code of your own, `package.module:Symbol` in a config, is found from the current folder. What the
 config file and the command line name is imported. What files of a run name is not, where no config
 is given or a network is taken from the run that trained it, unless you say so:
@@ -81,6 +84,7 @@ class Flags:
       config_spec: the value of `--config`, or the stored config that was read instead.
       overrides: what the command line changed, as text by dotted path.
       trusted: names and modules that may be imported, see `resolve.resolve`.
+      start_over: whether what the workdir holds is set aside before a run or a study begins.
       coordinator: address of process 0, where given.
       num_processes: how many processes there are, where given.
       process_id: which of them this is, where given.
@@ -92,6 +96,7 @@ class Flags:
     config_spec: str
     overrides: Mapping[str, str]
     trusted: frozenset[str]
+    start_over: bool = False
     coordinator: str | None = None
     num_processes: int | None = None
     process_id: int | None = None
@@ -117,7 +122,7 @@ def parse(argv: Sequence[str]) -> Flags:
         print(usage())
         raise SystemExit(0)
     spec, overrides, rest = _split(argv)
-    mode, workdir, modules, processes = _parse_plain(rest)
+    mode, workdir, start_over, modules, processes = _parse_plain(rest)
     from_run = spec is None
     if spec is None:
         file = workdir / "config.json" if workdir and mode in STORED else None
@@ -142,7 +147,7 @@ def parse(argv: Sequence[str]) -> Flags:
         trusted |= resolve.names_in(config)
     config = paths.of_config(config)
     flags.FLAGS.mark_as_parsed()  # libraries such as grain refuse to work before
-    return Flags(config, workdir, mode, spec, overrides, trusted, **processes)
+    return Flags(config, workdir, mode, spec, overrides, trusted, start_over, **processes)
 
 
 def _split(argv: Sequence[str]) -> tuple[str | None, dict[str, str], list[str]]:
@@ -184,11 +189,12 @@ def _split(argv: Sequence[str]) -> tuple[str | None, dict[str, str], list[str]]:
 
 def _parse_plain(
     argv: Sequence[str],
-) -> tuple[str, pathlib.Path | None, frozenset[str], dict[str, Any]]:
-    """Returns mode, workdir, trusted modules and what was said of processes."""
+) -> tuple[str, pathlib.Path | None, bool, frozenset[str], dict[str, Any]]:
+    """Returns mode, workdir, whether to start over, trusted modules and the processes."""
     values = flags.FlagValues()
     flags.DEFINE_string("workdir", None, "folder of the run", flag_values=values)
     flags.DEFINE_string("mode", "train", "what to do", flag_values=values)
+    flags.DEFINE_boolean("start_over", False, "set aside what is there", flag_values=values)
     flags.DEFINE_multi_string("trust", [], "modules that stored files may name", flag_values=values)
     flags.DEFINE_string("coordinator", None, "address of process 0", flag_values=values)
     flags.DEFINE_integer("num_processes", None, "how many there are", flag_values=values)
@@ -210,9 +216,13 @@ def _parse_plain(
     if mode not in MODES:
         raise UserError(f"unknown mode {mode!r}", where="--mode", hint=nearest(mode, MODES))
     processes = {name: values[name].value for name in PROCESS_FLAGS}
+    start_over = bool(values["start_over"].value)
+    if start_over and mode not in ("train", "study"):
+        raise UserError(f"mode {mode} starts nothing", where="--start_over", hint="leave it out")
     return (
         mode,
         _workdir(values["workdir"].value, mode),
+        start_over,
         _modules(values["trust"].value or ()),
         processes,
     )
@@ -228,7 +238,7 @@ def _modules(given: Sequence[str]) -> frozenset[str]:
 
 
 def _unknown_flag(name: str) -> UserError:
-    known = ("config", "workdir", "mode", "trust", "help", *PROCESS_FLAGS)
+    known = ("config", "workdir", "mode", "start_over", "trust", "help", *PROCESS_FLAGS)
     hint = nearest(name, known)
     parts = name.split(".")
     paths = [

@@ -4,6 +4,7 @@ Each lane has the state, the order of examples, the key and the scalars of its o
 the folder that its run alone would leave. The data are shared.
 """
 
+import contextlib
 import dataclasses
 import functools
 import json
@@ -21,7 +22,7 @@ from distill_jax.core.api import PyTree, Role, TrainState
 from distill_jax.core.errors import CheckpointError, NonFiniteError
 from distill_jax.run import build as build_lib
 from distill_jax.run import config as config_lib
-from distill_jax.run import environment, loop, processes, watch
+from distill_jax.run import environment, loop, processes, watch, workdir
 from distill_jax.run.config import ConfigDict
 
 _LR = ("optim", "lr")
@@ -97,6 +98,20 @@ def train(
       Preempted: stopped by a signal; the states are saved.
     """
     clock = loop.Clock()
+    with contextlib.ExitStack() as stack:
+        for member in members:
+            stack.enter_context(workdir.claim(member.workdir, "run", say=say))
+        return _train(members, clock, make_experiment, only_if_faster, way, say)
+
+
+def _train(
+    members: Sequence[Member],
+    clock: loop.Clock,
+    make_experiment: Callable[[ConfigDict], build_lib.Experiment],
+    only_if_faster: bool,
+    way: str,
+    say: Callable[[str], None],
+) -> list[dict[str, Any] | NonFiniteError]:
     processes.stop_if_asked("before the runs began")
     experiments = make_experiments(members, make_experiment)
     experiments[0].say_doubts(say, alone=False)

@@ -3,10 +3,9 @@
 import contextlib
 import functools
 import json
-import os
 import pathlib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import jax
@@ -14,7 +13,7 @@ import numpy as np
 
 from distill_jax.core import collapse
 from distill_jax.core.api import TrainState
-from distill_jax.core.errors import CheckpointError, ConfigError, NonFiniteError
+from distill_jax.core.errors import CheckpointError, NonFiniteError
 from distill_jax.core.partition import named_leaves
 from distill_jax.data import loader
 from distill_jax.data.source import Subset
@@ -34,42 +33,15 @@ from distill_jax.run import (
 )
 from distill_jax.run import build as build_lib
 from distill_jax.run import config as config_lib
-from distill_jax.run.checkpoint import Checkpointer
+from distill_jax.run import workdir as workdir_lib
+from distill_jax.run.checkpoint import Checkpointer, network_checksum
 from distill_jax.run.config import ConfigDict
 from distill_jax.run.environment import Preempted
 from distill_jax.run.sharing import scrubbed
-from distill_jax.run.stored import (
-    WRITTEN,
-    WRITTEN_FOLDERS,
-    DamagedFile,
-    MissingFile,
-    check_places,
-    read_json,
-    read_text,
-)
-
-NEUTRAL = (
-    "mesh.",
-    "partition.",
-    "log.",
-    "checkpoint.",
-    "eval.batch_size",
-    "data.resident",
-    "study.",
-    "watch.stall_seconds",
-    "watch.on_stall",
-    "watch.spike",
-)
-"""Config paths that change how a run is carried out and not what it computes."""
 
 REMEDY = (
     "lower optim.lr, set optim.clip_norm, or lengthen optim.warmup; earlier checkpoints are intact"
 )
-
-CONFIG_HINT = "restore it from a copy; the metadata of every checkpoint hold it too, under config"
-
-RESULT = {"status": str, "seed": int, "steps": int, "metrics": Mapping, "best": Mapping}
-"""What a finished run's `result.json` holds at least."""
 
 IN_FLIGHT = 8
 """After this many steps the loop waits for the first of them: the device never idles, and the rate
@@ -83,81 +55,6 @@ EXAMPLES = 64
 
 TRUST_EXAMPLES, EXTREMES = 10_000, 12
 """How many training examples are stored with their weights, and images of the extreme ones."""
-
-
-def write_json(path: pathlib.Path, value: Any) -> None:
-    """Writes a JSON file whole or not at all; of several processes the first one does."""
-    if jax.process_index() != 0:
-        return
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(value, indent=1))
-    os.replace(temporary, path)
-
-
-def check_workdir(config: ConfigDict, workdir: pathlib.Path) -> None:
-    """Checks that a folder is new, or holds a run of the same config.
-
-    It may have been moved, together with the study whose networks the run starts from.
-
-    Raises:
-      ConfigError: the folder holds a run that differs in something that changes its result.
-      UserError: a folder stands where a file will be written, or the reverse.
-    """
-    check_places(workdir, files=WRITTEN["train"], folders=WRITTEN_FOLDERS["train"])
-    stored = workdir / "config.json"
-    if not stored.exists():
-        return
-    before = paths.of_config(config_lib.from_json(read_text(stored, hint=CONFIG_HINT)))
-    config = paths.of_config(config)
-    for name, role in before.roles.items():
-        if name in config.roles and _moved(role.init, config.roles[name].init, workdir):
-            role.init = config.roles[name].init
-    changes = config_lib.differences(before, config)
-    changes = [change for change in changes if not change.startswith(NEUTRAL)]
-    if changes:
-        raise ConfigError(
-            "holds a run of another config:\n    " + "\n    ".join(changes),
-            where=str(workdir),
-            hint="give the same config to continue it, or another workdir",
-        )
-
-
-def _moved(old: str | None, new: str | None, workdir: pathlib.Path) -> bool:
-    """Says whether a network has the place in the study of a run that `old`, now gone, named."""
-    if not old or not new:
-        return False
-    was, now = (paths.parse_origin(init, where=str(workdir)) for init in (old, new))
-    here = pathlib.Path(os.path.relpath(now.path, workdir.parent.parent)).parts  # arm, seed
-    same = was.path.parts[-2:] == here and was[1:] == now[1:]
-    return same and not was.path.exists()
-
-
-def create_workdir(config: ConfigDict, workdir: pathlib.Path) -> None:
-    """Writes `config.json` and `env.json`."""
-    if jax.process_index() == 0:
-        workdir.mkdir(parents=True, exist_ok=True)
-        write_json(workdir / "env.json", scrubbed(environment.describe_environment(), workdir))
-        write_json(workdir / "config.json", json.loads(config_lib.to_json(config)))
-
-
-def read_result(
-    workdir: pathlib.Path, *, say: Callable[[str], None] = print
-) -> dict[str, Any] | None:
-    """Returns the result of a finished run, None where it is not finished or is damaged.
-
-    Args:
-      workdir: the run folder.
-      say: prints a line.
-    """
-    try:
-        result = read_json(workdir / "result.json", shape={"status": str})
-        if result["status"] == "done":
-            return read_json(workdir / "result.json", shape=RESULT)
-    except MissingFile:
-        pass
-    except DamagedFile as error:
-        say(f"warning: {error}; it is made again from the checkpoints")
-    return None
 
 
 def evaluate(
@@ -312,6 +209,8 @@ def evaluate_run(
 
     Also written to `eval.json` in the folder, by step and metric.
 
+    Beside a run that trains it reads, and takes part in nothing else.
+
     Args:
       config: of the run.
       workdir: the run folder.
@@ -320,21 +219,33 @@ def evaluate_run(
 
     Raises:
       CheckpointError: the folder holds no undamaged checkpoint.
+      ConfigError: the config, the data or a network differs from the run's.
     """
-    check_workdir(config, workdir)
+    if not workdir_lib.is_run(workdir):
+        raise CheckpointError(
+            "holds no finished checkpoint", where=str(workdir), hint="train it first"
+        )
+    workdir_lib.check_config(config, workdir)
     experiment = make_experiment(config)
-    checkpointer = Checkpointer(workdir / "checkpoints", mode=config.eval.mode)
+    meta = processes.from_first(lambda: workdir_lib.newest_meta(workdir), where=str(workdir))
+    if meta is not None:
+        workdir_lib.check_inputs(meta.get("inputs"), read_inputs(experiment, config), workdir)
+    checkpointer = Checkpointer(workdir / "checkpoints", mode=config.eval.mode, read_only=True)
     frozen = experiment.frozen_networks(config)
-    steps = {"last": None, "best": checkpointer.best()}
     found: dict[str, dict[str, float]] = {}
-    for name, step in steps.items():
-        if name == "best" and step is None:
+    warnings: dict[str, None] = {}
+    for name in ("last", "best"):
+        if name == "best" and checkpointer.best() is None:
             continue
-        restored = checkpointer.restore(experiment.abstract_state, step=step)
+        restored = _read(checkpointer, experiment, best=name == "best")
         if restored is None:
             raise CheckpointError(
                 "holds no finished checkpoint", where=str(workdir), hint="train it first"
             )
+        warnings |= dict.fromkeys(f"warning: damaged checkpoint: {x}" for x in restored.skipped)
+        if name == "best":
+            lost = checkpointer.lost(restored.meta.get("metric"))
+            warnings |= dict.fromkeys(_lost_line(lost) if config.eval.metric else ())
         metrics: dict[str, float] = {"step": restored.meta["step"]}
         for split in ("held_out", "test"):
             if len(getattr(experiment.dataset, split)):
@@ -344,14 +255,59 @@ def evaluate_run(
         controls = scalars(measure_controls(experiment, config.seed))
         found = {name: metrics | controls for name, metrics in found.items()}
     checkpointer.close()
-    write_json(workdir / "eval.json", found)
-    return tables.metrics(found, chosen_by=config.eval.metric or "")
+    workdir_lib.write_json(workdir / "eval.json", found)
+    table = tables.metrics(found, chosen_by=config.eval.metric or "")
+    return "\n".join([table, *warnings])
+
+
+def _read(checkpointer: Checkpointer, experiment: build_lib.Experiment, *, best: bool) -> Any:
+    """Restores the best or the newest step, again where a run that trains has deleted it."""
+    for _ in range(3):
+        before = checkpointer.steps()
+        try:
+            step = checkpointer.best() if best else None
+            return checkpointer.restore(experiment.abstract_state, step=step)
+        except CheckpointError:
+            if processes.count() > 1 or checkpointer.steps() == before:
+                raise
+    return checkpointer.restore(experiment.abstract_state)
+
+
+def _lost_line(lost: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Returns the warning that better states than the chosen one were lost, if any."""
+    if not lost:
+        return []
+    steps = ", ".join(str(row["step"]) for row in lost)
+    return [f"warning: the checkpoint of step {steps}, lost since, may have been the best"]
+
+
+def read_inputs(experiment: build_lib.Experiment, config: ConfigDict) -> dict[str, Any]:
+    """Returns checksums of the data and of the networks that a run starts from.
+
+    `{"data": see workdir.data_checksums, "networks": {role: checksum}}`; a network that is gone,
+    which a run that goes on may not need, has None.
+    """
+
+    def networks() -> dict[str, str | None]:
+        found = {}
+        for role, spec in config.roles.items():
+            if spec.init:
+                where = f"roles.{role}.init"
+                path, source, _ = paths.parse_origin(spec.init, where=where)
+                found[role] = network_checksum(path, role=source, where=where)
+        return found
+
+    return {
+        "data": workdir_lib.data_checksums(experiment.dataset),
+        "networks": processes.from_first(networks, where="roles"),
+    }
 
 
 def format_result(result: Mapping[str, Any]) -> str:
     """Formats the metrics of a finished run: the last state, and the best by held-out metric."""
     states = {"last": {"step": result["steps"], **result["metrics"]}, "best": result["best"]}
     lines = [tables.metrics(states, chosen_by=result.get("chosen_by") or "")]
+    lines += _lost_line(result.get("selection_lost", ()))
     if result.get("skipped"):
         lines.append(f"{result['skipped']} steps were skipped: their loss was not finite")
     lines += [alarms.spell(alarm) for alarm in result.get("alarms", ())]
@@ -380,6 +336,7 @@ def train(
     arm: str = "",
     reported: str = "",
     make_experiment: Callable[[ConfigDict], build_lib.Experiment] = build_lib.build,
+    start_over: bool = False,
     say: Callable[[str], None] = print,
 ) -> dict[str, Any]:
     """Trains, or continues, the run in a folder, and returns its result.
@@ -390,27 +347,34 @@ def train(
       arm: name of the run in a study, for titles.
       reported: the metric that a study compares, checked before the first step.
       make_experiment: how the experiment is built; a study passes a cached builder.
+      start_over: whether what the folder holds of an earlier run is set aside.
       say: prints a line.
 
     Raises:
-      UserError: the config, the data or a checkpoint does not fit, or a loss became NaN.
+      UserError: the config, the data or a checkpoint does not fit, the folder is not this
+        program's or another process writes to it, or a loss became NaN.
       Preempted: a signal asked the run to stop; its state is saved, where it had begun.
     """
     clock = Clock()
-    check_workdir(config, workdir)
-    finished = processes.from_first(lambda: read_result(workdir, say=say), where=str(workdir))
-    if finished is not None:
-        say(f"{workdir} is finished; its result is read from result.json")
-        return finished
-    processes.stop_if_asked("before the run began")
-    experiment = make_experiment(config)
-    if not (workdir / "config.json").exists():  # one that goes on was looked at before
-        experiment.say_doubts(say, alone=not arm)
-    run = Run(config, workdir, experiment, arm=arm, reported=reported, say=say)
-    with environment.stop_on_signal() as stop:
-        [outcome] = Loop([run], Alone(run), clock, say).run(stop)
+    with workdir_lib.claim(workdir, "run", start_over=start_over, say=say):
+        processes.from_first(lambda: workdir_lib.check_config(config, workdir), where=str(workdir))
+        finished = processes.from_first(
+            lambda: workdir_lib.read_result(workdir, say=say), where=str(workdir)
+        )
+        if finished is not None:
+            say(f"{workdir} is finished; its result is read from result.json")
+            return finished
+        processes.stop_if_asked("before the run began")
+        experiment = make_experiment(config)
+        if not workdir_lib.is_run(workdir):  # one that goes on was looked at before
+            experiment.say_doubts(say, alone=not arm)
+        run = Run(config, workdir, experiment, arm=arm, reported=reported, say=say)
+        with environment.stop_on_signal() as stop:
+            [outcome] = Loop([run], Alone(run), clock, say).run(stop)
+        if isinstance(outcome, NonFiniteError) and not arm:
+            raise workdir_lib.explain_divergence(outcome, workdir)
     if isinstance(outcome, NonFiniteError):
-        raise outcome
+        raise outcome  # out of the claim: a study keeps the log of a run that diverged
     return outcome
 
 
@@ -444,12 +408,14 @@ class Run:
         share: float = 1.0,
         say: Callable[[str], None],
     ):
-        check_workdir(config, workdir)
+        processes.from_first(lambda: workdir_lib.check_config(config, workdir), where=str(workdir))
+        self.inputs = read_inputs(experiment, config)
+        self.environment = environment.describe_environment()
         if config.eval.metric:
             build_lib.check_metric(experiment, config.eval.metric, where="eval.metric")
         if reported:
             build_lib.check_metric(experiment, reported, where="study.metric")
-        create_workdir(config, workdir)
+        self._check_inputs(workdir)
         self.config, self.workdir, self.experiment = config, workdir, experiment
         self.arm, self.share, self.say = arm, share, say
         # Side by side, one run may be a checkpoint ahead of another when the process dies.
@@ -470,6 +436,25 @@ class Run:
         self.earlier_seconds = 0.0
         self.training_seconds = 0.0
 
+    def _check_inputs(self, workdir: pathlib.Path) -> None:
+        read = lambda: workdir_lib.newest_meta(workdir)  # noqa: E731
+        meta = processes.from_first(read, where=str(workdir))
+        if meta is not None:
+            workdir_lib.check_inputs(meta.get("inputs"), self.inputs, workdir)
+
+    def _tell_changes(self, meta: Mapping[str, Any]) -> None:
+        """Warns of an environment that differs from that of the start before."""
+        before = meta.get("environment")
+        if before is None:  # a checkpoint of version 0.1
+            before = workdir_lib.arithmetic(workdir_lib.peek(self.workdir / "env.json") or {})
+        now = workdir_lib.arithmetic(self.environment)
+        changes = workdir_lib.environment_changes(before, now)
+        if changes:
+            self.say(
+                f"warning: the run goes on in another environment, which may change the last bits "
+                f"of its numbers: {', '.join(changes)}"
+            )
+
     def restore(self, step: int | None = None) -> tuple[TrainState, int] | None:
         """Returns a saved state and its step, by default the newest; None where there is none."""
         restored = self.checkpointer.restore(self.experiment.abstract_state, step=step)
@@ -477,6 +462,7 @@ class Run:
             return None
         for skipped in restored.skipped:
             self.say(f"damaged checkpoint set aside: {skipped}")
+        self._tell_changes(restored.meta)
         self.earlier_seconds = restored.meta.get("seconds", 0.0)
         self.skipped = restored.meta.get("skipped", 0)
         self.latest = dict(restored.meta.get("metrics", {}))
@@ -495,6 +481,10 @@ class Run:
 
     def open(self, step: int) -> None:
         """Opens the log at the step from which the run goes on."""
+        if processes.is_main():
+            self.workdir.mkdir(parents=True, exist_ok=True)
+            shared = scrubbed(self.environment, self.workdir)
+            workdir_lib.describe(self.config, self.workdir, shared, step)
         self.log = writers.make_writer(
             self.workdir,
             resume_step=step,
@@ -623,6 +613,7 @@ class Run:
 
     def save(self, state: TrainState, measured: Mapping[str, Any] | None) -> None:
         """Saves a state, unless it is not finite."""
+        workdir_lib.check_held(self.workdir)
         if not self.experiment.is_finite(state.params):
             raise NonFiniteError(
                 f"parameters are not finite after step {int(state.step)}, which is not saved; "
@@ -634,6 +625,8 @@ class Run:
         metric = float(measured[chosen]) if measured and chosen else None
         meta = {
             "config": json.loads(config_lib.to_json(self.config)),
+            "inputs": self.inputs,
+            "environment": workdir_lib.arithmetic(self.environment),
             "seconds": self.seconds,
             "skipped": self.skipped,
             "metrics": scalars(measured or {}),
@@ -672,9 +665,17 @@ class Run:
             },
             "alarms": [alarm._asdict() for alarm in self.alarms.found],
             "skipped": self.skipped,
+            "inputs": self.inputs,
             "compute": {"seconds": round(self.seconds, 3), **compute},
         }
-        write_json(self.workdir / "result.json", scrubbed(result, self.workdir))
+        lost = processes.from_first(
+            lambda: self.checkpointer.lost(best.get(self.config.eval.metric)),
+            where=str(self.workdir),
+        )
+        if lost and self.config.eval.metric:
+            result["selection_lost"] = lost
+        workdir_lib.check_held(self.workdir)
+        workdir_lib.write_json(self.workdir / "result.json", scrubbed(result, self.workdir))
         return result
 
 

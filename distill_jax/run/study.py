@@ -16,6 +16,7 @@ from distill_jax.evaluators._directions import direction
 from distill_jax.run import build as build_lib
 from distill_jax.run import config as config_lib
 from distill_jax.run import lanes, loop, paths, processes, report, sharing, statistics
+from distill_jax.run import workdir as workdir_lib
 from distill_jax.run.config import ConfigDict
 from distill_jax.run.tables import decimals, number
 
@@ -157,6 +158,7 @@ def run_study(
     workdir: pathlib.Path,
     *,
     trusted: Collection[str] | None = None,
+    start_over: bool = False,
     say: Callable[[str], None] = print,
 ) -> str:
     """Runs what is not finished, writes `study.json` and `report.html`, returns the table.
@@ -168,15 +170,48 @@ def run_study(
       config: with `study.arms`, `study.seeds`, `study.reference` and `study.metric`.
       workdir: the study's folder; each run lies in `<arm>/seed<k>`.
       trusted: as in `build.build`.
+      start_over: whether what the folder and its runs hold is set aside.
       say: prints a line.
 
     Raises:
-      UserError: an arm's config, data or starting network does not fit.
+      UserError: an arm's config, data or starting network does not fit, a folder is not this
+        program's or another process writes to it.
       Preempted: stopped by a signal; the same command continues.
     """
     check(config)
-    workdir.mkdir(parents=True, exist_ok=True)
-    make_experiment = _OneExperiment(trusted)
+    with workdir_lib.claim(workdir, "study", start_over=start_over, say=say):
+        for folder in _run_folders(config, workdir) if start_over else ():
+            with workdir_lib.claim(folder, "run", start_over=True, say=say):
+                pass
+        return _run_study(config, workdir, _SameData(_OneExperiment(trusted)), say)
+
+
+def _run_folders(config: ConfigDict, workdir: pathlib.Path) -> list[pathlib.Path]:
+    folders = (run_folder(workdir, a, s) for a in ordered_arms(config) for s in config.study.seeds)
+    return [folder for folder in folders if folder.is_dir()]
+
+
+class _SameData:
+    """Builds experiments, and refuses one whose data are not those of earlier runs."""
+
+    def __init__(self, make_experiment: Callable[[ConfigDict], build_lib.Experiment]):
+        self._build, self._alike = make_experiment, workdir_lib.Alike()
+
+    def __call__(self, config: ConfigDict) -> build_lib.Experiment:
+        experiment = self._build(config)
+        self.see(config, workdir_lib.data_checksums(experiment.dataset), "the runs that are left")
+        return experiment
+
+    def see(self, config: ConfigDict, data: Any, label: str) -> None:
+        self._alike.check(config, data, label)
+
+
+def _run_study(
+    config: ConfigDict,
+    workdir: pathlib.Path,
+    make_experiment: _SameData,
+    say: Callable[[str], None],
+) -> str:
     order = ordered_arms(config)
     statuses: dict[tuple[str, int], dict[str, Any]] = {
         (arm, seed): {"status": "pending", "value": None}
@@ -185,7 +220,15 @@ def run_study(
     }
     began, done = time.perf_counter(), 0
     summaries: dict[str, list[statistics.ArmSummary]] = {}
-    for group in _groups(config, order, workdir):
+    groups = _groups(config, order, workdir)
+    for member in (member for group in groups for member in group):
+        folder = member.workdir
+        result = processes.from_first(
+            lambda folder=folder: workdir_lib.read_result(folder, say=_say_later), where=str(folder)
+        )
+        data = (result or {}).get("inputs", {}).get("data")
+        make_experiment.see(member.config, data, f"{member.arm} seed {member.seed}")
+    for group in groups:
         for member, outcome, took in _outcomes(config, group, make_experiment, say):
             done += 1
             label = f"[{done}/{len(statuses)}] {member.arm} seed {member.seed}"
@@ -194,7 +237,7 @@ def run_study(
                 statuses[member.arm, member.seed] = failure
                 facts = {"status": "failed", "arm": member.arm, "seed": member.seed}
                 facts["error"] = sharing.scrubbed(str(outcome), member.workdir)
-                loop.write_json(member.workdir / "result.json", facts)
+                workdir_lib.write_json(member.workdir / "result.json", facts)
                 say(f"{label} failed: {outcome.what}")
             else:
                 metrics = outcome["metrics"]
@@ -221,7 +264,7 @@ def run_study(
     )
     if not processes.is_main():
         return table
-    (workdir / "table.txt").write_text(table + "\n")
+    workdir_lib.write_text(workdir / "table.txt", table + "\n")
     path = report.write_study_report(workdir)
     return f"{table}\n\nreport: {path}"
 
@@ -271,7 +314,7 @@ def _outcomes(
     told: set[tuple[str, str]] = set()
     before = time.perf_counter()
     if config.study.lanes != "no":
-        results = (loop.read_result(member.workdir, say=_say_later) for member in group)
+        results = (workdir_lib.read_result(member.workdir, say=_say_later) for member in group)
         left = [member for member, found in zip(group, results, strict=True) if found is None]
         if len(left) > 1:
             together = _side_by_side(config, left, make_experiment, say, told)
@@ -427,7 +470,7 @@ def _write(config, workdir, statuses) -> dict[str, list[statistics.ArmSummary]]:
         "summary": [_summary_row(row) for row in summaries["value"]],
         "summary_best": [_summary_row(row) for row in summaries.get("best", [])],
     }
-    loop.write_json(workdir / "study.json", sharing.scrubbed(contents, workdir))
+    workdir_lib.write_json(workdir / "study.json", sharing.scrubbed(contents, workdir))
     return summaries
 
 

@@ -21,6 +21,7 @@ A chunk is written beside its place and renamed, so an interrupted filling goes 
 and a longer training adds what is missing. Processes divide the chunks and share the folder.
 """
 
+import contextlib
 import dataclasses
 import functools
 import inspect
@@ -30,8 +31,8 @@ import os
 import pathlib
 import shutil
 import tempfile
-import uuid
-from collections.abc import Callable, Collection, Mapping
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -45,7 +46,7 @@ from distill_jax.core.steps import BoundNets, teacher_view
 from distill_jax.data import loader
 from distill_jax.data.source import digest
 from distill_jax.losses.stored_labels import keep_top, restore_top
-from distill_jax.run import checkpoint, environment, processes, watch
+from distill_jax.run import checkpoint, environment, processes, watch, workdir
 from distill_jax.run import config as config_lib
 from distill_jax.run.config import ConfigDict
 from distill_jax.run.resolve import resolve
@@ -323,6 +324,11 @@ class Store:
     def chunks(self) -> int:
         return -(-self.n // self.chunk)
 
+    def missing(self, views: int) -> list[tuple[int, int]]:
+        """Returns (view, chunk) of what is not there."""
+        every = [(view, chunk) for view in range(views) for chunk in range(self.chunks)]
+        return [place for place in every if not self.path(*place).exists()]
+
     def path(self, view: int, chunk: int) -> pathlib.Path:
         return self.folder / f"{view:05d}-{chunk:05d}"
 
@@ -457,6 +463,10 @@ def open_store(
     Raises:
       ConfigError: it holds answers to other questions; the message says what differs.
     """
+    if (found := workdir.foreign(folder, "cache")) is not None:
+        raise ConfigError(
+            "was not written by this program", where=str(found), hint="name another cache.dir"
+        )
     path, fields = folder / "key.json", plan.fields[role]
     row = sum(math.prod(x.shape[1:]) * x.dtype.itemsize for x in fields.values())
     fresh = {"key": key, "chunk": max(1, CHUNK_BYTES // row)}
@@ -476,9 +486,7 @@ def open_store(
         )
     if jax.process_index() == 0 and not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(f".{uuid.uuid4().hex}.tmp")  # another run may open it too
-        temporary.write_text(json.dumps(fresh, indent=1))
-        os.replace(temporary, path)
+        workdir.write_text(path, json.dumps(fresh, indent=1))
     processes.barrier("teacher_cache_open")
     return Store(folder, fields, n=n, chunk=stored["chunk"])
 
@@ -513,13 +521,13 @@ def prepare(
     for role in plan.outputs:
         key = make_key(config, plan, role, source, frozen.get(role))
         stores[role] = store = open_store(folder / role, key, plan, role, n)
-        every = [(view, chunk) for view in range(plan.views) for chunk in range(store.chunks)]
-        missing = processes.from_first(
-            lambda store=store, every=every: [p for p in every if not store.path(*p).exists()],
-            where=str(folder / role),
-        )
+        find = functools.partial(store.missing, plan.views)
+        missing = processes.from_first(find, where=str(folder / role))
         say(f"teacher cache {folder / role}: {plan.describe(n)}, {len(missing)} chunks to fill")
-        if missing:
+        if not missing:  # and the folder need not be writable
+            continue
+        with _only_one(folder / role, say):
+            missing = processes.from_first(find, where=str(folder / role))
             ask = _make_ask(config, plan, role, models, frozen, transform)
             for start in range(0, len(missing), jax.process_count()):
                 for view, chunk in missing[start:][jax.process_index() :][:1]:
@@ -529,6 +537,29 @@ def prepare(
                 processes.stop_if_asked(f"while {role} was asked")
     processes.barrier("teacher_cache_filled")
     return Answers(stores, views=plan.views)
+
+
+@contextlib.contextmanager
+def _only_one(folder: pathlib.Path, say: Callable[[str], None]) -> Iterator[None]:
+    """Lets one run at a time fill a cache; others wait, since they need the same rows."""
+    stack, told = contextlib.ExitStack(), False
+
+    def take() -> str:
+        try:
+            stack.enter_context(workdir.hold(folder))
+            return ""
+        except workdir.InUse as error:
+            return error.what
+
+    with stack:
+        while what := processes.from_first(take, where=str(folder)):
+            if not told:
+                say(f"waiting for teacher cache {folder}: {what}")
+            told = True
+            processes.stop_if_asked("while another run filled the teacher cache")
+            watch.alive()
+            time.sleep(1)
+        yield
 
 
 def _make_ask(config, plan, role, models, frozen, transform) -> Callable[[Batch], Answer]:

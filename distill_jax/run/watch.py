@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-from distill_jax.run import crash
+from distill_jax.run import crash, workdir
 
 HEARTBEAT_SECONDS = 5.0
 """Between two heartbeats."""
@@ -244,11 +244,9 @@ class Watch:
         )
         for folder in self._folders:
             path = folder / f"heartbeat{self._suffix}.json"
-            temporary = path.with_name(path.name + ".tmp")
             with contextlib.suppress(OSError):  # a full disk must not end what still computes
                 folder.mkdir(parents=True, exist_ok=True)
-                temporary.write_text(content)
-                os.replace(temporary, path)
+                workdir.write_text(path, content)
 
     def _watch(self) -> None:
         pause = min(HEARTBEAT_SECONDS, self._patience / 4 or HEARTBEAT_SECONDS)

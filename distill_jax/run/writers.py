@@ -21,6 +21,7 @@ import tqdm
 
 from distill_jax.core.errors import UserError
 from distill_jax.run import stored
+from distill_jax.run.workdir import replacing
 
 FLUSH_SECONDS = 120.0
 """Between two times that TensorBoard events are forced to disk."""
@@ -28,9 +29,8 @@ FLUSH_SECONDS = 120.0
 
 def save_arrays(path: pathlib.Path, arrays: Mapping[str, Any]) -> None:
     """Writes a compressed `.npz` file, whole or not at all."""
-    temporary = path.with_name(f".{path.name}.tmp.npz")
-    np.savez_compressed(temporary, **arrays)
-    os.replace(temporary, path)
+    with replacing(path) as temporary:
+        np.savez_compressed(temporary, **arrays)
 
 
 class Writer(Protocol):
@@ -110,12 +110,10 @@ def resume_lines(
             "alarms go on without what they said"
         )
     if len(kept) < len(lines):
-        temporary = path.with_name(path.name + ".tmp")
-        with temporary.open("wb") as file:
+        with replacing(path) as temporary, temporary.open("wb") as file:
             file.writelines(data for data, _ in kept)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
     return [row for _, row in kept]
 
 

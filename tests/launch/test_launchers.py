@@ -158,8 +158,9 @@ def test_processes_that_see_the_folder_differently_go_on_together(tmp_path):
     stale = """
 steps = checkpoint.Checkpointer.steps
 checkpoint.Checkpointer.steps = lambda self: steps(self) if processes.is_main() else []
-result = loop.read_result
-loop.read_result = lambda folder: result(folder) if processes.is_main() else None
+from distill_jax.run import workdir
+result = workdir.read_result
+workdir.read_result = lambda folder: result(folder) if processes.is_main() else None
 measure, calls = loop.measure, []
 def falling(experiment, outputs, facts, split, parts=None):
     calls.append(split)

@@ -21,7 +21,7 @@ from distill_jax.data.source import ArraySource, Subset
 from distill_jax.losses.classification import cross_entropy
 from distill_jax.objectives._distillation import ask_teacher
 from distill_jax.objectives.kd import KD as Hinton
-from distill_jax.run import build, checkpoint, flags, loop
+from distill_jax.run import build, checkpoint, flags, workdir
 from distill_jax.run import config as config_lib
 
 HERE = "tests.run.silent_faults"
@@ -293,20 +293,22 @@ def make(folder: pathlib.Path) -> None:
 
     def teacher(name, changes=None, *, classes=names, accuracy=0.9):
         changed = config_lib.override(config, changes or {})
-        loop.create_workdir(changed, folder / name)
+        (folder / name).mkdir()
+        workdir.describe(changed, folder / name, {}, 0)
         meta = {"config": json.loads(config_lib.to_json(changed)), "metrics": {}}
         saver = checkpoint.Checkpointer(folder / name / "checkpoints", mode="max")
         saver.save(state, meta, metric=accuracy)
         saver.close()
         best = {"step": 0, "held_out/accuracy": accuracy}
         result = {"status": "done", "classes": classes, "best": best}
-        loop.write_json(folder / name / "result.json", result)
+        workdir.write_json(folder / name / "result.json", result)
 
     teacher("teacher")
     teacher("other_inputs", {"data.transform_kwargs.normalize.mean": (0.5,)})
     teacher("other_order", classes=names[::-1])
     teacher("chance", accuracy=0.25)
-    loop.create_workdir(config_lib.override(config, {"batch_size": 16}), folder / "begun")
+    teacher("begun", {"batch_size": 16})
+    (folder / "begun" / "result.json").unlink()
 
 
 OWN = (f"objective.name={HERE}:Own", f"roles.student.model={HERE}:normalized")

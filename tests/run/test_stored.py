@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from distill_jax.core.errors import CheckpointError, ConfigError, UserError
-from distill_jax.run import alarms, checkpoint, loop, stored, teacher_cache, writers
+from distill_jax.run import alarms, checkpoint, stored, teacher_cache, workdir, writers
 from distill_jax.run.report import folders
 
 DAMAGE = {
@@ -73,7 +73,7 @@ def test_every_reader_of_an_object_refuses_or_reports_damage(tmp_path, kind):
     assert len(notes) == 1 and notes[0].startswith("env.json ")
     put(tmp_path / "result.json", content)
     said: list[str] = []
-    assert loop.read_result(tmp_path, say=said.append) is None
+    assert workdir.read_result(tmp_path, say=said.append) is None
     assert len(said) == (kind != "missing") and all(message in line for line in said)
 
 
@@ -81,10 +81,10 @@ def test_every_reader_of_an_object_refuses_or_reports_damage(tmp_path, kind):
 def test_a_result_without_its_parts_is_made_again_with_a_warning(tmp_path, lost):
     whole = {"status": "done", "seed": 0, "steps": 3, "metrics": {}, "best": {}}
     (tmp_path / "result.json").write_text(json.dumps(whole))
-    assert loop.read_result(tmp_path) == whole
+    assert workdir.read_result(tmp_path) == whole
     (tmp_path / "result.json").write_text(json.dumps({**whole, lost: [1]}))
     said: list[str] = []
-    assert loop.read_result(tmp_path, say=said.append) is None
+    assert workdir.read_result(tmp_path, say=said.append) is None
     assert f"{lost!r} is a list" in said[0] and "made again" in said[0]
 
 
@@ -215,8 +215,9 @@ def test_a_config_that_is_damaged_is_refused_with_where_else_it_is(tmp_path):
     from distill_jax.run import config as config_lib
 
     (tmp_path / "config.json").write_bytes(b'{"seed": \xff}')
+    (tmp_path / "result.json").write_text('{"status": "done"}')
     with pytest.raises(UserError, match="is not UTF-8") as error:
-        loop.check_workdir(config_lib.base(), tmp_path)
+        workdir.check_config(config_lib.base(), tmp_path)
     assert str(tmp_path / "config.json") in str(error.value)
     with pytest.raises(ConfigError, match="nested too deeply"):
         config_lib.from_json('{"a":' * 100_000)

@@ -23,7 +23,7 @@ from distill_jax.core.errors import CheckpointError, ConfigError
 from distill_jax.data import loader
 from distill_jax.data.source import ArraySource
 from distill_jax.objectives.supervised import Supervised
-from distill_jax.run import build, flags, loop, processes
+from distill_jax.run import build, checkpoint, flags, loop, processes, workdir
 from distill_jax.run import config as config_lib
 from distill_jax.run.checkpoint import Checkpointer
 from tests import harness
@@ -102,20 +102,87 @@ def test_a_damaged_newest_step_gives_way_to_the_one_before(folder, kind, how):
     assert (folder / "3.damaged").is_dir() and not (folder / "3").exists()
 
 
-@pytest.mark.parametrize("kind", ["meta", "digest", "arrays"])
-def test_a_damaged_best_step_is_told_at_once_and_nothing_is_lost(folder, kind):
-    damage(files(folder / "1")[kind], "flipped")
-    with pytest.raises(CheckpointError, match="may hold the best state") as error:
-        restore(folder)
-    assert str(folder / "1") in str(error.value) and "move this folder away" in str(error.value)
-    assert sorted(p.name for p in folder.iterdir()) == ["1", "2", "3"]
-    (folder / "1").rename(folder.parent / "moved")
-    assert restore(folder) == (3, (), 2)
+@pytest.mark.parametrize("index", [True, False])
+@pytest.mark.parametrize("kind", ["meta", "digest", "arrays", "no digest", "gone"])
+def test_a_lost_best_step_is_set_aside_and_the_selection_is_marked(folder, kind, index):
+    """Without `index.json`, as in version 0.1, a folder that is gone leaves no trace."""
+    if not index:
+        (folder / "index.json").unlink()
+    if kind == "gone":
+        shutil.rmtree(folder / "1")
+    elif kind == "no digest":
+        (folder / "1/digest.json").unlink()
+    else:
+        damage(files(folder / "1")[kind], "flipped")
+    traceless = kind == "gone" and not index
+    for again in (False, True):
+        step, skipped, best = restore(folder)
+        assert (step, best) == (3, 2)
+        assert len(skipped) == (not again and not traceless)
+        assert (folder / "1.damaged").is_dir() == (kind != "gone") and not (folder / "1").exists()
+        checkpointer = Checkpointer(folder)
+        lost = checkpointer.lost(METRICS[2])
+        assert [row["step"] for row in lost] == ([] if traceless else [1])
+        if index:
+            assert lost[0]["metric"] == METRICS[1]
+            assert checkpointer.lost(METRICS[1] + 0.01) == []
+
+
+@pytest.mark.parametrize("how", ["flipped", "no digest", "gone"])
+def test_with_every_step_damaged_nothing_starts_over_by_itself(folder, how):
+    for step in "123":
+        if how == "gone":
+            shutil.rmtree(folder / step)
+        elif how == "no digest":
+            (folder / step / "digest.json").unlink()
+        else:
+            damage(files(folder / step)["arrays"], how)
+    for _ in range(2):
+        with pytest.raises(
+            CheckpointError, match=r"every checkpoint is damaged(.|\n)*--start_over"
+        ):
+            restore(folder)
+    assert workdir.is_run(folder.parent)
+    kept = sorted(p.name for p in folder.iterdir() if p.is_dir())
+    assert kept == ([] if how == "gone" else ["1.damaged", "2.damaged", "3.damaged"])
+
+
+def test_a_first_save_that_was_interrupted_counts_for_nothing(folder):
+    for step in "23":
+        shutil.rmtree(folder / step)
+    (folder / "1/digest.json").unlink()
+    (folder / "index.json").write_text('{"saved": {}, "lost": {}}')
+    assert Checkpointer(folder).restore(like(make_state(0))) is None
+    assert not workdir.is_run(folder.parent)
+    checkpointer = Checkpointer(folder)
+    checkpointer.save(make_state(1), {}, metric=0.5)
+    checkpointer.close()
+    assert restore(folder) == (1, (), 1)
+
+
+def test_reading_beside_a_run_moves_nothing(folder):
+    damage(files(folder / "3")["arrays"], "flipped")
+    (folder / "1/digest.json").unlink()
+    before = sorted(str(p) for p in folder.rglob("*"))
+    checkpointer = Checkpointer(folder, read_only=True)
+    found = checkpointer.restore(like(make_state(0)))
+    checkpointer.close()
+    assert found is not None and found.meta["step"] == 2 and len(found.skipped) == 2
+    assert checkpointer.lost(METRICS[2]) == [{"step": 1, "metric": METRICS[1]}]
+    assert sorted(str(p) for p in folder.rglob("*")) == before
+
+
+def test_a_network_is_not_read_from_the_second_best_step_in_silence(folder):
+    assert checkpoint.find_step(folder, where="here") == folder / "1"
+    (folder / "1/digest.json").unlink()
+    with pytest.raises(CheckpointError, match=r"step 1 (.|\n)*it was the best(.|\n)*checkpoints/2"):
+        checkpoint.find_step(folder, where="here")
+    assert checkpoint.find_step(folder / "2", where="here") == folder / "2"
 
 
 def test_a_deletion_that_was_interrupted_leaves_no_step_behind(folder, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr("distill_jax.run.checkpoint.shutil.rmtree", lambda *_, **__: None)
+        patch.setattr("distill_jax.run.workdir.shutil.rmtree", lambda *_, **__: None)
         checkpointer = Checkpointer(folder, keep=1)
         checkpointer.save(make_state(4), {}, metric=0.1)
         checkpointer.close()
@@ -124,7 +191,7 @@ def test_a_deletion_that_was_interrupted_leaves_no_step_behind(folder, monkeypat
     checkpointer = Checkpointer(folder, keep=1)
     checkpointer.save(make_state(5), {}, metric=0.1)
     checkpointer.close()
-    assert sorted(p.name for p in folder.iterdir()) == ["1", "5"]
+    assert sorted(p.name for p in folder.iterdir()) == ["1", "5", "index.json"]
 
 
 def test_a_save_that_finds_no_room_is_told_and_the_earlier_step_is_whole(folder):
@@ -250,10 +317,10 @@ SMALL = [
 
 
 def test_a_signal_before_training_ends_the_program_with_75(tmp_path, monkeypatch, capsys):
-    def check(config, workdir):
+    def check(config, folder):
         signal.raise_signal(signal.SIGTERM)
 
-    monkeypatch.setattr(loop, "check_workdir", check)
+    monkeypatch.setattr(workdir, "check_config", check)
     monkeypatch.setattr(loop.build_lib, "build", pytest.fail)
     assert main.main([*SMALL, f"--workdir={tmp_path}"]) == 75
     assert "stopped before the run began; the same command" in capsys.readouterr().err
@@ -431,7 +498,8 @@ def test_a_study_may_be_moved_whole(tmp_path):
     stored = config_lib.to_json(config(f"{old}/teacher/seed0#student/head"))
     (new / student / "config.json").write_text(stored)
     moved = f"{new}/teacher/seed0#student/head"
-    loop.check_workdir(config(moved), new / student)
+    (new / student / "result.json").write_text('{"status": "done"}')
+    workdir.check_config(config(moved), new / student)
     others = [
         config(f"{new}/teacher/seed1#student/head"),
         config(f"{new}/teacher/seed0"),
@@ -440,7 +508,7 @@ def test_a_study_may_be_moved_whole(tmp_path):
     ]
     for other in others:
         with pytest.raises(ConfigError, match="another config"):
-            loop.check_workdir(other, new / student)
+            workdir.check_config(other, new / student)
     (old / "teacher/seed0").mkdir(parents=True)  # which may hold another network
     with pytest.raises(ConfigError, match="another config"):
-        loop.check_workdir(config(moved), new / student)
+        workdir.check_config(config(moved), new / student)

@@ -1,12 +1,12 @@
 """The page, and the pieces of HTML that sections are made of."""
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from distill_jax.run.figures import Html, el
 from distill_jax.run.report.wording import fmt
+from distill_jax.run.workdir import write_text
 
 
 class _Section(NamedTuple):
@@ -51,9 +51,7 @@ def write(
         el("footer", "Built by distill_jax from the files of this folder alone."),
     )
     path = folder / "report.html"
-    partial = folder / f".report.{os.getpid()}.html"
-    partial.write_text(f"<!DOCTYPE html>\n{el('html', head, body, lang='en')}\n", encoding="utf-8")
-    os.replace(partial, path)
+    write_text(path, f"<!DOCTYPE html>\n{el('html', head, body, lang='en')}\n")
     return path
 
 
