@@ -199,11 +199,14 @@ class _SameData:
 
     def __call__(self, config: ConfigDict) -> build_lib.Experiment:
         experiment = self._build(config)
-        self.see(config, workdir_lib.data_checksums(experiment.dataset), "the runs that are left")
+        found = workdir_lib.data_checksums(experiment.dataset)
+        self._alike.check(config, found, "the runs that are left", done=False)
         return experiment
 
-    def see(self, config: ConfigDict, data: Any, label: str) -> None:
-        self._alike.check(config, data, label)
+    def see(self, member: lanes.Member, result: Mapping[str, Any] | None) -> None:
+        """Takes a finished run for later ones to be compared with."""
+        data = (result or {}).get("inputs", {}).get("data")
+        self._alike.check(member.config, data, f"{member.arm} seed {member.seed}")
 
 
 def _run_study(
@@ -226,8 +229,7 @@ def _run_study(
         result = processes.from_first(
             lambda folder=folder: workdir_lib.read_result(folder, say=_say_later), where=str(folder)
         )
-        data = (result or {}).get("inputs", {}).get("data")
-        make_experiment.see(member.config, data, f"{member.arm} seed {member.seed}")
+        make_experiment.see(member, result)
     for group in groups:
         for member, outcome, took in _outcomes(config, group, make_experiment, say):
             done += 1
@@ -240,6 +242,7 @@ def _run_study(
                 workdir_lib.write_json(member.workdir / "result.json", facts)
                 say(f"{label} failed: {outcome.what}")
             else:
+                make_experiment.see(member, outcome)
                 metrics = outcome["metrics"]
                 value = metrics.get(config.study.metric)
                 best = outcome["best"].get(config.study.metric)

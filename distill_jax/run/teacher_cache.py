@@ -463,10 +463,6 @@ def open_store(
     Raises:
       ConfigError: it holds answers to other questions; the message says what differs.
     """
-    if (found := workdir.foreign(folder, "cache")) is not None:
-        raise ConfigError(
-            "was not written by this program", where=str(found), hint="name another cache.dir"
-        )
     path, fields = folder / "key.json", plan.fields[role]
     row = sum(math.prod(x.shape[1:]) * x.dtype.itemsize for x in fields.values())
     fresh = {"key": key, "chunk": max(1, CHUNK_BYTES // row)}
@@ -476,6 +472,7 @@ def open_store(
             raise DamagedFile(f"'chunk' is {stored['chunk']}", where=str(path), hint=CLEAR)
     except MissingFile:
         check_folder(folder, where="cache.dir")
+        workdir.refuse_foreign(folder, "cache")
         stored = fresh
     changes = config_lib.differences(stored["key"], key)
     if changes:

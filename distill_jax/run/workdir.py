@@ -652,14 +652,14 @@ def _enter(
 ) -> str | None:
     """Claims a folder until the stack unwinds; returns where earlier content was moved."""
     with _writable(folder):
-        _refuse_foreign(folder, kind)
+        refuse_foreign(folder, kind)
         made = _make(folder)
         began = {p.name for p in folder.iterdir()}
     leave = _Leave(folder, kind, made, marked=MARK in began)
     stack.push(leave.remove_folders)
     stack.enter_context(hold(folder))
     with _writable(folder):
-        _refuse_foreign(folder, kind)
+        refuse_foreign(folder, kind)
         for path in folder.glob(_TEMPORARY):
             path.unlink(missing_ok=True)
         moved = set_aside(folder, kind) if start_over else None
@@ -698,7 +698,8 @@ class _Leave:
                     path.rmdir()  # of those that are empty
 
 
-def _refuse_foreign(folder: pathlib.Path, kind: str) -> None:
+def refuse_foreign(folder: pathlib.Path, kind: str) -> None:
+    """Raises `UserError` where a folder holds what `foreign` finds."""
     if (found := foreign(folder, kind)) is not None:
         raise UserError(
             "was not written by this program, which would overwrite or delete it",
@@ -822,13 +823,14 @@ class Alike:
     def __init__(self) -> None:
         self._seen: dict[str, tuple[str, dict[str, str]]] = {}
 
-    def check(self, config: ConfigDict, data: Any, label: str) -> None:
-        """Compares with the runs that were seen before, and is seen by those that follow.
+    def check(self, config: ConfigDict, data: Any, label: str, *, done: bool = True) -> None:
+        """Compares a run with those before it.
 
         Args:
           config: of the run.
           data: its `data_checksums`, None where they are not known.
           label: names the run in the message.
+          done: whether it is finished; later runs are compared with it.
 
         Raises:
           ConfigError: a run with the same `data.name` and arguments had other data.
@@ -838,7 +840,9 @@ class Alike:
         group = {k: config.data[k] for k in ("name", "held_out")}
         key = json.dumps(group | {"kwargs": config.data.kwargs.to_dict()}, sort_keys=True)
         origins = {split: found["origin"] for split, found in data.items() if found.get("origin")}
-        first, before = self._seen.setdefault(key, (label, origins))
+        first, before = self._seen.get(key, (label, origins))
+        if done:
+            self._seen.setdefault(key, (label, origins))
         changed = [s for s in origins.keys() & before.keys() if origins[s] != before[s]]
         if changed:
             split = sorted(changed)[0]
