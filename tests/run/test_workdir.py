@@ -20,28 +20,29 @@ from distill_jax.run import checkpoint as checkpoint_lib
 ROOT = pathlib.Path(__file__).parents[2]
 
 
+def arguments(data, folder, *overrides):
+    """A command line of three steps on a file of a few examples."""
+    return [
+        "--config=configs/distill/supervised.py:smoke",
+        f"--workdir={folder}",
+        "--config.data.name=npz_file",
+        "--config.data.kwargs={}",
+        f"--config.data.kwargs.path={data}",
+        "--config.data.train_transforms=scale",
+        "--config.data.eval_transforms=scale",
+        "--config.data.transform_kwargs={}",
+        "--config.roles.student.model=mlp",
+        "--config.roles.student.kwargs.hidden=(4,)",
+        "--config.batch_size=8",
+        "--config.total.steps=3",
+        "--config.checkpoint.every.steps=1",
+        "--config.log.tensorboard=false",
+        *overrides,
+    ]
+
+
 def tiny(data, *overrides):
-    """A config of three steps on a file of a few examples."""
-    return flags.parse(
-        [
-            "main",
-            "--config=configs/distill/supervised.py:smoke",
-            "--workdir=unused",
-            "--config.data.name=npz_file",
-            "--config.data.kwargs={}",
-            f"--config.data.kwargs.path={data}",
-            "--config.data.train_transforms=scale",
-            "--config.data.eval_transforms=scale",
-            "--config.data.transform_kwargs={}",
-            "--config.roles.student.model=mlp",
-            "--config.roles.student.kwargs.hidden=(4,)",
-            "--config.batch_size=8",
-            "--config.total.steps=3",
-            "--config.checkpoint.every.steps=1",
-            "--config.log.tensorboard=false",
-            *overrides,
-        ]
-    ).config
+    return flags.parse(["main", *arguments(data, "unused", *overrides)]).config
 
 
 def write_data(path, seed=0):
@@ -320,14 +321,8 @@ def test_a_folder_that_cannot_be_written_has_a_message(tmp_path, monkeypatch):
 def test_two_starts_at_once_make_one_run(tmp_path):
     """Two whole programs; the one that is refused leaves the other alone."""
     write_data(tmp_path / "data.npz")
-    code = (
-        "import sys; from distill_jax import main; from tests.run import test_workdir as t\n"
-        "from distill_jax.run import flags, loop, workdir; import pathlib\n"
-        "made = t.tiny(sys.argv[1]); folder = pathlib.Path(sys.argv[2])\n"
-        "main.flags.parse = lambda argv: flags.Flags(made, folder, 'train', '', {})\n"
-        "sys.exit(main.main([]))"
-    )
-    command = [sys.executable, "-c", code, str(tmp_path / "data.npz"), str(tmp_path / "run")]
+    module = [sys.executable, "-m", "distill_jax.main"]
+    command = [*module, *arguments(tmp_path / "data.npz", tmp_path / "run")]
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "DISTILL_JAX_CACHE": "off"}
     both = [
         subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=ROOT, env=environment)
