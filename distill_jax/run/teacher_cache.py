@@ -549,7 +549,7 @@ def _only_one(folder: pathlib.Path, say: Callable[[str], None]) -> Iterator[None
             return error.what
 
     with stack:
-        while what := processes.from_first(take, where=str(folder)):
+        while what := processes.from_first(take, where=str(folder / workdir.LOCK)):
             if not told:
                 say(f"waiting for teacher cache {folder}: {what}")
             told = True

@@ -12,9 +12,9 @@ import pytest
 
 from distill_jax.configs import common
 from distill_jax.core import rng, steps
-from distill_jax.core.errors import CheckpointError, ConfigError
+from distill_jax.core.errors import CheckpointError, ConfigError, UserError
 from distill_jax.data.source import example_ids
-from distill_jax.run import build, describe, environment, teacher_cache
+from distill_jax.run import build, describe, environment, teacher_cache, workdir
 from distill_jax.run import config as config_lib
 
 STEPS = 7  # of 32 of 87 examples: 2.6 epochs
@@ -370,3 +370,31 @@ def test_runs_may_make_one_cache_at_the_same_time(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "replace", race)
     teacher_cache.open_store(tmp_path / "teacher", {"key": 1}, plan, "teacher", 8)
     assert [path.name for path in (tmp_path / "teacher").iterdir()] == ["key.json"]
+
+
+def test_a_run_waits_while_another_fills_its_cache(tmp_path, monkeypatch):
+    config = make_config(tmp_path)
+    experiment, frozen = make_experiment(config)
+    hold, refused, said = workdir.hold, [], []
+
+    def busy_once(folder):
+        if not refused:
+            refused.append(folder)
+            raise workdir.InUse("in use by process 7 on far")
+        return hold(folder)
+
+    monkeypatch.setattr(workdir, "hold", busy_once)
+    monkeypatch.setattr(teacher_cache.time, "sleep", lambda seconds: None)
+    experiment.stored_answers(config, frozen, said.append)
+    assert refused == [tmp_path / "teacher"] and len(said) == 2
+    assert said[1] == f"waiting for teacher cache {tmp_path}/teacher: in use by process 7 on far"
+    monkeypatch.setattr(workdir, "hold", pytest.fail)  # a full cache may be read-only
+    experiment.stored_answers(config, frozen, said.append)
+    assert not (tmp_path / "teacher" / workdir.LOCK).exists()
+
+
+def test_a_cache_folder_of_another_program_is_refused(tmp_path):
+    (tmp_path / "00000-00000").mkdir()
+    (tmp_path / "00000-00000/x.npy").write_text("mine")
+    with pytest.raises(UserError, match=r"00000-00000.*not written by this program"):
+        workdir.refuse_foreign(tmp_path, "cache")
