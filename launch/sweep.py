@@ -269,19 +269,39 @@ def main(argv: Sequence[str]) -> int:
     if flags.dry_run or flags.backend == "print":
         print("\n".join(shlex.join(line) for line in lines))
         return 0
-    workdir.mkdir(parents=True, exist_ok=True)
-    stored = workdir / "sweep.json"
-    if stored.exists() and json.loads(stored.read_text()) != json.loads(listing):
-        print(f"error: {workdir} holds another sweep; name another --workdir", file=sys.stderr)
-        return 2
-    stored.write_text(listing)
-    if flags.backend == "slurm":
-        path = workdir / "sweep.sh"
-        path.write_text(script)
-        return subprocess.run(["sbatch", str(path)], check=False).returncode
-    code = run_local(lines, jobs=flags.jobs, folders=folders)
-    print(table(trials, folders))
-    return code
+    from distill_jax.core.errors import UserError
+    from distill_jax.run import workdir as rules
+
+    try:
+        with rules.claim(workdir, "sweep", with_peers=False):
+            stored = workdir / "sweep.json"
+            if not stored.exists():
+                _refuse_logs(folders)
+            elif rules.peek(stored) != json.loads(listing):
+                raise UserError(
+                    "holds another sweep", where=str(workdir), hint="name another --workdir"
+                )
+            rules.write_text(stored, listing)
+            if flags.backend == "slurm":
+                path = workdir / "sweep.sh"
+                rules.write_text(path, script)
+                return subprocess.run(["sbatch", str(path)], check=False).returncode
+            code = run_local(lines, jobs=flags.jobs, folders=folders)
+            print(table(trials, folders))
+            return code
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+
+
+def _refuse_logs(folders: Sequence[pathlib.Path]) -> None:
+    """Refuses logs in the folders of trials that a new sweep would write to."""
+    from distill_jax.core.errors import UserError
+
+    for path in (folder / "log.txt" for folder in folders):
+        if path.exists():
+            hint = "name another --workdir, or move it away"
+            raise UserError("was not written by this sweep", where=str(path), hint=hint)
 
 
 def entry() -> None:

@@ -157,7 +157,8 @@ def make(
     """Opens two whole splits of a prepared data set. Labels are read once; inputs are not.
 
     The provenance's sha256 covers `dataset_info.json` (split sizes and checksums as TFDS wrote
-    them) and the labels, not every record.
+    them), the labels and the files of records: their bytes, or of more than 2 GB their names, sizes
+    and times.
 
     Args:
       name: as in TFDS, with an optional configuration and version (see `find_prepared`).
@@ -224,7 +225,9 @@ def make(
         column = builder.as_data_source(split, decoders=undecoded)
         found = np.array([record[label_key] for record in column])
         labels = checks.as_labels(found, name=split, where=str(folder))
-        sha256 = hashlib.sha256(info_bytes + source.digest(labels).encode()).hexdigest()
+        files = source.files_checksum(map(Path, info.splits[split].filepaths))
+        facts = info_bytes + source.digest(labels).encode() + files.encode()
+        sha256 = hashlib.sha256(facts).hexdigest()
         title = f"{info.full_name} ({part}: {split})"
         return TfdsSource(
             records, labels, input_key, Provenance(title, str(folder), expected, sha256)

@@ -612,6 +612,7 @@ def claim(
     kind: str,
     *,
     start_over: bool = False,
+    with_peers: bool = True,
     say: Callable[[str], None] = print,
 ) -> Iterator[None]:
     """Makes a folder this program's and this process's own for the time of the block.
@@ -624,6 +625,8 @@ def claim(
       folder: need not exist.
       kind: what it holds, a key of `NAMES`.
       start_over: whether what an earlier run has left there is set aside.
+      with_peers: whether processes that JAX knows take part. A launcher must not wake JAX, which
+        takes hold of devices.
       say: prints a line.
 
     Raises:
@@ -631,17 +634,19 @@ def claim(
       UserError: it holds files of another program under names that would be written, holds
         something else of this program, or cannot be written.
     """
-    from distill_jax.run import processes
-
     folder = folder.absolute()
     stack = contextlib.ExitStack()
     with stack:
         if folder in _held and _held[folder].pid == os.getpid():
             yield
             return
-        moved = processes.from_first(
-            lambda: _enter(stack, folder, kind, start_over), where=str(folder)
-        )
+        enter = lambda: _enter(stack, folder, kind, start_over)  # noqa: E731
+        if with_peers:
+            from distill_jax.run import processes
+
+            moved = processes.from_first(enter, where=str(folder))
+        else:
+            moved = enter()
         if moved:
             say(f"set aside what was there: {moved}")
         yield
@@ -684,11 +689,12 @@ class _Leave:
         from distill_jax.run.environment import Preempted
 
         explained = kind is not None and issubclass(kind, (UserError, Preempted, KeyboardInterrupt))
-        if not explained or self.kind != "run" or is_run(self.folder):
+        if not explained:
             return
         with contextlib.suppress(OSError):
-            _clear(self.folder, self.kind)
-            if not self.marked:
+            if self.kind == "run" and not is_run(self.folder):
+                _clear(self.folder, self.kind)
+            if not self.marked and not _named(self.folder, self.kind):
                 (self.folder / MARK).unlink(missing_ok=True)
 
     def remove_folders(self, kind: type[BaseException] | None, *_: Any) -> None:

@@ -14,6 +14,7 @@ import pytest
 
 from distill_jax import main
 from distill_jax.core.errors import CheckpointError, ConfigError, NonFiniteError, UserError
+from distill_jax.data import npz_file, source
 from distill_jax.run import build, config, flags, loop, study, workdir
 from distill_jax.run import checkpoint as checkpoint_lib
 
@@ -151,6 +152,27 @@ def test_a_run_without_a_mark_as_version_0_1_wrote_it_goes_on(copied):
     said = []
     loop.train(made, folder, make_experiment=lambda _: experiment, say=said.append)
     assert "continuing from step 1" in said
+
+
+def test_a_sweep_leaves_what_is_not_its_own(tmp_path, capsys):
+    from launch import sweep
+
+    (tmp_path / "c.py").write_text("def sweep():\n    return {'seed': [0, 1]}\n")
+    args = [f"--config={tmp_path / 'c.py'}", f"--workdir={tmp_path / 'w'}"]
+    for name, text in (("sweep.json", '{"mine": 1}'), ("sweep.sh", "rm"), ("1/log.txt", "mine")):
+        path = tmp_path / "w" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+        before = listing(tmp_path / "w")
+        assert sweep.main([*args, "--backend=slurm"]) == 2
+        assert f"error: {path}: was not written by" in capsys.readouterr().err
+        assert listing(tmp_path / "w") == before
+        path.unlink()
+    with other(tmp_path / "w", 100) as first:
+        assert first.stdout is not None and first.stdout.readline() == "held\n"
+        assert sweep.main(args) == 2
+        first.kill()
+    assert f"in use by process {first.pid}" in capsys.readouterr().err
 
 
 # A start that fails leaves the folder as it was.
@@ -340,6 +362,40 @@ def test_two_starts_at_once_make_one_run(tmp_path):
 
 
 # Data, networks and config by checksum.
+
+
+def test_small_files_are_known_by_their_bytes_and_large_ones_by_a_manifest(tmp_path, monkeypatch):
+    files = [tmp_path / name for name in "ab"]
+    for path in files:
+        path.write_bytes(b"x" * 10)
+        os.utime(path, (0, 0))
+
+    def changed_by(act):
+        before = source.files_checksum(files)
+        act()
+        return source.files_checksum(files) != before
+
+    assert source.manifest(files) == ""
+    assert not changed_by(lambda: os.utime(files[1], (5, 5)))
+    assert changed_by(lambda: files[1].write_bytes(b"y" * 10))
+    monkeypatch.setattr(source, "WHOLE_BYTES", 19)
+    assert source.files_checksum(files) == source.manifest(files) != ""
+    assert changed_by(lambda: os.utime(files[1], (7, 7)))
+    os.utime(files[0], (7, 7))
+    swap = lambda: (files[0].rename(tmp_path / "c"), files[1].rename(files[0]))  # noqa: E731
+    assert not changed_by(lambda: (swap(), (tmp_path / "c").rename(files[1])))
+
+
+def test_a_large_folder_of_arrays_is_not_read_for_its_checksum(tmp_path, monkeypatch):
+    for part in ("train", "test"):
+        np.save(tmp_path / f"x_{part}.npy", np.zeros((40, 4, 4, 1), np.uint8))
+        np.save(tmp_path / f"y_{part}.npy", np.arange(40) % 4)
+    whole = npz_file.make(path=str(tmp_path)).test.provenance.sha256
+    monkeypatch.setattr(source, "WHOLE_BYTES", 100)
+    monkeypatch.setattr(source, "digest", pytest.fail)
+    listed = npz_file.make(path=str(tmp_path)).test.provenance.sha256
+    os.utime(tmp_path / "x_train.npy", (0, 0))
+    assert len({whole, listed, npz_file.make(path=str(tmp_path)).test.provenance.sha256}) == 3
 
 
 def test_a_run_goes_on_with_the_data_it_began_with(begun, tmp_path):
