@@ -86,6 +86,7 @@ class Experiment:
     resident: bool
     trusted: Collection[str]
     cache: teacher_cache.Plan | None = None
+    notes: tuple[str, ...] = ()
     _compiled: dict[Any, Any] = dataclasses.field(default_factory=dict)
 
     def variant(self, step: int) -> str:
@@ -124,7 +125,7 @@ class Experiment:
             *preflight.check(self, raw=raw, evaluate=evaluate, alone=alone),
         ]
         self._compiled["doubts"] = doubts
-        for doubt in doubts:
+        for doubt in (*self.notes, *doubts):
             say(f"warning: {doubt}")
 
     @functools.cached_property
@@ -1040,7 +1041,7 @@ def build(
     with explained(f"{config.objective.name} fails on these networks", where="objective"):
         shapes = state.infer_shapes(objective, models, batch)
     _check_classes(config, shapes, dataset, objective.auxiliary)
-    _check_starts(config, models, shapes, trainable)
+    notes = _check_starts(config, models, shapes, trainable)
     if isinstance(objective, Weighed):
         for role, path in weighing.dead_parameters(objective, models, shapes):
             raise ConfigError(
@@ -1081,6 +1082,7 @@ def build(
         resident=resident,
         trusted=trusted,
         cache=cache,
+        notes=tuple(notes),
     )
 
 
@@ -1321,29 +1323,51 @@ def _check_starts(
     models: Mapping[Role, Model],
     shapes: state.Shapes,
     trainable: tuple[Role, ...],
-) -> None:
-    """Refuses networks from outside the package that start alike whatever the seed.
+) -> list[str]:
+    """Looks for weights that start alike whatever the seed, in networks from outside the package.
 
-    One that starts from a checkpoint has its weights from there. Weights that are constant within
-    each array, such as zeros, are nobody's choice of a seed.
+    A network that starts from a checkpoint has its weights from there. Weights that are constant
+    within each array, such as zeros, are nobody's choice of a seed.
+
+    Returns:
+      Warnings about networks of which a part starts alike.
+
+    Raises:
+      ConfigError: no weight of a network depends on the seed.
     """
-    key = jax.eval_shape(lambda: jax.random.key(0))
+    found = []
     for role in trainable:
-        if ":" not in (config.roles[role].model or "") or config.roles[role].init:
+        name = config.roles[role].model or ""
+        if ":" not in name or config.roles[role].init:
             continue
-        init, inputs = models[role].init, shapes.roles[role].inputs
-        start = lambda key, *inputs, init=init: init(key, *inputs)[0]  # noqa: E731
-        facts = jax.tree.leaves(structure.facts_of(start, key, *inputs), is_leaf=structure.is_fact)
-        if not facts or any(fact.inputs & 1 for fact in facts):
-            continue
-        weights = start(jax.random.key(0), *state.zeros(inputs))
-        if any(np.ptp(x) for x in jax.tree.leaves(jax.device_get(weights))):
+        alike, some_differ = _alike(models[role], shapes.roles[role].inputs)
+        if alike and not some_differ:
             raise ConfigError(
-                f"{config.roles[role].model} starts from the same weights whatever the seed",
+                f"{name} starts from the same weights whatever the seed",
                 where=f"roles.{role}.model",
                 hint="build the network from an argument rngs (nnx.Rngs), which comes from the "
                 f"seed; roles.{role}.init names the run that a network starts from",
             )
+        if alike:
+            more = f" and {len(alike) - 3} more" if len(alike) > 3 else ""
+            listed = ", ".join(alike[:3]) + more
+            found.append(f"roles.{role}.model: {listed} start alike whatever the seed")
+    return found
+
+
+def _alike(model: Model, inputs: tuple[Any, ...]) -> tuple[list[str], bool]:
+    """Returns parameters that start neither constant nor by the key, and whether any does by it."""
+
+    def start(key, *inputs):
+        return partition.named_leaves(model.init(key, *inputs)[0])
+
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    facts = structure.facts_of(start, key, *inputs)
+    fixed = [name for name, fact in facts.items() if not fact.inputs & 1]
+    ran = jax.jit(lambda: {n: start(jax.random.key(0), *state.zeros(inputs))[n] for n in fixed})
+    values = jax.device_get(ran()) if fixed else {}
+    alike = [name for name in fixed if np.ptp(np.asarray(values[name], np.float64))]
+    return alike, len(fixed) < len(facts)
 
 
 def check_metric(experiment: Experiment, metric: str, *, where: str) -> None:

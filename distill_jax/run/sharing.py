@@ -3,7 +3,7 @@
 Meant to be handed on are `report.html`, `result.json`, `eval.json`, `env.json`, `study.json`,
 `table.txt`, `metrics.jsonl`, `alarms.jsonl`, the `.npz` files and `tensorboard/`. Private are
 `config.json` and `checkpoints/`, which name data and other runs by path so that a run can go on,
-`heartbeat.json` and `stall.txt`, which name the host, and the lock of a folder.
+`heartbeat.json`, `stall.txt`, `crash.txt` and the lock of a folder, which name host and files.
 """
 
 import pathlib

@@ -123,6 +123,13 @@ def fixed(num_classes, *, rngs):
     return Net(num_classes, nnx.Rngs(0))
 
 
+def pretrained(num_classes, *, rngs):
+    """Has a body of its own weights and a new head."""
+    net = Net(num_classes, nnx.Rngs(0))
+    net.head = nnx.Linear(8, num_classes, rngs=rngs)
+    return net
+
+
 def nothing(num_classes, *, rngs):
     del num_classes, rngs
     return 3

@@ -100,6 +100,15 @@ def test_what_cannot_be_trained_is_refused(symbol, message):
         build.build(make_config(symbol), shapes_only=True)
 
 
+def test_a_part_that_starts_alike_is_warned_of():
+    said = []
+    for symbol in ("pretrained", "Net"):
+        experiment = build.build(make_config(symbol), shapes_only=True)
+        experiment.say_doubts(said.append, alone=True)
+    alike = "roles.student.model: body/kernel start alike whatever the seed"
+    assert [line for line in said if "alike" in line] == [f"warning: {alike}"]
+
+
 def test_a_start_from_zeros_is_no_fixed_start():
     build.build(make_config("Zeros"), shapes_only=True)
 
@@ -138,6 +147,7 @@ def test_a_study_of_such_networks_side_by_side(tmp_path):
         assert found["status"] == "done" and found["compute"]["side_by_side"] == 2
 
 
+@pytest.mark.slow
 def test_such_a_run_resumes_bitwise(tmp_path, monkeypatch):
     config = make_config("Net")
     loop.train(config, tmp_path / "whole", say=lambda line: None)
