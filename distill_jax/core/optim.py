@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from distill_jax.core import ranges
 from distill_jax.core.api import Array, Params, PyTree
 from distill_jax.core.errors import ConfigError, nearest
 
@@ -49,6 +50,20 @@ OPTIMIZERS: Mapping[str, _Kind] = {
     "lars": _Kind(optax.lars, {}, "own", ("weight_decay_mask", "trust_ratio_mask")),
     "lamb": _Kind(optax.lamb, {}, "own", ("mask",)),
 }
+
+_RANGES = {
+    "momentum": "[0, 1)",
+    "b1": "[0, 1)",
+    "b2": "[0, 1)",
+    "eps": "(0, inf)",  # 0 divides 0 by 0 where a gradient never was
+    "eps_root": "[0, inf)",
+    "trust_coefficient": "(0, inf)",
+    "final": "[0, inf)",
+    "factor": "(0, inf)",
+    "timescale": "(0, inf)",
+}
+_SWITCHES = ("nesterov",)
+_DTYPES = ("accumulator_dtype", "mu_dtype")
 
 _MANAGED = ("learning_rate", "weight_decay", "mask", "weight_decay_mask", "trust_ratio_mask")
 
@@ -239,6 +254,30 @@ def _check_keywords(
     for key, parameter in accepted.items():
         if parameter.default is inspect.Parameter.empty and key not in kwargs:
             raise ConfigError(f"{label} needs {key!r}", where=where, hint=f"set {where}.{key}")
+    for key, value in kwargs.items():
+        default = accepted[key].default
+        if key in _SWITCHES:
+            if not isinstance(value, bool):
+                raise ConfigError(f"{value!r} is no switch", where=f"{where}.{key}", hint="true")
+        elif key in _DTYPES:
+            _check_dtype(value, where=f"{where}.{key}")
+        elif key in _RANGES and not (value is None and default is None):
+            interval = _RANGES[key]
+            if default == 0:  # where the published value is an end, it is in the range
+                interval = interval.replace("(0,", "[0,")
+            if value is None or isinstance(value, (tuple, list)):
+                raise ConfigError(f"{key} is {value}", where=f"{where}.{key}", hint="one number")
+            ranges.within(interval, where=where, **{key: value})
+
+
+def _check_dtype(value: Any, *, where: str) -> None:
+    try:
+        fits = value is None or jnp.issubdtype(jnp.dtype(value), jnp.floating)
+    except TypeError:
+        fits = False
+    if not fits:
+        hint = "float32, bfloat16, or none for that of the parameters"
+        raise ConfigError(f"{value!r} is no type of floating-point numbers", where=where, hint=hint)
 
 
 def decayed(params: Mapping[str, Params], rules: Rules) -> PyTree:

@@ -104,7 +104,7 @@ class Experiment:
             return ("inner",)
         return ("outer",) if (self.outer.every, self.outer.warmup) == (1, 0) else ("inner", "outer")
 
-    def say_doubts(self, say: Callable[[str], None], *, alone: bool) -> None:
+    def say_doubts(self, say: Callable[[str], None], *, alone: bool, planned: bool = False) -> None:
         """Refuses what would do nothing of what the config says, and says what may not, once.
 
         See `run/preflight.py`; it traces the step on shapes.
@@ -112,6 +112,7 @@ class Experiment:
         Args:
           say: prints a line.
           alone: whether this is a run by itself, not an arm of a study.
+          planned: whether nothing is run, so that it may need more memory than there is here.
 
         Raises:
           ConfigError: something certainly does nothing.
@@ -122,7 +123,7 @@ class Experiment:
         evaluate = self.transform(train=False)
         doubts = [
             *self.data.warnings,
-            *preflight.check(self, raw=raw, evaluate=evaluate, alone=alone),
+            *preflight.check(self, raw=raw, evaluate=evaluate, alone=alone, planned=planned),
         ]
         self._compiled["doubts"] = doubts
         for doubt in (*self.notes, *doubts):

@@ -48,7 +48,7 @@ def describe(config: ConfigDict, *, trusted: Collection[str] | None = None) -> s
     """
     experiment = build_lib.build(config, shapes_only=True, trusted=trusted)
     warnings: list[str] = []
-    experiment.say_doubts(warnings.append, alone=not config.study.arms)
+    experiment.say_doubts(warnings.append, alone=not config.study.arms, planned=True)
     compiled = {
         variant: experiment.compile_step(build_lib.feed_shapes(experiment, variant), variant)
         for variant in experiment.variants

@@ -8,7 +8,8 @@ class Finding(NamedTuple):
 
     Attributes:
       kind: "mistake"; "doubt"; "comparison", what only a study may want, a mistake elsewhere and a
-        doubt there; or "unused", a mistake but where an arm has inherited it.
+        doubt there; "unused", a mistake but where an arm has inherited it; or "memory", a mistake
+        but where nothing is run.
       what: one sentence without a full stop.
       where: the config path.
       hint: what would be right.

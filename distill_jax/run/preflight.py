@@ -56,11 +56,21 @@ _VALUES = ("normalize", "scale", "downscale")
 PROBED_ROWS = 32
 """Examples in the batch of random outputs that shows which terms are constant."""
 
+LARGEST_PROBED = 2**28
+"""Numbers in an output, above which no such batch is drawn."""
+
 LABELS = frozenset({"label", "label_probs"})
 """Parts of a batch that say what a label is."""
 
 
-def check(experiment: "Experiment", *, raw: Batch, evaluate: Transform, alone: bool) -> list[str]:
+def check(
+    experiment: "Experiment",
+    *,
+    raw: Batch,
+    evaluate: Transform,
+    alone: bool,
+    planned: bool = False,
+) -> list[str]:
     """Returns doubts about an experiment, one line each.
 
     Args:
@@ -68,13 +78,15 @@ def check(experiment: "Experiment", *, raw: Batch, evaluate: Transform, alone: b
       raw: shapes of a batch as the source gives it.
       evaluate: the transform of evaluation batches.
       alone: whether it is a run by itself, not an arm of a study.
+      planned: whether nothing is run here.
 
     Raises:
       ConfigError: the first mistake.
     """
     doubts = []
     for finding in findings(experiment, raw=raw, evaluate=evaluate):
-        if finding.kind == "mistake" or (finding.kind != "doubt" and alone):
+        refused = {"mistake": True, "doubt": False, "memory": not planned}
+        if refused.get(finding.kind, alone):
             raise ConfigError(finding.what, where=finding.where, hint=finding.hint)
         if finding.kind != "unused":
             doubts.append(f"{finding.where}: {finding.what}")
@@ -545,6 +557,8 @@ def constant_terms(experiment: "Experiment") -> dict[str, float]:
         random = np.random.default_rng(0)
 
         def normal(shape: Sequence[int]) -> Array:
+            if math.prod(shape) > LARGEST_PROBED:
+                raise ValueError(f"outputs of shape {shape}")
             few = min(math.prod(shape), len(pool) // 2)
             start = int(random.integers(len(pool) - few))
             return jnp.resize(pool[start : start + few], shape)

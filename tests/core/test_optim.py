@@ -1,5 +1,7 @@
 """Update formulas against NumPy transcriptions, schedules at their boundaries, decay rules."""
 
+import inspect
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -195,6 +197,12 @@ def test_without_warmup_training_starts_at_the_peak():
         ),
         ("sgd", {"warmup_steps": 10}, ["optim.warmup", "10 steps"]),
         ("adam", {"weight_decay": 0.1}, ["optim.weight_decay", "adamw"]),
+        ("sgd", {"kwargs": {"momentum": "high"}}, ["optim.kwargs.momentum", "'high'", "below 1"]),
+        ("sgd", {"kwargs": {"nesterov": 1}}, ["optim.kwargs.nesterov: 1 is no switch"]),
+        ("sgd", {"kwargs": {"accumulator_dtype": "int8"}}, ["optim.kwargs.accumulator_dtype"]),
+        ("adam", {"kwargs": {"mu_dtype": "flout32"}}, ["optim.kwargs.mu_dtype", "bfloat16"]),
+        ("adam", {"kwargs": {"b1": None}}, ["optim.kwargs.b1: b1 is None"]),
+        ("adam", {"kwargs": {"eps": 0.0}}, ["optim.kwargs.eps: eps is 0.0", "above 0"]),
     ],
 )
 def test_mistakes_are_named(name, changes, expected):
@@ -257,3 +265,26 @@ def test_names_of_the_config_comments_exist():
         text = file.read()
     assert " | ".join(optim.OPTIMIZERS) in text
     assert " | ".join(optim.SCHEDULES) in text
+
+
+NUMBERS = {
+    (name, key)
+    for name, kind in optim.OPTIMIZERS.items()
+    for key in inspect.signature(kind.make).parameters
+    if key not in (*optim._MANAGED, *optim._SWITCHES, *optim._DTYPES)
+}
+
+
+@pytest.mark.parametrize(("name", "key"), sorted(NUMBERS))
+@pytest.mark.parametrize("value", [-1.0, float("nan"), float("inf"), "small", (0.9,), True])
+def test_every_number_of_an_optimizer_has_a_range(name, key, value):
+    with pytest.raises(ConfigError, match=rf"optim\.kwargs\.{key}: {key} is"):
+        make(name, kwargs={key: value})
+    if key in ("b1", "b2", "momentum"):
+        with pytest.raises(ConfigError, match="below 1"):
+            make(name, kwargs={key: 2.0})
+
+
+def test_the_keywords_of_optimizers_are_all_known():
+    """A new keyword of optax needs a range, or to be named among switches and types."""
+    assert {key for _, key in NUMBERS} <= set(optim._RANGES)

@@ -3,11 +3,15 @@
 import dataclasses
 import functools
 import re
+import types
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
-from distill_jax.core import state
+from distill_jax.core import optim, state
 from distill_jax.core.errors import ConfigError
 from distill_jax.run import build, flags, hyperparameters, resolve
 from distill_jax.run import config as config_lib
@@ -129,3 +133,106 @@ def test_a_refusal_comes_before_training():
         experiment("configs/ssl/dino.py:smoke", objective__kwargs__frozen_epochs=9.0).say_doubts(
             print, alone=True
         )
+
+
+# Memory.
+
+
+def wide(width):
+    kwargs = {"roles__student__model": "mlp", "roles__student__kwargs__hidden": (width,)}
+    return experiment("configs/distill/supervised.py:smoke", **kwargs)
+
+
+def test_what_cannot_fit_is_refused_on_shapes():
+    found = wide(10**9)
+    with pytest.raises(ConfigError, match=r"roles\.student\.kwargs: 9[\d,.e+]+ GiB of .* hold"):
+        found.say_doubts(print, alone=False)
+    said = []
+    wide(10**9 + 1).say_doubts(said.append, alone=True, planned=True)
+    assert any("roles.student.kwargs" in line for line in said)
+
+
+def test_the_bytes_of_a_run(monkeypatch):
+    """Parameters, momentum and counter, and a batch of float images with labels and bookkeeping."""
+    found = wide(50)
+    parameters = 256 * 50 + 50 + 50 * 4 + 4
+    batch = 32 * (256 + 1 + 1 + 1 + 1)  # pixels, label, mask, index, epoch
+    optimizer = sum(
+        x.size * x.dtype.itemsize for x in jax.tree.leaves(found.abstract_state.opt_state)
+    )
+    assert 4 * parameters <= optimizer <= 4 * parameters + 16
+    least = 4 * parameters + optimizer + 4 * batch
+    monkeypatch.setattr(hyperparameters, "memory_limit", lambda: least)
+    assert not list(hyperparameters.of_memory(found))
+    monkeypatch.setattr(hyperparameters, "memory_limit", lambda: least - 1)
+    [finding] = hyperparameters.of_memory(found)
+    assert finding.kind == "memory"
+
+
+# Geometry.
+
+
+def test_a_grid_of_the_same_number_of_tokens_is_refused():
+    spec, path = "configs/ssl/mae.py:smoke", "roles__decoder__kwargs__grid"
+    assert not list(hyperparameters.of_geometry(experiment(spec)))
+    [finding] = hyperparameters.of_geometry(experiment(spec, **{path: (2, 8)}))
+    assert finding.where == "roles.decoder.kwargs.grid" and finding.hint == "(4, 4)"
+
+
+def stub(shape, outputs=None, objective=None, **kwargs):
+    """What `of_geometry` reads of an experiment on inputs `shape`."""
+    config = config_lib.base()
+    config.roles.student = config_lib.role("vit", **kwargs)
+    inputs = (jax.ShapeDtypeStruct((2, *shape), np.float32), jax.ShapeDtypeStruct((2, 3), np.int32))
+    seen = state.RoleShapes(inputs, {}, {}, outputs or {})
+    shapes = types.SimpleNamespace(roles={"student": seen}, batch={"input": inputs[0], "hidden": 0})
+    return types.SimpleNamespace(config=config, shapes=shapes, objective=objective)
+
+
+def test_masks_of_a_clip_are_of_the_patches_of_the_network():
+    """Patches of 4 x 4 in one frame and of 2 x 2 in four are as many."""
+    fake = stub((8, 16, 16, 1), patch_size=4, tubelet=1)
+    for patch, tubelet, wrong in ((4, 1, []), (2, 4, ["patch_size", "tubelet"])):
+        masks = {"patch_size": patch, "tubelet": tubelet}
+        fake.config.data.transform_kwargs = {"tube_masks": masks}
+        found = list(hyperparameters.of_geometry(fake))
+        assert [f.where.rpartition(".")[2] for f in found] == wrong
+
+
+@pytest.mark.parametrize(("shape", "refused"), [((16, 36, 1), True), ((24, 24, 1), False)])
+def test_tokens_are_a_square_map_on_square_images_alone(shape, refused):
+    outputs = {"stage1": jax.ShapeDtypeStruct((2, 36, 8), np.float32)}
+    objective = types.SimpleNamespace(student_stages=("stage1",))
+    fake = stub(shape, outputs, objective)
+    found = [f.where for f in hyperparameters.of_geometry(fake)]
+    assert found == ["objective.kwargs.student_stages"] * refused
+
+
+# Optimizers whose update has no derivative.
+
+
+def by_comparison():
+    update = lambda g: jnp.where(g > 0, -0.1, 0.1)  # noqa: E731
+    return optax.stateless(lambda grads, params: jax.tree.map(update, grads))
+
+
+@pytest.mark.parametrize(
+    ("name", "make", "works"),
+    [
+        *((name, None, True) for name in optim.OPTIMIZERS),
+        ("sign", lambda learning_rate: optax.sign_sgd(learning_rate), False),
+        ("lion", lambda learning_rate: optax.lion(learning_rate), False),
+        ("compares", lambda learning_rate: by_comparison(), False),
+    ],
+)
+def test_the_weigher_learns_through_the_optimizer(name, make, works, monkeypatch):
+    base = experiment("configs/bilevel/tgeo_kd.py:smoke")
+    if make is not None:
+        kind = optim.OPTIMIZERS["sgd"]._replace(make=make)
+        monkeypatch.setattr(optim, "OPTIMIZERS", {**optim.OPTIMIZERS, name: kind})
+    arguments = build._schedule_args(base.config, base.steps_per_epoch, base.total_steps)
+    kwargs = {} if name in ("sgd", "momentum", "nesterov") else {"weight_decay": 0.0}
+    arguments |= {"name": name, "kwargs": {}, **kwargs}
+    inner, _ = optim.make_optimizer(total_steps=base.total_steps, **arguments)
+    found = dataclasses.replace(base, tx=base.tx._replace(inner=inner))
+    assert (not list(hyperparameters.of_optimizer(found))) == works
