@@ -22,6 +22,7 @@ _NAMES = {
     "from_linen": "models.adapters",
     "from_nnx": "models.adapters",
     "to_nnx": "models.adapters",
+    "load": "run.load",
 }
 """Public names, by the module that defines them."""
 
@@ -42,6 +43,7 @@ __all__ = [
     "from_linen",
     "from_nnx",
     "hypergradient",
+    "load",
     "losses",
     "models",
     "objectives",
@@ -54,6 +56,7 @@ if TYPE_CHECKING:
     from distill_jax.core.bilevel import Bilevel
     from distill_jax.core.hypergradient import hypergradient
     from distill_jax.models.adapters import from_linen, from_nnx, to_nnx
+    from distill_jax.run.load import load
     from distill_jax.trainer import Options, Trainer, TrainerState
 
 

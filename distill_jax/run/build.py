@@ -84,6 +84,7 @@ class Experiment:
     total_steps: int
     steps_per_epoch: float
     resident: bool
+    image_size: int
     trusted: Collection[str]
     cache: teacher_cache.Plan | None = None
     notes: tuple[str, ...] = ()
@@ -133,6 +134,33 @@ class Experiment:
     def overlaps(self) -> Mapping[str, checks.Overlap]:
         """What of the other parts is in the training part, see `checks.overlaps`."""
         return checks.overlaps(self.dataset)
+
+    @functools.cached_property
+    def signature(self) -> dict[str, Any]:
+        """What it takes to apply the trained networks elsewhere; JSON-like.
+
+        `input` is the shape and type of one raw example, `networks` the model and arguments of each
+        network that a checkpoint holds, `statistics` the mean and deviation of the training part
+        where evaluation normalizes by them.
+        """
+        data = self.config.data
+        one = self.dataset.train.read(np.zeros(1, np.int64))["input"]
+        own = data.transform_kwargs.get("normalize", {}).get("mean") is None
+        statistics = None
+        if "normalize" in data.eval_transforms and own:
+            statistics = [np.asarray(x).tolist() for x in checks.statistics(self.dataset.train)]
+        networks = {}
+        for role in (*self.trainable, *self.ema):
+            name, kwargs = _role_spec(self.config, role)
+            networks[role] = {"model": name, "kwargs": kwargs}
+        return {
+            "input": jax.tree.map(lambda x: {"shape": x.shape[1:], "dtype": str(x.dtype)}, one),
+            "classes": self.dataset.classes,
+            "cardinalities": self.dataset.cardinalities,
+            "image_size": self.image_size,
+            "statistics": statistics,
+            "networks": networks,
+        }
 
     @functools.cached_property
     def init(self) -> Callable:
@@ -711,11 +739,22 @@ def _with_sharding(x, sharding) -> jax.ShapeDtypeStruct:
 
 
 def make_transform(
-    config: ConfigDict, dataset: Dataset, *, train: bool, trusted: Collection[str] = ()
+    config: ConfigDict,
+    dataset: Dataset,
+    *,
+    train: bool,
+    trusted: Collection[str] = (),
+    statistics: Callable[[], tuple[Any, Any]] | None = None,
 ) -> Transform:
     """Builds the transforms of training or evaluation batches, in the order of the config.
 
-    `trusted` as in `resolve`.
+    Args:
+      config: a config.
+      dataset: gives the number of classes and, unless given, the statistics.
+      train: whether the batches are those of training.
+      trusted: as in `resolve`.
+      statistics: returns mean and deviation, for `normalize` without numbers; by default those of
+        the training part.
     """
     key = "train_transforms" if train else "eval_transforms"
     made = {}
@@ -734,7 +773,7 @@ def make_transform(
             where=where,
             provided={
                 "num_classes": len(dataset.classes),
-                "statistics": functools.partial(checks.statistics, dataset.train),
+                "statistics": statistics or functools.partial(checks.statistics, dataset.train),
             },
         )()
     if not train:
@@ -884,17 +923,51 @@ def _make_models(
                 where=f"roles.{role}.{differs}",
                 hint="leave model and kwargs out",
             )
-        make = resolve("models", name, where=f"roles.{role}.model", trusted=trusted)
-        where = f"roles.{role}.kwargs"
-        asked = {**provided, **adapters.LATER}
-        bound = bind(make, kwargs, where=where, provided=asked)
-        with explained("fails with these arguments", where=where):
-            try:
-                models[role] = adapters.build(bound)
-            except ConfigError as e:
-                where = e.where or f"roles.{role}.model"
-                raise ConfigError(e.what, where=where, hint=e.hint) from e
-    return {r: _wide(m) for r, m in models.items()} if config.precision == "float64" else models
+        made = make_model(name, kwargs, role=role, provided=provided, trusted=trusted)
+        models[role] = _wide(made) if config.precision == "float64" else made
+    return models
+
+
+def make_model(
+    name: str,
+    kwargs: Mapping[str, Any],
+    *,
+    role: Role,
+    provided: Mapping[str, Any],
+    trusted: Collection[str],
+) -> Model:
+    """Builds a network.
+
+    Args:
+      name: of a module in `distill_jax.models`, or `package.module:Symbol`.
+      kwargs: its arguments.
+      role: its role, for errors.
+      provided: from `provided_to_models`.
+      trusted: as in `resolve`.
+
+    Raises:
+      ConfigError: there is no such network, or it does not take these arguments.
+    """
+    make = resolve("models", name, where=f"roles.{role}.model", trusted=trusted)
+    where = f"roles.{role}.kwargs"
+    bound = bind(make, kwargs, where=where, provided={**provided, **adapters.LATER})
+    with explained("fails with these arguments", where=where):
+        try:
+            return adapters.build(bound)
+        except ConfigError as e:
+            where = e.where or f"roles.{role}.model"
+            raise ConfigError(e.what, where=where, hint=e.hint) from e
+
+
+def provided_to_models(
+    classes: Collection[str], cardinalities: Collection[int], image_size: int | None
+) -> dict[str, Any]:
+    """Returns arguments of networks that come from the data where the config has none."""
+    return {
+        "num_classes": len(classes),
+        "image_size": image_size,
+        "cardinalities": tuple(cardinalities),
+    }
 
 
 def _wide(model: Model) -> Model:
@@ -1027,12 +1100,8 @@ def build(
         measurements=_measurements(config, total_steps, steps_per_epoch),
     )
     warnings += [f"data.held_out: {small}"] if small else []
-    image_shape = jax.tree.leaves(batch["input"])[0].shape
-    provided = {
-        "num_classes": len(dataset.classes),
-        "image_size": image_shape[1],
-        "cardinalities": dataset.cardinalities,
-    }
+    image_size = jax.tree.leaves(batch["input"])[0].shape[1]
+    provided = provided_to_models(dataset.classes, dataset.cardinalities, image_size)
     models = _make_models(config, provided, trusted)
     teacher = teacher_cache.find_teacher(config, trusted) if config.cache.teacher else None
     if teacher is not None:
@@ -1081,6 +1150,7 @@ def build(
         total_steps=total_steps,
         steps_per_epoch=steps_per_epoch,
         resident=resident,
+        image_size=image_size,
         trusted=trusted,
         cache=cache,
         notes=tuple(notes),

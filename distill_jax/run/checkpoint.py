@@ -529,10 +529,14 @@ def _check_structure(folder: pathlib.Path, item: str, like: PyTree, *, part: str
         )
 
 
-def find_step(path: pathlib.Path, *, where: str) -> pathlib.Path:
+def find_step(path: pathlib.Path, *, where: str, step: int | str = "best") -> pathlib.Path:
     """Returns the step folder that a path means: a step, a `checkpoints` folder, or a run.
 
-    Of several steps the best by the selection metric is taken, else the newest.
+    Args:
+      path: the folder.
+      where: what the path is from, for errors.
+      step: of several steps "best" is the best by the selection metric, or the newest where none
+        was measured; "last" is the newest; a number is that step.
 
     Raises:
       CheckpointError: there is none.
@@ -553,6 +557,12 @@ def find_step(path: pathlib.Path, *, where: str) -> pathlib.Path:
             where=where,
             hint="give a run folder, or one step of its checkpoints folder",
         )
+    if step != "best":
+        wanted = steps[-1] if step == "last" else step
+        if wanted not in steps:
+            available = nearest(str(step), ["best", "last", *map(str, steps)])
+            raise CheckpointError(f"{folder} has no step {step}", where=where, hint=available)
+        return folder / str(wanted)
     best = checkpointer.best()
     missing = checkpointer.missing()
     if missing:
@@ -619,7 +629,7 @@ def read_network(
     *,
     role: Role = "student",
     part: str = "",
-    like: tuple[Params, State],
+    like: tuple[Params, State] | None,
     where: str,
 ) -> tuple[Params, State]:
     """Reads one network of a checkpoint as host arrays, whatever optimizer trained it.
@@ -630,7 +640,7 @@ def read_network(
       part: name of the layer whose parameters are read in place of the whole network's,
         `layer/layer` where it is inside another; a network of that layer has no state. "*" reads
         those layers that the network has, and leaves the others of the stored one.
-      like: `(params, state)` as shapes.
+      like: `(params, state)` as shapes; None reads what is stored.
       where: config path to name in errors.
 
     Raises:
@@ -642,17 +652,22 @@ def read_network(
 
     folder = find_step(path, where=where)
     verify(folder)
-    tree = {"params": like[0], "state": like[1]}
-    try:
-        _check_structure(folder, ROLE + role, tree, part=part)
-    except CheckpointError as e:
-        hint = "give the model and the kwargs that it was trained with"
-        if "/positions: (" in e.what:
-            hint = "learned positions are of one size of image: give that on which it was trained"
-        raise CheckpointError(e.what, where=f"{where}: {e.where}", hint=hint) from e
-    if part:
+    wanted = None if like is None else {"params": like[0], "state": like[1]}
+    if wanted is not None:
+        try:
+            _check_structure(folder, ROLE + role, wanted, part=part)
+        except CheckpointError as e:
+            hint = "give the model and the kwargs that it was trained with"
+            if "/positions: (" in e.what:
+                hint = (
+                    "learned positions are of one size of image: give that on which it was trained"
+                )
+            raise CheckpointError(e.what, where=f"{where}: {e.where}", hint=hint) from e
+    if wanted is None or part:
         stored = _stored_shapes(folder, ROLE + role)
         tree = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), stored)
+    else:
+        tree = wanted
     restore_args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
     handler = ocp.PyTreeCheckpointHandler()
     item = handler.restore(
@@ -660,7 +675,7 @@ def read_network(
         args=ocp.args.PyTreeRestore(tree, restore_args=restore_args),
     )
     if part == ANY:
-        item = _common(item, {"params": like[0], "state": like[1]})
+        item = _common(item, wanted)
     elif part:
         return _layer(item["params"], part), {}
     return item["params"], item["state"]

@@ -283,15 +283,15 @@ def flatten(config: Mapping[str, Any] | ConfigDict, prefix: str = "") -> dict[st
         if isinstance(value, (Mapping, ConfigDict)) and len(value):
             flat |= flatten(value, f"{prefix}{key}.")
         else:
-            flat[f"{prefix}{key}"] = {} if isinstance(value, ConfigDict) else _tuples(value)
+            flat[f"{prefix}{key}"] = {} if isinstance(value, ConfigDict) else tuples(value)
     return flat
 
 
-def _tuples(value: Any) -> Any:
+def tuples(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
-        return tuple(_tuples(item) for item in value)
+        return tuple(tuples(item) for item in value)
     if isinstance(value, dict):  # inside a tuple: arguments of the transforms of a view
-        return {key: _tuples(item) for key, item in value.items()}
+        return {key: tuples(item) for key, item in value.items()}
     return value
 
 
@@ -348,7 +348,7 @@ def _spread(values: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     for path, value in values.items():
         if isinstance(value, str) and value.lstrip().startswith("{"):
             with contextlib.suppress(ValueError, SyntaxError):  # a string such as "{seed}"
-                value = _tuples(ast.literal_eval(value.strip()))
+                value = tuples(ast.literal_eval(value.strip()))
         if isinstance(value, (Mapping, ConfigDict)) and len(value):
             yield from flatten(value, f"{path}.").items()
         else:
@@ -475,7 +475,7 @@ def _coerce(value: Any, kind: type, *, optional: bool, path: str) -> Any:
     if kind is float and type(value) is int:
         return float(value)
     if kind is tuple and isinstance(value, list):
-        return _tuples(value)
+        return tuples(value)
     if not _is_a(value, kind):
         raise _mistyped(value, kind, path)
     return value
@@ -495,7 +495,7 @@ def _literal(text: str) -> Any:
     if text.lower() in ("true", "false", "none"):
         text = text.capitalize()
     try:
-        return _tuples(ast.literal_eval(text))
+        return tuples(ast.literal_eval(text))
     except (ValueError, SyntaxError):
         return text
 
@@ -509,7 +509,7 @@ def _tuple(text: str) -> tuple[Any, ...]:
             raise
         parts = re.findall(r"""(?:'[^']*'|"[^"]*"|[^,])+""", text)
         value = tuple(_literal(part.strip()) for part in parts if part.strip())
-    return _tuples(value) if isinstance(value, (tuple, list)) else (value,)
+    return tuples(value) if isinstance(value, (tuple, list)) else (value,)
 
 
 def arms(config: ConfigDict) -> dict[str, dict[str, Any]]:

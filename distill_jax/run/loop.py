@@ -626,6 +626,7 @@ class Run:
         meta = {
             "config": json.loads(config_lib.to_json(self.config)),
             "inputs": self.inputs,
+            "signature": self.experiment.signature,
             "environment": workdir_lib.arithmetic(self.environment),
             "seconds": self.seconds,
             "skipped": self.skipped,

@@ -1,0 +1,238 @@
+"""A trained network from a run folder, as a function of raw inputs."""
+
+import dataclasses
+import functools
+import json
+import os
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from distill_jax.core import partition, rng, steps
+from distill_jax.core.api import Array, Dataset, Model, Params, Provenance, PyTree, Role, State
+from distill_jax.core.errors import CheckpointError, UserError, nearest
+from distill_jax.data.source import ArraySource
+from distill_jax.run import build, checkpoint, paths
+from distill_jax.run import config as config_lib
+
+NOWHERE = Provenance("no data", "", 0, "")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Network:
+    """A trained network with its evaluation transforms.
+
+    Attributes:
+      params: parameters, nested dicts of host arrays.
+      state: state, such as batch statistics.
+      model: the network as two pure functions.
+      config: config of the run that trained it.
+      role: its role in that run.
+      step: the step of the checkpoint.
+      classes: class names in the order of the logits; empty where there are none.
+      input: shape and dtype of one raw example, `{"shape", "dtype"}`, for a table by group of
+        columns.
+      transform: `(key, batch, step) -> batch`, the evaluation transforms.
+    """
+
+    params: Params
+    state: State
+    model: Model
+    config: config_lib.ConfigDict
+    role: Role
+    step: int
+    classes: tuple[str, ...]
+    input: Mapping[str, Any]
+    transform: Callable = dataclasses.field(repr=False)
+
+    def apply(self, params: Params, state: State, inputs: PyTree) -> Mapping[str, Array]:
+        """Returns the outputs of raw inputs with given weights; pure, for `jit` and `grad`.
+
+        Args:
+          params: like `params`.
+          state: like `state`.
+          inputs: raw inputs `[b, ...]`, as the data set holds them.
+
+        Returns:
+          `{name: [b, ...]}`: what the network returns, and `probabilities` `[b, k]` where it
+          returns `logits`.
+        """
+        b = len(jax.tree.leaves(inputs)[0])
+        zeros = jnp.zeros(b, jnp.int32)
+        batch = {"input": inputs, "label": zeros, "index": zeros, "epoch": zeros}
+        batch |= {"mask": jnp.ones(b, jnp.float32)}
+        key = rng.stream(jax.random.key(0), "transform")
+        batch = self.transform(key, batch, jnp.int32(0))
+        nets = steps.BoundNets(
+            {self.role: self.model},
+            {self.role: params},
+            {self.role: state},
+            key=jax.random.key(0),
+            precision=self.config.precision,
+        )
+        outputs = dict(nets(self.role, batch["input"])[0])
+        if "logits" in outputs:
+            outputs["probabilities"] = jax.nn.softmax(outputs["logits"])
+        return outputs
+
+    @functools.cached_property
+    def _mesh(self) -> jax.sharding.Mesh:
+        return partition.make_mesh(devices=jax.local_devices())
+
+    @functools.cached_property
+    def _jitted(self) -> Callable:
+        def run(weights, inputs):
+            inputs = jax.lax.with_sharding_constraint(inputs, partition.over_batch(self._mesh))
+            params, state = weights
+            return self.apply(params, state, inputs)
+
+        return jax.jit(run, out_shardings=partition.replicated(self._mesh))
+
+    @functools.cached_property
+    def _weights(self) -> tuple[Params, State]:
+        return jax.device_put((self.params, self.state), partition.replicated(self._mesh))
+
+    def __call__(self, inputs: PyTree, *, batch_size: int = 256) -> dict[str, np.ndarray]:
+        """Returns the outputs of raw inputs.
+
+        Args:
+          inputs: raw inputs `[n, ...]`, as the data set holds them: uint8 images, float features,
+            or a dict of table columns.
+          batch_size: largest number of examples per call of the network.
+
+        Returns:
+          `{name: [n, ...]}`, see `apply`.
+
+        Raises:
+          ValueError: inputs of another shape, or of a type that is not that of the data.
+        """
+        inputs = self._checked(inputs)
+        n = len(jax.tree.leaves(inputs)[0])
+        shards = partition.batch_shards(self._mesh)
+        size = -(-min(max(batch_size, 1), n) // shards) * shards
+        parts = []
+        for start in range(0, n, size):
+            part = jax.tree.map(lambda x, start=start: x[start : start + size], inputs)
+            m = len(jax.tree.leaves(part)[0])
+            padded = jax.tree.map(
+                lambda x, m=m: np.concatenate([x, np.repeat(x[-1:], size - m, 0)]), part
+            )
+            found = jax.device_get(self._jitted(self._weights, padded))
+            parts.append({name: x[:m] for name, x in found.items()})
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+    def _checked(self, inputs: PyTree) -> PyTree:
+        wanted = self.input
+        if "shape" not in wanted:
+            if not isinstance(inputs, Mapping) or set(inputs) != set(wanted):
+                found = sorted(inputs) if isinstance(inputs, Mapping) else type(inputs).__name__
+                raise ValueError(f"inputs are {found}; expected a dict of {sorted(wanted)}")
+            inputs = {name: _check(inputs[name], wanted[name], name) for name in wanted}
+            lengths = {name: len(x) for name, x in inputs.items()}
+            if len(set(lengths.values())) != 1:
+                raise ValueError(f"inputs differ in length: {lengths}")
+            return inputs
+        return _check(inputs, wanted, "inputs")
+
+    def to_nnx(self, like: Any) -> Any:
+        """Returns an NNX module like the given one with these weights, see `to_nnx`."""
+        from distill_jax.models.adapters import to_nnx
+
+        return to_nnx((self.params, self.state), like=like)
+
+
+def _check(array: Any, wanted: Mapping[str, Any], name: str) -> np.ndarray:
+    """Returns an array `[n, ...]` of the expected type.
+
+    Raises:
+      ValueError: its shape or type is another one.
+    """
+    array, shape = np.asarray(array), tuple(wanted["shape"])
+    dtype = np.dtype(wanted["dtype"])
+    expected = f"expected [n{''.join(f', {size}' for size in shape)}] {dtype}"
+    if array.shape[1:] != shape or array.ndim != len(shape) + 1:
+        one = "; add an axis for a single example: x[None]" if array.shape == shape else ""
+        raise ValueError(f"{name} has shape {list(array.shape)}; {expected}{one}")
+    if not len(array):
+        raise ValueError(f"{name} has no example; {expected}")
+    if array.dtype != dtype:
+        kinds = {"u": "integers", "i": "integers", "f": "floats"}
+        same = kinds.get(array.dtype.kind) == kinds.get(dtype.kind)
+        fits = same and (dtype.kind == "f" or np.array_equal(array, array.astype(dtype)))
+        if not fits:
+            raise ValueError(f"{name} is {array.dtype}; {expected}, in the units of the data set")
+    return array.astype(dtype)
+
+
+def load(
+    folder: str | os.PathLike,
+    *,
+    step: int | str = "best",
+    role: Role | None = None,
+    trust: Collection[str] = (),
+) -> Network:
+    """Loads a trained network.
+
+    Args:
+      folder: a run, its `checkpoints` folder or one step of it, `folder#role` for a role.
+      step: "best" by the metric that selects checkpoints, "last", or a number of steps; a folder
+        of one step needs none.
+      role: the network; by default that behind the "#", else "student".
+      trust: modules or names `package.module:Symbol` outside this package that the stored config
+        may import; it imports nothing else.
+
+    Raises:
+      UserError: there is no such folder, step or role, or a file is damaged.
+    """
+    origin = paths.parse_origin(os.fspath(folder), where="folder")
+    if origin.part:
+        raise UserError(f"{origin.part!r} is a part of a network", where="folder", hint="load all")
+    role = role or origin.role
+    found = checkpoint.find_step(origin.path, where="folder", step=step)
+    checkpoint.verify(found)
+    meta = checkpoint.read_meta(found)
+    config = config_lib.from_json(json.dumps(meta["config"]))
+    trusted = frozenset(trust)
+    signature = meta.get("signature")
+    if signature is None:  # an earlier version wrote it
+        signature = build.build(config, shapes_only=True, trusted=trusted).signature
+    networks = signature["networks"]
+    if role not in networks:
+        hint = nearest(role, networks)
+        if role in config.roles and config.roles[role].init:
+            hint = f"it is frozen there: load {config.roles[role].init}"
+        raise CheckpointError(f"no network {role!r} was trained", where=str(found), hint=hint)
+    classes, spec = tuple(signature["classes"]), networks[role]
+    model = build.make_model(
+        spec["model"],
+        {name: config_lib.tuples(value) for name, value in spec["kwargs"].items()},
+        role=role,
+        provided=build.provided_to_models(
+            classes, signature["cardinalities"], signature["image_size"]
+        ),
+        trusted=trusted,
+    )
+    mean, std = (np.asarray(x, np.float32) for x in signature["statistics"] or ((), ()))
+    absent = ArraySource(np.zeros((0, 1), np.float32), np.zeros(0, np.int32), NOWHERE)
+    transform = build.make_transform(
+        config,
+        Dataset(absent, absent, absent, classes, tuple(signature["cardinalities"])),
+        train=False,
+        trusted=trusted,
+        statistics=lambda: (mean, std),
+    )
+    params, state = checkpoint.read_network(found, role=role, like=None, where="folder")
+    return Network(
+        params=params,
+        state=state,
+        model=model,
+        config=config,
+        role=role,
+        step=int(found.name),
+        classes=classes,
+        input=signature["input"],
+        transform=transform,
+    )
