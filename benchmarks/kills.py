@@ -48,10 +48,12 @@ class Case:
         self.name, self.workdir, self.teacher = name, workdir, teacher
         self.codes, self.messages, self.texts = [], [], []
         self.told = 0  # messages that were acted on
+        self.more = []  # flags of the next command alone
 
     def command(self):
         changes = {"total.steps": STEPS, "checkpoint.every.steps": EVERY, "mesh.cpu_devices": 1}
         args = survival.flags(self.name, self.workdir, teacher=self.teacher, changes=changes)
+        args, self.more = [*args, *self.more], []
         return [sys.executable, "-m", "distill_jax.main", *args]
 
     def start(self, command=None):
@@ -126,7 +128,12 @@ def disk_full(case, draw, facts):
 
 def damage(case, draw, facts, *, kind):
     folders = survival.step_folders(case.workdir)
-    step = max(folders) if draw.random() < 0.5 else draw.choice(list(folders))
+    # Without its best state a run ends with another result, which says so.
+    index = json.loads((case.workdir / "checkpoints" / "index.json").read_text())["saved"]
+    measured = {int(step): metric for step, metric in index.items() if metric is not None}
+    best = max(measured, key=lambda step: (measured[step], -step), default=None)
+    others = [step for step in folders if step != best] or list(folders)
+    step = max(folders) if draw.random() < 0.5 else draw.choice(others)
     files = [p for p in sorted(folders[step].rglob("*")) if p.is_file() and p.stat().st_size]
     path = draw.choice(files)
     data = bytearray(path.read_bytes())
@@ -182,20 +189,12 @@ def hold(case, want, facts):
 def follow(case, facts):
     """Does what a refusal says; returns whether there was one."""
     told = case.messages[-1] if case.messages else ""
-    folders = survival.step_folders(case.workdir)
     if case.codes[-1] != 2 or case.told == len(case.messages):
         return False
     case.told = len(case.messages)
-    if "move this folder away" in told:
-        # Where it stands first in the message: the best state; newer ones too, to compute it again.
-        first = min(step for step in folders if f"checkpoints/{step}:" in told)
-        moved = [step for step in folders if step >= first]
-    elif "every checkpoint is damaged" in told:
-        moved = list(folders)
-    else:
+    if "--start_over" not in told:
         return False
-    for step in moved:
-        folders[step].rename(case.workdir / f"moved{len(case.codes)}-{step}")
+    case.more = ["--start_over"]
     facts.setdefault("refused", []).append(told)
     return True
 

@@ -543,7 +543,7 @@ def _only_one(folder: pathlib.Path, say: Callable[[str], None]) -> Iterator[None
 
     def take() -> str:
         try:
-            stack.enter_context(workdir.hold(folder))
+            stack.enter_context(workdir.hold(folder, say=lambda line: None))
             return ""
         except workdir.InUse as error:
             return error.what

@@ -85,8 +85,9 @@ _STEP_ITEM = re.compile(
 )
 _TEMPORARY = ".*.tmp-????????*"
 
-HEARTBEAT_SECONDS = 5.0
-"""Between two signs of life of the owner of a lock."""
+HEARTBEAT_SECONDS = 3.0
+"""Between two signs of life of the owner of a lock, and so the time that a refusal takes where the
+owner is on another machine."""
 
 STALE_SECONDS = 60.0
 """A lock of another machine without a sign of life for so long is taken over. File attributes that
@@ -441,17 +442,12 @@ def _owner(path: pathlib.Path) -> tuple[dict[str, Any], float]:
     return (found if isinstance(found, dict) else {}), when
 
 
-def _is_alive(owner: Mapping[str, Any], age: float) -> bool:
-    """Whether the owner of a lock still runs: known on its machine, guessed from `age` elsewhere.
-
-    `age` is measured with the clock of the file system alone, so that clocks may differ.
-    """
-    if owner.get("boot") == _boot():
-        return _started(int(owner.get("pid", 0))) == owner.get("started")
-    return age < STALE_SECONDS
+def _is_here(owner: Mapping[str, Any]) -> bool:
+    """Whether the owner of a lock is a process of this machine."""
+    return owner.get("boot") == _boot()
 
 
-def _acquire(folder: pathlib.Path) -> _Lock:
+def _acquire(folder: pathlib.Path, say: Callable[[str], None]) -> _Lock:
     """Takes the lock of a folder.
 
     The lock is a file that is made by `link`, which NFS carries out atomically, with its content
@@ -459,6 +455,10 @@ def _acquire(folder: pathlib.Path) -> _Lock:
     machine, or refused, on many network file systems; here one only keeps two processes of a
     machine from taking over the same stale lock. Between machines the one whose content remains
     after both have written wins.
+
+    Whether an owner on this machine runs is known from its number and start time. One elsewhere is
+    waited for until it gives a sign of life, and so is alive, or has given none for long enough, by
+    the clock of the file system alone.
 
     Raises:
       UserError: another process has it, or the folder cannot be written.
@@ -475,6 +475,7 @@ def _acquire(folder: pathlib.Path) -> _Lock:
     }
     lock, text = _Lock(path, me["token"], os.getpid()), json.dumps(me)
     temporary = folder / f"{LOCK}.tmp-{me['token'][:8]}"
+    seen: tuple[str, float] | None = None
     try:
         while True:
             temporary.write_text(text)
@@ -491,12 +492,21 @@ def _acquire(folder: pathlib.Path) -> _Lock:
             if not owner and age < 1:  # being written where there are no links
                 time.sleep(0.1)
                 continue
-            if _is_alive(owner, age):
-                raise _in_use(folder, owner, age)
+            if _is_here(owner):
+                if _started(int(owner.get("pid", 0))) == owner.get("started"):
+                    raise _in_use(folder, owner)
+            elif age < STALE_SECONDS:
+                if seen is None:
+                    seen, about = (owner.get("token", ""), when), _in_use(folder, owner).what
+                    say(f"{folder}: {about}; waiting for a sign of life")
+                elif seen != (owner.get("token", ""), when):
+                    raise _in_use(folder, owner)
+                time.sleep(0.2)
+                continue
             with _guard(folder):
                 if _owner(path)[0] == owner:
                     os.replace(temporary, path)
-            if owner.get("boot") != me["boot"]:
+            if not _is_here(owner):
                 time.sleep(0.5)
             if _owner(path)[0].get("token") == me["token"]:
                 return lock
@@ -531,23 +541,22 @@ class InUse(UserError):
     """Another process writes to the folder."""
 
 
-def _in_use(folder: pathlib.Path, owner: Mapping[str, Any], age: float) -> InUse:
-    here = owner.get("boot") == _boot()
-    seen = "" if here else f", last seen {max(age, 0):.0f} s ago"
-    hint = "wait for that process or stop it, or name another folder"
-    if not here:
-        hint += f"; without a sign of life for {STALE_SECONDS:.0f} s it is taken for dead"
+def _in_use(folder: pathlib.Path, owner: Mapping[str, Any]) -> InUse:
     return InUse(
         f"in use by process {owner.get('pid', '?')} on {owner.get('host', 'an unknown host')}, "
-        f"begun {owner.get('since', 'at an unknown time')}{seen}",
+        f"begun {owner.get('since', 'at an unknown time')}",
         where=str(folder),
-        hint=hint,
+        hint="wait for that process or stop it, or name another folder",
     )
 
 
 @contextlib.contextmanager
-def hold(folder: pathlib.Path) -> Iterator[None]:
+def hold(folder: pathlib.Path, *, say: Callable[[str], None] = print) -> Iterator[None]:
     """Holds the lock of a folder that exists; within itself it does nothing.
+
+    Args:
+      folder: to hold.
+      say: prints a line.
 
     Raises:
       InUse: another process holds it.
@@ -558,7 +567,7 @@ def hold(folder: pathlib.Path) -> Iterator[None]:
         yield
         return
     with _writable(folder):
-        lock = _acquire(folder)
+        lock = _acquire(folder, say)
     _held[folder] = lock
     if os.getpid() not in _beating:
         _beating[:] = [os.getpid()]
@@ -640,7 +649,7 @@ def claim(
         if folder in _held and _held[folder].pid == os.getpid():
             yield
             return
-        enter = lambda: _enter(stack, folder, kind, start_over)  # noqa: E731
+        enter = lambda: _enter(stack, folder, kind, start_over, say)  # noqa: E731
         if with_peers:
             from distill_jax.run import processes
 
@@ -653,7 +662,11 @@ def claim(
 
 
 def _enter(
-    stack: contextlib.ExitStack, folder: pathlib.Path, kind: str, start_over: bool
+    stack: contextlib.ExitStack,
+    folder: pathlib.Path,
+    kind: str,
+    start_over: bool,
+    say: Callable[[str], None],
 ) -> str | None:
     """Claims a folder until the stack unwinds; returns where earlier content was moved."""
     with _writable(folder):
@@ -662,7 +675,7 @@ def _enter(
         began = {p.name for p in folder.iterdir()}
     leave = _Leave(folder, kind, made, marked=MARK in began)
     stack.push(leave.remove_folders)
-    stack.enter_context(hold(folder))
+    stack.enter_context(hold(folder, say=say))
     with _writable(folder):
         refuse_foreign(folder, kind)
         for path in folder.glob(_TEMPORARY):

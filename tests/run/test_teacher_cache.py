@@ -377,11 +377,11 @@ def test_a_run_waits_while_another_fills_its_cache(tmp_path, monkeypatch):
     experiment, frozen = make_experiment(config)
     hold, refused, said = workdir.hold, [], []
 
-    def busy_once(folder):
+    def busy_once(folder, say):
         if not refused:
             refused.append(folder)
             raise workdir.InUse("in use by process 7 on far")
-        return hold(folder)
+        return hold(folder, say=say)
 
     monkeypatch.setattr(workdir, "hold", busy_once)
     monkeypatch.setattr(teacher_cache.time, "sleep", lambda seconds: None)
