@@ -22,7 +22,7 @@ import numpy as np
 
 from distill_jax.core import rng
 from distill_jax.core.api import Array, Batch, Key, Transform
-from distill_jax.core.errors import ConfigError, nearest
+from distill_jax.core.errors import ConfigError, explained, nearest
 from distill_jax.data import checks
 from distill_jax.data.masks import make_block_masks as make_block_masks
 from distill_jax.data.masks import make_column_masks as make_column_masks
@@ -149,7 +149,8 @@ def compose(transforms: Mapping[str, Transform]) -> Transform:
 
     def apply(key: Key, batch: Batch, step: Array) -> Batch:
         for name, transform in transforms.items():
-            batch = transform(rng.stream(key, name), batch, step)
+            with explained("fails on these inputs", where=f"data.transform_kwargs.{name}"):
+                batch = transform(rng.stream(key, name), batch, step)
         return batch
 
     return apply

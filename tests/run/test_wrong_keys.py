@@ -29,6 +29,11 @@ CASES = {
         MIXUP | {"data.transform_kwargs.mixup.num_classes": 3},
         "data.transform_kwargs.mixup.num_classes: labels become shares of 3",
     ),
+    "a transform that fails": (
+        SUPERVISED,
+        {"data.train_transforms": ("normalize", "tests.run.test_wrong_keys:make_broken")},
+        "data.transform_kwargs.tests.run.test_wrong_keys:make_broken: fails on these inputs: Type",
+    ),
     "heads": (
         SUPERVISED,
         VIT | {"roles.student.kwargs.heads": 3, "roles.student.kwargs.width": 64},
@@ -91,6 +96,10 @@ def wide():
     from distill_jax.models import mlp
 
     return mlp.make(num_classes=9)
+
+
+def make_broken():
+    return lambda key, batch, step: {**batch, "input": batch["input"] @ jnp.ones(99)}
 
 
 def number():
