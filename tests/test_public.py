@@ -8,6 +8,8 @@ import sys
 import pytest
 
 import distill_jax as dj
+from distill_jax.run import config as config_lib
+from distill_jax.run import flags, loop
 from distill_jax.run.resolve import available, resolve
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -54,5 +56,11 @@ def test_example(path, tmp_path, monkeypatch, capsys):
     lines = [line for line in source.splitlines() if line.strip() and not line.startswith("#")]
     assert len(lines) <= 40, len(lines)
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", [str(path)])
+    if path.stem == "serve":
+        config = flags.load("distill/supervised:smoke")
+        config.roles.student = config_lib.role("mlp", hidden=(4,))
+        config.log.tensorboard, config.total.steps = False, 6
+        loop.train(config, tmp_path / "runs" / "teacher", say=lambda line: None)
     exec(compile(source, str(path), "exec"), {"__name__": "__main__"})
     assert capsys.readouterr().out
