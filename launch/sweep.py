@@ -2,10 +2,11 @@
 
   python launch/sweep.py --config=configs/distill/kd.py --workdir=runs/sweep_kd --jobs=2 -- \\
       --config.roles.teacher.init=runs/supervised
-  python launch/sweep.py ... --random=20                     # 20 random trials in place of the grid
-  python launch/sweep.py ... --backend=slurm --sbatch=--gpus=1,--time=2:00:00
+  python launch/sweep.py --config=configs/distill/kd.py --workdir=runs/drawn --random=20
+  python launch/sweep.py --config=configs/distill/kd.py --workdir=runs/on_slurm --backend=slurm \\
+      --sbatch=--gpus=1,--time=2:00:00
 
-The config file has a function `sweep()` beside `get_config`. It returns a dict from config paths to
+`--random=20` draws 20 trials in place of the grid. The config file has a function `sweep()` beside `get_config`. It returns a dict from config paths to
 the values to try: a list, or for `--random` also `("uniform", low, high)` or
 `("log_uniform", low, high)`. What stands behind `--` goes to every trial.
 

@@ -1,0 +1,361 @@
+"""Every command and snippet of the documentation works as printed.
+
+All are read and checked in process; those of README run, in order, in a clean folder with shrunken
+sizes; the others are built on shapes and run by `make test-all`.
+"""
+
+import importlib
+import os
+import pathlib
+import re
+import shutil
+import subprocess
+import sys
+import textwrap
+
+import numpy as np
+import pytest
+
+from distill_jax import main
+from distill_jax.core.errors import UserError
+from distill_jax.run import build, flags, study
+from distill_jax.run import config as config_lib
+from tests import docs
+
+ROOT = docs.ROOT
+COMMANDS = docs.commands()
+TARGETS = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M))
+SCRIPTS = set(re.findall(r'"([\w-]+) = ', (ROOT / "setup.py").read_text()))
+
+
+def by_place(command):
+    return command.where
+
+
+def expanded(args):
+    """Command lines that one with a placeholder stands for, "..." for any."""
+    if args == ["..."]:
+        return []
+    spec = next((arg for arg in args if arg.startswith("--config=")), "")
+    if "<name>" not in spec:
+        return [args]
+    pattern = spec.removeprefix("--config=").replace("<name>", "*")
+    names = [path.relative_to(ROOT).as_posix() for path in ROOT.glob(pattern)]
+    before, after = pattern.split("*")
+    stems = [name.removeprefix(before).removesuffix(after) for name in names]
+    assert stems
+    return [[arg.replace("<name>", stem) for arg in args] for stem in stems]
+
+
+def stored_by(command, workdir):
+    """The arguments of the command of the same document that fills a folder."""
+    mine = [c.args for c in COMMANDS if c.where.split(":")[0] == command.where.split(":")[0]]
+    return next(args for args in mine if args and {workdir} & {*args} and "--mode=eval" not in args)
+
+
+def parse(args, command=None):
+    """Parses a command line; a run that it evaluates is first made by the command that trains it."""
+    if command and not any(arg.startswith("--config=") for arg in args):
+        workdir = next(arg for arg in args if arg.startswith("--workdir="))
+        made = flags.parse(["", *stored_by(command, workdir)])
+        made.workdir.mkdir(parents=True, exist_ok=True)
+        (made.workdir / "config.json").write_text(config_lib.to_json(made.config))
+    parsed = flags.parse(["", *args])
+    if parsed.mode == "study":
+        study.check(parsed.config)
+    return parsed
+
+
+@pytest.fixture
+def clean(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_the_documents_have_commands():
+    """The collector finds what is known to be there."""
+    places = {command.where.split(":")[0] for command in COMMANDS}
+    configs = [p for p in docs.files(("configs/*/*.py",)) if "def get_config" in p.read_text()]
+    assert places >= {"README.md", "CONTRIBUTING.md", "launch/sweep.py", "launch/slurm.sh"}
+    assert places >= {str(path.relative_to(ROOT)) for path in configs}
+    assert [c.words for c in COMMANDS if c.where.startswith("README.md")][:3] == [
+        ("make", "demo"),
+        ("make", "test"),
+        ("make", "test-all"),
+    ]
+    cut = [c for c in COMMANDS if "#" in " ".join(c.words)]
+    assert any("init=runs/simclr#student" in word for c in cut for word in c.words)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Then `run python -m distill_jax.main --config=x`.",
+        "    time python -m distill_jax.main --config=x",
+        "    $ distill-jax --config=x",
+        "    ... --config=configs/distill/kd.py",
+    ],
+)
+def test_what_cannot_be_read_is_no_silence(text):
+    with pytest.raises(ValueError, match="not read as a command"):
+        docs.read("page.md", text)
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=by_place)
+def test_a_command_can_be_read(command, clean):
+    name, rest = command.words[0].rpartition("/")[2], list(command.words[1:])
+    if command.args is not None:
+        if name != "python":
+            assert name in SCRIPTS
+        for args in expanded(command.args) if command.args else ():
+            parse(args, command)
+    elif name == "make":
+        assert rest[0] in TARGETS
+    elif name in SCRIPTS:
+        check_launcher(name.rpartition("-")[2], rest)
+    elif name.startswith("python") and rest[:2] == ["-m", "pytest"]:
+        check_pytest(rest[2:])
+    elif name.startswith("python"):
+        check_script(rest)
+    elif name == "pip":
+        assert all((ROOT / word).exists() for word in rest if word.endswith((".txt", ".")))
+    elif name == "sbatch" or command.words[0].startswith("launch/"):
+        script = [word for word in command.words if word.endswith(".sh")]
+        args = list(command.words[command.words.index(script[0]) + 1 :])
+        assert (ROOT / script[0]).exists()
+        if any(arg.startswith("--config=") for arg in args):
+            parse([a for a in args if a.startswith("--config")] + ["--workdir=runs/x"])
+    else:
+        pytest.fail(f"nothing checks {' '.join(command.words)}")
+
+
+def check_pytest(rest):
+    assert "-k" in rest or len(rest) == 1
+    assert all((ROOT / word).exists() for word in rest if "/" in word)
+
+
+def check_script(rest):
+    """A script exists and knows the flags that it is given; launchers print what they would run."""
+    path = ROOT / (rest[1].replace(".", "/") + ".py" if rest[0] == "-m" else rest[0])
+    given = rest[2:] if rest[0] == "-m" else rest[1:]
+    if path.parent.name == "launch":
+        return check_launcher(path.stem, given)
+    text = path.read_text()
+    for flag in re.findall(r"--[\w-]+", " ".join(given)):
+        assert f'"{flag}"' in text or f'"{flag[2:]}"' in text, flag
+    return None
+
+
+def check_launcher(name, given):
+    module = importlib.import_module(f"launch.{name}" if name != "launch" else "launch.local")
+    cut = given.index("--") if "--" in given else len(given)
+    dry = [] if module.__name__.endswith("jobset") else ["--dry_run"]
+    assert module.main([*given[:cut], *dry, *given[cut:]]) == 0
+    if given[cut + 1 :] and not name.endswith("sweep"):
+        parse(given[cut + 1 :])
+
+
+def test_the_demo_of_the_makefile_is_that_of_the_readme():
+    recipe = (ROOT / "Makefile").read_text().replace("\\\n", " ").replace("$(RUNS)", "runs")
+    recipe = " ".join(recipe.split())
+    [by_hand] = [
+        c for c in COMMANDS if c.where.startswith("README") and "--workdir=runs/demo" in c.words
+    ]
+    assert " ".join(["-m distill_jax.main", *by_hand.args]) in recipe
+
+
+# README: its commands run.
+
+README = [c for c in COMMANDS if c.where.startswith("README.md") and c.args]
+IMAGES = {"n_train": 128, "n_test": 64, "image_size": 16, "channels": 1}
+
+
+def shrunk(args):
+    """A command line with sizes of seconds: generated images, few steps, two arms, one seed."""
+    config = flags.parse(["", *args]).config
+    more = {"batch_size": 32, "total.steps": 4, "optim.warmup.steps": 1, "eval.every.steps": 2}
+    more["checkpoint.every.steps"] = 2
+    if config.data.name.startswith("fashion_mnist"):
+        more |= {"data.name": "synthetic"} | {f"data.kwargs.{k}": v for k, v in IMAGES.items()}
+    if config.weigher.name or "--mode=study" in args:
+        more["bilevel.warmup.steps"] = 1
+    for name in config.evaluators:
+        if name in ("probe", "few_label_probe", "downstream", "representation"):
+            more[f"evaluators.{name}"] = "none"
+    if config.study.arms:
+        arms = list(config.study.arms)
+        kept = {config.study.reference, *config.study.sources, *arms[:1]}
+        kept |= {next(arm for arm in arms if arm not in kept)}
+        more |= {f"study.arms.{arm}": "none" for arm in arms if arm not in kept}
+        more["study.seeds"] = "0,"
+    return [*args, *(f"--config.{key}={value}" for key, value in more.items())]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    return tmp_path_factory.mktemp("clean")
+
+
+@pytest.mark.xdist_group("readme")
+@pytest.mark.parametrize("command", README, ids=by_place)
+def test_a_command_of_the_readme_runs(command, place, monkeypatch, capfd):
+    """In order, each in the folder that those before it left; the first chain in own processes."""
+    monkeypatch.chdir(place)
+    args = shrunk(command.args)
+    if "--workdir=runs/teacher" in args or "--workdir=runs/student" in args:
+        line = [sys.executable, "-m", "distill_jax.main", *args]
+        env = {**os.environ, "PYTHONPATH": str(ROOT), "DISTILL_JAX_CACHE": "off"}
+        done = subprocess.run(line, env=env, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+    else:
+        code = main.main(["distill-jax", *args])
+        assert code == 0, capfd.readouterr().err
+    workdir = flags.parse(["", *args]).workdir
+    assert workdir.is_relative_to(place) and (workdir / "report.html").exists()
+
+
+@pytest.mark.xdist_group("readme")
+def test_the_runs_of_the_readme_are_found_from_another_folder(place, monkeypatch, capsys):
+    """They name their files absolutely, so the current folder makes no difference."""
+    monkeypatch.chdir(place / "runs")
+    for name in ("student", "cached"):
+        stored = config_lib.from_json((place / "runs" / name / "config.json").read_text())
+        assert stored.roles.teacher.init == str(place / "runs" / "teacher")
+    assert (place / "runs" / "kd_answers" / "seed0" / "teacher" / "key.json").exists()
+    assert main.main(["distill-jax", "--mode=eval", "--workdir=student"]) == 0
+    assert "test/accuracy" in capsys.readouterr().out
+
+
+# The others, in `make test-all`.
+
+RUNS = list(
+    {
+        tuple(args): c
+        for c in COMMANDS
+        if c.args
+        for args in expanded(c.args)
+        if not c.where.startswith("README") and args
+    }.items()
+)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("args", [args for args, _ in RUNS], ids=lambda args: args[-1])
+def test_a_command_builds_on_shapes(args, clean):
+    parsed = parse(list(args))
+    config = parsed.config
+    if parsed.mode == "study":
+        config = study.arm_config(config, study.ordered_arms(config)[-1], 0, clean)
+        config = config_lib.override(
+            config, {f"roles.{r}.init": str(clean) for r in _frozen(config)}
+        )
+    try:
+        build.build(config, shapes_only=True, trusted=parsed.trusted)
+    except UserError as error:
+        if "cifar" not in str(error).lower() and "nsl_kdd" not in " ".join(args):
+            raise
+
+
+def _frozen(config):
+    return [role for role, spec in config.roles.items() if spec.frozen]
+
+
+CONFIGS = sorted({c.where.split(":")[0] for c in COMMANDS if c.where.startswith("configs/")})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", CONFIGS)
+def test_the_commands_of_a_config_run(path, clean, capfd):
+    """In order; with `:smoke`, and of a study two arms and one seed."""
+    for command in (c for c in COMMANDS if c.where.split(":")[0] == path and c.args):
+        args = []
+        for arg in command.args:
+            if arg.startswith("--config="):
+                arg += ",smoke" if ":" in arg else ":smoke"
+            args.append(arg)
+        config = flags.parse(["", *args]).config
+        if config.study.arms:
+            arms = list(config.study.arms)
+            kept = {config.study.reference, *config.study.sources}
+            kept |= {next((arm for arm in arms if arm not in kept), arms[0])}
+            args += [f"--config.study.arms.{arm}=none" for arm in arms if arm not in kept]
+            args += [
+                "--config.study.seeds=0,",
+                "--config.study.tuned={}",
+                "--config.study.published={}",
+            ]
+        assert main.main(["distill-jax", *args]) == 0, capfd.readouterr().err
+
+
+# Snippets.
+
+
+@pytest.mark.parametrize(
+    ("page", "i"),
+    [
+        (str(page.relative_to(ROOT)), i)
+        for page in docs.files(docs.PAGES)
+        for i in range(len(docs.python_blocks(str(page.relative_to(ROOT)))))
+    ],
+)
+def test_a_snippet_runs(page, i, clean):
+    exec(compile(docs.python_blocks(page)[i], f"{page}[{i}]", "exec"), {"__name__": "snippet"})
+
+
+def test_the_example_method_is_its_equation():
+    module: dict = {"__name__": "snippet"}
+    exec(compile(docs.python_blocks("CONTRIBUTING.md")[0], "CONTRIBUTING.md", "exec"), module)
+    student, teacher = np.random.default_rng(0).normal(size=(2, 5, 3)).astype(np.float32)
+
+    def nets(role, x, train=False):
+        return {"logits": x + {"student": student, "teacher": teacher}[role]}, {}
+
+    terms = module["make"]().loss(nets, {"input": np.float32(0)}, {}, np.int32(0))
+    wanted = [
+        sum((s - t) ** 2 for s, t in zip(*row, strict=True)) / 2
+        for row in zip(student, teacher, strict=True)
+    ]
+    np.testing.assert_allclose(terms.values["logit_mse"], wanted, rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_a_method_is_added_as_contributing_says(tmp_path):
+    """In a copy of the tree: the three files, then each command that it prints."""
+    for name in ("distill_jax", "configs", "launch", "tests"):
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "setup.py", "README.md", "CONTRIBUTING.md", "Makefile"):
+        shutil.copy(ROOT / name, tmp_path / name)
+    block = docs.python_blocks("CONTRIBUTING.md")[0]
+    (tmp_path / "distill_jax/objectives/logit_mse.py").write_text(block)
+    config = (ROOT / "configs/distill/kd.py").read_text().replace('"kd"', '"logit_mse"')
+    config = re.sub(r"    config.objective.kwargs = .*\n", "", config).partition("\n\ndef sweep")[0]
+    config = config.replace("runs/kd", "runs/logit_mse").replace("distill/kd", "distill/logit_mse")
+    (tmp_path / "configs/distill/logit_mse.py").write_text(config)
+    (tmp_path / "tests/objectives/test_logit_mse.py").write_text(
+        textwrap.dedent(
+            """
+            from distill_jax.objectives import logit_mse
+
+            def test_roles():
+                assert logit_mse.make().roles == ("student", "teacher")
+            """
+        )
+    )
+    env = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    for command in (
+        c for c in COMMANDS if c.where.startswith("CONTRIBUTING") and "pytest" in c.words
+    ):
+        line = [sys.executable, *command.words[1:], "-p", "no:cacheprovider"]
+        if command.environment:  # the dumps of the new config alone
+            line += ["-k", "logit_mse"]
+        done = subprocess.run(
+            line,
+            env=env | command.environment,
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stdout[-3000:]
+        assert re.search(r"\d+ passed|\.\.", done.stdout)
+    assert (tmp_path / "tests/golden/distill_logit_mse.txt").exists()
