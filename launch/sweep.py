@@ -6,9 +6,10 @@
   python launch/sweep.py --config=configs/distill/kd.py --workdir=runs/on_slurm --backend=slurm \\
       --sbatch=--gpus=1,--time=2:00:00
 
-`--random=20` draws 20 trials in place of the grid. The config file has a function `sweep()` beside `get_config`. It returns a dict from config paths to
-the values to try: a list, or for `--random` also `("uniform", low, high)` or
-`("log_uniform", low, high)`. What stands behind `--` goes to every trial.
+`--random=20` draws 20 trials in place of the grid. The config file has a function `sweep()` beside
+`get_config`. It returns a dict from config paths to the values to try: a list, or for `--random`
+also `("uniform", low, high)` or `("log_uniform", low, high)`. What stands behind `--` goes to every
+trial.
 
 Each trial is a run in `<workdir>/<number>`, and `<workdir>/sweep.json` lists them. `--backend`:
 

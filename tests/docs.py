@@ -18,8 +18,8 @@ HEADERS = ("configs/*.py", "configs/*/*.py", "launch/*.py", "benchmarks/*.py", "
 SCRIPTS = ("launch/*.sh",)
 
 _COMMAND = re.compile(
-    r"(?:[A-Z_]+=\S* )*"
-    r"(?:make [a-z-]+$|launch/\w+\.sh |sbatch |(?:\S*/)?(?:python3?|pip|pytest|distill-jax[\w-]*)(?: |$))"
+    r"(?:[A-Z_]+=\S* )*(?:make [a-z-]+$|launch/\w+\.sh |sbatch |"
+    r"(?:\S*/)?(?:python3?|pip|pytest|distill-jax[\w-]*)(?: |$))"
 )
 _OURS = re.compile(r"distill_jax\.main\b|distill-jax\b|\bpytest |\bpython3? |--config=|--workdir=")
 
