@@ -117,7 +117,8 @@ def test_a_command_can_be_read(command, clean):
     elif name.startswith("python") and rest[:2] == ["-m", "pytest"]:
         check_pytest(rest[2:])
     elif name.startswith("python"):
-        check_script(rest)
+        if rest:  # else the interpreter is named
+            check_script(rest)
     elif name == "pip":
         assert all((ROOT / word).exists() for word in rest if word.endswith((".txt", ".")))
     elif name == "sbatch" or command.words[0].startswith("launch/"):
@@ -131,7 +132,6 @@ def test_a_command_can_be_read(command, clean):
 
 
 def check_pytest(rest):
-    assert "-k" in rest or len(rest) == 1
     assert all((ROOT / word).exists() for word in rest if "/" in word)
 
 
