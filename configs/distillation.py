@@ -1,9 +1,10 @@
 """The distillation methods as arms of a study: each with its published weights, times a scale.
 
 The weights of `ab` and `ft` were published for other reductions than the means of ours: there the
-scale has more to do (objectives/ab.py, objectives/factor_transfer.py). `review_kd` compares with
-the teacher's stages behind the activation; published are those before it, as in
-configs/studies/kd_cifar100.py.
+scale has more to do (objectives/ab.py, objectives/factor_transfer.py). `cc` is the kernel form, for
+which no weight was published as a mean. `dkd` has the largest published beta and a warm-up for
+short runs. `review_kd` compares with the teacher's stages behind the activation; published are
+those before it. configs/studies/kd_cifar100.py has the published form of these three.
 """
 
 import dataclasses

@@ -40,7 +40,10 @@ SLOW = (
     "test_lanes.py::test_a_lane_that_diverges_leaves_the_others_alone",
     "test_lanes.py::test_a_convolutional_network_goes_side_by_side",
     "test_lanes.py::test_lanes_that_died_apart_go_on_from_their_last_common_step",
-    "test_kd_cifar100.py::",
+    *(
+        f"test_kd_cifar100.py::test_{name}"
+        for name in ("every", "published", "rates", "one_pair", "cifar100_reads")
+    ),
     "test_configs.py::test_config_builds_and_matches_its_golden_dump[kd_",
     "test_configs.py::test_config_builds_and_matches_its_golden_dump[trust_",
     "test_configs.py::test_config_builds_and_matches_its_golden_dump[paper_",

@@ -10,9 +10,22 @@ MobileNets, falls tenfold after epochs 150, 180 and 210; random crops and flips.
 are trained on: nothing is selected, the last state counts. `configs/published.py` has the figures
 that were published for every pair.
 
+`:all` adds every method of `configs/distillation.py` with its published weights; here:
+
+- Features of a stage are its last block's output behind the ReLU; of wide ResNets, which activate
+  in the next block, the sum before norm and ReLU. `ab` and the teacher of `review_kd` take them
+  before the ReLU, of wide ResNets behind the norm.
+- `cc` is the successive form, weight .02, of embeddings projected to 128 features.
+- `dkd` has the beta of `DKD_BETA`, 8 for pairs that are not in it (of resnet110-resnet20 and
+  resnet50-vgg8 none was published), T 4, and a warm-up of 20 epochs.
+- `fsp` compares flows between consecutive stages, the first of which is the stem.
+
+Deviations: the published `fsp`, `ab` and `ft` begin with a phase of their own (flows or boundaries
+alone; a paraphraser trained before the student), where here all is learned together from the start.
+The scale of `ab` and `ft`: see `configs/distillation.py`.
+
 `:<teacher>-<student>` names the pair (`PAIRS`); without it resnet56-resnet20. `:smoke` trains a few
-steps on generated images, and combines: `:vgg13-vgg8,smoke`. `:all` adds every
-method of `configs/distillation.py` with its published weights (of `ab` and `ft`: see there).
+steps on generated images, and combines: `:vgg13-vgg8,smoke`, as does `:all`.
 Published figures stand beside ours.
 """
 
@@ -52,6 +65,16 @@ PAIRS = {
 }
 STAGES = {"vgg": (2, 3, 4, 5), "mobilenet_v2": (1, 2, 3, 4), "resnet_four_stages": (1, 2, 3, 4)}
 """The stages that features are taken from, where they are not the first three."""
+
+DKD_BETA = {
+    "resnet56-resnet20": 2.0,
+    "resnet110-resnet32": 2.0,
+    "vgg13-vgg8": 6.0,
+    "vgg13-mobilenet_v2": 6.0,
+    "wrn-40-2-wrn-16-2": 6.0,
+    "wrn-40-2-wrn-40-1": 6.0,
+}
+"""Zhao et al. 2022, the configs of the authors' program; 8 for the other pairs."""
 
 LR, LOW_LR = 0.05, 0.01
 TEMPERATURE, ALPHA = 4.0, 0.9
@@ -101,23 +124,37 @@ def get_config(arg: str = ""):
         # FSP compares Gram matrices of stages of equal widths: networks of one family.
         equal = "fsp" in published.CIFAR100[pairs[0]]
         methods = distillation.arms(maps=True, equal=equal, scales={})
+        projectors = methods["crd"]["roles"]
+        methods["cc"]["objective"]["kwargs"] = {"weight": 0.02, "form": "successive"}
+        methods["cc"]["roles"] = projectors
+        methods["crd"]["objective"]["kwargs"]["num_negatives"] = 16384
+        methods["dkd"]["objective"]["kwargs"] |= {
+            "beta": DKD_BETA.get(pairs[0], 8.0),
+            "warmup_epochs": 20.0,
+        }
         config.study.arms.update({name: a for name, a in methods.items() if name != "kd"})
-        config.study.arms.crd.objective.kwargs.num_negatives = 16384
         for role, name in (("student", student), ("teacher", teacher)):
             numbers = STAGES.get(NETWORKS[name][0], (1, 2, 3))
             stages = tuple(f"stage{i}" for i in numbers)
             before = tuple(f"{stage}_pre" for stage in stages)
+            wide = name.startswith("wrn")
+            features = tuple(f"{stage}_raw" for stage in stages) if wide else stages
+            stem = "stage1" if NETWORKS[name][0] == "vgg" else "stem_raw" if wide else "stem"
             # Knowledge review asks the teacher, alone, for features before the activation.
             reviewed = before if role == "teacher" else stages
             named = {
-                "fitnet": stages[1],
-                **dict.fromkeys(("at", "nst", "vid"), stages),
+                "fitnet": features[1],
+                "ft": features[-1],
+                "sp": features[-1:],
+                **dict.fromkeys(("at", "nst", "vid"), features),
+                "fsp": (stem, *features),
                 "ab": before,
                 "review_kd": (*reviewed, "embedding"),
             }
             for arm, found in named.items():
-                key = f"{role}_stage" + "s" * (arm != "fitnet")
-                config.study.arms[arm].objective.kwargs[key] = found
+                if arm in config.study.arms:
+                    key = f"{role}_stage" + "s" * (arm not in ("fitnet", "ft"))
+                    config.study.arms[arm].objective.kwargs[key] = found
     figures, arms = published.CIFAR100[pairs[0]], config.study.arms
     config.study.published = {n: round(x / 100, 4) for n, x in figures.items() if n in arms}
     config.study.seeds = (0, 1, 2, 3, 4)
@@ -140,4 +177,6 @@ def _smoke(config):
     config.optim.warmup.steps = None
     config.checkpoint.every = {"steps": 4, "epochs": None, "percent": None}
     config.study.seeds = (0,)
+    if "dkd" in config.study.arms:
+        config.study.arms.dkd.objective.kwargs.warmup_epochs = 0.0
     return config

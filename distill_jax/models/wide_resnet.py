@@ -25,7 +25,7 @@ class WideResNet(nn.Module):
     @nn.compact
     def __call__(self, x: Array, train: bool = False) -> Outputs:
         outputs = {}
-        x = Conv(16)(x)
+        x = outputs["stem_raw"] = Conv(16)(x)
         for stage, width in enumerate((16, 32, 64)):
             width *= self.width_multiplier
             for index in range(self.blocks):
@@ -43,6 +43,7 @@ class WideResNet(nn.Module):
                 if self.dropout:
                     y = nn.Dropout(self.dropout)(y, deterministic=not train)
                 x += Conv(width)(y)
+            outputs[f"stage{stage + 1}_raw"] = x
         outputs["stage3_pre"] = BatchNorm()(x, train=train)
         outputs["stage3"] = jax.nn.relu(outputs["stage3_pre"])
         outputs["embedding"] = outputs["stage3"].mean((1, 2))
@@ -60,8 +61,10 @@ def make(
 ) -> Model:
     """Returns a wide ResNet for images `[b, h, w, c]` of any size.
 
-    Endpoints: `stem` and `stage1` to `stage3`, each normalized and activated, their `_pre` (before
-    that activation), `embedding` and `logits`.
+    Endpoints: `stem` and `stage1` to `stage3`, each normalized and activated by what follows, their
+    `_pre` (before that activation) and `_raw` (before that norm: the stem's convolution, and the
+    sums of the last blocks, which the distillation literature takes for features of these
+    networks), `embedding` and `logits`.
 
     Args:
       num_classes: k.

@@ -9,6 +9,10 @@ learned prototypes (`models/prototypes.py`).
 `centring="sinkhorn"` balances the assignments of the whole batch instead (`losses/clustering.py`;
 Caron et al. 2020, SwAV; Ruan et al. 2023, arXiv:2210.07277; Oquab et al. 2023, DINOv2, section 4).
 
+Deviation: the temperature of the average rises with every step and is final after
+`temperature_epochs`. The authors' program raises it once an epoch and has the final value in the
+last of these epochs, one earlier.
+
 Where networks have batch statistics, those of the student are kept of its whole views, as it will
 see whole images. Networks of moving averages are applied in training mode; one without dropout is
 a role with its own `model`.

@@ -5,8 +5,8 @@ the inner products of all pairs of channels of a feature map as vectors over pos
 unit length (section 3). A linear map of the channels, model `regressor`, gives the student as many
 as the teacher has. The grid form for dense prediction is not here.
 
-Deviations: the divisor c rather than c^2 is the one that the usual weight belongs to together with
-rows of unit length; this was not confirmed from the paper's text.
+The divisor c, rather than c^2, and rows of unit length are those of the authors' program, which the
+usual weight belongs to.
 """
 
 import dataclasses

@@ -39,8 +39,9 @@ class TfKD(Objective):
       alpha: share of the virtual teacher, in [0, 1]; from 0.1 to 0.95, chosen by data set.
       a: probability of the right class, between 1 / k and 1; above 0.9 in the paper.
       temperature: T of the virtual teacher, positive; 20 and above in the paper.
-      weight: multiplier of the virtual teacher's term, 0 or more; 1 except for some networks on
-        CIFAR-100.
+      weight: multiplier of the virtual teacher's term, 0 or more. The divergence is a sum over the
+        classes, in the authors' program a mean: its multiplier, 1 except for some networks on
+        CIFAR-100, is `weight` times k, so that its 1 is `weight=1/k`.
       soften_student: whether the student, too, is softened in that term, as in eq. 9. The authors
         report that their CIFAR-100 runs did not.
       label_smoothing: of the label term, in [0, 1).

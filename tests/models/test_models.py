@@ -178,11 +178,24 @@ def test_init_is_a_function_of_the_key_and_has_the_layout_of_its_shapes():
 def test_activated_stages_are_their_pre_activation_above_zero(name):
     model, x, params, state = built(name)
     outputs, _ = jax.jit(lambda x: model.apply(params, state, x))(x)
-    stages = [k for k in outputs if k.startswith("stage") and not k.endswith("_pre")]
+    stages = [k for k in outputs if k.startswith("stage") and "_" not in k]
     assert len(stages) >= 2
     for stage in stages:
         want = np.maximum(outputs[f"{stage}_pre"], 0)  # two fusions may compute it twice
         np.testing.assert_allclose(outputs[stage], want, rtol=1e-5, atol=1e-5)
+
+
+def test_raw_stages_of_a_wide_resnet_are_what_the_next_norm_sees():
+    model, x, params, state = built("wide_resnet")
+    outputs, _ = jax.jit(lambda x: model.apply(params, state, x))(x)
+    # The stem, and the first norms of stages 2 and 3 and behind the last block: depth 10.
+    for name, norm in (("stem", 0), ("stage1", 2), ("stage2", 4), ("stage3", 6)):
+        named = params[f"BatchNorm_{norm}"], state["batch_stats"][f"BatchNorm_{norm}"]
+        layer, running = jax.device_get(named)
+        scale = layer["scale"] / np.sqrt(running["var"] + 1e-5)
+        want = (np.asarray(outputs[f"{name}_raw"]) - running["mean"]) * scale + layer["bias"]
+        np.testing.assert_allclose(outputs[f"{name}_pre"], want, rtol=1e-4, atol=1e-4)
+    assert float(outputs["stage2_raw"].min()) < 0
 
 
 @pytest.mark.parametrize("name", ["resnet", "wide_resnet", "convnet", "mlp", "vit"])

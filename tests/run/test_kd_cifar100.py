@@ -60,6 +60,43 @@ def test_every_method_is_an_arm(pair):
         assert build.build(single, shapes_only=True).shapes.terms.values
 
 
+@pytest.mark.parametrize(
+    ("pair", "beta"),
+    [
+        ("resnet56-resnet20", 2),
+        ("resnet110-resnet32", 2),
+        ("resnet110-resnet20", 8),
+        ("vgg13-vgg8", 6),
+        ("vgg13-mobilenet_v2", 6),
+        ("wrn-40-2-wrn-16-2", 6),
+        ("wrn-40-2-wrn-40-1", 6),
+        ("resnet32x4-resnet8x4", 8),
+        ("wrn-40-2-shufflenet_v1", 8),
+    ],
+)
+def test_arms_have_the_published_recipes(pair, beta):
+    arms = kd_cifar100.get_config(f"{pair},all").study.arms
+    assert arms.dkd.objective.kwargs.beta == beta
+    assert arms.dkd.objective.kwargs.warmup_epochs == 20
+    assert arms.cc.objective.kwargs.to_dict() == {"weight": 0.02, "form": "successive"}
+    for role in ("projector", "projector_of_teacher"):
+        assert arms.cc.roles[role].kwargs.features == 128
+    wide = tuple(f"stage{i}_raw" for i in (1, 2, 3))
+    plain = {"vgg": (2, 3, 4, 5), "mobilenet_v2": (1, 2, 3, 4)}
+    for role, name in zip(("teacher", "student"), kd_cifar100.PAIRS[pair], strict=True):
+        numbers = plain.get(kd_cifar100.NETWORKS[name][0], (1, 2, 3))
+        raw = name.startswith("wrn")
+        found = wide if raw else tuple(f"stage{i}" for i in numbers)
+        for arm in ("at", "nst", "vid"):
+            assert arms[arm].objective.kwargs[f"{role}_stages"] == found
+        assert arms.sp.objective.kwargs[f"{role}_stages"] == found[-1:]
+        assert arms.fitnet.objective.kwargs[f"{role}_stage"] == found[1]
+        assert arms.ft.objective.kwargs[f"{role}_stage"] == found[-1]
+        if "fsp" in published.CIFAR100[pair]:
+            stem = "stem_raw" if raw else "stage1" if "vgg" in name else "stem"
+            assert arms.fsp.objective.kwargs[f"{role}_stages"] == (stem, *found)
+
+
 @functools.cache
 def like(name):
     """A network without parameters whose outputs have the shapes of those of a network."""
@@ -75,8 +112,10 @@ def like(name):
     return Model(lambda key, x: ({}, {}), apply)
 
 
-@pytest.mark.parametrize("pair", [pair for pair in kd_cifar100.PAIRS if "vgg" in pair])
-def test_every_arm_that_reads_maps_fits_those_of_a_vgg(pair):
+@pytest.mark.parametrize(
+    "pair", [pair for pair in kd_cifar100.PAIRS if "vgg" in pair or "wrn" in pair]
+)
+def test_every_arm_that_reads_maps_fits_its_networks(pair):
     teacher, student = kd_cifar100.PAIRS[pair]
     config = kd_cifar100.get_config(f"{pair},all")
     batch = {"input": jnp.zeros((2, 32, 32, 3)), "mask": jnp.zeros(2)}
@@ -95,15 +134,12 @@ def test_every_arm_that_reads_maps_fits_those_of_a_vgg(pair):
             models[role] = as_model(bound())
         models = {role: models[role] for role in objective.roles}
         assert state.infer_shapes(objective, models, batch).terms.values
-    assert config.study.arms.fitnet.objective.kwargs.teacher_stage == (
-        "stage3" if "vgg" in teacher else "stage2"
-    )
+    second = {"vgg": "stage3", "wrn": "stage2_raw"}.get(teacher[:3], "stage2")
+    assert config.study.arms.fitnet.objective.kwargs.teacher_stage == second
     stages = config.study.arms.review_kd.objective.kwargs
     assert stages.teacher_stages[0] == ("stage2_pre" if "vgg" in teacher else "stage1_pre")
-    assert stages.student_stages[-2:] == (
-        "stage5" if "vgg" in student else "stage4",
-        "embedding",
-    )
+    last = {"vgg": "stage5", "mob": "stage4"}.get(student[:3], "stage3")
+    assert stages.student_stages[-2:] == (last, "embedding")
 
 
 def test_rates_fall_after_the_published_epochs():
