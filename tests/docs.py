@@ -11,6 +11,8 @@ import shlex
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from distill_jax.run import flags
+
 ROOT = pathlib.Path(__file__).parents[1]
 
 PAGES = ("README.md", "CONTRIBUTING.md", "launch/README.md", "docs/*.md", "docs/results/*.md")
@@ -55,6 +57,8 @@ def texts() -> Iterator[tuple[str, str]]:
         yield str(path.relative_to(ROOT)), path.read_text()
     for path in files(HEADERS):
         yield str(path.relative_to(ROOT)), ast.get_docstring(ast.parse(path.read_text())) or ""
+    example = flags.usage().partition("example:\n")[2].partition("\n\n")[0]
+    yield "--help", example
     for path in files(SCRIPTS):
         comments = [
             line[2:] if line.startswith("# ") else ""

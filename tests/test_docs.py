@@ -231,8 +231,12 @@ def test_the_runs_of_the_readme_are_found_from_another_folder(place, monkeypatch
         stored = config_lib.from_json((place / "runs" / name / "config.json").read_text())
         assert stored.roles.teacher.init == str(place / "runs" / "teacher")
     assert (place / "runs" / "kd_answers" / "seed0" / "teacher" / "key.json").exists()
-    assert main.main(["distill-jax", "--mode=eval", "--workdir=student"]) == 0
-    assert "test/accuracy" in capsys.readouterr().out
+    before = sorted(path for path in place.rglob("*") if path.name != "eval.json")
+    for name in ("student", "cached"):
+        assert main.main(["distill-jax", "--mode=eval", f"--workdir={name}"]) == 0
+        assert "test/accuracy" in capsys.readouterr().out
+    # What a stored config names is read, and nothing is written but the measurements.
+    assert sorted(path for path in place.rglob("*") if path.name != "eval.json") == before
 
 
 # The others, in `make test-all`.

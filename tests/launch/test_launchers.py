@@ -497,3 +497,32 @@ def test_local_sweep_skips_what_is_done_goes_on_after_failures_and_ranks(tmp_pat
     assert "3 of 4" in capsys.readouterr().out
     order = [line.split()[0] for line in sweep.table(trials, folders).splitlines()[1:]]
     assert order == ["2", "3", "0"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "import sys\n\ndef sweep():\n    sys.exit(0)\n",
+        "def sweep():\n    raise KeyboardInterrupt\n",
+        "raise SystemExit(0)\n",
+        "def sweep():\n    return 1 / 0\n",
+        "def sweep(:\n",
+    ],
+)
+def test_a_space_that_leaves_or_fails_is_a_mistake(tmp_path, capsys, text):
+    path = tmp_path / "space.py"
+    path.write_text(text)
+    assert sweep.main([f"--config={path}", f"--workdir={tmp_path / 'sweep'}"]) == 2
+    assert f"error: {path}:" in capsys.readouterr().err
+    assert not (tmp_path / "sweep").exists()
+
+
+def test_a_space_may_import_modules_of_the_current_folder(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    (tmp_path / "my_rates.py").write_text("RATES = [0.1, 0.2]\n")
+    (tmp_path / "space.py").write_text(
+        "import my_rates\n\ndef sweep():\n    return {'optim.lr': my_rates.RATES}\n"
+    )
+    assert sweep.main(["--config=space.py", "--workdir=sweep", "--dry_run"]) == 0
+    assert "--config.optim.lr=0.2" in capsys.readouterr().out
