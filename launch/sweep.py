@@ -70,6 +70,17 @@ def read_space(spec: str) -> dict[str, Any]:
     return dict(found)
 
 
+def absolute(workdir: pathlib.Path) -> pathlib.Path:
+    """Returns the folder of the sweep as the program would name it."""
+    from distill_jax.core.errors import UserError
+    from distill_jax.run import paths
+
+    try:
+        return paths.absolute(workdir, where="--workdir")
+    except UserError as error:
+        raise SweepError(str(error)) from None
+
+
 def _is_range(values: Any) -> bool:
     return isinstance(values, tuple) and len(values) == 3 and values[0] in _DRAWS
 
@@ -256,10 +267,10 @@ def main(argv: Sequence[str]) -> int:
     try:
         space = read_space(flags.config)
         trials = draw(space, n=flags.random, seed=flags.seed) if flags.random else grid(space)
+        workdir = absolute(flags.workdir)
     except SweepError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    workdir = flags.workdir.expanduser().absolute()
     lines = commands(trials, config=flags.config, workdir=workdir, args=flags.args)
     folders = [pathlib.Path(line[4].partition("=")[2]) for line in lines]
     listed = [{"folder": f.name, "values": t} for f, t in zip(folders, trials, strict=True)]

@@ -46,7 +46,7 @@ from distill_jax.core.steps import BoundNets, teacher_view
 from distill_jax.data import loader
 from distill_jax.data.source import digest
 from distill_jax.losses.stored_labels import keep_top, restore_top
-from distill_jax.run import checkpoint, environment, processes, watch, workdir
+from distill_jax.run import checkpoint, environment, paths, processes, watch, workdir
 from distill_jax.run import config as config_lib
 from distill_jax.run.config import ConfigDict
 from distill_jax.run.resolve import resolve
@@ -513,7 +513,7 @@ def prepare(
       ConfigError: the folder holds answers to other questions.
       Preempted: a signal asked to stop; the chunks that were filled are kept.
     """
-    folder = pathlib.Path(config.cache.dir.replace("{seed}", str(config.seed))).expanduser()
+    folder = paths.absolute(config.cache.dir.replace("{seed}", str(config.seed)), where="cache.dir")
     n, stores = len(source), {}
     for role in plan.outputs:
         key = make_key(config, plan, role, source, frozen.get(role))
