@@ -22,7 +22,7 @@ ALLOWED = {
     "launch": set(),
     "run": {
         *("core", "losses", "weighers", "objectives", "models", "data", "evaluators"),
-        "configs",
+        *("configs", "trainer"),
     },
     "main": {"core", "run"},
 }

@@ -52,6 +52,9 @@ from distill_jax.run import checkpoint, crash, paths, preflight, processes, teac
 from distill_jax.run import config as config_lib
 from distill_jax.run.config import ConfigDict
 from distill_jax.run.resolve import bind, names_in, resolve
+from distill_jax.trainer.options import LookAhead, Options
+from distill_jax.trainer.passes import dataset_pass
+from distill_jax.trainer.update import make_update
 
 RAW_WIDTH = 4096
 """Inputs of more numbers than this are no control of embeddings."""
@@ -219,6 +222,20 @@ class Experiment:
             for role, model in self.models.items()
         }
 
+    @functools.cached_property
+    def options(self) -> Options:
+        """Options of the step."""
+        config, ahead = self.config, self.config.lookahead
+        return Options(
+            precision=config.precision,
+            accum_steps=config.accum_steps,
+            grad_norm=config.log.grad_norm,
+            nonfinite="skip" if config.watch.nonfinite == "skip" else "keep",
+            watch_every=config.log.every_steps if self.watches else 0,
+            lookahead=LookAhead(ahead.steps, ahead.kind, ahead.restore) if ahead.steps else None,
+            mesh=self.mesh,
+        )
+
     @property
     def watches(self) -> bool:
         """Whether steps look at the spread of embeddings."""
@@ -231,36 +248,16 @@ class Experiment:
         output of a step costs the host some microseconds, which shows where steps are short.
         """
         config, outer = self.config, self.outer
-        options: dict[str, Any] = {
-            "precision": config.precision,
-            "ema": self.ema,
-            "grad_norm": config.log.grad_norm,
-            "skip_nonfinite": config.watch.nonfinite == "skip",
-        }
-        if isinstance(self.tx, bilevel.Optimizers):
-            assert isinstance(self.objective, Weighed)
-            update = bilevel.make_bilevel_step(
-                self.objective,
-                self.gathered_models,
-                self.tx,
-                outer.options if outer else bilevel.Bilevel(),
-                outer=variant == "outer",
-                **options,
-            )
-        else:
-            update = steps.make_train_step(
-                self.objective,
-                self.gathered_models,
-                self.tx,
-                accum_steps=config.accum_steps,
-                watch_every=config.log.every_steps if self.watches else 0,
-                **options,
-            )
+        update = make_update(
+            self.objective,
+            self.gathered_models,
+            self.tx,
+            self.options,
+            averages=self.ema,
+            two_level=outer.options if outer else None,
+            outer=variant == "outer",
+        )
         ahead = config.lookahead
-        if ahead.steps:
-            update = lookahead.make_lookahead_step(
-                update, steps=ahead.steps, kind=ahead.kind, restore=ahead.restore, ema=self.ema
-            )
         wide = ahead.steps if ahead.kind == "wide" else 0
         names = self.metric_names(variant)
         train, evaluation = self.transform(train=True), self.transform(train=False)
@@ -603,13 +600,13 @@ class Experiment:
             return dict(objective.survey(nets, batch, state.memory, state.step))
 
         run = jax.jit(ask, out_shardings=partition.replicated(self.mesh))
-        parts = []
-        for batch in loader.eval_batches(self.dataset.train, batch_size=self.eval_batch_size):
+
+        def alive() -> None:
             watch.alive()
             processes.stop_if_asked("before the survey was done")
-            found, real = jax.device_get(run(state, frozen, batch)), batch["mask"] > 0
-            parts.append({name: rows[real] for name, rows in found.items()})
-        rows = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+        batches = loader.eval_batches(self.dataset.train, batch_size=self.eval_batch_size)
+        rows, _ = dataset_pass(functools.partial(run, state, frozen), batches, on_batch=alive)
         generator = np.random.Generator(np.random.Philox(key=[seed, zlib.crc32(b"survey")]))
         ids = example_ids(self.dataset.train)
         memory = objective.digest(rows, ids, jax.device_get(state.memory), generator)

@@ -38,6 +38,7 @@ from distill_jax.run.checkpoint import Checkpointer, network_checksum
 from distill_jax.run.config import ConfigDict
 from distill_jax.run.environment import Preempted
 from distill_jax.run.sharing import scrubbed
+from distill_jax.trainer.passes import dataset_pass
 
 REMEDY = (
     "lower optim.lr, set optim.clip_norm, or lengthen optim.warmup; earlier checkpoints are intact"
@@ -111,16 +112,8 @@ def collect(
     source = getattr(experiment.dataset, split)
     if rows is not None:
         source = Subset(source, rows, f"{len(rows)} of them")
-    parts: list[Any] = []
-    for batch in loader.eval_batches(source, batch_size=experiment.eval_batch_size):
-        watch.alive()
-        outputs = jax.device_get(predict(batch))
-        real = np.flatnonzero(np.asarray(batch["mask"]) > 0)
-        facts = {k: np.asarray(x) for k, x in batch.items() if k not in ("input", "mask", "epoch")}
-        kept = jax.tree.map(lambda x, real=real: x.take(real, axis), outputs)
-        parts.append((kept, {name: x[real] for name, x in facts.items()}))
-    outputs = jax.tree.map(lambda *xs: np.concatenate(xs, axis), *[part[0] for part in parts])
-    return outputs, {k: np.concatenate([part[1][k] for part in parts]) for k in parts[0][1]}
+    batches = loader.eval_batches(source, batch_size=experiment.eval_batch_size)
+    return dataset_pass(predict, batches, axis=axis, on_batch=watch.alive)
 
 
 def collect_parts(

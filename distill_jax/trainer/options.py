@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from jax.sharding import Mesh
 
@@ -10,6 +10,20 @@ from distill_jax.core.errors import ConfigError, nearest
 from distill_jax.core.precision import COMPUTE_DTYPES
 
 NONFINITE = ("keep", "skip")
+
+
+class LookAhead(NamedTuple):
+    """Virtual steps that advance the moving averages before each real one.
+
+    Attributes:
+      steps: how many.
+      kind: "deep", on the same batch, or "wide", on so many batches.
+      restore: what of the state is as before afterwards: "all", "params+opt" or "params".
+    """
+
+    steps: int
+    kind: str = "deep"
+    restore: str = "all"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -23,6 +37,9 @@ class Options:
       grad_norm: whether the metrics include the global norm of the gradient.
       nonfinite: what happens to a step whose loss or gradient is not finite. "keep" applies it,
         "skip" leaves parameters, averages and optimizer as they are and sets the metric `skipped`.
+      watch_every: steps between two measurements of the spread of the embeddings, see
+        `core.collapse`; 0 is never.
+      lookahead: virtual steps before each step, see `core.lookahead`; None takes none.
       mesh: devices, from `core.partition.make_mesh`; by default all devices along the batch.
       partition_rules: `{regular expression: mesh axis or None for each array axis}` over the paths
         of the parameters, see `core.partition.infer`.
@@ -36,6 +53,8 @@ class Options:
     accum_steps: int = 1
     grad_norm: bool = False
     nonfinite: str = "keep"
+    watch_every: int = 0
+    lookahead: LookAhead | None = None
     mesh: Mesh | None = None
     partition_rules: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     partition_min_size: int = 2**14

@@ -30,6 +30,7 @@ from distill_jax.core.errors import ConfigError, nearest
 from distill_jax.core.weighing import Weighed
 from distill_jax.trainer.options import Options
 from distill_jax.trainer.passes import dataset_pass
+from distill_jax.trainer.update import make_update
 
 IN_FLIGHT = 8
 """After this many steps the host waits for the first of them. More would not keep the device any
@@ -152,6 +153,8 @@ class Trainer:
             self.optimizer = self._two_levels(optimizer, outer_optimizer)
         elif bilevel is not None:
             raise ConfigError("bilevel needs an outer_optimizer")
+        if self.options.lookahead is not None and self.options.lookahead.kind == "wide":
+            raise ConfigError("a step takes one batch, and wide look-ahead takes several")
         steps.check_accumulation(objective, self.options.accum_steps)
         self._in_flight: collections.deque[Array] = collections.deque()
 
@@ -276,30 +279,15 @@ class Trainer:
         Returns:
           `(train_state, frozen, batch, key) -> (train_state, metrics)`.
         """
-        options = {
-            "precision": self.options.precision,
-            "ema": self.averages,
-            "grad_norm": self.options.grad_norm,
-            "skip_nonfinite": self.options.nonfinite == "skip",
-        }
-        if isinstance(self.optimizer, bilevel.Optimizers):
-            assert isinstance(self.objective, Weighed)
-            update = bilevel.make_bilevel_step(
-                self.objective,
-                self.models,
-                self.optimizer,
-                self.bilevel or bilevel.Bilevel(),
-                outer=outer,
-                **options,
-            )
-        else:
-            update = steps.make_train_step(
-                self.objective,
-                self.models,
-                self.optimizer,
-                accum_steps=self.options.accum_steps,
-                **options,
-            )
+        update = make_update(
+            self.objective,
+            self.models,
+            self.optimizer,
+            self.options,
+            averages=self.averages,
+            two_level=self.bilevel,
+            outer=outer,
+        )
 
         def step(train: TrainState, frozen: steps.Frozen, batch: Batch, key: Key):
             if outer:
