@@ -421,6 +421,7 @@ class _Lock:
 
 
 _held: dict[pathlib.Path, _Lock] = {}
+_claimed: set[pathlib.Path] = set()
 _beating: list[int] = []
 
 
@@ -644,11 +645,11 @@ def claim(
         something else of this program, or cannot be written.
     """
     folder = folder.absolute()
+    if folder in _claimed:  # by all processes, of which one holds the lock
+        yield
+        return
     stack = contextlib.ExitStack()
     with stack:
-        if folder in _held and _held[folder].pid == os.getpid():
-            yield
-            return
         enter = lambda: _enter(stack, folder, kind, start_over, say)  # noqa: E731
         if with_peers:
             from distill_jax.run import processes
@@ -658,6 +659,8 @@ def claim(
             moved = enter()
         if moved:
             say(f"set aside what was there: {moved}")
+        _claimed.add(folder)
+        stack.callback(_claimed.discard, folder)
         yield
 
 

@@ -348,6 +348,22 @@ def test_an_owner_notices_that_it_was_taken_for_dead(tmp_path):
     assert owner(tmp_path)["token"] == "x"  # which is another's by now
 
 
+@pytest.mark.parametrize("is_first", [True, False])
+def test_processes_decide_once_on_a_claim_within_a_claim(tmp_path, monkeypatch, is_first):
+    """Where one process asks the others, all have to."""
+    asked = []
+
+    def from_first(decide, where):
+        asked.append(where)
+        return decide() if is_first else None
+
+    monkeypatch.setattr("distill_jax.run.processes.from_first", from_first)
+    for n in (1, 2):
+        with workdir.claim(tmp_path, "run"), workdir.claim(tmp_path, "run"):
+            assert (tmp_path / workdir.LOCK).exists() == is_first
+        assert asked == [str(tmp_path)] * n
+
+
 def test_a_folder_that_cannot_be_written_has_a_message(tmp_path, monkeypatch):
     def refuse(*_):
         raise OSError(30, "Read-only file system")
