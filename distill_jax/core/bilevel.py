@@ -31,7 +31,16 @@ from distill_jax.core.api import (
 )
 from distill_jax.core.errors import ConfigError, nearest
 from distill_jax.core.state import check_terms
-from distill_jax.core.steps import BoundNets, Decay, Frozen, StepFn, mean_loss, move_targets, skip
+from distill_jax.core.steps import (
+    BoundNets,
+    Decay,
+    Frozen,
+    StepFn,
+    mean_loss,
+    move_targets,
+    nonfinite,
+    skip,
+)
 from distill_jax.core.weighing import Weighed
 
 METHODS = ("exact", "finite_difference", "last_layer")
@@ -420,6 +429,7 @@ def make_bilevel_step(
     ema: Mapping[Role, tuple[Role, Decay]] | None = None,
     grad_norm: bool = False,
     skip_nonfinite: bool = False,
+    tell_nonfinite: bool = False,
 ) -> StepFn:
     """Builds one of the two steps between which the host chooses.
 
@@ -436,6 +446,7 @@ def make_bilevel_step(
       grad_norm: whether the metrics have the norm of the inner gradient.
       skip_nonfinite: whether a step changes nothing where its loss, its gradient, or those of the
         outer level are not finite, see `steps.skip`.
+      tell_nonfinite: whether the metrics have `nonfinite`, 1 in such steps, else 0.
 
     Returns:
       `(state, frozen, batch, key) -> (state, metrics)`; with `outer` the metrics also have
@@ -507,8 +518,10 @@ def make_bilevel_step(
             opt_state={"inner": inner_state, "outer": outer_state},
             memory=state.memory if terms.memory is None else terms.memory,
         )
+        outer_metrics = {k: v for k, v in metrics.items() if k.startswith("outer_")}
+        if tell_nonfinite:
+            metrics["nonfinite"] = nonfinite(metrics["loss"], (grads, outer_metrics))
         if skip_nonfinite:
-            outer_metrics = {k: v for k, v in metrics.items() if k.startswith("outer_")}
             new_state, metrics = skip(state, new_state, metrics, (grads, outer_metrics))
         return new_state, metrics
 

@@ -136,6 +136,7 @@ def make_train_step(
     unroll: bool | None = None,
     grad_norm: bool = False,
     skip_nonfinite: bool = False,
+    tell_nonfinite: bool = False,
     watch_every: int = 0,
 ) -> StepFn:
     """Builds the step of a single-level method.
@@ -158,6 +159,9 @@ def make_train_step(
       grad_norm: whether the metrics have the norm of the whole gradient; costs a pass over it.
       skip_nonfinite: whether a step whose loss or gradient is not finite changes nothing, see
         `skip`; costs a pass over gradient and state.
+      tell_nonfinite: whether the metric `nonfinite` is 1 in steps whose loss or gradient is not
+        finite, else 0; costs a pass over the gradient. Activations may drop NaN, so that a loss is
+        finite where its gradient is not.
       watch_every: steps between two looks at the spread of the embeddings, see `collapse`; 0 is
         never. The metrics of other steps have zeros in their place.
 
@@ -228,6 +232,8 @@ def make_train_step(
         )
         if grad_norm:
             metrics = {**metrics, "grad_norm": optax.tree.norm(grads)}
+        if tell_nonfinite:
+            metrics = {**metrics, "nonfinite": nonfinite(metrics["loss"], grads)}
         if skip_nonfinite:
             new_state, metrics = skip(state, new_state, metrics, grads)
         return new_state, metrics
@@ -249,11 +255,16 @@ def skip(
       metrics: scalars of the step, of which `loss` is one.
       grads: all that must be finite beside the loss.
     """
-    leaves = [metrics["loss"], *jax.tree.leaves(grads)]
-    finite = jnp.stack([jnp.isfinite(x).all() for x in leaves]).all()
-    kept = jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)
-    skipped = (~finite).astype(metrics["loss"].dtype)
+    skipped = nonfinite(metrics["loss"], grads)
+    kept = jax.tree.map(lambda n, o: jnp.where(skipped > 0, o, n), new, old)
     return kept.replace(step=new.step), {**metrics, "skipped": skipped}
+
+
+def nonfinite(loss: Array, grads: PyTree) -> Array:
+    """Returns 1 where a loss or one of its gradients is not finite, else 0, in the loss's type."""
+    leaves = [loss, *jax.tree.leaves(grads)]
+    finite = jnp.stack([jnp.isfinite(x).all() for x in leaves]).all()
+    return (~finite).astype(loss.dtype)
 
 
 def mean_loss(terms: Terms, mask: Array, total: Array) -> tuple[Array, dict[str, Array]]:

@@ -204,9 +204,9 @@ class Experiment:
         terms = self.shapes.terms
         outer = ("outer_loss", "outer_grad_norm") if variant == "outer" else ()
         norm = ("grad_norm",) if self.config.log.grad_norm else ()
-        skipped = ("skipped",) if self.config.watch.nonfinite == "skip" else ()
+        told = {"skip": ("skipped",), "stop": ("nonfinite",)}[self.config.watch.nonfinite]
         weights = (f"weight/{name}" for name in terms.weights)
-        found = ("loss", *terms.values, *weights, *terms.facts, *outer, *norm, *skipped)
+        found = ("loss", *terms.values, *weights, *terms.facts, *outer, *norm, *told)
         return (*found, *collapse.names(terms.embeddings)) if self.watches else found
 
     @functools.cached_property
@@ -230,7 +230,7 @@ class Experiment:
             precision=config.precision,
             accum_steps=config.accum_steps,
             grad_norm=config.log.grad_norm,
-            nonfinite="skip" if config.watch.nonfinite == "skip" else "keep",
+            nonfinite="skip" if config.watch.nonfinite == "skip" else "tell",
             watch_every=config.log.every_steps if self.watches else 0,
             lookahead=LookAhead(ahead.steps, ahead.kind, ahead.restore) if ahead.steps else None,
             mesh=self.mesh,

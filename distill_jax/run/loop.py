@@ -1,5 +1,6 @@
 """The loop: batch, step, log, evaluate, save, in a fixed order."""
 
+import collections
 import contextlib
 import functools
 import json
@@ -21,6 +22,7 @@ from distill_jax.evaluators._features import spread
 from distill_jax.run import (
     alarms,
     crash,
+    diagnosis,
     embeddings,
     environment,
     masked,
@@ -39,10 +41,6 @@ from distill_jax.run.config import ConfigDict
 from distill_jax.run.environment import Preempted
 from distill_jax.run.sharing import scrubbed
 from distill_jax.trainer.passes import dataset_pass
-
-REMEDY = (
-    "lower optim.lr, set optim.clip_norm, or lengthen optim.warmup; earlier checkpoints are intact"
-)
 
 IN_FLIGHT = 8
 """After this many steps the loop waits for the first of them: the device never idles, and the rate
@@ -75,7 +73,8 @@ def evaluate(
     gather = functools.partial(predictions, experiment, state, frozen)
     outputs, facts = gather(split, rows=rows)
     parts = collect_parts(experiment, gather, split, (outputs, facts))
-    return measure(experiment, outputs, facts, split, parts), {"outputs": outputs, **facts}
+    with diagnosis.evaluating(experiment, split):
+        return measure(experiment, outputs, facts, split, parts), {"outputs": outputs, **facts}
 
 
 def predictions(
@@ -421,7 +420,7 @@ class Run:
         # Metrics of the steps since the last event, where a stop comes between two.
         self.unlogged: list[tuple[str, np.ndarray]] = []
         self.first_spread: dict[str, float] = {}  # what others are compared with
-        self.last_finite: float | None = None
+        self.last_losses: collections.deque[float] = collections.deque(maxlen=diagnosis.KEPT)
         self.skipped = self._skipped_in_a_row = 0
         self.alarms: Any = None
         self.controls: dict[str, Any] = {}
@@ -519,16 +518,15 @@ class Run:
                     self._skip(step - len(pending) + i + 1)
                 continue
             self._skipped_in_a_row = 0
+            gradient = row.pop("nonfinite", 0) > 0
             bad = [name for name, value in row.items() if not np.isfinite(value)]
             bad = [name for name in bad if name != "loss"] or bad
-            if bad:
-                raise NonFiniteError(
-                    f"{', '.join(bad)} is {row[bad[0]]} at step {step - len(pending) + i + 1}; "
-                    f"the last finite loss was {self.last_finite}",
-                    where=str(self.workdir),
-                    hint=REMEDY,
-                )
-            self.last_finite = float(row["loss"])
+            if bad or gradient:
+                what = f"{', '.join(bad)} is {row[bad[0]]}" if bad else "the gradient is not finite"
+                at = step - len(pending) + i + 1
+                what += f" at step {at}" + ("" if bad else f", where the loss is {row['loss']:.4g}")
+                raise self._nonfinite(what, at, float(row["loss"]))
+            self.last_losses.append(float(row["loss"]))
             count, every = step - len(pending) + i + 1, self.config.log.every_steps
             spread = {name: row.pop(name) for name in [*row] if name.startswith(collapse.PREFIX)}
             if spread and collapse.due(count - 1, every):
@@ -548,12 +546,28 @@ class Run:
         if self._skipped_in_a_row == 1:
             self.say(f"step {step} is skipped: its loss or gradient is not finite")
         if self._skipped_in_a_row >= SKIPPED_IN_A_ROW:
-            raise NonFiniteError(
+            raise self._nonfinite(
                 f"{SKIPPED_IN_A_ROW} steps in a row, the last of them step {step}, were skipped: "
-                f"loss or gradient not finite; the last finite loss was {self.last_finite}",
-                where=str(self.workdir),
-                hint=REMEDY,
+                "loss or gradient not finite",
+                step,
             )
+
+    def _nonfinite(
+        self, what: str, step: int, loss: float = float("nan"), *, updated: bool = False
+    ) -> NonFiniteError:
+        """Returns the error with its cause, of the step of that number from 1, see `diagnosis`."""
+        self.checkpointer.wait()
+        return diagnosis.of_step(
+            self.experiment,
+            self.config,
+            step=step,
+            updates=step if updated else step - 1,
+            what=what,
+            loss=loss,
+            losses=list(self.last_losses),
+            saved=self.checkpointer.steps(),
+            where=str(self.workdir),
+        )
 
     def epoch(self, step: int) -> float:
         return round(step / self.experiment.steps_per_epoch, 4)
@@ -608,11 +622,11 @@ class Run:
         """Saves a state, unless it is not finite."""
         workdir_lib.check_held(self.workdir)
         if not self.experiment.is_finite(state.params):
-            raise NonFiniteError(
-                f"parameters are not finite after step {int(state.step)}, which is not saved; "
-                f"the last finite loss was {self.last_finite}",
-                where=str(self.workdir),
-                hint=REMEDY,
+            step = int(state.step)
+            raise self._nonfinite(
+                f"parameters are not finite after step {step}, which is not saved",
+                step,
+                updated=True,
             )
         chosen = self.config.eval.metric
         metric = float(measured[chosen]) if measured and chosen else None
@@ -969,7 +983,8 @@ class Loop:
         outputs, facts, parts = self._collect(state, split)
 
         def one(i: int, run: Run) -> dict[str, Any]:
-            metrics = measure(run.experiment, outputs[i], facts, split, parts[i])
+            with diagnosis.evaluating(run.experiment, split):
+                metrics = measure(run.experiment, outputs[i], facts, split, parts[i])
             if split == "test":
                 run.controls = measure_controls(run.experiment, run.config.seed)
                 metrics |= run.controls

@@ -9,7 +9,7 @@ from jax.sharding import Mesh
 from distill_jax.core.errors import ConfigError, nearest
 from distill_jax.core.precision import COMPUTE_DTYPES
 
-NONFINITE = ("keep", "skip")
+NONFINITE = ("keep", "tell", "skip")
 
 
 class LookAhead(NamedTuple):
@@ -35,8 +35,9 @@ class Options:
         losses and optimizer state stay float32 (float64 where that is the compute type).
       accum_steps: number of micro-batches; divides the batch size.
       grad_norm: whether the metrics include the global norm of the gradient.
-      nonfinite: what happens to a step whose loss or gradient is not finite. "keep" applies it,
-        "skip" leaves parameters, averages and optimizer as they are and sets the metric `skipped`.
+      nonfinite: what happens to a step whose loss or gradient is not finite. "keep" applies it;
+        "tell" does too, and sets the metric `nonfinite` to 1; "skip" leaves parameters, averages
+        and optimizer as they are and sets the metric `skipped` to 1.
       watch_every: steps between two measurements of the spread of the embeddings, see
         `core.collapse`; 0 is never.
       lookahead: virtual steps before each step, see `core.lookahead`; None takes none.

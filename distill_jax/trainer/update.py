@@ -39,6 +39,7 @@ def make_update(
         "ema": averages,
         "grad_norm": options.grad_norm,
         "skip_nonfinite": options.nonfinite == "skip",
+        "tell_nonfinite": options.nonfinite == "tell",
     }
     if isinstance(optimizer, bilevel.Optimizers):
         assert isinstance(objective, Weighed)

@@ -338,7 +338,9 @@ def test_nan_loss_is_refused(tmp_path, capsys):
     argv = [f"--config={SUPERVISED}", f"--workdir={tmp_path}", "--config.optim.lr=1e30"]
     argv += ["--config.optim.warmup.steps=1", "--config.log.every_steps=12"]
     argv += ["--config.eval.every.steps=12"]
-    refused(argv, capsys, ["cross_entropy is", "at step", "last finite loss", "optim.lr"], code=3)
+    refused(
+        argv, capsys, ["not finite at step", "last finite loss", "optim.lr", "exploded"], code=3
+    )
 
 
 def test_parameters_that_are_not_finite_are_never_saved(tmp_path, capsys):
