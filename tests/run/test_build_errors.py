@@ -338,9 +338,7 @@ def test_nan_loss_is_refused(tmp_path, capsys):
     argv = [f"--config={SUPERVISED}", f"--workdir={tmp_path}", "--config.optim.lr=1e30"]
     argv += ["--config.optim.warmup.steps=1", "--config.log.every_steps=12"]
     argv += ["--config.eval.every.steps=12"]
-    refused(
-        argv, capsys, ["at step 3", "last finite losses were 1.", "optim.lr"], code=3
-    )
+    refused(argv, capsys, ["at step 3", "last finite losses were 1.", "optim.lr"], code=3)
 
 
 def test_parameters_that_are_not_finite_are_never_saved(tmp_path, capsys):
