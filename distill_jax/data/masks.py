@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from distill_jax.core import rng, tokens
+from distill_jax.core import ranges, rng, tokens
 from distill_jax.core.api import Array, Batch, Key, Transform
 from distill_jax.core.errors import ConfigError
 
@@ -52,6 +52,10 @@ def tubes(
     start = jnp.arange(frames)[:, None] * (rows * columns)
     hidden, kept = ((start + part[None]).reshape(-1) for part in (order[:hide], order[hide:]))
     return kept, hidden[None]
+
+
+def _check_patches(name: str, **sizes: int) -> None:
+    ranges.sizes(where=f"data.transform_kwargs.{name}", **sizes)
 
 
 def _check(condition: bool, what: str, where: str, hint: str = "") -> None:
@@ -212,6 +216,7 @@ def make_random_masks(*, patch_size: int, ratio: float = 0.75) -> Transform:
       ConfigError: a ratio outside (0, 1); when traced, an input that is not an image or that the
         patches do not divide, or an image of a single patch.
     """
+    _check_patches("random_masks", patch_size=patch_size)
     _check(0 < ratio < 1, f"ratio is {ratio}", "random_masks.ratio", "between 0 and 1")
 
     def plan(batch: Batch):
@@ -252,7 +257,8 @@ def make_block_masks(
         patches do not divide, or so few patches that a block leaves none.
     """
     name = "block_masks"
-    _check(targets >= 1, f"targets is {targets}", f"{name}.targets", "1 or more")
+    _check_patches(name, patch_size=patch_size)
+    ranges.depths(where=f"data.transform_kwargs.{name}", targets=targets)
     for what, (low, high) in {"scale": scale, "context": context}.items():
         _check(0 < low <= high <= 1, f"{what} is not a range in (0, 1]", f"{name}.{what}")
     _check(0 < aspect[0] <= aspect[1], "aspect is not a range above 0", f"{name}.aspect")
@@ -311,6 +317,8 @@ def make_tube_masks(
         `[b, f, h, w, c]`, or that the patches do not divide.
     """
     name = "tube_masks"
+    _check_patches(name, patch_size=patch_size, tubelet=tubelet)
+    _check(0 < aspect[0] <= aspect[1], "aspect is not a range above 0", f"{name}.aspect")
     _check(len(sets) > 0, "no way to hide anything", f"{name}.sets", "(blocks, share, hidden)")
     for blocks, *shares in sets:
         fits = blocks >= 1 and len(shares) == 2 and all(0 < share < 1 for share in shares)
@@ -359,7 +367,7 @@ def make_column_masks(*, targets: int = 4, context: float = 0.3, target: float =
         columns.
     """
     name = "column_masks"
-    _check(targets >= 1, f"targets is {targets}", f"{name}.targets", "1 or more")
+    ranges.depths(where=f"data.transform_kwargs.{name}", targets=targets)
     for what, share in {"context": context, "target": target}.items():
         _check(0 < share < 1, f"{what} is {share}", f"{name}.{what}", "between 0 and 1")
 
@@ -430,6 +438,7 @@ def make_patch_masks(
         patches do not divide.
     """
     name = "patch_masks"
+    _check_patches(name, patch_size=patch_size)
     _check(0 < ratio[0] <= ratio[1] < 1, "ratio is not a range in (0, 1)", f"{name}.ratio")
     _check(0 < share <= 1, f"share is {share}", f"{name}.share", "above 0, at most 1")
     _check(0 < aspect[0] <= aspect[1], "aspect is not a range above 0", f"{name}.aspect")

@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from distill_jax.core import rng
+from distill_jax.core import ranges, rng
 from distill_jax.core.api import Array, Batch, Key, Transform
 from distill_jax.core.errors import ConfigError, explained, nearest
 from distill_jax.data import checks
@@ -197,8 +197,7 @@ def _make_views(
     statistics: Callable[[], tuple[np.ndarray, np.ndarray]] | None,
 ) -> Transform:
     where = f"data.transform_kwargs.{key}"
-    if count < 1:
-        raise ConfigError(f"count is {count}", where=f"{where}.count", hint="1 or more")
+    ranges.depths(where=where, count=count)
 
     def build(chain: Sequence[Any], part: str) -> Transform:
         made = {}
@@ -437,6 +436,12 @@ def make_random_crop(*, padding: int = 4, mode: str = "zero") -> Transform:
 
     def apply(key: Key, batch: Batch, step: Array) -> Batch:
         del step
+        side = min(batch["input"].shape[1:3])
+        _require(
+            padding < side,
+            f"padding is {padding}, and images are {side} wide: all of some would be padding",
+            "random_crop.padding",
+        )
         offsets = _integer(_uniform(key, batch, 2), 2 * padding + 1)
         images = crop(batch["input"], offsets, padding=padding, mode=modes[mode])
         return {**batch, "input": images}
@@ -742,6 +747,10 @@ def make_gaussian_blur(
         images = _require_float(batch, "gaussian_blur")
         hit, width = _uniform(key, batch, 2).T
         width = jnp.where(hit < probability, sigma[0] + (sigma[1] - sigma[0]) * width, 0.0)
+        side = min(images.shape[1:3])
+        _require(
+            radius < side, f"radius is {radius}, and images are {side} wide", "gaussian_blur.radius"
+        )
         cut = radius or max(1, images.shape[1] // 20)
         return {**batch, "input": blur(images, width, radius=cut)}
 

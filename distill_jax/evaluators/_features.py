@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from distill_jax.core import ranges
 from distill_jax.core.errors import ConfigError, NonFiniteError
 
 Part = tuple[Mapping[str, Mapping[str, Any]], Mapping[str, Any]]
@@ -103,11 +104,9 @@ def parts_of(parts: Mapping[str, Part] | None, *names: str, where: str) -> list[
     return [parts[name] for name in names]
 
 
-def check_positive(where: str, **numbers: float | None) -> None:
+def check_positive(where: str, **numbers: Any) -> None:
     """Raises ConfigError unless every number that is given is above 0."""
-    for name, value in numbers.items():
-        if value is not None and not value > 0:
-            raise ConfigError(f"{name} is {value}", where=f"{where}.{name}", hint="above 0")
+    ranges.within("(0, inf)", where=where, **numbers)
 
 
 def normalized(z: np.ndarray) -> np.ndarray:

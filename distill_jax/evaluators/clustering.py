@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from distill_jax.core import ranges
 from distill_jax.core.errors import ConfigError
 from distill_jax.evaluators._features import (
     CONTROLS,
@@ -116,7 +117,9 @@ def make(
       ConfigError: a number is out of its range.
       NonFiniteError: on evaluation, if an embedding is NaN or infinite.
     """
-    check_positive(WHERE, clusters=clusters, restarts=restarts, max_examples=max_examples)
+    check_positive(WHERE, max_examples=max_examples)
+    ranges.depths(where=WHERE, restarts=restarts)
+    ranges.within(f"[1, {ranges.MOST}]", where=WHERE, whole=True, clusters=clusters)
     if seed < 0:
         raise ConfigError(f"seed is {seed}", where=f"{WHERE}.seed", hint="at least 0")
     return Clustering(

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from distill_jax.core import ranges
 from distill_jax.core.errors import ConfigError, nearest
 from distill_jax.evaluators._features import (
     CONTROLS,
@@ -141,7 +142,8 @@ def make(
         raise ConfigError(
             f"heads are {heads}, hidden is {hidden}", where=WHERE, hint="one head, widths above 0"
         )
-    check_positive(WHERE, trees=trees, rate=rate, max_examples=max_examples)
+    check_positive(WHERE, rate=rate, max_examples=max_examples)
+    ranges.within(f"[1, {ranges.MOST}]", where=WHERE, whole=True, trees=trees, hidden=hidden)
     if seed < 0:
         raise ConfigError(f"seed is {seed}", where=f"{WHERE}.seed", hint="at least 0")
     return Downstream(

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from distill_jax.core import ranges
 from distill_jax.core.errors import ConfigError
 from distill_jax.evaluators._features import (
     CONTROLS,
@@ -133,6 +134,7 @@ def make(
       NonFiniteError: on evaluation, if an embedding is NaN or infinite.
     """
     check_positive(WHERE, draws=draws, c=c, max_examples=max_examples)
+    ranges.depths(where=WHERE, draws=draws)
     if not all(isinstance(m, int) and m > 0 for m in per_class):
         raise ConfigError(f"per_class is {per_class}", where=f"{WHERE}.per_class", hint="1 or more")
     if not all(0 < s <= 100 for s in percent):

@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 
 import jax
 
+from distill_jax.core import ranges
 from distill_jax.core.api import Array, Batch, Nets, Objective, Outputs, PyTree, Role, State, Terms
 from distill_jax.core.errors import ConfigError, nearest
 from distill_jax.losses.classification import distillation_kl, shift_logits
@@ -152,19 +153,11 @@ def endpoint(outputs: Outputs, name: str, *, role: Role, where: str) -> Array:
     return outputs[name]
 
 
-def check_positive(**values: float) -> None:
+def check_positive(**values: Any) -> None:
     """Raises `ConfigError` for a hyperparameter that is not above 0."""
-    for name, value in values.items():
-        if not value > 0:
-            raise ConfigError(
-                f"{name} is {value}", where=f"objective.kwargs.{name}", hint="a positive number"
-            )
+    ranges.within("(0, inf)", where="objective.kwargs", **values)
 
 
-def check_not_negative(**values: float) -> None:
+def check_not_negative(**values: Any) -> None:
     """Raises `ConfigError` for a hyperparameter below 0."""
-    for name, value in values.items():
-        if not value >= 0:
-            raise ConfigError(
-                f"{name} is {value}", where=f"objective.kwargs.{name}", hint="0 or more"
-            )
+    ranges.within("[0, inf)", where="objective.kwargs", **values)

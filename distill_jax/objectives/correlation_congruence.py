@@ -15,6 +15,7 @@ paper adds the loss of Hinton et al. 2015, here `kd_weight`, which is 0 by defau
 import dataclasses
 from typing import ClassVar
 
+from distill_jax.core import ranges
 from distill_jax.core.api import Array, Batch, Nets, Outputs, PyTree, Role
 from distill_jax.core.errors import ConfigError, nearest
 from distill_jax.losses.relations import congruence_share, successive_share
@@ -47,7 +48,8 @@ class CorrelationCongruence(Distillation):
 
     def __post_init__(self):
         super().__post_init__()
-        check_positive(gamma=self.gamma, order=self.order)
+        check_positive(gamma=self.gamma)
+        ranges.depths(where="objective.kwargs", order=self.order)
         if self.form not in FORMS:
             raise ConfigError(
                 f"unknown form {self.form!r}",

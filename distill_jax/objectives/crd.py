@@ -26,6 +26,7 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
+from distill_jax.core import ranges
 from distill_jax.core.api import Array, Batch, Key, Nets, Outputs, PyTree, Role
 from distill_jax.core.errors import ConfigError, nearest
 from distill_jax.losses.contrastive_distillation import (
@@ -83,15 +84,10 @@ class CRD(Distillation):
                 where="objective.kwargs.negatives",
                 hint=nearest(self.negatives, NEGATIVES),
             )
+        check_positive(num_negatives=self.num_negatives, dim=self.dim)
+        ranges.within("[0, 1)", where="objective.kwargs", momentum=self.momentum)
         if self.negatives == "batch":
             return
-        check_positive(num_negatives=self.num_negatives, dim=self.dim)
-        if not 0 <= self.momentum < 1:
-            raise ConfigError(
-                f"momentum is {self.momentum}",
-                where="objective.kwargs.momentum",
-                hint="the share of the old row, in [0, 1)",
-            )
         if self.num_examples < 2:
             raise ConfigError(
                 f"num_examples is {self.num_examples}",

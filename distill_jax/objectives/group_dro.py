@@ -16,20 +16,15 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 
+from distill_jax.core import ranges
 from distill_jax.core.api import Array, Batch, Nets, Objective, PyTree, Role, Terms
-from distill_jax.core.errors import ConfigError
 from distill_jax.losses.classification import cross_entropy
 from distill_jax.losses.groups import worst_group_weights
 from distill_jax.objectives._distillation import ask_teacher
 
 
 def check_rounds(rounds: int) -> None:
-    if rounds < 1:
-        raise ConfigError(
-            f"rounds is {rounds}",
-            where="objective.kwargs.rounds",
-            hint="at least one earlier round",
-        )
+    ranges.depths(where="objective.kwargs", rounds=rounds)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

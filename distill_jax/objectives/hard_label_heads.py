@@ -15,6 +15,7 @@ from typing import ClassVar
 
 import jax.numpy as jnp
 
+from distill_jax.core import ranges
 from distill_jax.core.api import Array, Batch, Nets, Objective, PyTree, Role, Terms
 from distill_jax.core.errors import ConfigError
 from distill_jax.losses.classification import cross_entropy
@@ -37,6 +38,7 @@ class HardLabelHeads(Objective):
     couples_batch: ClassVar[bool] = True
 
     def __post_init__(self):
+        ranges.depths(where="objective.kwargs", rounds=self.rounds)
         if self.rounds < 2:
             raise ConfigError(
                 f"rounds is {self.rounds}",

@@ -15,6 +15,7 @@ from typing import ClassVar
 
 import jax
 
+from distill_jax.core import ranges
 from distill_jax.core.api import Array, Batch, Nets, Objective, PyTree, Terms
 from distill_jax.core.errors import ConfigError, nearest
 from distill_jax.losses.classification import cross_entropy
@@ -64,6 +65,8 @@ class Invariance(Objective):
                 where="objective.kwargs.penalty",
                 hint=nearest(self.penalty, PENALTIES),
             )
+        most = f"[0, {ranges.MOST}]"
+        ranges.within(most, where="objective.kwargs", environments=self.environments)
         if self.environments < 2:
             raise ConfigError(
                 f"environments is {self.environments}",

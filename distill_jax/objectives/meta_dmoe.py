@@ -27,6 +27,7 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 
+from distill_jax.core import ranges
 from distill_jax.core.api import Array, Batch, Nets, Objective, Outputs, PyTree, Role, Terms
 from distill_jax.core.errors import ConfigError
 from distill_jax.losses.classification import cross_entropy
@@ -59,6 +60,10 @@ class MetaDMoE(Objective):
 
     def __post_init__(self):
         check_positive(inner_lr=self.inner_lr)
+        most = f"[0, {ranges.MOST}]"
+        counts = {"domains": self.domains, "test_domains": self.test_domains}
+        ranges.within(most, where="objective.kwargs", whole=True, **counts)
+        ranges.depths(where="objective.kwargs", experts=self.experts)
         if not 2 <= self.experts <= self.domains:
             raise ConfigError(
                 f"{self.experts} experts of {self.domains} domains",

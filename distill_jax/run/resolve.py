@@ -14,7 +14,7 @@ import pkgutil
 import re
 import types
 import typing
-from collections.abc import Callable, Collection, Container, Mapping
+from collections.abc import Callable, Collection, Container, Mapping, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -193,8 +193,13 @@ def bind(
         type than annotated.
     """
     kwargs = {name: _plain(value) for name, value in kwargs.items()}
-    keywords, open_ended = _keywords(fn)
-    label = getattr(fn, "__qualname__", repr(fn))
+    try:
+        keywords, open_ended = _keywords(fn)
+    except ValueError:  # of a built-in type, which has none
+        what = f"{getattr(fn, '__name__', fn)} is built in, and says nothing of its arguments"
+        raise ConfigError(what, where=where, hint="name a function or class of Python") from None
+    named = fn.func if isinstance(fn, functools.partial) else fn
+    label = getattr(named, "__qualname__", repr(named))
     if label == "make":  # that of a module, which is what the config names
         label = fn.__module__.rpartition(".")[2]
     for name in kwargs:
@@ -274,6 +279,15 @@ def _fits(value: Any, hint: Any) -> bool:
     if origin is typing.Literal:
         return value in typing.get_args(hint)
     kind = origin or hint
+    if kind in (tuple, Sequence) and isinstance(value, (tuple, list)):
+        items = typing.get_args(hint)
+        if len(items) == 2 and items[1] is Ellipsis:
+            items = items[:1]
+        if len(items) == 1:  # as many as there are
+            items *= len(value)
+        return not items or len(items) != len(value) or all(map(_fits, value, items))
+    if kind is Sequence:
+        return not isinstance(value, (int, float, str, dict, type(None)))
     if kind not in _SIMPLE:
         return True
     if kind is bool or isinstance(value, bool):

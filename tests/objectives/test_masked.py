@@ -327,7 +327,7 @@ def test_sigreg_of_normal_rows_is_its_expectation_and_far_larger_for_constants()
     [
         ("ijepa", {"distance": "smooth"}, "smooth_l1"),
         ("ijepa", {"stop_gradient": False}, "set moving_average to false"),
-        ("mae", {"epsilon": 0.0}, "positive"),
+        ("mae", {"epsilon": 0.0}, "above 0"),
         ("lejepa", {"trade_off": 1.5}, "between 0 and 1"),
         ("lejepa", {"knots": 1}, "2 or more"),
         ("lejepa", {"spread": -1.0}, "0 or more"),

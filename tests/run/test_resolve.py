@@ -1,6 +1,7 @@
 """Names become functions, keyword arguments are checked before anything is called."""
 
 import dataclasses
+import functools
 import sys
 import typing
 
@@ -196,3 +197,28 @@ def test_annotations_that_do_not_evaluate_are_not_checked():
         return x
 
     assert bind(odd, {"x": "anything"}, where="k")() == "anything"
+
+
+def test_items_of_tuples_are_checked():
+    def sized(sizes: tuple[int, ...] = (), pair: tuple[float, float] = (0.0, 1.0)):
+        return sizes, pair
+
+    for kwargs in ({"sizes": (1, 2)}, {"sizes": ()}, {"pair": (1, 0.5)}, {"sizes": [3]}):
+        bind(sized, kwargs, where="k")()
+    for key, value in (("sizes", (1, "x")), ("sizes", (1.5,)), ("pair", (0.0, "x"))):
+        with pytest.raises(ConfigError, match=rf"k\.{key}"):
+            bind(sized, {key: value}, where="k")
+
+
+def test_what_has_no_signature_is_refused():
+    with pytest.raises(ConfigError, match=r"^k: dict is built in"):
+        bind(dict, {}, where="k")
+
+
+def test_a_function_with_arguments_is_named_without_them():
+    def corrupt(dataset, *, noise=0.0):
+        return dataset, noise
+
+    with pytest.raises(ConfigError) as error:
+        bind(functools.partial(corrupt, object()), {"nose": 1}, where="k")
+    assert "corrupt does not accept 'nose'" in str(error.value) and "object" not in str(error.value)
