@@ -794,6 +794,14 @@ def _check_data(config: ConfigDict) -> None:
         for transform in _lookup(config, path):
             if not isinstance(transform, str):
                 raise _mistyped(transform, str, path)
+    for group in ("objective", "weigher"):
+        for name in ("total_steps", "steps_per_epoch", "num_examples"):
+            if name in config[group].kwargs:
+                raise ConfigError(
+                    "is known to the run, and would be overruled",
+                    where=f"{group}.kwargs.{name}",
+                    hint="leave it out",
+                )
     if "held_out" in config.data.kwargs:
         raise ConfigError(
             "would overrule data.held_out",
