@@ -476,7 +476,15 @@ def _check_labels(dataset: Dataset, looked: Mapping[str, _Looked], warnings: lis
     absent = np.flatnonzero(~present)
     if len(absent):
         names = [dataset.classes[i] for i in absent]
-        warnings.append(f"data: classes without a training example: {_some(names)}")
+        seen = [
+            name
+            for name in ("held_out", "test")
+            if name in looked
+            and (labels := looked[name].labels) is not None
+            and np.isin(labels, absent).any()
+        ]
+        also = f", though the {' and the '.join(seen)} part has some" if seen else ""
+        warnings.append(f"data: classes without a training example: {_some(names)}{also}")
 
 
 class Guarded:

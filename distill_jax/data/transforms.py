@@ -39,7 +39,7 @@ TAKES: Mapping[str, str] = {
     "solarize": "unit",
 }
 """What transforms presuppose of the values of an image: "pixels", uint8 or floats that are meant as
-they are; "unit", floats in [0, 1], to which the result is clipped."""
+they are; "unit", floats in [0, 1]."""
 
 
 def resolve(name: str, *, where: str = "data.train_transforms") -> Callable[..., Transform]:
@@ -128,12 +128,12 @@ def _not_unit(
         order.insert(last + 1, "normalize")
         before = ["scale"] if values.kind == "bytes" and "scale" not in order else []
         return ConfigError(
-            f"{name} takes values in [0, 1] and clips to them, and normalize comes before it",
+            f"{name} takes values in [0, 1], and normalize comes before it",
             where=where,
             hint=f"the order {', '.join([*before, *order])}",
         )
     return ConfigError(
-        f"{name} takes values in [0, 1] and clips to them, and these are {values.interval}: "
+        f"{name} takes values in [0, 1], and these are {values.interval}: "
         f"{100 * values.outside:.1f} % are outside",
         where=where,
         hint="store images as uint8 and put scale first, or divide them by their largest value",

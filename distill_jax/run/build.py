@@ -62,6 +62,9 @@ RAW_WIDTH = 4096
 STATISTICS_BATCHES, STATISTICS_SIZE = 32, 256
 """So many batches, of so many examples, at most give the batch statistics of untrained networks."""
 
+IMAGE_FILES = ("image_folder", "imagefolder", "images", "folder", "imagenet")
+"""Names that other libraries have for folders of image files."""
+
 RESIDENT_BYTES = 2**30
 """Training sets up to this size live on the device where `data.resident` is "auto"."""
 
@@ -806,6 +809,13 @@ def open_dataset(
     config: ConfigDict, *, shapes_only: bool = False, trusted: Collection[str] = ()
 ) -> tuple[Dataset, checks.Report]:
     """Reads the data set of a config, as `load_dataset`, and checks it: see `data.checks`."""
+    if config.data.name in IMAGE_FILES:
+        raise ConfigError(
+            f"there is no {config.data.name!r}: folders of image files are not read",
+            where="data.name",
+            hint="write the images into one .npz file once, as x_train, y_train, x_test, y_test, "
+            "and set data.name=npz_file; or name a function of your own, package.module:function",
+        )
     make = resolve("data", config.data.name, where="data.name", trusted=trusted)
     if shapes_only:
         make = getattr(sys.modules[make.__module__], "spec", make)

@@ -201,6 +201,7 @@ def test_unscaled_images_are_found_before_the_first_step():
     ("changes", "message"),
     [
         ({"data.kwargs.top": 255.0, "data.train_transforms": ("scale",)}, "leaves floats"),
+        ({"data.name": "image_folder"}, r"folders of image files are not read\n.*npz_file"),
         ({"data.train_transforms": ("normalize", "solarize")}, "the order solarize, normalize"),
         (
             {
@@ -212,7 +213,7 @@ def test_unscaled_images_are_found_before_the_first_step():
         ),
     ],
 )
-def test_values_that_transforms_do_not_take_are_refused(changes, message):
+def test_data_that_networks_cannot_take_are_refused(changes, message):
     with pytest.raises(UserError, match=message):
         built(**changes)
 
