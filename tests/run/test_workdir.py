@@ -280,6 +280,7 @@ def test_a_second_process_is_refused_and_a_killed_one_is_succeeded_at_once(tmp_p
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_of_many_that_find_a_stale_lock_one_takes_it_over(tmp_path):
     with other(tmp_path, 100) as dead:
         assert dead.stdout is not None and dead.stdout.readline() == "held\n"
@@ -395,6 +396,18 @@ def test_two_starts_at_once_make_one_run(tmp_path):
     assert not (tmp_path / "run" / workdir.LOCK).exists()
 
 
+def test_a_result_says_that_a_better_state_was_lost(copied):
+    folder, made, experiment = copied
+    index = folder / "checkpoints/index.json"
+    index.write_text(json.dumps({"saved": {"0": 0.99, "1": None}, "lost": {}}))
+    said = []
+    result = loop.train(made, folder, make_experiment=lambda _: experiment, say=said.append)
+    assert result["selection_lost"] == [{"step": 0, "metric": 0.99}]
+    assert any("checkpoints/0: is missing" in line for line in said)
+    assert "step 0, lost since, may have been the best" in loop.format_result(result)
+    assert "step 0, lost since" in evaluate(made, folder, experiment)
+
+
 # Data, networks and config by checksum.
 
 
@@ -450,9 +463,7 @@ def test_a_run_goes_on_with_the_data_it_began_with(begun, tmp_path):
 
 
 def evaluate(made, folder, experiment):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop.build_lib, "build", lambda _: experiment)
-        return loop.evaluate_run(made, folder)
+    return loop.evaluate_run(made, folder, make_experiment=lambda _: experiment)
 
 
 def test_a_run_goes_on_with_the_network_it_began_with(begun, tmp_path, monkeypatch):
