@@ -226,6 +226,7 @@ def evaluate_run(
     frozen = experiment.frozen_networks(config)
     found: dict[str, dict[str, float]] = {}
     warnings: dict[str, None] = {}
+    best: float | None = None
     for name in ("last", "best"):
         if name == "best" and checkpointer.best() is None:
             continue
@@ -236,8 +237,7 @@ def evaluate_run(
             )
         warnings |= dict.fromkeys(f"warning: damaged checkpoint: {x}" for x in restored.skipped)
         if name == "best":
-            lost = checkpointer.lost(restored.meta.get("metric"))
-            warnings |= dict.fromkeys(_lost_line(lost) if config.eval.metric else ())
+            best = restored.meta.get("metric")
         metrics: dict[str, float] = {"step": restored.meta["step"]}
         for split in ("held_out", "test"):
             if len(getattr(experiment.dataset, split)):
@@ -247,6 +247,8 @@ def evaluate_run(
         controls = scalars(measure_controls(experiment, config.seed))
         found = {name: metrics | controls for name, metrics in found.items()}
     checkpointer.close()
+    if config.eval.metric:
+        warnings |= dict.fromkeys(_lost_line(checkpointer.lost(best)))
     workdir_lib.write_json(workdir / "eval.json", found)
     table = tables.metrics(found, chosen_by=config.eval.metric or "")
     return "\n".join([table, *warnings])

@@ -459,7 +459,7 @@ def test_a_run_goes_on_with_the_data_it_began_with(begun, tmp_path):
         with pytest.raises(ConfigError, match=r"data, train: 36 examples(.|\n)*data, test: 40"):
             act()
         assert listing(folder) == before
-    assert "best" in evaluate(made, folder, experiment)
+    assert "held_out/accuracy" in evaluate(made, folder, experiment)
 
 
 def evaluate(made, folder, experiment):
