@@ -288,6 +288,16 @@ def test_code_of_a_config_cannot_leave_the_program(slot, name, tmp_path, capsys)
     )
 
 
+@pytest.mark.parametrize("error", [SystemExit(0), SystemExit(), GeneratorExit()])
+def test_leaving_at_any_later_time_is_a_mistake(error, tmp_path, capsys, monkeypatch):
+    def leaves(parsed):
+        raise error
+
+    monkeypatch.setattr(main, "_do", leaves)
+    argv = [f"--config={SUPERVISED}", f"--workdir={tmp_path / 'run'}"]
+    refused(argv, capsys, ["test_build_errors.py:", type(error).__name__, "left the program"])
+
+
 def test_teacher_of_another_shape(tmp_path, capsys, teacher):
     argv = [f"--config={KD}", f"--workdir={tmp_path}", f"--config.roles.teacher.init={teacher}"]
     expected = ["another structure", "in the checkpoint", "in this run"]
