@@ -12,10 +12,12 @@ import subprocess
 import sys
 import textwrap
 
+import jax
 import numpy as np
 import pytest
 
 from distill_jax import main
+from distill_jax.core import partition
 from distill_jax.core.errors import UserError
 from distill_jax.run import build, flags, study
 from distill_jax.run import config as config_lib
@@ -181,6 +183,17 @@ def arms(config):
     return {arm: found[arm] for arm in kept & {*found}}
 
 
+def few_arms(config):
+    """What a command line changes so that a study runs those arms with one seed."""
+    if not config.study.arms:
+        return {}
+    few = arms(config)
+    sources = "".join(f"{arm}," for arm in config.study.sources if arm in few)
+    changes = {f"study.arms.{arm}": "none" for arm in config.study.arms if arm not in few}
+    groups = {f"study.{name}": "{}" for name in ("tuned", "published") if config.study[name]}
+    return changes | groups | {"study.seeds": "0,", "study.sources": sources}
+
+
 def shrunk(args):
     """A command line with sizes of seconds: generated images, few steps, two arms, one seed."""
     config = flags.parse(["", *args]).config
@@ -191,11 +204,8 @@ def shrunk(args):
     for name in config.evaluators:
         if name in ("probe", "few_label_probe", "downstream", "representation"):
             more[f"evaluators.{name}"] = "none"
-    few = arms(config)
-    more |= {f"study.arms.{arm}": "none" for arm in config.study.arms if arm not in few}
-    if config.study.arms:
-        more["study.seeds"] = "0,"
-    if config.weigher.name or "weigher" in str(list(few.values())):
+    more |= few_arms(config)
+    if config.weigher.name or "weigher" in str(list(arms(config).values())):
         more["bilevel.warmup.steps"] = 1
     return [*args, *(f"--config.{key}={value}" for key, value in more.items())]
 
@@ -252,9 +262,18 @@ RUNS = list(
 )
 
 
+@pytest.fixture
+def one_device(monkeypatch):
+    """What most readers have; the batches of some studies do not divide by eight."""
+    make_mesh, devices = partition.make_mesh, jax.devices()[:1]
+    monkeypatch.setattr(
+        partition, "make_mesh", lambda **kwargs: make_mesh(**{**kwargs, "devices": devices})
+    )
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("args", [args for args, _ in RUNS], ids=lambda args: args[-1])
-def test_a_command_builds_on_shapes(args, clean):
+def test_a_command_builds_on_shapes(args, clean, one_device):
     parsed = parse(list(args))
     config = parsed.config
     if parsed.mode == "study":
@@ -278,7 +297,7 @@ CONFIGS = sorted({c.where.split(":")[0] for c in COMMANDS if c.where.startswith(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("path", CONFIGS)
-def test_the_commands_of_a_config_run(path, clean, capfd):
+def test_the_commands_of_a_config_run(path, clean, one_device, capfd):
     """In order; with `:smoke`, and of a study two arms and one seed."""
     for command in (c for c in COMMANDS if c.where.split(":")[0] == path and c.args):
         args = []
@@ -288,15 +307,7 @@ def test_the_commands_of_a_config_run(path, clean, capfd):
             args.append(arg)
         config = flags.parse(["", *args]).config
         if config.study.arms:
-            few = arms(config)
-            args += [
-                f"--config.study.arms.{arm}=none" for arm in config.study.arms if arm not in few
-            ]
-            args += [
-                "--config.study.seeds=0,",
-                "--config.study.tuned={}",
-                "--config.study.published={}",
-            ]
+            args += [f"--config.{key}={value}" for key, value in few_arms(config).items()]
         assert main.main(["distill-jax", *args]) == 0, capfd.readouterr().err
 
 
