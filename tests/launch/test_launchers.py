@@ -160,7 +160,7 @@ steps = checkpoint.Checkpointer.steps
 checkpoint.Checkpointer.steps = lambda self: steps(self) if processes.is_main() else []
 from distill_jax.run import workdir
 result = workdir.read_result
-workdir.read_result = lambda folder: result(folder) if processes.is_main() else None
+workdir.read_result = lambda folder, **kw: result(folder, **kw) if processes.is_main() else None
 measure, calls = loop.measure, []
 def falling(experiment, outputs, facts, split, parts=None):
     calls.append(split)
