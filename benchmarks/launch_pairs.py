@@ -5,8 +5,9 @@
 The second process starts 0 to 1 s after the first. Right is that one of them ends with 0 and the
 other with 2 and one message, before the first has ended and after at most 5 processor seconds of
 its own work (beyond its imports, taken from a process that only imports; wall-clock seconds are
-recorded too, but others may share the machine), and that the run is then equal to one that was alone: every array of the last checkpoint byte for byte, and all rows of the
-log but for clocks. Afterwards the same command must find a finished run.
+recorded too, but others may share the machine). The run is then equal to one that was alone: every
+array of the last checkpoint byte for byte, and all rows of the log but for clocks. Afterwards the
+same command must find a finished run.
 """
 
 import argparse
