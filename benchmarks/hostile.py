@@ -70,6 +70,56 @@ QUICK = (
 )
 """What the fast tests run."""
 
+_MISTAKE = commands.refused("--config.optim.lr=-1", says=("optim.lr",))
+JUDGED = {
+    case.id: case
+    for case in (
+        boxes.Case(
+            id="executed",
+            about="a canary",
+            steps=(lambda box: box.write("CANARY", ""), _MISTAKE),
+        ),
+        boxes.Case(
+            id="foreign",
+            about="a changed file of others",
+            steps=(
+                lambda box: (box.foreign("runs/a/notes"), box.write("runs/a/notes", "other")),
+                _MISTAKE,
+            ),
+        ),
+        boxes.Case(
+            id="fragment",
+            about="a message without its fragment",
+            steps=(commands.refused("--config.optim.lr=-1", says=("batch_size",)),),
+        ),
+        boxes.Case(
+            id="outcome",
+            about="code 0 where a refusal is right",
+            steps=(commands.plain("--help", out="refused"),),
+        ),
+        boxes.Case(
+            id="outside",
+            about="a file outside of the workdir",
+            steps=(
+                lambda box: box.write("odd.py", "open('outside.txt', 'w').close()\n"),
+                commands.refused(config="odd.py"),
+            ),
+        ),
+        boxes.Case(
+            id="unequal",
+            about="another metric than the reference has",
+            start="clean",
+            steps=(
+                lambda box: box.edit(
+                    "runs/a/result.json", lambda r: r["metrics"].update({"test/nll": 0.5})
+                ),
+                commands.train(out="finished", equal="clean"),
+            ),
+        ),
+    )
+}
+"""Cases that must be found wrong: they test the judge."""
+
 
 def prepare() -> None:
     """Imports what commands import; nothing of JAX is started, so that this process may fork."""
@@ -211,7 +261,7 @@ def summary(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     packages = ("jax", "jaxlib", "flax", "orbax-checkpoint", "numpy")
     table = {}
     for letter, name in CLASSES.items():
-        own = [row for row in rows if row["id"][0] == letter]
+        own = [row for row in rows if row["id"].startswith(f"{letter}-")]
         failed = [row for row in own if row["wrong"]]
         kinds = collections.Counter(kind for row in failed for kind, _ in row["wrong"][:1])
         table[letter] = {
@@ -256,6 +306,7 @@ def main() -> int:
     parser.add_argument("--class", dest="classes", default="")
     parser.add_argument("--list", action="store_true")
     parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--judge", action="store_true", help="cases that must be found wrong")
     parser.add_argument("--verbose", action="store_true")
     parser.add_argument("--out", default="")
     args = parser.parse_args()
@@ -265,6 +316,8 @@ def main() -> int:
     if args.only or args.quick:
         names = [*args.only, *(QUICK if args.quick else ())]
         chosen = [CASES[name] for name in names]
+    if args.judge:
+        chosen = list(JUDGED.values())
     if args.list:
         for case in chosen:
             outs = " then ".join(
