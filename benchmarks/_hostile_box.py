@@ -6,6 +6,7 @@ started nothing of JAX, or in a new interpreter where the environment is read at
 """
 
 import contextlib
+import ctypes
 import dataclasses
 import hashlib
 import io
@@ -26,7 +27,6 @@ import numpy as np
 
 ROOT = pathlib.Path(__file__).parents[1]
 PROCESSOR_SECONDS, WALL_SECONDS = 20, 150
-NOBODY = 65534
 MEMORY = 16 * 2**30
 
 
@@ -48,7 +48,8 @@ class Run:
       at: the working directory, within the box.
       fresh: a new interpreter instead of a fork.
       streams: {0, 1, 2: "closed" | "full" | "broken"}.
-      nobody: without the rights of root.
+      unprivileged: permissions of files bind it, also where it runs as root.
+      umask: of the process.
       limits: {name of a resource: soft limit}.
       kill: (signal, seconds) sent after that time.
       hook: "die" kills at the save of step 9, "term" sends SIGTERM to itself at the first save,
@@ -68,7 +69,8 @@ class Run:
     at: str = "."
     fresh: bool = False
     streams: Mapping[int, str] = dataclasses.field(default_factory=dict)
-    nobody: bool = False
+    unprivileged: bool = False
+    umask: int = 0o022
     limits: Mapping[str, int] = dataclasses.field(default_factory=dict)
     kill: tuple[int, float] | None = None
     hook: str = ""
@@ -231,7 +233,7 @@ def launch(box: Box, run: Run) -> tuple[int, float, pathlib.Path]:
 
 def _child(box: Box, run: Run, out: int) -> None:
     os.setsid()
-    os.umask(0o022 if not run.nobody else 0)
+    os.umask(run.umask)
     resource.setrlimit(resource.RLIMIT_CPU, (PROCESSOR_SECONDS, PROCESSOR_SECONDS + 2))
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
@@ -267,10 +269,8 @@ def _child(box: Box, run: Run, out: int) -> None:
             os.dup2(write, stream)
             os.close(read)
             os.close(write)
-    if run.nobody and os.getuid() == 0:
-        os.setgroups([])
-        os.setgid(NOBODY)
-        os.setuid(NOBODY)
+    if run.unprivileged and os.getuid() == 0:
+        _drop_override()
     if run.fresh:
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)
         os.execv(sys.executable, [sys.executable, "-m", "distill_jax.main", *args])
@@ -295,6 +295,21 @@ def _child(box: Box, run: Run, out: int) -> None:
         with contextlib.suppress(Exception):
             stream.flush()
     os._exit(int(code or 0))
+
+
+def _drop_override() -> None:
+    """Gives up the capabilities by which root passes over permissions (capset(2), prctl(2))."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    header = (ctypes.c_uint32 * 2)(0x20080522, 0)
+    held = (ctypes.c_uint32 * 6)()
+    if libc.capget(header, held):
+        raise OSError(ctypes.get_errno(), "capget")
+    for capability in (1, 2):  # CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH
+        libc.prctl(24, capability, 0, 0, 0)  # PR_CAPBSET_DROP: a program started later
+        for i in range(3):
+            held[i] &= ~(1 << capability)
+    if libc.capset(header, held):
+        raise OSError(ctypes.get_errno(), "capset")
 
 
 def _hook(box: Box, hook: str) -> None:

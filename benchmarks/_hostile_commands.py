@@ -149,8 +149,7 @@ def _environment() -> None:
     env(
         "home-absent",
         "HOME does not exist, default cache",
-        {"HOME": "/nonexistent/home", "DISTILL_JAX_CACHE": None},
-        nobody=True,
+        {"HOME": "/proc/nothing/home", "DISTILL_JAX_CACHE": None},
     )
     env(
         "home-file",
@@ -326,7 +325,7 @@ def _environment() -> None:
         train(hook="term", out="stopped"),
         train(out="resumes|trains", equal="clean"),
     )
-    case("a-umask", "nobody else may read", train(equal="clean", nobody=True, workdir="tmp/run"))
+    case("a-umask", "nobody else may read", train(equal="clean", umask=0o077))
 
 
 # b: paths and folders.
@@ -408,16 +407,15 @@ def _paths() -> None:
         lambda box: ((box / "denied").mkdir(), os.chmod(box / "denied", 0o555)),
         out="refused",
         says=("denied",),
-        nobody=True,
+        unprivileged=True,
     )
     workdir(
-        "root",
-        "the root folder, without rights",
-        "/",
+        "device",
+        "a device",
+        "/dev/full",
         "runs/a",
         out="refused",
-        says=("--workdir", "/"),
-        nobody=True,
+        says=("--workdir", "/dev/full"),
     )
     workdir(
         "surrogate",
@@ -809,7 +807,7 @@ def _names() -> None:
         "prints": ("print('hello from import')\n", "trains", ()),
         "warns": ("import warnings\nwarnings.warn('mind')\n", "trains", ()),
         "argv": ("import sys\nsys.argv[:] = ['other', '--mode=eval']\n", "trains", ()),
-        "chdir": ("import os\nos.chdir('/')\n", "trains", ()),
+        "chdir": ("import os\nos.chdir(os.environ['HOME'])\n", "trains", ()),
         "seeds": ("import random, numpy\nrandom.seed(1)\nnumpy.random.seed(1)\n", "trains", ()),
     }
     for name, (text, out, says) in modules.items():
@@ -824,8 +822,6 @@ def _names() -> None:
                 out=out,
                 says=says,
                 equal="clean" if out == "trains" else "",
-                nobody=name == "chdir",
-                workdir="tmp/run" if name == "chdir" else "runs/a",
             ),
         )
 
