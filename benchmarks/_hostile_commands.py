@@ -167,7 +167,15 @@ def _environment() -> None:
     env(
         "locale-c",
         "ASCII locale and console, umlauts in the workdir",
-        {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONIOENCODING": "ascii", "PYTHONCOERCECLOCALE": "0"},
+        {"LC_ALL": "C", "PYTHONIOENCODING": "ascii"},
+        workdir="runs/größe",
+    )
+    env(
+        "locale-ascii",
+        "file names forced to ASCII, umlauts in the workdir",
+        {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
+        out="trains|refused",
+        says=("utf-8", "encoding", "not unicode"),
         workdir="runs/größe",
     )
     env("locale-odd", "a locale that does not exist", {"LC_ALL": "xx_YY.UTF-9", "LANG": "nonsense"})
