@@ -439,8 +439,8 @@ def judge(
             wrong.append(("poor message", f"{sum(starts)} messages: {ended.text[-300:]}"))
         elif not told:
             wrong.append(("poor message", f"none of {run.says}: {_brief(ended.text)}"))
-        elif max(map(len, ended.text.splitlines()), default=0) > 4000:
-            wrong.append(("poor message", "a line of more than 4000 characters"))
+        elif max(map(len, ended.text.splitlines()), default=0) > 20_000:
+            wrong.append(("poor message", "a line of more than 20000 characters"))
     wrong += _state(box, run, outcome, done, before)
     if run.equal and done and not wrong:
         wrong += _equal(box, run, outcome, references)

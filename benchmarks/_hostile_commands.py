@@ -517,6 +517,7 @@ def _paths() -> None:
         "a config in Latin-1",
         "latin.py",
         lambda box: box.write("latin.py", ("# größe\n" + TINY).encode("latin-1")),
+        out="trains|refused",
         says=("latin.py",),
     )
     config(
@@ -553,7 +554,7 @@ def _paths() -> None:
                 config="tiny.py:kd",
                 out=out,
                 says=says,
-                equal="" if out == "refused" else "kd",
+                equal=kw.pop("equal", "" if out == "refused" else "kd"),
                 **kw,
             ),
             start="teacher",
@@ -579,6 +580,7 @@ def _paths() -> None:
         "teacher/checkpoints/9",
         out="trains|refused",
         says=("teacher",),
+        equal="",
     )
     teacher(
         "empty",
