@@ -57,6 +57,7 @@ class Run:
       without: (file, fragment) that must not be in what was written.
       code: the exit codes that are right, where not those of `out`.
       untouched: nothing in the workdir may change, whatever the outcome.
+      began: training had begun, so that a refusal leaves what was saved.
     """
 
     args: tuple[str, ...]
@@ -77,6 +78,7 @@ class Run:
     without: tuple[str, str] | None = None
     code: tuple[int, ...] = ()
     untouched: bool = False
+    began: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -478,7 +480,7 @@ def _state(box: Box, run: Run, outcome: str, done: bool, before) -> list[tuple[s
     new = [n for n in after if n not in before and "CANARY" not in n]
     if outside := [n for n in new if not inside(n, own)]:
         wrong.append(("wrote outside", ", ".join(sorted(outside)[:4])))
-    if (outcome == "refused" and "refused" in run.out) or run.untouched:
+    if (outcome == "refused" and "refused" in run.out and not run.began) or run.untouched:
         kept = list(after.values())
         lost = [
             n
