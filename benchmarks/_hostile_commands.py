@@ -1925,7 +1925,7 @@ def _modes() -> None:
     wrong(
         "train-no-config",
         "training without a config",
-        plain("--workdir=runs/a", out="refused", says=("config",)),
+        plain("--workdir=runs/a", out="refused", says=("config", "workdir")),
     )
     wrong(
         "train-no-workdir",
