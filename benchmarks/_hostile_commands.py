@@ -1925,7 +1925,7 @@ def _modes() -> None:
     wrong(
         "train-no-config",
         "training without a config",
-        plain("--workdir=runs/a", out="refused", says=("config", "workdir")),
+        plain("--workdir=runs/a", out="refused", says=("config",)),
     )
     wrong(
         "train-no-workdir",
@@ -1949,7 +1949,7 @@ def _modes() -> None:
         "a study of a config that defines none",
         study(config="tiny.py", out="refused", says=("study",)),
     )
-    wrong("nothing", "no flag", plain(out="refused", says=("config",)))
+    wrong("nothing", "no flag", plain(out="refused", says=("config", "workdir")))
     wrong(
         "empty-flag",
         "an empty argument",
