@@ -1,5 +1,6 @@
 """Command lines of the classes a to g, with outcomes that were written before they were run."""
 
+import json
 import os
 import random
 import signal
@@ -109,6 +110,11 @@ def refused(*more: str, says=(), **kw) -> Run:
 
 def _teacher(config: str = "tiny.py", seed: int = 7) -> Run:
     return train(f"--config.seed={seed}", config=config, workdir="teacher")
+
+
+def _best(box: Box) -> int:
+    """Returns the step that is best of the teacher: the one that is used."""
+    return json.loads((box / "teacher/result.json").read_text())["best"]["step"]
 
 
 DIE = {"hook": "die", "out": "interrupted"}
@@ -1747,11 +1753,8 @@ def _resume() -> None:
     )
     teacher(
         "best-gone",
-        "the teacher's newest and best steps were removed but for one",
-        lambda box: [
-            box.remove(f"teacher/checkpoints/{p}")
-            for p in sorted(os.listdir(box / "teacher/checkpoints"))[1:]
-        ],
+        "the teacher's best step was removed",
+        lambda box: box.remove(f"teacher/checkpoints/{_best(box)}"),
     )
     teacher("gone", "the teacher is gone", other)
     teacher(
@@ -1826,7 +1829,7 @@ def _resume() -> None:
     case(
         "f-copy-meanwhile",
         "a copy of a run that goes on is another run",
-        Start(train(hook="hold", equal="clean")),
+        Start(train(hook="hold", equal="clean", writes=("runs/b",))),
         lambda box: __import__("shutil").copytree(box / "runs/a", box / "runs/b"),
         train(workdir="runs/b", out="trains|resumes", equal="clean"),
         Join(),

@@ -183,7 +183,7 @@ def _stored() -> None:
 
             def poison(box: Box, symbol=symbol, kwargs=kwargs):
                 _evil(box)
-                for step in sorted(os.listdir(box / "teacher/checkpoints")):
+                for step in filter(str.isdigit, os.listdir(box / "teacher/checkpoints")):
                     folder = f"teacher/checkpoints/{step}"
 
                     def edit(meta):
