@@ -1727,7 +1727,7 @@ def _resume() -> None:
     data(
         "compressed",
         "the same arrays in another archive",
-        lambda box: np.savez_compressed(box / "data.npz", **arrays()),
+        lambda box: np.savez_compressed(box / "data.npz", allow_pickle=False, **arrays()),
         out="resumes|refused",
         equal="npz",
     )

@@ -392,7 +392,8 @@ def _damaged() -> None:
 
     def swap(box: Box) -> None:
         a, b = (box / f"runs/a/checkpoints/{s}/role.student" for s in ("3", "6"))
-        os.rename(a, box / "tmp/x"), os.rename(b, a), os.rename(box / "tmp/x", b)
+        for source, target in ((a, box / "tmp/x"), (b, a), (box / "tmp/x", b)):
+            os.rename(source, target)
 
     half("swapped", "the network of two steps exchanged", swap)
     half(

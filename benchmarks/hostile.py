@@ -195,6 +195,7 @@ class Runner:
                     self.reference(step.equal)
             box = self._fresh(case.start)
             started: tuple[boxes.Run, dict[str, str], Any] | None = None
+            child: tuple[int, float, pathlib.Path]
             for step in case.steps:
                 if isinstance(step, boxes.Start):
                     before = boxes.snapshot(box.root)
@@ -215,7 +216,7 @@ class Runner:
                 else:
                     step(box)
                     continue
-                ended = boxes.wait(run, *child)
+                ended = boxes.wait(run, child[0], child[1], child[2])
                 outcome, found = boxes.judge(box, run, ended, before, self.reference)
                 outcomes.append(outcome)
                 wrong += found

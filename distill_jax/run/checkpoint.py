@@ -233,9 +233,10 @@ class Checkpointer:
             workdir.remove_step(self._folder / str(step))
         for path in self._folder.iterdir():
             name, temporary, _ = path.name.partition(".orbax-checkpoint-tmp")
-            if not name.isdigit() or not (temporary or path.is_dir()):
+            step = workdir.step_number(name)
+            if step is None or not (temporary or path.is_dir()):
                 continue
-            lost = not temporary and (int(name) in steps or int(name) in kept)
+            lost = not temporary and (step in steps or step in kept)
             if not lost and workdir.is_step(path):
                 workdir.remove_step(path)
 
@@ -373,6 +374,7 @@ class Checkpointer:
             folder = self._folder / str(candidate)
             try:
                 verify(folder)
+                read_meta(folder)
                 return candidate
             except CheckpointError as e:
                 skipped.append(str(e))

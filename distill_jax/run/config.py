@@ -959,6 +959,8 @@ def from_json(text: str) -> ConfigDict:
         raise ConfigError(error.what, where="config.json") from None
     config = base()
     for name in stored.get("roles", {}):
+        if not re.fullmatch(r"\w+", str(name)):
+            raise ConfigError(f"{name!r} is no name of a role", where="config.json: roles")
         config.roles[name] = role()
     for path, value in flatten(stored).items():
         node, key, is_open = _place(config, path)
@@ -967,8 +969,8 @@ def from_json(text: str) -> ConfigDict:
                 node[key] = value
             elif is_open:
                 node[key] = ConfigDict()
-        except TypeError as error:
-            raise ConfigError(str(error), where=path) from None
+        except (TypeError, ValueError) as error:
+            raise ConfigError(str(error), where=f"config.json: {path}") from None
     return config
 
 

@@ -72,32 +72,47 @@ def read_text(path: pathlib.Path, *, hint: str = "") -> str:
     return _decode(read_bytes(path, hint=hint), path, hint)
 
 
-def read_json(path: pathlib.Path, *, shape: Shape | None = None, hint: str = "") -> dict[str, Any]:
+def read_json(
+    path: pathlib.Path,
+    *,
+    shape: Shape | None = None,
+    optional: Shape | None = None,
+    hint: str = "",
+) -> dict[str, Any]:
     """Returns the JSON object in a file.
 
     Args:
       path: the file.
       shape: keys that must be there, and the types of their values.
+      optional: the same of keys that may be absent.
       hint: what to do about a file that is damaged.
 
     Raises:
       MissingFile: there is none.
       DamagedFile: it is not UTF-8, not JSON, not an object, or not of that shape.
     """
-    return parse_json(read_bytes(path, hint=hint), path, shape=shape, hint=hint)
+    return parse_json(read_bytes(path, hint=hint), path, shape=shape, optional=optional, hint=hint)
 
 
 def parse_json(
-    data: bytes, path: pathlib.Path | str, *, shape: Shape | None = None, hint: str = ""
+    data: bytes,
+    path: pathlib.Path | str,
+    *,
+    shape: Shape | None = None,
+    optional: Shape | None = None,
+    hint: str = "",
 ) -> dict[str, Any]:
     """Returns the JSON object in the content of a file; raises as `read_json` does."""
     found = _parse(_decode(data, path, hint), path, hint)
     if not isinstance(found, dict):
         what = f"holds {_spell(found)}, not a JSON object"
         raise DamagedFile(what, where=str(path), hint=hint)
-    for name, kinds in (shape or {}).items():
+    for name in shape or {}:
         if name not in found:
             raise DamagedFile(f"has no {name!r}", where=str(path), hint=hint)
+    for name, kinds in {**(shape or {}), **(optional or {})}.items():
+        if name not in found:
+            continue
         value = found[name]
         if not isinstance(value, kinds) or (isinstance(value, bool) and kinds is not bool):
             raise DamagedFile(f"{name!r} is {_spell(value)}", where=str(path), hint=hint)

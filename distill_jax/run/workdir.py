@@ -110,6 +110,28 @@ NEUTRAL = (
 RESULT = {"status": str, "seed": int, "steps": int, "metrics": Mapping, "best": Mapping}
 """What a finished run's `result.json` holds at least."""
 
+RESULT_PARTS = {
+    "compute": Mapping,
+    "alarms": list,
+    "parameters": Mapping,
+    "provenance": Mapping,
+    "classes": list,
+}
+"""What it may hold besides."""
+
+META_PARTS = {
+    "metric": (int, float, type(None)),
+    "config": Mapping,
+    "inputs": Mapping,
+    "environment": Mapping,
+    "seconds": (int, float),
+    "skipped": int,
+    "metrics": Mapping,
+    "unlogged": list,
+    "first_spread": Mapping,
+}
+"""What may be stored beside the state of a step and its number."""
+
 START_OVER = "--start_over sets aside what is there and begins at step 0"
 
 CONFIG_HINT = f"restore it from a copy, or name another --workdir; {START_OVER}"
@@ -165,7 +187,10 @@ def read_result(
     try:
         result = read_json(folder / "result.json", shape={"status": str})
         if result["status"] == "done":
-            return read_json(folder / "result.json", shape=RESULT)
+            path = folder / "result.json"
+            result = read_json(path, shape=RESULT, optional=RESULT_PARTS)
+            _check_entries(result, path, objects=("alarms",), numbers=("metrics", "parameters"))
+            return result
     except MissingFile:
         pass
     except DamagedFile as error:
@@ -173,7 +198,28 @@ def read_result(
     return None
 
 
+def _check_entries(
+    found: Mapping[str, Any],
+    path: pathlib.Path,
+    *,
+    objects: Sequence[str] = (),
+    numbers: Sequence[str] = (),
+) -> None:
+    """Raises `DamagedFile` for a list with other entries than objects, or values than numbers."""
+    for name in objects:
+        if not all(isinstance(entry, dict) for entry in found.get(name, ())):
+            raise DamagedFile(f"{name!r} holds something else than objects", where=str(path))
+    for name in numbers:
+        if not all(isinstance(value, (int, float)) for value in found.get(name, {}).values()):
+            raise DamagedFile(f"{name!r} holds something else than numbers", where=str(path))
+
+
 # Checkpoint folders, as far as they decide what a run is.
+
+
+def step_number(name: str) -> int | None:
+    """Returns the step that a folder is named for, None for any other name."""
+    return int(name) if re.fullmatch(r"0|[1-9][0-9]{0,17}", name) else None
 
 
 def finished_steps(checkpoints: pathlib.Path) -> list[int]:
@@ -182,23 +228,29 @@ def finished_steps(checkpoints: pathlib.Path) -> list[int]:
         names = [p.name for p in checkpoints.iterdir() if (p / DIGEST).exists()]
     except OSError:
         return []
-    return sorted(int(name) for name in names if name.isdigit())
+    return sorted(step for step in map(step_number, names) if step is not None)
 
 
 def read_meta(step: pathlib.Path) -> Mapping[str, Any]:
     """Returns what was stored beside the state of a step.
 
     Raises:
-      CheckpointError: it is not as it was written.
+      CheckpointError: it is not as it was written, or is that of another step.
     """
     try:
         data = read_bytes(step / META)
         written = read_json(step / DIGEST).get(META)
         if hashlib.blake2b(data, digest_size=16).hexdigest() != written:
             raise CheckpointError(f"{META} differs from what was written", where=str(step))
-        return parse_json(data, step / META)
+        meta = parse_json(data, step / META, shape={"step": int}, optional=META_PARTS)
+        _check_entries(meta, step / META, numbers=("metrics",))
+        if not all(isinstance(x, list) and len(x) == 2 for x in meta.get("unlogged", ())):
+            raise DamagedFile("'unlogged' holds something else than pairs", where=str(step / META))
     except DamagedFile as e:
         raise CheckpointError(f"cannot be read: {e}", where=str(step)) from e
+    if step_number(step.name) not in (None, meta["step"]):
+        raise CheckpointError(f"holds the state of step {meta['step']}", where=str(step))
+    return meta
 
 
 def newest_meta(folder: pathlib.Path) -> Mapping[str, Any] | None:
@@ -241,8 +293,8 @@ def remove_step(path: pathlib.Path) -> None:
 
 def whole_steps(checkpoints: pathlib.Path) -> list[int]:
     """Returns the steps that look as if they were saved to their end, with or without a digest."""
-    named = (p for p in checkpoints.glob("*") if p.name.isdigit() and (p / META).is_file())
-    return sorted(int(p.name) for p in named if is_step(p))
+    named = {p: step_number(p.name) for p in checkpoints.glob("*") if (p / META).is_file()}
+    return sorted(step for p, step in named.items() if step is not None and is_step(p))
 
 
 def has_steps(checkpoints: pathlib.Path) -> bool:
@@ -316,7 +368,7 @@ def foreign(folder: pathlib.Path, kind: str) -> pathlib.Path | None:
         )
     used = [path for path in named if not path.is_dir() or any(path.iterdir())]
     if used and owner is None:
-        steps = [p for p in used[0].glob("*/*") if p.parent.name.isdigit()]
+        steps = [p for p in used[0].glob("*/*") if step_number(p.parent.name) is not None]
         return min(steps, default=used[0])
     if kind != "run":
         return None
@@ -328,7 +380,7 @@ def foreign(folder: pathlib.Path, kind: str) -> pathlib.Path | None:
         return checkpoints if checkpoints.exists() else None
     for path in sorted(checkpoints.iterdir()):
         step = path.name.partition(".orbax-checkpoint-tmp")[0]
-        if step.isdigit() and (found := _not_a_step(path)) is not None:
+        if step_number(step) is not None and (found := _not_a_step(path)) is not None:
             return found
     return None
 
@@ -338,7 +390,7 @@ def _clear(folder: pathlib.Path, kind: str) -> None:
     for path in _named(folder, kind):
         if path.name == "checkpoints":
             for step in path.iterdir():
-                if step.name.partition(".")[0].isdigit() and is_step(step):
+                if step_number(step.name.partition(".")[0]) is not None and is_step(step):
                     remove_step(step)
             (path / INDEX).unlink(missing_ok=True)
         elif path.name == "tensorboard":

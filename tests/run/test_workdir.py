@@ -576,3 +576,68 @@ def test_starting_over_is_asked_for_in_words(capsys):
     assert flags.parse([*argv, "--start_over"]).start_over and not flags.parse(argv).start_over
     assert main.main([*argv, "--mode=eval", "--start_over"]) == 2
     assert "--start_over: mode eval" in capsys.readouterr().err
+
+
+def write_step(folder, meta):
+    (folder / workdir.META).parent.mkdir(parents=True)
+    (folder / workdir.META).write_text(json.dumps(meta))
+    checkpoint_lib.seal(folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"step": "6"},
+        {"step": 7},
+        {"step": -6},
+        {"metric": "high"},
+        {"metric": [1]},
+        {"config": None},
+        {"config": "x"},
+        {"seconds": "x"},
+        {"skipped": None},
+        {"metrics": [1]},
+        {"metrics": {"held_out/accuracy": "high"}},
+        {"unlogged": {"a": 1}},
+        {"unlogged": [1]},
+        {"first_spread": [3]},
+    ],
+    ids=str,
+)
+def test_metadata_of_another_shape_are_damage_though_their_checksum_is_right(tmp_path, change):
+    right = {"step": 6, "metric": 0.5, "metrics": {"held_out/accuracy": 0.5}, "unlogged": []}
+    assert workdir.read_meta(write_step(tmp_path / "right/6", right)) == right
+    with pytest.raises(CheckpointError, match=next(iter(change))):
+        workdir.read_meta(write_step(tmp_path / "wrong/6", {**right, **change}))
+
+
+@pytest.mark.parametrize(
+    ("name", "step"),
+    [("0", 0), ("12", 12), ("012", None), ("\u00b2", None), ("\u0667", None), ("9" * 200, None)]
+    + [(name, None) for name in ("", "-1", "1.0", "6.damaged", "6\n", "6.orbax-checkpoint-tmp")],
+)
+def test_only_plain_numbers_name_steps(name, step):
+    assert workdir.step_number(name) == step
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"compute": None},
+        {"alarms": [1]},
+        {"parameters": 3},
+        {"metrics": {"test/accuracy": "high"}},
+        {"best": []},
+        {"classes": "ab"},
+    ],
+    ids=str,
+)
+def test_a_result_of_another_shape_is_made_again(tmp_path, change):
+    right = {"status": "done", "seed": 0, "steps": 9, "metrics": {"test/accuracy": 1.0}, "best": {}}
+    told = []
+    (tmp_path / "result.json").write_text(json.dumps(right))
+    assert workdir.read_result(tmp_path, say=told.append) == right and not told
+    (tmp_path / "result.json").write_text(json.dumps({**right, **change}))
+    assert workdir.read_result(tmp_path, say=told.append) is None
+    assert len(told) == 1 and next(iter(change)) in told[0]
