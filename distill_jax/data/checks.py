@@ -379,14 +379,19 @@ def _look(name: str, part: Source) -> _Looked:
 
 
 def _limits(values: np.ndarray) -> tuple[float, float]:
-    """Smallest and largest value; NaN where one is among them."""
-    return (float(values.min()), float(values.max())) if values.size else (0.0, 0.0)
+    """Smallest and largest value in float32; NaN where one is among them."""
+    if not values.size:
+        return 0.0, 0.0
+    with np.errstate(over="ignore"):
+        low, high = np.float32(values.min()), np.float32(values.max())
+    return float(low), float(high)
 
 
 def _finite_rows(inputs: Any) -> np.ndarray:
-    """Returns bool `[b]`: which examples, of floats in part, have finite values only."""
+    """Returns bool `[b]`: which examples, of floats in part, float32 holds as finite values."""
     leaves = [x for x in _leaves(inputs).values() if x.dtype.kind == "f"]
-    finite = [np.isfinite(x).reshape(len(x), -1).all(1) for x in leaves]
+    with np.errstate(over="ignore"):
+        finite = [np.isfinite(np.float32(x)).reshape(len(x), -1).all(1) for x in leaves]
     return np.all(np.stack(finite), axis=0)
 
 
@@ -394,8 +399,8 @@ def _not_finite(name: str, part: Any, bad: int, n: int, position: int) -> DataUn
     ids = getattr(part, "ids", None)
     example = position if ids is None else int(ids[position])
     return DataUnavailable(
-        f"{bad} of {n} examples of the {name} part have values that are NaN or infinite, the first "
-        f"is example {example} of {part.provenance.name or 'its source'}",
+        f"{bad} of {n} examples of the {name} part have values that are NaN, or infinite in "
+        f"float32, the first is example {example} of {part.provenance.name or 'its source'}",
         where=part.provenance.origin or "data",
         hint="leave those examples out or fill them in: np.isfinite(x) finds them",
     )

@@ -6,9 +6,9 @@ features `[n, ...]`; `y` integers from 0.
 """
 
 import hashlib
-import zipfile
 from collections.abc import Sequence
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -26,10 +26,11 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
     Raises:
       DataUnavailable: an array is missing or the file cannot be read (pickled objects are refused).
     """
+    one = DataUnavailable(
+        "is one array, and four are read", where=str(path), hint=f"name its folder: {HINT}"
+    )
     if path.suffix == ".npy" and path.is_file():
-        raise DataUnavailable(
-            "is one array, and four are read", where=str(path), hint=f"name its folder: {HINT}"
-        )
+        raise one
     try:
         if path.is_dir():
             names = [file.stem for file in path.glob("*.npy")]
@@ -37,10 +38,13 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
                 key: np.load(path / f"{key}.npy", mmap_mode="r") for key in KEYS if key in names
             }
         else:
-            with np.load(path) as archive:
+            opened = np.load(path)
+            if isinstance(opened, np.ndarray):
+                raise one
+            with opened as archive:
                 names = archive.files
                 found = {key: archive[key] for key in names if key in KEYS}
-    except (OSError, ValueError, EOFError, AttributeError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, EOFError, AttributeError, MemoryError, BadZipFile) as error:
         raise DataUnavailable(f"cannot be read: {error}", where=str(path), hint=HINT) from error
     for key in KEYS:
         if key not in found:

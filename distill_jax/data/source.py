@@ -248,6 +248,10 @@ def make_array_source(
         raise refuse("no examples", "at least one example is expected")
     if labels.min() < 0:
         raise refuse(f"the smallest label is {labels.min()}", "labels count from 0")
+    if inputs.ndim == 1:
+        raise refuse(f"inputs are {list(inputs.shape)}", "one feature is x[:, None], of [n, 1]")
+    if not inputs.dtype.isnative:
+        inputs = inputs.astype(inputs.dtype.newbyteorder("="))
     image = inputs.dtype == np.uint8 and inputs.ndim in (3, 4)
     if not image and not np.issubdtype(inputs.dtype, np.floating):
         raise refuse(

@@ -50,6 +50,14 @@ def test_values_that_are_not_finite_are_counted_and_the_first_is_named(where, va
     assert "the first is example 17" in error.value.what and error.value.where == "here"
 
 
+def test_values_beyond_float32_are_not_finite():
+    x = floats().astype(np.float64)
+    largest = float(np.finfo(np.float32).max)
+    x[3, 0, 0, 0], x[5, 0, 0, 0] = largest, -10 * largest
+    with pytest.raises(DataUnavailable, match=r"1 of 24 examples .* the first is example 5"):
+        checks.open_dataset(dataset(part(x), part(floats(1).astype(np.float64))))
+
+
 def test_values_of_tables_are_looked_at_and_unused_examples_are_not():
     table = {"categorical": np.zeros((6, 2), np.int32), "numeric": np.ones((6, 3), np.float32)}
     table["numeric"][4, 1] = np.nan
@@ -258,6 +266,20 @@ def test_one_array_is_no_data_set(tmp_path):
     with pytest.raises(DataUnavailable, match="is one array, and four are read") as error:
         npz_file.make(path=str(tmp_path / "x_train.npy"))
     assert "folder" in error.value.hint
+    (tmp_path / "x_train.npy").rename(tmp_path / "set.npz")
+    with pytest.raises(DataUnavailable, match="is one array, and four are read"):
+        npz_file.make(path=str(tmp_path / "set.npz"))
+
+
+def test_an_array_that_no_memory_holds_is_named_by_its_file(tmp_path, monkeypatch):
+    def load(path, **kwargs):
+        raise MemoryError("Unable to allocate 582. TiB")
+
+    save(tmp_path / "set.npz", npz_file.KEYS)
+    monkeypatch.setattr(npz_file.np, "load", load)
+    with pytest.raises(DataUnavailable, match="582") as error:
+        npz_file.make(path=str(tmp_path / "set.npz"))
+    assert error.value.where.endswith("set.npz")
 
 
 def test_files_of_channels_first_are_read_as_such(tmp_path):

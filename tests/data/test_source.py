@@ -128,11 +128,25 @@ def test_impossible_fractions_are_refused(fraction):
         (np.zeros((3, 2, 2), np.uint8), np.array([0, -1, 0]), "smallest label is -1"),
         (np.zeros((3, 2, 2), np.int64), np.zeros(3, int), "inputs are int64"),
         (np.zeros((0, 2, 2), np.uint8), np.zeros(0, int), "no examples"),
+        (np.zeros(3, np.float32), np.zeros(3, int), r"inputs are \[3\]"),
     ],
 )
 def test_bad_arrays_are_refused(inputs, labels, message):
     with pytest.raises(DataUnavailable, match=message):
         source.make_array_source(inputs, labels, name="x", origin="here")
+
+
+@pytest.mark.parametrize("dtype", ["f2", "f4", "f8"])
+def test_arrays_of_the_other_byte_order_are_the_same_data(dtype):
+    x = np.random.RandomState(0).rand(6, 3).astype(f"<{dtype}")
+    labels = np.arange(6) % 2
+    little, big = (
+        source.make_array_source(v, y, name="x", origin="here")
+        for v, y in ((x, labels), (x.astype(f">{dtype}"), labels.astype(">i8")))
+    )
+    read = big.read(np.arange(6))
+    assert read["input"].dtype.isnative and read["label"].dtype == np.int32
+    np.testing.assert_array_equal(read["input"], little.read(np.arange(6))["input"])
 
 
 def test_the_embedded_asset_is_the_pinned_one():
