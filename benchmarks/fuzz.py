@@ -242,6 +242,9 @@ def work(seed: int, asked, told) -> None:
     os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
     folder = pathlib.Path(tempfile.mkdtemp())
     os.chdir(ROOT)
+    from distill_jax.run import processes
+
+    processes.follow(os.getppid())  # where the program that asks is killed, this one ends too
     import jax
 
     jax.config.update("jax_num_cpu_devices", 1)

@@ -12,9 +12,6 @@ from collections.abc import Sequence
 from distill_jax.core.errors import ConfigError, UserError, raised_at, raised_by_code
 from distill_jax.run import console, crash, flags, paths
 
-INTERRUPTED = 130
-"""Exit code after a second Ctrl-C, or a first one where nothing can be continued."""
-
 SURROUNDINGS = {
     errno.ENOSPC: "the disk is full, or has no room for more files",
     errno.EDQUOT: "the disk quota is used up",
@@ -74,7 +71,7 @@ def main(argv: Sequence[str]) -> int:
         return crash.UNEXPECTED if crash.in_threads() and code == 0 else code
     except KeyboardInterrupt:
         print(f"interrupted while {crash.done_so_far()}; {_intact(parsed)}", file=sys.stderr)
-        return INTERRUPTED
+        return crash.INTERRUPTED
     except Exception as e:
         return _tell(e, parsed, folder)
 
@@ -235,6 +232,10 @@ def _silent(line: str) -> None:
 def run() -> None:
     """The console script."""
     console.guard()
+    if "DISTILL_JAX_LAUNCHER" in os.environ:
+        from distill_jax.run import processes
+
+        processes.follow_launcher()
     paths.make_importable()
     code = main(sys.argv)
     with contextlib.suppress(Exception):

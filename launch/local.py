@@ -5,14 +5,17 @@
 
 Everything behind `--` goes to `python -m distill_jax.main`. Each line of output begins with the
 number of its process. When one fails the others are ended. The exit code is that of the first that
-did not end well: 0 done, 2 a mistake, 3 a loss that is not finite, 75 stopped with the state saved
-(the same command continues), 128 + n where signal n ended it. SIGTERM and Ctrl-C are handed on, so
-that the state is saved. `--dry_run` prints the commands.
+did not end well: 0 done, 1 an unexpected error, 2 a mistake, 3 a loss that is not finite, 71 where
+a signal ended one of several, 75 stopped with the state saved (the same command continues), 128 + n
+where signal n ended the only one. SIGTERM and Ctrl-C are handed on, so that the state is saved;
+where this process itself is killed, the others stop and end within seconds. `--dry_run` prints the
+commands.
 """
 
 import argparse
 import contextlib
 import os
+import pathlib
 import shlex
 import signal
 import socket
@@ -21,8 +24,15 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
+from typing import Any
 
-PREEMPTED = 75
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+if (ROOT / "distill_jax").is_dir():  # a source tree, whether installed or not
+    sys.path.insert(0, str(ROOT))
+
+from distill_jax.run import console, crash  # noqa: E402
+
+PREEMPTED, PEER_LOST = 75, 71
 
 
 def free_port() -> int:
@@ -53,15 +63,17 @@ def commands(
     return [[*command, *shared, f"--process_id={i}"] for i in range(processes)]
 
 
-def run(lines: Sequence[Sequence[str]], *, grace: float, stdout=sys.stdout) -> int:
+def run(lines: Sequence[Sequence[str]], *, grace: float, stdout: Any = None) -> int:
     """Runs the commands side by side to their end and returns the exit code.
 
     Args:
       lines: commands.
       grace: seconds between asking the others to stop and ending them, once one has failed.
-      stdout: where their output goes, line by line.
+      stdout: where their output goes, line by line; standard output by default.
     """
-    environment = {"JAX_PLATFORMS": "cpu", **os.environ}
+    stdout = stdout or sys.stdout
+    # By the last one, children end soon after this process, in whatever way it does.
+    environment = {"JAX_PLATFORMS": "cpu", **os.environ, "DISTILL_JAX_LAUNCHER": str(os.getpid())}
     children = [
         subprocess.Popen(
             line,
@@ -94,7 +106,7 @@ def run(lines: Sequence[Sequence[str]], *, grace: float, stdout=sys.stdout) -> i
 
     previous = {n: signal.signal(n, forward) for n in (signal.SIGTERM, signal.SIGINT)}
     try:
-        code = _wait(children, grace)
+        code = _wait(children, grace, stdout)
     finally:
         _signal(children, signal.SIGKILL)
         for number, handler in previous.items():
@@ -111,14 +123,23 @@ def _signal(children: Sequence[subprocess.Popen], number: int) -> None:
                 child.send_signal(number)
 
 
-def _wait(children: Sequence[subprocess.Popen], grace: float) -> int:
-    """Returns the code of the first process that did not end well, once all have ended."""
+def _wait(children: Sequence[subprocess.Popen], grace: float, stdout) -> int:
+    """Returns the code of the first process that did not end well, once all have ended.
+
+    Where a signal ended one of several, that is `PEER_LOST`: which of them is seen first is chance,
+    and all go on from the last checkpoint.
+    """
     first, deadline = 0, None
     while True:
         codes = [child.poll() for child in children]
         bad = [code for code in codes if code]
         if bad and deadline is None:
             first, deadline = bad[0], time.monotonic() + grace
+            killed = [(i, -code) for i, code in enumerate(codes) if code and code < 0]
+            if len(children) > 1 and killed:
+                index, number = killed[0]
+                stdout.write(f"process {index} was ended by {signal.Signals(number).name}\n")
+                first = PEER_LOST
             # Preempted processes saved together: the others are about to end by themselves.
             if first != PREEMPTED:
                 _signal(children, signal.SIGTERM)
@@ -158,7 +179,9 @@ def main(argv: Sequence[str]) -> int:
 
 def entry() -> None:
     """The console script."""
-    sys.exit(main(sys.argv[1:]))
+    console.guard()
+    crash.doing("running the processes")
+    sys.exit(crash.guarded(lambda: main(sys.argv[1:])))
 
 
 if __name__ == "__main__":

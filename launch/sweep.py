@@ -27,62 +27,103 @@ import argparse
 import itertools
 import json
 import math
+import os
 import pathlib
 import random
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-ROOT = pathlib.Path(__file__).parents[1]
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+if (ROOT / "distill_jax").is_dir():  # a source tree, whether installed or not
+    sys.path.insert(0, str(ROOT))
+
+from distill_jax.core.errors import UserError  # noqa: E402
+from distill_jax.run import config_files, console, crash, paths, stored  # noqa: E402
+from distill_jax.run import workdir as rules  # noqa: E402
+
 PREEMPTED = 75
 
+MOST = 100_000
+"""Trials of a sweep."""
 
-class SweepError(Exception):
+
+class SweepError(UserError):
     """A sweep that cannot be run as written."""
 
 
 def read_space(spec: str) -> dict[str, Any]:
-    """Returns what `sweep()` of a config file returns.
+    """Returns what `sweep()` of a config file returns, its values as lists and ranges.
 
     Raises:
-      SweepError: there is no such file or function, or it returns something else.
+      UserError: there is no such file or function, it raises, or it returns something else.
     """
-    sys.path.insert(0, str(ROOT))
-    from distill_jax.core.errors import UserError
-    from distill_jax.run import config_files, paths
-
-    try:
-        paths.make_importable()
-        path = config_files.find(spec.partition(":")[0])
-        space = config_files.run(path).get("sweep")
-        if not callable(space):
-            raise SweepError(f"{path} has no function sweep()")
-        with config_files.explained(path):
-            found = space()
-    except UserError as error:
-        raise SweepError(str(error)) from None
+    paths.make_importable()
+    path = config_files.find(spec.partition(":")[0])
+    space = config_files.run(path).get("sweep")
+    if not callable(space):
+        raise SweepError(f"{path} has no function sweep()")
+    with config_files.explained(path):
+        found = space()
     if not isinstance(found, Mapping) or not found:
         raise SweepError(f"sweep() of {path} returned no dict of values by config path")
-    return dict(found)
+    return {name: _checked(name, values) for name, values in found.items()}
 
 
-def absolute(workdir: pathlib.Path) -> pathlib.Path:
-    """Returns the folder of the sweep as the program would name it."""
-    from distill_jax.core.errors import UserError
-    from distill_jax.run import paths
+def _checked(path: Any, values: Any) -> Any:
+    """Returns the values of a config path as a list, or a range as it is.
 
-    try:
-        return paths.absolute(workdir, where="--workdir")
-    except UserError as error:
-        raise SweepError(str(error)) from None
+    Raises:
+      SweepError: neither, or a value that a command line cannot hold.
+    """
+    where = f"sweep() at {path!r}"
+    if not isinstance(path, str) or not path:
+        raise SweepError("is no config path", where=where, hint="such as 'optim.lr'")
+    if _is_range(values):
+        kind, low, high = values
+        numbers = all(isinstance(x, (int, float)) and math.isfinite(x) for x in (low, high))
+        if not numbers or not low < high or (kind == "log_uniform" and low <= 0):
+            hint = f"({kind!r}, low, high), low < high"
+            hint += ", both above 0" if kind == "log_uniform" else ""
+            raise SweepError(f"{values!r} is no range", where=where, hint=hint)
+        return values
+    if isinstance(values, (str, bytes, Mapping)) or not isinstance(values, Iterable):
+        hint = f"[{values!r}] for this one value"
+        raise SweepError(f"{values!r} is no list of values", where=where, hint=hint)
+    listed = [_plain(value, where) for value in itertools.islice(values, MOST + 1)]
+    if not listed:
+        raise SweepError("has no values", where=where, hint="list one or more")
+    kinds = [isinstance(value, (int, float)) for value in listed[1:]]
+    if isinstance(values, tuple) and isinstance(listed[0], str) and any(kinds):
+        hint = " or ".join(f"({kind!r}, low, high)" for kind in _DRAWS)
+        raise SweepError(f"{values!r} is no range", where=where, hint=hint)
+    return listed
+
+
+def _plain(value: Any, where: str) -> Any:
+    """Returns a value of Python's own types, such as a number of NumPy's as Python's."""
+    if hasattr(value, "item") and getattr(value, "ndim", None) == 0:
+        value = value.item()
+    if isinstance(value, (tuple, list)):
+        return tuple(_plain(item, where) for item in value)
+    finite = not isinstance(value, float) or math.isfinite(value)
+    if not finite or not (value is None or isinstance(value, (bool, int, float, str))):
+        what = f"{value!r} cannot stand on a command line"
+        raise SweepError(what, where=where, hint="numbers, strings, None and tuples of them")
+    return value
 
 
 def _is_range(values: Any) -> bool:
-    return isinstance(values, tuple) and len(values) == 3 and values[0] in _DRAWS
+    return isinstance(values, tuple) and len(values) == 3 and _draws(values[0])
+
+
+def _draws(kind: Any) -> bool:
+    return isinstance(kind, str) and kind in _DRAWS
 
 
 _DRAWS = {
@@ -102,6 +143,9 @@ def grid(space: Mapping[str, Any]) -> list[dict[str, Any]]:
     for path, values in space.items():
         if _is_range(values) or not values:
             raise SweepError(f"{path} has no list of values: give --random=N, or list them")
+    n = math.prod(len(values) for values in space.values())
+    if n > MOST:
+        raise SweepError(f"{n:,} combinations, at most {MOST:,}", hint="--random=N draws some")
     return [dict(zip(space, values, strict=True)) for values in itertools.product(*space.values())]
 
 
@@ -196,7 +240,11 @@ def run_local(lines: Sequence[Sequence[str]], *, jobs: int, folders: Sequence[pa
                 folders[i].mkdir(parents=True, exist_ok=True)
                 with (folders[i] / "log.txt").open("a") as log:
                     running[i] = subprocess.Popen(
-                        lines[i], stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+                        lines[i],
+                        env={**os.environ, "DISTILL_JAX_LAUNCHER": str(os.getpid())},
+                        stdout=log,
+                        stderr=subprocess.STDOUT,
+                        start_new_session=True,
                     )
             for i, child in list(running.items()):
                 if (code := child.poll()) is not None:
@@ -220,31 +268,49 @@ def _outcome(code: int) -> str:
     return meanings.get(code, f"exit code {code}") + ("" if code == 0 else "; see its log.txt")
 
 
-def _result(folder: pathlib.Path) -> dict[str, Any] | None:
+def _result(folder: pathlib.Path, *, warn: bool = False) -> dict[str, Any] | None:
+    """Returns the result of a finished trial, None where it is not finished or is damaged."""
     try:
-        found = json.loads((folder / "result.json").read_text())
-    except (OSError, ValueError):
+        found = stored.read_json(folder / "result.json", shape={"status": str})
+        if found["status"] != "done":
+            return None
+        return stored.read_json(folder / "result.json", shape={"best": dict})
+    except stored.MissingFile:
         return None
-    return found if found.get("status") == "done" else None
+    except stored.DamagedFile as error:
+        if warn:
+            print(f"warning: {error}", file=sys.stderr)
+        return None
 
 
 def table(trials: Sequence[Mapping[str, Any]], folders: Sequence[pathlib.Path]) -> str:
-    """Returns the finished trials, the best first, by the metric that selects their checkpoints."""
-    rows, metric, sign = [], "", 1.0
+    """Returns the finished trials, the best first, by the metric that selects their checkpoints.
+
+    What cannot be read is left out, and named below the table.
+    """
+    rows, notes, metric, sign = [], [], "", 1.0
     for trial, folder in zip(trials, folders, strict=True):
-        if (result := _result(folder)) is None:
+        if (result := _result(folder, warn=True)) is None:
             continue
-        chosen = json.loads((folder / "config.json").read_text())["eval"]
-        metric, sign = chosen["metric"], 1.0 if chosen["mode"] == "max" else -1.0
-        value = result["best"].get(metric)
-        if value is not None:
+        try:
+            config = stored.read_json(folder / "config.json", shape={"eval": dict})
+            metric, mode = (config["eval"][name] for name in ("metric", "mode"))
+            value = result["best"].get(metric)
+        except (stored.DamagedFile, KeyError, TypeError) as error:
+            what = str(error) if isinstance(error, UserError) else "its config.json is damaged"
+            notes.append(f"left out: {folder.name}: {what}")
+            continue
+        sign = 1.0 if mode == "max" else -1.0
+        if isinstance(value, (int, float)):
             rows.append((sign * value, folder.name, trial))
+        elif value is not None:
+            notes.append(f"left out: {folder.name}: {metric} is {value!r}")
     rows.sort(key=lambda row: (-row[0], row[1]))
     lines = [f"{'trial':<8}{metric:>24}"] if rows else ["no finished trial has a metric"]
     for value, name, trial in rows:
         values = "  ".join(f"{path}={_text(v)}" for path, v in trial.items())
         lines.append(f"{name:<8}{sign * value:>24.6g}  {values}")
-    return "\n".join(lines)
+    return "\n".join([*lines, *notes])
 
 
 def main(argv: Sequence[str]) -> int:
@@ -265,12 +331,17 @@ def main(argv: Sequence[str]) -> int:
     if flags.jobs < 1 or flags.random < 0:
         parser.error("--jobs is 1 or more, --random 0 or more")
     try:
-        space = read_space(flags.config)
-        trials = draw(space, n=flags.random, seed=flags.seed) if flags.random else grid(space)
-        workdir = absolute(flags.workdir)
-    except SweepError as error:
+        return _carry_out(flags)
+    except UserError as error:
         print(f"error: {error}", file=sys.stderr)
-        return 2
+        return error.exit_code
+
+
+def _carry_out(flags: argparse.Namespace) -> int:
+    crash.doing("reading the sweep")
+    space = read_space(flags.config)
+    trials = draw(space, n=flags.random, seed=flags.seed) if flags.random else grid(space)
+    workdir = paths.absolute(flags.workdir, where="--workdir")
     lines = commands(trials, config=flags.config, workdir=workdir, args=flags.args)
     folders = [pathlib.Path(line[4].partition("=")[2]) for line in lines]
     listed = [{"folder": f.name, "values": t} for f, t in zip(folders, trials, strict=True)]
@@ -282,44 +353,55 @@ def main(argv: Sequence[str]) -> int:
     if flags.dry_run or flags.backend == "print":
         print("\n".join(shlex.join(line) for line in lines))
         return 0
-    from distill_jax.core.errors import UserError
-    from distill_jax.run import workdir as rules
-
-    try:
-        with rules.claim(workdir, "sweep", with_peers=False):
-            stored = workdir / "sweep.json"
-            if not stored.exists():
-                _refuse_logs(folders)
-            elif rules.peek(stored) != json.loads(listing):
-                raise UserError(
-                    "holds another sweep", where=str(workdir), hint="name another --workdir"
-                )
-            rules.write_text(stored, listing)
-            if flags.backend == "slurm":
-                path = workdir / "sweep.sh"
-                rules.write_text(path, script)
-                return subprocess.run(["sbatch", str(path)], check=False).returncode
-            code = run_local(lines, jobs=flags.jobs, folders=folders)
-            print(table(trials, folders))
-            return code
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
+    stored.check_folder(workdir, where="--workdir")
+    stored.check_places(workdir, files=("sweep.json", "sweep.sh", "crash.txt"))
+    with rules.claim(workdir, "sweep", with_peers=False):
+        _check_listing(workdir / "sweep.json", listed, folders)
+        rules.write_text(workdir / "sweep.json", listing)
+        if flags.backend == "slurm":
+            path = workdir / "sweep.sh"
+            rules.write_text(path, script)
+            if shutil.which("sbatch") is None:
+                raise SweepError("there is no sbatch on this machine", where="--backend=slurm")
+            return subprocess.run(["sbatch", str(path)], check=False).returncode
+        crash.doing("running the trials")
+        code = run_local(lines, jobs=flags.jobs, folders=folders)
+        crash.doing("making the table")
+        print(table(trials, folders))
+        return code
 
 
 def _refuse_logs(folders: Sequence[pathlib.Path]) -> None:
     """Refuses logs in the folders of trials that a new sweep would write to."""
-    from distill_jax.core.errors import UserError
-
     for path in (folder / "log.txt" for folder in folders):
         if path.exists():
             hint = "name another --workdir, or move it away"
             raise UserError("was not written by this sweep", where=str(path), hint=hint)
 
 
+def _check_listing(
+    path: pathlib.Path, listed: list[dict[str, Any]], folders: Sequence[pathlib.Path]
+) -> None:
+    """Raises `UserError` where a folder holds another sweep, or one whose list is damaged."""
+    try:
+        there = stored.read_value(path)
+    except stored.MissingFile:
+        _refuse_logs(folders)
+        return
+    if there != json.loads(json.dumps(listed)):
+        raise SweepError(
+            "holds another sweep", where=str(path.parent), hint="name another --workdir"
+        )
+
+
 def entry() -> None:
     """The console script."""
-    sys.exit(main(sys.argv[1:]))
+    console.guard()
+    argv = sys.argv[1:]
+    named = [arg.partition("=")[2] for arg in argv if arg.startswith("--workdir=")]
+    folder = pathlib.Path(named[0]) if named and pathlib.Path(named[0]).is_dir() else None
+    intact = "finished trials are kept, and the same command goes on with the others"
+    sys.exit(crash.guarded(lambda: main(argv), folder=folder, intact=intact))
 
 
 if __name__ == "__main__":

@@ -8,12 +8,15 @@ import tempfile
 import threading
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import distill_jax
 
 UNEXPECTED = 1
 """Exit code of an error that nobody foresaw."""
+
+INTERRUPTED = 130
+"""Exit code after a second Ctrl-C, or a first one where nothing can be continued."""
 
 TRACE = "crash.txt"
 
@@ -111,6 +114,28 @@ def in_threads() -> bool:
     found = bool(_in_threads)
     _in_threads.clear()
     return found
+
+
+def guarded(
+    work: Callable[[], int], *, folder: pathlib.Path | None = None, intact: str = ""
+) -> int:
+    """Returns the exit code of a program's work, or tells of what ends it.
+
+    Args:
+      work: the program; returns its exit code.
+      folder: for the trace of an error.
+      intact: what is left whole, a clause.
+    """
+    in_threads()
+    try:
+        with threads(folder):
+            code = work()
+    except KeyboardInterrupt:
+        print(f"interrupted while {_doing}; {intact}", file=sys.stderr)
+        return INTERRUPTED
+    except Exception as error:
+        return tell(error, folder=folder, intact=intact)
+    return UNEXPECTED if in_threads() and code == 0 else code
 
 
 @contextlib.contextmanager

@@ -5,18 +5,24 @@
 """
 
 import contextlib
+import ctypes
+import functools
 import json
 import os
 import re
+import signal
 import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from distill_jax.core.errors import UserError
 from distill_jax.run import environment, watch
+
+PR_SET_PDEATHSIG = 1
+"""From Linux's prctl.h: a signal for this process when the thread that started it ends."""
 
 PORT = 8476
 """Where process 0 listens, unless an address says otherwise."""
@@ -33,6 +39,15 @@ PEER_LOST = 71
 
 BLOCK = 4096
 """Bytes of a text that go to the others in one collective: one shape is one compilation."""
+
+LAUNCHER = "DISTILL_JAX_LAUNCHER"
+"""Environment variable by which a launcher on this machine gives its children its number."""
+
+LAUNCHER_SECONDS = 0.5
+"""Between two looks at whether the launcher is still there."""
+
+ORPHAN_SECONDS = 4
+"""A process whose launcher is gone is asked to stop, and ends after so long in any case."""
 
 LAST_WORD_SECONDS = 2
 """For so long process 0, without which the others are ended, stays after an error."""
@@ -208,17 +223,121 @@ def initialize(settings: Settings | None) -> None:
     alarm.daemon = True
     alarm.start()
     try:
-        jax.distributed.initialize(
-            **found,
-            initialization_timeout=settings.timeout + 30,
-            heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
-            shutdown_timeout_seconds=SHUTDOWN_SECONDS,
-        )
+        with _losses_end_the_process():
+            jax.distributed.initialize(
+                **found,
+                initialization_timeout=settings.timeout + 30,
+                heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
+                shutdown_timeout_seconds=SHUTDOWN_SECONDS,
+            )
     except Exception as error:
         first = (str(error) or type(error).__name__).splitlines()[0]
         raise _absent(settings, first[:200]) from error
     finally:
         alarm.cancel()
+
+
+def follow(parent: int) -> None:
+    """Ends this process soon after another one has ended, in whatever way.
+
+    It gets SIGTERM, so that a run saves its state, and ends `ORPHAN_SECONDS` later in any case.
+    On Linux the kernel sends the signal; elsewhere, and where the parent had gone before, a thread
+    that looks at the number of the parent does.
+
+    Args:
+      parent: process id of the parent of this process.
+    """
+    if sys.platform.startswith("linux"):
+        with contextlib.suppress(OSError, AttributeError):
+            ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(signal.SIGTERM), 0, 0, 0)
+
+    def look() -> None:
+        while os.getppid() == parent:
+            time.sleep(LAUNCHER_SECONDS)
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(ORPHAN_SECONDS)
+        os._exit(PEER_LOST)
+
+    threading.Thread(target=look, name="parent", daemon=True).start()
+
+
+def follow_launcher() -> None:
+    """Follows the launcher that started this process, if one did, see `follow`."""
+    number = os.environ.pop(LAUNCHER, "")
+    if number.isdigit():
+        follow(int(number))
+
+
+@contextlib.contextmanager
+def _losses_end_the_process() -> Iterator[None]:
+    """Within, clients of JAX's coordination service end the process with `PEER_LOST` on its errors.
+
+    Left to itself the client aborts the process. It takes a callback for that, which
+    `jax.distributed.initialize` does not pass on, and in jaxlib 0.10 to convert its argument for
+    Python fails: the C++ exception `std::bad_cast` ends the process on a thread of its own. A
+    handler of such ends is set, which tells this exception from all others. Where there is no
+    such callback or C++ library, the process is aborted as before.
+    """
+    from jax._src.distributed import _jax
+
+    plain = _jax.get_distributed_runtime_client
+    if "missed_heartbeat_callback" not in (plain.__doc__ or "") or not _handle_bad_cast():
+        yield
+        return
+    setattr(  # noqa: B010
+        _jax,
+        "get_distributed_runtime_client",
+        functools.partial(plain, missed_heartbeat_callback=_lost),
+    )
+    try:
+        yield
+    finally:
+        setattr(_jax, "get_distributed_runtime_client", plain)  # noqa: B010
+
+
+def _lost(*_: Any) -> None:
+    line = (
+        "error: another process of this run has ended, or process 0 cannot be reached\n"
+        "  the same command, for all of them, goes on from the last checkpoint, if there is one\n"
+    )
+    with contextlib.suppress(OSError):
+        os.write(2, line.encode())
+    os._exit(PEER_LOST)
+
+
+_handlers: list[Any] = []
+
+
+def _handle_bad_cast() -> bool:
+    """Has `std::terminate` call `_lost` for a `std::bad_cast`; returns whether it could."""
+    if _handlers:
+        return True
+    try:
+        library = ctypes.CDLL("libstdc++.so.6")
+        kind_of_exception, set_terminate = (
+            library.__cxa_current_exception_type,
+            library._ZSt13set_terminatePFvvE,
+        )
+    except (OSError, AttributeError):
+        return False
+    handler_type = ctypes.CFUNCTYPE(None)
+    kind_of_exception.restype = set_terminate.restype = ctypes.c_void_p
+    set_terminate.argtypes = [ctypes.c_void_p]
+    before: list[int | None] = []
+
+    def handle() -> None:
+        if (kind := kind_of_exception()) is not None:
+            # std::type_info: a pointer to its functions, then one to the mangled name.
+            name = ctypes.cast(kind, ctypes.POINTER(ctypes.c_char_p))[1]
+            if name is not None and name.lstrip(b"*") == b"St8bad_cast":
+                _lost()
+        if before and before[0]:
+            ctypes.cast(before[0], handler_type)()
+
+    handler = handler_type(handle)
+    _handlers.append(handler)  # C++ has its address from now on
+    before.append(set_terminate(ctypes.cast(handler, ctypes.c_void_p)))
+    return True
 
 
 def _absent(settings: Settings, what: str) -> PeersAbsent:

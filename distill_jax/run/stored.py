@@ -119,6 +119,11 @@ def parse_json(
     return found
 
 
+def read_value(path: pathlib.Path) -> Any:
+    """Returns the JSON value in a file, of any kind; raises as `read_json` does."""
+    return _parse(read_text(path), path, "")
+
+
 class Line(NamedTuple):
     """A line of a JSON-lines file: its bytes, and its object, None where it is damaged."""
 

@@ -82,6 +82,44 @@ def test_local_reports_a_process_that_a_signal_ended():
     assert local.run(lines, grace=1, stdout=io.StringIO()) == 128 + signal.SIGKILL
 
 
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGABRT])
+def test_local_reports_one_of_several_that_a_signal_ended_as_a_lost_peer(number):
+    out = io.StringIO()
+    lines = [
+        python("import time; time.sleep(60)"),
+        python(f"import os; os.kill(os.getpid(), {number})"),
+    ]
+    assert local.run(lines, grace=5, stdout=out) == 71
+    assert f"process 1 was ended by {number.name}" in out.getvalue()
+
+
+def test_local_goes_on_without_its_console(tmp_path):
+    code = f"print('x' * 10**6); open({str(tmp_path / 'done')!r}, 'w').close()"
+    start = (
+        "import sys; sys.argv = ['local.py']; from launch import local; "
+        f"local.main = lambda _: local.run([[sys.executable, '-c', {code!r}]], grace=1); "
+        "local.entry()"
+    )
+    command = f"set -o pipefail; {shlex.join([sys.executable, '-c', start])} | true"
+    assert subprocess.run(["bash", "-c", command], cwd=ROOT, timeout=60).returncode == 0
+    assert (tmp_path / "done").exists()
+
+
+@pytest.mark.parametrize("module", ["local", "sweep"])
+def test_launchers_end_in_one_line_on_an_unexpected_error(module, tmp_path):
+    start = (
+        f"import sys, tempfile; tempfile.tempdir = {str(tmp_path)!r}; from launch import {module}\n"
+        f"def fail(argv): raise RuntimeError('surprise')\n"
+        f"{module}.main = fail; {module}.entry()"
+    )
+    command = [sys.executable, "-c", start]
+    found = subprocess.run(command, cwd=ROOT, timeout=60, capture_output=True, text=True)
+    assert found.returncode == 1
+    [line] = found.stderr.splitlines()
+    assert line.startswith("error: unexpected RuntimeError while ") and ": surprise; " in line
+    assert "in fail" in (tmp_path / "crash.txt").read_text()
+
+
 def test_local_hands_sigterm_on():
     wait = "import signal, time; signal.signal(15, lambda *a: exit(75)); print('up', flush=True)"
     out = io.StringIO()
@@ -151,6 +189,24 @@ def run_patched(patch, *args):
     lines = [[sys.executable, "-c", PATCHED.replace("PATCH", patch), *line[3:]] for line in lines]
     out = io.StringIO()
     return local.run(lines, grace=30, stdout=out), out.getvalue()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("index", [0, 1])
+def test_the_others_end_with_71_where_one_is_killed(index, tmp_path):
+    patch = f"""
+read = loop.Run.read
+def killed(self, pending, step):
+    if step >= 8 and "--process_id={index}" in sys.argv:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return read(self, pending, step)
+loop.Run.read = killed
+"""
+    args = ["--config.log.every_steps=4", "--config.total.steps=400"]
+    code, told = run_patched(patch, *args, f"--workdir={tmp_path}")
+    assert code == 71, told
+    assert f"[{1 - index}] error: another process of this run has ended" in told
+    assert "SIGABRT" not in told and "Traceback" not in told
 
 
 @pytest.mark.slow
@@ -477,6 +533,81 @@ def test_sweep_refuses_what_it_cannot_run(tmp_path, capsys):
         assert sweep.main([f"--config={config}", "--workdir=w"]) == 2
         assert message in capsys.readouterr().err
     assert sweep.main(["--config=absent.py", "--workdir=w"]) == 2
+
+
+@pytest.mark.parametrize(
+    "values, message",
+    [
+        ("3", "3 is no list of values"),
+        ("'abc'", "'abc' is no list of values"),
+        ("{'a': 1}", "is no list of values"),
+        ("None", "None is no list of values"),
+        ("[]", "has no values"),
+        ("('uniform', 1)", "is no range"),
+        ("('uniform', 2, 1)", "is no range"),
+        ("('uniform', 1, float('inf'))", "is no range"),
+        ("('uniform', 'a', 'b')", "is no range"),
+        ("('log_uniform', 0, 1)", "both above 0"),
+        ("('normal', 0, 1)", "('uniform', low, high)"),
+        ("[lambda: 1]", "cannot stand on a command line"),
+        ("[float('nan')]", "cannot stand on a command line"),
+        ("range(10**9)", "combinations, at most 100,000"),
+        ("1 / 0", "ZeroDivisionError"),
+        ("undefined", "NameError"),
+        ("(", "SyntaxError"),
+    ],
+)
+def test_sweep_refuses_values_that_it_cannot_try(values, message, tmp_path, capsys):
+    config = tmp_path / "c.py"
+    config.write_text(f"def sweep():\n    return {{'seed': [1, 2], 'optim.lr': {values}}}\n")
+    for more in ([], ["--random=3"]):
+        if "combinations" in message and more:
+            continue  # draws need no list of all
+        assert sweep.main([f"--config={config}", f"--workdir={tmp_path / 'w'}", *more]) == 2
+        told = capsys.readouterr().err
+        assert message in told and "Traceback" not in told and len(told.splitlines()) <= 4
+    assert not (tmp_path / "w").exists()
+
+
+def test_sweep_takes_arrays_ranges_and_tuples(tmp_path):
+    config = tmp_path / "c.py"
+    config.write_text(
+        "import numpy as np\n"
+        "def sweep():\n"
+        "    return {'a': np.arange(2), 'b': range(1), 'c': ((1, 2),), 'd': ('x', 'y')}\n"
+    )
+    space = sweep.read_space(str(config))
+    assert space == {"a": [0, 1], "b": [0], "c": [(1, 2)], "d": ["x", "y"]}
+    assert type(space["a"][0]) is int and len(sweep.grid(space)) == 4
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff", b"[]", b"null", None])
+def test_a_damaged_or_other_list_of_a_sweep_is_not_overwritten(content, tmp_path, capsys):
+    config = tmp_path / "c.py"
+    config.write_text(SPACE)
+    (tmp_path / "w").mkdir()
+    listing = tmp_path / "w" / "sweep.json"
+    listing.mkdir() if content is None else listing.write_bytes(content)
+    assert sweep.main([f"--config={config}", f"--workdir={tmp_path / 'w'}"]) == 2
+    assert str(tmp_path / "w") in capsys.readouterr().err
+    assert content is None or listing.read_bytes() == content
+
+
+@pytest.mark.parametrize(
+    "damage", ["{}", "[]", '{"status": "done"}', '{"status": "done", "best": 3}']
+)
+def test_a_damaged_result_is_no_finished_trial_and_is_named(damage, tmp_path, capsys):
+    whole = json.dumps({"status": "done", "best": {"m": 0.5}})
+    for i, text in enumerate((whole, damage, whole)):
+        (tmp_path / str(i)).mkdir()
+        (tmp_path / str(i) / "result.json").write_text(text)
+        (tmp_path / str(i) / "config.json").write_text('{"eval": {"metric": "m", "mode": "min"}}')
+    (tmp_path / "2" / "config.json").write_text("{")
+    folders = [tmp_path / str(i) for i in range(3)]
+    lines = sweep.table([{"seed": i} for i in range(3)], folders).splitlines()
+    assert [line.split()[0] for line in lines] == ["trial", "0", "left"]
+    assert "config.json" in lines[2]
+    assert str(tmp_path / "1" / "result.json") in capsys.readouterr().err
 
 
 def test_local_sweep_skips_what_is_done_goes_on_after_failures_and_ranks(tmp_path, capsys):

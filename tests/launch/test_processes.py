@@ -1,5 +1,6 @@
 """How processes find each other, as a function of the environment."""
 
+import os
 import signal
 import socket
 import subprocess
@@ -162,3 +163,64 @@ def test_one_process_initializes_nothing():
     assert processes.is_main() and processes.count() == 1
     assert processes.any_process(True) and not processes.any_process(False)
     processes.barrier("alone")
+
+
+FOLLOWER = """
+import os, signal, sys, time
+from distill_jax.run import processes
+processes.ORPHAN_SECONDS = 0.2
+if sys.argv[1] == "stubborn":
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+if sys.argv[1] == "elsewhere":
+    sys.platform = "another system"
+processes.follow_launcher()
+assert processes.LAUNCHER not in os.environ
+print(os.getpid(), flush=True)
+time.sleep(120)
+"""
+
+LEADER = """
+import os, subprocess, sys, time
+environ = {**os.environ, "DISTILL_JAX_LAUNCHER": str(os.getpid())}
+subprocess.Popen([sys.executable, "-c", sys.argv[1], sys.argv[2]], env=environ)
+time.sleep(120)
+"""
+
+
+@pytest.mark.parametrize("how", ["polite", "stubborn", "elsewhere"])
+def test_a_process_ends_soon_after_a_launcher_that_is_killed(how):
+    leader = subprocess.Popen(
+        [sys.executable, "-c", LEADER, FOLLOWER, how], stdout=subprocess.PIPE, text=True
+    )
+    assert leader.stdout is not None
+    with leader.stdout as lines:
+        follower = int(lines.readline())
+        leader.kill()
+        leader.wait()
+        assert lines.read() == ""  # at the end of the pipe, which the follower held open
+    with pytest.raises(ProcessLookupError):
+        for _ in range(100):  # it may wait for its new parent to take note of it
+            os.kill(follower, 0)
+            time.sleep(0.1)
+
+
+THROW = """
+import ctypes, sys
+from distill_jax.run import processes
+if not processes._handle_bad_cast():
+    sys.exit(77)
+library = ctypes.CDLL("libstdc++.so.6")
+library.__cxa_allocate_exception.restype = ctypes.c_void_p
+kind = ctypes.c_byte.in_dll(library, sys.argv[1])
+error = ctypes.c_void_p(library.__cxa_allocate_exception(64))
+library.__cxa_throw(error, ctypes.byref(kind), None)
+"""
+
+
+@pytest.mark.parametrize("kind, code", [("_ZTISt8bad_cast", 71), ("_ZTIi", -6)])
+def test_the_end_of_jax_without_its_peers_is_told_from_other_ends(kind, code):
+    found = subprocess.run([sys.executable, "-c", THROW, kind], capture_output=True, text=True)
+    if found.returncode == 77:
+        pytest.skip("another C++ library")
+    assert found.returncode == code, found.stderr
+    assert ("another process of this run has ended" in found.stderr) == (code == 71)
