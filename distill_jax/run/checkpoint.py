@@ -577,17 +577,21 @@ def find_step(path: pathlib.Path, *, where: str, step: int | str = "best") -> pa
     return folder / str(steps[-1] if best is None else best)
 
 
-def intact(workdir: pathlib.Path, *, study: bool = False) -> str:
+def intact(folder: pathlib.Path, *, study: bool = False) -> str:
     """Returns what a run or study that ended early left whole, a clause; reads every byte of it."""
+
+    def finished(run: pathlib.Path) -> bool:
+        return workdir.read_result(run, say=lambda _: None) is not None
+
     if study:
-        results = [path for path in workdir.glob("*/seed*/result.json") if path.is_file()]
-        runs = "1 run is" if len(results) == 1 else f"{len(results)} runs are"
+        n = sum(finished(run) for run in folder.glob("*/seed*"))
+        runs = "1 run is" if n == 1 else f"{n} runs are"
         return f"{runs} finished; the same command keeps these and goes on with the others"
-    if (workdir / "result.json").is_file():
+    if finished(folder):
         return "training is finished and its result is in result.json"
-    for step in Checkpointer(workdir / "checkpoints").steps()[::-1]:
+    for step in Checkpointer(folder / "checkpoints").steps()[::-1]:
         try:
-            verify(workdir / "checkpoints" / str(step))
+            verify(folder / "checkpoints" / str(step))
         except (CheckpointError, OSError):
             continue
         return f"the checkpoint of step {step} is whole; the same command goes on from it"
