@@ -12,6 +12,7 @@ import functools
 import hashlib
 import json
 import logging
+import math
 import pathlib
 import sys
 import threading
@@ -143,10 +144,8 @@ class Checkpointer:
     def _read_index(self) -> dict[str, dict[int, float | None]] | None:
         """Returns the metrics of the steps that were saved and of those that were lost."""
         found = workdir.peek(self._folder / INDEX)
-        try:
-            return {part: {int(k): v for k, v in found[part].items()} for part in ("saved", "lost")}
-        except (TypeError, KeyError, ValueError, AttributeError):
-            return None
+        parts = {part: workdir.read_metrics(found, part) for part in ("saved", "lost")}
+        return None if None in parts.values() else parts  # type: ignore[return-value]
 
     def _write_index(self, **parts: Mapping[int, float | None]) -> None:
         index = (self._read_index() or {"saved": {}, "lost": {}}) | parts
@@ -166,11 +165,14 @@ class Checkpointer:
         Args:
           state: the training state.
           meta: JSON-like facts stored beside it.
-          metric: the selection metric at this step, or None where it was not measured.
+          metric: the selection metric at this step, or None where it was not measured. NaN, which
+            compares with nothing, is stored as None.
         """
         import orbax.checkpoint as ocp
 
         self.wait()
+        if metric is not None and math.isnan(metric):
+            metric = None
         step = int(state.step)
         folder = self._folder / str(step)
 
@@ -335,7 +337,7 @@ class Checkpointer:
     def _find(self, step: int | None) -> tuple[int | None, list[str]]:
         """Returns the step to restore, None where there is none, and what was set aside."""
         if step is not None:
-            verify(self._folder / str(step))
+            self._check(step)
             return step, []
         index, skipped = self._read_index(), []
         known = dict(index["saved"]) if index else dict.fromkeys(self._unsealed())
@@ -371,15 +373,18 @@ class Checkpointer:
     def _newest(self, skipped: list[str]) -> int | None:
         """Returns the newest undamaged step; damaged ones are set aside."""
         for candidate in self.steps()[::-1]:
-            folder = self._folder / str(candidate)
             try:
-                verify(folder)
-                read_meta(folder)
+                self._check(candidate)
                 return candidate
             except CheckpointError as e:
                 skipped.append(str(e))
-                self._set_aside(folder)
+                self._set_aside(self._folder / str(candidate))
         return None
+
+    def _check(self, step: int) -> None:
+        """Raises `CheckpointError` unless a step is as it was written, and is that step."""
+        verify(self._folder / str(step))
+        self.meta(step)
 
     def _check_older(self, newest: int, skipped: list[str]) -> dict[int, float | None]:
         """Sets older steps aside that are damaged and would be read at the end; returns metrics."""
@@ -393,7 +398,7 @@ class Checkpointer:
                 skipped.append(str(e))
         while (best := self._best(metrics)) not in (None, newest):
             try:
-                verify(self._folder / str(best))
+                self._check(best)
                 break
             except CheckpointError as e:
                 lost[best] = metrics.pop(best)
@@ -442,7 +447,10 @@ class Checkpointer:
             if processes.is_loss_of_peer(e):
                 raise
             raise CheckpointError(f"could not be read: {_root_cause(e)}", where=str(folder)) from e
-        return Restored(_join(items, like), self.meta(found), tuple(skipped))
+        state, meta = _join(items, like), self.meta(found)
+        if int(state.step) != meta["step"]:
+            raise CheckpointError(f"holds the state of step {int(state.step)}", where=str(folder))
+        return Restored(state, meta, tuple(skipped))
 
 
 ANY = "*"

@@ -19,6 +19,7 @@ import fcntl
 import fnmatch
 import hashlib
 import json
+import math
 import os
 import pathlib
 import re
@@ -122,8 +123,9 @@ RESULT_PARTS = {
 META_PARTS = {
     "metric": (int, float, type(None)),
     "config": Mapping,
-    "inputs": Mapping,
-    "environment": Mapping,
+    "inputs": (Mapping, type(None)),
+    "signature": Mapping,
+    "environment": (Mapping, type(None)),
     "seconds": (int, float),
     "skipped": int,
     "metrics": Mapping,
@@ -198,6 +200,39 @@ def read_result(
     return None
 
 
+def _is_number(value: Any) -> bool:
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return False
+    return isinstance(value, float) or abs(value) < 2**1023  # JSON has longer integers
+
+
+def _is_row(value: Any) -> bool:
+    """Whether a value is `[name, [number, ...]]`."""
+    pair = isinstance(value, list) and len(value) == 2
+    return (
+        pair
+        and isinstance(value[0], str)
+        and isinstance(value[1], list)
+        and all(map(_is_number, value[1]))
+    )
+
+
+def _are_inputs(value: Any) -> bool:
+    """Whether a value has the types of what `check_inputs` compares."""
+    data, networks = value.get("data", {}), value.get("networks", {})
+    return (
+        isinstance(data, Mapping)
+        and isinstance(networks, Mapping)
+        and all(isinstance(x, str | None) for x in networks.values())
+        and all(
+            isinstance(split, Mapping)
+            and _is_number(split.get("n", 0))
+            and all(isinstance(split.get(k), str | None) for k in ("sha256", "origin"))
+            for split in data.values()
+        )
+    )
+
+
 def _check_entries(
     found: Mapping[str, Any],
     path: pathlib.Path,
@@ -210,7 +245,7 @@ def _check_entries(
         if not all(isinstance(entry, dict) for entry in found.get(name, ())):
             raise DamagedFile(f"{name!r} holds something else than objects", where=str(path))
     for name in numbers:
-        if not all(isinstance(value, (int, float)) for value in found.get(name, {}).values()):
+        if not all(map(_is_number, found.get(name, {}).values())):
             raise DamagedFile(f"{name!r} holds something else than numbers", where=str(path))
 
 
@@ -243,14 +278,33 @@ def read_meta(step: pathlib.Path) -> Mapping[str, Any]:
         if hashlib.blake2b(data, digest_size=16).hexdigest() != written:
             raise CheckpointError(f"{META} differs from what was written", where=str(step))
         meta = parse_json(data, step / META, shape={"step": int}, optional=META_PARTS)
-        _check_entries(meta, step / META, numbers=("metrics",))
-        if not all(isinstance(x, list) and len(x) == 2 for x in meta.get("unlogged", ())):
-            raise DamagedFile("'unlogged' holds something else than pairs", where=str(step / META))
+        _check_entries(meta, step / META, numbers=("metrics", "first_spread"))
+        metric = meta.get("metric")
+        checks = {
+            "metric": metric is None or (_is_number(metric) and not math.isnan(metric)),
+            "seconds": _is_number(meta.get("seconds", 0)),
+            "skipped": meta.get("skipped", 0) >= 0,
+            "unlogged": all(map(_is_row, meta.get("unlogged", ()))),
+            "inputs": _are_inputs(meta.get("inputs") or {}),
+        }
+        for name, is_valid in checks.items():
+            if not is_valid:
+                raise DamagedFile(f"{name!r} holds no such values", where=str(step / META))
     except DamagedFile as e:
         raise CheckpointError(f"cannot be read: {e}", where=str(step)) from e
     if step_number(step.name) not in (None, meta["step"]):
         raise CheckpointError(f"holds the state of step {meta['step']}", where=str(step))
     return meta
+
+
+def read_metrics(index: Any, part: str) -> dict[int, float | None] | None:
+    """Returns the metrics by step in a part of `index.json`, None where it is no such part."""
+    found = index.get(part) if isinstance(index, Mapping) else None
+    if not isinstance(found, Mapping):
+        return None
+    metrics = {step_number(name): metric for name, metric in found.items()}
+    whole = None not in metrics and all(x is None or _is_number(x) for x in metrics.values())
+    return metrics if whole else None  # type: ignore[return-value]
 
 
 def newest_meta(folder: pathlib.Path) -> Mapping[str, Any] | None:

@@ -102,6 +102,85 @@ def test_a_damaged_newest_step_gives_way_to_the_one_before(folder, kind, how):
     assert (folder / "3.damaged").is_dir() and not (folder / "3").exists()
 
 
+def reseal(folder, /, **changes):
+    """Changes the metadata of a step, with the right checksums."""
+    path = folder / "meta/metadata"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    checkpoint.seal(folder)
+
+
+WRONG_META = {
+    "step": ["three", -3, 3.0, True, None, 2, 2**70],
+    "metric": ["high", [1], True, float("nan"), 10**400],
+    "config": [None, "x", []],
+    "inputs": [3, {"data": []}, {"data": {"test": 1}}, {"data": {"test": {"sha256": 1}}}],
+    "signature": [None, []],
+    "environment": ["cpu"],
+    "seconds": ["x", None],
+    "skipped": [None, -1, 1.5],
+    "metrics": [[1], {"a": "b"}],
+    "unlogged": [{"a": 1}, [[1, 2]], [["inner", 1]], [["inner", ["x"]]]],
+    "first_spread": [[3], {"a": None}],
+}
+
+
+@pytest.mark.parametrize(
+    "name, value", [(name, value) for name, values in WRONG_META.items() for value in values]
+)
+def test_metadata_of_a_wrong_type_are_damage(folder, name, value):
+    reseal(folder / "3", **{name: value})
+    with pytest.raises(CheckpointError, match=rf"checkpoints/3: .*{name}"):
+        workdir.read_meta(folder / "3")
+    meta = workdir.newest_meta(folder.parent)
+    assert meta is not None and meta["step"] == 2
+
+
+def test_a_step_with_damaged_metadata_gives_way_to_the_one_before(folder):
+    reseal(folder / "3", seconds="x")
+    assert restore(folder)[0] == 2 and (folder / "3.damaged").is_dir()
+
+
+def test_a_step_under_the_name_of_another_is_damaged(folder):
+    (folder / "3").rename(folder / "5")
+    step, skipped, best = restore(folder)
+    assert (step, best) == (2, 1)
+    assert any("5: holds the state of step 3" in line for line in skipped)
+    assert (folder / "5.damaged").is_dir()
+
+
+def test_metadata_of_another_state_are_refused(folder):
+    (folder / "3").rename(folder / "5")
+    reseal(folder / "5", step=5)
+    with pytest.raises(CheckpointError, match="checkpoints/5: holds the state of step 3"):
+        restore(folder)
+
+
+@pytest.mark.parametrize("name", ["²", "03", "9" * 200, "-3"])
+def test_a_folder_is_a_step_only_by_the_name_that_is_written(folder, name):
+    shutil.copytree(folder / "3", folder / name)
+    assert workdir.finished_steps(folder) == [1, 2, 3]
+    assert restore(folder) == (3, (), 1)
+    checkpointer = Checkpointer(folder, keep=1)
+    checkpointer.save(make_state(4), {}, metric=0.1)
+    checkpointer.close()
+    assert sorted(p.name for p in folder.iterdir()) == sorted(["1", "4", "index.json", name])
+
+
+@pytest.mark.parametrize("change", [{"²": 0.1}, {"9" * 200: 0.1}, {"7": "x"}, [3]])
+def test_a_damaged_index_is_made_again(folder, change):
+    (folder / "index.json").write_text(json.dumps({"saved": change, "lost": {}}))
+    assert restore(folder) == (3, (), 1)
+    index = json.loads((folder / "index.json").read_text())
+    assert index["saved"] == {str(step): metric for step, metric in METRICS.items()}
+
+
+def test_a_metric_that_is_nan_is_none(folder):
+    checkpointer = Checkpointer(folder, keep=1)
+    checkpointer.save(make_state(4), {}, metric=float("nan"))
+    checkpointer.close()
+    assert checkpointer.meta(4)["metric"] is None and checkpointer.best() == 1
+
+
 @pytest.mark.parametrize("index", [True, False])
 @pytest.mark.parametrize("kind", ["meta", "digest", "arrays", "no digest", "gone"])
 def test_a_lost_best_step_is_set_aside_and_the_selection_is_marked(folder, kind, index):
