@@ -61,6 +61,20 @@ def raised_by_code(error: BaseException) -> bool:
     return code[innermost.tb_lasti] == dis.opmap["RAISE_VARARGS"]
 
 
+def text_of(error: BaseException, *, most: int = 200, lines: int | None = 1) -> str:
+    """Returns the first `lines` of the text of an error in one, cut to `most` characters.
+
+    Empty for an error whose text cannot be had: code that a config names may raise anything.
+    """
+    try:
+        text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+    except Exception:
+        return ""
+    found = (line.strip() for line in text.encode("utf-8", "replace").decode().splitlines())
+    joined = " ".join([line for line in found if line][:lines])
+    return joined if len(joined) <= most else joined[: most - 3] + "..."
+
+
 def raised_at(error: BaseException) -> str:
     """Returns file and line of the innermost frame that is not of an installed package."""
     frames = traceback.extract_tb(error.__traceback__)
@@ -88,9 +102,8 @@ def explained(what: str, *, where: str) -> Iterator[None]:
         frames = traceback.extract_tb(error.__traceback__)
         last = next((f for f in reversed(frames) if "site-packages" not in f.filename), frames[-1])
         file = last.filename.rpartition("/")[2]
-        first = next((line for line in str(error).splitlines() if line.strip()), "").strip()
         raise ConfigError(
-            f"{what}: {type(error).__name__}: {first[:200]}",
+            f"{what}: {type(error).__name__}: {text_of(error)}",
             where=where,
             hint=f"in {file}:{last.lineno}: {last.line}",
         ) from error

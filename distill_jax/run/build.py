@@ -5,7 +5,7 @@ import functools
 import math
 import sys
 import zlib
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -1086,6 +1086,7 @@ def build(
     }
     kwargs = config.objective.kwargs.to_dict()
     objective = bind(make_objective, kwargs, where="objective.kwargs", provided=facts)()
+    _check_made(objective, config.objective.name, "Objective", ("roles", "loss"))
     objective = _weighed(config, objective, dataset, total_steps, trusted)
     resident = _is_resident(config, dataset)
     _check_lookahead(config, dataset, ema, resident=resident)
@@ -1179,6 +1180,16 @@ def _check_cache(config: ConfigDict, objective: Objective, tx: Any) -> None:
         )
 
 
+def _check_made(made: Any, name: str, kind: str, has: Sequence[str]) -> None:
+    """Raises `ConfigError` for what is no objective or weigher."""
+    if isinstance(made, type) or not all(hasattr(made, attribute) for attribute in has):
+        raise ConfigError(
+            f"{name} returned a {type(made).__name__}",
+            where=f"{kind.lower()}.name",
+            hint=f"a distill_jax.core.api.{kind}, with {', '.join(has)}",
+        )
+
+
 def _weighed(
     config: ConfigDict,
     objective: Objective,
@@ -1193,6 +1204,7 @@ def _weighed(
     make = resolve("weighers", spec.name, where="weigher.name", trusted=trusted)
     provided = {"total_steps": total}
     weigher = bind(make, spec.kwargs.to_dict(), where="weigher.kwargs", provided=provided)()
+    _check_made(weigher, spec.name, "Weigher", ("roles", "needs", "__call__"))
     return Weighed(
         objective=objective,
         weigher=weigher,

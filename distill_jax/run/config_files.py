@@ -105,13 +105,13 @@ def explained(path: pathlib.Path) -> Iterator[None]:
 def _raised(error: BaseException, path: pathlib.Path) -> UserError:
     """Returns what a config file raised as one message that shows file and line."""
     if isinstance(error, SyntaxError):
-        where, line = f"{error.filename}:{error.lineno}", (error.text or "").strip()
+        # Of a file with null bytes, neither is known.
+        where, line = f"{error.filename or path}:{error.lineno or 1}", (error.text or "").strip()
     else:
         frames = traceback.extract_tb(error.__traceback__)
         own = [f for f in frames if pathlib.Path(f.filename) == path] or list(frames)
         where, line = f"{own[-1].filename}:{own[-1].lineno}", own[-1].line or ""
-    text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+    text = errors.text_of(error, most=1000, lines=None).replace("\\n", " ")
     if isinstance(error, KeyError):
         text = text.strip("'\"")
-    text = text.replace("\\n", " ").replace("\n", " ")
     return ConfigError(f"{type(error).__name__}: {text}", where=where, hint=f"in: {line}")

@@ -11,6 +11,7 @@ import traceback
 from collections.abc import Callable, Iterator
 
 import distill_jax
+from distill_jax.core.errors import text_of
 
 UNEXPECTED = 1
 """Exit code of an error that nobody foresaw."""
@@ -54,7 +55,7 @@ def tell(
       thread: name of the thread that raised it, where it was not the main one.
     """
     kind = type(error).__name__
-    first = next((line.strip() for line in str(error).splitlines() if line.strip()), "")[:200]
+    first = text_of(error)
     where = f" in thread {thread}" if thread else ""
     what = f"unexpected {kind}{where} while {_doing}{': ' if first else ''}{first}"
     path = _write(error, what, folder, TRACE.replace(".", f"{suffix}."))

@@ -19,7 +19,14 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from distill_jax.core.errors import ConfigError, below, explained, nearest, raised_by_code
+from distill_jax.core.errors import (
+    ConfigError,
+    below,
+    explained,
+    nearest,
+    raised_by_code,
+    text_of,
+)
 
 _NOUNS = {"data": "data set"}
 NAME = re.compile(r"[\w.]+:[\w.]+")
@@ -99,7 +106,7 @@ def resolve(
     found: Any = _import(module_name, missing=missing, where=where)
     for part in symbol.split("."):
         if not hasattr(found, part):
-            public = [n for n in vars(found) if not n.startswith("_")]
+            public = [n for n in dir(found) if not n.startswith("_")]
             what = f"{module_name} has no {symbol!r}"
             raise ConfigError(what, where=where, hint=nearest(part, public))
         found = getattr(found, part)
@@ -168,7 +175,8 @@ def _import(name: str, *, missing: ConfigError, where: str) -> types.ModuleType:
 
 def _broken(name: str, error: BaseException, where: str) -> ConfigError:
     return ConfigError(
-        f"module {name} exists but its import failed: {type(error).__name__}: {error}", where=where
+        f"module {name} exists but its import failed: {type(error).__name__}: {text_of(error)}",
+        where=where,
     )
 
 

@@ -30,6 +30,20 @@ CORPUS = [
         ["data.kwargs.n_test=-64000"],
         ["data.kwargs: a part of -64000 examples"],
     ),
+    (
+        "no objective",
+        SUPERVISED,
+        "train",
+        ["objective.name=collections:UserDict", "objective.kwargs={}"],
+        ["objective.name: collections:UserDict returned a UserDict", "roles, loss"],
+    ),
+    (
+        "no weigher",
+        "configs/bilevel/tgeo_kd.py:smoke",
+        "describe",
+        ["weigher.name=collections:UserDict", "weigher.kwargs={}"],
+        ["weigher.name: collections:UserDict returned a UserDict"],
+    ),
     ("endless training", SUPERVISED, "train", ["total.steps=4000000000000"], ["total", "32 bits"]),
     (
         "milestones",

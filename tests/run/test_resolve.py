@@ -97,6 +97,8 @@ def test_a_failure_inside_a_module_stays_visible(package, name, cause, expected)
         (":x", "no module named ''"),
         ("a b:x", "no module named 'a b'"),
         ("collections:", "has no ''"),
+        ("os:environ.nothing", "has no 'environ.nothing'"),
+        ("collections:__builtins__.nothing", "has no '__builtins__.nothing'"),
     ],
 )
 def test_wrong_symbols(name, expected):
