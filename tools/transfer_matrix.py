@@ -113,7 +113,7 @@ def measure(
         other = config_lib.override(config, {"data.name": name})
         other.data.corrupt = config_lib.base().data.corrupt
         dataset = adapted(build.load_dataset(other), experiment.dataset, name=name)
-        here = dataclasses.replace(experiment, dataset=dataset, _compiled={})
+        here = dataclasses.replace(experiment, dataset=dataset)
         metrics, _ = loop.evaluate(here, restored.state, frozen, "test")
         metrics |= loop.measure_controls(here, config.seed)
         found[name] = {k.partition("/")[2]: v for k, v in loop.scalars(metrics).items()}

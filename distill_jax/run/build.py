@@ -48,7 +48,7 @@ from distill_jax.data import checks, corruption, loader, transforms
 from distill_jax.data.source import Subset, example_ids
 from distill_jax.evaluators._features import spread
 from distill_jax.models import adapters
-from distill_jax.run import checkpoint, crash, paths, preflight, processes, teacher_cache, watch
+from distill_jax.run import checkpoint, crash, paths, processes, teacher_cache, watch
 from distill_jax.run import config as config_lib
 from distill_jax.run.config import ConfigDict
 from distill_jax.run.resolve import bind, names_in, resolve
@@ -69,9 +69,29 @@ RESIDENT_BYTES = 2**30
 """Training sets up to this size live on the device where `data.resident` is "auto"."""
 
 
+@dataclasses.dataclass
+class Caches:
+    """What is found out about an experiment once.
+
+    Attributes:
+      init: the compiled `key -> TrainState`.
+      steps: the compiled steps by name.
+      measured: names of the scalars that evaluators measure, by split.
+      warned: whether its warnings were printed.
+    """
+
+    init: Callable | None = None
+    steps: dict[str, Any] = dataclasses.field(default_factory=dict)
+    measured: dict[str, list[str]] = dataclasses.field(default_factory=dict)
+    warned: bool = False
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Experiment:
-    """A config turned into pure functions, shapes and data; the same for every seed."""
+    """A config turned into pure functions, shapes and data; the same for every seed.
+
+    A copy by `dataclasses.replace` has empty caches.
+    """
 
     config: ConfigDict
     mesh: Mesh
@@ -94,7 +114,7 @@ class Experiment:
     trusted: Collection[str]
     cache: teacher_cache.Plan | None = None
     notes: tuple[str, ...] = ()
-    _compiled: dict[Any, Any] = dataclasses.field(default_factory=dict)
+    caches: Caches = dataclasses.field(init=False, repr=False, default_factory=Caches)
 
     def variant(self, step: int) -> str:
         """Returns which of the compiled steps is due: "outer" where the weigher learns too."""
@@ -110,31 +130,6 @@ class Experiment:
         if self.outer is None:
             return ("inner",)
         return ("outer",) if (self.outer.every, self.outer.warmup) == (1, 0) else ("inner", "outer")
-
-    def say_doubts(self, say: Callable[[str], None], *, alone: bool, planned: bool = False) -> None:
-        """Refuses what would do nothing of what the config says, and says what may not, once.
-
-        See `run/preflight.py`; it traces the step on shapes.
-
-        Args:
-          say: prints a line.
-          alone: whether this is a run by itself, not an arm of a study.
-          planned: whether nothing is run, so that it may need more memory than there is here.
-
-        Raises:
-          ConfigError: something certainly does nothing.
-        """
-        if "doubts" in self._compiled:
-            return
-        raw = _batch_shapes(self.dataset.train, self.config.batch_size)
-        evaluate = self.transform(train=False)
-        doubts = [
-            *self.data.warnings,
-            *preflight.check(self, raw=raw, evaluate=evaluate, alone=alone, planned=planned),
-        ]
-        self._compiled["doubts"] = doubts
-        for doubt in (*self.notes, *doubts):
-            say(f"warning: {doubt}")
 
     @functools.cached_property
     def overlaps(self) -> Mapping[str, checks.Overlap]:
@@ -316,7 +311,7 @@ class Experiment:
 
     def compile_step(self, fed: PyTree, variant: str = "inner") -> Callable:
         """Compiles a step once for all seeds; any other shapes or shardings then raise."""
-        if variant not in self._compiled:
+        if variant not in self.caches.steps:
             key = jax.ShapeDtypeStruct(
                 (), jax.random.key(0).dtype, sharding=partition.replicated(self.mesh)
             )
@@ -325,8 +320,8 @@ class Experiment:
             # Losses that work device by device find their mesh in the context of the trace.
             with jax.sharding.use_abstract_mesh(self.mesh.abstract_mesh):
                 lowered = step.lower(self.abstract_state, frozen, fed, key)
-            self._compiled[variant] = lowered.compile()
-        return self._compiled[variant]
+            self.caches.steps[variant] = lowered.compile()
+        return self.caches.steps[variant]
 
     @property
     def devices(self) -> int:
@@ -335,20 +330,8 @@ class Experiment:
 
     @property
     def flops_per_step(self) -> float | None:
-        """Floating-point operations of a step over all its devices, on average over training.
-
-        None where XLA does not count them.
-        """
-        outer = self.outer.share(self.total_steps) if self.outer else 0.0
-        shares = {"outer": outer, "inner": 1 - outer}
-        total = 0.0
-        for variant in self.variants:
-            step = self._compiled.get(variant)
-            flops = (step.cost_analysis() or {}).get("flops") if step is not None else None
-            if flops is None:
-                return None
-            total += shares[variant] * flops
-        return total * self.devices
+        """See `flops_of`; of the steps that `compile_step` has compiled."""
+        return flops_of(self, self.caches.steps)
 
     @functools.cached_property
     def outputs(self) -> Mapping[str, Mapping[str, Any]]:
@@ -405,7 +388,7 @@ class Experiment:
 
     @functools.cached_property
     def _raw_fits(self) -> bool:
-        one = _batch_shapes(self.dataset.train, 1)
+        one = batch_shapes(self.dataset.train, 1)
         batch = jax.eval_shape(self._evaluation_transform, one)
         return jax.eval_shape(self._raw, batch["input"]).shape[1] <= RAW_WIDTH
 
@@ -537,13 +520,13 @@ class Experiment:
           key: the root key of the run.
           config: the config of the run, which names the networks to start from.
         """
-        if "init" not in self._compiled:
+        if self.caches.init is None:
             shardings = jax.tree.map(lambda x: x.sharding, self.abstract_state)
             lowered = jax.jit(self.init, out_shardings=shardings).lower(key)
             fast: dict[str, str | bool] = {"xla_backend_optimization_level": "0"}
             options = fast if jax.default_backend() == "cpu" else None
-            self._compiled["init"] = lowered.compile(compiler_options=options)
-        new = self._compiled["init"](key)
+            self.caches.init = lowered.compile(compiler_options=options)
+        new = self.caches.init(key)
         for role in self.trainable:
             if config.roles[role].init:
                 params, model_state = self._read(
@@ -682,6 +665,27 @@ class Experiment:
             return values
         put = lambda x, to: jax.device_put(np.asarray(x, to.dtype), to.sharding)  # noqa: E731
         return jax.tree.map(put, values, like)
+
+
+def flops_of(experiment: Experiment, compiled: Mapping[str, Any]) -> float | None:
+    """Returns the floating-point operations of a step over all its devices, averaged over training.
+
+    None where XLA does not count them.
+
+    Args:
+      experiment: what is run.
+      compiled: its compiled steps by name.
+    """
+    outer = experiment.outer.share(experiment.total_steps) if experiment.outer else 0.0
+    shares = {"outer": outer, "inner": 1 - outer}
+    total = 0.0
+    for variant in experiment.variants:
+        step = compiled.get(variant)
+        flops = (step.cost_analysis() or {}).get("flops") if step is not None else None
+        if flops is None:
+            return None
+        total += shares[variant] * flops
+    return total * experiment.devices
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -1095,7 +1099,7 @@ def build(
     if outer is not None:
         _check_outer(config, outer, dataset, mesh, resident=resident)
 
-    raw = _batch_shapes(dataset.train, config.batch_size)
+    raw = batch_shapes(dataset.train, config.batch_size)
     transform = make_transform(config, dataset, train=True, trusted=trusted)
     make_transform(config, dataset, train=False, trusted=trusted)
     with explained("fails on these inputs", where="data.train_transforms"):
@@ -1316,7 +1320,7 @@ def _check_lookahead(config, dataset: Dataset, ema, *, resident: bool) -> None:
         )
 
 
-def _batch_shapes(source: Source, b: int) -> Batch:
+def batch_shapes(source: Source, b: int) -> Batch:
     """Returns the shapes of a batch, from the first example."""
     zeros = np.zeros(1, np.int32)
     first = source.read(np.zeros(1, np.int64))
@@ -1481,8 +1485,8 @@ def check_metric(experiment: Experiment, metric: str, *, where: str) -> None:
 
 def _measured(experiment: Experiment, split: str) -> list[str]:
     """Names of the scalars that evaluators find in random outputs of a split."""
-    if ("names", split) in experiment._compiled:
-        return experiment._compiled["names", split]
+    if split in experiment.caches.measured:
+        return experiment.caches.measured[split]
     k, random = max(len(experiment.dataset.classes), 2), np.random.default_rng(0)
     rows = np.arange(4 * k)
     facts = {"label": rows % k, "index": rows}
@@ -1502,7 +1506,7 @@ def _measured(experiment: Experiment, split: str) -> list[str]:
         for control in getattr(evaluator, "controls", ()) if split == "test" else ():
             if set(evaluator.outputs) & set(experiment.controls.get(control, {})):
                 names += [f"{name}_{control}" for name in own]
-    experiment._compiled["names", split] = names
+    experiment.caches.measured[split] = names
     return names
 
 
@@ -1529,7 +1533,7 @@ def feed_shapes(experiment: Experiment, variant: str = "inner") -> PyTree:
         if experiment.resident:
             sharding = partition.replicated(experiment.mesh)
             return loader.resident_shapes(source, sharding=sharding)
-        example = _batch_shapes(source, b)
+        example = batch_shapes(source, b)
         sharding = partition.over_batch(experiment.mesh)
         return jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), example

@@ -9,7 +9,7 @@ import jax
 
 from distill_jax.core import partition
 from distill_jax.run import build as build_lib
-from distill_jax.run import collectives, tables
+from distill_jax.run import collectives, preflight, tables
 from distill_jax.run import config as config_lib
 from distill_jax.run.config import ConfigDict
 
@@ -48,7 +48,7 @@ def describe(config: ConfigDict, *, trusted: Collection[str] | None = None) -> s
     """
     experiment = build_lib.build(config, shapes_only=True, trusted=trusted)
     warnings: list[str] = []
-    experiment.say_doubts(warnings.append, alone=not config.study.arms, planned=True)
+    preflight.warn(experiment, warnings.append, alone=not config.study.arms, planned=True)
     compiled = {
         variant: experiment.compile_step(build_lib.feed_shapes(experiment, variant), variant)
         for variant in experiment.variants

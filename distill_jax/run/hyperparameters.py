@@ -8,20 +8,18 @@ import contextlib
 import os
 import pathlib
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from distill_jax.core import bilevel, hypergradient, structure, tokens
 from distill_jax.core.weighing import Weighed
+from distill_jax.run.build import Experiment
 from distill_jax.run.findings import Finding
 
-if TYPE_CHECKING:
-    from distill_jax.run.build import Experiment
 
-
-def findings(experiment: "Experiment") -> Iterator[Finding]:
+def findings(experiment: Experiment) -> Iterator[Finding]:
     """Yields what does not fit the run."""
     yield from of_memory(experiment)
     yield from of_schedules(experiment)
@@ -30,7 +28,7 @@ def findings(experiment: "Experiment") -> Iterator[Finding]:
     yield from of_optimizer(experiment)
 
 
-def _parts(experiment: "Experiment") -> dict[str, Any]:
+def _parts(experiment: Experiment) -> dict[str, Any]:
     """Returns the method and the weigher by their group in the config."""
     objective = experiment.objective
     if isinstance(objective, Weighed):
@@ -38,7 +36,7 @@ def _parts(experiment: "Experiment") -> dict[str, Any]:
     return {"objective": objective}
 
 
-def of_schedules(experiment: "Experiment") -> Iterator[Finding]:
+def of_schedules(experiment: Experiment) -> Iterator[Finding]:
     """Schedules of a method that end after the run, as `api.Objective.schedules` declares them."""
     total = experiment.total_steps
     for group, part in _parts(experiment).items():
@@ -61,7 +59,7 @@ def of_schedules(experiment: "Experiment") -> Iterator[Finding]:
             yield Finding("mistake", what, f"{group}.kwargs.{name}", hint)
 
 
-def of_queues(experiment: "Experiment") -> Iterator[Finding]:
+def of_queues(experiment: Experiment) -> Iterator[Finding]:
     """Queues so long that an example meets its own earlier keys as negatives.
 
     Examples come in a new order every epoch, so that the distance of two visits is that of two
@@ -97,7 +95,7 @@ def memory_limit() -> int:
     return limit * jax.process_count()
 
 
-def of_memory(experiment: "Experiment") -> Iterator[Finding]:
+def of_memory(experiment: Experiment) -> Iterator[Finding]:
     """What needs more memory than there is, by its shapes: networks, optimizer, memory, batch."""
     limit = memory_limit()
     state, config = experiment.abstract_state, experiment.config
@@ -129,7 +127,7 @@ def _spell(size: int) -> str:
     return f"{size / 2**30:,.3g} GiB"
 
 
-def of_geometry(experiment: "Experiment") -> Iterator[Finding]:
+def of_geometry(experiment: Experiment) -> Iterator[Finding]:
     """Arguments that fit the number of tokens, and not where these lie in the image."""
     inputs = experiment.shapes.batch["input"]
     if isinstance(inputs, Mapping) or inputs.ndim < 4:
@@ -179,7 +177,7 @@ def _by(grid: Any) -> str:
     return " x ".join(map(str, grid))
 
 
-def of_optimizer(experiment: "Experiment") -> Iterator[Finding]:
+def of_optimizer(experiment: Experiment) -> Iterator[Finding]:
     """An inner optimizer whose update has no derivative in the gradient, such as its sign."""
     tx = experiment.tx
     if experiment.outer is None or not isinstance(tx, bilevel.Optimizers):

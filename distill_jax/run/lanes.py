@@ -22,7 +22,7 @@ from distill_jax.core.api import PyTree, Role, TrainState
 from distill_jax.core.errors import CheckpointError, NonFiniteError
 from distill_jax.run import build as build_lib
 from distill_jax.run import config as config_lib
-from distill_jax.run import environment, loop, processes, watch, workdir
+from distill_jax.run import environment, loop, preflight, processes, watch, workdir
 from distill_jax.run.config import ConfigDict
 
 _LR = ("optim", "lr")
@@ -114,7 +114,7 @@ def _train(
 ) -> list[dict[str, Any] | NonFiniteError]:
     processes.stop_if_asked("before the runs began")
     experiments = make_experiments(members, make_experiment)
-    experiments[0].say_doubts(say, alone=False)
+    preflight.warn(experiments[0], say, alone=False)
     program = Lanes(members, experiments, way=way)
     if only_if_faster and program.way != "vmap":
         raise NotImplementedError("convolutions on CPU gain little side by side")
@@ -142,13 +142,11 @@ def make_experiments(members: Sequence[Member], make_experiment) -> list[build_l
         raise NotImplementedError(why)
     devices = list(first.mesh.devices.flat)
     mesh = lanes.make_lane_mesh(len(members), devices)
-    made = {members[0].arm: dataclasses.replace(first, mesh=mesh, _compiled={})}
+    made = {members[0].arm: dataclasses.replace(first, mesh=mesh)}
     for member in members:
         if member.arm not in made:
             built = build_lib.build(member.config, trusted=first.trusted)
-            made[member.arm] = dataclasses.replace(
-                built, mesh=mesh, dataset=first.dataset, _compiled={}
-            )
+            made[member.arm] = dataclasses.replace(built, mesh=mesh, dataset=first.dataset)
     return [made[member.arm] for member in members]
 
 
@@ -224,9 +222,7 @@ class Lanes:
             tx, _ = optim.make_optimizer(total_steps=e.total_steps, **arguments)
             if isinstance(e.tx, bilevel.Optimizers):
                 tx = e.tx._replace(inner=tx)
-        return dataclasses.replace(
-            e, objective=lanes.with_scalars(e.objective, objective), tx=tx, _compiled={}
-        )
+        return dataclasses.replace(e, objective=lanes.with_scalars(e.objective, objective), tx=tx)
 
     def _step(self, variant: str) -> Callable:
         def step(state, frozen, fed, key, scalars):
@@ -373,8 +369,7 @@ class Lanes:
     @property
     def flops_per_step(self) -> float | None:
         counted = 1 if self.way == "loop" else self.local  # XLA counts the body of a loop once
-        experiment = dataclasses.replace(self.experiment, _compiled=self.update)
-        flops = experiment.flops_per_step
+        flops = build_lib.flops_of(self.experiment, self.update)
         return None if flops is None else flops / counted
 
     def close(self) -> None:

@@ -27,6 +27,7 @@ from distill_jax.run import (
     environment,
     masked,
     paths,
+    preflight,
     processes,
     speed,
     tables,
@@ -361,7 +362,7 @@ def train(
         processes.stop_if_asked("before the run began")
         experiment = make_experiment(config)
         if not workdir_lib.is_run(workdir):  # one that goes on was looked at before
-            experiment.say_doubts(say, alone=not arm)
+            preflight.warn(experiment, say, alone=not arm)
         run = Run(config, workdir, experiment, arm=arm, reported=reported, say=say)
         with environment.stop_on_signal() as stop:
             [outcome] = Loop([run], Alone(run), clock, say).run(stop)

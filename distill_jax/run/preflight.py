@@ -15,7 +15,7 @@ import math
 import pathlib
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -43,12 +43,10 @@ from distill_jax.data import checks
 from distill_jax.data.source import example_ids
 from distill_jax.run import checkpoint, hyperparameters, paths
 from distill_jax.run import config as config_lib
+from distill_jax.run.build import Experiment, batch_shapes
 from distill_jax.run.config import ConfigDict
 from distill_jax.run.findings import Finding
 from distill_jax.run.stored import DamagedFile, read_json
-
-if TYPE_CHECKING:
-    from distill_jax.run.build import Experiment
 
 _VALUES = ("normalize", "scale", "downscale")
 """Transforms that change what the numbers of an input mean."""
@@ -63,8 +61,36 @@ LABELS = frozenset({"label", "label_probs"})
 """Parts of a batch that say what a label is."""
 
 
+def warn(
+    experiment: Experiment,
+    say: Callable[[str], None],
+    *,
+    alone: bool,
+    planned: bool = False,
+) -> None:
+    """Refuses what would do nothing of what the config says, and warns of what may not, once.
+
+    Args:
+      experiment: what will be run.
+      say: prints a line.
+      alone: whether it is a run by itself, not an arm of a study.
+      planned: whether nothing is run, so that it may need more memory than there is here.
+
+    Raises:
+      ConfigError: something certainly does nothing.
+    """
+    if experiment.caches.warned:
+        return
+    raw = batch_shapes(experiment.dataset.train, experiment.config.batch_size)
+    evaluate = experiment.transform(train=False)
+    found = check(experiment, raw=raw, evaluate=evaluate, alone=alone, planned=planned)
+    experiment.caches.warned = True
+    for warning in (*experiment.notes, *experiment.data.warnings, *found):
+        say(f"warning: {warning}")
+
+
 def check(
-    experiment: "Experiment",
+    experiment: Experiment,
     *,
     raw: Batch,
     evaluate: Transform,
@@ -93,7 +119,7 @@ def check(
     return list(dict.fromkeys(doubts))
 
 
-def findings(experiment: "Experiment", *, raw: Batch, evaluate: Transform) -> Iterator[Finding]:
+def findings(experiment: Experiment, *, raw: Batch, evaluate: Transform) -> Iterator[Finding]:
     """Yields what is found, the cheap before the dear; arguments as of `check`."""
     yield from of_lengths(experiment)
     yield from hyperparameters.findings(experiment)
@@ -106,7 +132,7 @@ def findings(experiment: "Experiment", *, raw: Batch, evaluate: Transform) -> It
 # Lengths.
 
 
-def of_lengths(experiment: "Experiment") -> Iterator[Finding]:
+def of_lengths(experiment: Experiment) -> Iterator[Finding]:
     """What the length of training and the size of batches make pointless."""
     config, total = experiment.config, experiment.total_steps
     outer = experiment.outer
@@ -401,7 +427,7 @@ class Traced:
     read: Mapping[str, frozenset[str]]
 
 
-def trace(experiment: "Experiment") -> Traced:
+def trace(experiment: Experiment) -> Traced:
     """Traces loss and gradient of an experiment on shapes."""
     shapes = experiment.shapes
     read: dict[str, set[str]] = {"objective": set(), "weigher": set()}
@@ -487,7 +513,7 @@ def _names(tree: Any) -> list[str]:
 
 
 def _never(
-    coef: Mapping[str, structure.Fact], names: Sequence[str], experiment: "Experiment"
+    coef: Mapping[str, structure.Fact], names: Sequence[str], experiment: Experiment
 ) -> tuple[str, ...]:
     """Returns the terms whose coefficient is zero throughout: those of the step are computed."""
     on_step = 1 << (len(names) - 1)
@@ -511,7 +537,7 @@ def _never(
 class _RandomNets:
     """Networks that answer every call with random numbers of the shapes that they have in a run."""
 
-    def __init__(self, experiment: "Experiment", draw: Callable[[Any], Array]):
+    def __init__(self, experiment: Experiment, draw: Callable[[Any], Array]):
         self._models, self._shapes, self._draw = experiment.models, experiment.shapes.roles, draw
 
     def __call__(
@@ -540,7 +566,7 @@ class _RandomNets:
         return self
 
 
-def constant_terms(experiment: "Experiment") -> dict[str, float]:
+def constant_terms(experiment: Experiment) -> dict[str, float]:
     """Returns the terms that are one number whatever the networks return, with that number.
 
     The objective is computed on random outputs in place of those of its networks, of several sizes,
@@ -651,7 +677,7 @@ def _named_in_class(cls: type) -> set[str]:
     return names
 
 
-def of_step(experiment: "Experiment") -> Iterator[Finding]:
+def of_step(experiment: Experiment) -> Iterator[Finding]:
     """What a trace of the step shows."""
     traced = trace(experiment)
     yield from _of_calls(experiment, traced)
@@ -710,7 +736,7 @@ def of_step(experiment: "Experiment") -> Iterator[Finding]:
     yield from _of_unread(experiment, traced)
 
 
-def _of_constants(experiment: "Experiment", traced: Traced) -> Iterator[Finding]:
+def _of_constants(experiment: Experiment, traced: Traced) -> Iterator[Finding]:
     idle = {*traced.weightless, *traced.never}
     constant = {n: v for n, v in constant_terms(experiment).items() if n not in idle}
     if constant.keys() == experiment.shapes.terms.values.keys() - idle:
@@ -733,7 +759,7 @@ def _of_constants(experiment: "Experiment", traced: Traced) -> Iterator[Finding]
         )
 
 
-def _predicting(experiment: "Experiment") -> set[Role]:
+def _predicting(experiment: Experiment) -> set[Role]:
     """Returns the networks of the method's predictions, where evaluators read those."""
     read = {role for evaluator in experiment.evaluators.values() for role in evaluator.outputs}
     if not read & set(experiment.shapes.predictions):
@@ -753,7 +779,7 @@ def _predicting(experiment: "Experiment") -> set[Role]:
     return {names[i].partition("/")[0] for i in on if i < len(names)}
 
 
-def _set_to_an_end(experiment: "Experiment") -> bool:
+def _set_to_an_end(experiment: Experiment) -> bool:
     """Whether the config sets a share or a weight to an end that is not the method's default."""
     objective = experiment.objective
     inner = objective.objective if isinstance(objective, Weighed) else objective
@@ -772,7 +798,7 @@ def _defaults(thing: Any) -> dict[str, Any]:
     return {field.name: field.default for field in dataclasses.fields(thing)}
 
 
-def _of_calls(experiment: "Experiment", traced: Traced) -> Iterator[Finding]:
+def _of_calls(experiment: Experiment, traced: Traced) -> Iterator[Finding]:
     for role in experiment.frozen:
         if (role, True) in traced.calls and experiment.shapes.roles[role].state:
             yield Finding(
@@ -808,7 +834,7 @@ def _gives_probabilities(model: Model, shapes: RoleShapes) -> bool:
     )
 
 
-def _of_batch(experiment: "Experiment", traced: Traced) -> Iterator[Finding]:
+def _of_batch(experiment: Experiment, traced: Traced) -> Iterator[Finding]:
     batch, reads = experiment.shapes.batch, traced.batch
     if "label_probs" in batch and "label" in reads and "label_probs" not in reads:
         yield Finding(
@@ -846,7 +872,7 @@ def _of_batch(experiment: "Experiment", traced: Traced) -> Iterator[Finding]:
         )
 
 
-def _of_class_means(experiment: "Experiment") -> Iterator[Finding]:
+def _of_class_means(experiment: Experiment) -> Iterator[Finding]:
     objective = experiment.objective
     if not isinstance(objective, Weighed):
         return
@@ -861,7 +887,7 @@ def _of_class_means(experiment: "Experiment") -> Iterator[Finding]:
         )
 
 
-def _of_dead(experiment: "Experiment", traced: Traced) -> Iterator[Finding]:
+def _of_dead(experiment: Experiment, traced: Traced) -> Iterator[Finding]:
     weigher = weighing.networks(experiment.objective)
     for role in experiment.trainable:
         dead = [path for r, path in traced.dead if r == role]
@@ -932,7 +958,7 @@ def _outputs_of(model: Model, shapes: RoleShapes) -> dict[str, set[str]]:
     return {path: {name for name, on in found.items() if i in on} for i, path in enumerate(names)}
 
 
-def _of_unread(experiment: "Experiment", traced: Traced) -> Iterator[Finding]:
+def _of_unread(experiment: Experiment, traced: Traced) -> Iterator[Finding]:
     config, objective = experiment.config, experiment.objective
     things: dict[str, Any] = {"objective": objective}
     if isinstance(objective, Weighed):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from distill_jax.core.errors import ConfigError
-from distill_jax.run import build, loop, study
+from distill_jax.run import build, loop, preflight, study
 from distill_jax.run import config as config_lib
 
 from .nets_by_name import PIXELS
@@ -104,7 +104,7 @@ def test_a_part_that_starts_alike_is_warned_of():
     said = []
     for symbol in ("pretrained", "Net"):
         experiment = build.build(make_config(symbol), shapes_only=True)
-        experiment.say_doubts(said.append, alone=True)
+        preflight.warn(experiment, said.append, alone=True)
     alike = "roles.student.model: body/kernel start alike whatever the seed"
     assert [line for line in said if "alike" in line] == [f"warning: {alike}"]
 

@@ -30,7 +30,7 @@ def test_devices_divide_what_is_predicted():
     flops, said = [], []
     for n in (1, 4):
         mesh = partition.make_mesh(devices=jax.devices()[:n])
-        experiment = dataclasses.replace(whole, mesh=mesh, _compiled={})
+        experiment = dataclasses.replace(whole, mesh=mesh)
         state = experiment.initial_state(jax.random.key(0), experiment.config)
         compiled = experiment.predict.lower(state, {}, batch).compile()
         flops.append(compiled.cost_analysis()["flops"])

@@ -13,7 +13,7 @@ import pytest
 
 from distill_jax.core import optim, state
 from distill_jax.core.errors import ConfigError
-from distill_jax.run import build, flags, hyperparameters, resolve
+from distill_jax.run import build, flags, hyperparameters, preflight, resolve
 from distill_jax.run import config as config_lib
 
 DURATION = re.compile(r"(^|_)(epochs|steps|warmup|ramp|frozen|hold|delay|until|after)(_|$)")
@@ -130,9 +130,8 @@ def test_the_share_of_examples_that_meet_themselves():
 
 def test_a_refusal_comes_before_training():
     with pytest.raises(ConfigError, match=r"objective\.kwargs\.frozen_epochs: it lasts"):
-        experiment("configs/ssl/dino.py:smoke", objective__kwargs__frozen_epochs=9.0).say_doubts(
-            print, alone=True
-        )
+        late = experiment("configs/ssl/dino.py:smoke", objective__kwargs__frozen_epochs=9.0)
+        preflight.warn(late, print, alone=True)
 
 
 # Memory.
@@ -146,9 +145,9 @@ def wide(width):
 def test_what_cannot_fit_is_refused_on_shapes():
     found = wide(10**9)
     with pytest.raises(ConfigError, match=r"roles\.student\.kwargs: 9[\d,.e+]+ GiB of .* hold"):
-        found.say_doubts(print, alone=False)
+        preflight.warn(found, print, alone=False)
     said = []
-    wide(10**9 + 1).say_doubts(said.append, alone=True, planned=True)
+    preflight.warn(wide(10**9 + 1), said.append, alone=True, planned=True)
     assert any("roles.student.kwargs" in line for line in said)
 
 

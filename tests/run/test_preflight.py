@@ -56,7 +56,7 @@ def experiment_of(spec, overrides=None, *, shapes_only=True):
 
 def doubts_of(experiment, *, alone=True):
     said = []
-    experiment.say_doubts(said.append, alone=alone)
+    preflight.warn(experiment, said.append, alone=alone)
     return said
 
 

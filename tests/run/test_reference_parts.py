@@ -56,7 +56,7 @@ def config(**changes):
 def built(*evaluators, **changes):
     experiment = build.build(config(**changes))
     named = {f"e{i}": evaluator for i, evaluator in enumerate(evaluators)}
-    return dataclasses.replace(experiment, evaluators=named, _compiled={})
+    return dataclasses.replace(experiment, evaluators=named)
 
 
 def state_of(experiment, seed=0):
@@ -113,7 +113,7 @@ def untrained_convnet(**changes):
     made = config(**{"data.held_out": 0.0, "eval.metric": "", **changes})
     made.roles.student = config_lib.role("convnet", widths=(3, 4))
     recorder = Recorder(controls=("initial",))
-    experiment = dataclasses.replace(build.build(made), evaluators={"e": recorder}, _compiled={})
+    experiment = dataclasses.replace(build.build(made), evaluators={"e": recorder})
 
     @jax.jit
     def apply(params, state, images):

@@ -78,7 +78,7 @@ def test_console_result_report_and_description_count_the_operations_of_all_devic
     assert f">{shown.removesuffix('FLOP')}<" in page
     # Of all devices: what one device alone computes, but for what each does for itself.
     mesh = partition.make_mesh(devices=jax.devices()[:1])
-    alone = build.dataclasses.replace(build.build(config), mesh=mesh, _compiled={})
+    alone = build.dataclasses.replace(build.build(config), mesh=mesh)
     alone.compile_step(build.feed_shapes(alone))
     assert alone.flops_per_step == pytest.approx(result["compute"]["flops_per_step"], rel=0.1)
     evaluated = loop.evaluate_run(config, tmp_path)
