@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import re
 import types
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -178,7 +179,7 @@ def test_a_grid_of_the_same_number_of_tokens_is_refused():
     assert finding.where == "roles.decoder.kwargs.grid" and finding.hint == "(4, 4)"
 
 
-def stub(shape, outputs=None, objective=None, **kwargs):
+def stub(shape, outputs=None, objective=None, **kwargs) -> Any:
     """What `of_geometry` reads of an experiment on inputs `shape`."""
     config = config_lib.base()
     config.roles.student = config_lib.role("vit", **kwargs)
