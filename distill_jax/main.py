@@ -9,7 +9,13 @@ import pathlib
 import sys
 from collections.abc import Sequence
 
-from distill_jax.core.errors import ConfigError, UserError, raised_at, raised_by_code
+from distill_jax.core.errors import (
+    ConfigError,
+    UserError,
+    raised_at,
+    raised_by_code,
+    text_of,
+)
 from distill_jax.run import console, crash, flags, paths
 
 SURROUNDINGS = {
@@ -108,10 +114,13 @@ def _intact(parsed: flags.Flags | None) -> str:
 
 def _is_memory(error: BaseException) -> bool:
     """Whether memory ran out, of the host or of a device."""
-    text = str(error).lower()
+    message = text_of(error, most=100_000, lines=None).lower()
     of_jax = type(error).__name__ in ("JaxRuntimeError", "XlaRuntimeError")
     return isinstance(error, MemoryError) or (
-        of_jax and ("out of memory" in text or ("resource_exhausted" in text and "memory" in text))
+        of_jax
+        and (
+            "out of memory" in message or ("resource_exhausted" in message and "memory" in message)
+        )
     )
 
 
@@ -130,14 +139,14 @@ def _tell(
         print(f"error: {where}{what}\n  {_intact(parsed)}", file=sys.stderr)
         return UserError.exit_code
     if _is_memory(error):
-        first = str(error).partition("\n")[0].removeprefix("RESOURCE_EXHAUSTED: ")[:200]
+        first = text_of(error).removeprefix("RESOURCE_EXHAUSTED: ")
         what = f": {first}" if first else ""
         print(f"error: not enough memory{what}\n  {SMALLER}", file=sys.stderr)
         return UserError.exit_code
     from distill_jax.run import processes
 
     if processes.is_loss_of_peer(error):
-        first = f"another process of this run has ended: {str(error).splitlines()[0][:200]}"
+        first = f"another process of this run has ended: {text_of(error)}"
         print(f"error: {first}\n  {_intact(parsed)}", file=sys.stderr)
         return processes.PEER_LOST
     return crash.tell(error, folder=folder, intact=_intact(parsed), suffix=_suffix(parsed))
@@ -172,7 +181,7 @@ def _run(parsed: flags.Flags) -> int:
         except BaseException as e:
             if isinstance(e, Exception) or not raised_by_code(e):
                 raise
-            what = f"code that the config names left the program ({type(e).__name__}: {e})"
+            what = f"code that the config names left the program ({type(e).__name__}: {text_of(e)})"
             raise ConfigError(what, where=raised_at(e), hint="let it return, or raise") from e
     return 0
 

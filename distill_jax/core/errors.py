@@ -68,7 +68,7 @@ def text_of(error: BaseException, *, most: int = 200, lines: int | None = 1) -> 
     """
     try:
         text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
-    except Exception:
+    except (Exception, SystemExit):
         return ""
     found = (line.strip() for line in text.encode("utf-8", "replace").decode().splitlines())
     joined = " ".join([line for line in found if line][:lines])
@@ -105,7 +105,7 @@ def explained(what: str, *, where: str) -> Iterator[None]:
         raise ConfigError(
             f"{what}: {type(error).__name__}: {text_of(error)}",
             where=where,
-            hint=f"in {file}:{last.lineno}: {last.line}",
+            hint=f"in {file}:{last.lineno}: {(last.line or '')[:200]}",
         ) from error
 
 

@@ -38,9 +38,7 @@ def within(interval: str, *, where: str = "", whole: bool = False, **values: Any
         items: Any = (
             value if isinstance(value, Sequence) and not isinstance(value, str) else (value,)
         )
-        for item in items:
-            if item is None:
-                continue
+        for item in () if value is None else items:
             number = isinstance(item, kinds) and not isinstance(item, bool)
             above = number and (item > low or (match[1] == "[" and item == low))
             below = number and (item < high or (match[4] == "]" and item == high))

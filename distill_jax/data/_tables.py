@@ -13,7 +13,6 @@ import io
 import itertools
 import json
 import math
-import zlib
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
@@ -119,25 +118,25 @@ def read_chunks(
         hint = f"expected: {len(columns)} columns between {sort}: {', '.join(names)}"
         return DataUnavailable(f"line {line}: {what}", where=str(path), hint=hint)
 
-    try:
-        with io.TextIOWrapper(open_bytes(path), encoding="utf-8-sig", newline="\n") as file:
-            texts = (text.rstrip("\r\n") for text in file)
-            numbered = (
-                (line, text.split(delimiter)) for line, text in enumerate(texts, start=1) if text
-            )
-            if header:
-                line, names = next(numbered, (1, []))
-                if [name.strip() for name in names] != list(columns):
-                    raise refuse(line, f"the header is {delimiter.join(names)[:60]!r}")
-            numbered = itertools.islice(numbered, rows or None)
-            while chunk := list(itertools.islice(numbered, CHUNK)):
-                for line, row in chunk:
-                    if len(row) != len(columns):
-                        raise refuse(line, f"{len(row)} columns")
-                lines, cells = zip(*chunk, strict=True)
-                yield Chunk(path, lines, dict(zip(columns, zip(*cells, strict=True), strict=True)))
-    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
-        raise DataUnavailable(f"cannot be read: {error}", where=str(path)) from error
+    with (
+        source.reading(path),
+        io.TextIOWrapper(open_bytes(path), encoding="utf-8-sig", newline="\n") as file,
+    ):
+        texts = (text.rstrip("\r\n") for text in file)
+        numbered = (
+            (line, text.split(delimiter)) for line, text in enumerate(texts, start=1) if text
+        )
+        if header:
+            line, names = next(numbered, (1, []))
+            if [name.strip() for name in names] != list(columns):
+                raise refuse(line, f"the header is {delimiter.join(names)[:60]!r}")
+        numbered = itertools.islice(numbered, rows or None)
+        while chunk := list(itertools.islice(numbered, CHUNK)):
+            for line, row in chunk:
+                if len(row) != len(columns):
+                    raise refuse(line, f"{len(row)} columns")
+            lines, cells = zip(*chunk, strict=True)
+            yield Chunk(path, lines, dict(zip(columns, zip(*cells, strict=True), strict=True)))
 
 
 class Raw(NamedTuple):
@@ -381,12 +380,9 @@ def count_lines(path: Path, *, stop: int = 0) -> int:
       DataUnavailable: the file cannot be read.
     """
     count, last = 0, b"\n"
-    try:
-        with open_bytes(path) as file:
-            while (not stop or count < stop) and (block := file.read(1 << 20)):
-                count, last = count + block.count(b"\n"), block[-1:]
-    except (OSError, EOFError, zlib.error) as error:
-        raise DataUnavailable(f"cannot be read: {error}", where=str(path)) from error
+    with source.reading(path), open_bytes(path) as file:
+        while (not stop or count < stop) and (block := file.read(1 << 20)):
+            count, last = count + block.count(b"\n"), block[-1:]
     return count + (last != b"\n")
 
 

@@ -270,8 +270,10 @@ def open_dataset(dataset: Any, *, where: str = "data") -> tuple[Dataset, Report]
       was found.
 
     Raises:
-      DataUnavailable: values that are not finite; parts of different shapes, types or units;
-        channels on another axis than the last; labels out of range.
+      DataUnavailable: values that are not finite, or not in the type that they have on a device;
+        arrays of another type than numbers; examples without a value or an axis; parts of
+        different shapes, types or units; channels on another axis than the last; labels out of
+        range.
       ConfigError: not a data set.
     """
     dataset = _as_dataset(dataset, where=where)
@@ -346,6 +348,7 @@ def _look(name: str, part: Source) -> _Looked:
             hint="{'input': [b, ...], 'label': [b]}",
         )
     leaves = _leaves(one["input"])
+    _check_arrays(leaves, name=name, where=where)
     size = sum(leaf.nbytes for leaf in leaves.values())
     rows = part.read(spread(n, max(1, min(SAMPLE, 2**26 // max(size, 1)))))
     sample = _leaves(rows["input"])
@@ -353,56 +356,109 @@ def _look(name: str, part: Source) -> _Looked:
     if labels is None and "label" in rows:
         labels = as_labels(rows["label"], name=name, where=where)
     limits = {key: (np.inf, -np.inf) for key in leaves}
-    floats = [key for key, leaf in leaves.items() if leaf.dtype.kind == "f"]
-    scanned = bool(not floats or size * n <= SCANNED_BYTES)
-    if floats and scanned:
+    bounds = {key: bound for key, leaf in leaves.items() if (bound := _bounds(leaf.dtype))}
+    scanned = not bounds or size * n <= SCANNED_BYTES
+    if bounds and scanned:
         step = max(1, CHUNK_BYTES // max(size, 1))
         bad, first = 0, None
         for start in range(0, n, step):
             inputs = part.read(np.arange(start, min(start + step, n)))["input"]
             chunk = _leaves(inputs)
-            for key in floats:
+            fit = True
+            for key, (least, most) in bounds.items():
                 low, high = _limits(chunk[key])
                 limits[key] = (min(limits[key][0], low), max(limits[key][1], high))
-            if not all(np.isfinite(_limits(chunk[key])).all() for key in floats):
-                rows_bad = np.flatnonzero(~_finite_rows(inputs))
+                fit = fit and low >= least and high <= most
+            if not fit:
+                rows_bad = np.flatnonzero(~_fitting_rows(inputs))
                 bad, first = bad + len(rows_bad), start + rows_bad[0] if first is None else first
         if first is not None:
-            raise _not_finite(name, part, bad, n, int(first))
-    elif floats:
-        finite = _finite_rows(rows["input"])
-        if not finite.all():
-            at = spread(n, len(finite))[int(np.argmin(finite))]
-            raise _not_finite(name, part, int((~finite).sum()), len(finite), int(at))
+            raise _unfit(name, part, bad, n, int(first))
+    elif bounds:
+        fits = _fitting_rows(rows["input"])
+        if not fits.all():
+            at = spread(n, len(fits))[int(np.argmin(fits))]
+            raise _unfit(name, part, int((~fits).sum()), len(fits), int(at))
     found = {key: _values(sample[key], limits[key]) for key in leaves}
     return _Looked(found, labels, scanned)
 
 
 def _limits(values: np.ndarray) -> tuple[float, float]:
-    """Smallest and largest value in float32; NaN where one is among them."""
-    if not values.size:
-        return 0.0, 0.0
-    with np.errstate(over="ignore"):
-        low, high = np.float32(values.min()), np.float32(values.max())
-    return float(low), float(high)
+    """Smallest and largest value; NaN where one is among them."""
+    return (float(values.min()), float(values.max())) if values.size else (0.0, 0.0)
 
 
-def _finite_rows(inputs: Any) -> np.ndarray:
-    """Returns bool `[b]`: which examples, of floats in part, float32 holds as finite values."""
-    leaves = [x for x in _leaves(inputs).values() if x.dtype.kind == "f"]
-    with np.errstate(over="ignore"):
-        finite = [np.isfinite(np.float32(x)).reshape(len(x), -1).all(1) for x in leaves]
-    return np.all(np.stack(finite), axis=0)
+def _check_arrays(leaves: Mapping[str, np.ndarray], *, name: str, where: str) -> None:
+    """Refuses inputs that no device array can be made of, or that hold nothing.
+
+    Args:
+      leaves: input arrays of one example, `[1, ...]`, by path.
+      name: of the part.
+      where: path of the file or of the setting.
+
+    Raises:
+      DataUnavailable: see `open_dataset`.
+    """
+    for key, leaf in leaves.items():
+        found = f"{name}: input{key} is {leaf.dtype} [n{''.join(f', {d}' for d in leaf.shape[1:])}]"
+        is_number = jax.numpy.issubdtype(leaf.dtype, np.number)
+        if not (is_number or leaf.dtype == np.bool_) or leaf.dtype.kind == "c":
+            raise DataUnavailable(found, where=where, hint="real numbers are expected")
+        if not leaf.dtype.isnative:
+            what = f"{found}, in the byte order of other machines"
+            raise DataUnavailable(what, where=where, hint='x.astype(x.dtype.newbyteorder("="))')
+        if not leaf.size:
+            raise DataUnavailable(f"{found}: examples without a value", where=where)
+        if key == "" and leaf.ndim < 2:
+            hint = "an axis of features is expected: x[:, None]"
+            raise DataUnavailable(found, where=where, hint=hint)
 
 
-def _not_finite(name: str, part: Any, bad: int, n: int, position: int) -> DataUnavailable:
+def _bounds(dtype: np.dtype) -> tuple[float, float] | None:
+    """Returns the least and greatest value that an array may hold, None where it may hold any.
+
+    On a device 64-bit numbers become 32-bit ones, unless the precision is float64. Integers wrap
+    around there, and floats become infinite.
+    """
+    narrow = jax.dtypes.canonicalize_dtype(dtype)
+    if jax.numpy.issubdtype(dtype, np.floating):
+        info = jax.numpy.finfo(narrow)
+    elif jax.numpy.issubdtype(dtype, np.integer) and narrow != dtype:
+        info = np.iinfo(narrow)
+    else:
+        return None
+    return float(info.min), float(info.max)
+
+
+def _fitting_rows(inputs: Any) -> np.ndarray:
+    """Returns bool `[b]`: which examples, some of whose values may not fit, have none that do not.
+
+    A value fits where it is finite and within `_bounds`.
+    """
+    fits = [np.ones(len(x), bool) for x in _leaves(inputs).values()]
+    for x in _leaves(inputs).values():
+        if bounds := _bounds(x.dtype):
+            fits.append(((x >= bounds[0]) & (x <= bounds[1])).reshape(len(x), -1).all(1))
+    return np.all(np.stack(fits), axis=0)
+
+
+def _unfit(name: str, part: Any, bad: int, n: int, position: int) -> DataUnavailable:
+    """Returns the error of examples that `_fitting_rows` finds, the first of them at a position."""
     ids = getattr(part, "ids", None)
     example = position if ids is None else int(ids[position])
+    inputs = _leaves(part.read(np.array([position]))["input"]).values()
+    if all(np.isfinite(x).all() for x in inputs if x.dtype.kind in "iuf"):
+        unfit = next(x for x in inputs if not _fitting_rows(x).all())
+        what = f"that {jax.dtypes.canonicalize_dtype(unfit.dtype)} does not hold"
+        hint = "scale them, or number them anew; precision=float64 keeps 64 bits"
+    else:
+        what = "that are NaN or infinite"
+        hint = "leave those examples out or fill them in: np.isfinite(x) finds them"
     return DataUnavailable(
-        f"{bad} of {n} examples of the {name} part have values that are NaN, or infinite in "
-        f"float32, the first is example {example} of {part.provenance.name or 'its source'}",
+        f"{bad} of {n} examples of the {name} part have values {what}, the first "
+        f"is example {example} of {part.provenance.name or 'its source'}",
         where=part.provenance.origin or "data",
-        hint="leave those examples out or fill them in: np.isfinite(x) finds them",
+        hint=hint,
     )
 
 
@@ -493,9 +549,9 @@ def _check_labels(dataset: Dataset, looked: Mapping[str, _Looked], warnings: lis
 
 
 class Guarded:
-    """A source whose examples are checked for values that are not finite whenever they are read.
+    """A source whose examples are checked for values that do not fit whenever they are read.
 
-    For floating-point data that are too large to be scanned when they are opened.
+    For data of `_bounds` that are too large to be scanned when they are opened.
 
     Args:
       source: the examples.
@@ -517,13 +573,13 @@ class Guarded:
         """Returns the examples at `indices` `[b]`.
 
         Raises:
-          DataUnavailable: one of them has a value that is NaN or infinite.
+          DataUnavailable: one of them has a value that is NaN, infinite or out of bounds.
         """
         rows = self.source.read(indices)
-        finite = _finite_rows(rows["input"])
-        if not finite.all():
-            at = int(indices[int(np.argmin(finite))])
-            raise _not_finite(self.part, self, int((~finite).sum()), len(finite), at)
+        fits = _fitting_rows(rows["input"])
+        if not fits.all():
+            at = int(indices[int(np.argmin(fits))])
+            raise _unfit(self.part, self.source, int((~fits).sum()), len(fits), at)
         return rows
 
 

@@ -43,7 +43,9 @@ def make(*, root: str = "", held_out: float = 0.1, split_seed: int = 0) -> Datas
             raise DataUnavailable(error.what, where=error.where, hint=HINT) from error
     train, test = (_read(folder / f"{part}.bin", part) for part in SIZES)
     names = folder / "fine_label_names.txt"
-    classes = names.read_text().split() if names.is_file() else [str(k) for k in range(100)]
+    with source.reading(names):
+        text = names.read_text("utf-8") if names.is_file() else ""
+    classes = text.split() or [str(k) for k in range(100)]
     return source.make_dataset(
         train, test, held_out=held_out, split_seed=split_seed, classes=classes
     )
@@ -51,7 +53,8 @@ def make(*, root: str = "", held_out: float = 0.1, split_seed: int = 0) -> Datas
 
 def _read(path: Path, part: str) -> source.ArraySource:
     """Reads rows of coarse label, fine label and 3x32x32 bytes."""
-    data = np.frombuffer(source.existing(path, hint=HINT).read_bytes(), np.uint8)
+    with source.reading(path, hint=HINT):
+        data = np.frombuffer(source.existing(path, hint=HINT).read_bytes(), np.uint8)
     n = SIZES[part]
     if data.size != n * ROW:
         raise DataUnavailable(f"holds {data.size} bytes, not {n * ROW}", where=str(path), hint=HINT)

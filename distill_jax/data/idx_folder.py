@@ -2,7 +2,6 @@
 
 import gzip
 import math
-import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -27,10 +26,8 @@ def read_idx(path: Path) -> np.ndarray:
     Raises:
       DataUnavailable: the file is damaged or of another kind.
     """
-    try:
+    with source.reading(path):
         data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    except (OSError, EOFError, zlib.error) as error:
-        raise DataUnavailable(f"cannot be read: {error}", where=str(path)) from error
     if len(data) < 4 or data[:3] != b"\x00\x00\x08" or len(data) < 4 + 4 * data[3]:
         raise DataUnavailable("is not an idx file of unsigned bytes", where=str(path))
     shape = tuple(np.frombuffer(data, ">u4", count=data[3], offset=4).tolist())

@@ -8,7 +8,6 @@ features `[n, ...]`; `y` integers from 0.
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
-from zipfile import BadZipFile
 
 import numpy as np
 
@@ -31,21 +30,20 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
     )
     if path.suffix == ".npy" and path.is_file():
         raise one
-    try:
-        if path.is_dir():
-            names = [file.stem for file in path.glob("*.npy")]
-            found = {
-                key: np.load(path / f"{key}.npy", mmap_mode="r") for key in KEYS if key in names
-            }
-        else:
-            opened = np.load(path)
-            if isinstance(opened, np.ndarray):
+    if path.is_dir():
+        names, found = [file.stem for file in path.glob("*.npy")], {}
+        for key in KEYS:
+            if key in names:
+                with source.reading(path / f"{key}.npy", hint=HINT):
+                    found[key] = np.load(path / f"{key}.npy", mmap_mode="r")
+    else:
+        with source.reading(path, hint=HINT):
+            archive = np.load(path)
+            if isinstance(archive, np.ndarray):
                 raise one
-            with opened as archive:
+            with archive:
                 names = archive.files
                 found = {key: archive[key] for key in names if key in KEYS}
-    except (OSError, ValueError, EOFError, AttributeError, MemoryError, BadZipFile) as error:
-        raise DataUnavailable(f"cannot be read: {error}", where=str(path), hint=HINT) from error
     for key in KEYS:
         if key not in found:
             hint = checks.missing_array(key, names, KEYS)

@@ -1,7 +1,10 @@
 """Sources of examples on the host: arrays, subsets, stratified splits."""
 
+import contextlib
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+import zipfile
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +12,7 @@ import jax
 import numpy as np
 
 from distill_jax.core.api import Dataset, Provenance, PyTree, Source
-from distill_jax.core.errors import ConfigError, DataUnavailable, nearest
+from distill_jax.core.errors import ConfigError, DataUnavailable, nearest, text_of
 from distill_jax.data import checks
 
 LAYOUTS = ("hwc", "chw")
@@ -267,6 +270,27 @@ def make_array_source(
     checks.check_layout(inputs.shape, inputs.dtype, name=name, where=origin)
     sha256 = sha256 or digest({"input": inputs, "label": np.asarray(given)})
     return ArraySource(inputs, labels, Provenance(name, origin, len(labels), sha256, licence))
+
+
+@contextlib.contextmanager
+def reading(path: str | Path, *, hint: str = "") -> Iterator[None]:
+    """Turns whatever a library raises about the content of a file into one error that names it.
+
+    Args:
+      path: the file.
+      hint: what it should be.
+
+    Raises:
+      DataUnavailable: the file cannot be read, or is of another format.
+    """
+    try:
+        yield
+    except (
+        *(OSError, EOFError, ValueError, TypeError, AttributeError, LookupError, RuntimeError),
+        *(MemoryError, OverflowError, SyntaxError, zlib.error, zipfile.BadZipFile),
+    ) as error:
+        what = text_of(error) or type(error).__name__
+        raise DataUnavailable(f"cannot be read: {what}", where=str(path), hint=hint) from error
 
 
 def existing(path: str | Path, *, hint: str) -> Path:

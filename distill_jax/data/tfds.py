@@ -128,10 +128,8 @@ def check_features(folder: Path) -> None:
                 yield from names(item)
 
     path = folder / "features.json"
-    try:
+    with source.reading(path, hint=DAMAGED):
         stored = json.loads(path.read_bytes()) if path.exists() else {}
-    except ValueError as error:
-        raise DataUnavailable(f"not JSON: {error}", where=str(path), hint=DAMAGED) from None
     for name in names(stored):
         module = name.rpartition(".")[0]
         if module and not name.startswith("tensorflow_datasets.") and module not in sys.modules:
@@ -176,8 +174,10 @@ def make(
       ConfigError: an unknown split or feature.
     """
     folder = find_prepared(name, data_dir)
-    info_bytes = (folder / "dataset_info.json").read_bytes()
-    file_format = json.loads(info_bytes).get("fileFormat") or "tfrecord"
+    info_path = folder / "dataset_info.json"
+    with source.reading(info_path, hint=DAMAGED):
+        info_bytes = info_path.read_bytes()
+        file_format = json.loads(info_bytes).get("fileFormat") or "tfrecord"
     if file_format != "array_record":
         raise DataUnavailable(
             f"{name!r} is prepared as {file_format}, which is not read here",

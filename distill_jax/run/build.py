@@ -822,7 +822,7 @@ def open_dataset(
         )
     make = resolve("data", config.data.name, where="data.name", trusted=trusted)
     if shapes_only:
-        make = getattr(sys.modules[make.__module__], "spec", make)
+        make = getattr(sys.modules.get(make.__module__), "spec", make)
     dataset = bind(
         make,
         config.data.kwargs.to_dict(),
@@ -1019,7 +1019,9 @@ def _make_evaluators(
     evaluators = {}
     for name, kwargs in config.evaluators.items():
         make = resolve("evaluators", name, where="evaluators", trusted=trusted)
-        evaluator = bind(make, dict(kwargs or {}), where=f"evaluators.{name}")()
+        at = f"evaluators.{name}"
+        evaluator = bind(make, dict(kwargs or {}), where=at)()
+        _check_made(evaluator, name, "Evaluator", ("outputs", "__call__"), where=at)
         for role, names in evaluator.outputs.items():
             if role not in outputs:
                 by_key = dict(kwargs or {}).get("role") == role
@@ -1090,7 +1092,9 @@ def build(
     }
     kwargs = config.objective.kwargs.to_dict()
     objective = bind(make_objective, kwargs, where="objective.kwargs", provided=facts)()
-    _check_made(objective, config.objective.name, "Objective", ("roles", "loss"))
+    _check_made(
+        objective, config.objective.name, "Objective", ("roles", "loss"), where="objective.name"
+    )
     objective = _weighed(config, objective, dataset, total_steps, trusted)
     resident = _is_resident(config, dataset)
     _check_lookahead(config, dataset, ema, resident=resident)
@@ -1112,7 +1116,8 @@ def build(
         measurements=_measurements(config, total_steps, steps_per_epoch),
     )
     warnings += [f"data.held_out: {small}"] if small else []
-    image_size = jax.tree.leaves(batch["input"])[0].shape[1]
+    first = jax.tree.leaves(batch["input"])[0].shape
+    image_size = first[1] if len(first) > 1 else 1
     provided = provided_to_models(dataset.classes, dataset.cardinalities, image_size)
     models = _make_models(config, provided, trusted)
     teacher = teacher_cache.find_teacher(config, trusted) if config.cache.teacher else None
@@ -1184,12 +1189,14 @@ def _check_cache(config: ConfigDict, objective: Objective, tx: Any) -> None:
         )
 
 
-def _check_made(made: Any, name: str, kind: str, has: Sequence[str]) -> None:
-    """Raises `ConfigError` for what is no objective or weigher."""
-    if isinstance(made, type) or not all(hasattr(made, attribute) for attribute in has):
+def _check_made(made: Any, name: str, kind: str, has: Sequence[str], *, where: str) -> None:
+    """Raises `ConfigError` for what is no objective, weigher or evaluator."""
+    with explained(f"{name} returned a {type(made).__name__}, which cannot be read", where=where):
+        whole = all(hasattr(made, attribute) for attribute in has)
+    if isinstance(made, type) or not whole:
         raise ConfigError(
             f"{name} returned a {type(made).__name__}",
-            where=f"{kind.lower()}.name",
+            where=where,
             hint=f"a distill_jax.core.api.{kind}, with {', '.join(has)}",
         )
 
@@ -1208,7 +1215,7 @@ def _weighed(
     make = resolve("weighers", spec.name, where="weigher.name", trusted=trusted)
     provided = {"total_steps": total}
     weigher = bind(make, spec.kwargs.to_dict(), where="weigher.kwargs", provided=provided)()
-    _check_made(weigher, spec.name, "Weigher", ("roles", "needs", "__call__"))
+    _check_made(weigher, spec.name, "Weigher", ("roles", "needs", "__call__"), where="weigher.name")
     return Weighed(
         objective=objective,
         weigher=weigher,

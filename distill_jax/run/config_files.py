@@ -114,4 +114,6 @@ def _raised(error: BaseException, path: pathlib.Path) -> UserError:
     text = errors.text_of(error, most=1000, lines=None).replace("\\n", " ")
     if isinstance(error, KeyError):
         text = text.strip("'\"")
-    return ConfigError(f"{type(error).__name__}: {text}", where=where, hint=f"in: {line}")
+    return ConfigError(
+        f"{type(error).__name__}: {text}", where=where, hint=f"in: {line[:200]}" if line else ""
+    )

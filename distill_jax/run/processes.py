@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
-from distill_jax.core.errors import UserError
+from distill_jax.core.errors import UserError, text_of
 from distill_jax.run import environment, watch
 
 PR_SET_PDEATHSIG = 1
@@ -231,8 +231,8 @@ def initialize(settings: Settings | None) -> None:
                 shutdown_timeout_seconds=SHUTDOWN_SECONDS,
             )
     except Exception as error:
-        first = (str(error) or type(error).__name__).splitlines()[0]
-        raise _absent(settings, first[:200]) from error
+        first = text_of(error) or type(error).__name__
+        raise _absent(settings, first) from error
     finally:
         alarm.cancel()
 
@@ -413,10 +413,10 @@ def is_loss_of_peer(error: BaseException) -> bool:
     """Whether an error of a collective says that a process at its other end is gone."""
     while error.__context__ is not None and error.__context__ is not error:
         error = error.__context__
-    text = str(error)
+    message = text_of(error, most=100_000, lines=None)
     signs = ("Gloo", "NCCL", "Connection reset", "Connection closed", "Socket closed", "heartbeat")
     return type(error).__name__ in ("ValueError", "JaxRuntimeError", "XlaRuntimeError") and any(
-        sign in text for sign in signs
+        sign in message for sign in signs
     )
 
 

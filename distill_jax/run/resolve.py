@@ -105,11 +105,12 @@ def resolve(
             raise missing
     found: Any = _import(module_name, missing=missing, where=where)
     for part in symbol.split("."):
-        if not hasattr(found, part):
-            public = [n for n in dir(found) if not n.startswith("_")]
-            what = f"{module_name} has no {symbol!r}"
-            raise ConfigError(what, where=where, hint=nearest(part, public))
-        found = getattr(found, part)
+        with explained(f"{name} cannot be looked up", where=where):
+            if not hasattr(found, part):
+                public = [n for n in dir(found) if not n.startswith("_")]
+                what = f"{module_name} has no {symbol!r}"
+                raise ConfigError(what, where=where, hint=nearest(part, public))
+            found = getattr(found, part)
         if allowed is not None and isinstance(found, types.ModuleType):
             raise _foreign(name, f"leads through the module {found.__name__}", where)
     if allowed is not None and not allowed(_home(found)):

@@ -14,7 +14,7 @@ import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from distill_jax.core.errors import UserError
+from distill_jax.core.errors import UserError, text_of
 
 _OF_RUN = ("config.json", "env.json", "metrics.jsonl", "alarms.jsonl", "heartbeat.json")
 _AT_END = ("predictions.npz", "embeddings.npz", "masks.npz", "trust.npz", "result.json")
@@ -181,7 +181,7 @@ def _reason(error: BaseException) -> str:
         return error.strerror
     if isinstance(error, RecursionError):
         return "nested too deeply"
-    return (str(error) or type(error).__name__).splitlines()[0][:200]
+    return text_of(error) or type(error).__name__
 
 
 def _spell(value: Any) -> str:

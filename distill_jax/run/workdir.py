@@ -810,9 +810,10 @@ class _Leave:
     def undo(self, kind: type[BaseException] | None, *_: Any) -> None:
         from distill_jax.run.environment import Preempted
 
-        explained = kind is not None and issubclass(kind, (UserError, Preempted, KeyboardInterrupt))
-        if not explained:
+        if kind is None:
             return
+        if issubclass(kind, Exception) and not issubclass(kind, (UserError, Preempted, OSError)):
+            return  # nobody foresaw it: what is there may tell why
         with contextlib.suppress(OSError):
             if self.kind == "run" and not is_run(self.folder):
                 _clear(self.folder, self.kind)

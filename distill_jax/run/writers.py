@@ -19,7 +19,7 @@ from typing import Any, Protocol, TextIO
 import numpy as np
 import tqdm
 
-from distill_jax.core.errors import UserError
+from distill_jax.core.errors import UserError, text_of
 from distill_jax.run import stored
 from distill_jax.run.workdir import replacing
 
@@ -178,7 +178,7 @@ class TensorBoardWriter:
             with contextlib.suppress(Exception):
                 if failed is not None:
                     failed.close()
-            first = (str(error) or type(error).__name__).splitlines()[0][:200]
+            first = text_of(error) or type(error).__name__
             self._say(f"warning: no TensorBoard events from now on: {self._folder}: {first}")
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:

@@ -1,5 +1,9 @@
 """Checks of a data set when it is opened."""
 
+import io
+import zipfile
+
+import jax
 import numpy as np
 import pytest
 
@@ -56,6 +60,104 @@ def test_values_beyond_float32_are_not_finite():
     x[3, 0, 0, 0], x[5, 0, 0, 0] = largest, -10 * largest
     with pytest.raises(DataUnavailable, match=r"1 of 24 examples .* the first is example 5"):
         checks.open_dataset(dataset(part(x), part(floats(1).astype(np.float64))))
+
+
+@pytest.mark.parametrize(
+    ("bad", "says"),
+    [
+        (np.array(["a", "b"] * 12, object)[:, None], "object"),
+        (np.ones((24, 2), np.complex64), "complex64"),
+        (np.array([["a", "b"]] * 24), "<U1"),
+        (np.ones((24, 2), ">f4"), "byte order"),
+        (np.ones(24, np.float32), r"x\[:, None\]"),
+        (np.ones((24, 0), np.float32), "without a value"),
+    ],
+    ids=["objects", "complex", "text", "big-endian", "no axis", "empty"],
+)
+def test_inputs_that_no_device_array_is_made_of_are_refused(bad, says):
+    with pytest.raises(DataUnavailable, match=says) as error:
+        checks.open_dataset(dataset(part(bad), part(bad)))
+    assert error.value.where == "here" and error.value.what.startswith("train: input is ")
+
+
+@pytest.mark.parametrize(
+    ("dtype", "value", "fits"),
+    [
+        (np.float64, 1e300, False),
+        (np.float64, -1e39, False),
+        (np.float64, 3e38, True),
+        (np.int64, 2**31, False),
+        (np.int64, -(2**31), True),
+        (np.uint64, 2**32, False),
+        (np.uint64, 2**32 - 1, True),
+        (np.float16, 65504, True),
+    ],
+)
+@pytest.mark.parametrize("scanned", [True, False])
+def test_values_that_change_on_the_way_to_a_device_are_refused(
+    dtype, value, fits, scanned, monkeypatch
+):
+    x = np.ones((24, 2), dtype)
+    x[17, 1] = value
+    if not scanned:
+        monkeypatch.setattr(checks, "SCANNED_BYTES", 0)
+        monkeypatch.setattr(checks, "SAMPLE", 2)
+    found = dataset(part(x), part(np.ones((24, 2), dtype)))
+
+    def read():
+        opened, _ = checks.open_dataset(found)
+        return opened.train.read(np.arange(24))["input"]
+
+    if fits:
+        np.testing.assert_array_equal(read(), x)
+        return
+    with pytest.raises(
+        DataUnavailable, match=r"1 of 24 .* that \w+32 does not .* example 17 of toy"
+    ):
+        read()
+
+
+def test_float64_is_kept_where_the_precision_says_so():
+    x = np.full((24, 2), 1e100)
+    with jax.enable_x64(True):
+        _, report = checks.open_dataset(dataset(part(x), part(x)))
+    assert report.values.high == 1e100
+
+
+def one_array(path):
+    with path.open("wb") as file:
+        np.save(file, np.ones((3, 4)))
+
+
+def huge_header(path):
+    """An archive whose array claims 582 TiB."""
+    header = io.BytesIO()
+    shape = (10**13, 8, 8)
+    np.lib.format.write_array_header_1_0(
+        header, {"descr": "|u1", "fortran_order": False, "shape": shape}
+    )
+    with zipfile.ZipFile(path, "w") as archive:
+        for key in npz_file.KEYS:
+            archive.writestr(f"{key}.npy", header.getvalue() + b"0" * 64)
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda path: path.write_bytes(b""),
+        lambda path: path.write_bytes(b"no archive"),
+        lambda path: one_array(path),
+        huge_header,
+    ],
+    ids=["empty", "text", "one array", "huge header"],
+)
+def test_files_of_another_format_are_named(tmp_path, write):
+    path = tmp_path / "data.npz"
+    write(path)
+    with pytest.raises(DataUnavailable) as error:
+        npz_file.make(path=str(path))
+    assert error.value.where == str(path)
+    assert "x_train, y_train, x_test, y_test" in error.value.hint
 
 
 def test_values_of_tables_are_looked_at_and_unused_examples_are_not():

@@ -224,3 +224,25 @@ def test_a_function_with_arguments_is_named_without_them():
     with pytest.raises(ConfigError) as error:
         bind(functools.partial(corrupt, object()), {"nose": 1}, where="k")
     assert "corrupt does not accept 'nose'" in str(error.value) and "object" not in str(error.value)
+
+
+def test_a_module_whose_error_cannot_be_shown_is_refused(package):
+    (package / "mute.py").write_text(
+        "class E(Exception):\n    def __str__(self): raise RuntimeError\n"
+        "def make(): pass\nraise E\n"
+    )
+    text = refusal(resolve, "toys", "mute", where="x.name")
+    assert text.startswith("x.name: module distill_jax.toys.mute exists but its import failed: E")
+
+
+def test_names_are_looked_up_in_anything(package):
+    """Parts of a name may lead through objects without a `__dict__`, or that raise."""
+    (package / "odd.py").write_text(
+        "numbers = (1, 2)\n"
+        "class Trap:\n    def __getattr__(self, name): raise OSError('trap')\n"
+        "trap = Trap()\ndef make(): pass\n"
+    )
+    module = "distill_jax.toys.odd"
+    for symbol, says in [("numbers.first", "has no 'numbers.first'"), ("trap.a", "OSError: trap")]:
+        text = refusal(resolve, "toys", f"{module}:{symbol}", where="x", trusted={module})
+        assert says in text, text
