@@ -11,6 +11,7 @@ import pytest
 
 from distill_jax import main
 from distill_jax.core import api
+from distill_jax.core.errors import ConfigError
 from distill_jax.models import mlp
 from distill_jax.run import build, checkpoint, flags
 from distill_jax.run import config as config_lib
@@ -379,3 +380,10 @@ def test_parameters_that_are_not_finite_are_never_saved(tmp_path, capsys):
         assert all(np.isfinite(x).all() for x in jax.tree.leaves(arrays[0]))
     rows = (tmp_path / "metrics.jsonl").read_text().splitlines()
     assert all(json.loads(row) for row in rows)
+
+
+@pytest.mark.parametrize("made", [3, None, "text", int])
+def test_what_is_no_evaluator_is_refused(made):
+    with pytest.raises(ConfigError, match=rf"x returned a {type(made).__name__}\n") as error:
+        build._check_made(made, "x", "Evaluator", ("outputs", "__call__"), where="evaluators.x")
+    assert error.value.where == "evaluators.x" and "api.Evaluator" in error.value.hint
