@@ -59,6 +59,7 @@ GRAVE = ("executed", "foreign lost", "wrote outside", "lost work")
 QUICK = (
     "a-locale-c",
     "b-unicode",
+    "c-import-base-exception",
     "c-import-exits",
     "e-x-object",
     "e-file-header-code",
