@@ -257,7 +257,7 @@ def _workdir(text: str | None, mode: str) -> pathlib.Path | None:
             return None
         hint = "--workdir=runs/NAME, the folder for checkpoints, metrics and the report"
         raise UserError(f"mode {mode} needs a folder", where="--workdir", hint=hint)
-    workdir = paths.absolute(text, where="--workdir")
+    workdir = paths.for_checkpoints(paths.absolute(text, where="--workdir"), where="--workdir")
     if mode == "eval" and not os.path.lexists(workdir):
         hint = "evaluation reads the workdir of a finished run"
         raise UserError(f"{workdir} does not exist", where="--workdir", hint=hint)

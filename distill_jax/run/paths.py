@@ -49,6 +49,27 @@ def expand(text: str | os.PathLike, *, where: str) -> pathlib.Path:
         return pathlib.Path(text).expanduser()
 
 
+def for_checkpoints(path: pathlib.Path, *, where: str) -> pathlib.Path:
+    """Returns an absolute path below which Orbax can write and read checkpoints.
+
+    Orbax (0.12.8) reads `[...]` as a pattern, `\\` as a separator, and takes UTF-8 alone.
+
+    Raises:
+      UserError: the path has one of these.
+    """
+    text, hint = str(path), "rename the folder, or choose another"
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        encoding = sys.getfilesystemencoding()
+        what = f"{text!a} is not UTF-8 in the encoding {encoding} of this process"
+        raise UserError(what, where=where, hint=hint) from None
+    if found := re.search(r"\[.*\]|\\", text):
+        what = f"checkpoints cannot be read below a folder with {found[0]!r} in its path"
+        raise UserError(what, where=where, hint=hint)
+    return path
+
+
 @contextlib.contextmanager
 def _explained(text: str | os.PathLike, where: str) -> Iterator[None]:
     try:
@@ -90,7 +111,8 @@ def parse_origin(text: str, *, where: str) -> Origin:
     """
     path, _, network = _split_origin(text)
     role, _, part = network.partition("/")
-    return Origin(absolute(path, where=where), role or "student", part)
+    found = for_checkpoints(absolute(path, where=where), where=where)
+    return Origin(found, role or "student", part)
 
 
 def _split_origin(text: str) -> tuple[str, str, str]:

@@ -135,6 +135,19 @@ def test_what_can_be_no_path(here, text):
         flags.parse(["", "--config=c.py", f"--workdir={text}"])
 
 
+@pytest.mark.parametrize("name", ["a[1]", "[ab]/run", "a\\b", "\udcff"])
+def test_folders_whose_checkpoints_orbax_cannot_read(here, name):
+    with pytest.raises(UserError, match=r"^--workdir: .*(in its path|UTF-8)"):
+        flags.parse(["", "--config=c.py", f"--workdir={name}"])
+    with pytest.raises(UserError, match=r"^roles\.teacher\.init: "):
+        paths.parse_origin(name, where="roles.teacher.init")
+
+
+@pytest.mark.parametrize("name", ["a[", "a]", "a%41", "a{1,2}", "a?", "a*", "größe", "a b", "a:b"])
+def test_odd_names_that_orbax_takes(here, name):
+    assert paths.parse_origin(name, where="x").path == here / name
+
+
 def test_a_current_folder_that_is_gone(tmp_path, monkeypatch):
     gone = tmp_path / "gone"
     gone.mkdir()
