@@ -304,7 +304,7 @@ def _environment() -> None:
             fresh=True,
             limits={"RLIMIT_NOFILE": 24},
             out="trains|refused|fails",
-            says=("too many open files", "files"),
+            says=("too many open files", "failed to open"),
             began=True,
             equal="clean",
         ),
@@ -366,7 +366,15 @@ def _paths() -> None:
     )
     workdir("newline", "a path with a line break", "runs/a\nb", "runs/a\nb")
     workdir("dash", "a path that begins with a dash", "-x", "-x")
-    workdir("percent", "a path of patterns and formats", "runs/{seed}%s[*]", "runs/{seed}%s[*]")
+    workdir("percent", "a path of patterns and formats", "runs/{seed}%s*?", "runs/{seed}%s*?")
+    workdir(
+        "brackets",
+        "a path with brackets, which Orbax takes for a pattern",
+        "runs/a[1]",
+        "runs/a[1]",
+        out="trains|refused",
+        says=("'[1]'",),
+    )
     workdir(
         "link",
         "a link to an empty folder",
