@@ -16,7 +16,7 @@ import math
 import pathlib
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -60,7 +60,8 @@ def seal(folder: pathlib.Path) -> None:
 
 
 def verify(folder: pathlib.Path) -> None:
-    """Raises `CheckpointError` unless every file of a step is as it was written."""
+    """Raises `CheckpointError` unless every file of a step is as it was written, and inside it."""
+    _check_layout(folder)
     try:
         stored = read_json(folder / DIGEST)
     except MissingFile as e:
@@ -76,6 +77,45 @@ def verify(folder: pathlib.Path) -> None:
             f"{len(bad)} of {len(stored)} files differ from what was written: {bad[0]}",
             where=str(folder),
         )
+
+
+def _check_layout(folder: pathlib.Path) -> None:
+    """Raises `CheckpointError` where arrays would be read from outside of a step.
+
+    Symbolic links may lead out of it. So may the names of arrays, which are stored, where each
+    array is a folder of that name. In an OCDBT database, which `save` writes, they are keys, and
+    TensorStore refuses references with ".." or an absolute path.
+    """
+    for path in sorted(folder.rglob("*")):
+        if path.is_symlink() and not path.resolve().is_relative_to(folder.resolve()):
+            raise CheckpointError(
+                f"{path.relative_to(folder)} is a symbolic link that leads out of the step",
+                where=str(folder),
+                hint="put a copy of the file in place of the link",
+            )
+    for path in sorted(folder.glob("*/_METADATA")):
+        try:
+            found = read_json(path, shape={"use_ocdbt": bool})["use_ocdbt"]
+        except DamagedFile as e:
+            raise CheckpointError(f"cannot be read: {e}", where=str(folder)) from e
+        if not found:
+            raise CheckpointError(
+                f"{path.relative_to(folder)}: arrays are not stored as this program stores them",
+                where=str(folder),
+            )
+
+
+@contextlib.contextmanager
+def _reading(folder: pathlib.Path) -> Iterator[None]:
+    """Turns what Orbax raises of a step that it cannot read into a `CheckpointError`."""
+    try:
+        yield
+    except CheckpointError:
+        raise
+    except Exception as e:
+        if processes.is_loss_of_peer(e):
+            raise
+        raise CheckpointError(f"could not be read: {_root_cause(e)}", where=str(folder)) from e
 
 
 def read_config(folder: pathlib.Path) -> dict[str, Any]:
@@ -345,6 +385,7 @@ class Checkpointer:
         for gone in sorted(missing):
             folder = self._folder / str(gone)
             what = f"{DIGEST} is missing" if folder.is_dir() else "is missing"
+            what = "is a symbolic link" if folder.is_symlink() else what
             skipped.append(str(CheckpointError(what, where=str(folder))))
             self._set_aside(folder)
         candidate = self._newest(skipped)
@@ -441,12 +482,8 @@ class Checkpointer:
             )
             args[name] = ocp.args.PyTreeRestore(tree, restore_args=shardings)
             _check_structure(folder, name, tree)
-        try:
+        with _reading(folder):
             items = self._checkpointer().restore(folder, args=ocp.args.Composite(**args))
-        except Exception as e:
-            if processes.is_loss_of_peer(e):
-                raise
-            raise CheckpointError(f"could not be read: {_root_cause(e)}", where=str(folder)) from e
         state, meta = _join(items, like), self.meta(found)
         if int(state.step) != meta["step"]:
             raise CheckpointError(f"holds the state of step {int(state.step)}", where=str(folder))
@@ -492,8 +529,13 @@ def _stored_shapes(folder: pathlib.Path, item: str) -> PyTree:
             hint=nearest(item, (p.name for p in folder.iterdir() if p.is_dir())),
         )
     handler = ocp.PyTreeCheckpointHandler()
-    metadata = handler.metadata(epath.Path(folder / item))
-    return getattr(metadata, "tree", metadata)
+    with _reading(folder):
+        metadata = handler.metadata(epath.Path(folder / item))
+        tree = getattr(metadata, "tree", metadata)
+        for name, leaf in named_leaves(tree).items():
+            if getattr(leaf, "shape", None) is None:
+                raise CheckpointError(f"{item}: {name} is no array", where=str(folder))
+    return tree
 
 
 def _layer(params: PyTree, part: str) -> PyTree:
@@ -559,7 +601,7 @@ def find_step(path: pathlib.Path, *, where: str, step: int | str = "best") -> pa
     if (path / DIGEST).exists():
         return path
     folder = path / "checkpoints" if (path / "checkpoints").is_dir() else path
-    checkpointer = Checkpointer(folder, mode=_selection_mode(folder.parent))
+    checkpointer = Checkpointer(folder, mode=_selection_mode(folder))
     steps = checkpointer.steps()
     if not steps:
         raise CheckpointError(
@@ -606,12 +648,16 @@ def intact(folder: pathlib.Path, *, study: bool = False) -> str:
     return "there is no whole checkpoint; the same command starts from the beginning"
 
 
-def _selection_mode(run: pathlib.Path) -> str:
-    try:
-        chosen = read_json(run / "config.json", shape={"eval": dict})["eval"].get("mode")
-    except MissingFile:
-        return "max"
-    return "min" if chosen == "min" else "max"
+def _selection_mode(checkpoints: pathlib.Path) -> str:
+    """Returns which end of the selection metric is best, by the config in the newest step."""
+    config: Any = (workdir.newest_meta(checkpoints) or {}).get("config")
+    if config is None:  # the metadata of a checkpoint of an early version have none
+        try:
+            config = read_json(checkpoints.parent / "config.json", shape={"eval": dict})
+        except MissingFile:
+            return "max"
+    chosen = config.get("eval")
+    return "min" if isinstance(chosen, Mapping) and chosen.get("mode") == "min" else "max"
 
 
 def network_checksum(path: pathlib.Path, *, role: Role = "student", where: str) -> str | None:
@@ -684,10 +730,13 @@ def read_network(
         tree = wanted
     restore_args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
     handler = ocp.PyTreeCheckpointHandler()
-    item = handler.restore(
-        epath.Path(folder / (ROLE + role)),
-        args=ocp.args.PyTreeRestore(tree, restore_args=restore_args),
-    )
+    with _reading(folder):
+        item = handler.restore(
+            epath.Path(folder / (ROLE + role)),
+            args=ocp.args.PyTreeRestore(tree, restore_args=restore_args),
+        )
+        if not {"params", "state"} <= item.keys():
+            raise CheckpointError(f"{ROLE}{role} holds no network", where=str(folder))
     if part == ANY:
         item = _common(item, wanted)
     elif part:

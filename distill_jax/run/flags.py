@@ -18,6 +18,7 @@ from absl import flags
 from distill_jax.core.errors import ConfigError, UserError, nearest
 from distill_jax.run import config as config_lib
 from distill_jax.run import config_files, paths, resolve, stored, unused
+from distill_jax.run import workdir as workdir_lib
 
 MODES = {
     "train": "train, evaluate and report; continues where the workdir stops",
@@ -126,13 +127,16 @@ def parse(argv: Sequence[str]) -> Flags:
     from_run = spec is None
     if spec is None:
         file = workdir / "config.json" if workdir and mode in STORED else None
-        if file is not None and not file.is_file():
-            hint = "give the folder of a run, or --config=FILE[:ARG]"
-            raise UserError("holds no config.json", where=str(workdir), hint=hint)
-        if file is None:
+        if file is None or workdir is None:
             hint = "--config=FILE[:ARG], for example --config=configs/distill/kd.py:smoke"
             raise UserError("no config is given", where="--config", hint=hint)
-        spec, config = str(file), config_lib.from_json(stored.read_text(file))
+        if os.path.lexists(file):
+            spec, config = str(file), config_lib.from_json(stored.read_text(file))
+        elif (found := workdir_lib.stored_config(workdir)) is not None:
+            spec, config = str(workdir), found
+        else:
+            hint = "give the folder of a run, or --config=FILE[:ARG]"
+            raise UserError("holds no config.json", where=str(workdir), hint=hint)
     else:
         config = load(spec)
     # A stored config is somebody's data: what it names is not imported for that alone.

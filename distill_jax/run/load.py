@@ -231,7 +231,7 @@ def load(
         model=model,
         config=config,
         role=role,
-        step=int(found.name),
+        step=meta["step"],
         classes=classes,
         input=signature["input"],
         transform=transform,

@@ -220,7 +220,9 @@ def evaluate_run(
         )
     workdir_lib.check_config(config, workdir)
     experiment = make_experiment(config)
-    meta = processes.from_first(lambda: workdir_lib.newest_meta(workdir), where=str(workdir))
+    meta = processes.from_first(
+        lambda: workdir_lib.newest_meta(workdir / "checkpoints"), where=str(workdir)
+    )
     if meta is not None:
         workdir_lib.check_inputs(meta.get("inputs"), read_inputs(experiment, config), workdir)
     checkpointer = Checkpointer(workdir / "checkpoints", mode=config.eval.mode, read_only=True)
@@ -432,7 +434,7 @@ class Run:
         self.training_seconds = 0.0
 
     def _check_inputs(self, workdir: pathlib.Path) -> None:
-        read = lambda: workdir_lib.newest_meta(workdir)  # noqa: E731
+        read = lambda: workdir_lib.newest_meta(workdir / "checkpoints")  # noqa: E731
         meta = processes.from_first(read, where=str(workdir))
         if meta is not None:
             workdir_lib.check_inputs(meta.get("inputs"), self.inputs, workdir)

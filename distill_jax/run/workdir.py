@@ -260,7 +260,8 @@ def step_number(name: str) -> int | None:
 def finished_steps(checkpoints: pathlib.Path) -> list[int]:
     """Returns the steps that were saved to their end, oldest first."""
     try:
-        names = [p.name for p in checkpoints.iterdir() if (p / DIGEST).exists()]
+        folders = [p for p in checkpoints.iterdir() if not p.is_symlink()]
+        names = [p.name for p in folders if (p / DIGEST).exists()]
     except OSError:
         return []
     return sorted(step for step in map(step_number, names) if step is not None)
@@ -307,9 +308,8 @@ def read_metrics(index: Any, part: str) -> dict[int, float | None] | None:
     return metrics if whole else None  # type: ignore[return-value]
 
 
-def newest_meta(folder: pathlib.Path) -> Mapping[str, Any] | None:
+def newest_meta(checkpoints: pathlib.Path) -> Mapping[str, Any] | None:
     """Returns what was stored beside the newest state of a run that can be read, if any."""
-    checkpoints = folder / "checkpoints"
     for step in reversed(finished_steps(checkpoints)):
         with contextlib.suppress(CheckpointError):
             return read_meta(checkpoints / str(step))
@@ -379,7 +379,7 @@ def _kind_by_content(folder: pathlib.Path) -> str | None:
     config = peek(folder / "config.json")
     if isinstance(config, dict) and {"roles", "objective", "data", "seed"} <= config.keys():
         return "run"
-    meta = newest_meta(folder)
+    meta = newest_meta(folder / "checkpoints")
     if meta is not None and "config" in meta:
         return "run"
     study = peek(folder / "study.json")
@@ -850,7 +850,7 @@ def stored_config(folder: pathlib.Path) -> ConfigDict | None:
     """
     if not is_run(folder):
         return None
-    meta = newest_meta(folder)
+    meta = newest_meta(folder / "checkpoints")
     if meta is not None and "config" in meta:
         return config_lib.from_json(json.dumps(meta["config"]))
     return config_lib.from_json(read_text(folder / "config.json", hint=CONFIG_HINT))

@@ -131,7 +131,7 @@ def test_metadata_of_a_wrong_type_are_damage(folder, name, value):
     reseal(folder / "3", **{name: value})
     with pytest.raises(CheckpointError, match=rf"checkpoints/3: .*{name}"):
         workdir.read_meta(folder / "3")
-    meta = workdir.newest_meta(folder.parent)
+    meta = workdir.newest_meta(folder)
     assert meta is not None and meta["step"] == 2
 
 
@@ -257,6 +257,98 @@ def test_a_network_is_not_read_from_the_second_best_step_in_silence(folder):
     with pytest.raises(CheckpointError, match=r"step 1 (.|\n)*it was the best(.|\n)*checkpoints/2"):
         checkpoint.find_step(folder, where="here")
     assert checkpoint.find_step(folder / "2", where="here") == folder / "2"
+
+
+@pytest.fixture
+def network(folder):
+    """The folder of the network of a step."""
+    return folder / "1/role.student"
+
+
+@pytest.mark.parametrize("name", ["manifest.ocdbt", "d", "_METADATA"])
+def test_links_do_not_lead_out_of_a_step(network, name):
+    """With right checksums; a link to a folder hides its files from them."""
+    outside = (network / name).rename(network.parents[2] / "outside")
+    (network / name).symlink_to(outside)
+    checkpoint.seal(network.parent)
+    with pytest.raises(CheckpointError, match=f"role.student/{name} is a symbolic link"):
+        checkpoint.read_network(network.parent, like=None, where="here")
+    (network / name).unlink()
+    outside.rename(network / "inside")
+    (network / name).symlink_to(network / "inside")
+    checkpoint.seal(network.parent)
+    checkpoint.read_network(network.parent, like=None, where="here")
+
+
+def test_a_step_is_no_link(network, tmp_path):
+    step = network.parent
+    step.rename(tmp_path / "outside")
+    step.symlink_to(tmp_path / "outside")
+    with pytest.raises(CheckpointError, match="step 1 is missing"):
+        checkpoint.find_step(step.parent, where="here")
+    assert checkpoint.find_step(step, where="here") == step  # named by the user
+
+
+def test_names_of_arrays_do_not_lead_out_of_a_step(network, tmp_path):
+    """Orbax joins a name to the folder where arrays are not in a database: it may be absolute."""
+    found = json.loads((network / "_METADATA").read_text())
+    name = str(tmp_path / "outside")
+    leaf = {
+        "key_metadata": [{"key": name, "key_type": 2}],
+        "value_metadata": {"value_type": "np.ndarray", "skip_deserialize": False},
+    }
+    for is_database in (True, False):
+        stored = found | {"use_ocdbt": is_database, "tree_metadata": {str((name,)): leaf}}
+        (network / "_METADATA").write_text(json.dumps(stored))
+        checkpoint.seal(network.parent)
+        with pytest.raises(CheckpointError) as error:
+            checkpoint.read_network(network.parent, like=None, where="here")
+        assert ("as this program stores them" in str(error.value)) == (not is_database)
+
+
+def crc32c(data):
+    crc = 0xFFFFFFFF
+    for byte in data:
+        crc ^= byte
+        for _ in range(8):
+            crc = (crc >> 1) ^ (0x82F63B78 * (crc & 1))
+    return crc ^ 0xFFFFFFFF
+
+
+@pytest.mark.parametrize(
+    ("inside", "place"),
+    [(True, "other/process_0/"), (False, "../outside_dir1/"), (False, "x/../../outside/")],
+)
+def test_databases_do_not_refer_to_files_outside(tmp_path, inside, place):
+    """TensorStore sees to it; a step holds a database that refers to those of each process."""
+    import tensorstore as ts
+
+    def database(folder, context):
+        config = {"compression": None, "max_inline_value_bytes": 0}
+        base = {"driver": "file", "path": f"{folder}/"}
+        spec = {"driver": "ocdbt", "base": base, "config": config}
+        return ts.KvStore.open(spec, context=context).result()
+
+    step, part, context = tmp_path / "step", "ocdbt.process_0/", ts.Context()
+    source = database(step / part, context)
+    source.write(b"w", b"weights" * 20).result()
+    merged, transaction = database(step, context), ts.Transaction(atomic=True)
+    source.experimental_copy_range_to(merged.with_transaction(transaction)).result()
+    transaction.commit_async().result()
+
+    (step / "x").mkdir()
+    (step / place).resolve().parent.mkdir(exist_ok=True)
+    (step / part).rename((step / place).resolve())
+    [node] = [path for path in (step / "d").iterdir() if part.encode() in path.read_bytes()]
+    body = node.read_bytes()[:-4].replace(part.encode(), place.encode())
+    node.write_bytes(body + crc32c(body).to_bytes(4, "little"))
+
+    read = lambda: database(step, ts.Context()).read(b"w").result().value  # noqa: E731
+    if inside:
+        assert read() == b"weights" * 20
+    else:
+        with pytest.raises(ValueError, match="Invalid key"):
+            read()
 
 
 def test_a_deletion_that_was_interrupted_leaves_no_step_behind(folder, monkeypatch):

@@ -507,6 +507,27 @@ def test_the_config_of_the_checkpoint_counts(copied, how):
     assert json.loads((folder / "config.json").read_text())["seed"] == 0
 
 
+@pytest.mark.parametrize("mode", ["eval", "describe"])
+def test_without_its_config_json_a_run_is_read_by_that_of_its_checkpoint(copied, mode, capsys):
+    folder, made, _ = copied
+    stored = config.to_json(made)
+    (folder / "config.json").unlink()
+    found = flags.parse(["main", f"--mode={mode}", f"--workdir={folder}"])
+    assert config.to_json(found.config) == stored
+    assert not found.trusted
+    (folder / "config.json").write_text("{")
+    with pytest.raises(UserError, match=r"config\.json"):
+        flags.parse(["main", f"--mode={mode}", f"--workdir={folder}"])
+
+
+@pytest.mark.parametrize(("mode", "step"), [("max", 2), ("min", 1)])
+def test_the_best_step_is_chosen_by_the_config_of_the_checkpoints(tmp_path, mode, step):
+    for number in (1, 2):
+        meta = {"step": number, "metric": float(number), "config": {"eval": {"mode": mode}}}
+        write_step(tmp_path / f"run/checkpoints/{number}", meta)
+    assert checkpoint_lib.find_step(tmp_path / "run", where="here").name == str(step)
+
+
 def test_another_environment_is_warned_of_and_listed(copied, monkeypatch):
     folder, made, experiment = copied
     now = loop.environment.describe_environment()
