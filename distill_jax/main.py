@@ -245,8 +245,12 @@ def run() -> None:
         from distill_jax.run import processes
 
         processes.follow_launcher()
-    paths.make_importable()
-    code = main(sys.argv)
+    try:
+        paths.make_importable()
+    except UserError as error:  # the current folder is gone, without which JAX cannot compile
+        code = _tell(error)
+    else:
+        code = main(sys.argv)
     with contextlib.suppress(Exception):
         sys.stdout.flush()
         sys.stderr.flush()

@@ -84,7 +84,12 @@ def make_importable() -> None:
     Raises:
       UserError: the current folder is gone.
     """
-    here = str(absolute(".", where="current folder"))
+    try:
+        here = os.getcwd()
+    except OSError as error:
+        raise UserError(
+            f"it is gone: {error.strerror}", where="current folder", hint="start from another one"
+        ) from None
     if not sys.flags.safe_path and here not in sys.path and "" not in sys.path:
         sys.path.insert(0, here)
 

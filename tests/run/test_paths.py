@@ -155,4 +155,6 @@ def test_a_current_folder_that_is_gone(tmp_path, monkeypatch):
     gone.rmdir()
     with pytest.raises(UserError, match="is no path"):
         paths.absolute("x", where="--workdir")
+    with pytest.raises(UserError, match="current folder: it is gone"):
+        paths.make_importable()
     monkeypatch.chdir(tmp_path)
