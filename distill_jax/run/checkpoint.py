@@ -8,11 +8,13 @@ word. A folder without a digest does not count: it was interrupted, or has lost 
 """
 
 import contextlib
+import errno
 import functools
 import hashlib
 import json
 import logging
 import math
+import os
 import pathlib
 import sys
 import threading
@@ -23,11 +25,14 @@ import jax
 import jax.numpy as jnp
 
 from distill_jax.core.api import Params, PyTree, Role, State, TrainState
-from distill_jax.core.errors import CheckpointError, nearest
+from distill_jax.core.errors import CheckpointError, nearest, text_of
 from distill_jax.core.partition import named_leaves
 from distill_jax.run import processes, workdir
 from distill_jax.run.stored import DamagedFile, MissingFile, check_folder, read_json
 from distill_jax.run.workdir import DIGEST, INDEX, META, read_meta
+
+_REASONS = (errno.EMFILE, errno.ENFILE, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+_REASONS += (errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE)
 
 ROLE = "role."
 UNSAVED = "is the disk full, or the folder not writable? steps saved before are untouched"
@@ -515,7 +520,12 @@ def _silence_failures() -> None:
 def _root_cause(e: BaseException) -> str:
     while e.__cause__ or e.__context__:
         e = e.__cause__ or e.__context__  # type: ignore[assignment]
-    return (str(e) or type(e).__name__).splitlines()[0][:300]
+    text = text_of(e, most=300) or type(e).__name__
+    whole = text_of(e, most=10**5, lines=None)
+    # TensorStore names the reason of the operating system last, after paths of any length.
+    reasons = (os.strerror(number) for number in _REASONS)
+    reason = next((r for r in reasons if r.lower() in whole.lower()), "")
+    return text if reason.lower() in text.lower() else f"{reason}: {text}"
 
 
 def _stored_shapes(folder: pathlib.Path, item: str) -> PyTree:

@@ -385,6 +385,22 @@ def test_a_save_that_finds_no_room_is_told_and_the_earlier_step_is_whole(folder)
     assert restore(folder) == (3, (), 1)
 
 
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        (f'Error writing "{"long/" * 200}": Too many open files [OS error 24]', "Too many open "),
+        ("No space left on device", "No space left on device"),
+        ("something else\nand more", "something else"),
+    ],
+)
+def test_the_reason_of_the_operating_system_comes_first(text, told):
+    outer = RuntimeError("a save failed")
+    outer.__cause__ = ValueError(text)
+    found = checkpoint._root_cause(outer)
+    assert found.startswith(told) and len(found) < 350 and "and more" not in found
+    assert found.count(told) == 1
+
+
 def test_a_full_disk_ends_the_program_without_a_traceback(monkeypatch, capsys, tmp_path):
     def full(parsed):
         raise OSError(errno.ENOSPC, "No space left on device", "runs/x/metrics.jsonl")
