@@ -225,11 +225,13 @@ def _run_study(
     summaries: dict[str, list[statistics.ArmSummary]] = {}
     groups = _groups(config, order, workdir)
     for member in (member for group in groups for member in group):
-        folder = member.workdir
-        result = processes.from_first(
-            lambda folder=folder: workdir_lib.read_result(folder, say=_say_later), where=str(folder)
-        )
-        make_experiment.see(member, result)
+        folder, single = member.workdir, member.config
+
+        def stored(folder=folder, single=single) -> dict[str, Any] | None:
+            workdir_lib.check_config(single, folder)
+            return workdir_lib.read_result(folder, say=_say_later)
+
+        make_experiment.see(member, processes.from_first(stored, where=str(folder)))
     for group in groups:
         for member, outcome, took in _outcomes(config, group, make_experiment, say):
             done += 1

@@ -778,6 +778,13 @@ def _enter(
     say: Callable[[str], None],
 ) -> str | None:
     """Claims a folder until the stack unwinds; returns where earlier content was moved."""
+    for above in folder.parents:
+        if above.name == "checkpoints" and is_run(above.parent):
+            raise UserError(
+                f"lies among the checkpoints of the run {above.parent}",
+                where=str(folder),
+                hint="name another folder",
+            )
     with _writable(folder):
         refuse_foreign(folder, kind)
         made = _make(folder)

@@ -560,6 +560,29 @@ def test_a_study_compares_runs_on_the_same_data_alone(begun):
         alike.check(made, moved, "a seed 1")
 
 
+def test_an_arm_that_changed_is_refused_before_any_other_runs(begun, tmp_path):
+    folder, _, _ = begun
+    made = tiny(
+        folder / "data.npz",
+        "--config.study.arms={'a': {}, 'b': {'optim': {'lr': 0.5}}}",
+        "--config.study.reference=a",
+        "--config.study.seeds=(0,)",
+    )
+    shutil.copytree(folder / "run", tmp_path / "study/b/seed0")
+    before = listing(tmp_path)
+    with pytest.raises(ConfigError, match=r"optim\.lr"):
+        study.run_study(made, tmp_path / "study", say=lambda line: None)
+    assert listing(tmp_path) == before
+
+
+def test_a_run_among_the_checkpoints_of_another_is_refused(copied):
+    folder, made, experiment = copied
+    before = listing(folder)
+    with pytest.raises(UserError, match="lies among the checkpoints of the run"):
+        loop.train(made, folder / "checkpoints/12", make_experiment=lambda _: experiment)
+    assert listing(folder) == before
+
+
 def test_data_replaced_midway_through_a_study_end_it_before_the_next_run(tmp_path, monkeypatch):
     write_data(tmp_path / "data.npz")
     arms = {"a": {}, "b": {"optim.lr": 0.2}}
