@@ -688,7 +688,7 @@ class Run:
         if lost and self.config.eval.metric:
             result["selection_lost"] = lost
         workdir_lib.check_held(self.workdir)
-        workdir_lib.write_json(self.workdir / "result.json", scrubbed(result, self.workdir))
+        workdir_lib.write_result(self.workdir, scrubbed(result, self.workdir))
         return result
 
 

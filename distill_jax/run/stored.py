@@ -18,7 +18,8 @@ from distill_jax.core.errors import UserError, text_of
 
 _OF_RUN = ("config.json", "env.json", "metrics.jsonl", "alarms.jsonl", "heartbeat.json")
 _AT_END = ("predictions.npz", "embeddings.npz", "masks.npz", "trust.npz", "result.json")
-_OF_TROUBLE = ("stall.txt", "crash.txt", "metrics.jsonl.damaged", "alarms.jsonl.damaged")
+_DAMAGED = ("metrics.jsonl.damaged", "alarms.jsonl.damaged", "result.json.damaged")
+_OF_TROUBLE = ("stall.txt", "crash.txt", *_DAMAGED)
 
 WRITTEN: Mapping[str, Sequence[str]] = {
     "train": (*_OF_RUN, *_AT_END, *_OF_TROUBLE, "report.html"),

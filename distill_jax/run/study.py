@@ -241,7 +241,7 @@ def _run_study(
                 statuses[member.arm, member.seed] = failure
                 facts = {"status": "failed", "arm": member.arm, "seed": member.seed}
                 facts["error"] = sharing.scrubbed(str(outcome), member.workdir)
-                workdir_lib.write_json(member.workdir / "result.json", facts)
+                workdir_lib.write_result(member.workdir, facts)
                 say(f"{label} failed: {outcome.what}")
             else:
                 make_experiment.see(member, outcome)

@@ -249,6 +249,23 @@ def _check_entries(
             raise DamagedFile(f"{name!r} holds something else than numbers", where=str(path))
 
 
+def write_result(folder: pathlib.Path, result: Mapping[str, Any]) -> None:
+    """Writes `result.json`; a damaged one becomes `result.json.damaged`."""
+    from distill_jax.run import processes
+
+    path = folder / "result.json"
+    if processes.is_main() and path.is_file() and not _has_failed(path):
+        taken = len(list(folder.glob("result.json.damaged*")))
+        path.rename(folder / f"result.json.damaged{taken or ''}")
+    write_json(path, result)
+
+
+def _has_failed(path: pathlib.Path) -> bool:
+    """Whether a `result.json` is the record of a run that a study gave up."""
+    result = peek(path)
+    return isinstance(result, dict) and result.get("status") == "failed"
+
+
 # Checkpoint folders, as far as they decide what a run is.
 
 
@@ -450,7 +467,7 @@ def _clear(folder: pathlib.Path, kind: str) -> None:
         elif path.name == "tensorboard":
             for events in path.glob("events.out.tfevents.*"):
                 events.unlink()
-        elif path.is_file():
+        elif path.is_file() and (path.name != "result.json" or _has_failed(path)):
             path.unlink()
         if path.is_dir():
             with contextlib.suppress(OSError):
@@ -578,6 +595,7 @@ def _acquire(folder: pathlib.Path, say: Callable[[str], None]) -> _Lock:
         "started": _started(os.getpid()),
         "boot": _boot(),
         "since": time.strftime("%Y-%m-%d %H:%M:%S"),
+        "folder": str(folder),
         "command": " ".join(sys.argv)[:300],
     }
     lock, text = _Lock(path, me["token"], os.getpid()), json.dumps(me)
@@ -600,7 +618,8 @@ def _acquire(folder: pathlib.Path, say: Callable[[str], None]) -> _Lock:
                 time.sleep(0.1)
                 continue
             if _is_here(owner):
-                if _started(int(owner.get("pid", 0))) == owner.get("started"):
+                runs = _started(int(owner.get("pid", 0))) == owner.get("started")
+                if runs and not _is_copy(path, owner):
                     raise _in_use(folder, owner)
             elif age < STALE_SECONDS:
                 if seen is None:
@@ -619,6 +638,29 @@ def _acquire(folder: pathlib.Path, say: Callable[[str], None]) -> _Lock:
                 return lock
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _is_copy(path: pathlib.Path, owner: Mapping[str, Any]) -> bool:
+    """Whether a lock was copied, with its folder, while its owner held it.
+
+    Then the owner gives signs of life in the folder that it took, and none here. Names and numbers
+    of files are not enough: one folder may have two paths, by two mounts.
+    """
+    original = pathlib.Path(str(owner.get("folder", path.parent))) / path.name
+    if original == path:
+        return False
+    try:
+        if _owner(original)[0] != owner or original.samefile(path):
+            return False
+        before, end = _owner(path)[1], time.monotonic() + 3 * HEARTBEAT_SECONDS
+        first = _owner(original)[1]
+        while time.monotonic() < end:
+            if _owner(original)[1] != first:
+                return _owner(path)[1] == before
+            time.sleep(0.1)
+    except OSError:
+        pass
+    return False
 
 
 def _create(path: pathlib.Path, temporary: pathlib.Path, text: str) -> None:

@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import numpy as np
@@ -332,6 +333,69 @@ def test_a_reused_process_number_is_no_owner(tmp_path):
     (tmp_path / workdir.LOCK).write_text(json.dumps(stale))
     with workdir.hold(tmp_path):
         assert owner(tmp_path)["token"] != "x"
+
+
+@pytest.mark.parametrize("is_copy", [True, False])
+def test_a_copy_of_a_folder_in_use_is_another_folder(tmp_path, monkeypatch, is_copy):
+    """The owner gives signs of life in one of the two paths, or in both where they are one."""
+    original, copy = tmp_path / "run", tmp_path / "copy"
+    original.mkdir()
+    with workdir.hold(original):
+        shutil.copytree(original, copy)
+        monkeypatch.setattr(workdir, "_held", {})  # as another process sees it
+        ended = threading.Event()
+
+        def beat():
+            later = time.time()
+            while not ended.wait(0.05):
+                later += 1
+                for folder in (copy, original)[is_copy:]:
+                    os.utime(folder / workdir.LOCK, (later, later))
+
+        beating = threading.Thread(target=beat)
+        beating.start()
+        try:
+            if is_copy:
+                with workdir.hold(copy):
+                    assert owner(copy)["token"] != owner(original)["token"]
+                    ended.set()
+                    beating.join()
+            else:
+                with pytest.raises(workdir.InUse):
+                    workdir.hold(copy).__enter__()
+        finally:
+            ended.set()
+            beating.join()
+        with pytest.raises(workdir.InUse):
+            workdir.hold(original).__enter__()
+    assert not (original / workdir.LOCK).exists()
+
+
+def test_the_lock_of_a_folder_that_was_renamed_counts(tmp_path):
+    original, renamed = tmp_path / "run", tmp_path / "renamed"
+    original.mkdir()
+    with other(original, 100) as first:
+        assert first.stdout is not None and first.stdout.readline() == "held\n"
+        original.rename(renamed)
+        with pytest.raises(workdir.InUse):
+            workdir.hold(renamed).__enter__()
+        first.kill()
+
+
+def test_a_damaged_result_is_kept_beside_the_one_that_is_made_again(tmp_path):
+    path = tmp_path / "result.json"
+    path.write_text('{"status": "done", "met')
+    (tmp_path / workdir.MARK).write_text('{"kind": "run"}')
+    with workdir.claim(tmp_path, "run"):
+        assert path.exists()
+    workdir.write_result(tmp_path, {"status": "failed"})
+    assert (tmp_path / "result.json.damaged").read_text() == '{"status": "done", "met'
+    workdir.write_result(tmp_path, {"status": "done"})
+    assert json.loads(path.read_text()) == {"status": "done"}
+    assert sorted(p.name for p in tmp_path.glob("result*")) == [
+        "result.json",
+        "result.json.damaged",
+    ]
 
 
 def test_an_owner_notices_that_it_was_taken_for_dead(tmp_path):
