@@ -7,7 +7,7 @@ import pytest
 
 from distill_jax.core import ranges
 from distill_jax.core.errors import ConfigError
-from distill_jax.data import transforms
+from distill_jax.data.transforms import registry
 from distill_jax.run import resolve
 
 RUN = {  # what a run provides
@@ -54,9 +54,7 @@ def makers():
     for package in ("objectives", "weighers", "models", "evaluators"):
         for name in resolve.available(package):
             yield name, resolve.resolve(package, name, where="name")
-    for name, make in vars(transforms).items():
-        if name.startswith("make_"):
-            yield name.removeprefix("make_"), make
+    yield from registry.builders().items()
 
 
 def numbers():

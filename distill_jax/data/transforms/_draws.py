@@ -1,0 +1,46 @@
+"""Draws and checks that transforms share."""
+
+import jax
+import jax.numpy as jnp
+
+from distill_jax.core import rng
+from distill_jax.core.api import Array, Batch, Key
+from distill_jax.core.errors import ConfigError
+
+
+def require(condition: bool, what: str, where: str) -> None:
+    if not condition:
+        raise ConfigError(what, where=f"data.transform_kwargs.{where}")
+
+
+def uniform(key: Key, batch: Batch, *shape: int) -> Array:
+    """Returns numbers in [0, 1), `[b, *shape]`: one draw an example, cheap to run and compile."""
+    return jax.vmap(lambda k: jax.random.uniform(k, shape))(rng.example_keys(key, batch))
+
+
+def integer(u: Array, count: Array | int) -> Array:
+    return jnp.floor(u * count).astype(jnp.int32)
+
+
+def require_float(batch: Batch, name: str) -> Array:
+    if not jnp.issubdtype(batch["input"].dtype, jnp.floating):
+        raise ConfigError(
+            f"{name} of {batch['input'].dtype} images",
+            where="data.train_transforms",
+            hint=f"put scale before {name}: it takes values in [0, 1]",
+        )
+    return batch["input"]
+
+
+def each(x: Array) -> Array:
+    return x[:, None, None, None]
+
+
+def beta(key: Key, alpha: float) -> Array:
+    """Draws from Beta(alpha, alpha) as the share of one of two gamma variates."""
+    first, second = jax.random.loggamma(key, alpha, (2,))
+    return jax.nn.sigmoid(first - second)
+
+
+def partner(x: Array) -> Array:
+    return jnp.roll(x, 1, axis=0)

@@ -1,0 +1,137 @@
+"""Transforms by name, and what they presuppose of the values of an image."""
+
+import importlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from distill_jax.core.api import Transform
+from distill_jax.core.errors import ConfigError, nearest
+from distill_jax.data import checks
+
+FAMILIES = (
+    *(f"transforms.{family}" for family in ("values", "geometry", "colour", "mixing", "views")),
+    "masks",
+)
+"""Modules of `distill_jax.data` whose functions `make_<name>` are transforms."""
+
+TAKES: Mapping[str, str] = {
+    "scale": "pixels",
+    "downscale": "pixels",
+    "columns": "pixels",
+    "normalize": "pixels",
+    "color_jitter": "unit",
+    "solarize": "unit",
+}
+"""What transforms presuppose of the values of an image: "pixels", uint8 or floats that are meant as
+they are; "unit", floats in [0, 1]."""
+
+
+def builders() -> dict[str, Callable[..., Transform]]:
+    """Returns the builders of all transforms by name."""
+    modules = [importlib.import_module(f"distill_jax.data.{family}") for family in FAMILIES]
+    return {
+        key.removeprefix("make_"): value
+        for module in modules
+        for key, value in vars(module).items()
+        if key.startswith("make_")
+    }
+
+
+def resolve(name: str, *, where: str = "data.train_transforms") -> Callable[..., Transform]:
+    """Returns the builder `make_<name>`.
+
+    Raises:
+      ConfigError: there is none; the hint names the nearest.
+    """
+    known = builders()
+    if name not in known:
+        raise ConfigError(f"no transform {name!r}", where=where, hint=nearest(name, known))
+    return known[name]
+
+
+def check_values(
+    names: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    values: checks.Values,
+    *,
+    where: str = "data.train_transforms",
+    kind: str = "",
+) -> str:
+    """Follows the range of an image's values through transforms.
+
+    Args:
+      names: transforms in order: names, or pairs of a name and its keyword arguments.
+      kwargs: keyword arguments by name, of names without.
+      values: of the training part.
+      where: the config path of the list.
+      kind: of the values before the first transform; by default that of the data.
+
+    Returns:
+      The kind of the values after the last one: see `checks.Values.kind`; "normalized"; or ""
+      after a transform of somebody's own.
+
+    Raises:
+      ConfigError: values reach a transform in units that it does not take. The hint names the
+        nearest order that is right.
+    """
+    kind = kind or values.kind
+    plain = [name if isinstance(name, str) else name[0] for name in names]
+    for i, name in enumerate(plain):
+        if ":" in name:
+            return ""
+        own = dict(kwargs.get(name, {}) if isinstance(names[i], str) else names[i][1])
+        if name in ("views", "local_views"):
+            for part in ("transforms", "second"):
+                nested = own.get(part) or ()
+                at = f"data.transform_kwargs.{name}.{part}"
+                check_values(nested, {}, values, where=at, kind=kind)
+        takes = TAKES.get(name)
+        if takes == "pixels" and kind == "grey" and values.is_image and name != "columns":
+            mean = own.get("mean")
+            fits = name == "normalize" and (mean is None or np.max(mean) > 1.5)
+            if not fits:
+                raise ConfigError(
+                    f"{name} leaves floats in their units, and these are {values.interval}",
+                    where=where,
+                    hint="store images as uint8, divide them by their largest value, or take "
+                    "normalize without mean and std, which then are those of the training part",
+                )
+        if takes == "unit" and kind not in ("unit", "bytes"):
+            raise _not_unit(name, plain, values, kind, where)
+        if takes == "pixels":
+            binary = kind == "bytes" and values.high <= 1 and values.low < values.high
+            if binary and (name != "normalize" or own.get("mean") is not None):
+                raise ConfigError(
+                    f"{name} divides uint8 by 255, and these pixels are only 0 and 1",
+                    where=where,
+                    hint="store them as floats, multiply them by 255, or take normalize without "
+                    "mean and std, which then are those of the training part",
+                )
+            if name == "normalize":
+                kind = "normalized"
+            elif kind == "bytes":
+                kind = "unit"
+    return kind
+
+
+def _not_unit(
+    name: str, names: Sequence[str], values: checks.Values, kind: str, where: str
+) -> ConfigError:
+    if kind == "normalized":
+        order = [other for other in names if other != "normalize"]
+        last = max(i for i, other in enumerate(order) if TAKES.get(other) == "unit")
+        order.insert(last + 1, "normalize")
+        before = ["scale"] if values.kind == "bytes" and "scale" not in order else []
+        return ConfigError(
+            f"{name} takes values in [0, 1], and normalize comes before it",
+            where=where,
+            hint=f"the order {', '.join([*before, *order])}",
+        )
+    return ConfigError(
+        f"{name} takes values in [0, 1], and these are {values.interval}: "
+        f"{100 * values.outside:.1f} % are outside",
+        where=where,
+        hint="store images as uint8 and put scale first, or divide them by their largest value",
+    )
