@@ -140,6 +140,8 @@ def check_pytest(rest):
 def check_script(rest):
     """A script exists and knows the flags that it is given; launchers print what they would run."""
     path = ROOT / (rest[1].replace(".", "/") + ".py" if rest[0] == "-m" else rest[0])
+    if rest[0] == "-m" and path.with_suffix("").is_dir():
+        path = path.with_suffix("") / "__main__.py"
     given = rest[2:] if rest[0] == "-m" else rest[1:]
     if path.parent.name == "launch":
         return check_launcher(path.stem, given)

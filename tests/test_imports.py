@@ -17,6 +17,7 @@ ALLOWED = {
     "data": {"core"},
     "evaluators": {"core"},
     "trainer": {"core"},
+    "weights": {"core"},
     "_lazy": set(),
     "configs": set(),
     "launch": set(),
