@@ -46,7 +46,7 @@ from distill_jax.run import config as config_lib
 from distill_jax.run.build import Experiment, batch_shapes
 from distill_jax.run.config import ConfigDict
 from distill_jax.run.findings import Finding
-from distill_jax.run.stored import DamagedFile, read_json
+from distill_jax.run.stored import NUMBERS, DamagedFile, read_json
 
 _VALUES = ("normalize", "scale", "downscale")
 """Transforms that change what the numbers of an input mean."""
@@ -332,7 +332,7 @@ def of_teachers(config: ConfigDict, frozen: Sequence[Role], dataset: Dataset) ->
 def _result(step: pathlib.Path) -> dict[str, Any]:
     for folder in step.parents[:2]:
         try:
-            return read_json(folder / "result.json", shape={"classes": list, "best": dict})
+            return read_json(folder / "result.json", shape={"classes": list, "best": NUMBERS})
         except DamagedFile:
             continue
     return {}

@@ -98,9 +98,9 @@ def line(compute: Mapping[str, Any]) -> str:
         pace = compute.get("flops_per_second")
         rate = f", {tables.flop(pace)}/s" if pace else ""
         parts.append(f"{tables.flop(flops)} a step{rate}")
-    if "floor_over_actual" in compute:
-        least, ratio = tables.flop(compute["floor_flops_per_step"]), compute["floor_over_actual"]
-        parts.append(f"floor {least} a step, {ratio:.2f} of that")
+    least, ratio = (compute.get(k) for k in ("floor_flops_per_step", "floor_over_actual"))
+    if least is not None and ratio is not None:
+        parts.append(f"floor {tables.flop(least)} a step, {ratio:.2f} of that")
     shares = sorted(compute.get("shares", {}).items(), key=lambda item: -item[1])
     if shares:
         parts.append("time: " + ", ".join(f"{phase} {100 * s:.0f} %" for phase, s in shares))

@@ -35,8 +35,39 @@ WRITTEN_FOLDERS: Mapping[str, Sequence[str]] = {
 }
 """Folders that a mode makes in its folder."""
 
-Shape = Mapping[str, type | tuple[type, ...]]
-"""Keys that an object must have, with the types of their values."""
+Shape = Mapping[str, Any]
+"""Keys of an object, with the types of their values.
+
+A type is one of Python or a tuple of them, of which `Mapping` and `dict` are any object; a list
+`[t]` stands for lists of that type, a shape for an object that has its keys. A key "name?" may be
+absent, and "*" stands for all keys that are not named; others are free.
+"""
+
+NUMBER = (int, float)
+NUMBERS: Shape = {"*": NUMBER}
+
+RESULT_PARTS: Shape = {
+    "metrics": NUMBERS,
+    "best": NUMBERS,
+    "chosen_by": (str, type(None)),
+    "skipped": int,
+    "selection_lost": [{"step": int}],
+    "compute": {
+        "flops_per_step?": (*NUMBER, type(None)),
+        "seconds_per_step?": (*NUMBER, type(None)),
+        "shares?": NUMBERS,
+        "phases?": NUMBERS,
+        "*": NUMBER,
+    },
+    "alarms": [dict.fromkeys(("rule", "step", "metric", "message"), (str, *NUMBER, type(None)))],
+    "parameters": NUMBERS,
+    "provenance": {"*": Mapping},
+    "classes": list,
+}
+"""What the `result.json` of a run may hold."""
+
+RESULT: Shape = {"status": str, "seed": int, "steps": int, "metrics": NUMBERS, "best": NUMBERS}
+"""What that of a finished run holds at least."""
 
 
 class DamagedFile(UserError):
@@ -108,16 +139,48 @@ def parse_json(
     if not isinstance(found, dict):
         what = f"holds {_spell(found)}, not a JSON object"
         raise DamagedFile(what, where=str(path), hint=hint)
-    for name in shape or {}:
-        if name not in found:
-            raise DamagedFile(f"has no {name!r}", where=str(path), hint=hint)
-    for name, kinds in {**(shape or {}), **(optional or {})}.items():
-        if name not in found:
-            continue
-        value = found[name]
-        if not isinstance(value, kinds) or (isinstance(value, bool) and kinds is not bool):
-            raise DamagedFile(f"{name!r} is {_spell(value)}", where=str(path), hint=hint)
+    wanted = {**(shape or {}), **{f"{name}?": kinds for name, kinds in (optional or {}).items()}}
+    if what := mismatch(found, wanted):
+        raise DamagedFile(what, where=str(path), hint=hint)
     return found
+
+
+def mismatch(value: Any, wanted: Any, name: str = "") -> str:
+    """Returns what in a JSON value is not of a type, empty where nothing is.
+
+    Args:
+      value: the value.
+      wanted: a type as in `Shape`.
+      name: path of the value, for the message.
+    """
+    if isinstance(wanted, Mapping):
+        if not isinstance(value, Mapping):
+            return f"{name!r} is {_spell(value)}"
+        dot = f"{name}." if name else ""
+        named = {key.removesuffix("?") for key in wanted}
+        for key, kinds in wanted.items():
+            bare = key.removesuffix("?")
+            if key == "*":
+                inner = {k: v for k, v in value.items() if k not in named}
+            elif bare in value:
+                inner = {bare: value[bare]}
+            elif key == bare:
+                return f"has no {dot + key!r}"
+            else:
+                continue
+            for k, v in inner.items():
+                if found := mismatch(v, kinds, f"{dot}{k}"):
+                    return found
+        return ""
+    if isinstance(wanted, list):
+        if not isinstance(value, list):
+            return f"{name!r} is {_spell(value)}"
+        parts = (mismatch(v, wanted[0], f"{name}[{i}]") for i, v in enumerate(value))
+        return next((found for found in parts if found), "")
+    fits = isinstance(value, wanted) and (not isinstance(value, bool) or wanted is bool)
+    if fits and isinstance(value, int) and abs(value) >= 2**1023:  # no float holds it
+        fits = False
+    return "" if fits else f"{name!r} is {_spell(value)}"
 
 
 def read_value(path: pathlib.Path) -> Any:

@@ -37,6 +37,9 @@ from distill_jax.run import config as config_lib
 from distill_jax.run import paths
 from distill_jax.run.config import ConfigDict
 from distill_jax.run.stored import (
+    NUMBERS,
+    RESULT,
+    RESULT_PARTS,
     DamagedFile,
     MissingFile,
     parse_json,
@@ -108,18 +111,6 @@ NEUTRAL = (
 )
 """Config paths that change how a run is carried out and not what it computes."""
 
-RESULT = {"status": str, "seed": int, "steps": int, "metrics": Mapping, "best": Mapping}
-"""What a finished run's `result.json` holds at least."""
-
-RESULT_PARTS = {
-    "compute": Mapping,
-    "alarms": list,
-    "parameters": Mapping,
-    "provenance": Mapping,
-    "classes": list,
-}
-"""What it may hold besides."""
-
 META_PARTS = {
     "metric": (int, float, type(None)),
     "config": Mapping,
@@ -128,9 +119,9 @@ META_PARTS = {
     "environment": (Mapping, type(None)),
     "seconds": (int, float),
     "skipped": int,
-    "metrics": Mapping,
+    "metrics": NUMBERS,
     "unlogged": list,
-    "first_spread": Mapping,
+    "first_spread": NUMBERS,
 }
 """What may be stored beside the state of a step and its number."""
 
@@ -190,9 +181,7 @@ def read_result(
         result = read_json(folder / "result.json", shape={"status": str})
         if result["status"] == "done":
             path = folder / "result.json"
-            result = read_json(path, shape=RESULT, optional=RESULT_PARTS)
-            _check_entries(result, path, objects=("alarms",), numbers=("metrics", "parameters"))
-            return result
+            return read_json(path, shape=RESULT, optional=RESULT_PARTS)
     except MissingFile:
         pass
     except DamagedFile as error:
@@ -231,22 +220,6 @@ def _are_inputs(value: Any) -> bool:
             for split in data.values()
         )
     )
-
-
-def _check_entries(
-    found: Mapping[str, Any],
-    path: pathlib.Path,
-    *,
-    objects: Sequence[str] = (),
-    numbers: Sequence[str] = (),
-) -> None:
-    """Raises `DamagedFile` for a list with other entries than objects, or values than numbers."""
-    for name in objects:
-        if not all(isinstance(entry, dict) for entry in found.get(name, ())):
-            raise DamagedFile(f"{name!r} holds something else than objects", where=str(path))
-    for name in numbers:
-        if not all(map(_is_number, found.get(name, {}).values())):
-            raise DamagedFile(f"{name!r} holds something else than numbers", where=str(path))
 
 
 def write_result(folder: pathlib.Path, result: Mapping[str, Any]) -> None:
@@ -296,7 +269,6 @@ def read_meta(step: pathlib.Path) -> Mapping[str, Any]:
         if hashlib.blake2b(data, digest_size=16).hexdigest() != written:
             raise CheckpointError(f"{META} differs from what was written", where=str(step))
         meta = parse_json(data, step / META, shape={"step": int}, optional=META_PARTS)
-        _check_entries(meta, step / META, numbers=("metrics", "first_spread"))
         metric = meta.get("metric")
         checks = {
             "metric": metric is None or (_is_number(metric) and not math.isnan(metric)),

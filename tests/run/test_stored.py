@@ -1,5 +1,6 @@
 """Damaged and hostile files: named, never read as something else, and never in the way for good."""
 
+import functools
 import json
 import os
 import pathlib
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 
 from distill_jax.core.errors import CheckpointError, ConfigError, UserError
-from distill_jax.run import alarms, checkpoint, stored, teacher_cache, workdir, writers
+from distill_jax.run import alarms, checkpoint, loop, stored, teacher_cache, workdir, writers
 from distill_jax.run.report import folders
 
 DAMAGE = {
@@ -96,6 +97,93 @@ LINES = (
     b'{"step": 9, "train/loss": 9.0}\n'
     b'{"step": 4, "tra'
 )
+
+
+FINISHED = {
+    "status": "done",
+    "seed": 0,
+    "steps": 6,
+    "classes": ["0", "1"],
+    "metrics": {"test/nll": 0.5},
+    "best": {"step": 3, "test/nll": 0.25},
+    "chosen_by": "test/nll",
+    "provenance": {"train": {"name": "toy", "origin": "", "n": 3, "sha256": "", "licence": ""}},
+    "parameters": {"student": 610},
+    "alarms": [{"step": 2, "rule": "spike", "metric": "train/loss", "message": "is high"}],
+    "skipped": 1,
+    "selection_lost": [{"step": 1, "metric": 0.99}],
+    "compute": {
+        "seconds": 0.1,
+        "flops_per_step": 1e3,
+        "flops_per_second": 1e9,
+        "seconds_per_step": None,
+        "floor_flops_per_step": 1e3,
+        "floor_over_actual": 1.25,
+        "shares": {"device": 1.0},
+    },
+}
+ODD = (None, True, -1, 10**400, float("inf"), "x", [], [None], [1], {}, {"a": 1}, {"a": "x"})
+
+
+def places(node, before=()):
+    """Yields the path of every part of a JSON value."""
+    yield before
+    inner = node if isinstance(node, dict | list) else ()
+    for key, value in inner.items() if isinstance(inner, dict) else enumerate(inner):
+        yield from places(value, (*before, key))
+
+
+def replaced(node, path, value):
+    if not path:
+        return value
+    node = dict(node) if isinstance(node, dict) else list(node)
+    node[path[0]] = replaced(node[path[0]], path[1:], value)
+    return node
+
+
+def test_a_whole_result_is_read(tmp_path):
+    (tmp_path / "result.json").write_text(json.dumps(FINISHED))
+    assert workdir.read_result(tmp_path, say=pytest.fail) == FINISHED
+    notes: list[str] = []
+    folders.read_json(tmp_path / "result.json", notes)
+    assert notes == []
+
+
+@pytest.mark.parametrize("path", list(places(FINISHED)), ids=str)
+def test_a_result_with_any_part_of_another_type_is_read_or_made_again(tmp_path, path, monkeypatch):
+    """What `read_result` returns can be printed, whatever a file holds in one place."""
+    for odd in ODD:
+        content = json.dumps(replaced(FINISHED, path, odd)).encode()
+        read = functools.partial(stored.parse_json, content)
+        monkeypatch.setattr(workdir, "read_json", read)
+        said: list[str] = []
+        result = workdir.read_result(tmp_path, say=said.append)
+        assert result is not None or said or path in ((), ("status",))
+        if result is not None:
+            assert loop.format_result(result)
+
+
+@pytest.mark.parametrize(
+    ("value", "wanted", "what"),
+    [
+        ({"a": 1}, {"a": int}, ""),
+        ({"a": True}, {"a": int}, "'a' is True"),
+        ({"a": True}, {"a": bool}, ""),
+        ({}, {"a": int}, "has no 'a'"),
+        ({}, {"a?": int}, ""),
+        ({"a": "x"}, {"a?": int}, "'a' is a string"),
+        ({"a": 10**400}, {"a": stored.NUMBER}, "'a' is 1000"),
+        ({"a": {"b": None}}, {"a": stored.NUMBERS}, "'a.b' is null"),
+        ({"a": [1, 2.5, []]}, {"a": [stored.NUMBER]}, "'a[2]' is a list"),
+        ({"a": [{"b": 1}, {}]}, {"a": [{"b": int}]}, "has no 'a[1].b'"),
+        ({"a": 3}, {"a": [int]}, "'a' is 3"),
+        ({"a": 1, "b": "x"}, {"b": str, "*": int}, ""),
+        ({"free": "x"}, {"a?": int}, ""),
+    ],
+)
+def test_a_value_is_of_a_shape_or_the_first_difference_is_named(value, wanted, what):
+    found = stored.mismatch(value, wanted)
+    assert found.startswith(what) and bool(found) == bool(what)
 
 
 def test_damaged_lines_are_set_aside_and_a_run_goes_on(tmp_path):

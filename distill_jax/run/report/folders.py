@@ -241,7 +241,8 @@ class Study:
 
 def read_json(path: Path, notes: list[str]) -> dict[str, Any]:
     try:
-        return sharing.scrubbed(stored.read_json(path), path.parent)
+        parts = stored.RESULT_PARTS if path.name == "result.json" else {}
+        return sharing.scrubbed(stored.read_json(path, optional=parts), path.parent)
     except stored.MissingFile:
         notes.append(f"{path.name} is missing")
     except stored.DamagedFile as error:
