@@ -475,7 +475,7 @@ def _state(box: Box, run: Run, outcome: str, done: bool, before) -> list[tuple[s
         return any(name == f or name.startswith(f + "/") or f == "." for f in folders)
 
     changed = [n for n in before if after.get(n) != before[n] and not inside(n, own)]
-    if changed := [n for n in changed if n not in box.foreign_bytes]:
+    if changed := [n for n in changed if n not in box.foreign_bytes and not _quiet(n)]:
         wrong.append(("foreign lost", f"outside the workdir: {', '.join(sorted(changed)[:4])}"))
     new = [n for n in after if n not in before and "CANARY" not in n]
     if outside := [n for n in new if not inside(n, own)]:
