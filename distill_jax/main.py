@@ -154,9 +154,9 @@ def _tell(
 
 def _run(parsed: flags.Flags) -> int:
     # Imported late: `--help` and mistakes in the command line answer before JAX is loaded.
-    from distill_jax.run import environment, processes
-
     crash.doing("starting JAX")
+    with console.deferring_interrupts():
+        from distill_jax.run import environment, processes
     settings = None
     if parsed.mode != "describe":
         given = {name: getattr(parsed, name) for name in flags.PROCESS_FLAGS}
@@ -187,8 +187,9 @@ def _run(parsed: flags.Flags) -> int:
 
 
 def _do(parsed: flags.Flags) -> None:
-    from distill_jax.run import build, loop, processes
-    from distill_jax.run import workdir as workdir_lib
+    with console.deferring_interrupts():
+        from distill_jax.run import build, loop, processes
+        from distill_jax.run import workdir as workdir_lib
 
     make_experiment = functools.partial(build.build, trusted=parsed.trusted)
     if processes.count() > 1:

@@ -2,7 +2,10 @@
 
 import contextlib
 import os
+import signal
 import sys
+import threading
+from collections.abc import Iterator
 from typing import Any
 
 
@@ -46,6 +49,32 @@ def _to_null(number: int) -> None:
     if null != number:
         os.dup2(null, number)
         os.close(null)
+
+
+@contextlib.contextmanager
+def deferring_interrupts() -> Iterator[None]:
+    """Raises `KeyboardInterrupt` for a first Ctrl-C at the end of the block, for a second at once.
+
+    For imports: extension modules print an interrupt with its trace, and raise `ImportError`.
+    """
+    came: list[int] = []
+
+    def note(number: int, frame: Any) -> None:
+        if came:
+            signal.default_int_handler(number, frame)
+        came.append(number)
+
+    own = threading.current_thread() is threading.main_thread()
+    if not own or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield
+        return
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    if came:
+        raise KeyboardInterrupt
 
 
 def guard() -> None:

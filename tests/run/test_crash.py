@@ -1,5 +1,6 @@
 """Errors that nobody foresaw end in one line, with a trace in a file and what is left whole."""
 
+import contextlib
 import json
 import os
 import pathlib
@@ -168,6 +169,21 @@ def test_an_error_in_a_thread_is_one_line_and_the_code_says_so(monkeypatch, caps
     assert threading.excepthook is before
     monkeypatch.setattr(loop, "train", lambda *_, **__: {})
     assert main.main(["distill-jax", CONFIG, f"--workdir={tmp_path / 'run'}"]) == 0
+
+
+@pytest.mark.parametrize("presses", [0, 1, 2])
+def test_an_interrupt_of_imports_waits_for_their_end(presses):
+    """An extension module that is interrupted raises `ImportError`."""
+    passed = 0
+    with contextlib.suppress(KeyboardInterrupt), console.deferring_interrupts():
+        for _ in range(presses):
+            signal.raise_signal(signal.SIGINT)
+            passed += 1
+        passed = "end"
+    assert passed == (1 if presses == 2 else "end")
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    with pytest.raises(KeyboardInterrupt), console.deferring_interrupts():
+        signal.raise_signal(signal.SIGINT)
 
 
 def test_a_second_interrupt_is_one_line(monkeypatch, capsys, tmp_path):
