@@ -147,6 +147,11 @@ def members(file: File) -> dict[str, Member]:
             f"its entries would expand to {size_of(total)} from {size_of(file.size)}",
             "the same arrays saved without compression",
         )
+    if len(found) > 1 and not any(member.crc for member in found.values()):
+        raise file.error(
+            "is an archive without checksums",
+            "a file saved with torch.serialization.set_crc32_options(True), the default",
+        )
     for member in found.values():
         member.check()
     return found

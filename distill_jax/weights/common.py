@@ -166,7 +166,9 @@ class File:
         except FileNotFoundError as error:
             raise self.error("does not exist") from error
         except (OSError, ValueError) as error:
-            raise self.error(f"cannot be read: {error}") from error
+            raise self.error(
+                f"cannot be read: {getattr(error, 'strerror', None) or error}"
+            ) from error
         self.view = memoryview(self.map)
 
     def error(self, what: str, hint: str = "") -> WeightsError:
@@ -244,11 +246,10 @@ def check_shape(shape: Sequence[Any], dtype: np.dtype, fail: Callable[[str], Wei
     return Spec(tuple(shape), dtype)
 
 
-def check_booleans(view: memoryview, fail: Callable[[str], WeightsError]) -> None:
-    """Refuses bytes of booleans that are neither 0 nor 1, which NumPy would not compute with."""
-    for at in range(0, len(view), CHUNK):
-        if np.frombuffer(view[at : at + CHUNK], np.uint8).max() > 1:
-            raise fail("has booleans that are neither 0 nor 1")
+def check_booleans(values: np.ndarray, fail: Callable[[str], WeightsError]) -> None:
+    """Refuses booleans whose bytes are neither 0 nor 1, which NumPy would not compute with."""
+    if values.size and values.view(np.uint8).max() > 1:
+        raise fail("has booleans that are neither 0 nor 1")
 
 
 def array(

@@ -139,7 +139,7 @@ def _read_index(file: File, sha256: str | Mapping[str, str]) -> Weights:
         raise file.error("is JSON without a weight_map", f"an index like {INDEX}")
     shards: dict[str, list[str]] = {}
     for name, shard in index["weight_map"].items():
-        if not isinstance(shard, str) or shard in ("", ".", "..") or set(shard) & set("/\\\0"):
+        if not _is_name(shard):
             raise file.error(
                 f"puts tensor {shown(name)} into {shown(shard)}", "names of files beside the index"
             )
@@ -148,6 +148,16 @@ def _read_index(file: File, sha256: str | Mapping[str, str]) -> Weights:
         raise file.error("has an empty weight_map")
     metadata = index.get("metadata")
     return _merged(file.path, shards, sha256, metadata if isinstance(metadata, dict) else {})
+
+
+def _is_name(shard: object) -> bool:
+    """Whether a value names a file of the same folder."""
+    return (
+        isinstance(shard, str)
+        and shard not in ("", ".", "..")
+        and len(shard) <= 255
+        and not set(shard) & set("/\\\0")
+    )
 
 
 def _merged(

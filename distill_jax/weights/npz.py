@@ -40,8 +40,7 @@ def read(file: File, members: Mapping[str, archives.Member]) -> Weights:
         load = functools.partial(_load, member, spec, stored, order, start)
         if spec.dtype == bool:
             common.check_booleans(
-                member.content()[start:],
-                lambda what, name=name: file.error(f"array {shown(name)} {what}"),
+                load(), lambda what, name=name: file.error(f"array {shown(name)} {what}")
             )
         entries[name] = common.Entry(spec, load)
     return Weights(file.path, "npz", entries)

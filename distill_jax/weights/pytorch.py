@@ -148,7 +148,6 @@ def _weights(
     metadata: dict[str, Any] = {}
     storages: dict[str, pickles.Storage] = {}
     buffers: dict[tuple, Buffer] = {}
-    checked: set[tuple] = set()
     total = 0
     for name, leaf in leaves.items():
         if not isinstance(leaf, pickles.Tensor):
@@ -182,14 +181,11 @@ def _weights(
                 buffers[key] = functools.cache(
                     functools.partial(_swapped, buffers[key], _part(leaf.dtype))
                 )
-        if leaf.dtype == bool and key not in checked:
-            common.check_booleans(buffers[key](), fail)
-            checked.add(key)
-        entries[name] = common.Entry(
-            spec,
-            functools.partial(_load, spec, buffers[key], leaf),
-            (*place, leaf.offset, leaf.shape, leaf.strides, leaf.dtype),
-        )
+        load = functools.partial(_load, spec, buffers[key], leaf)
+        if leaf.dtype == bool:
+            common.check_booleans(load(), fail)
+        source = (*place, leaf.offset, leaf.shape, leaf.strides, leaf.dtype)
+        entries[name] = common.Entry(spec, load, source)
     return Weights(file.path, format, entries, metadata)
 
 

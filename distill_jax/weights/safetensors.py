@@ -103,8 +103,7 @@ def read(file: File) -> Weights:
         load = functools.partial(common.array, spec, file.view, start + begin)
         if spec.dtype == bool:
             common.check_booleans(
-                file.view[start + begin : start + end],
-                lambda what, name=name: file.error(f"tensor {shown(name)} {what}"),
+                load(), lambda what, name=name: file.error(f"tensor {shown(name)} {what}")
             )
         entries[name] = common.Entry(spec, load)
     _check_cover(file, ranges, file.size - start)

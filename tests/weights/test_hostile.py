@@ -9,6 +9,7 @@ import json
 import os
 import pickle
 import random
+import re
 import struct
 import tracemalloc
 import zipfile
@@ -34,7 +35,7 @@ def refused(path, match):
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    size = path.stat().st_size if path.is_file() else 0
+    size = sum(part.stat().st_size for part in [path, *path.glob("*")] if part.is_file())
     assert peak <= FACTOR * size + common.SLACK, peak
     assert str(path.parent) in error.value.where
     assert "\x1b" not in str(error.value) and len(str(error.value)) < 1500
@@ -340,6 +341,9 @@ CONTAINERS = {
     "checksum in the directory": (lambda: doctored(files.pth(GOOD), crc=1), "wrong checksum"),
     "damaged values": (lambda: flipped(files.pth(GOOD), files.FOUR), "data/0' has a wrong"),
     "damaged pickle": (lambda: flipped(files.pth(GOOD), GOOD[4:20]), "data.pkl' has a wrong"),
+    "no checksums": (
+        lambda: re.sub(rb"(PK\x01\x02.{12}).{4}", rb"\g<1>\0\0\0\0", files.pth(GOOD), flags=re.S),
+        r"without checksums\n.*set_crc32_options"),
     "encrypted": (lambda: doctored(files.pth(GOOD), flags=1), "encrypted"),
     "method": (lambda: doctored(files.pth(GOOD), method=12), "differs|method 12"),
     "not deflated": (
@@ -549,6 +553,8 @@ INDICES = {
     "dots": ({"x": ".."}, "names of files beside the index"),
     "NUL": ({"x": "x\0"}, "names of files beside the index"),
     "number": ({"x": 1}, "names of files beside the index"),
+    "long": ({"x": "x" * 10**6}, "names of files beside the index"),
+    "escape": ({"x": "\x1b[2J\n"}, r"\\x1b\[2J\\n': does not exist"),
     "itself": ({"x": "model.safetensors.index.json"}, "of no format|header"),
     "empty": ({}, "empty weight_map"),
     "list": ([], "without a weight_map"),
@@ -561,6 +567,13 @@ def test_indices(case, tmp_path):
     folder = tmp_path / "model"
     folder.mkdir()
     refused(sharded(folder, weight_map), match)
+
+
+def test_an_index_with_a_tensor_twice(tmp_path):
+    sharded(tmp_path, X | Y)
+    text = '{"weight_map": {"x": "x.safetensors", "y": "y.safetensors", "x": "y.safetensors"}}'
+    (tmp_path / "model.safetensors.index.json").write_text(text)
+    refused(tmp_path, "the index has the name 'x' twice")
 
 
 def test_folders(tmp_path):
