@@ -652,6 +652,7 @@ def intact(folder: pathlib.Path, *, study: bool = False) -> str:
     for step in Checkpointer(folder / "checkpoints").steps()[::-1]:
         try:
             verify(folder / "checkpoints" / str(step))
+            read_meta(folder / "checkpoints" / str(step))
         except (CheckpointError, OSError):
             continue
         return f"the checkpoint of step {step} is whole; the same command goes on from it"

@@ -947,30 +947,36 @@ def _refuse(value: Any) -> Any:
     )
 
 
-def from_json(text: str) -> ConfigDict:
+def from_json(text: str, *, where: str = "config.json") -> ConfigDict:
     """Returns the config that `to_json` wrote, locked and typed as `base()`.
+
+    Args:
+      text: JSON.
+      where: the file to name in errors.
 
     Raises:
       ConfigError: for text that is not a config of this version.
     """
     try:
-        stored = parse_json(text.encode("utf-8", "replace"), "config.json")
+        stored = parse_json(text.encode("utf-8", "replace"), where, optional={"roles": Mapping})
     except DamagedFile as error:
-        raise ConfigError(error.what, where="config.json") from None
+        raise ConfigError(error.what, where=where) from None
     config = base()
     for name in stored.get("roles", {}):
         if not re.fullmatch(r"\w+", str(name)):
-            raise ConfigError(f"{name!r} is no name of a role", where="config.json: roles")
+            raise ConfigError(f"{name!r} is no name of a role", where=f"{where}: roles")
         config.roles[name] = role()
     for path, value in flatten(stored).items():
         node, key, is_open = _place(config, path)
+        if value is None and isinstance(node.get(key), ConfigDict):
+            raise ConfigError("is null, not a group", where=f"{where}: {path}")
         try:
             if not _is_empty(value):
                 node[key] = value
             elif is_open:
                 node[key] = ConfigDict()
-        except (TypeError, ValueError) as error:
-            raise ConfigError(str(error), where=f"config.json: {path}") from None
+        except (TypeError, ValueError, OverflowError) as error:
+            raise ConfigError(str(error), where=f"{where}: {path}") from None
     return config
 
 

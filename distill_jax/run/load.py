@@ -194,7 +194,9 @@ def load(
     found = checkpoint.find_step(origin.path, where="folder", step=step)
     checkpoint.verify(found)
     meta = checkpoint.read_meta(found)
-    config = config_lib.from_json(json.dumps(meta["config"]))
+    if "config" not in meta:
+        raise CheckpointError(f"{checkpoint.META} holds no config", where=str(found))
+    config = config_lib.from_json(json.dumps(meta["config"]), where=str(found / checkpoint.META))
     trusted = frozenset(trust)
     signature = meta.get("signature")
     if signature is None:  # an earlier version wrote it

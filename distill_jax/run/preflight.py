@@ -332,9 +332,11 @@ def of_teachers(config: ConfigDict, frozen: Sequence[Role], dataset: Dataset) ->
 def _result(step: pathlib.Path) -> dict[str, Any]:
     for folder in step.parents[:2]:
         try:
-            return read_json(folder / "result.json", shape={"classes": list, "best": NUMBERS})
+            result = read_json(folder / "result.json", shape={"classes": list, "best": NUMBERS})
         except DamagedFile:
             continue
+        if all(isinstance(name, str) for name in result["classes"]):
+            return result
     return {}
 
 

@@ -206,6 +206,34 @@ def _is_row(value: Any) -> bool:
     )
 
 
+def _are_numbers(value: Any) -> bool:
+    """Whether a value is a number or nested lists of numbers."""
+    return all(map(_are_numbers, value)) if isinstance(value, list) else _is_number(value)
+
+
+def _is_signature(value: Mapping[str, Any]) -> bool:
+    """Whether a value has the types of `Experiment.signature`."""
+    statistics, networks = value.get("statistics"), value.get("networks")
+    return (
+        isinstance(networks, Mapping)
+        and all(
+            isinstance(network, Mapping)
+            and isinstance(network.get("model"), str)
+            and isinstance(network.get("kwargs"), Mapping)
+            for network in networks.values()
+        )
+        and isinstance(value.get("classes"), list)
+        and all(isinstance(name, str) for name in value["classes"])
+        and isinstance(value.get("cardinalities"), list)
+        and _are_numbers(value["cardinalities"])
+        and {"image_size", "input"} <= value.keys()
+        and (
+            statistics is None
+            or (isinstance(statistics, list) and len(statistics) == 2 and _are_numbers(statistics))
+        )
+    )
+
+
 def _are_inputs(value: Any) -> bool:
     """Whether a value has the types of what `check_inputs` compares."""
     data, networks = value.get("data", {}), value.get("networks", {})
@@ -276,6 +304,7 @@ def read_meta(step: pathlib.Path) -> Mapping[str, Any]:
             "skipped": meta.get("skipped", 0) >= 0,
             "unlogged": all(map(_is_row, meta.get("unlogged", ()))),
             "inputs": _are_inputs(meta.get("inputs") or {}),
+            "signature": "signature" not in meta or _is_signature(meta["signature"]),
         }
         for name, is_valid in checks.items():
             if not is_valid:
@@ -873,7 +902,8 @@ def stored_config(folder: pathlib.Path) -> ConfigDict | None:
         return None
     meta = newest_meta(folder / "checkpoints")
     if meta is not None and "config" in meta:
-        return config_lib.from_json(json.dumps(meta["config"]))
+        where = folder / "checkpoints" / str(meta["step"]) / META
+        return config_lib.from_json(json.dumps(meta["config"]), where=str(where))
     return config_lib.from_json(read_text(folder / "config.json", hint=CONFIG_HINT))
 
 

@@ -505,6 +505,9 @@ def test_json_round_trip():
         ("[]", "not a JSON object"),
         ('{"sed": 1}', "did you mean 'seed'"),
         ('{"seed": "a"}', "seed"),
+        ('{"roles": null}', "'roles' is null"),
+        ('{"study": null}', "study: is null, not a group"),
+        ('{"optim": {"lr": 1' + "0" * 400 + "}}", "optim.lr"),
     ],
 )
 def test_damaged_stored_configs_are_refused(text, expected):

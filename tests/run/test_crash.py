@@ -121,7 +121,8 @@ def test_a_report_that_fails_leaves_the_result(monkeypatch, capsys, tmp_path):
 def test_only_a_checkpoint_that_is_whole_is_promised(tmp_path, damaged, whole):
     for step in (1, 2):
         folder = tmp_path / "checkpoints" / str(step)
-        folder.mkdir(parents=True)
+        (folder / "meta").mkdir(parents=True)
+        (folder / checkpoint.META).write_text(f'{{"step": {step}}}')
         (folder / "data").write_text("x")
         checkpoint.seal(folder)
         if step in damaged:

@@ -109,12 +109,32 @@ def reseal(folder, /, **changes):
     checkpoint.seal(folder)
 
 
+def wrong_signatures():
+    network = {"model": "mlp", "kwargs": {"hidden": [4]}}
+    right = {
+        "input": {"shape": [4, 4, 1], "dtype": "uint8"},
+        "classes": ["0", "1"],
+        "cardinalities": [],
+        "image_size": 4,
+        "statistics": [[0.5], [0.2]],
+        "networks": {"student": network},
+    }
+    assert workdir._is_signature(right) and workdir._is_signature(right | {"statistics": None})
+    wrong = {
+        "classes": [3, [1]],
+        "cardinalities": [None, ["x"]],
+        "statistics": [3, [1], ["a", "b"]],
+        "networks": [3, {"student": []}, {"student": {**network, "kwargs": []}}],
+    }
+    return [right | {name: value} for name, values in wrong.items() for value in values]
+
+
 WRONG_META = {
     "step": ["three", -3, 3.0, True, None, 2, 2**70],
     "metric": ["high", [1], True, float("nan"), 10**400],
     "config": [None, "x", []],
     "inputs": [3, {"data": []}, {"data": {"test": 1}}, {"data": {"test": {"sha256": 1}}}],
-    "signature": [None, []],
+    "signature": [None, [], {}, *wrong_signatures()],
     "environment": ["cpu"],
     "seconds": ["x", None],
     "skipped": [None, -1, 1.5],
@@ -137,6 +157,7 @@ def test_metadata_of_a_wrong_type_are_damage(folder, name, value):
 
 def test_a_step_with_damaged_metadata_gives_way_to_the_one_before(folder):
     reseal(folder / "3", seconds="x")
+    assert "checkpoint of step 2 is whole" in checkpoint.intact(folder.parent)
     assert restore(folder)[0] == 2 and (folder / "3.damaged").is_dir()
 
 
