@@ -145,7 +145,9 @@ WRONG_META = {
 
 
 @pytest.mark.parametrize(
-    "name, value", [(name, value) for name, values in WRONG_META.items() for value in values]
+    "name, value",
+    [(name, value) for name, values in WRONG_META.items() for value in values],
+    ids=lambda x: str(x)[:40],
 )
 def test_metadata_of_a_wrong_type_are_damage(folder, name, value):
     reseal(folder / "3", **{name: value})
