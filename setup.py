@@ -49,8 +49,9 @@ setup(
         "tqdm>=4.66",
     ],
     extras_require={
-        "test": ["pytest>=8", "pytest-xdist>=3.6", "scikit-learn>=1.5"],
-        "lint": ["ruff>=0.14", "pyright[nodejs]>=1.1.400", "scikit-learn>=1.5", "pytest>=8"],
+        # pytest 9.2 ignores the groups of pytest-xdist 3.8.
+        "test": ["pytest>=8,<9.2", "pytest-xdist>=3.6", "scikit-learn>=1.5"],
+        "lint": ["ruff>=0.14", "pyright[nodejs]>=1.1.400", "scikit-learn>=1.5", "pytest>=8,<9.2"],
     },
     entry_points={
         "console_scripts": [

@@ -12,6 +12,7 @@ os.environ.setdefault(
 )
 
 import jax
+import pytest
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -65,6 +66,14 @@ def pytest_terminal_summary(terminalreporter, config):
     if chosen and config.option.markexpr == "not slow":
         many = f'{len(chosen)} slow tests were left out; -m "slow or not slow" runs them too'
         terminalreporter.write_line(many)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_finish(session):
+    """Groups of pytest-xdist 3.8 are put into node ids, where pytest 9.2 does not see them."""
+    if getattr(session.config.option, "loadgroup", False):
+        grouped = [item for item in session.items if item.get_closest_marker("xdist_group")]
+        assert all("@" in item.nodeid for item in grouped), "groups of pytest-xdist have no effect"
 
 
 def pytest_collection_modifyitems(items):

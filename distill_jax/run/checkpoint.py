@@ -730,10 +730,11 @@ def read_network(
         except CheckpointError as e:
             hint = "give the model and the kwargs that it was trained with"
             if "/positions: (" in e.what:
-                hint = (
-                    "learned positions are of one size of image: give that on which it was trained"
-                )
-            raise CheckpointError(e.what, where=f"{where}: {e.where}", hint=hint) from e
+                hint = "learned positions are of one size of image, that on which it was trained"
+            elif "has no layer" in e.what:
+                hint = e.hint
+            place = e.where or str(folder)
+            raise CheckpointError(e.what, where=f"{where}: {place}", hint=hint) from e
     if wanted is None or part:
         stored = _stored_shapes(folder, ROLE + role)
         tree = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), stored)

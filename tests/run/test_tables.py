@@ -76,11 +76,12 @@ def test_console_result_report_and_description_count_the_operations_of_all_devic
     assert f"cost        {shown} a step" in text and f"operations {shown}, over" in text
     page = report.write_run_report(tmp_path).read_text()
     assert f">{shown.removesuffix('FLOP')}<" in page
-    # Of all devices: what one device alone computes, but for what each does for itself.
+    # Of all devices: what one device alone computes, but for what each does for itself, which in a
+    # network of this size is not little: the optimizer, and looking for what is not finite.
     mesh = partition.make_mesh(devices=jax.devices()[:1])
     alone = build.dataclasses.replace(build.build(config), mesh=mesh)
     alone.compile_step(build.feed_shapes(alone))
-    assert alone.flops_per_step == pytest.approx(result["compute"]["flops_per_step"], rel=0.1)
+    assert alone.flops_per_step == pytest.approx(result["compute"]["flops_per_step"], rel=0.2)
     evaluated = loop.evaluate_run(config, tmp_path)
     assert evaluated == "\n".join(trained.splitlines()[: len(evaluated.splitlines())])
     assert list(json.loads((tmp_path / "eval.json").read_text())) == ["last", "best"]

@@ -1,6 +1,5 @@
 """Transforms by name, and what they presuppose of the values of an image."""
 
-import importlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -9,12 +8,6 @@ import numpy as np
 from distill_jax.core.api import Transform
 from distill_jax.core.errors import ConfigError, nearest
 from distill_jax.data import checks
-
-FAMILIES = (
-    *(f"transforms.{family}" for family in ("values", "geometry", "colour", "mixing", "views")),
-    "masks",
-)
-"""Modules of `distill_jax.data` whose functions `make_<name>` are transforms."""
 
 TAKES: Mapping[str, str] = {
     "scale": "pixels",
@@ -30,10 +23,13 @@ they are; "unit", floats in [0, 1]."""
 
 def builders() -> dict[str, Callable[..., Transform]]:
     """Returns the builders of all transforms by name."""
-    modules = [importlib.import_module(f"distill_jax.data.{family}") for family in FAMILIES]
+    # Views are made of transforms by name.
+    from distill_jax.data import masks
+    from distill_jax.data.transforms import colour, geometry, mixing, values, views
+
     return {
         key.removeprefix("make_"): value
-        for module in modules
+        for module in (values, geometry, colour, mixing, views, masks)
         for key, value in vars(module).items()
         if key.startswith("make_")
     }
