@@ -25,8 +25,11 @@ from unittest import mock
 import jax
 
 from distill_jax.core.errors import ConfigError
-from distill_jax.run import build, environment, loop
+from distill_jax.run import build, environment
 from distill_jax.run import config as config_lib
+from distill_jax.run.train import loop
+from distill_jax.run.train.program import Alone
+from distill_jax.run.train.run import Run
 
 STEPS, EVERY, BATCH = 200, 10, 64
 
@@ -151,8 +154,8 @@ def cost(name: str, *, seconds: float) -> dict[str, float]:
         with contextlib.nullcontext() if watched else quiet:
             experiment = build.build(config)
             workdir = pathlib.Path(tempfile.mkdtemp())
-            program = loop.Alone(
-                loop.Run(config, workdir, experiment, arm="", reported="", say=lambda line: None)
+            program = Alone(
+                Run(config, workdir, experiment, arm="", reported="", say=lambda line: None)
             )
             state, step = program.start()
             program.compile(step)

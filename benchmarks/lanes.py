@@ -53,7 +53,10 @@ def make_step(net: str, variant: str):
     environment.configure_jax(cpu_devices=environment.cpu_devices(config))
     import jax
 
-    from distill_jax.run import build, lanes, loop, study
+    from distill_jax.contrib import lanes
+    from distill_jax.run import build, study
+    from distill_jax.run.train.program import Alone, Program
+    from distill_jax.run.train.run import Run
 
     folder = pathlib.Path(tempfile.mkdtemp())
     members = [
@@ -62,15 +65,13 @@ def make_step(net: str, variant: str):
     ]
     if variant == "alone":
         first, count = members[0].config, RUNS
-        run = loop.Run(first, folder, build.build(first), arm="", reported="", say=print)
-        program: loop.Program = loop.Alone(run)
+        run = Run(first, folder, build.build(first), arm="", reported="", say=print)
+        program: Program = Alone(run)
     else:
         experiments = lanes.make_experiments(members, build.build)
         program = lanes.Lanes(members, experiments, way=variant)
         program.runs = [
-            loop.Run(
-                m.config, folder / str(m.seed), e, arm="", reported="", share=1 / RUNS, say=print
-            )
+            Run(m.config, folder / str(m.seed), e, arm="", reported="", share=1 / RUNS, say=print)
             for m, e in zip(members, experiments, strict=True)
         ]
         count = 1

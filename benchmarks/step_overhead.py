@@ -28,7 +28,8 @@ from distill_jax.core import partition, rng, state, steps
 from distill_jax.data import loader, synthetic, transforms
 from distill_jax.models import mlp, resnet
 from distill_jax.objectives import kd
-from distill_jax.run import loop, watch, writers
+from distill_jax.run import watch, writers
+from distill_jax.run.train.stepping import IN_FLIGHT
 
 NETS = {
     # name: (student, teacher, image size, channels, batch, steps in a block)
@@ -125,9 +126,9 @@ def make_sides(name):
                 box["state"], metrics = compiled(box["state"], frozen, *arguments, key)
                 box["step"] += 1
                 pending.append(metrics)
-                if len(pending) % loop.IN_FLIGHT == 0:
+                if len(pending) % IN_FLIGHT == 0:
                     say("device")
-                    pending[-loop.IN_FLIGHT].block_until_ready()
+                    pending[-IN_FLIGHT].block_until_ready()
                 say("other")
                 progress.update(box["step"])
             for metrics in pending:

@@ -188,8 +188,10 @@ def _run(parsed: flags.Flags) -> int:
 
 def _do(parsed: flags.Flags) -> None:
     with console.deferring_interrupts():
-        from distill_jax.run import build, loop, processes
+        from distill_jax.run import build, processes
         from distill_jax.run import workdir as workdir_lib
+        from distill_jax.run.train import evaluation, loop
+        from distill_jax.run.train.result import format_result
 
     make_experiment = functools.partial(build.build, trusted=parsed.trusted)
     if processes.count() > 1:
@@ -214,7 +216,7 @@ def _do(parsed: flags.Flags) -> None:
             print(table)
     elif parsed.mode == "eval":
         assert workdir is not None
-        table = loop.evaluate_run(config, workdir, make_experiment=make_experiment)
+        table = evaluation.evaluate_run(config, workdir, make_experiment=make_experiment)
         if main_process:
             print(table)
     else:
@@ -222,7 +224,7 @@ def _do(parsed: flags.Flags) -> None:
         with workdir_lib.claim(workdir, "run", start_over=parsed.start_over, say=say):
             result = loop.train(config, workdir, make_experiment=make_experiment, say=say)
             if main_process:
-                print(loop.format_result(result))
+                print(format_result(result))
                 from distill_jax.run import report  # not before the first step
 
                 crash.doing("writing the report")

@@ -23,8 +23,9 @@ ALLOWED = {
     "launch": set(),
     "run": {
         *("core", "losses", "weighers", "objectives", "models", "data", "evaluators"),
-        *("configs", "trainer"),
+        *("configs", "trainer", "contrib"),
     },
+    "contrib": {"core", "run"},
     "main": {"core", "run"},
 }
 FILES = sorted(ROOT.rglob("*.py"))

@@ -9,8 +9,9 @@ import pytest
 
 import distill_jax as dj
 from distill_jax.run import config as config_lib
-from distill_jax.run import flags, loop
+from distill_jax.run import flags
 from distill_jax.run.resolve import available, resolve
+from distill_jax.run.train import loop
 
 ROOT = pathlib.Path(__file__).parents[1]
 

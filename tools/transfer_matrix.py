@@ -25,9 +25,10 @@ import numpy as np
 from distill_jax.core.api import Dataset, Source
 from distill_jax.core.errors import CheckpointError, ConfigError, UserError
 from distill_jax.data.source import example_ids, example_labels
-from distill_jax.run import build, loop
+from distill_jax.run import build
 from distill_jax.run import config as config_lib
 from distill_jax.run.checkpoint import Checkpointer
+from distill_jax.run.train import evaluation
 
 SPLITS = ("train", "held_out", "test")
 
@@ -114,9 +115,9 @@ def measure(
         other.data.corrupt = config_lib.base().data.corrupt
         dataset = adapted(build.load_dataset(other), experiment.dataset, name=name)
         here = dataclasses.replace(experiment, dataset=dataset)
-        metrics, _ = loop.evaluate(here, restored.state, frozen, "test")
-        metrics |= loop.measure_controls(here, config.seed)
-        found[name] = {k.partition("/")[2]: v for k, v in loop.scalars(metrics).items()}
+        metrics, _ = evaluation.evaluate(here, restored.state, frozen, "test")
+        metrics |= evaluation.measure_controls(here, config.seed)
+        found[name] = {k.partition("/")[2]: v for k, v in evaluation.scalars(metrics).items()}
     return found
 
 

@@ -15,10 +15,13 @@ from distill_jax.core.errors import ConfigError, NonFiniteError, nearest
 from distill_jax.evaluators._directions import direction
 from distill_jax.run import build as build_lib
 from distill_jax.run import config as config_lib
-from distill_jax.run import lanes, loop, paths, processes, report, sharing, statistics
+from distill_jax.run import paths, processes, report, sharing, statistics
 from distill_jax.run import workdir as workdir_lib
 from distill_jax.run.config import ConfigDict
+from distill_jax.run.members import NO_LANES, Member
+from distill_jax.run.members import kind as kind_of
 from distill_jax.run.tables import decimals, number
+from distill_jax.run.train import loop
 
 _REFERENCE = re.compile(r"arm:(?P<arm>[\w.+-]+)(@(?P<seed>\d+))?(?P<role>#[\w/]+[*]?)?$")
 
@@ -164,7 +167,7 @@ def run_study(
     """Runs what is not finished, writes `study.json` and `report.html`, returns the table.
 
     A run that diverges is recorded as failed and the others go on. With `study.lanes`, runs of one
-    kind go side by side (`run/lanes.py`).
+    kind go side by side (`contrib/lanes.py`).
 
     Args:
       config: with `study.arms`, `study.seeds`, `study.reference` and `study.metric`.
@@ -203,7 +206,7 @@ class _SameData:
         self._alike.check(config, found, "the runs that are left", done=False)
         return experiment
 
-    def see(self, member: lanes.Member, result: Mapping[str, Any] | None) -> None:
+    def see(self, member: Member, result: Mapping[str, Any] | None) -> None:
         """Takes a finished run for later ones to be compared with."""
         data = (result or {}).get("inputs", {}).get("data")
         self._alike.check(member.config, data, f"{member.arm} seed {member.seed}")
@@ -274,9 +277,7 @@ def _run_study(
     return f"{table}\n\nreport: {path}"
 
 
-def _groups(
-    config: ConfigDict, order: list[str], workdir: pathlib.Path
-) -> list[list[lanes.Member]]:
+def _groups(config: ConfigDict, order: list[str], workdir: pathlib.Path) -> list[list[Member]]:
     """Returns the runs of a study, in groups that may go side by side, in an order that works.
 
     An arm joins an earlier group of its kind where all that it starts from comes before that.
@@ -286,7 +287,7 @@ def _groups(
     for arm in order:
         sources = {m["arm"] for m in _references(_values(config, arms[arm])).values()}
         last = max((i for i, (_, g) in enumerate(groups) if sources & set(g)), default=-1)
-        kind = lanes.kind(arm_config(config, arm, config.study.seeds[0], workdir))
+        kind = kind_of(arm_config(config, arm, config.study.seeds[0], workdir))
         alike = (g for k, g in groups[last + 1 :] if k == kind and config.study.lanes != "no")
         if (group := next(alike, None)) is not None:
             group.append(arm)
@@ -294,7 +295,7 @@ def _groups(
             groups.append((kind, [arm]))
     return [
         [
-            lanes.Member(
+            Member(
                 arm,
                 seed,
                 arm_config(config, arm, seed, workdir),
@@ -310,10 +311,10 @@ def _groups(
 
 def _outcomes(
     config: ConfigDict,
-    group: list[lanes.Member],
+    group: list[Member],
     make_experiment: Callable[[ConfigDict], build_lib.Experiment],
     say: Callable[[str], None],
-) -> Iterator[tuple[lanes.Member, dict[str, Any] | NonFiniteError, float]]:
+) -> Iterator[tuple[Member, dict[str, Any] | NonFiniteError, float]]:
     """Yields each run of a group with its result, or why it has none, and the seconds it took."""
     together: dict[int, Any] = {}
     told: set[tuple[str, str]] = set()
@@ -350,12 +351,14 @@ def _say_later(line: str) -> None:
 
 def _side_by_side(
     config: ConfigDict,
-    members: list[lanes.Member],
+    members: list[Member],
     make_experiment: Callable[[ConfigDict], build_lib.Experiment],
     say: Callable[[str], None],
     told: set[tuple[str, str]],
 ) -> dict[int, dict[str, Any] | NonFiniteError]:
     """Returns outcomes by `id` of the member; those that cannot go side by side are left out."""
+    from distill_jax.contrib import lanes  # on top of this layer, and only where it is asked for
+
     arms = list(dict.fromkeys(member.arm for member in members))
     try:
         outcomes = lanes.train(
@@ -364,7 +367,7 @@ def _side_by_side(
             only_if_faster=config.study.lanes == "auto",
             say=_warnings(members, say, told),
         )
-    except lanes.NO_LANES as error:
+    except NO_LANES as error:
         if len(arms) > 1:
             found = {}
             for arm in arms:
@@ -378,7 +381,7 @@ def _side_by_side(
 
 
 def _warnings(
-    members: list[lanes.Member], say: Callable[[str], None], told: set[tuple[str, str]]
+    members: list[Member], say: Callable[[str], None], told: set[tuple[str, str]]
 ) -> Callable[[str], None]:
     """Returns a `say` for runs that passes on what they warn of, once for each of their arms.
 

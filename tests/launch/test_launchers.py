@@ -174,7 +174,9 @@ def test_two_processes_train_as_one(resident, tmp_path):
 PATCHED = """
 import os, signal, sys
 from distill_jax import main
-from distill_jax.run import checkpoint, loop, processes
+from distill_jax.run import checkpoint, processes
+from distill_jax.run.train import evaluation
+from distill_jax.run.train.run import Run
 
 PATCH
 sys.exit(main.main(sys.argv))
@@ -195,12 +197,12 @@ def run_patched(patch, *args):
 @pytest.mark.parametrize("index", [0, 1])
 def test_the_others_end_with_71_where_one_is_killed(index, tmp_path):
     patch = f"""
-read = loop.Run.read
+read = Run.read
 def killed(self, pending, step):
     if step >= 8 and "--process_id={index}" in sys.argv:
         os.kill(os.getpid(), signal.SIGKILL)
     return read(self, pending, step)
-loop.Run.read = killed
+Run.read = killed
 """
     args = ["--config.log.every_steps=4", "--config.total.steps=400"]
     code, told = run_patched(patch, *args, f"--workdir={tmp_path}")
@@ -217,12 +219,12 @@ checkpoint.Checkpointer.steps = lambda self: steps(self) if processes.is_main() 
 from distill_jax.run import workdir
 result = workdir.read_result
 workdir.read_result = lambda folder, **kw: result(folder, **kw) if processes.is_main() else None
-measure, calls = loop.measure, []
+measure, calls = evaluation.measure, []
 def falling(experiment, outputs, facts, split, parts=None):
     calls.append(split)
     found = measure(experiment, outputs, facts, split, parts)
     return {**found, "held_out/accuracy": 1 / len(calls)} if split == "held_out" else found
-loop.measure = falling
+evaluation.measure = falling
 """
     args = ["--config.eval.every.steps=3", f"--workdir={tmp_path}"]
     code, told = run_patched(stale, *args)
@@ -237,12 +239,12 @@ loop.measure = falling
 @pytest.mark.slow
 def test_a_signal_to_one_process_ends_a_study_after_its_run(tmp_path):
     patch = """
-measure = loop.measure
+measure = evaluation.measure
 def stopped(experiment, outputs, facts, split, parts=None):
     if split == "test" and not processes.is_main():
         os.kill(os.getpid(), signal.SIGTERM)
     return measure(experiment, outputs, facts, split, parts)
-loop.measure = stopped
+evaluation.measure = stopped
 """
     study = ["--mode=study", "--config.study.arms={'a': {}, 'b': {'optim.lr': 0.2}}"]
     study += ["--config.study.reference=a", "--config.study.seeds=(0,)"]

@@ -9,8 +9,11 @@ import numpy as np
 import pytest
 
 from distill_jax.core.errors import ConfigError
-from distill_jax.run import build, loop, preflight, study
+from distill_jax.run import build, preflight, study
 from distill_jax.run import config as config_lib
+from distill_jax.run.environment import Preempted
+from distill_jax.run.train import loop
+from distill_jax.run.train.program import Alone
 
 from .nets_by_name import PIXELS
 
@@ -151,7 +154,7 @@ def test_a_study_of_such_networks_side_by_side(tmp_path):
 def test_such_a_run_resumes_bitwise(tmp_path, monkeypatch):
     config = make_config("Net")
     loop.train(config, tmp_path / "whole", say=lambda line: None)
-    step = loop.Alone.__call__
+    step = Alone.__call__
 
     def stop(self, state, at):
         if at == 3:
@@ -159,8 +162,8 @@ def test_such_a_run_resumes_bitwise(tmp_path, monkeypatch):
         return step(self, state, at)
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop.Alone, "__call__", stop)
-        with pytest.raises(loop.Preempted):
+        patch.setattr(Alone, "__call__", stop)
+        with pytest.raises(Preempted):
             loop.train(config, tmp_path / "parts", say=lambda line: None)
     said = []
     loop.train(config, tmp_path / "parts", say=said.append)

@@ -15,7 +15,9 @@ import pytest
 
 from distill_jax import main
 from distill_jax.core.errors import NonFiniteError, UserError
-from distill_jax.run import build, checkpoint, console, crash, describe, loop, report, study, watch
+from distill_jax.run import build, checkpoint, console, crash, describe, report, study, watch
+from distill_jax.run.train import evaluation, loop
+from distill_jax.run.train import result as result_lib
 from tests.run.test_survival import make_state
 
 CONFIG = "--config=configs/distill/supervised.py:smoke"
@@ -52,7 +54,7 @@ def temporary(tmp_path, monkeypatch):
     [
         ((build, "open_dataset"), "train", CONFIG, "reading data", "starts from the beginning"),
         ((loop, "train"), "train", CONFIG, "building the experiment", "from the beginning"),
-        ((loop, "evaluate_run"), "eval", CONFIG, "evaluating", "the run is as it was"),
+        ((evaluation, "evaluate_run"), "eval", CONFIG, "evaluating", "the run is as it was"),
         ((describe, "describe"), "describe", CONFIG, "describing the config", "nothing was"),
         ((study, "run_study"), "study", STUDY, "running the study", "0 runs are finished"),
     ],
@@ -110,7 +112,7 @@ def test_a_report_that_fails_leaves_the_result(monkeypatch, capsys, tmp_path):
         return {}
 
     monkeypatch.setattr(loop, "train", train)
-    monkeypatch.setattr(loop, "format_result", lambda _: "")
+    monkeypatch.setattr(result_lib, "format_result", lambda _: "")
     monkeypatch.setattr(report, "write_run_report", fail)
     assert main.main(["distill-jax", CONFIG, f"--workdir={tmp_path / 'run'}"]) == 1
     line = one_line(capsys)
@@ -160,7 +162,7 @@ def test_an_error_in_a_thread_is_one_line_and_the_code_says_so(monkeypatch, caps
         return {}
 
     monkeypatch.setattr(loop, "train", train)
-    monkeypatch.setattr(loop, "format_result", lambda _: "")
+    monkeypatch.setattr(result_lib, "format_result", lambda _: "")
     monkeypatch.setattr(report, "write_run_report", lambda _: "")
     before = threading.excepthook
     assert main.main(["distill-jax", CONFIG, f"--workdir={tmp_path / 'run'}"]) == 1

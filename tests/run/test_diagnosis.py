@@ -13,8 +13,9 @@ from distill_jax.core.api import Dataset, Model, Provenance, Terms
 from distill_jax.core.errors import ConfigError, DataUnavailable, NonFiniteError, UserError
 from distill_jax.data.source import ArraySource, Subset
 from distill_jax.objectives.supervised import Supervised
-from distill_jax.run import build, diagnosis, loop
+from distill_jax.run import build, diagnosis
 from distill_jax.run import config as config_lib
+from distill_jax.run.train import loop
 
 HERE = __name__
 BAD = 13

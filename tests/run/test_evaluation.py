@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from distill_jax.core import partition
-from distill_jax.run import build, flags, loop, study
+from distill_jax.run import build, flags, masked, study
 from distill_jax.run import config as config_lib
+from distill_jax.run.train import evaluation, loop
 
 
 def make_config(**changes):
@@ -64,15 +65,15 @@ def test_a_batch_larger_than_the_data_is_of_the_data():
 
 def test_what_ends_a_run_is_no_late_compilation(tmp_path, monkeypatch):
     """Pictures, the test split, controls, and the best state where that is an earlier one."""
-    monkeypatch.setattr(loop.masked, "store", lambda *_, **__: jax.jit(lambda x: x + 1)(1.0))
+    monkeypatch.setattr(masked, "store", lambda *_, **__: jax.jit(lambda x: x + 1)(1.0))
     steps = iter([3.0, 2.0, 1.0])
-    measure = loop.measure
+    measure = evaluation.measure
 
     def worse(experiment, outputs, facts, split, parts=None):
         found = measure(experiment, outputs, facts, split, parts)
         return found | ({"held_out/accuracy": next(steps)} if split == "held_out" else {})
 
-    monkeypatch.setattr(loop, "measure", worse)
+    monkeypatch.setattr(evaluation, "measure", worse)
     said = []
     config = make_config(**{"total.steps": 3, "eval.every.steps": 1, "log.tensorboard": False})
     result = loop.train(config, tmp_path, say=said.append)

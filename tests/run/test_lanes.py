@@ -10,10 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from distill_jax.contrib import lanes
 from distill_jax.core import lanes as lanes_lib
 from distill_jax.core.errors import NonFiniteError
-from distill_jax.run import build, checkpoint, lanes, loop, study
+from distill_jax.run import build, checkpoint, study
 from distill_jax.run import config as config_lib
+from distill_jax.run.environment import Preempted
+from distill_jax.run.train import loop
 
 LR, KD = (("slow", 0.01), ("fast", 0.05)), (("cool", 2.0), ("warm", 5.0))
 
@@ -209,7 +212,7 @@ def test_a_stopped_group_ends_as_an_uninterrupted_one(tmp_path, monkeypatch):
         return step(self, state, at)
 
     monkeypatch.setattr(lanes.Lanes, "__call__", stop_at)
-    with pytest.raises(loop.Preempted):
+    with pytest.raises(Preempted):
         lanes.train(members(tmp_path / "parts", config), say=lambda line: None)
     monkeypatch.setattr(lanes.Lanes, "__call__", step)
     said = []

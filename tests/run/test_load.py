@@ -7,8 +7,9 @@ from flax import nnx
 
 import distill_jax as dj
 from distill_jax.core.errors import UserError
-from distill_jax.run import build, loop
+from distill_jax.run import build
 from distill_jax.run import config as config_lib
+from distill_jax.run.train import loop
 
 from . import nets_by_name
 

@@ -8,11 +8,13 @@ import jax
 import numpy as np
 import pytest
 
+from distill_jax.contrib import lanes
 from distill_jax.core.errors import ConfigError
 from distill_jax.data.source import example_ids, example_labels
 from distill_jax.evaluators import knn, probe
-from distill_jax.run import build, lanes, loop, report
+from distill_jax.run import build, report
 from distill_jax.run import config as config_lib
+from distill_jax.run.train import evaluation, loop
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -68,15 +70,15 @@ def test_a_part_is_collected_once_in_bounds_and_beside_its_split(monkeypatch):
     """Two evaluators, one pass; the measured split is not collected a second time."""
     first, second = Recorder(most=10), Recorder(most=30)
     experiment = built(first, second)
-    collected, collect = [], loop.collect
+    collected, collect = [], evaluation.collect
 
     def counting(experiment, predict, split, **kwargs):
         collected.append(split)
         return collect(experiment, predict, split, **kwargs)
 
-    monkeypatch.setattr(loop, "collect", counting)
+    monkeypatch.setattr(evaluation, "collect", counting)
     state = state_of(experiment)
-    metrics, _ = loop.evaluate(experiment, state, {}, "test")
+    metrics, _ = evaluation.evaluate(experiment, state, {}, "test")
     assert collected == ["test", "train"] and metrics == {"test/seen": 30}
     outputs, batch, parts, split = first.calls[0]
     assert split == "test" and set(parts) == {"train"}
@@ -87,7 +89,7 @@ def test_a_part_is_collected_once_in_bounds_and_beside_its_split(monkeypatch):
     np.testing.assert_array_equal(batch["label"], example_labels(experiment.dataset.test))
     assert second.calls[0][2]["train"] is parts["train"]
     assert outputs["student"]["embedding"].shape == (40, 5)
-    loop.evaluate(experiment, state, {}, "train")
+    evaluation.evaluate(experiment, state, {}, "train")
     assert collected == ["test", "train", "train"]
     outputs, batch, parts, split = first.calls[1]
     assert split == "train" and parts["train"][1] is batch
@@ -97,8 +99,8 @@ def test_controls_are_the_input_and_the_network_of_the_seed_before_training():
     recorder = Recorder(controls=("raw", "initial"))
     experiment = built(recorder)
     state = state_of(experiment, seed=3)
-    want, facts = loop.predictions(experiment, state, {}, "test")
-    metrics = loop.measure_controls(experiment, 3)
+    want, facts = evaluation.predictions(experiment, state, {}, "test")
+    metrics = evaluation.measure_controls(experiment, 3)
     assert metrics == {f"test/seen_{c}": len(experiment.dataset.train) for c in recorder.controls}
     raw, initial = (call[0]["student"]["embedding"] for call in recorder.calls)
     np.testing.assert_allclose(initial, want["student"]["embedding"], atol=1e-6)
@@ -130,7 +132,7 @@ def test_the_network_before_training_has_statistics_of_training_data():
     images = experiment.dataset.train.read(np.arange(90))["input"]
     params, state = experiment.untrained(jax.random.key(3))["student"]
     want = apply(params, state, images)[0]["embedding"]
-    loop.measure_controls(experiment, 3)
+    evaluation.measure_controls(experiment, 3)
     measured = recorder.calls[0][2]["train"][0]["student"]["embedding"]
     np.testing.assert_allclose(measured, want, atol=1e-4)
 
@@ -158,7 +160,7 @@ def test_another_pass_leaves_the_statistics_of_a_network_before_training(monkeyp
 def test_a_wide_input_is_no_control(monkeypatch):
     monkeypatch.setattr(build, "RAW_WIDTH", 35)
     experiment = built(Recorder(controls=("raw", "initial")))
-    assert set(loop.measure_controls(experiment, 0)) == {"test/seen_initial"}
+    assert set(evaluation.measure_controls(experiment, 0)) == {"test/seen_initial"}
     build.check_metric(experiment, "test/seen_initial", where="study.metric")
     with pytest.raises(ConfigError, match="seen_raw"):
         build.check_metric(experiment, "test/seen_raw", where="study.metric")

@@ -10,8 +10,10 @@ import pytest
 
 from distill_jax.core.errors import NonFiniteError
 from distill_jax.run import config as config_lib
-from distill_jax.run import loop, report, watch
+from distill_jax.run import report, watch
 from distill_jax.run.sharing import scrubbed
+from distill_jax.run.train import evaluation, loop
+from distill_jax.run.train.program import Alone
 
 
 @pytest.mark.parametrize(
@@ -81,7 +83,7 @@ def test_a_run_names_neither_its_place_nor_its_host(tmp_path, monkeypatch):
     config.objective.name = "kd"
     config.roles.teacher = config_lib.role("mlp", hidden=(4,))
     config.roles.teacher.update(init=str(place / "teacher"), frozen=True)
-    workdir, step = place / "kd", loop.Alone.__call__
+    workdir, step = place / "kd", Alone.__call__
 
     def stalled(self, state, at):
         if at == 1:
@@ -92,9 +94,9 @@ def test_a_run_names_neither_its_place_nor_its_host(tmp_path, monkeypatch):
         return step(self, state, at)
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop.Alone, "__call__", stalled)
+        patch.setattr(Alone, "__call__", stalled)
         loop.train(config, workdir, say=lambda line: None)
-    loop.evaluate_run(config, workdir)
+    evaluation.evaluate_run(config, workdir)
     report.write_run_report(workdir)
     files = {path.name: path for path in handed_on(workdir)}
     assert {"report.html", "result.json", "env.json", "eval.json", "alarms.jsonl"} <= set(files)

@@ -23,9 +23,12 @@ from distill_jax.core.errors import CheckpointError, ConfigError
 from distill_jax.data import loader
 from distill_jax.data.source import ArraySource
 from distill_jax.objectives.supervised import Supervised
-from distill_jax.run import build, checkpoint, flags, loop, processes, workdir
+from distill_jax.run import build, checkpoint, flags, processes, workdir
 from distill_jax.run import config as config_lib
 from distill_jax.run.checkpoint import Checkpointer
+from distill_jax.run.environment import Preempted
+from distill_jax.run.train import loop
+from distill_jax.run.train.run import Run
 from tests import harness
 
 ONE = jax.sharding.SingleDeviceSharding(jax.devices()[0])
@@ -501,7 +504,7 @@ def test_the_first_process_says_what_a_folder_holds(saved, tmp_path, monkeypatch
     told["here"] = {"status": "done"}
     assert loop.train(config, tmp_path, say=lambda line: None) is told["here"]
 
-    run = loop.Run.__new__(loop.Run)
+    run = Run.__new__(Run)
     run.config, run.workdir = config, tmp_path
     run.checkpointer = Checkpointer(tmp_path / "stale")
     measured = {config.eval.metric: 0.5}
@@ -537,11 +540,11 @@ def test_a_signal_before_training_ends_the_program_with_75(tmp_path, monkeypatch
 
 
 def test_a_signal_after_the_last_step_of_a_run_ends_its_study(tmp_path, monkeypatch):
-    def last(self, stop):
+    def last(*_):
         signal.raise_signal(signal.SIGTERM)
-        return [{"metrics": {"test/accuracy": 0.5}, "best": {}}]
+        return {"metrics": {"test/accuracy": 0.5}, "best": {}}
 
-    monkeypatch.setattr(loop.Loop, "run", last)
+    monkeypatch.setattr(loop, "train_run", last)
     arms = "{'a': {}, 'b': {'optim.lr': 0.2}}"
     study = ["--mode=study", f"--config.study.arms={arms}", "--config.study.reference=a"]
     more = ["--config.study.seeds=(0,)", "--config.study.metric=test/accuracy"]
@@ -674,7 +677,7 @@ def test_a_run_that_stops_after_every_step_says_the_same(tmp_path):
         try:
             train(broken, stop_after_a_step)
             break
-        except loop.Preempted:
+        except Preempted:
             stops += 1
     assert stops == 6
     # Killed after the last checkpoint and before the result, then once more with both.
@@ -685,7 +688,7 @@ def test_a_run_that_stops_after_every_step_says_the_same(tmp_path):
 
 
 def test_what_is_logged_may_change_where_a_run_goes_on(tmp_path):
-    with pytest.raises(loop.Preempted):
+    with pytest.raises(Preempted):
         loop.train(watched_config(), tmp_path, say=stop_after_a_step)
     config = watched_config("--config.log.grad_norm=true")
     assert loop.train(config, tmp_path, say=lambda line: None)["steps"] == 7

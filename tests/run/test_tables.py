@@ -7,8 +7,10 @@ import jax
 import pytest
 
 from distill_jax.core import partition
-from distill_jax.run import build, describe, loop, report, tables
+from distill_jax.run import build, describe, report, tables
 from distill_jax.run import config as config_lib
+from distill_jax.run.train import evaluation, loop
+from distill_jax.run.train.result import format_result
 
 
 def test_what_a_run_is_judged_by_comes_first_and_controls_last():
@@ -70,7 +72,7 @@ def test_console_result_report_and_description_count_the_operations_of_all_devic
     assert jax.device_count() == 8
     [begin] = [line for line in said if line.startswith("step 1 after")]
     assert begin.endswith(f", {shown} a step")
-    trained = loop.format_result(result)
+    trained = format_result(result)
     assert f"\n{shown} a step, " in trained
     text = describe.describe(config)
     assert f"cost        {shown} a step" in text and f"operations {shown}, over" in text
@@ -82,7 +84,7 @@ def test_console_result_report_and_description_count_the_operations_of_all_devic
     alone = build.dataclasses.replace(build.build(config), mesh=mesh)
     alone.compile_step(build.feed_shapes(alone))
     assert alone.flops_per_step == pytest.approx(result["compute"]["flops_per_step"], rel=0.2)
-    evaluated = loop.evaluate_run(config, tmp_path)
+    evaluated = evaluation.evaluate_run(config, tmp_path)
     assert evaluated == "\n".join(trained.splitlines()[: len(evaluated.splitlines())])
     assert list(json.loads((tmp_path / "eval.json").read_text())) == ["last", "best"]
 

@@ -21,8 +21,11 @@ from distill_jax.core import bilevel, state, steps
 from distill_jax.core.api import Model, Objective, Terms
 from distill_jax.core.errors import ConfigError, NonFiniteError
 from distill_jax.losses.classification import cross_entropy
-from distill_jax.run import alarms, build, loop, speed, watch
+from distill_jax.run import alarms, build, speed, watch
 from distill_jax.run import config as config_lib
+from distill_jax.run.train import loop
+from distill_jax.run.train import run as run_lib
+from distill_jax.run.train.result import format_result
 from tests.contract import test_weighers
 
 
@@ -437,7 +440,7 @@ def test_a_run_tells_how_it_was(tmp_path):
     assert skipped == {2: 0, 4: 1, 6: 0, 8: 0, 10: 0, 12: 0}
     assert result["skipped"] == 1 and result["alarms"] == []
     assert any("step 4 is skipped" in line for line in said)
-    assert "1 steps were skipped" in loop.format_result(result)
+    assert "1 steps were skipped" in format_result(result)
     beat = json.loads((tmp_path / "heartbeat.json").read_text())
     assert (beat["step"], beat["phase"]) == (12, "done")
 
@@ -447,11 +450,11 @@ def test_a_run_tells_how_it_was(tmp_path):
     assert {"data", "dispatch", "device", "evaluation", "checkpoint"} <= set(shares)
     assert sum(shares.values()) == pytest.approx(1, abs=1e-3)
     assert compute["flops_per_second"] > 0
-    assert re.search(r"FLOP a step, .*FLOP/s; floor .*FLOP a step", loop.format_result(result))
+    assert re.search(r"FLOP a step, .*FLOP/s; floor .*FLOP a step", format_result(result))
 
 
 def test_a_run_that_only_skips_is_given_up(tmp_path, monkeypatch):
-    monkeypatch.setattr(loop, "SKIPPED_IN_A_ROW", 5)
+    monkeypatch.setattr(run_lib, "SKIPPED_IN_A_ROW", 5)
     with pytest.raises(NonFiniteError, match="5 steps in a row, the last of them step 8"):
         loop.train(make_config(**{"objective.kwargs.steps": 99}), tmp_path, say=lambda _: None)
     assert json.loads((tmp_path / "heartbeat.json").read_text())["phase"] == "failed"

@@ -16,8 +16,12 @@ import pytest
 from distill_jax import main
 from distill_jax.core.errors import CheckpointError, ConfigError, NonFiniteError, UserError
 from distill_jax.data import npz_file, source
-from distill_jax.run import build, config, flags, loop, study, workdir
+from distill_jax.run import build, config, flags, study, workdir
 from distill_jax.run import checkpoint as checkpoint_lib
+from distill_jax.run.environment import Preempted
+from distill_jax.run.train import evaluation, loop
+from distill_jax.run.train.result import format_result
+from distill_jax.run.train.run import Run
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -75,7 +79,7 @@ def begun(tmp_path_factory):
     made = tiny(folder / "data.npz")
     experiment = build.build(made)
 
-    with pytest.raises(loop.Preempted):
+    with pytest.raises(Preempted):
         loop.train(made, folder / "run", make_experiment=lambda _: experiment, say=stop)
     return folder, made, experiment
 
@@ -225,7 +229,7 @@ def test_after_a_divergence_the_remedy_works_or_the_message_names_what_does(
     lower = config.override(made, {"optim.lr": made.optim.lr / 2})
     for target, hint in ((tmp_path / "fresh", "lower optim.lr$"), (folder, "--start_over")):
         with monkeypatch.context() as patch:
-            patch.setattr(loop.Run, "read", diverge)
+            patch.setattr(Run, "read", diverge)
             with pytest.raises(NonFiniteError, match=hint):
                 loop.train(made, target, **kwargs)
     assert loop.train(lower, tmp_path / "fresh", **kwargs)["steps"] == 3
@@ -468,7 +472,7 @@ def test_a_result_says_that_a_better_state_was_lost(copied):
     result = loop.train(made, folder, make_experiment=lambda _: experiment, say=said.append)
     assert result["selection_lost"] == [{"step": 0, "metric": 0.99}]
     assert any("checkpoints/0: is missing" in line for line in said)
-    assert "step 0, lost since, may have been the best" in loop.format_result(result)
+    assert "step 0, lost since, may have been the best" in format_result(result)
     assert "step 0, lost since" in evaluate(made, folder, experiment)
 
 
@@ -527,16 +531,16 @@ def test_a_run_goes_on_with_the_data_it_began_with(begun, tmp_path):
 
 
 def evaluate(made, folder, experiment):
-    return loop.evaluate_run(made, folder, make_experiment=lambda _: experiment)
+    return evaluation.evaluate_run(made, folder, make_experiment=lambda _: experiment)
 
 
 def test_a_run_goes_on_with_the_network_it_began_with(begun, tmp_path, monkeypatch):
     old, made, experiment = begun
     shutil.copytree(old / "run", tmp_path / "teacher")
     student = config.override(made, {"roles.student.init": str(tmp_path / "teacher")})
-    monkeypatch.setattr(loop.Run, "_check_inputs", lambda self, folder: None)
+    monkeypatch.setattr(Run, "_check_inputs", lambda self, folder: None)
     said = []
-    with pytest.raises(loop.Preempted):
+    with pytest.raises(Preempted):
         loop.train(
             student,
             tmp_path / "student",
@@ -675,7 +679,7 @@ def test_data_replaced_midway_through_a_study_end_it_before_the_next_run(tmp_pat
 
 def test_nothing_finished_is_nothing_to_evaluate(tmp_path):
     with pytest.raises(CheckpointError, match="no finished checkpoint"):
-        loop.evaluate_run(config.base(), tmp_path)
+        evaluation.evaluate_run(config.base(), tmp_path)
     assert not list(tmp_path.iterdir())
 
 

@@ -1,17 +1,9 @@
-"""Runs of a study side by side: seeds, and arms that differ in scalars, as lanes of one program.
+"""The program of runs side by side: states, data, compiled steps and outputs of all lanes."""
 
-Each lane has the state, the order of examples, the key and the scalars of its own run, and leaves
-the folder that its run alone would leave. The data are shared.
-"""
-
-import contextlib
 import dataclasses
 import functools
-import json
-import pathlib
-import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,139 +11,19 @@ import numpy as np
 
 from distill_jax.core import bilevel, lanes, optim, partition
 from distill_jax.core.api import PyTree, Role, TrainState
-from distill_jax.core.errors import CheckpointError, NonFiniteError
+from distill_jax.core.errors import CheckpointError
 from distill_jax.run import build as build_lib
-from distill_jax.run import config as config_lib
-from distill_jax.run import environment, loop, preflight, processes, watch, workdir
-from distill_jax.run.config import ConfigDict
+from distill_jax.run import watch
+from distill_jax.run.build import Experiment
+from distill_jax.run.members import Member
+from distill_jax.run.train import evaluation
+from distill_jax.run.train.run import Run
 
 _LR = ("optim", "lr")
-_SCALAR = re.compile(r"optim\.lr|(objective|weigher)\.kwargs\..+")
-"""Config paths whose numbers may differ between lanes."""
-
-NO_LANES = (NotImplementedError, jax.errors.JAXTypeError)
-"""What says that runs cannot go side by side."""
-
-
-class Member(NamedTuple):
-    """A run that may become a lane."""
-
-    arm: str
-    seed: int
-    config: ConfigDict
-    workdir: pathlib.Path
-    reported: str
-
-
-def kind(config: ConfigDict) -> str:
-    """Returns what runs have in common that may go side by side.
-
-    They differ in the seed, in the runs that they start from, and in numbers that may be traced.
-    """
-    flat = config_lib.flatten(config)
-    for path, value in flat.items():
-        if _SCALAR.fullmatch(path) and type(value) in (int, float):
-            flat[path] = "a number"
-        role = re.fullmatch(r"roles\.(\w+)\.init", path)
-        if path == "seed" or (role and value and config.roles[role[1]].model):
-            flat[path] = "its own"
-    return json.dumps(flat, sort_keys=True, default=str)
-
-
-def refusal(experiment: build_lib.Experiment) -> str:
-    """Says why the runs of an experiment cannot be lanes; empty where they can."""
-    config = experiment.config
-    reasons = {
-        "several processes": jax.process_count() > 1,
-        "data that are streamed": not experiment.resident,
-        "stored answers of a teacher": experiment.cache is not None,
-        "sharded parameters": (config.mesh.fsdp, config.mesh.model) != (1, 1)
-        or len(config.partition.rules) > 0,
-    }
-    return ", ".join(reason for reason, holds in reasons.items() if holds)
-
-
-def train(
-    members: Sequence[Member],
-    *,
-    make_experiment: Callable[[ConfigDict], build_lib.Experiment] = build_lib.build,
-    only_if_faster: bool = False,
-    way: str = "",
-    say: Callable[[str], None] = print,
-) -> list[dict[str, Any] | NonFiniteError]:
-    """Trains, or continues, runs of one `kind` side by side.
-
-    Args:
-      members: runs that are not finished.
-      make_experiment: how an experiment is built.
-      only_if_faster: whether to refuse where runs one after the other are as fast.
-      way: see `lanes.over_lanes`; by default the fastest.
-      say: prints a line.
-
-    Returns:
-      The result of each run, or the error with which it diverged.
-
-    Raises:
-      NotImplementedError: saying why these runs cannot be lanes; nothing was computed.
-      jax.errors.JAXTypeError: a scalar that differs decides what is computed.
-      UserError: as `loop.train`.
-      Preempted: stopped by a signal; the states are saved.
-    """
-    clock = loop.Clock()
-    with contextlib.ExitStack() as stack:
-        for member in members:
-            stack.enter_context(workdir.claim(member.workdir, "run", say=say))
-        return _train(members, clock, make_experiment, only_if_faster, way, say)
-
-
-def _train(
-    members: Sequence[Member],
-    clock: loop.Clock,
-    make_experiment: Callable[[ConfigDict], build_lib.Experiment],
-    only_if_faster: bool,
-    way: str,
-    say: Callable[[str], None],
-) -> list[dict[str, Any] | NonFiniteError]:
-    processes.stop_if_asked("before the runs began")
-    experiments = make_experiments(members, make_experiment)
-    preflight.warn(experiments[0], say, alone=False)
-    program = Lanes(members, experiments, way=way)
-    if only_if_faster and program.way != "vmap":
-        raise NotImplementedError("convolutions on CPU gain little side by side")
-    runs = [
-        loop.Run(
-            member.config,
-            member.workdir,
-            experiment,
-            arm=member.arm,
-            reported=member.reported,
-            share=1 / len(members),
-            say=say,
-        )
-        for member, experiment in zip(members, program.experiments, strict=True)
-    ]
-    program.runs = runs
-    with environment.stop_on_signal() as stop:
-        return loop.Loop(runs, program, clock, say).run(stop)
-
-
-def make_experiments(members: Sequence[Member], make_experiment) -> list[build_lib.Experiment]:
-    """Builds the experiment of each arm; they share data and mesh."""
-    first = make_experiment(members[0].config)
-    if why := refusal(first):
-        raise NotImplementedError(why)
-    devices = list(first.mesh.devices.flat)
-    mesh = lanes.make_lane_mesh(len(members), devices)
-    made = {members[0].arm: dataclasses.replace(first, mesh=mesh)}
-    for member in members:
-        if member.arm not in made:
-            built = build_lib.build(member.config, trusted=first.trusted)
-            made[member.arm] = dataclasses.replace(built, mesh=mesh, dataset=first.dataset)
-    return [made[member.arm] for member in members]
 
 
 class Lanes:
-    """Runs side by side (`loop.Program`); every array has a leading lane axis `[r, ...]`.
+    """Runs side by side (`program.Program`); every array has a leading lane axis `[r, ...]`.
 
     The number of lanes is rounded up to a multiple of the devices by copies of the last one, whose
     results are dropped.
@@ -166,12 +38,12 @@ class Lanes:
       jax.errors.JAXTypeError: a scalar that differs decides what is computed.
     """
 
-    runs: Sequence[loop.Run]
+    runs: Sequence[Run]
 
     def __init__(
         self,
         members: Sequence[Member],
-        experiments: Sequence[build_lib.Experiment],
+        experiments: Sequence[Experiment],
         *,
         way: str = "",
     ):
@@ -209,7 +81,7 @@ class Lanes:
         found = lanes.primitives(traced.jaxpr)
         self.way = way or lanes.choose_way(found, backend=jax.default_backend())
 
-    def _with(self, scalars: lanes.Scalars) -> build_lib.Experiment:
+    def _with(self, scalars: lanes.Scalars) -> Experiment:
         """Returns the experiment with traced scalars in place of numbers."""
         e = self.experiment
         if not scalars:
@@ -363,7 +235,7 @@ class Lanes:
 
     def collect(self, state, split, rows=None):
         predict = lambda batch: self.predict(state, self.frozen, batch, self.scalars)  # noqa: E731
-        outputs, facts = loop.collect(self.experiment, predict, split, rows=rows, axis=1)
+        outputs, facts = evaluation.collect(self.experiment, predict, split, rows=rows, axis=1)
         return [jax.tree.map(lambda x, i=i: x[i], outputs) for i in range(len(self.members))], facts
 
     @property
@@ -392,7 +264,7 @@ class _OrderOnly:
         return {}
 
 
-def _orders_only(experiment: build_lib.Experiment) -> build_lib.Experiment:
+def _orders_only(experiment: Experiment) -> Experiment:
     dataset = experiment.dataset
     bare = dataset._replace(train=_OrderOnly(dataset.train), held_out=_OrderOnly(dataset.held_out))
     return dataclasses.replace(experiment, dataset=bare)

@@ -1,0 +1,1 @@
+"""What few need, on top of the shell."""

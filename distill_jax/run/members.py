@@ -1,0 +1,42 @@
+"""Runs of a study, and which of them may go side by side."""
+
+import json
+import pathlib
+import re
+from typing import NamedTuple
+
+import jax
+
+from distill_jax.run import config as config_lib
+from distill_jax.run.config import ConfigDict
+
+_SCALAR = re.compile(r"optim\.lr|(objective|weigher)\.kwargs\..+")
+"""Config paths whose numbers may differ between runs side by side."""
+
+NO_LANES = (NotImplementedError, jax.errors.JAXTypeError)
+"""What says that runs cannot go side by side."""
+
+
+class Member(NamedTuple):
+    """A run of a study."""
+
+    arm: str
+    seed: int
+    config: ConfigDict
+    workdir: pathlib.Path
+    reported: str
+
+
+def kind(config: ConfigDict) -> str:
+    """Returns what runs have in common that may go side by side.
+
+    They differ in the seed, in the runs that they start from, and in numbers that may be traced.
+    """
+    flat = config_lib.flatten(config)
+    for path, value in flat.items():
+        if _SCALAR.fullmatch(path) and type(value) in (int, float):
+            flat[path] = "a number"
+        role = re.fullmatch(r"roles\.(\w+)\.init", path)
+        if path == "seed" or (role and value and config.roles[role[1]].model):
+            flat[path] = "its own"
+    return json.dumps(flat, sort_keys=True, default=str)

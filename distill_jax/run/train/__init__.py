@@ -1,0 +1,1 @@
+"""Training one run: its loop, what is due between steps, what it measures and leaves."""

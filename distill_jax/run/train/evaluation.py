@@ -1,0 +1,235 @@
+"""Evaluation: outputs of networks on a split, and what the evaluators measure of them."""
+
+import functools
+import pathlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from distill_jax.core.api import TrainState
+from distill_jax.core.errors import CheckpointError
+from distill_jax.data import loader
+from distill_jax.data.source import Subset
+from distill_jax.evaluators._features import spread
+from distill_jax.run import build as build_lib
+from distill_jax.run import diagnosis, processes, tables, watch
+from distill_jax.run import workdir as workdir_lib
+from distill_jax.run.build import Experiment
+from distill_jax.run.checkpoint import Checkpointer
+from distill_jax.run.config import ConfigDict
+from distill_jax.run.train.inputs import read_inputs
+from distill_jax.run.train.result import lost_line
+from distill_jax.trainer.passes import dataset_pass
+
+
+def evaluate(
+    experiment: Experiment,
+    state: TrainState,
+    frozen: Any,
+    split: str,
+    *,
+    rows: np.ndarray | None = None,
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Runs every evaluator over a split, or over those of its examples that `rows` lists.
+
+    Returns:
+      `{"<split>/<metric>": value}` of scalars and arrays, and the collected outputs
+      `{role: {name: [n, ...]}}` beside `label` and `index` `[n]`.
+    """
+    gather = functools.partial(predictions, experiment, state, frozen)
+    outputs, facts = gather(split, rows=rows)
+    parts = collect_parts(experiment, gather, split, (outputs, facts))
+    with diagnosis.evaluating(experiment, split):
+        return measure(experiment, outputs, facts, split, parts), {"outputs": outputs, **facts}
+
+
+def predictions(
+    experiment: Experiment,
+    state: TrainState,
+    frozen: Any,
+    split: str,
+    *,
+    rows: np.ndarray | None = None,
+) -> tuple[Any, dict[str, np.ndarray]]:
+    """Returns the outputs `{role: {name: [n, ...]}}` that evaluators read, and facts `[n]`."""
+    frozen = experiment.for_evaluation(frozen)
+    predict = lambda batch: experiment.predict(state, frozen, batch)  # noqa: E731
+    return collect(experiment, predict, split, rows=rows)
+
+
+def collect(
+    experiment: Experiment,
+    predict: Callable[[Any], Any],
+    split: str,
+    *,
+    rows: np.ndarray | None = None,
+    axis: int = 0,
+) -> tuple[Any, dict[str, np.ndarray]]:
+    """Returns what `predict` says of a split, padding removed, and the facts `[n]` beside it.
+
+    Args:
+      experiment: of the data set.
+      predict: `batch -> outputs`, arrays whose axis `axis` is that of the batch.
+      split: name of a part of the data.
+      rows: examples of it, by default all.
+      axis: of the examples in the outputs.
+    """
+    source = getattr(experiment.dataset, split)
+    if rows is not None:
+        source = Subset(source, rows, f"{len(rows)} of them")
+    batches = loader.eval_batches(source, batch_size=experiment.eval_batch_size)
+    return dataset_pass(predict, batches, axis=axis, on_batch=watch.alive)
+
+
+def collect_parts(
+    experiment: Experiment,
+    gather: Callable[..., tuple[Any, Any]],
+    split: str,
+    found: tuple[Any, Any],
+) -> dict[str, tuple[Any, Any]]:
+    """Collects, once for all evaluators, what they need beside the split that is measured.
+
+    Args:
+      experiment: whose evaluators.
+      gather: `(split, rows=None) -> (outputs, facts)`.
+      split: what is measured.
+      found: of it, where it is among the parts itself.
+
+    Returns:
+      `{part: (outputs, facts)}`.
+    """
+    parts = {}
+    for part, most in experiment.parts.items():
+        n = len(getattr(experiment.dataset, part))
+        rows = spread(n, most) if most is not None and most < n else None
+        parts[part] = found if part == split else gather(part, rows=rows)
+    return parts
+
+
+def measure(
+    experiment: Experiment,
+    outputs: Any,
+    facts: Mapping[str, np.ndarray],
+    split: str,
+    parts: Mapping[str, tuple[Any, Any]] | None = None,
+) -> dict[str, Any]:
+    """Returns `{"<split>/<metric>": value}` of every evaluator over collected outputs."""
+    metrics: dict[str, Any] = {}
+    for evaluator in experiment.evaluators.values():
+        found = build_lib.ask(evaluator, outputs, facts, split=split, parts=parts or {})
+        metrics |= {f"{split}/{name}": value for name, value in found.items()}
+    return metrics
+
+
+def measure_controls(experiment: Experiment, seed: int, split: str = "test") -> dict[str, Any]:
+    """Returns `{"<split>/<metric>_<control>": value}` of evaluators that have controls.
+
+    These are measured as the networks are, but on their inputs and on networks without training,
+    and depend on no state; see `api.Evaluator`.
+    """
+    if not experiment.controls:
+        return {}
+    networks = experiment.untrained(jax.random.key(seed))
+    gather = functools.partial(
+        collect, experiment, lambda batch: experiment.predict_controls(networks, batch)
+    )
+    found = gather(split)
+    parts = collect_parts(experiment, gather, split, found)
+    metrics: dict[str, Any] = {}
+    for evaluator in experiment.evaluators.values():
+        for control in getattr(evaluator, "controls", ()):
+            if not set(evaluator.outputs) & set(experiment.controls.get(control, {})):
+                continue
+            measured = build_lib.ask(
+                evaluator,
+                found[0][control],
+                found[1],
+                split=split,
+                parts={name: (part[0][control], part[1]) for name, part in parts.items()},
+            )
+            metrics |= {f"{split}/{name}_{control}": value for name, value in measured.items()}
+    return metrics
+
+
+def scalars(metrics: Mapping[str, Any]) -> dict[str, float]:
+    return {name: float(v) for name, v in metrics.items() if np.ndim(v) == 0}
+
+
+def evaluate_run(
+    config: ConfigDict,
+    workdir: pathlib.Path,
+    *,
+    make_experiment: Callable[[ConfigDict], Experiment] = build_lib.build,
+) -> str:
+    """Evaluates the last and the best checkpoint of a run; returns a table.
+
+    Also written to `eval.json` in the folder, by step and metric.
+
+    Beside a run that trains it reads, and takes part in nothing else.
+
+    Args:
+      config: of the run.
+      workdir: the run folder.
+      make_experiment: how the experiment is built. Of a config that was read from the folder,
+        `build` must be told what is trusted.
+
+    Raises:
+      CheckpointError: the folder holds no undamaged checkpoint.
+      ConfigError: the config, the data or a network differs from the run's.
+    """
+    if not workdir_lib.is_run(workdir):
+        raise CheckpointError(
+            "holds no finished checkpoint", where=str(workdir), hint="train it first"
+        )
+    workdir_lib.check_config(config, workdir)
+    experiment = make_experiment(config)
+    meta = processes.from_first(
+        lambda: workdir_lib.newest_meta(workdir / "checkpoints"), where=str(workdir)
+    )
+    if meta is not None:
+        workdir_lib.check_inputs(meta.get("inputs"), read_inputs(experiment, config), workdir)
+    checkpointer = Checkpointer(workdir / "checkpoints", mode=config.eval.mode, read_only=True)
+    frozen = experiment.frozen_networks(config)
+    found: dict[str, dict[str, float]] = {}
+    warnings: dict[str, None] = {}
+    best: float | None = None
+    for name in ("last", "best"):
+        if name == "best" and checkpointer.best() is None:
+            continue
+        restored = _read(checkpointer, experiment, best=name == "best")
+        if restored is None:
+            raise CheckpointError(
+                "holds no finished checkpoint", where=str(workdir), hint="train it first"
+            )
+        warnings |= dict.fromkeys(f"warning: damaged checkpoint: {x}" for x in restored.skipped)
+        if name == "best":
+            best = restored.meta.get("metric")
+        metrics: dict[str, float] = {"step": restored.meta["step"]}
+        for split in ("held_out", "test"):
+            if len(getattr(experiment.dataset, split)):
+                metrics |= scalars(evaluate(experiment, restored.state, frozen, split)[0])
+        found[name] = metrics
+    if len(experiment.dataset.test):
+        controls = scalars(measure_controls(experiment, config.seed))
+        found = {name: metrics | controls for name, metrics in found.items()}
+    checkpointer.close()
+    if config.eval.metric:
+        warnings |= dict.fromkeys(lost_line(checkpointer.lost(best)))
+    workdir_lib.write_json(workdir / "eval.json", found)
+    table = tables.metrics(found, chosen_by=config.eval.metric or "")
+    return "\n".join([table, *warnings])
+
+
+def _read(checkpointer: Checkpointer, experiment: Experiment, *, best: bool) -> Any:
+    """Restores the best or the newest step, again where a run that trains has deleted it."""
+    for _ in range(3):
+        before = checkpointer.steps()
+        try:
+            step = checkpointer.best() if best else None
+            return checkpointer.restore(experiment.abstract_state, step=step)
+        except CheckpointError:
+            if processes.count() > 1 or checkpointer.steps() == before:
+                raise
+    return checkpointer.restore(experiment.abstract_state)

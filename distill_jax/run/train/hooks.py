@@ -1,0 +1,121 @@
+"""What is done between the steps of a run. Runs side by side share these functions."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+
+from distill_jax.core.api import TrainState
+from distill_jax.run import alarms, diagnosis, watch
+from distill_jax.run.environment import Preempted
+from distill_jax.run.train import artifacts, evaluation
+from distill_jax.run.train.run import Run
+from distill_jax.run.train.stepping import Rows
+
+
+def read(
+    run: Run, rows: Rows, *, step: int, stalls: Sequence[alarms.Alarm], seconds: float
+) -> dict[str, float]:
+    """Returns the means of the metrics since the last event.
+
+    Args:
+      run: the run.
+      rows: metrics `[m]` of the steps since the last call.
+      step: the last of them.
+      stalls: what stalled meanwhile.
+      seconds: time since the first step began.
+
+    Raises:
+      NonFiniteError: one of them is not finite.
+    """
+    run.training_seconds = seconds
+    means = run.read(rows, step)
+    for stall in stalls:
+        run.alarms.add(stall)
+    return means
+
+
+def log(run: Run, means: Mapping[str, float], *, step: int) -> None:
+    """Writes the means of the training metrics."""
+    with watch.during("other", "the log"):
+        run.write_means(step, means)
+
+
+def evaluate(
+    run: Run, collect: Callable[..., tuple[Any, Any]], step: int, split: str
+) -> dict[str, Any]:
+    """Measures a split and logs it; returns the metrics.
+
+    Args:
+      run: the run.
+      collect: `(split, rows=None) -> (outputs, facts)`.
+      step: of the state.
+      split: name of a part of the data, which may be empty.
+    """
+    if len(getattr(run.experiment.dataset, split)) == 0:
+        run.write_measured(step, {})
+        return {}
+    with watch.during("evaluation", f"evaluation of {split}"):
+        outputs, facts = collect(split)
+        parts = evaluation.collect_parts(run.experiment, collect, split, (outputs, facts))
+        return measure(run, outputs, parts, facts=facts, step=step, split=split)
+
+
+def measure(
+    run: Run,
+    outputs: Any,
+    parts: Mapping[str, tuple[Any, Any]],
+    *,
+    facts: Mapping[str, Any],
+    step: int,
+    split: str,
+) -> dict[str, Any]:
+    """Measures collected outputs of a split, logs and stores what they say, returns the metrics."""
+    with diagnosis.evaluating(run.experiment, split):
+        metrics = evaluation.measure(run.experiment, outputs, facts, split, parts)
+    if split == "test":
+        run.controls = evaluation.measure_controls(run.experiment, run.config.seed)
+        metrics |= run.controls
+    run.write_measured(step, metrics)
+    if split == "test" and jax.process_index() == 0:
+        artifacts.write_predictions(run, outputs, facts)
+        artifacts.write_embeddings(run, outputs, facts, metrics)
+    return metrics
+
+
+def save(run: Run, state: TrainState, measured: Mapping[str, Any] | None) -> None:
+    """Saves a state with what was measured of it."""
+    with watch.during("checkpoint", "saving"):
+        run.save(state, measured)
+
+
+def stop(run: Run, step: int) -> None:
+    """Ends a run whose state is saved.
+
+    Raises:
+      Preempted: always.
+    """
+    run.checkpointer.wait()
+    raise Preempted(stopped_at(step, run.experiment.total_steps))
+
+
+def stopped_at(step: int, total: int) -> str:
+    return f"stopped at step {step} of {total}; the state is saved"
+
+
+def chosen(
+    run: Run, best: Mapping[str, Any] | None, measured: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    """Returns what a result says of the best state: its step and all its metrics.
+
+    Args:
+      run: the run.
+      best: from `Run.best`.
+      measured: of the test split, where the best state is not the last and there is one.
+    """
+    if best is None:
+        return {}
+    found = {"step": best["step"], **best["metrics"]}
+    if best["step"] == run.experiment.total_steps:
+        return found | {k: v for k, v in run.latest.items() if k.startswith("test/")}
+    return found | evaluation.scalars({**measured, **run.controls}) if measured else found

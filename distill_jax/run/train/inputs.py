@@ -1,0 +1,31 @@
+"""What a run starts from, as checksums."""
+
+from typing import Any
+
+from distill_jax.run import paths, processes
+from distill_jax.run import workdir as workdir_lib
+from distill_jax.run.build import Experiment
+from distill_jax.run.checkpoint import network_checksum
+from distill_jax.run.config import ConfigDict
+
+
+def read_inputs(experiment: Experiment, config: ConfigDict) -> dict[str, Any]:
+    """Returns checksums of the data and of the networks that a run starts from.
+
+    `{"data": see workdir.data_checksums, "networks": {role: checksum}}`; a network that is gone,
+    which a run that goes on may not need, has None.
+    """
+
+    def networks() -> dict[str, str | None]:
+        found = {}
+        for role, spec in config.roles.items():
+            if spec.init:
+                where = f"roles.{role}.init"
+                path, source, _ = paths.parse_origin(spec.init, where=where)
+                found[role] = network_checksum(path, role=source, where=where)
+        return found
+
+    return {
+        "data": workdir_lib.data_checksums(experiment.dataset),
+        "networks": processes.from_first(networks, where="roles"),
+    }

@@ -1,0 +1,111 @@
+"""What computes the steps of a run: the state to start from, the compiled steps, outputs."""
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+
+from distill_jax.core import partition
+from distill_jax.core.api import TrainState
+from distill_jax.run import build as build_lib
+from distill_jax.run import environment, masked, processes, watch
+from distill_jax.run.train.evaluation import predictions
+from distill_jax.run.train.run import Run
+
+
+class Program(Protocol):
+    """What steps are taken of: one run, or several that go side by side.
+
+    Every array has a leading axis of runs where there are several.
+    """
+
+    def start(self) -> tuple[TrainState, int]:
+        """Returns the state to go on from, and its step."""
+        ...
+
+    def compile(self, step: int) -> None:
+        """Compiles what is needed from `step` on."""
+        ...
+
+    def __call__(self, state: TrainState, step: int) -> tuple[TrainState, tuple[str, Any]]:
+        """Takes a step; returns the new state, the step's name and its metrics `[(r,) m]`."""
+        ...
+
+    @property
+    def flops_per_step(self) -> float | None:
+        """Floating-point operations of a step of one run over all its devices."""
+        ...
+
+    def close(self) -> None:
+        """Lets go of threads."""
+        ...
+
+
+class Alone:
+    """A run by itself, its batch split over all devices (`Program`)."""
+
+    def __init__(self, run: Run):
+        self.run, self.experiment = run, run.experiment
+
+    def start(self) -> tuple[TrainState, int]:
+        replicated = partition.replicated(self.experiment.mesh)
+        # As an array of numbers, which unlike a key can be put on the devices of other processes.
+        numbers = np.asarray(jax.random.key_data(jax.random.key(self.run.config.seed)))
+        self.key = jax.random.wrap_key_data(jax.device_put(numbers, replicated))
+        self.frozen = self.experiment.frozen_networks(self.run.config)
+        self.online = self.experiment.online(self.frozen)
+        self._compiling = None
+        if self.experiment.resident and not self.experiment.cached:
+            # Known before the state is: what steps take, whichever is the first.
+            self.feed = build_lib.Feed(self.experiment, seed=self.run.config.seed, start=0)
+            self._compiling = environment.in_background(lambda: self._compile(0))
+        if (found := self.run.restore()) is not None:
+            self.run.say(f"continuing from step {found[1]}")
+            return found
+        return self.run.begin(self.key, self.frozen), 0
+
+    def compile(self, step: int) -> None:
+        if self._compiling is not None:
+            self.update = self._compiling()
+            return
+        experiment, config = self.experiment, self.run.config
+        answers = experiment.stored_answers(config, self.frozen, self.run.say)
+        self.feed = build_lib.Feed(experiment, seed=config.seed, start=step, answers=answers)
+        self.update = self._compile(step)
+
+    def _compile(self, step: int) -> dict[str, Callable]:
+        compile_step = self.experiment.compile_step
+        return {v: compile_step(self.feed(step, v), v) for v in self.experiment.variants}
+
+    def __call__(self, state: TrainState, step: int) -> tuple[TrainState, tuple[str, Any]]:
+        variant = self.experiment.variant(step)
+        watch.enter("data")
+        fed = self.feed(step, variant)
+        watch.enter("dispatch")
+        state, metrics = self.update[variant](state, self.online, fed, self.key)
+        return state, (variant, metrics)
+
+    def collect(
+        self, state: TrainState, split: str, rows: np.ndarray | None = None
+    ) -> tuple[Any, dict[str, np.ndarray]]:
+        """Returns the outputs on a split and the facts beside them, see `evaluation.collect`."""
+        return predictions(self.experiment, state, self.frozen, split, rows=rows)
+
+    def draw(self, state: TrainState) -> None:
+        """Stores pictures for the report."""
+        masked.store(
+            self.run.workdir,
+            self.experiment,
+            state,
+            self.experiment.for_evaluation(self.frozen),
+            seed=self.run.config.seed,
+            write=processes.is_main(),
+        )
+
+    @property
+    def flops_per_step(self) -> float | None:
+        return self.experiment.flops_per_step
+
+    def close(self) -> None:
+        self.feed.close()

@@ -1,0 +1,329 @@
+"""One run folder: what is logged, kept and reported of it."""
+
+import collections
+import json
+import pathlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from distill_jax.core import collapse
+from distill_jax.core.api import TrainState
+from distill_jax.core.errors import NonFiniteError
+from distill_jax.run import alarms, diagnosis, environment, processes, writers
+from distill_jax.run import build as build_lib
+from distill_jax.run import config as config_lib
+from distill_jax.run import workdir as workdir_lib
+from distill_jax.run.build import Experiment
+from distill_jax.run.checkpoint import Checkpointer
+from distill_jax.run.config import ConfigDict
+from distill_jax.run.environment import Preempted
+from distill_jax.run.sharing import scrubbed
+from distill_jax.run.train import result as result_lib
+from distill_jax.run.train.evaluation import scalars
+from distill_jax.run.train.inputs import read_inputs
+
+SKIPPED_IN_A_ROW = 100
+"""After so many steps in a row that were skipped for not being finite, a run is given up."""
+
+
+class Run:
+    """One run folder: what is logged, kept and reported of it.
+
+    Args:
+      config: of the run.
+      workdir: its folder, which is made.
+      experiment: what is run.
+      arm: its name in a study.
+      reported: the metric that a study compares.
+      share: the part of the time of a step that is its own, where runs go side by side.
+      say: prints a line.
+
+    Attributes:
+      error: why the run ended before its time.
+
+    Raises:
+      ConfigError: the folder holds another run, or nothing measures a metric that is chosen by.
+    """
+
+    def __init__(
+        self,
+        config: ConfigDict,
+        workdir: pathlib.Path,
+        experiment: Experiment,
+        *,
+        arm: str,
+        reported: str,
+        share: float = 1.0,
+        say: Callable[[str], None],
+    ):
+        processes.from_first(lambda: workdir_lib.check_config(config, workdir), where=str(workdir))
+        self.inputs = read_inputs(experiment, config)
+        self.environment = environment.describe_environment()
+        if config.eval.metric:
+            build_lib.check_metric(experiment, config.eval.metric, where="eval.metric")
+        if reported:
+            build_lib.check_metric(experiment, reported, where="study.metric")
+        self._check_inputs(workdir)
+        self.config, self.workdir, self.experiment = config, workdir, experiment
+        self.arm, self.share, self.say = arm, share, say
+        # Side by side, one run may be a checkpoint ahead of another when the process dies.
+        keep = config.checkpoint.keep if share == 1 else max(2, config.checkpoint.keep)
+        folder = workdir / "checkpoints"
+        self.checkpointer = Checkpointer(folder, keep=keep, mode=config.eval.mode)
+        self.error: NonFiniteError | None = None
+        self.log: Any = None
+        self.latest: dict[str, float] = {}
+        # Metrics of the steps since the last event, where a stop comes between two.
+        self.unlogged: list[tuple[str, np.ndarray]] = []
+        self.first_spread: dict[str, float] = {}  # what others are compared with
+        self.last_losses: collections.deque[float] = collections.deque(maxlen=diagnosis.KEPT)
+        self.skipped = self._skipped_in_a_row = 0
+        self.alarms: Any = None
+        self.controls: dict[str, Any] = {}
+        self.spectra: dict[int, np.ndarray] = {}
+        self.earlier_seconds = 0.0
+        self.training_seconds = 0.0
+
+    def _check_inputs(self, workdir: pathlib.Path) -> None:
+        read = lambda: workdir_lib.newest_meta(workdir / "checkpoints")  # noqa: E731
+        meta = processes.from_first(read, where=str(workdir))
+        if meta is not None:
+            workdir_lib.check_inputs(meta.get("inputs"), self.inputs, workdir)
+
+    def _tell_changes(self, meta: Mapping[str, Any]) -> None:
+        """Warns of an environment that differs from that of the start before."""
+        before = meta.get("environment")
+        if before is None:  # a checkpoint of version 0.1
+            before = workdir_lib.arithmetic(workdir_lib.peek(self.workdir / "env.json") or {})
+        now = workdir_lib.arithmetic(self.environment)
+        changes = workdir_lib.environment_changes(before, now)
+        if changes:
+            self.say(
+                f"warning: the run goes on in another environment, which may change the last bits "
+                f"of its numbers: {', '.join(changes)}"
+            )
+
+    def restore(self, step: int | None = None) -> tuple[TrainState, int] | None:
+        """Returns a saved state and its step, by default the newest; None where there is none."""
+        restored = self.checkpointer.restore(self.experiment.abstract_state, step=step)
+        if restored is None:
+            return None
+        for skipped in restored.skipped:
+            self.say(f"damaged checkpoint set aside: {skipped}")
+        self._tell_changes(restored.meta)
+        self.earlier_seconds = restored.meta.get("seconds", 0.0)
+        self.skipped = restored.meta.get("skipped", 0)
+        self.latest = dict(restored.meta.get("metrics", {}))
+        self.first_spread = dict(restored.meta.get("first_spread", {}))
+        rows = ((v, np.asarray(x)) for v, x in restored.meta.get("unlogged", ()))
+        # Those of another `log.grad_norm` have other metrics.
+        length = lambda variant: len(self.experiment.metric_names(variant))  # noqa: E731
+        self.unlogged = [(v, x) for v, x in rows if len(x) == length(v)]
+        return restored.state, restored.meta["step"]
+
+    def begin(self, key: Any, frozen: Any) -> TrainState:
+        """Returns the state before the first step."""
+        state = self.experiment.initial_state(key, self.config)
+        state = self.experiment.with_class_means(state, frozen)
+        return self.experiment.with_survey(state, frozen, self.config.seed)
+
+    def open(self, step: int) -> None:
+        """Opens the log at the step from which the run goes on."""
+        if processes.is_main():
+            self.workdir.mkdir(parents=True, exist_ok=True)
+            shared = scrubbed(self.environment, self.workdir)
+            workdir_lib.describe(self.config, self.workdir, shared, step)
+        self.log = writers.make_writer(
+            self.workdir,
+            resume_step=step,
+            tensorboard=self.config.log.tensorboard,
+            is_main=jax.process_index() == 0,
+            say=self.say,
+        )
+        self.alarms = alarms.Alarms(
+            self.workdir if jax.process_index() == 0 else None,
+            alarms.default_rules(spike_deviations=self.config.watch.spike),
+            resume_step=step,
+            say=self.say,
+        )
+
+    def close(self, kind: type[BaseException] | None = None, *_: Any) -> None:
+        """Lets go of files and threads; called as `__exit__` is."""
+        try:
+            if self.log is not None:
+                self.log.close()
+        finally:
+            self.checkpointer.close(failed=kind not in (None, Preempted))
+
+    @property
+    def seconds(self) -> float:
+        return self.earlier_seconds + self.training_seconds * self.share
+
+    def read(self, pending: list[tuple[str, np.ndarray]], step: int) -> dict[str, float]:
+        """Averages the metrics since the last event; refuses what is not finite."""
+        new = len(pending)
+        self.unlogged = pending = [*self.unlogged, *pending]
+        found: dict[str, list[float]] = {}
+        for i, (variant, values) in enumerate(pending):
+            row = dict(zip(self.experiment.metric_names(variant), values, strict=True))
+            skipped = int(row.pop("skipped", 0))
+            if "skipped" in self.experiment.metric_names(variant):
+                found.setdefault("skipped", []).append(skipped)
+            if skipped:
+                if i >= len(pending) - new:
+                    self._skip(step - len(pending) + i + 1)
+                continue
+            self._skipped_in_a_row = 0
+            gradient = row.pop("nonfinite", 0) > 0
+            bad = [name for name, value in row.items() if not np.isfinite(value)]
+            bad = [name for name in bad if name != "loss"] or bad
+            if bad or gradient:
+                what = f"{', '.join(bad)} is {row[bad[0]]}" if bad else "the gradient is not finite"
+                at = step - len(pending) + i + 1
+                what += f" at step {at}" + ("" if bad else f", where the loss is {row['loss']:.4g}")
+                raise self._nonfinite(what, at, float(row["loss"]))
+            self.last_losses.append(float(row["loss"]))
+            count, every = step - len(pending) + i + 1, self.config.log.every_steps
+            spread = {name: row.pop(name) for name in [*row] if name.startswith(collapse.PREFIX)}
+            if spread and collapse.due(count - 1, every):
+                if count == 1:
+                    self.first_spread = {f"train/{n}": float(x) for n, x in spread.items()}
+                else:
+                    found |= {name: [float(value)] for name, value in spread.items()}
+            for name, value in row.items():
+                found.setdefault(name, []).append(float(value))
+        means = {name: float(np.mean(values)) for name, values in found.items()}
+        return means | ({"skipped": float(sum(found["skipped"]))} if "skipped" in found else {})
+
+    def _skip(self, step: int) -> None:
+        """Counts a step that changed nothing; gives up where nothing else happens."""
+        self.skipped += 1
+        self._skipped_in_a_row += 1
+        if self._skipped_in_a_row == 1:
+            self.say(f"step {step} is skipped: its loss or gradient is not finite")
+        if self._skipped_in_a_row >= SKIPPED_IN_A_ROW:
+            raise self._nonfinite(
+                f"{SKIPPED_IN_A_ROW} steps in a row, the last of them step {step}, were skipped: "
+                "loss or gradient not finite",
+                step,
+            )
+
+    def _nonfinite(
+        self, what: str, step: int, loss: float = float("nan"), *, updated: bool = False
+    ) -> NonFiniteError:
+        """Returns the error with its cause, of the step of that number from 1, see `diagnosis`."""
+        self.checkpointer.wait()
+        return diagnosis.of_step(
+            self.experiment,
+            self.config,
+            step=step,
+            updates=step if updated else step - 1,
+            what=what,
+            loss=loss,
+            losses=list(self.last_losses),
+            saved=self.checkpointer.steps(),
+            where=str(self.workdir),
+        )
+
+    def epoch(self, step: int) -> float:
+        return round(step / self.experiment.steps_per_epoch, 4)
+
+    def write_means(self, step: int, means: Mapping[str, float]) -> None:
+        """Logs the training metrics since the last event."""
+        if self.first_spread:
+            self.log.write(1, {"epoch": self.epoch(1), **self.first_spread})
+            self.alarms.see(1, self.first_spread)
+            self.first_spread = {}
+        last = max(step - 1 - self.skipped, 0)  # a skipped step does not move the schedule
+        facts = {
+            "epoch": self.epoch(step),
+            "seconds": round(self.seconds, 3),
+            "train/lr": float(np.asarray(self.experiment.schedule(last))),
+        }
+        found = {f"train/{name}": value for name, value in means.items()}
+        self.log.write(step, facts | found)
+        self.alarms.see(step, found)
+
+    def write_measured(self, step: int, metrics: Mapping[str, Any]) -> None:
+        """Logs what was measured on a split."""
+        self.latest |= scalars(metrics)
+        if "held_out/spectrum" in metrics:
+            self.spectra[step] = metrics["held_out/spectrum"]
+        self.log.write(step, {"epoch": self.epoch(step), **scalars(metrics)})
+        self.alarms.see(step, scalars(metrics))
+
+    def improves(self, measured: Mapping[str, Any] | None) -> bool:
+        """Says whether a state is better than all that were saved."""
+        if not measured or not self.config.eval.metric:
+            return False
+        best = self.best()
+        if best is None:
+            return True
+        sign = 1.0 if self.config.eval.mode == "max" else -1.0
+        return sign * float(measured[self.config.eval.metric]) > sign * best["metric"]
+
+    def best(self) -> dict[str, Any] | None:
+        """Returns step, metric and measurements of the best state that was saved, if any."""
+        self.checkpointer.wait()
+
+        def find() -> dict[str, Any] | None:
+            if (step := self.checkpointer.best()) is None:
+                return None
+            meta = self.checkpointer.meta(step)
+            return {name: meta[name] for name in ("step", "metric", "metrics")}
+
+        return processes.from_first(find, where=str(self.workdir))
+
+    def save(self, state: TrainState, measured: Mapping[str, Any] | None) -> None:
+        """Saves a state, unless it is not finite."""
+        workdir_lib.check_held(self.workdir)
+        if not self.experiment.is_finite(state.params):
+            step = int(state.step)
+            raise self._nonfinite(
+                f"parameters are not finite after step {step}, which is not saved",
+                step,
+                updated=True,
+            )
+        chosen = self.config.eval.metric
+        metric = float(measured[chosen]) if measured and chosen else None
+        meta = {
+            "config": json.loads(config_lib.to_json(self.config)),
+            "inputs": self.inputs,
+            "signature": self.experiment.signature,
+            "environment": workdir_lib.arithmetic(self.environment),
+            "seconds": self.seconds,
+            "skipped": self.skipped,
+            "metrics": scalars(measured or {}),
+            "unlogged": [(variant, values.tolist()) for variant, values in self.unlogged],
+            "first_spread": self.first_spread,
+        }
+        self.checkpointer.save(state, meta, metric=metric)
+
+    def finish(self, best: Mapping[str, Any], compute: Mapping[str, Any]) -> dict[str, Any]:
+        """Writes the result: the last measurements, and what is known of the best state."""
+        result = {
+            "status": "done",
+            "arm": self.arm,
+            "seed": self.config.seed,
+            "steps": self.experiment.total_steps,
+            "metrics": self.latest,
+            "best": best,
+            "chosen_by": self.config.eval.metric,
+            **result_lib.of_experiment(self.experiment),
+            "alarms": [alarm._asdict() for alarm in self.alarms.found],
+            "skipped": self.skipped,
+            "inputs": self.inputs,
+            "compute": {"seconds": round(self.seconds, 3), **compute},
+        }
+        lost = processes.from_first(
+            lambda: self.checkpointer.lost(best.get(self.config.eval.metric)),
+            where=str(self.workdir),
+        )
+        if lost and self.config.eval.metric:
+            result["selection_lost"] = lost
+        workdir_lib.check_held(self.workdir)
+        workdir_lib.write_result(self.workdir, scrubbed(result, self.workdir))
+        return result

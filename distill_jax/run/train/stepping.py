@@ -1,0 +1,222 @@
+"""Steps between two events: what is due when, how far the host runs ahead, when to stop."""
+
+import contextlib
+import pathlib
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from distill_jax.core.api import TrainState
+from distill_jax.run import alarms, crash, environment, processes, tables, writers
+from distill_jax.run import config as config_lib
+from distill_jax.run.build import Experiment
+from distill_jax.run.config import ConfigDict
+from distill_jax.run.train.program import Program
+from distill_jax.run.train.run import Run
+from distill_jax.run.watch import Watch
+
+IN_FLIGHT = 8
+"""After this many steps the loop waits for the first of them: the device never idles, and the rate
+shown and the answer to a signal are at most so many steps off."""
+
+Rows = list[tuple[str, np.ndarray]]
+"""Metrics of steps: the name of the step and its values `[(r,) m]`."""
+
+
+class Clock:
+    """Wall time by phase, in seconds, from the start of the process for its first run."""
+
+    def __init__(self):
+        self.phases: dict[str, float] = {"import": environment.startup_seconds()}
+        self._last = time.perf_counter()
+
+    def lap(self, phase: str) -> None:
+        now = time.perf_counter()
+        self.phases[phase] = self.phases.get(phase, 0.0) + now - self._last
+        self._last = now
+
+
+class Due(NamedTuple):
+    """What is due after a step."""
+
+    log: bool
+    evaluate: bool
+    save: bool
+
+
+class Schedule:
+    """The steps of a run after which something is due.
+
+    Args:
+      config: of the run.
+      experiment: what is run.
+    """
+
+    def __init__(self, config: ConfigDict, experiment: Experiment):
+        self.total = total = experiment.total_steps
+        duration = {"steps_per_epoch": experiment.steps_per_epoch, "total_steps": total}
+        self._log = config.log.every_steps
+        self._evaluate = config_lib.duration(config, "eval.every", default=total, **duration)
+        self._save = config_lib.duration(config, "checkpoint.every", default=total, **duration)
+
+    def next(self, step: int) -> int:
+        """Returns the next step after which something is due."""
+        every = (self._log, self._evaluate, self._save)
+        return min(self.total, *((step // n + 1) * n for n in every))
+
+    def at(self, step: int, *, event: int) -> Due:
+        """Returns what is due after `step`, which is before `event` where the run was stopped."""
+        reached, last = step == event, step == self.total
+        return Due(
+            log=reached and (step % self._log == 0 or last),
+            evaluate=reached and (step % self._evaluate == 0 or last),
+            save=step % self._save == 0 or last,
+        )
+
+
+class Stop:
+    """Whether to stop. Several processes decide together, every `IN_FLIGHT` steps."""
+
+    def __init__(self, flag: environment.StopFlag):
+        self._flag, self._agreed = flag, False
+
+    def asked(self, step: int) -> bool:
+        if jax.process_count() == 1:
+            return bool(self._flag)
+        if step % IN_FLIGHT == 0:
+            self._agreed = processes.any_process(bool(self._flag))
+        return self._agreed
+
+
+class Stepper:
+    """Takes the steps of a program, and keeps time, progress and the watch.
+
+    Args:
+      program: computes.
+      folders: run folders that get the heartbeat.
+      config: of the run, or of the first of several.
+      experiment: what is run.
+      clock: phases of the time.
+      say: prints a line.
+
+    Attributes:
+      schedule: what is due when.
+      paces: seconds of a step between events.
+    """
+
+    def __init__(
+        self,
+        program: Program,
+        folders: Sequence[pathlib.Path],
+        config: ConfigDict,
+        experiment: Experiment,
+        *,
+        clock: Clock,
+        say: Callable[[str], None],
+    ):
+        self.program, self.clock, self.say = program, clock, say
+        self.schedule = Schedule(config, experiment)
+        self.watch = Watch(
+            folders,
+            total=self.schedule.total,
+            stall_seconds=config.watch.stall_seconds,
+            on_stall=config.watch.on_stall,
+            process=jax.process_index(),
+            say=say,
+        )
+        self.paces: list[float] = []
+        clock.lap("build")
+
+    @contextlib.contextmanager
+    def opened(self, runs: Sequence[Run], title: str) -> Iterator[tuple[TrainState, int]]:
+        """Starts the program and opens its runs; gives the state to go on from, and its step.
+
+        Args:
+          runs: of the program.
+          title: what the progress is of.
+
+        Raises:
+          Preempted: a signal asked to stop before the first step.
+        """
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(self.watch)
+            for run in runs:
+                stack.push(run.close)
+            processes.stop_if_asked("before the next step")
+            state, step = self.program.start()
+            self.clock.lap("init")
+            processes.stop_if_asked("before the next step")
+            self.watch.enter("compile")
+            self.program.compile(step)
+            stack.callback(self.program.close)
+            self.clock.lap("compile")
+            for run in runs:
+                run.open(step)
+            self.progress = writers.Progress(
+                self.schedule.total,
+                initial=step,
+                description=title,
+                is_main=jax.process_index() == 0,
+            )
+            stack.callback(self.progress.close)
+            self._first, self._began = step, time.perf_counter()
+            crash.doing("training")
+            yield state, step
+
+    @contextlib.contextmanager
+    def ending(self) -> Iterator[None]:
+        """Is in what comes after the last step."""
+        crash.doing("measuring the result and writing it")
+        self.progress.close()
+        self.clock.lap("train")
+        with self.watch.during("other", "what ends a run"):
+            yield
+
+    def advance(
+        self, state: TrainState, step: int, *, until: int, stop: Stop
+    ) -> tuple[TrainState, int, Rows]:
+        """Takes steps until `until`, or until asked to stop; returns the metrics of each."""
+        begin, started, pending = step, time.perf_counter(), []
+        while step < until and not stop.asked(step):
+            state, metrics = self.program(state, step)
+            step += 1
+            pending.append(metrics)
+            if len(pending) % IN_FLIGHT == 0:
+                self.watch.enter("device")
+                pending[-IN_FLIGHT][1].block_until_ready()
+            self.watch.enter("other")
+            self.watch.step = step
+            self.progress.update(step)
+            if step == self._first + 1:
+                self._first_step(step, metrics[1])
+        self.watch.enter("device")
+        rows = [(variant, np.asarray(values)) for variant, values in pending]
+        self.watch.enter("other")
+        if step > begin:
+            self.paces.append((time.perf_counter() - started) / (step - begin))
+        return state, step, rows
+
+    def _first_step(self, step: int, metrics: jax.Array) -> None:
+        self.watch.enter("device")
+        metrics.block_until_ready()
+        self.clock.lap("first_step")
+        self.watch.start(step)
+        phases = ", ".join(f"{name} {t:.2f}" for name, t in self.clock.phases.items())
+        total = sum(self.clock.phases.values())
+        flops = self.program.flops_per_step
+        work = f", {tables.flop(flops)} a step" if flops else ""
+        self.say(f"step {step} after {total:.2f} s ({phases}){work}")
+
+    @property
+    def seconds(self) -> float:
+        """Time since the first step began."""
+        return time.perf_counter() - self._began
+
+    def stalls(self) -> list[alarms.Alarm]:
+        """Takes what the watch has told since the last call."""
+        stalls = self.watch.stalls[:]
+        del self.watch.stalls[: len(stalls)]
+        return [alarms.Alarm(step, "stall", phase, message) for step, phase, message in stalls]
