@@ -103,7 +103,7 @@ def differences(one, other):
     """Yields what differs between two folders of the same run."""
     import numpy as np
 
-    if not (one / "metrics.jsonl").exists() or not (other / "metrics.jsonl").exists():
+    if not all((folder / "checkpoints").exists() for folder in (one, other)):
         yield "a run is missing"
         return
     (step, found), (other_step, others) = arrays(one), arrays(other)

@@ -56,7 +56,7 @@ def start(workdir: pathlib.Path, output: pathlib.Path) -> subprocess.Popen:
 def imports() -> tuple[float, float]:
     """Returns the seconds that imports take now, by the clock and of a processor."""
     began, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
-    code = "import distill_jax.main, distill_jax.run.loop, distill_jax.run.build"
+    code = "import distill_jax.main, distill_jax.run.train.loop, distill_jax.run.build"
     subprocess.run([sys.executable, "-c", code], cwd=survival.ROOT, check=True)
     return time.perf_counter() - began, _spent(resource.getrusage(resource.RUSAGE_CHILDREN), before)
 
