@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from distill_jax.core.errors import CheckpointError, ConfigError, UserError
-from distill_jax.run import alarms, checkpoint, loop, stored, teacher_cache, workdir, writers
+from distill_jax.run import alarms, checkpoint, stored, teacher_cache, workdir, writers
 from distill_jax.run.report import folders
+from distill_jax.run.train.result import format_result
 
 DAMAGE = {
     "missing": (None, "does not exist"),
@@ -160,7 +161,7 @@ def test_a_result_with_any_part_of_another_type_is_read_or_made_again(tmp_path, 
         result = workdir.read_result(tmp_path, say=said.append)
         assert result is not None or said or path in ((), ("status",))
         if result is not None:
-            assert loop.format_result(result)
+            assert format_result(result)
 
 
 @pytest.mark.parametrize(
