@@ -435,7 +435,7 @@ def _fitting_rows(inputs: Any) -> np.ndarray:
 
     A value fits where it is finite and within `_bounds`.
     """
-    fits = [np.ones(len(x), bool) for x in _leaves(inputs).values()]
+    fits: list[Any] = [np.ones(len(x), bool) for x in _leaves(inputs).values()]
     for x in _leaves(inputs).values():
         if bounds := _bounds(x.dtype):
             fits.append(((x >= bounds[0]) & (x <= bounds[1])).reshape(len(x), -1).all(1))

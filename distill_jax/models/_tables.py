@@ -37,7 +37,8 @@ def check(
     **sizes: int | tuple[int, ...],
 ) -> None:
     """Raises `ConfigError` unless sizes are, or hold, whole numbers above 0 and rates are rates."""
-    ranges.sizes(cardinalities=cardinalities, **sizes)
+    named: dict[str, Any] = {"cardinalities": cardinalities, **sizes}
+    ranges.sizes(**named)
     ranges.rates(dropout=dropout, drop_path=drop_path)
     n_rows(cardinalities)
 

@@ -278,7 +278,7 @@ def _losses_end_the_process() -> Iterator[None]:
     handler of such ends is set, which tells this exception from all others. Where there is no
     such callback or C++ library, the process is aborted as before.
     """
-    from jax._src.distributed import _jax
+    from jax._src.distributed import _jax  # pyright: ignore[reportPrivateImportUsage]
 
     plain = _jax.get_distributed_runtime_client
     if "missed_heartbeat_callback" not in (plain.__doc__ or "") or not _handle_bad_cast():
