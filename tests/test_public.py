@@ -47,6 +47,15 @@ def test_every_objective_is_reached_by_its_class():
         assert getattr(dj.objectives, name).make is make
 
 
+def test_objectives_need_no_length_of_an_epoch():
+    """In a loop of one's own, durations are numbers of steps."""
+    for name in available("objectives"):
+        make = resolve("objectives", name, where="objective")
+        parameter = inspect.signature(make).parameters.get("steps_per_epoch")
+        assert parameter is None or parameter.default == 1.0, name
+    assert dj.objectives.DKD(warmup_epochs=20).warmup_epochs == 20
+
+
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 
 

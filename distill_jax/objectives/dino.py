@@ -79,7 +79,8 @@ class DINO(Objective):
       frozen_epochs: in which prototypes stay as they are; the paper 1.
       heads_epochs: in which heads learn alone and the encoder has no gradient, for one that was
         trained before; its weight decay goes on.
-      steps_per_epoch: from the run.
+      steps_per_epoch: length of an epoch; a run gives it. By default an epoch is one step, so that
+        durations in epochs are numbers of steps.
     """
 
     num_prototypes: int = 1024

@@ -39,14 +39,15 @@ class DKD(Distillation):
       warmup_epochs: epochs over which the coefficient of both parts rises linearly to its value,
         0 or more; 20 in the paper, of 240 on CIFAR-100.
       standardize: whether logits are standardised first (Sun et al. 2024, arXiv:2403.01427).
-      steps_per_epoch: length of an epoch, positive; known to a run.
+      steps_per_epoch: length of an epoch; a run gives it. By default an epoch is one step, so that
+        durations in epochs are numbers of steps.
     """
 
     alpha: float = 1.0
     beta: float = 8.0
     warmup_epochs: float = 20.0
     standardize: bool = False
-    steps_per_epoch: float
+    steps_per_epoch: float = 1.0
 
     schedules: ClassVar[Mapping[str, str]] = {"warmup_epochs": "ramp"}
 

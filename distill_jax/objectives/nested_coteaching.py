@@ -60,7 +60,8 @@ class NestedCoteaching(Objective):
       keep: features at ranking and prediction, k*; 0 is all of them. Chosen on held-out data.
       seed: of the sequence of k.
       num_classes: k, from the data.
-      steps_per_epoch: from the run.
+      steps_per_epoch: length of an epoch; a run gives it. By default an epoch is one step, so that
+        durations in epochs are numbers of steps.
     """
 
     peers: bool = True
@@ -71,7 +72,7 @@ class NestedCoteaching(Objective):
     keep: int = 0
     seed: int = 0
     num_classes: int
-    steps_per_epoch: float
+    steps_per_epoch: float = 1.0
 
     schedules: ClassVar[Mapping[str, str]] = {"ramp_epochs": "ramp"}
 

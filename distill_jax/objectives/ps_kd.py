@@ -37,7 +37,8 @@ class PSKD(Objective):
       num_classes: k, from the data.
       num_examples: n, ids of examples are below it; from the data.
       total_steps: of training, from the run.
-      steps_per_epoch: from the run.
+      steps_per_epoch: length of an epoch; a run gives it. By default an epoch is one step, so that
+        durations in epochs are numbers of steps.
     """
 
     alpha: float = 0.8
@@ -45,7 +46,7 @@ class PSKD(Objective):
     num_classes: int
     num_examples: int
     total_steps: int
-    steps_per_epoch: float
+    steps_per_epoch: float = 1.0
 
     roles: ClassVar[tuple[str, ...]] = ("student",)
     couples_batch: ClassVar[bool] = False

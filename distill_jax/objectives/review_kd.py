@@ -32,7 +32,8 @@ class ReviewKD(StageDistillation):
     Attributes:
       weight: of the distance; 0.5 to 10.
       warmup_epochs: epochs over which the weight grows linearly to its value; 0 to 20.
-      steps_per_epoch: taken from the data where the config is silent.
+      steps_per_epoch: length of an epoch; a run gives it. By default an epoch is one step, so that
+        durations in epochs are numbers of steps.
     """
 
     weight: float = 1.0
