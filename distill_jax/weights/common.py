@@ -77,7 +77,7 @@ class Weights(Mapping[str, np.ndarray]):
       path: the file or folder.
       format: "safetensors", "torch (zip)", "torch (legacy)" or "npz".
       metadata: what the file holds beside tensors: of safetensors the strings of `__metadata__`, of
-        a PyTorch file its numbers, strings, booleans and None by their dotted names.
+        a PyTorch file its numbers, strings, booleans and None, and tuples of them, by dotted names.
       specs: shape and dtype of each tensor, known without loading it.
       tied: groups of names that stand for one tensor, for formats that keep this.
     """

@@ -8,7 +8,7 @@ https://docs.python.org/3/library/pickletools.html has the operations.
 """
 
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -57,7 +57,12 @@ ALLOWED = {
 """Globals that a pickle may name."""
 
 _INTEGER_BYTES = 16
-_SPARE = 1024
+_SPARE = 4096
+_DEPTH = 64
+_NAMES = 16
+"""Characters of names, and 64 for each, that a byte of a pickle may give."""
+
+_PLAIN = (type(None), str, int, float, bool)
 
 
 class Global(NamedTuple):
@@ -457,11 +462,13 @@ _REFUSED = {
 
 
 def flatten(value: Any, size: int, fail: Callable[..., WeightsError]) -> dict[str, Any]:
-    """Returns the leaves of nested containers by their dotted names.
+    """Returns the leaves of nested containers by their dotted names, in their order.
+
+    Lists and tuples of plain values are one leaf, a tuple.
 
     Args:
       value: the object of a pickle.
-      size: bytes of the pickle, which bound the work.
+      size: bytes of the pickle, which bound the work and the memory.
       fail: makes the error of a message and a hint.
 
     Raises:
@@ -469,29 +476,37 @@ def flatten(value: Any, size: int, fail: Callable[..., WeightsError]) -> dict[st
         something is no tensor, number, string, boolean or None.
     """
     found: dict[str, Any] = {}
-    left = 64 * size + _SPARE
-    todo: list[tuple[str, Any, int]] = [("", value, 0)]
-    while todo:
-        name, node, depth = todo.pop()
-        left -= 1 + len(name)
-        if depth > 64 or left < 0:
-            raise fail("its pickle has containers that contain themselves or are nested too deeply")
-        if isinstance(node, dict):
-            items = list(node.items())
-        elif isinstance(node, (list, tuple)) and not isinstance(node, (Tensor, Storage, Global)):
-            items = list(enumerate(node))
-        else:
-            if isinstance(node, Global) and node.dtype is not None:
-                node = node.name
-            if isinstance(node, (Global, Storage)):
-                raise fail(f"has {_kind(node)} where a tensor belongs: {shown(name)}", _HINT)
-            name = name or "tensor"
-            if name in found:
-                raise fail(f"has two values of the name {shown(name)}", "each name once")
-            found[name] = node
+    left = _NAMES * size + _SPARE
+    stack = [("", iter([("", value)]))]
+    while stack:
+        prefix, items = stack[-1]
+        key, node = next(items, (None, _MARK))
+        if node is _MARK:
+            stack.pop()
             continue
-        left -= len(items)
-        if left < 0:
+        name = f"{prefix}.{key}" if prefix else str(key)
+        left -= 64 + len(name)
+        if left < 0 or len(stack) > _DEPTH:
             raise fail("its pickle has containers that contain themselves or are nested too deeply")
-        todo += [(f"{name}.{k}" if name else str(k), v, depth + 1) for k, v in reversed(items)]
+        if isinstance(node, Global) and node.dtype is not None:
+            node = node.name
+        inner = _items(node)
+        if inner is not None:
+            stack.append((name, inner))
+            continue
+        if isinstance(node, (Global, Storage)):
+            raise fail(f"has {_kind(node)} where a tensor belongs: {shown(name)}", _HINT)
+        name = name or "tensor"
+        if name in found:
+            raise fail(f"has two values of the name {shown(name)}", "each name once")
+        found[name] = tuple(node) if type(node) is list else node
     return found
+
+
+def _items(node: Any) -> Iterator[tuple[Any, Any]] | None:
+    """Returns keys and values of a container, None of a leaf."""
+    if isinstance(node, dict):
+        return iter(node.items())
+    if type(node) in (list, tuple) and not all(type(item) in _PLAIN for item in node):
+        return iter(enumerate(node))
+    return None

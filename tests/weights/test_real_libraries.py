@@ -103,6 +103,8 @@ def test_parameters_modules_and_optimizers(tmp_path):
         moment = optimizer.state_dict()["state"][0]["exp_avg"]
         assert found["optimizer.state.0.exp_avg"].tobytes() == bits(moment)
         assert found.metadata["optimizer.param_groups.0.lr"] == 1e-3
+        assert found.metadata["optimizer.param_groups.0.betas"] == (0.9, 0.999)
+        assert found.metadata["optimizer.param_groups.0.params"] == (0, 1, 2, 3)
         assert ("model.0.weight", "parameters.0.weight") in found.tied
 
 
