@@ -7,6 +7,8 @@ import numpy as np
 from distill_jax.weights import common
 from distill_jax.weights.common import Weights, shown
 
+_WIDTH = 120
+
 
 def summary(weights: Weights) -> str:
     """Returns a table of names, shapes and dtypes under a line of totals.
@@ -23,6 +25,8 @@ def summary(weights: Weights) -> str:
     rows = [("name", "shape", "dtype")]
     for name, spec in weights.specs.items():
         shown_name = name if name.isprintable() and name else ascii(name)
+        if len(shown_name) > _WIDTH:  # else one long name makes every row as long
+            shown_name = f"{shown_name[: _WIDTH - 3]}..."
         shape = " x ".join(map(str, spec.shape)) or "scalar"
         rows.append((shown_name, shape, spec.dtype.name))
     widths = [max(len(row[i]) for row in rows) for i in range(3)]

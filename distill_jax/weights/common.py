@@ -5,6 +5,7 @@ import math
 import mmap
 import os
 import pathlib
+import reprlib
 import stat
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -206,9 +207,14 @@ class File:
             )
 
 
+_BRIEF = reprlib.Repr()
+_BRIEF.maxlevel, _BRIEF.maxstring = 3, 100
+"""Writes nested containers briefly, however often or deeply they are nested."""
+
+
 def shown(value: object, length: int = 100) -> str:
     """Returns a name or value as it can be printed on one line: escaped, quoted and cut."""
-    text = value if isinstance(value, str) else repr(value)
+    text = value if isinstance(value, str) else _BRIEF.repr(value)
     cut = text[:length] + ("..." if len(text) > length else "")
     if isinstance(value, str):
         return f"'{cut}'" if cut.isprintable() else ascii(cut)

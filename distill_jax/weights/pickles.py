@@ -60,7 +60,9 @@ _INTEGER_BYTES = 16
 _SPARE = 4096
 _DEPTH = 64
 _NAMES = 16
-"""Characters of names, and 64 for each, that a byte of a pickle may give."""
+"""What a byte of a pickle may give: 64 for a name, one for its characters, 8 for an item."""
+
+_TANGLED = "its pickle has containers that contain themselves or are nested too deeply"
 
 _PLAIN = (type(None), str, int, float, bool)
 
@@ -184,10 +186,13 @@ class Machine:
         self._stack.append(value)
 
     def _push_container(self, value: Any) -> None:
-        self._containers += 1
+        self._count_containers(1)
+        self._stack.append(value)
+
+    def _count_containers(self, more: int) -> None:
+        self._containers += more
         if self._containers > len(self._data) // 8 + _SPARE:
             raise self._damaged("has more containers than one of tensors can have")
-        self._stack.append(value)
 
     def _pop(self) -> Any:
         if not self._stack or self._stack[-1] is _MARK:
@@ -331,6 +336,7 @@ class Machine:
         if args and not (len(args) == 1 and isinstance(args[0], list)):
             raise self._damaged("has an OrderedDict of something else than pairs")
         pairs = args[0] if args else []
+        self._count_containers(len(pairs))  # a list that is recalled gives many dictionaries
         if not all(isinstance(pair, (list, tuple)) and len(pair) == 2 for pair in pairs):
             raise self._damaged("has an OrderedDict of something else than pairs")
         self._push_container(Ordered())
@@ -342,8 +348,17 @@ class Machine:
         if not least <= len(args) <= most or not isinstance(args[0], Storage):
             raise self._damaged("has a tensor that is not described as one")
         storage, offset, shape, strides = args[:4]
-        if not (_count(offset) and _counts(shape) and _counts(strides)) or len(shape) != len(
-            strides
+        if isinstance(shape, tuple) and len(shape) > common.MAX_DIMENSIONS:
+            raise self._fail(
+                f"has a tensor of {len(shape)} dimensions",
+                f"at most {common.MAX_DIMENSIONS} dimensions",
+            )
+        if not (
+            _count(offset)
+            and isinstance(strides, tuple)
+            and isinstance(shape, tuple)
+            and len(shape) == len(strides)
+            and all(map(_count, (*shape, *strides)))
         ):
             raise self._fail(
                 f"has a tensor in storage {shown(storage.key)} of offset {shown(offset)}, shape "
@@ -370,7 +385,7 @@ class Machine:
     def _build(self) -> None:
         state = self._pop()
         self._top(Ordered)
-        if not isinstance(state, dict) or set(state) - {"_metadata"}:
+        if not isinstance(state, dict) or any(key != "_metadata" for key in state):
             raise self._fail("its pickle sets attributes, which are refused", _HINT)
 
     def _drop(self) -> None:
@@ -381,10 +396,6 @@ class Machine:
 
 def _count(value: Any) -> bool:
     return type(value) is int and 0 <= value < 1 << 62
-
-
-def _counts(values: Any) -> bool:
-    return isinstance(values, tuple) and all(map(_count, values))
 
 
 def _no_hooks(value: Any) -> bool:
@@ -487,9 +498,13 @@ def flatten(value: Any, size: int, fail: Callable[..., WeightsError]) -> dict[st
         name = f"{prefix}.{key}" if prefix else str(key)
         left -= 64 + len(name)
         if left < 0 or len(stack) > _DEPTH:
-            raise fail("its pickle has containers that contain themselves or are nested too deeply")
+            raise fail(_TANGLED)
         if isinstance(node, Global) and node.dtype is not None:
             node = node.name
+        if isinstance(node, (list, tuple)):
+            left -= 8 * len(node)
+            if left < 0:
+                raise fail(_TANGLED)
         inner = _items(node)
         if inner is not None:
             stack.append((name, inner))

@@ -276,6 +276,55 @@ def test_long_names_do_not_multiply(tmp_path):
         refused(tmp_path / "w", "contain themselves or are nested too deeply")
 
 
+def recalled(value, use, times):
+    """A pickle that builds a value once and uses it many times."""
+    return b"\x80\x02" + value + b"q\x000](" + (use * times) + b"e."
+
+
+PAIRS = b"](" + b"".join(files.text(f"{i:03x}") + b"K\1\x86" for i in range(2000)) + b"e"
+SHAPE = b"(" + b"K\1" * 2000 + b"t"
+RECALLED = {
+    "list of numbers": (b"](" + b"K\1" * 2000 + b"e", b"h\0", "nested too deeply"),
+    "tuple of numbers": (SHAPE, b"h\0", "nested too deeply"),
+    "pairs": (PAIRS, files.name("collections", "OrderedDict") + b"h\0\x85R", "more containers"),
+    "shape": (
+        SHAPE,
+        files.rebuilt().replace(files.numbers((4,)), b"h\0"),
+        "2000 dimensions",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", RECALLED)
+def test_what_is_recalled_does_not_multiply(case, tmp_path):
+    """Two thousand items, two thousand times: work and memory of four million."""
+    value, use, match = RECALLED[case]
+    (tmp_path / "w").write_bytes(files.pth(recalled(value, use, 2000)))
+    refused(tmp_path / "w", match)
+
+
+@pytest.mark.parametrize("place", ["shape", "persistent"])
+def test_nested_containers_in_messages(place, tmp_path):
+    """Forty lists, each of which has the one before twice, cannot be written out."""
+    tree = b"]" + b"".join(b"q" + bytes([i]) + b"0](h" + bytes([i]) + b"h" + bytes([i]) + b"e"
+                           for i in range(40))  # fmt: skip
+    deep = b"N" + b"\x85" * 3000
+    for value in (tree, deep):
+        if place == "shape":
+            data = files.rebuilt().replace(files.numbers((4,)), value)
+        else:
+            data = b"(" + value + b"tQ"
+        (tmp_path / "w").write_bytes(files.pth(b"\x80\x02" + data + b"."))
+        refused(tmp_path / "w", "shape" if place == "shape" else "no storage")
+
+
+def test_a_long_name_does_not_widen_the_table(tmp_path):
+    header = {f"{i}": files.tensor(4 * i, 4 * i + 4) for i in range(300)}
+    header["x" * 10**5] = files.tensor(1200, 1204)
+    (tmp_path / "w").write_bytes(files.safetensors(header, b"\0" * 1204))
+    assert len(weights.summary(weights.read(tmp_path / "w"))) < 60_000
+
+
 @pytest.mark.parametrize(
     "item",
     [b"K\x01", b"N", b"M\xff\xff", b"\x8c\x02ab", b"\x8c\x02ab\x94", b"G" + b"\1" * 8, b")"],
