@@ -26,7 +26,7 @@ _NAMES = {
 }
 """Public names, by the module that defines them."""
 
-_MODULES = ("data", "evaluators", "losses", "models", "objectives")
+_MODULES = ("data", "evaluators", "losses", "models", "objectives", "weights")
 
 __all__ = [
     "Bilevel",
@@ -48,10 +48,11 @@ __all__ = [
     "models",
     "objectives",
     "to_nnx",
+    "weights",
 ]
 
 if TYPE_CHECKING:
-    from distill_jax import data, evaluators, losses, models, objectives
+    from distill_jax import data, evaluators, losses, models, objectives, weights
     from distill_jax.core.api import Model, Objective, Terms, TrainState
     from distill_jax.core.bilevel import Bilevel
     from distill_jax.core.hypergradient import hypergradient
