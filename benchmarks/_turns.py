@@ -71,14 +71,14 @@ def config_step(config: Any) -> Callable[[], Any]:
         )
         for role in experiment.frozen
     }
-    answers = experiment.stored_answers(config, frozen, lambda line: None)
+    answers = build.stored_answers(experiment, config, frozen, lambda line: None)
     feed = build.Feed(experiment, seed=0, start=0, answers=answers)
     feed(0)
     whole = partition.replicated(experiment.mesh)
     online = jax.device_put(experiment.online(frozen), whole)
     key = jax.device_put(jax.random.key(0), whole)
-    current, count = experiment.initial_state(key, config), 0
-    compiled = experiment.compile_step(feed(0))
+    current, count = build.initial_state(experiment, key, config), 0
+    compiled = build.compile_step(experiment, feed(0))
 
     def step():
         nonlocal current, count

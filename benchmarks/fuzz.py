@@ -189,13 +189,13 @@ def run(seed: int, number: int, folder: pathlib.Path) -> dict:
         if any(name in argv[0] for name in ("kd.py", "kd_cached.py")):
             flags.insert(len(argv[:1]), f"--config.roles.teacher.init={folder / 'teacher'}")
     out, err = io.StringIO(), io.StringIO()
-    saved = Alone.start, lanes.Lanes.start, build.Experiment.compile_step
+    saved = Alone.start, lanes.Lanes.start, build.compile_step
 
     def enough(*args, **kwargs):
         raise _Enough
 
     if not trains:
-        Alone.start = lanes.Lanes.start = build.Experiment.compile_step = enough
+        Alone.start = lanes.Lanes.start = build.compile_step = enough
     began, busy = time.perf_counter(), time.process_time()
     code, outcome, detail = None, "", ""
     try:
@@ -208,7 +208,7 @@ def run(seed: int, number: int, folder: pathlib.Path) -> dict:
     except BaseException:
         outcome, detail = "traceback", traceback.format_exc()
     finally:
-        Alone.start, lanes.Lanes.start, build.Experiment.compile_step = saved
+        Alone.start, lanes.Lanes.start, build.compile_step = saved
     seconds, busy = time.perf_counter() - began, time.process_time() - busy
     text = err.getvalue()
     if "_Enough" in text:

@@ -104,7 +104,7 @@ def vit(name: str) -> dict[str, Any]:
         "devices": devices,
         "mesh": mesh,
         "held": {k: sum(map(nbytes, jax.tree.leaves(tree))) for k, tree in held.items()},
-        **facts(experiment.compile_step(fed)),
+        **facts(build.compile_step(experiment, fed)),
     }
 
 

@@ -82,7 +82,7 @@ def static(point: dict[str, Any]) -> dict[str, float]:
     from distill_jax.run import build, collectives
 
     experiment = build.build(make_config(point), shapes_only=True)
-    step: Any = experiment.compile_step(build.feed_shapes(experiment))
+    step: Any = build.compile_step(experiment, build.feed_shapes(experiment))
     held, totals = collectives.memory(step), collectives.totals(collectives.of_compiled(step))
     return {
         "flops": step.cost_analysis()["flops"],
@@ -110,8 +110,8 @@ def timed(point: dict[str, Any]) -> dict[str, float]:
     }
     frozen = jax.device_put(frozen, whole)
     feed = build.Feed(experiment, seed=0, start=0)
-    current = experiment.initial_state(key, config)
-    step, wall, cpu = experiment.compile_step(feed(0)), [], []
+    current = build.initial_state(experiment, key, config)
+    step, wall, cpu = build.compile_step(experiment, feed(0)), [], []
     for count in range(WARM + STEPS):
         began, used = time.perf_counter(), time.process_time()
         current, metrics = step(current, frozen, feed(count), key)

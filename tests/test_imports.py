@@ -73,3 +73,43 @@ def test_help_needs_no_jax():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "usage" in done.stdout
+
+
+def module_level(path):
+    """Yields the modules of this package that a file imports when it is imported itself."""
+    for node in ast.parse(path.read_text()).body:  # nothing within functions
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("distill_jax"):
+            for alias in node.names:
+                inner = f"{node.module}.{alias.name}"
+                yield inner if inner in MODULES else node.module
+        elif isinstance(node, ast.Import):
+            yield from (a.name for a in node.names if a.name.startswith("distill_jax"))
+
+
+def module_name(path):
+    parts = path.relative_to(ROOT.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {module_name(path): path for path in FILES}
+
+
+def cycles(graph):
+    """Returns the modules from which a path leads back to themselves."""
+    found = []
+    for start in graph:
+        seen, left = set(), [*graph[start]]
+        while left:
+            name = left.pop()
+            if name not in seen:
+                seen.add(name)
+                left += graph.get(name, ())
+        if start in seen:
+            found.append(start)
+    return found
+
+
+def test_modules_import_each_other_in_no_circle():
+    assert cycles({"a": {"b"}, "b": {"c"}, "c": {"b"}}) == ["b", "c"]
+    graph = {name: set(module_level(path)) - {name} for name, path in MODULES.items()}
+    assert cycles(graph) == []

@@ -108,7 +108,7 @@ def measure(
     checkpointer.close()
     if restored is None:
         raise CheckpointError("holds no finished checkpoint", where=str(run), hint="train it first")
-    frozen = experiment.frozen_networks(config)
+    frozen = build.frozen_networks(experiment, config)
     found = {}
     for name in names:
         other = config_lib.override(config, {"data.name": name})

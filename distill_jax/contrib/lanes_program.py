@@ -89,7 +89,7 @@ class Lanes:
         objective = {path[1:]: x for path, x in scalars.items() if path[0] == "objective"}
         tx: Any = e.tx
         if _LR in scalars:
-            arguments = build_lib._schedule_args(e.config, e.steps_per_epoch, e.total_steps)
+            arguments = build_lib.schedule_args(e.config, e.steps_per_epoch, e.total_steps)
             arguments["lr"] = scalars[_LR]
             tx, _ = optim.make_optimizer(total_steps=e.total_steps, **arguments)
             if isinstance(e.tx, bilevel.Optimizers):
@@ -98,7 +98,9 @@ class Lanes:
 
     def _step(self, variant: str) -> Callable:
         def step(state, frozen, fed, key, scalars):
-            return self._with(scalars).step(variant).__wrapped__(state, frozen, fed, key)
+            return build_lib.make_step(self._with(scalars), variant).__wrapped__(
+                state, frozen, fed, key
+            )
 
         return step
 
@@ -125,7 +127,7 @@ class Lanes:
         for member, experiment in zip(self.members, self.experiments, strict=True):
             inits = tuple(member.config.roles[role].init for role in experiment.frozen)
             if inits not in read:
-                read[inits] = experiment.frozen_networks(member.config)
+                read[inits] = build_lib.frozen_networks(experiment, member.config)
             frozen.append(read[inits])
         self.frozen: Mapping[Role, PyTree] = {
             role: frozen[0][role]
@@ -223,7 +225,7 @@ class Lanes:
         """The jitted `(state, frozen, batch, scalars) -> {role: {name: [r, b, ...]}}`."""
 
         def predict(state, frozen, batch, scalars):
-            return self._with(scalars).predict.__wrapped__(state, frozen, batch)
+            return build_lib.predict(self._with(scalars)).__wrapped__(state, frozen, batch)
 
         mapped = lanes.over_lanes(
             predict,

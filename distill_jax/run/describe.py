@@ -50,7 +50,9 @@ def describe(config: ConfigDict, *, trusted: Collection[str] | None = None) -> s
     warnings: list[str] = []
     preflight.warn(experiment, warnings.append, alone=not config.study.arms, planned=True)
     compiled = {
-        variant: experiment.compile_step(build_lib.feed_shapes(experiment, variant), variant)
+        variant: build_lib.compile_step(
+            experiment, build_lib.feed_shapes(experiment, variant), variant
+        )
         for variant in experiment.variants
     }
     header = ("leaf", "shape", "type", "sharding", "per device")

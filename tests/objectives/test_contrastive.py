@@ -517,5 +517,5 @@ def test_ring_of_a_run_goes_through_its_mesh(monkeypatch):
     config.roles.projector = config_lib.role("projector", features=4)
     config.objective.kwargs.form = "ring"
     experiment = build.build(config, shapes_only=True)
-    program: Any = experiment.compile_step(build.feed_shapes(experiment))
+    program: Any = build.compile_step(experiment, build.feed_shapes(experiment))
     assert "collective_permute" in program

@@ -449,10 +449,10 @@ HEAD = "--config.roles.teacher_head.model=linear_head"
 def test_a_classifier_is_taken_over_from_a_run(teacher):
     config = reuse(teacher, HEAD)
     experiment = build.build(config)
-    frozen = experiment.frozen_networks(config)
-    current = experiment.initial_state(jax.random.key(0), config)
+    frozen = build.frozen_networks(experiment, config)
+    current = build.initial_state(experiment, jax.random.key(0), config)
     batch = next(iter(loader.eval_batches(experiment.dataset.test, batch_size=8)))
-    predicted = experiment.predict(current, frozen, batch)
+    predicted = build.predict(experiment)(current, frozen, batch)
     transform = build.make_transform(experiment.config, experiment.dataset, train=False)
 
     @jax.jit
@@ -479,4 +479,4 @@ def test_mistakes_in_taking_over_are_refused(teacher):
         config = reuse(teacher, HEAD, head=head)
         experiment = build.build(config)
         with pytest.raises(CheckpointError, match=match):
-            experiment.frozen_networks(config)
+            build.frozen_networks(experiment, config)

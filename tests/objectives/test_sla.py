@@ -9,6 +9,7 @@ import pytest
 
 from distill_jax.core.errors import ConfigError
 from distill_jax.core.steps import mean_loss
+from distill_jax.data import loader
 from distill_jax.losses import view_bank
 from distill_jax.run import build
 from distill_jax.run import config as config_lib
@@ -126,8 +127,8 @@ def config(mode, role):
 def test_evaluators_read_the_predictions(mode):
     experiment = build.build(config(mode, "aggregated"))
     state = jax.jit(experiment.init)(jax.random.key(0))
-    batch = next(build.loader.eval_batches(experiment.dataset.test, batch_size=16))
-    got = experiment.predict(state, {}, batch)["aggregated"]["logits"]
+    batch = next(loader.eval_batches(experiment.dataset.test, batch_size=16))
+    got = build.predict(experiment)(state, {}, batch)["aggregated"]["logits"]
     transform = build.make_transform(experiment.config, experiment.dataset, train=False)
     seen = np.asarray(jax.jit(transform)(jax.random.key(0), batch, jnp.int32(0))["input"])
 

@@ -288,7 +288,7 @@ def make(folder: pathlib.Path) -> None:
         flags.load(SUPERVISED), {"roles.student.model": f"{HERE}:plain", "mesh.data": 1}
     )
     experiment = build.build(config)
-    state = experiment.initial_state(jax.random.key(0), config)
+    state = build.initial_state(experiment, jax.random.key(0), config)
     names = list(experiment.dataset.classes)
 
     def teacher(name, changes=None, *, classes=names, accuracy=0.9):

@@ -15,6 +15,7 @@ from distill_jax.core.errors import ConfigError
 from distill_jax.models import mlp
 from distill_jax.run import build, checkpoint, flags
 from distill_jax.run import config as config_lib
+from distill_jax.run.build import method
 
 pytestmark = pytest.mark.xdist_group("build errors")  # one run serves all
 
@@ -385,5 +386,5 @@ def test_parameters_that_are_not_finite_are_never_saved(tmp_path, capsys):
 @pytest.mark.parametrize("made", [3, None, "text", int])
 def test_what_is_no_evaluator_is_refused(made):
     with pytest.raises(ConfigError, match=rf"x returned a {type(made).__name__}\n") as error:
-        build._check_made(made, "x", "Evaluator", ("outputs", "__call__"), where="evaluators.x")
+        method.check_made(made, "x", "Evaluator", ("outputs", "__call__"), where="evaluators.x")
     assert error.value.where == "evaluators.x" and "api.Evaluator" in error.value.hint

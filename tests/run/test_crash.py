@@ -15,7 +15,8 @@ import pytest
 
 from distill_jax import main
 from distill_jax.core.errors import NonFiniteError, UserError
-from distill_jax.run import build, checkpoint, console, crash, describe, report, study, watch
+from distill_jax.run import checkpoint, console, crash, describe, report, study, watch
+from distill_jax.run.build import data
 from distill_jax.run.train import evaluation, loop
 from distill_jax.run.train import result as result_lib
 from tests.run.test_survival import make_state
@@ -52,7 +53,7 @@ def temporary(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "where, mode, config, doing, intact",
     [
-        ((build, "open_dataset"), "train", CONFIG, "reading data", "starts from the beginning"),
+        ((data, "open_dataset"), "train", CONFIG, "reading data", "starts from the beginning"),
         ((loop, "train"), "train", CONFIG, "building the experiment", "from the beginning"),
         ((evaluation, "evaluate_run"), "eval", CONFIG, "evaluating", "the run is as it was"),
         ((describe, "describe"), "describe", CONFIG, "describing the config", "nothing was"),

@@ -123,7 +123,7 @@ def test_a_data_parallel_step_sums_the_gradient_once():
     text = describe.describe(config).split("== step")[1]
     experiment = build.build(config, shapes_only=True)
     student = experiment.shapes.roles["student"]
-    step = experiment.compile_step(build.feed_shapes(experiment))
+    step = build.compile_step(experiment, build.feed_shapes(experiment))
     found = collectives.of_compiled(step)
     # Of batch norm the sums of x and x^2 go forwards; those that go backwards are its gradient.
     scalars = 1 + len(experiment.shapes.terms.values)  # the number of examples, and each term
@@ -146,7 +146,7 @@ def test_fsdp_divides_parameters_and_optimizer():
     assert on_device(held) <= 1.1 / 8 * size_of(held)
     assert on_device(frozen) <= 1.1 / 8 * size_of(frozen)
     fed, key = build.feed_shapes(experiment), 8
-    step = experiment.compile_step(fed)
+    step = build.compile_step(experiment, fed)
     assert collectives.memory(step)["arguments"] == on_device((state, frozen, fed)) + key
     found = collectives.totals(collectives.of_compiled(step))
     # Weights are gathered once, though the activations of this batch are smaller.
@@ -164,7 +164,7 @@ def test_gradients_are_summed_over_fsdp_and_their_parts_over_data():
     params = jax.tree.leaves(experiment.abstract_state.params)
     split = [x for x in params if any(x.sharding.spec)]
     whole = [x for x in params if not any(x.sharding.spec)]
-    step = experiment.compile_step(build.feed_shapes(experiment))
+    step = build.compile_step(experiment, build.feed_shapes(experiment))
     found = collectives.totals(collectives.of_compiled(step))
     assert {key: total.nbytes for key, total in found.items()} == {
         ("all-gather", 4): size_of(split),

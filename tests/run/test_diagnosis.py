@@ -9,8 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from distill_jax.core import partition
 from distill_jax.core.api import Dataset, Model, Provenance, Terms
 from distill_jax.core.errors import ConfigError, DataUnavailable, NonFiniteError, UserError
+from distill_jax.data import loader
 from distill_jax.data.source import ArraySource, Subset
 from distill_jax.objectives.supervised import Supervised
 from distill_jax.run import build, diagnosis
@@ -92,9 +94,9 @@ def config_of(**changes):
 
 @pytest.fixture(autouse=True)
 def one_device(monkeypatch):
-    make_mesh = build.partition.make_mesh
+    make_mesh = partition.make_mesh
     monkeypatch.setattr(
-        build.partition, "make_mesh", lambda **k: make_mesh(**k, devices=jax.devices()[:1])
+        partition, "make_mesh", lambda **k: make_mesh(**k, devices=jax.devices()[:1])
     )
 
 
@@ -116,7 +118,7 @@ def test_a_gradient_that_is_not_finite_stops_where_the_loss_is(tmp_path):
     assert "transforms of the train part make values that are NaN" in error.what
     assert f"first of example {BAD}" in error.what and "optim.lr" not in error.hint
     assert "no checkpoint was saved yet" in error.hint
-    position = build.loader.batch_rows
+    position = loader.batch_rows
     at = int(re.findall(r"at step (\d+), where the loss is 0\.", error.what)[0])
     assert BAD in position(at - 1, batch_size=8, seed=0, n=40)[0]
 
@@ -193,7 +195,7 @@ def test_unscaled_images_are_found_before_the_first_step():
     assert "images reach the networks unscaled" in own.data.warnings[0]
     scaled = {"data.train_transforms": ("normalize",), "data.eval_transforms": ("normalize",)}
     experiment = built(**mlp, **scaled)
-    batch = next(build.loader.eval_batches(experiment.dataset.train, batch_size=40))
+    batch = next(loader.eval_batches(experiment.dataset.train, batch_size=40))
     out = np.asarray(experiment.transform(train=False)(jax.random.key(0), batch, 0)["input"])
     assert abs(out.mean()) < 1e-5 and abs(out.std() - 1) < 1e-5
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from distill_jax.core import partition
+from distill_jax.data import loader
 from distill_jax.run import build, flags, masked, study
 from distill_jax.run import config as config_lib
 from distill_jax.run.train import evaluation, loop
@@ -27,15 +28,15 @@ def make_config(**changes):
 
 def test_devices_divide_what_is_predicted():
     whole = build.build(make_config())
-    batch = next(build.loader.eval_batches(whole.dataset.test, batch_size=32))
+    batch = next(loader.eval_batches(whole.dataset.test, batch_size=32))
     flops, said = [], []
     for n in (1, 4):
         mesh = partition.make_mesh(devices=jax.devices()[:n])
         experiment = dataclasses.replace(whole, mesh=mesh)
-        state = experiment.initial_state(jax.random.key(0), experiment.config)
-        compiled = experiment.predict.lower(state, {}, batch).compile()
+        state = build.initial_state(experiment, jax.random.key(0), experiment.config)
+        compiled = build.predict(experiment).lower(state, {}, batch).compile()
         flops.append(compiled.cost_analysis()["flops"])
-        said.append(np.asarray(experiment.predict(state, {}, batch)["student"]["logits"]))
+        said.append(np.asarray(build.predict(experiment)(state, {}, batch)["student"]["logits"]))
     assert flops[1] < 0.3 * flops[0]
     np.testing.assert_allclose(*said, rtol=1e-5, atol=1e-6)
 

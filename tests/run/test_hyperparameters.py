@@ -230,7 +230,7 @@ def test_the_weigher_learns_through_the_optimizer(name, make, works, monkeypatch
     if make is not None:
         kind = optim.OPTIMIZERS["sgd"]._replace(make=make)
         monkeypatch.setattr(optim, "OPTIMIZERS", {**optim.OPTIMIZERS, name: kind})
-    arguments = build._schedule_args(base.config, base.steps_per_epoch, base.total_steps)
+    arguments = build.schedule_args(base.config, base.steps_per_epoch, base.total_steps)
     kwargs = {} if name in ("sgd", "momentum", "nesterov") else {"weight_decay": 0.0}
     arguments |= {"name": name, "kwargs": {}, **kwargs}
     inner, _ = optim.make_optimizer(total_steps=base.total_steps, **arguments)

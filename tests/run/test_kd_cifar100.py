@@ -13,7 +13,7 @@ from distill_jax.configs.studies import kd_cifar100
 
 from distill_jax import main
 from distill_jax.configs import published
-from distill_jax.core import state
+from distill_jax.core import partition, state
 from distill_jax.core.api import Model
 from distill_jax.core.errors import DataUnavailable
 from distill_jax.data import cifar100
@@ -42,7 +42,7 @@ def test_every_pair_builds_on_shapes_with_the_published_sizes(pair):
     single = study.arm_config(config, "kd", 0, pathlib.Path("runs"))
     shapes = build.build(single, shapes_only=True).shapes.roles
     for role, name in (("teacher", teacher), ("student", student)):
-        leaves = build.partition.named_leaves(shapes[role].params).values()
+        leaves = partition.named_leaves(shapes[role].params).values()
         size = sum(int(np.prod(x.shape)) for x in leaves)
         assert size / 1e6 == pytest.approx(MILLIONS[name], abs=0.0075)
 

@@ -12,6 +12,7 @@ import pytest
 
 from distill_jax.contrib import lanes
 from distill_jax.core import lanes as lanes_lib
+from distill_jax.core.api import Objective, Terms
 from distill_jax.core.errors import NonFiniteError
 from distill_jax.run import build, checkpoint, study
 from distill_jax.run import config as config_lib
@@ -100,17 +101,17 @@ def checkpointed(folder):
 def count_compilations(monkeypatch):
     """Counts the compiled steps; those of runs by themselves are `Experiment.compile_step`."""
     counts = {"alone": 0, "lanes": 0}
-    alone, together = build.Experiment.compile_step, lanes.Lanes.compile
+    alone, together = build.compile_step, lanes.Lanes.compile
 
-    def compile_step(self, fed, variant="inner"):
-        counts["alone"] += variant not in self.caches.steps
-        return alone(self, fed, variant)
+    def compile_step(experiment, fed, variant="inner"):
+        counts["alone"] += variant not in experiment.caches.steps
+        return alone(experiment, fed, variant)
 
     def compile_lanes(self, step):
         together(self, step)
         counts["lanes"] += len(self.update)
 
-    monkeypatch.setattr(build.Experiment, "compile_step", compile_step)
+    monkeypatch.setattr(build, "compile_step", compile_step)
     monkeypatch.setattr(lanes.Lanes, "compile", compile_lanes)
     return counts
 
@@ -283,7 +284,7 @@ def test_what_cannot_be_traced_runs_arm_by_arm(tmp_path):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Switched(build.Objective):
+class Switched(Objective):
     weight: float = 1.0
     roles = ("student",)
 
@@ -291,7 +292,7 @@ class Switched(build.Objective):
         outputs, state = nets("student", batch["input"], train=True)
         value = (outputs["logits"] ** 2).sum(-1)
         coef = {"a": self.weight} if self.weight > 0.7 else {}
-        return build.steps.Terms(values={"a": value}, coef=coef, state={"student": state})
+        return Terms(values={"a": value}, coef=coef, state={"student": state})
 
 
 def test_reasons_are_said(tmp_path):

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from distill_jax import main
+from distill_jax.core.errors import ConfigError
 from distill_jax.data import loader
 from distill_jax.run import build, checkpoint, flags, study
 from distill_jax.run import config as config_lib
@@ -78,7 +79,7 @@ def test_the_host_chooses_the_step(finished):
 def test_class_means_are_those_of_the_training_part(finished):
     experiment, state = restored(finished)
     config = experiment.config
-    params, model_state = experiment.frozen_networks(config)["teacher"]
+    params, model_state = build.frozen_networks(experiment, config)["teacher"]
     transform = build.make_transform(config, experiment.dataset, train=False)
     sums, counts = np.zeros((4, 4)), np.zeros(4)
     for batch in loader.eval_batches(experiment.dataset.train, batch_size=32):
@@ -165,7 +166,7 @@ def test_weights_by_gradient_need_every_step(teacher, tmp_path, capsys):
     config.weigher.name = "reweight"
     config.roles.teacher.init = str(teacher)
     config.evaluators = {"classification": {}}
-    with pytest.raises(build.ConfigError, match="in every step"):
+    with pytest.raises(ConfigError, match="in every step"):
         build.build(config)
     config.bilevel.every, config.bilevel.warmup.steps = 1, None
     assert build.build(config).variants == ("outer",)
@@ -203,7 +204,7 @@ def test_tuned_arms_are_chosen_on_the_held_out_part():
 )
 def test_wrong_studies_are_refused(path, value, word):
     config = config_lib.override(flags.load(DEMO), {path: value})
-    with pytest.raises(build.ConfigError, match=word):
+    with pytest.raises(ConfigError, match=word):
         config_lib.validate(config)
 
 

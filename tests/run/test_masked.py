@@ -66,7 +66,7 @@ def test_a_run_stores_and_shows_its_masks(tmp_path, monkeypatch):
     config = flags.load("configs/ssl/mae.py:smoke")
     config.mesh.data = 1
     experiment = build.build(config)
-    state = experiment.initial_state(jax.random.key(0), config)
+    state = build.initial_state(experiment, jax.random.key(0), config)
     (tmp_path / "config.json").write_text(config_lib.to_json(config))
     masked.store(tmp_path, experiment, state, {}, seed=0, write=True)
     stored = dict(np.load(tmp_path / masked.FILE))

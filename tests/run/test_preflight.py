@@ -33,8 +33,8 @@ def teachers(tmp_path_factory):
 
 @pytest.mark.parametrize("fault", REFUSED, ids=lambda fault: fault.name)
 def test_a_silent_fault_is_refused(fault, teachers, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(build.Experiment, "compile_step", None)
-    monkeypatch.setattr(build.Experiment, "initial_state", None)
+    monkeypatch.setattr(build, "compile_step", None)
+    monkeypatch.setattr(build, "initial_state", None)
     argv = silent_faults.argv(fault, teachers, tmp_path / "run")
     assert main.main(["distill-jax", *argv]) == 2
     err = capsys.readouterr().err

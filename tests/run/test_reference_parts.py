@@ -9,11 +9,15 @@ import numpy as np
 import pytest
 
 from distill_jax.contrib import lanes
+from distill_jax.core import partition
 from distill_jax.core.errors import ConfigError
+from distill_jax.data import loader
 from distill_jax.data.source import example_ids, example_labels
 from distill_jax.evaluators import knn, probe
 from distill_jax.run import build, report
 from distill_jax.run import config as config_lib
+from distill_jax.run.build import controls
+from distill_jax.run.build import experiment as experiment_lib
 from distill_jax.run.train import evaluation, loop
 
 
@@ -62,8 +66,8 @@ def built(*evaluators, **changes):
 
 
 def state_of(experiment, seed=0):
-    key = jax.device_put(jax.random.key(seed), build.partition.replicated(experiment.mesh))
-    return experiment.initial_state(key, experiment.config)
+    key = jax.device_put(jax.random.key(seed), partition.replicated(experiment.mesh))
+    return build.initial_state(experiment, key, experiment.config)
 
 
 def test_a_part_is_collected_once_in_bounds_and_beside_its_split(monkeypatch):
@@ -130,7 +134,7 @@ def test_the_network_before_training_has_statistics_of_training_data():
     """Of one batch they are those that it is normalized with in training."""
     experiment, recorder, apply = untrained_convnet(**{"batch_size": 96})
     images = experiment.dataset.train.read(np.arange(90))["input"]
-    params, state = experiment.untrained(jax.random.key(3))["student"]
+    params, state = build.untrained(experiment, jax.random.key(3))["student"]
     want = apply(params, state, images)[0]["embedding"]
     evaluation.measure_controls(experiment, 3)
     measured = recorder.calls[0][2]["train"][0]["student"]["embedding"]
@@ -138,17 +142,17 @@ def test_the_network_before_training_has_statistics_of_training_data():
 
 
 def test_another_pass_leaves_the_statistics_of_a_network_before_training(monkeypatch):
-    batches, eval_batches = [], build.loader.eval_batches
+    batches, eval_batches = [], loader.eval_batches
 
     def recorded(*args, **kwargs):
         for batch in eval_batches(*args, **kwargs):
             batches.append(batch)
             yield batch
 
-    monkeypatch.setattr(build.loader, "eval_batches", recorded)
-    monkeypatch.setattr(build, "STATISTICS_BATCHES", 3)
+    monkeypatch.setattr(loader, "eval_batches", recorded)
+    monkeypatch.setattr(controls, "STATISTICS_BATCHES", 3)
     experiment, _, apply = untrained_convnet()
-    params, settled = experiment.untrained(jax.random.key(3))["student"]
+    params, settled = build.untrained(experiment, jax.random.key(3))["student"]
     assert len(batches) == 3 and all(batch["mask"].all() for batch in batches)
     state = settled
     for batch in batches:
@@ -158,7 +162,7 @@ def test_another_pass_leaves_the_statistics_of_a_network_before_training(monkeyp
 
 
 def test_a_wide_input_is_no_control(monkeypatch):
-    monkeypatch.setattr(build, "RAW_WIDTH", 35)
+    monkeypatch.setattr(experiment_lib, "RAW_WIDTH", 35)
     experiment = built(Recorder(controls=("raw", "initial")))
     assert set(evaluation.measure_controls(experiment, 0)) == {"test/seen_initial"}
     build.check_metric(experiment, "test/seen_initial", where="study.metric")

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from distill_jax.core import partition
 from distill_jax.core.api import Objective, Terms
 from distill_jax.core.errors import ConfigError
 from distill_jax.data.source import example_ids
@@ -62,15 +63,17 @@ def config(**changes):
 
 def test_a_survey_sees_each_training_example_once():
     experiment = build.build(config())
-    start = experiment.initial_state(jax.random.key(0), experiment.config)
-    state = experiment.with_survey(start, {}, 3)
+    start = build.initial_state(experiment, jax.random.key(0), experiment.config)
+    state = build.with_survey(experiment, start, {}, 3)
     train = experiment.dataset.train
     images = np.asarray(train.read(np.arange(len(train)))["input"], np.float64) / 255
     want = np.zeros(state.memory["mean"].shape)
     want[example_ids(train)] = images.mean((1, 2, 3))
     np.testing.assert_allclose(state.memory["mean"], want, atol=1e-6)
     assert jax.tree.map(jax.typeof, state) == jax.tree.map(jax.typeof, start)
-    draws = [float(experiment.with_survey(start, {}, seed).memory["draw"]) for seed in (3, 3, 4)]
+    draws = [
+        float(build.with_survey(experiment, start, {}, seed).memory["draw"]) for seed in (3, 3, 4)
+    ]
     assert draws[0] == draws[1] != draws[2]
 
 
@@ -82,11 +85,11 @@ def average(**changes):
 @pytest.mark.parametrize("kind", ["deep", "wide"])
 def test_virtual_steps_in_a_run(kind):
     experiment = build.build(average(**{"lookahead.steps": 2, "lookahead.kind": kind}))
-    key = jax.device_put(jax.random.key(0), build.partition.replicated(experiment.mesh))
-    state = experiment.initial_state(key, experiment.config)
+    key = jax.device_put(jax.random.key(0), partition.replicated(experiment.mesh))
+    state = build.initial_state(experiment, key, experiment.config)
     before = jax.device_get(state.targets)
     feed = build.Feed(experiment, seed=0, start=0)
-    state, metrics = experiment.compile_step(feed(0))(state, {}, feed(0), key)
+    state, metrics = build.compile_step(experiment, feed(0))(state, {}, feed(0), key)
     assert np.isfinite(metrics).all() and int(state.step) == 1
     moved = jax.tree.map(lambda a, b: bool(np.any(a != b)), before, jax.device_get(state.targets))
     assert all(jax.tree.leaves(moved))

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from distill_jax.configs import common
-from distill_jax.core import rng, steps
+from distill_jax.core import partition, rng, steps
 from distill_jax.core.errors import CheckpointError, ConfigError, UserError
 from distill_jax.data.source import example_ids
 from distill_jax.run import build, describe, environment, teacher_cache, workdir
@@ -52,14 +52,14 @@ def make_experiment(config):
 def train(config, *, frozen=None):
     experiment, made = make_experiment(config)
     frozen = made if frozen is None else frozen
-    answers = experiment.stored_answers(config, frozen, lambda line: None)
+    answers = build.stored_answers(experiment, config, frozen, lambda line: None)
     feed = build.Feed(experiment, seed=config.seed, start=0, answers=answers)
-    key = jax.device_put(jax.random.key(config.seed), build.partition.replicated(experiment.mesh))
-    state = experiment.initial_state(key, config)
-    online = experiment.online(experiment.on_device(frozen))
+    key = jax.device_put(jax.random.key(config.seed), partition.replicated(experiment.mesh))
+    state = build.initial_state(experiment, key, config)
+    online = experiment.online(build.on_device(experiment, frozen))
     like = experiment.online(experiment.abstract_frozen)
     online = jax.tree.map(lambda x, to: jax.device_put(x, to.sharding), online, like)
-    update = experiment.compile_step(build.feed_shapes(experiment))
+    update = build.compile_step(experiment, build.feed_shapes(experiment))
     for step in range(STEPS):
         state, metrics = update(state, online, feed(step), key)
     feed.close()
@@ -103,7 +103,7 @@ def test_a_transformer_is_the_same_bit_for_bit(tmp_path, resident):
 def test_stored_rows_are_what_the_teacher_says_of_each_view(folder):
     config = make_config(folder)
     experiment, frozen = make_experiment(config)
-    answers = experiment.stored_answers(config, frozen, lambda line: None)
+    answers = build.stored_answers(experiment, config, frozen, lambda line: None)
     assert answers is not None
     position, epoch = np.array([5, 80, 5, 0]), np.array([0, 2, 1, 2])
     source = experiment.dataset.train
@@ -138,21 +138,23 @@ def test_stored_rows_are_what_the_teacher_says_of_each_view(folder):
 def test_answers_to_other_questions_are_refused(folder, changes, told):
     first = make_config(folder)
     experiment, frozen = make_experiment(first)
-    experiment.stored_answers(first, frozen, lambda line: None)
+    build.stored_answers(experiment, first, frozen, lambda line: None)
     config = make_config(folder, **changes)
     experiment, frozen = make_experiment(config)
     with pytest.raises(ConfigError, match=f"holds other answers(.|\n)*{told}"):
-        experiment.stored_answers(config, frozen, lambda line: None)
+        build.stored_answers(experiment, config, frozen, lambda line: None)
 
 
 def test_another_teacher_is_refused_and_a_folder_may_name_the_seed(tmp_path):
     config = make_config(tmp_path / "{seed}")
     experiment, frozen = make_experiment(config)
-    experiment.stored_answers(config, frozen, lambda line: None)
+    build.stored_answers(experiment, config, frozen, lambda line: None)
     other = jax.tree.map(lambda x: x + 1, frozen)
     with pytest.raises(ConfigError, match=r"teacher: '\w+' -> '\w+'"):
-        experiment.stored_answers(config, other, lambda line: None)
-    experiment.stored_answers(make_config(tmp_path / "{seed}", seed=1), other, lambda line: None)
+        build.stored_answers(experiment, config, other, lambda line: None)
+    build.stored_answers(
+        experiment, make_config(tmp_path / "{seed}", seed=1), other, lambda line: None
+    )
     assert (tmp_path / "0" / "teacher").is_dir() and (tmp_path / "1" / "teacher").is_dir()
 
 
@@ -171,9 +173,9 @@ def test_an_interrupted_filling_goes_on_and_damage_is_noticed(tmp_path, monkeypa
     with monkeypatch.context() as patch:
         patch.setattr(teacher_cache.Store, "write", write_two)
         with pytest.raises(KeyboardInterrupt):
-            experiment.stored_answers(config, frozen, lambda line: None)
+            build.stored_answers(experiment, config, frozen, lambda line: None)
     said = []
-    answers = experiment.stored_answers(config, frozen, said.append)
+    answers = build.stored_answers(experiment, config, frozen, said.append)
     assert written == [(0, 0), (0, 1)] and "7 chunks to fill" in said[0]
     assert "3 views x 16 B" in said[0]
     everything = np.arange(87)
@@ -187,7 +189,7 @@ def test_an_interrupted_filling_goes_on_and_damage_is_noticed(tmp_path, monkeypa
     damaged = bytearray(path.read_bytes())
     damaged[-3] ^= 1
     path.write_bytes(damaged)
-    again = experiment.stored_answers(config, frozen, said.append)
+    again = build.stored_answers(experiment, config, frozen, said.append)
     assert "0 chunks to fill" in said[1] and again is not None
     again.read(np.zeros(87, int), everything)
     with pytest.raises(CheckpointError, match="delete this folder"):
@@ -223,11 +225,11 @@ def test_views_that_depend_on_the_batch_are_refused(tmp_path):
 def test_the_likeliest_classes_in_a_small_type(tmp_path, dtype):
     config = make_config(tmp_path, **{"cache.top_k": 2, "cache.dtype": dtype})
     experiment, frozen = make_experiment(config)
-    answers = experiment.stored_answers(config, frozen, lambda line: None)
+    answers = build.stored_answers(experiment, config, frozen, lambda line: None)
     plan = experiment.cache
     assert plan is not None and answers is not None and plan.bytes_per_example == 2 * (2 + 2)
     dense = make_config(tmp_path / "dense")
-    full = make_experiment(dense)[0].stored_answers(dense, frozen, lambda line: None)
+    full = build.stored_answers(make_experiment(dense)[0], dense, frozen, lambda line: None)
     assert full is not None
     rows = np.arange(20)
     want = np.asarray(jax.nn.log_softmax(full.read(rows * 0, rows)["teacher"]["logits"]))
@@ -253,12 +255,12 @@ def test_a_function_may_answer_in_place_of_a_network(tmp_path):
     experiment = build.build(config)
     told = describe.describe(config).split("== teacher cache")[1]
     assert "examples x 3 views x 16 B" in told
-    answers = experiment.stored_answers(config, {}, lambda line: None)
+    answers = build.stored_answers(experiment, config, {}, lambda line: None)
     assert answers is not None
     feed = build.Feed(experiment, seed=0, start=0, answers=answers)
-    key = jax.device_put(jax.random.key(0), build.partition.replicated(experiment.mesh))
-    state = experiment.initial_state(key, config)
-    state, metrics = experiment.compile_step(feed(0))(state, {}, feed(0), key)
+    key = jax.device_put(jax.random.key(0), partition.replicated(experiment.mesh))
+    state = build.initial_state(experiment, key, config)
+    state, metrics = build.compile_step(experiment, feed(0))(state, {}, feed(0), key)
     assert np.isfinite(metrics).all()
     source = experiment.dataset.train
     rows = np.arange(32)
@@ -330,7 +332,7 @@ def test_processes_divide_the_chunks(tmp_path, monkeypatch):
     found = []
     for process in (0, 1):
         monkeypatch.setattr(teacher_cache.jax, "process_index", lambda process=process: process)
-        experiment.stored_answers(config, frozen, lambda line: None)
+        build.stored_answers(experiment, config, frozen, lambda line: None)
         found.append(len(list((tmp_path / "teacher").glob("0*"))))
     assert found == [5, 9]
 
@@ -349,10 +351,10 @@ def test_a_signal_ends_the_filling_and_what_is_filled_is_kept(tmp_path, monkeypa
 
     monkeypatch.setattr(teacher_cache.Store, "write", stopped)
     with environment.stop_on_signal(), pytest.raises(environment.Preempted):
-        experiment.stored_answers(config, frozen, lambda line: None)
+        build.stored_answers(experiment, config, frozen, lambda line: None)
     assert len(list((tmp_path / "teacher").glob("0*"))) == len(written) == 2
     said = []
-    experiment.stored_answers(config, frozen, said.append)
+    build.stored_answers(experiment, config, frozen, said.append)
     assert len(written) == len(set(written)) == 9 and "7 chunks to fill" in said[0]
 
 
@@ -385,11 +387,11 @@ def test_a_run_waits_while_another_fills_its_cache(tmp_path, monkeypatch):
 
     monkeypatch.setattr(workdir, "hold", busy_once)
     monkeypatch.setattr(teacher_cache.time, "sleep", lambda seconds: None)
-    experiment.stored_answers(config, frozen, said.append)
+    build.stored_answers(experiment, config, frozen, said.append)
     assert refused == [tmp_path / "teacher"] and len(said) == 2
     assert said[1] == f"waiting for teacher cache {tmp_path}/teacher: in use by process 7 on far"
     monkeypatch.setattr(workdir, "hold", pytest.fail)  # a full cache may be read-only
-    experiment.stored_answers(config, frozen, said.append)
+    build.stored_answers(experiment, config, frozen, said.append)
     assert not (tmp_path / "teacher" / workdir.LOCK).exists()
 
 

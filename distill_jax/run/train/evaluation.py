@@ -54,8 +54,8 @@ def predictions(
     rows: np.ndarray | None = None,
 ) -> tuple[Any, dict[str, np.ndarray]]:
     """Returns the outputs `{role: {name: [n, ...]}}` that evaluators read, and facts `[n]`."""
-    frozen = experiment.for_evaluation(frozen)
-    predict = lambda batch: experiment.predict(state, frozen, batch)  # noqa: E731
+    frozen = build_lib.for_evaluation(experiment, frozen)
+    predict = lambda batch: build_lib.predict(experiment)(state, frozen, batch)  # noqa: E731
     return collect(experiment, predict, split, rows=rows)
 
 
@@ -131,9 +131,9 @@ def measure_controls(experiment: Experiment, seed: int, split: str = "test") -> 
     """
     if not experiment.controls:
         return {}
-    networks = experiment.untrained(jax.random.key(seed))
+    networks = build_lib.untrained(experiment, jax.random.key(seed))
     gather = functools.partial(
-        collect, experiment, lambda batch: experiment.predict_controls(networks, batch)
+        collect, experiment, lambda batch: build_lib.predict_controls(experiment, networks, batch)
     )
     found = gather(split)
     parts = collect_parts(experiment, gather, split, found)
@@ -191,7 +191,7 @@ def evaluate_run(
     if meta is not None:
         workdir_lib.check_inputs(meta.get("inputs"), read_inputs(experiment, config), workdir)
     checkpointer = Checkpointer(workdir / "checkpoints", mode=config.eval.mode, read_only=True)
-    frozen = experiment.frozen_networks(config)
+    frozen = build_lib.frozen_networks(experiment, config)
     found: dict[str, dict[str, float]] = {}
     warnings: dict[str, None] = {}
     best: float | None = None

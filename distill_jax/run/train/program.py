@@ -53,7 +53,7 @@ class Alone:
         # As an array of numbers, which unlike a key can be put on the devices of other processes.
         numbers = np.asarray(jax.random.key_data(jax.random.key(self.run.config.seed)))
         self.key = jax.random.wrap_key_data(jax.device_put(numbers, replicated))
-        self.frozen = self.experiment.frozen_networks(self.run.config)
+        self.frozen = build_lib.frozen_networks(self.experiment, self.run.config)
         self.online = self.experiment.online(self.frozen)
         self._compiling = None
         if self.experiment.resident and not self.experiment.cached:
@@ -70,13 +70,16 @@ class Alone:
             self.update = self._compiling()
             return
         experiment, config = self.experiment, self.run.config
-        answers = experiment.stored_answers(config, self.frozen, self.run.say)
+        answers = build_lib.stored_answers(experiment, config, self.frozen, self.run.say)
         self.feed = build_lib.Feed(experiment, seed=config.seed, start=step, answers=answers)
         self.update = self._compile(step)
 
     def _compile(self, step: int) -> dict[str, Callable]:
-        compile_step = self.experiment.compile_step
-        return {v: compile_step(self.feed(step, v), v) for v in self.experiment.variants}
+        experiment = self.experiment
+        return {
+            v: build_lib.compile_step(experiment, self.feed(step, v), v)
+            for v in experiment.variants
+        }
 
     def __call__(self, state: TrainState, step: int) -> tuple[TrainState, tuple[str, Any]]:
         variant = self.experiment.variant(step)
@@ -98,7 +101,7 @@ class Alone:
             self.run.workdir,
             self.experiment,
             state,
-            self.experiment.for_evaluation(self.frozen),
+            build_lib.for_evaluation(self.experiment, self.frozen),
             seed=self.run.config.seed,
             write=processes.is_main(),
         )

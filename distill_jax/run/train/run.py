@@ -126,9 +126,9 @@ class Run:
 
     def begin(self, key: Any, frozen: Any) -> TrainState:
         """Returns the state before the first step."""
-        state = self.experiment.initial_state(key, self.config)
-        state = self.experiment.with_class_means(state, frozen)
-        return self.experiment.with_survey(state, frozen, self.config.seed)
+        state = build_lib.initial_state(self.experiment, key, self.config)
+        state = build_lib.with_class_means(self.experiment, state, frozen)
+        return build_lib.with_survey(self.experiment, state, frozen, self.config.seed)
 
     def open(self, step: int) -> None:
         """Opens the log at the step from which the run goes on."""
@@ -280,7 +280,7 @@ class Run:
     def save(self, state: TrainState, measured: Mapping[str, Any] | None) -> None:
         """Saves a state, unless it is not finite."""
         workdir_lib.check_held(self.workdir)
-        if not self.experiment.is_finite(state.params):
+        if not build_lib.is_finite(self.experiment.mesh)(state.params):
             step = int(state.step)
             raise self._nonfinite(
                 f"parameters are not finite after step {step}, which is not saved",

@@ -1,0 +1,51 @@
+"""From a config to everything a run needs. Alone in knowing all packages."""
+
+from distill_jax.run.build.controls import predict_controls, untrained
+from distill_jax.run.build.data import batch_shapes, load_dataset, make_transform, open_dataset
+from distill_jax.run.build.evaluators import ask, check_metric
+from distill_jax.run.build.experiment import Experiment, flops_of
+from distill_jax.run.build.feed import Feed, feed_shapes
+from distill_jax.run.build.method import Outer, schedule_args
+from distill_jax.run.build.networks import make_model, provided_to_models
+from distill_jax.run.build.phases import build
+from distill_jax.run.build.programs import compile_step, is_finite, make_step, predict
+from distill_jax.run.build.start import (
+    for_evaluation,
+    frozen_networks,
+    initial_state,
+    on_device,
+    stored_answers,
+    with_class_means,
+    with_survey,
+)
+
+__all__ = [
+    "Experiment",
+    "Feed",
+    "Outer",
+    "ask",
+    "batch_shapes",
+    "build",
+    "check_metric",
+    "compile_step",
+    "feed_shapes",
+    "flops_of",
+    "for_evaluation",
+    "frozen_networks",
+    "initial_state",
+    "is_finite",
+    "load_dataset",
+    "make_model",
+    "make_step",
+    "make_transform",
+    "on_device",
+    "open_dataset",
+    "predict",
+    "predict_controls",
+    "provided_to_models",
+    "schedule_args",
+    "stored_answers",
+    "untrained",
+    "with_class_means",
+    "with_survey",
+]

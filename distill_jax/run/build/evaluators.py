@@ -1,0 +1,114 @@
+"""The evaluators of a config, and which metrics they measure."""
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import numpy as np
+
+from distill_jax.core.api import (
+    Dataset,
+    Evaluator,
+    Role,
+)
+from distill_jax.core.errors import ConfigError, nearest
+from distill_jax.run.build.experiment import Experiment
+from distill_jax.run.build.method import check_made
+from distill_jax.run.config import ConfigDict
+from distill_jax.run.resolve import bind, resolve
+
+
+def make_evaluators(
+    config: ConfigDict, outputs: Mapping[str, Any], dataset: Dataset, trusted: Collection[str]
+) -> dict[str, Evaluator]:
+    evaluators = {}
+    for name, kwargs in config.evaluators.items():
+        make = resolve("evaluators", name, where="evaluators", trusted=trusted)
+        at = f"evaluators.{name}"
+        evaluator = bind(make, dict(kwargs or {}), where=at)()
+        check_made(evaluator, name, "Evaluator", ("outputs", "__call__"), where=at)
+        for role, names in evaluator.outputs.items():
+            if role not in outputs:
+                by_key = dict(kwargs or {}).get("role") == role
+                raise ConfigError(
+                    f"evaluator {name!r} reads {role!r}, which the run does not have",
+                    where=f"evaluators.{name}" + ".role" * by_key,
+                    hint=nearest(role, outputs),
+                )
+            for output in names:
+                if output not in outputs[role]:
+                    raise ConfigError(
+                        f"evaluator {name!r} reads {output!r}, which {role} does not return",
+                        where=f"evaluators.{name}",
+                        hint=nearest(output, outputs[role]),
+                    )
+        for part in getattr(evaluator, "parts", {}):
+            if len(getattr(dataset, part)) == 0:
+                raise ConfigError(
+                    f"evaluator {name!r} needs the {part} part, which is empty",
+                    where=f"evaluators.{name}",
+                    hint="set data.held_out above 0" if part == "held_out" else "",
+                )
+        evaluators[name] = evaluator
+    return evaluators
+
+
+def check_metric(experiment: Experiment, metric: str, *, where: str) -> None:
+    """Checks that an evaluator will measure `"<split>/<name>"`, by asking each on random outputs.
+
+    Metrics with a control behind their name are of the test split.
+
+    Raises:
+      ConfigError: no evaluator does, or the split is empty.
+    """
+    split, _, name = metric.partition("/")
+    if len(getattr(experiment.dataset, split, ())) == 0:
+        hint = "set data.held_out above 0" if split == "held_out" else "held_out or test"
+        raise ConfigError(f"measures on the {split} split, which is empty", where=where, hint=hint)
+    names = [f"{split}/{name}" for name in _measured(experiment, split)]
+    if metric not in names:
+        raise ConfigError(
+            f"no evaluator measures {name!r}", where=where, hint=nearest(metric, names)
+        )
+
+
+def _measured(experiment: Experiment, split: str) -> list[str]:
+    """Names of the scalars that evaluators find in random outputs of a split."""
+    if split in experiment.caches.measured:
+        return experiment.caches.measured[split]
+    k, random = max(len(experiment.dataset.classes), 2), np.random.default_rng(0)
+    rows = np.arange(4 * k)
+    facts = {"label": rows % k, "index": rows}
+    names: list[str] = []
+    for evaluator in experiment.evaluators.values():
+        outputs = {
+            role: {
+                output: random.normal(size=(len(rows), *experiment.outputs[role][output].shape[1:]))
+                for output in wanted
+            }
+            for role, wanted in evaluator.outputs.items()
+        }
+        parts = dict.fromkeys(experiment.parts, (outputs, facts))
+        found = ask(evaluator, outputs, facts, split=split, parts=parts)
+        own = [name for name, value in found.items() if np.ndim(value) == 0]
+        names += own
+        for control in getattr(evaluator, "controls", ()) if split == "test" else ():
+            if set(evaluator.outputs) & set(experiment.controls.get(control, {})):
+                names += [f"{name}_{control}" for name in own]
+    experiment.caches.measured[split] = names
+    return names
+
+
+def ask(
+    evaluator: Evaluator,
+    outputs: Mapping[Role, Mapping[str, np.ndarray]],
+    facts: Mapping[str, np.ndarray],
+    *,
+    split: str,
+    parts: Mapping[str, Any],
+) -> Mapping[str, Any]:
+    """Calls an evaluator with what it takes: see `api.Evaluator`."""
+    if not hasattr(evaluator, "parts"):
+        return evaluator(outputs, facts)
+    call: Any = evaluator
+    wanted = {name: parts[name] for name in call.parts}
+    return call(outputs, facts, parts=wanted, split=split)

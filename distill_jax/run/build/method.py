@@ -1,0 +1,288 @@
+"""The method of a config: its objective, weigher, optimizers and moving averages."""
+
+import dataclasses
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any
+
+import optax
+from jax.sharding import Mesh
+
+from distill_jax.core import (
+    bilevel,
+    lookahead,
+    optim,
+    partition,
+    steps,
+    weighing,
+)
+from distill_jax.core.api import (
+    Dataset,
+    Objective,
+    Role,
+)
+from distill_jax.core.errors import ConfigError, explained
+from distill_jax.core.weighing import Weighed
+from distill_jax.data.source import example_ids
+from distill_jax.run import config as config_lib
+from distill_jax.run.build.data import Data
+from distill_jax.run.config import ConfigDict
+from distill_jax.run.resolve import bind, resolve
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Outer:
+    """When the weigher learns, and from how much.
+
+    Attributes:
+      options: how its gradient is taken.
+      every: student steps between two of the weigher.
+      warmup: student steps before the first.
+      batch_size: held-out examples a step.
+    """
+
+    options: bilevel.Bilevel
+    every: int
+    warmup: int
+    batch_size: int
+
+    def due(self, step: int) -> bool:
+        return step >= self.warmup and (step - self.warmup) % self.every == 0
+
+    def count(self, step: Any) -> Any:
+        """Returns how many outer steps came before `step`; also under `jit`."""
+        return (step - self.warmup) // self.every
+
+    def share(self, total: int) -> float:
+        """Returns the share of `total` steps in which the weigher learns."""
+        return max(0, -(-(total - self.warmup) // self.every)) / total
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Method:
+    """What a run minimises, and how.
+
+    Attributes:
+      objective: weighed where the config names a weigher.
+      tx: the optimizer, or `bilevel.Optimizers`.
+      schedule: of the learning rate.
+      outer: when the weigher learns; None where it does not.
+      ema: `{role: (source, decay)}`.
+    """
+
+    objective: Objective
+    tx: Any
+    schedule: optax.Schedule
+    outer: Outer | None
+    ema: Mapping[Role, tuple[Role, steps.Decay]]
+
+
+def make_method(
+    config: ConfigDict,
+    make_objective: Callable,
+    data: Data,
+    *,
+    trainable: tuple[Role, ...],
+    averages: tuple[Role, ...],
+    mesh: Mesh,
+    trusted: Collection[str],
+) -> Method:
+    """Builds objective, weigher and optimizers.
+
+    Args:
+      config: a config.
+      make_objective: what `objective.name` names.
+      data: the data.
+      trainable: roles that learn.
+      averages: roles that are moving averages.
+      mesh: devices.
+      trusted: as in `resolve`.
+    """
+    dataset, total_steps = data.dataset, data.total_steps
+    tx, schedule = optim.make_optimizer(
+        total_steps=total_steps, **schedule_args(config, data.steps_per_epoch, total_steps)
+    )
+    ema = {role: _moving_average(config.roles[role], total_steps) for role in averages}
+    facts = {
+        "num_classes": len(dataset.classes),
+        "num_examples": int(example_ids(dataset.train).max(initial=-1)) + 1,
+        "total_steps": total_steps,
+        "steps_per_epoch": data.steps_per_epoch,
+    }
+    kwargs = config.objective.kwargs.to_dict()
+    objective = bind(make_objective, kwargs, where="objective.kwargs", provided=facts)()
+    check_made(
+        objective, config.objective.name, "Objective", ("roles", "loss"), where="objective.name"
+    )
+    objective = _weighed(config, objective, dataset, total_steps, trusted)
+    _check_lookahead(config, dataset, ema, resident=data.resident)
+    tx, outer = _two_levels(config, objective, tx, trainable, data)
+    if outer is not None:
+        _check_outer(config, outer, dataset, mesh, resident=data.resident)
+    return Method(objective=objective, tx=tx, schedule=schedule, outer=outer, ema=ema)
+
+
+def check_made(made: Any, name: str, kind: str, has: Sequence[str], *, where: str) -> None:
+    """Raises `ConfigError` for what is no objective, weigher or evaluator."""
+    with explained(f"{name} returned a {type(made).__name__}, which cannot be read", where=where):
+        whole = all(hasattr(made, attribute) for attribute in has)
+    if isinstance(made, type) or not whole:
+        raise ConfigError(
+            f"{name} returned a {type(made).__name__}",
+            where=where,
+            hint=f"a distill_jax.core.api.{kind}, with {', '.join(has)}",
+        )
+
+
+def _weighed(
+    config: ConfigDict,
+    objective: Objective,
+    dataset: Dataset,
+    total: int,
+    trusted: Collection[str],
+) -> Objective:
+    """Returns the objective, weighed where the config names a weigher."""
+    spec = config.weigher
+    if not spec.name:
+        return objective
+    make = resolve("weighers", spec.name, where="weigher.name", trusted=trusted)
+    provided = {"total_steps": total}
+    weigher = bind(make, spec.kwargs.to_dict(), where="weigher.kwargs", provided=provided)()
+    check_made(weigher, spec.name, "Weigher", ("roles", "needs", "__call__"), where="weigher.name")
+    return Weighed(
+        objective=objective,
+        weigher=weigher,
+        signals=tuple(spec.signals),
+        num_classes=len(dataset.classes),
+        control=spec.control,
+        stop_features=spec.stop_features,
+    )
+
+
+def _two_levels(
+    config: ConfigDict, objective: Objective, tx: Any, trainable: tuple[Role, ...], data: Data
+) -> tuple[Any, Outer | None]:
+    """Returns the optimizers, and when the weigher learns; None where it does not."""
+    if not isinstance(objective, Weighed):
+        return tx, None
+    roles = tuple(role for role in weighing.networks(objective) if role in trainable)
+    by_gradient = objective.weigher.by_gradient
+    if not by_gradient and (not roles or objective.control == "joint"):
+        return tx, None
+    spec = config.bilevel
+    if config.accum_steps > 1:
+        raise ConfigError(
+            "a learned weigher does not go with gradient accumulation",
+            where="accum_steps",
+            hint="set accum_steps to 1, and bilevel.low_memory=true to save memory",
+        )
+    try:
+        outer_tx, _ = optim.make_optimizer(
+            name=spec.optim.name,
+            total_steps=data.total_steps,
+            lr=spec.optim.lr,
+            schedule="constant",
+            schedule_kwargs={},
+            warmup_steps=0,
+            weight_decay=spec.optim.weight_decay if roles else 0.0,
+            decay_mask=((r"kernel$", True), (r".", False)),
+            clip_norm=None,
+            kwargs=spec.optim.kwargs.to_dict(),
+        )
+    except ConfigError as e:
+        where = f"bilevel.{e.where}" if e.where.startswith("optim") else e.where
+        raise ConfigError(e.what, where=where, hint=e.hint) from e
+    optimizers = bilevel.Optimizers(tx, outer_tx, roles)
+    if objective.control == "frozen":
+        return optimizers, None
+    outer = Outer(
+        options=bilevel.Bilevel(
+            method=spec.method,
+            order=spec.order,
+            unroll=spec.unroll,
+            part=spec.part,
+            low_memory=spec.low_memory,
+            outer_terms=tuple(spec.outer_loss),
+        ),
+        every=spec.every,
+        warmup=config_lib.duration(config, "bilevel.warmup", default=0, **data.duration),
+        batch_size=max(1, round(spec.outer_batch * config.batch_size)),
+    )
+    if by_gradient and (outer.every, outer.warmup) != (1, 0):
+        raise ConfigError(
+            f"{config.weigher.name} takes its weights from a gradient in every step",
+            where="bilevel.every" if outer.every != 1 else "bilevel.warmup",
+            hint="set bilevel.every to 1 and no warmup",
+        )
+    return optimizers, outer
+
+
+def _check_outer(config, outer: Outer, dataset: Dataset, mesh: Mesh, *, resident: bool) -> None:
+    n = len(dataset.held_out)
+    if outer.batch_size > n:
+        raise ConfigError(
+            f"a held-out batch of {outer.batch_size} from {n} held-out examples",
+            where="bilevel.outer_batch" if n else "data.held_out",
+            hint="the weigher learns from the held-out part: enlarge it, or lower outer_batch",
+        )
+    partition.check_batch(outer.batch_size, mesh, where="bilevel.outer_batch")
+    unroll = outer.options.unroll
+    if unroll > 1 and (not resident or unroll * config.batch_size > len(dataset.train)):
+        raise ConfigError(
+            f"{unroll} steps look {unroll} batches ahead",
+            where="bilevel.unroll",
+            hint="data.resident=yes, and no more batches than an epoch has",
+        )
+
+
+def _check_lookahead(config, dataset: Dataset, ema, *, resident: bool) -> None:
+    spec = config.lookahead
+    if not spec.steps:
+        return
+    if config.weigher.name:
+        raise ConfigError(
+            "looking ahead does not go with a weigher",
+            where="lookahead.steps",
+            hint="set lookahead.steps=0, or weigher.name=''",
+        )
+    if config.watch.nonfinite == "skip":
+        raise ConfigError(
+            "looking ahead moves averages before a step is known to be finite",
+            where="watch.nonfinite",
+            hint="set watch.nonfinite=stop, or lookahead.steps=0",
+        )
+    lookahead.make_lookahead_step(lambda *_: _, steps=spec.steps, ema=ema)  # its own checks
+    if spec.kind == "wide" and (
+        not resident or spec.steps * config.batch_size > len(dataset.train)
+    ):
+        raise ConfigError(
+            f"{spec.steps} wide steps look {spec.steps} batches ahead",
+            where="lookahead.steps",
+            hint="data.resident=yes, and no more batches than an epoch has",
+        )
+
+
+def _moving_average(spec: ConfigDict, total_steps: int) -> tuple[Role, steps.Decay]:
+    return spec.ema_of, steps.rising_decay(spec.decay, spec.decay_schedule, total_steps)
+
+
+def schedule_args(config: ConfigDict, steps_per_epoch: float, total_steps: int) -> dict:
+    """Returns the arguments of `optim.make_optimizer` that a config gives."""
+    o = config.optim
+    warmup = config_lib.duration(
+        config,
+        "optim.warmup",
+        steps_per_epoch=steps_per_epoch,
+        total_steps=total_steps,
+        default=0,
+    )
+    return {
+        "name": o.name,
+        "lr": o.lr,
+        "schedule": o.schedule,
+        "schedule_kwargs": o.schedule_kwargs.to_dict(),
+        "warmup_steps": warmup,
+        "weight_decay": o.weight_decay,
+        "decay_mask": o.decay_mask,
+        "clip_norm": o.clip_norm,
+        "kwargs": o.kwargs.to_dict(),
+    }

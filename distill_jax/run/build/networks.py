@@ -1,0 +1,319 @@
+"""The networks of a config, and their shapes on a batch."""
+
+import dataclasses
+import math
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from distill_jax.core import (
+    bilevel,
+    partition,
+    state,
+    steps,
+    structure,
+    weighing,
+)
+from distill_jax.core.api import (
+    Dataset,
+    Model,
+    Objective,
+    Role,
+)
+from distill_jax.core.errors import ConfigError, explained, nearest
+from distill_jax.core.precision import cast
+from distill_jax.core.weighing import Weighed
+from distill_jax.models import adapters
+from distill_jax.run import checkpoint, paths, teacher_cache
+from distill_jax.run.build.data import Batches, Data
+from distill_jax.run.build.method import Method
+from distill_jax.run.config import ConfigDict
+from distill_jax.run.resolve import bind, resolve
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Networks:
+    """The networks of a run.
+
+    Attributes:
+      models: by role.
+      shapes: of what they, the losses and memories are on a batch.
+      teacher: what answers in place of a network, see `teacher_cache.find_teacher`.
+      notes: warnings about their first weights, one line each.
+    """
+
+    models: Mapping[Role, Model]
+    shapes: state.Shapes
+    teacher: Any
+    notes: tuple[str, ...]
+
+
+def make_networks(
+    config: ConfigDict,
+    data: Data,
+    batches: Batches,
+    method: Method,
+    *,
+    trainable: tuple[Role, ...],
+    trusted: Collection[str],
+) -> Networks:
+    """Builds the networks and runs the method on shapes."""
+    dataset, objective = data.dataset, method.objective
+    provided = provided_to_models(dataset.classes, dataset.cardinalities, batches.image_size)
+    models = _make_models(config, provided, trusted)
+    teacher = teacher_cache.find_teacher(config, trusted) if config.cache.teacher else None
+    if teacher is not None:
+        models |= teacher_cache.stand_in(config, teacher, steps.teacher_view(batches.batch))
+    if config.cache.dir:
+        models = teacher_cache.limit(config, models)
+    with explained(f"{config.objective.name} fails on these networks", where="objective"):
+        shapes = state.infer_shapes(objective, models, batches.batch)
+    _check_classes(config, shapes, dataset, objective.auxiliary)
+    notes = _check_starts(config, models, shapes, trainable)
+    if isinstance(objective, Weighed):
+        for role, path in weighing.dead_parameters(objective, models, shapes):
+            raise ConfigError(
+                f"{path} of the weigher reaches no weight, so it could never learn",
+                where=f"roles.{role}",
+                hint="every parameter must enter the output that the weigher reads",
+            )
+    return Networks(models=models, shapes=shapes, teacher=teacher, notes=tuple(notes))
+
+
+def plan_cache(
+    config: ConfigDict,
+    data: Data,
+    batches: Batches,
+    method: Method,
+    networks: Networks,
+    *,
+    mesh: Mesh,
+) -> teacher_cache.Plan | None:
+    """Returns which answers of a teacher are stored; None where none are."""
+    if not config.cache.dir:
+        return None
+    _check_cache(config, method.objective, method.tx)
+    shapes = networks.shapes
+    return teacher_cache.make_plan(
+        config,
+        teacher=networks.teacher,
+        transform=batches.transform,
+        raw=batches.raw,
+        outputs={role: shapes.roles[role].outputs for role in config.cache.roles},
+        networks={r: role_spec(config, r) for r in config.cache.roles if r in config.roles},
+        epochs=math.ceil(data.total_steps / data.steps_per_epoch),
+        devices=partition.batch_shards(mesh),
+    )
+
+
+def role_spec(config: ConfigDict, role: Role) -> tuple[str, dict]:
+    """Returns the network's name and arguments; a frozen role may take them from its run."""
+    spec = config.roles[role]
+    if spec.model:
+        return spec.model, spec.kwargs.to_dict()
+    source = role
+    if spec.ema_of:
+        source = spec.ema_of
+        return role_spec(config, source)
+    if not spec.init:
+        raise ConfigError("no model is named", where=f"roles.{role}.model")
+    where = f"roles.{role}.init"
+    origin = paths.parse_origin(spec.init, where=where)
+    if origin.part:
+        raise ConfigError(
+            f"{origin.role}/{origin.part} is a part of a network, whose model must be named",
+            where=f"roles.{role}.model",
+            hint="linear_head for the last layer of a classifier",
+        )
+    step = checkpoint.find_step(origin.path, where=where)
+    roles = checkpoint.read_config(step)["roles"]
+    try:
+        return roles[origin.role]["model"], dict(roles[origin.role]["kwargs"])
+    except (KeyError, TypeError, ValueError):
+        known = [n for n, found in roles.items() if isinstance(found, dict) and "model" in found]
+        raise ConfigError(
+            f"the run that wrote {step} has no network {origin.role!r}",
+            where=where,
+            hint=nearest(origin.role, known),
+        ) from None
+
+
+def _make_models(
+    config: ConfigDict, provided: Mapping[str, Any], trusted: Collection[str]
+) -> dict[Role, Model]:
+    models = {}
+    for role in config.roles:
+        name, kwargs = role_spec(config, role)
+        source = config.roles[role].ema_of
+        if source and (name, kwargs) != role_spec(config, source):
+            differs = "model" if name != role_spec(config, source)[0] else "kwargs"
+            raise ConfigError(
+                f"a moving average of {source!r} is a network like it",
+                where=f"roles.{role}.{differs}",
+                hint="leave model and kwargs out",
+            )
+        made = make_model(name, kwargs, role=role, provided=provided, trusted=trusted)
+        models[role] = _wide(made) if config.precision == "float64" else made
+    return models
+
+
+def make_model(
+    name: str,
+    kwargs: Mapping[str, Any],
+    *,
+    role: Role,
+    provided: Mapping[str, Any],
+    trusted: Collection[str],
+) -> Model:
+    """Builds a network.
+
+    Args:
+      name: of a module in `distill_jax.models`, or `package.module:Symbol`.
+      kwargs: its arguments.
+      role: its role, for errors.
+      provided: from `provided_to_models`.
+      trusted: as in `resolve`.
+
+    Raises:
+      ConfigError: there is no such network, or it does not take these arguments.
+    """
+    make = resolve("models", name, where=f"roles.{role}.model", trusted=trusted)
+    where = f"roles.{role}.kwargs"
+    bound = bind(make, kwargs, where=where, provided={**provided, **adapters.LATER})
+    with explained("fails with these arguments", where=where):
+        try:
+            return adapters.build(bound)
+        except ConfigError as e:
+            where = e.where or f"roles.{role}.model"
+            raise ConfigError(e.what, where=where, hint=e.hint) from e
+
+
+def provided_to_models(
+    classes: Collection[str], cardinalities: Collection[int], image_size: int | None
+) -> dict[str, Any]:
+    """Returns arguments of networks that come from the data where the config has none."""
+    return {
+        "num_classes": len(classes),
+        "image_size": image_size,
+        "cardinalities": tuple(cardinalities),
+    }
+
+
+def _wide(model: Model) -> Model:
+    """Returns a network whose parameters are float64; its state keeps its type."""
+    if jax.dtypes.canonicalize_dtype(np.float64) != np.float64:
+        raise ConfigError(
+            "JAX computes in 32 bits here", where="precision", hint="set JAX_ENABLE_X64=1"
+        )
+
+    def init(key, *inputs):
+        params, model_state = model.init(key, *inputs)
+        return cast(params, jnp.float64), model_state
+
+    return Model(init, model.apply)
+
+
+def _check_classes(
+    config: ConfigDict, shapes: state.Shapes, dataset: Dataset, others: tuple[Role, ...]
+) -> None:
+    for role, found in shapes.roles.items():
+        logits = found.outputs.get("logits") if role not in others else None
+        if logits is not None and len(dataset.classes) == 1 and logits.shape[-1] == 1:
+            raise ConfigError(
+                f"all labels are {dataset.classes[0]!r}: with one class there is nothing to tell "
+                "apart",
+                where="data",
+                hint="labels of two classes or more; methods without labels need no logits",
+            )
+        if logits is not None and dataset.classes and logits.shape[-1] != len(dataset.classes):
+            where, hint = _source_of_classes(config, role)
+            raise ConfigError(
+                f"{role} has {logits.shape[-1]} classes, the data {len(dataset.classes)}",
+                where=where,
+                hint=hint,
+            )
+
+
+def _source_of_classes(config: ConfigDict, role: Role) -> tuple[str, str]:
+    """Returns the key that says how many logits a network has, and what would be right."""
+    if role not in config.roles:
+        return "cache.teacher", "logits of the classes of the data"
+    spec = config.roles[role]
+    if "num_classes" in spec.kwargs:
+        hint = "leave num_classes out: it is taken from the data"
+        return f"roles.{role}.kwargs.num_classes", hint
+    if not spec.model and spec.init:
+        return f"roles.{role}.init", "a network that was trained on the classes of the data"
+    hint = "as many logits as classes: an argument num_classes is taken from the data"
+    return f"roles.{role}.{'kwargs' if spec.kwargs else 'model'}", hint
+
+
+def _check_starts(
+    config: ConfigDict,
+    models: Mapping[Role, Model],
+    shapes: state.Shapes,
+    trainable: tuple[Role, ...],
+) -> list[str]:
+    """Looks for weights that start alike whatever the seed, in networks from outside the package.
+
+    A network that starts from a checkpoint has its weights from there. Weights that are constant
+    within each array, such as zeros, are nobody's choice of a seed.
+
+    Returns:
+      Warnings about networks of which a part starts alike.
+
+    Raises:
+      ConfigError: no weight of a network depends on the seed.
+    """
+    found = []
+    for role in trainable:
+        name = config.roles[role].model or ""
+        if ":" not in name or config.roles[role].init:
+            continue
+        alike, some_differ = _alike(models[role], shapes.roles[role].inputs)
+        if alike and not some_differ:
+            raise ConfigError(
+                f"{name} starts from the same weights whatever the seed",
+                where=f"roles.{role}.model",
+                hint="build the network from an argument rngs (nnx.Rngs), which comes from the "
+                f"seed; roles.{role}.init names the run that a network starts from",
+            )
+        if alike:
+            more = f" and {len(alike) - 3} more" if len(alike) > 3 else ""
+            listed = ", ".join(alike[:3]) + more
+            found.append(f"roles.{role}.model: {listed} start alike whatever the seed")
+    return found
+
+
+def _alike(model: Model, inputs: tuple[Any, ...]) -> tuple[list[str], bool]:
+    """Returns parameters that start neither constant nor by the key, and whether any does by it."""
+
+    def start(key, *inputs):
+        return partition.named_leaves(model.init(key, *inputs)[0])
+
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    facts = structure.facts_of(start, key, *inputs)
+    fixed = [name for name, fact in facts.items() if not fact.inputs & 1]
+    ran = jax.jit(lambda: {n: start(jax.random.key(0), *state.zeros(inputs))[n] for n in fixed})
+    values = jax.device_get(ran()) if fixed else {}
+    alike = [name for name in fixed if np.ptp(np.asarray(values[name], np.float64))]
+    return alike, len(fixed) < len(facts)
+
+
+def _check_cache(config: ConfigDict, objective: Objective, tx: Any) -> None:
+    if isinstance(tx, bilevel.Optimizers):
+        raise ConfigError(
+            "a weigher that learns asks the teacher about held-out examples too",
+            where="cache.dir",
+            hint="set cache.dir to nothing, or take a weigher without networks",
+        )
+    if config.cache.teacher and (objective.surveys or config.weigher.name):
+        raise ConfigError(
+            "only training examples are asked about, in the views of training",
+            where="cache.teacher",
+            hint="a method that asks about others needs a network in this role",
+        )

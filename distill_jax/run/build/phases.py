@@ -1,0 +1,140 @@
+"""The phases of `build`: names, data, method, batches, networks, evaluators, experiment."""
+
+import dataclasses
+from collections.abc import Callable, Collection
+
+from jax.sharding import Mesh
+
+from distill_jax.core import (
+    partition,
+)
+from distill_jax.core.api import (
+    Role,
+)
+from distill_jax.core.errors import ConfigError
+from distill_jax.run import config as config_lib
+from distill_jax.run.build.data import make_batches, read_data
+from distill_jax.run.build.evaluators import make_evaluators
+from distill_jax.run.build.experiment import Experiment, readable, rules_of
+from distill_jax.run.build.method import make_method
+from distill_jax.run.build.networks import make_networks, plan_cache
+from distill_jax.run.config import ConfigDict
+from distill_jax.run.resolve import names_in, resolve
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Names:
+    """What a config names, before anything is read.
+
+    Attributes:
+      trusted: names outside this package that may be imported.
+      trainable: roles that learn.
+      frozen: roles that never learn.
+      averages: roles that are moving averages.
+      make_objective: what `objective.name` names.
+      mesh: devices.
+    """
+
+    trusted: Collection[str]
+    trainable: tuple[Role, ...]
+    frozen: tuple[Role, ...]
+    averages: tuple[Role, ...]
+    make_objective: Callable
+    mesh: Mesh
+
+
+def build(
+    config: ConfigDict, *, shapes_only: bool = False, trusted: Collection[str] | None = None
+) -> Experiment:
+    """Turns a config into an experiment; nothing is computed, and data is read unless told not to.
+
+    Args:
+      config: the config; it is validated first.
+      shapes_only: whether the data set is asked for its shapes instead of its examples.
+      trusted: names and modules outside this package that may be imported, see `resolve`. By
+        default those that the config names, which must then be the caller's own: of a config that
+        was read from a file, as by `config.from_json`, give what is trusted, or `()`.
+
+    Raises:
+      ConfigError: anything in the config does not fit anything else in it.
+      DataUnavailable: the data is not on this machine.
+      CheckpointError: a network to start from is absent, damaged, or of other shapes.
+    """
+    config_lib.validate(config)
+    names = read_names(config, names_in(config) if trusted is None else trusted)
+    data = read_data(config, shapes_only=shapes_only, trusted=names.trusted)
+    method = make_method(
+        config,
+        names.make_objective,
+        data,
+        trainable=names.trainable,
+        averages=names.averages,
+        mesh=names.mesh,
+        trusted=names.trusted,
+    )
+    batches = make_batches(config, data, trusted=names.trusted)
+    networks = make_networks(
+        config, data, batches, method, trainable=names.trainable, trusted=names.trusted
+    )
+    cache = plan_cache(config, data, batches, method, networks, mesh=names.mesh)
+    outputs = readable(method.objective, networks.shapes, config)
+    warnings = (*data.report.warnings, *batches.warnings)
+    return Experiment(
+        config=config,
+        mesh=names.mesh,
+        dataset=data.dataset,
+        data=dataclasses.replace(data.report, warnings=warnings),
+        objective=method.objective,
+        models=networks.models,
+        evaluators=make_evaluators(config, outputs, data.dataset, names.trusted),
+        shapes=networks.shapes,
+        tx=method.tx,
+        schedule=method.schedule,
+        outer=method.outer,
+        trainable=names.trainable,
+        frozen=names.frozen,
+        ema=method.ema,
+        total_steps=data.total_steps,
+        steps_per_epoch=data.steps_per_epoch,
+        resident=data.resident,
+        image_size=batches.image_size,
+        trusted=names.trusted,
+        cache=cache,
+        notes=networks.notes,
+    )
+
+
+def read_names(config: ConfigDict, trusted: Collection[str]) -> Names:
+    """Splits the roles, finds the objective, and lays out the devices."""
+    trainable, frozen, averages = _split_roles(config)
+    make_objective = resolve(
+        "objectives", config.objective.name, where="objective.name", trusted=trusted
+    )
+    mesh = partition.make_mesh(**{axis: config.mesh[axis] for axis in partition.AXES})
+    rules = (rules_of(config, name) for name in ("rules", "frozen_rules"))
+    partition.check_model_axis(mesh, *rules)
+    partition.check_batch(
+        config.batch_size, mesh, accum_steps=config.accum_steps, where="batch_size"
+    )
+    return Names(
+        trusted=trusted,
+        trainable=trainable,
+        frozen=frozen,
+        averages=averages,
+        make_objective=make_objective,
+        mesh=mesh,
+    )
+
+
+def _split_roles(config: ConfigDict):
+    averages = tuple(role for role, spec in config.roles.items() if spec.ema_of)
+    frozen = tuple(role for role, spec in config.roles.items() if spec.frozen)
+    for role in frozen:
+        if not config.roles[role].init:
+            raise ConfigError(
+                "a frozen network without weights",
+                where=f"roles.{role}.init",
+                hint="give the folder of the run that trained it",
+            )
+    trainable = tuple(r for r in config.roles if r not in frozen and r not in averages)
+    return trainable, frozen, averages

@@ -1,0 +1,196 @@
+"""What a run starts from: the first state, frozen networks, stored answers."""
+
+import functools
+import zlib
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from distill_jax.core import (
+    partition,
+    steps,
+    weighing,
+)
+from distill_jax.core.api import (
+    Key,
+    PyTree,
+    Role,
+)
+from distill_jax.core.weighing import Weighed
+from distill_jax.data import loader
+from distill_jax.data.source import example_ids
+from distill_jax.run import checkpoint, paths, processes, teacher_cache, watch
+from distill_jax.run.build.experiment import Experiment, evaluation_batch
+from distill_jax.run.config import ConfigDict
+from distill_jax.trainer.passes import dataset_pass
+
+
+def initial_state(experiment: Experiment, key: Key, config: ConfigDict) -> Any:
+    """Creates the state straight into its shardings, then loads warm starts.
+
+    On CPU the initialisers are compiled without optimisation: they run once, and compiling
+    them well takes longer than running them.
+
+    Args:
+      key: the root key of the run.
+      config: the config of the run, which names the networks to start from.
+    """
+    if experiment.caches.init is None:
+        shardings = jax.tree.map(lambda x: x.sharding, experiment.abstract_state)
+        lowered = jax.jit(experiment.init, out_shardings=shardings).lower(key)
+        fast: dict[str, str | bool] = {"xla_backend_optimization_level": "0"}
+        options = fast if jax.default_backend() == "cpu" else None
+        experiment.caches.init = lowered.compile(compiler_options=options)
+    new = experiment.caches.init(key)
+    for role in experiment.trainable:
+        if config.roles[role].init:
+            params, model_state = _read(
+                experiment, config, role, new.params[role], new.model_state[role]
+            )
+            new = new.replace(
+                params={**new.params, role: params},
+                model_state={**new.model_state, role: model_state},
+            )
+            for target, (source, _) in experiment.ema.items():
+                if source == role:
+                    copies = jax.tree.map(jnp.copy, (params, model_state))
+                    new = new.replace(
+                        targets={**new.targets, target: copies[0]},
+                        model_state={**new.model_state, target: copies[1]},
+                    )
+    return new
+
+
+def with_class_means(experiment: Experiment, state: Any, frozen: steps.Frozen) -> Any:
+    """Fills the class-mean table, where the weigher needs one, from the training part alone."""
+    if not isinstance(experiment.objective, Weighed) or "class_means" not in state.memory:
+        return state
+    objective, frozen = experiment.objective, on_device(experiment, frozen)
+
+    def sums(state, frozen, batch):
+        batch = evaluation_batch(experiment, batch, state.step)
+        nets = steps.bind_networks(
+            experiment.models,
+            state,
+            frozen,
+            key=jax.random.key(0),
+            precision=experiment.config.precision,
+        )
+        return objective.class_sums(nets, batch, state.memory)
+
+    run = jax.jit(sums, out_shardings=partition.replicated(experiment.mesh))
+    batches = loader.eval_batches(experiment.dataset.train, batch_size=experiment.eval_batch_size)
+    parts = []
+    for batch in batches:
+        watch.alive()
+        processes.stop_if_asked("before the class means were known")
+        parts.append(jax.device_get(run(state, frozen, batch)))
+    total = jax.tree.map(lambda *x: np.sum(np.stack(x, dtype=np.float64), axis=0), *parts)
+    old = state.memory["class_means"]
+    means = weighing.class_means(*jax.tree.map(jnp.asarray, jax.tree.map(np.float32, total)))
+    table = jax.device_put(np.asarray(means, old.dtype), old.sharding)
+    return state.replace(memory={**state.memory, "class_means": table})
+
+
+def with_survey(experiment: Experiment, state: Any, frozen: steps.Frozen, seed: int) -> Any:
+    """Lets an objective that surveys the training part do so, and stores what it learned."""
+    objective = experiment.objective
+    if not objective.surveys:
+        return state
+    frozen = on_device(experiment, frozen)
+
+    def ask(state, frozen, batch):
+        batch = evaluation_batch(experiment, batch, state.step)
+        nets = steps.bind_networks(
+            experiment.models,
+            state,
+            frozen,
+            key=jax.random.key(0),
+            precision=experiment.config.precision,
+        )
+        return dict(objective.survey(nets, batch, state.memory, state.step))
+
+    run = jax.jit(ask, out_shardings=partition.replicated(experiment.mesh))
+
+    def alive() -> None:
+        watch.alive()
+        processes.stop_if_asked("before the survey was done")
+
+    batches = loader.eval_batches(experiment.dataset.train, batch_size=experiment.eval_batch_size)
+    rows, _ = dataset_pass(functools.partial(run, state, frozen), batches, on_batch=alive)
+    generator = np.random.Generator(np.random.Philox(key=[seed, zlib.crc32(b"survey")]))
+    ids = example_ids(experiment.dataset.train)
+    memory = objective.digest(rows, ids, jax.device_get(state.memory), generator)
+    put = lambda new, old: jax.device_put(np.asarray(new, old.dtype), old.sharding)  # noqa: E731
+    return state.replace(memory=jax.tree.map(put, memory, state.memory))
+
+
+def frozen_networks(experiment: Experiment, config: ConfigDict) -> steps.Frozen:
+    """Reads the networks that never learn from the checkpoints that `config` names.
+
+    Those whose answers are stored stay on the host: training does not need them.
+    """
+    return {
+        role: _read(experiment, config, role, *experiment.abstract_frozen[role])
+        for role in experiment.frozen
+    }
+
+
+def on_device(experiment: Experiment, frozen: steps.Frozen) -> steps.Frozen:
+    """Returns the frozen networks with those from the host put on the devices."""
+    put = lambda x, to: jax.device_put(x, to.sharding)  # noqa: E731
+    moved = {
+        role: jax.tree.map(put, frozen[role], experiment.abstract_frozen[role])
+        for role in experiment.cached
+        if role in frozen
+    }
+    return {**frozen, **moved}
+
+
+def for_evaluation(experiment: Experiment, frozen: steps.Frozen) -> steps.Frozen:
+    """Returns the frozen networks that evaluators may read, on the devices."""
+    read = {role for evaluator in experiment.evaluators.values() for role in evaluator.outputs}
+    if read <= set(experiment.shapes.roles):
+        frozen = {role: network for role, network in frozen.items() if role in read}
+    return on_device(experiment, frozen)
+
+
+def stored_answers(
+    experiment: Experiment, config: ConfigDict, frozen: steps.Frozen, say: Callable[[str], None]
+) -> teacher_cache.Answers | None:
+    """Opens the answers that a run reads instead of asking, and fills in what is missing.
+
+    Args:
+      config: of the run, with its seed.
+      frozen: from `frozen_networks`.
+      say: prints a line.
+
+    Raises:
+      ConfigError: the folder holds answers to other questions.
+    """
+    if experiment.cache is None:
+        return None
+    return teacher_cache.prepare(
+        config,
+        experiment.cache,
+        source=experiment.dataset.train,
+        models=experiment.models,
+        frozen=frozen,
+        transform=experiment.transform(train=True),
+        say=say,
+    )
+
+
+def _read(
+    experiment: Experiment, config: ConfigDict, role: Role, params: PyTree, model_state: PyTree
+):
+    like, where = (params, model_state), f"roles.{role}.init"
+    path, source, part = paths.parse_origin(config.roles[role].init, where=where)
+    values = checkpoint.read_network(path, role=source, part=part, like=like, where=where)
+    if role in experiment.cached:
+        return values
+    put = lambda x, to: jax.device_put(np.asarray(x, to.dtype), to.sharding)  # noqa: E731
+    return jax.tree.map(put, values, like)
