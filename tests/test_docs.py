@@ -180,8 +180,11 @@ def arms(config):
     others = [arm for arm in found if arm not in (config.study.reference, *config.study.sources)]
     others.sort(key=lambda arm: "weigher" not in found[arm])
     kept = {config.study.reference, *others[:1]}
-    for arm in [*kept]:
-        kept |= {*re.findall(r"'arm:([\w.+-]+?)[@#']", str(found.get(arm)))}
+    while (
+        more := {*re.findall(r"'arm:([\w.+-]+?)[@#']", str([found.get(arm) for arm in kept]))}
+        - kept
+    ):
+        kept |= more
     return {arm: found[arm] for arm in kept & {*found}}
 
 

@@ -18,9 +18,13 @@ TRIPLET_BLOCK = 2**22
 
 
 def distances(x: Array) -> Array:
-    """Euclidean distances of all pairs, `[b, d] -> [b, b]`; no gradient where one is 0."""
+    """Euclidean distances of all pairs, `[b, d] -> [b, b]`; no gradient where one is 0.
+
+    An example's distance from itself is 0 whatever its two copies are: a compiler may compute a
+    value twice with other last bits.
+    """
     square = ((x[:, None] - x[None]) ** 2).sum(-1)
-    positive = square > 0
+    positive = (square > 0) & ~jnp.eye(len(x), dtype=bool)
     return jnp.where(positive, jnp.sqrt(jnp.where(positive, square, 1)), 0)
 
 
@@ -51,13 +55,21 @@ def angle_share(student: Array, teacher: Array, mask: Array) -> Array:
     b, n = len(mask), _count(mask)
 
     def share(vertex):
-        s, t = (normalized(x - v[None]) for x, v in zip((student, teacher), vertex, strict=True))
+        *ends, i = vertex
+        # Not left to the subtraction: a compiler may compute a value twice with other last bits,
+        # which to normalize would give the vertex a direction from itself.
+        others = (jnp.arange(b) != i)[:, None]
+        s, t = (
+            normalized(jnp.where(others, x - v[None], 0))
+            for x, v in zip((student, teacher), ends, strict=True)
+        )
         return mask @ optax.huber_loss(s @ s.T, t @ t.T) @ mask / n**2
 
     block = max(1, TRIPLET_BLOCK // (b * max(b, student.shape[1], teacher.shape[1])))
     if block >= b:
-        return jax.vmap(share)((student, teacher))
-    return jax.lax.map(jax.checkpoint(share), (student, teacher), batch_size=block)
+        return jax.vmap(share)((student, teacher, jnp.arange(b)))
+    vertices = (student, teacher, jnp.arange(b))
+    return jax.lax.map(jax.checkpoint(share), vertices, batch_size=block)
 
 
 def similarity_share(student: Array, teacher: Array, mask: Array) -> Array:

@@ -730,7 +730,8 @@ def read_network(
         except CheckpointError as e:
             hint = "give the model and the kwargs that it was trained with"
             if "/positions: (" in e.what:
-                hint = "learned positions are of one size of image, that on which it was trained"
+                size = "give that on which it was trained"
+                hint = f"learned positions are of one size of image: {size}"
             elif "has no layer" in e.what:
                 hint = e.hint
             place = e.where or str(folder)

@@ -192,6 +192,9 @@ def test_endpoints_state_and_gradients(name, short):
         np.testing.assert_array_equal(outputs[stage], activated)
     assert jax.tree.all(jax.tree.map(lambda a, b: bool((a != b).any()), new, state))
     for path, leaf in jax.tree.leaves_with_path(grads):
+        # The bias of a linear bottleneck without a shortcut is taken off again by the next norm.
+        if (name, path[0].key, path[1].key) == ("mobilenet_v2", "Block_0", "BatchNorm_2"):
+            continue
         assert bool(jnp.any(leaf != 0)), jax.tree_util.keystr(path)
 
 
@@ -299,11 +302,11 @@ def test_grouped_convolution_refuses_channels_that_do_not_divide():
         (vgg.make, {"variant": "vgg12"}, "'vgg1"),
         (vgg.make, {"width_multiplier": 0.01}, "no channel"),
         (mobilenet_v2.make, {"width_multiplier": 0.05}, "no channel"),
-        (mobilenet_v2.make, {"expansion": 0}, "at least 1"),
+        (mobilenet_v2.make, {"expansion": 0}, "1 or more"),
         (shufflenet_v1.make, {"groups": 5}, "available: 1, 2, 3, 4, 8"),
         (shufflenet_v2.make, {"variant": "1.0x"}, "'1"),
         (resnet_four_stages.make, {"variant": "resnet20"}, "'resnet"),
-        (resnet_four_stages.make, {"width": 0}, "at least 1"),
+        (resnet_four_stages.make, {"width": 0}, "1 or more"),
     ],
 )
 def test_wrong_arguments_are_refused_with_the_nearest(make, kwargs, hint):
