@@ -195,7 +195,9 @@ def few_arms(config):
     few = arms(config)
     sources = "".join(f"{arm}," for arm in config.study.sources if arm in few)
     changes = {f"study.arms.{arm}": "none" for arm in config.study.arms if arm not in few}
-    groups = {f"study.{name}": "{}" for name in ("tuned", "published") if config.study[name]}
+    groups = {
+        f"study.{name}": "{}" for name in ("tuned", "questions", "published") if config.study[name]
+    }
     return changes | groups | {"study.seeds": "0,", "study.sources": sources}
 
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from distill_jax.core.api import Dataset, Source
 from distill_jax.core.errors import ConfigError, nearest
-from distill_jax.data.source import Subset, example_ids, example_labels
+from distill_jax.data.source import Subset, example_ids, example_labels, split_held_out
 
 WHERE = "data.corrupt"
 KINDS = {"label_noise": ("uniform", "pair"), "teacher_damage": ("random", "class")}
@@ -215,6 +215,17 @@ def _imbalance(dataset: Dataset, ratio: float, seed: int) -> Dataset:
     return dataset._replace(train=Subset(train, np.sort(np.concatenate(kept)), title))
 
 
+def _train_on_held_out(dataset: Dataset, share: float, seed: int) -> Dataset:
+    """The examples that train are no longer held out: nothing is chosen by them."""
+    held = dataset.held_out
+    if share == 1:
+        every = np.arange(len(held))
+        train, held = Subset(held, every, "all of it"), Subset(held, every[:0], "nothing left")
+    else:
+        held, train = split_held_out(held, fraction=share, seed=seed)
+    return dataset._replace(train=train, held_out=held)
+
+
 def _check(
     dataset: Dataset,
     shares: Mapping[str, float],
@@ -284,6 +295,7 @@ def corrupt(
     labels_per_class: int = 0,
     labels_percent: float = 0.0,
     drop_unlabelled: bool = False,
+    train_on_held_out: float = 0.0,
     seed: int = 0,
 ) -> Dataset:
     """Returns the data set with the faults whose share is above 0; without any, `dataset` itself.
@@ -317,7 +329,10 @@ def corrupt(
       labels_percent: the same as a share of each class, in percent, of at least one example.
       drop_unlabelled: whether the training part is those examples alone, without the key
         `labelled`: for fine-tuning and for baselines that see labelled examples only.
-      seed: any non-negative integer.
+      train_on_held_out: share of the held-out part, class by class, that replaces the training
+        part: for baselines of methods that learn from held-out examples. The rest stays held out;
+        after 1 nothing does, so that `eval.metric` must be empty.
+      seed: any non-negative integer; "run" in a config stands for the seed of the run.
 
     Raises:
       ConfigError: a share outside [0, 1), an unknown kind, a negative seed, fewer than 2 classes,
@@ -325,6 +340,12 @@ def corrupt(
         labels that are not among them, or outliers where the inputs are not uint8 images; labels
         kept by number and by share, or nothing to drop.
     """
+    if not 0 <= train_on_held_out <= 1 or (train_on_held_out and not len(dataset.held_out)):
+        raise ConfigError(
+            f"train_on_held_out is {train_on_held_out} of {len(dataset.held_out)} examples",
+            where=f"{WHERE}.train_on_held_out",
+            hint="0 <= x <= 1, with data.held_out above 0",
+        )
     shares = {"label_noise": label_noise, "teacher_damage": teacher_damage, "outliers": outliers}
     kinds = {"label_noise": label_noise_kind, "teacher_damage": teacher_damage_kind}
     _check(dataset, shares, kinds, labels_per_class, labels_percent, drop_unlabelled, seed)
@@ -347,4 +368,6 @@ def corrupt(
         dataset = _hide_labels(
             dataset, labels_per_class, labels_percent, seed, drop=drop_unlabelled
         )
+    if train_on_held_out:
+        dataset = _train_on_held_out(dataset, train_on_held_out, seed)
     return dataset

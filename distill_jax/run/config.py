@@ -56,7 +56,7 @@ _OPEN = re.compile(
     r"(objective|weigher|data|optim|bilevel\.optim|roles\.\w+)\.kwargs(\..+)?"
     r"|data\.transform_kwargs(\..+)?|data\.corrupt(\..+)?"
     r"|optim\.schedule_kwargs(\..+)?|evaluators(\..+)?"
-    r"|study\.arms(\..+)?|study\.(tuned|published)|roles"
+    r"|study\.arms(\..+)?|study\.(tuned|published|questions)|roles"
 )
 
 # Groups whose entries are groups: `none` deletes an entry.
@@ -208,6 +208,7 @@ def base() -> ConfigDict:
     config.study = ConfigDict()
     config.study.arms = ConfigDict()  # open: {arm: nested dict of what it changes in this config}
     config.study.tuned = ConfigDict()  # open: {name: arms}; stands for the best of them, held out
+    config.study.questions = ConfigDict()  # open: {question: (arm, reference, other arms ...)}
     config.study.published = ConfigDict()  # open: {arm: figure of others, shown beside ours}
     config.study.sources = ()  # arms that others start from and that are not compared
     config.study.title = ""  # of the report
@@ -512,6 +513,11 @@ def _tuple(text: str) -> tuple[Any, ...]:
     return tuples(value) if isinstance(value, (tuple, list)) else (value,)
 
 
+def data_follow_seed(config: ConfigDict) -> bool:
+    """Returns whether runs that differ in `seed` alone have other data: faults of their own."""
+    return config.data.corrupt.get("seed") == "run"
+
+
 def arms(config: ConfigDict) -> dict[str, dict[str, Any]]:
     """Returns what each arm of the study overrides: `{arm: {dotted path: value}}`."""
     return {name: dict(flatten(changes)) for name, changes in config.study.arms.items()}
@@ -629,7 +635,9 @@ def validate(config: ConfigDict) -> None:
     _check_data(config)
     _check_cache(config)
     _check_rules(config.optim.decay_mask, where="optim.decay_mask")
-    if config.eval.metric == "" and config.data.held_out == 0:
+    trains_on = config.data.corrupt.get("train_on_held_out", 0)
+    nothing_held_out = config.data.held_out == 0 or trains_on == 1
+    if config.eval.metric == "" and nothing_held_out:
         pass  # nothing to select on: the last state is the result
     elif _check_metric(config, "eval.metric") == "test":
         raise ConfigError(
@@ -904,6 +912,16 @@ def _check_study(config: ConfigDict) -> None:
                 raise ConfigError(
                     f"{arm!r} is not an arm", where=where, hint=nearest(arm, study.arms)
                 )
+    for name, arms in study.questions.items():
+        where = f"study.questions.{name}"
+        known = [arm for arm in (*study.arms, *study.tuned) if arm not in study.sources]
+        if not isinstance(arms, (tuple, list)) or len(arms) < 2 or len(set(arms)) < len(arms):
+            what = f"{arms!r} does not compare two arms"
+            raise ConfigError(what, where=where, hint="(arm, reference, other arms ...)")
+        for arm in arms:
+            if arm not in known:
+                what = f"{arm!r} is not an arm that is compared"
+                raise ConfigError(what, where=where, hint=nearest(arm, known))
     for name, changes in study.arms.items():
         if not isinstance(changes, ConfigDict):
             raise _mistyped(changes, ConfigDict, f"study.arms.{name}")

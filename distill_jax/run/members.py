@@ -30,13 +30,15 @@ class Member(NamedTuple):
 def kind(config: ConfigDict) -> str:
     """Returns what runs have in common that may go side by side.
 
-    They differ in the seed, in the runs that they start from, and in numbers that may be traced.
+    They differ in the runs that they start from, in numbers that may be traced, and in the seed,
+    unless their data do so with it.
     """
     flat = config_lib.flatten(config)
+    same_data = not config_lib.data_follow_seed(config)
     for path, value in flat.items():
         if _SCALAR.fullmatch(path) and type(value) in (int, float):
             flat[path] = "a number"
         role = re.fullmatch(r"roles\.(\w+)\.init", path)
-        if path == "seed" or (role and value and config.roles[role[1]].model):
+        if (path == "seed" and same_data) or (role and value and config.roles[role[1]].model):
             flat[path] = "its own"
     return json.dumps(flat, sort_keys=True, default=str)

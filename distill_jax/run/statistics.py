@@ -99,6 +99,49 @@ def summarise(results: Mapping[str, Mapping[str, float]], *, reference: str) -> 
     return [of(arm) for arm in results]
 
 
+def ask(
+    results: Mapping[str, Mapping[str, float]], questions: Mapping[str, Sequence[str]]
+) -> dict[str, list[ArmSummary]]:
+    """Summarises the arms of each question, its reference first and then the arm it is about.
+
+    Args:
+      results: as in `summarise`; arms without values may be absent.
+      questions: `{question: (arm, reference, other arms ...)}`.
+    """
+    found = {}
+    for question, (arm, reference, *others) in questions.items():
+        own = {name: results.get(name, {}) for name in (reference, arm, *others)}
+        found[question] = summarise(own, reference=reference)
+    return found
+
+
+def answer(
+    question: str,
+    summaries: Sequence[ArmSummary],
+    *,
+    metric: str,
+    mode: str = "max",
+    digits: int = 4,
+) -> str:
+    """Answers a question in one sentence: both means, and what their difference supports.
+
+    Args:
+      question: what is asked.
+      summaries: of `ask`.
+      metric: its name.
+      mode: "max" if higher is better, "min" if lower is.
+      digits: decimals.
+    """
+    reference, arm = summaries[:2]
+    if arm.value is None or reference.value is None:
+        return f"{question}: no answer yet, {arm.arm} or {reference.arm} has no result"
+    return (
+        f"{question}: {metric} {arm.value.mean:.{digits}f} with {arm.arm}, "
+        f"{reference.value.mean:.{digits}f} with {reference.arm}; "
+        f"{verdict(arm, mode=mode, digits=digits)}"
+    )
+
+
 def verdict(summary: ArmSummary, *, mode: str = "max", digits: int = 4) -> str:
     """Says in words what the paired difference supports, and nothing beyond it.
 

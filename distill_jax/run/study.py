@@ -145,7 +145,8 @@ class _OneExperiment:
 
     def __call__(self, config: ConfigDict) -> build_lib.Experiment:
         same = json.loads(config_lib.to_json(config))
-        del same["seed"]
+        if not config_lib.data_follow_seed(config):
+            del same["seed"]
         for role in same["roles"].values():
             if role["model"]:
                 del role["init"]
@@ -225,7 +226,7 @@ def _run_study(
         for seed in config.study.seeds
     }
     began, done = time.perf_counter(), 0
-    summaries: dict[str, list[statistics.ArmSummary]] = {}
+    compared: dict[str, dict[str, list[statistics.ArmSummary]]] = {}
     groups = _groups(config, order, workdir)
     for member in (member for group in groups for member in group):
         folder, single = member.workdir, member.config
@@ -258,17 +259,31 @@ def _run_study(
                     f"{label}: {measured}"
                     f" ({took:.0f} s, {time.perf_counter() - began:.0f} s in all)"
                 )
-            summaries = _write(config, workdir, statuses)
+            compared = _write(config, workdir, statuses)
     metric, mode = config.study.metric, _mode(config)
     titles = {"value": metric, "best": f"{metric} of the state of the best {config.eval.metric}"}
-    means = [row.value.mean for rows in summaries.values() for row in rows if row.value]
-    digits = decimals(max(map(abs, means), default=0))
-    published = config.study.published
+    every = [row for tables in compared.values() for rows in tables.values() for row in rows]
+    digits = decimals(max((abs(row.value.mean) for row in every if row.value), default=0))
+    shown = {"mode": mode, "digits": digits}
+    answers = [
+        statistics.answer(question, rows, metric=metric, **shown)
+        for question, rows in compared.get("value", {}).items()
+        if question
+    ]
     table = "\n\n".join(
-        statistics.format_table(
-            rows, metric=titles[state], mode=mode, digits=digits, published=published
-        )
-        for state, rows in summaries.items()
+        [
+            *answers,
+            *(
+                statistics.format_table(
+                    rows,
+                    metric=f"{question}: {titles[state]}" if question else titles[state],
+                    published=config.study.published,
+                    **shown,
+                )
+                for state, tables in compared.items()
+                for question, rows in tables.items()
+            ),
+        ]
     )
     if not processes.is_main():
         return table
@@ -280,33 +295,26 @@ def _run_study(
 def _groups(config: ConfigDict, order: list[str], workdir: pathlib.Path) -> list[list[Member]]:
     """Returns the runs of a study, in groups that may go side by side, in an order that works.
 
-    An arm joins an earlier group of its kind where all that it starts from comes before that.
+    Runs of an arm join an earlier group of their kind where all that the arm starts from comes
+    before that. Without lanes, each arm has its own.
     """
     arms = config_lib.arms(config)
-    groups: list[tuple[str, list[str]]] = []
+    groups: list[tuple[str, list[Member]]] = []
     for arm in order:
         sources = {m["arm"] for m in _references(_values(config, arms[arm])).values()}
-        last = max((i for i, (_, g) in enumerate(groups) if sources & set(g)), default=-1)
-        kind = kind_of(arm_config(config, arm, config.study.seeds[0], workdir))
-        alike = (g for k, g in groups[last + 1 :] if k == kind and config.study.lanes != "no")
-        if (group := next(alike, None)) is not None:
-            group.append(arm)
-        else:
-            groups.append((kind, [arm]))
-    return [
-        [
-            Member(
-                arm,
-                seed,
-                arm_config(config, arm, seed, workdir),
-                run_folder(workdir, arm, seed),
-                "" if arm in config.study.sources else config.study.metric,
-            )
-            for arm in group
-            for seed in config.study.seeds
-        ]
-        for _, group in groups
-    ]
+        earlier = (i for i, (_, g) in enumerate(groups) if sources & {m.arm for m in g})
+        first = max(earlier, default=-1) + 1 if config.study.lanes != "no" else len(groups)
+        reported = "" if arm in config.study.sources else config.study.metric
+        for seed in config.study.seeds:
+            single = arm_config(config, arm, seed, workdir)
+            member = Member(arm, seed, single, run_folder(workdir, arm, seed), reported)
+            kind = kind_of(single)
+            alike = (g for k, g in groups[first:] if k == kind)
+            if (group := next(alike, None)) is not None:
+                group.append(member)
+            else:
+                groups.append((kind, [member]))
+    return [group for _, group in groups]
 
 
 def _outcomes(
@@ -434,17 +442,18 @@ def tune(config: ConfigDict, statuses: Mapping[tuple[str, int], Any]) -> dict[st
     return chosen
 
 
-def _write(config, workdir, statuses) -> dict[str, list[statistics.ArmSummary]]:
+def _write(config, workdir, statuses) -> dict[str, dict[str, list[statistics.ArmSummary]]]:
     """Writes `study.json`; returns the comparison of last ("value") and of best states ("best").
 
-    The second is left out where no run chose a state.
+    The second is left out where no run chose a state. Each is by question, and that of all arms
+    under "" where the study has none.
     """
     arms = {arm: (arm, changes) for arm, changes in config_lib.arms(config).items()}
     tuned = tune(config, statuses)
     arms |= {name: (found["arm"], arms[found["arm"]][1]) for name, found in tuned.items()}
     compared = [arm for arm in arms if arm not in config.study.sources]
     names = sorted(compared, key=lambda arm: arm != config.study.reference)
-    summaries = {}
+    summaries, by_question = {}, {}
     for state in ("value", "best"):
         values: dict[str, dict[str, float]] = {arm: {} for arm in names}
         for name in names:
@@ -454,6 +463,8 @@ def _write(config, workdir, statuses) -> dict[str, list[statistics.ArmSummary]]:
                     values[name][str(seed)] = found
         if state == "value" or any(values.values()):
             summaries[state] = statistics.summarise(values, reference=config.study.reference)
+            asked = statistics.ask(values, config.study.questions)
+            by_question[state] = asked or {"": summaries[state]}
     contents = {
         "name": workdir.name,
         "title": config.study.title or f"{', '.join(arms)} on {config.data.name}",
@@ -474,12 +485,13 @@ def _write(config, workdir, statuses) -> dict[str, list[statistics.ArmSummary]]:
             for name, (arm, changes) in arms.items()
         },
         "tuned": tuned,
+        "questions": {name: list(arms) for name, arms in config.study.questions.items()},
         "published": dict(config.study.published),
         "summary": [_summary_row(row) for row in summaries["value"]],
         "summary_best": [_summary_row(row) for row in summaries.get("best", [])],
     }
     workdir_lib.write_json(workdir / "study.json", sharing.scrubbed(contents, workdir))
-    return summaries
+    return by_question
 
 
 def _summary_row(row: statistics.ArmSummary) -> dict[str, Any]:

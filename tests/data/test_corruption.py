@@ -442,3 +442,24 @@ def test_what_labels_cannot_be_kept(kwargs):
 
 def test_this_module_is_not_a_data_set():
     assert not hasattr(corruption, "make")
+
+
+@pytest.mark.parametrize("share", [0.5, 1.0])
+def test_what_trains_is_no_longer_held_out(share):
+    """The baseline of a method that learns from clean held-out examples trains on those alone."""
+    data = synthetic.make(**SIZES)
+    found = corrupt(data, label_noise=0.4, train_on_held_out=share, seed=3)
+    held = set(source.example_ids(data.held_out).tolist())
+    train, left = (set(source.example_ids(p).tolist()) for p in (found.train, found.held_out))
+    assert train | left == held and not train & left
+    assert len(train) == share * len(held)
+    clean = by_id(data.held_out, "label")
+    assert by_id(found.train, "label") == {i: clean[i] for i in train}
+    again = corrupt(data, label_noise=0.4, train_on_held_out=share, seed=4)
+    assert (set(source.example_ids(again.train).tolist()) == train) == (share == 1)
+
+
+@pytest.mark.parametrize("sizes, share", [(SIZES, 1.5), (SIZES | {"held_out": 0.0}, 1.0)])
+def test_training_on_a_held_out_part_that_is_not_there_is_refused(sizes, share):
+    with pytest.raises(ConfigError, match=r"^data\.corrupt\.train_on_held_out"):
+        corrupt(synthetic.make(**sizes), train_on_held_out=share)

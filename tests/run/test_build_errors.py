@@ -232,7 +232,7 @@ CORPUS = [
         "study source",
         STUDY,
         "study",
-        ["study.arms.kd.roles.teacher.init=arm:techer"],
+        ["study.arms.kd_50.roles.teacher.init=arm:techer"],
         ["'techer'", "'teacher'"],
     ),
     ("eval without run", KD, "eval", [], ["does not exist"]),

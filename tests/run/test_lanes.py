@@ -153,6 +153,28 @@ def test_lanes_equal_runs_alone(tmp_path, monkeypatch):
     assert not [line for line in again if "failed" in line]
 
 
+def test_runs_with_faults_of_their_own_seed_share_neither_data_nor_a_program(tmp_path):
+    noise = {"data.corrupt": {"label_noise": 0.5, "teacher_damage": 0.5, "seed": "run"}}
+
+    def labels_and_shifts(config, seed):
+        made = study._OneExperiment(None)
+        experiment = [made(config_lib.override(config, {"seed": s})) for s in (1 - seed, seed)][1]
+        rows = experiment.dataset.train.read(np.arange(len(experiment.dataset.train)))
+        return np.stack([rows["label"], rows["teacher_shift"]])
+
+    config = make_config(**noise)
+    alone = study.arm_config(config, "slow", 0, tmp_path)
+    one, again, other = (labels_and_shifts(alone, seed) for seed in (0, 0, 1))
+    np.testing.assert_array_equal(one, again)
+    assert (one != other).any(axis=1).all()
+
+    groups = study._groups(config, study.ordered_arms(config), tmp_path)
+    assert all(len({member.seed for member in group}) == 1 for group in groups)
+    assert {len(group) for group in groups} == {1, 2}  # rates, temperatures: still side by side
+    shared = study._groups(make_config(), study.ordered_arms(config), tmp_path)
+    assert sorted(len(group) for group in shared) == [2, 4, 4]
+
+
 def test_ways_agree(tmp_path):
     def double(w, x, key):
         noise = jax.random.normal(key, x.shape)

@@ -181,23 +181,26 @@ def test_describe_shows_both_steps(teacher, tmp_path, capsys):
 
 def test_tuned_arms_are_chosen_on_the_held_out_part():
     config = flags.load(DEMO)
-    config.study.tuned.best = ("alone", "kd")
+    config.study.tuned = {"best": ("alone", "kd_50")}
     made = {
         ("alone", 0): {"metrics": {"held_out/accuracy": 0.5, "test/accuracy": 0.1}},
         ("alone", 1): {"metrics": {"held_out/accuracy": 0.7, "test/accuracy": 0.1}},
-        ("kd", 0): {"metrics": {"held_out/accuracy": 0.4, "test/accuracy": 0.9}},
-        ("kd", 1): {},
+        ("kd_50", 0): {"metrics": {"held_out/accuracy": 0.4, "test/accuracy": 0.9}},
+        ("kd_50", 1): {},
     }
     found = study.tune(config, made)["best"]
     assert found["arm"] == "alone" and found["by"] == "held_out/accuracy"
-    assert found["candidates"] == {"alone": pytest.approx(0.6), "kd": pytest.approx(0.4)}
+    assert found["candidates"] == {"alone": pytest.approx(0.6), "kd_50": pytest.approx(0.4)}
 
 
 @pytest.mark.parametrize(
     "path, value, word",
     [
-        ("study.tuned.best", ("alone", "kdd"), "did you mean 'kd'"),
-        ("study.tuned.kd", ("alone",), "an arm has this name"),
+        ("study.tuned.best", ("alone", "kd_5"), "did you mean 'kd_50'"),
+        ("study.tuned.kd_50", ("alone",), "an arm has this name"),
+        ("study.questions.q", ("alone", "kd_tund"), "did you mean 'kd_tuned'"),
+        ("study.questions.q", ("alone",), "does not compare two arms"),
+        ("study.questions.q", ("alone", "alone"), "does not compare two arms"),
         ("study.sources", ("techer",), "did you mean 'teacher'"),
         ("study.sources", ("alone",), "the reference"),
     ],

@@ -248,6 +248,21 @@ def test_study_report_holds_the_statistics(tmp_path):
         assert needle in text
 
 
+def test_a_study_with_questions_opens_with_the_answers(tmp_path):
+    study = write_study(tmp_path, failed=False)
+    study["questions"] = {"few labels": ["distilled", "self"], "gone": ["distilled", "absent"]}
+    (tmp_path / "study.json").write_text(json.dumps(study))
+    text = checked(write_study_report(tmp_path))
+    one, two = (
+        [r["value"] for r in study["arms"][a]["seeds"].values()] for a in ("distilled", "self")
+    )
+    mean = np.mean(np.subtract(one, two))
+    sentence = f"few labels: test/accuracy {shown(np.mean(one))} with distilled, "
+    sentence += f"{shown(np.mean(two))} with self; difference +{shown(mean)}"
+    assert 0 < text.index(sentence) < text.index("Differences are paired by seed")
+    assert "gone" not in text and "Paired difference to" not in text
+
+
 def test_strings_are_escaped(tmp_path):
     write_study(tmp_path, seeds=1, failed=False)
     run_text = checked(write_run_report(tmp_path / "self/seed0"))

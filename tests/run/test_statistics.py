@@ -5,7 +5,7 @@ import pytest
 from scipy import stats
 
 from distill_jax.core.errors import ConfigError, NonFiniteError
-from distill_jax.run.statistics import estimate, format_table, summarise, verdict
+from distill_jax.run.statistics import answer, ask, estimate, format_table, summarise, verdict
 
 RESULTS = {
     "label only": {"0": 0.70, "1": 0.72, "2": 0.69, "10": 0.71},
@@ -94,3 +94,17 @@ def test_mistakes_are_named(arms):
         summarise({"a": {"1": float("nan")}}, reference="a")
     with pytest.raises(ConfigError, match="max or min"):
         format_table(list(arms.values()), metric="x", mode="higher")
+
+
+def test_an_answer_is_what_the_seeds_say():
+    asked = {"worth it?": ("distilled", "label only", "noise"), "later?": ("failed", "noise")}
+    found = ask(RESULTS, asked | {"harm?": ("label only", "distilled")})
+    assert [s.arm for s in found["worth it?"]] == ["label only", "distilled", "noise"]
+    assert answer("worth it?", found["worth it?"], metric="test/accuracy") == (
+        "worth it?: test/accuracy 0.8050 with distilled, 0.7050 with label only; "
+        "difference +0.0400 ± 0.0058 (se), 95 % interval [+0.0152, +0.0648] "
+        "over 3 paired seeds: excludes 0, better"
+    )
+    assert answer("harm?", found["harm?"], metric="x").endswith("excludes 0, worse")
+    words = answer("later?", found["later?"], metric="x")
+    assert words == "later?: no answer yet, failed or noise has no result"

@@ -197,7 +197,10 @@ def open_dataset(
     )()
     dataset, report = checks.open_dataset(dataset, where="data.name")
     corrupt = functools.partial(corruption.corrupt, dataset)
-    corrupted = bind(corrupt, config.data.corrupt.to_dict(), where="data.corrupt")()
+    faults = config.data.corrupt.to_dict()
+    if config_lib.data_follow_seed(config):
+        faults["seed"] = config.seed
+    corrupted = bind(corrupt, faults, where="data.corrupt")()
     mixing = [name for name in config.data.train_transforms if name in ("mixup", "cutmix")]
     if corrupted is not dataset and mixing:
         raise ConfigError(

@@ -14,7 +14,7 @@ from distill_jax.core.errors import UserError
 from distill_jax.evaluators import calibration, classification
 from distill_jax.run import figures, sharing, stored
 from distill_jax.run.report.wording import NONE, decimals, is_finite, minus
-from distill_jax.run.statistics import ArmSummary, Estimate, summarise
+from distill_jax.run.statistics import ArmSummary, Estimate, ask, summarise
 
 
 def is_trust(metric: str) -> bool:
@@ -128,6 +128,19 @@ class Study:
         """Figures of others by arm."""
         return self.spec.get("published") or {}
 
+    @property
+    def questions(self) -> Mapping[str, Sequence[str]]:
+        """Arm, reference and further arms of each question whose arms are there."""
+        asked = self.spec.get("questions")
+        if not isinstance(asked, dict):
+            return {}
+        return {str(q): a for q, a in asked.items() if len(a) > 1 and {*a} <= {*self.arms}}
+
+    @functools.cached_property
+    def answers(self) -> dict[str, list[ArmSummary]]:
+        """The comparison of each question."""
+        return ask(self.values, self.questions)
+
     def seeds(self, arm: str) -> Mapping[str, Mapping[str, Any]]:
         return self.arms[arm].get("seeds") or {}
 
@@ -173,6 +186,11 @@ class Study:
         values = self._values("best")
         return self._summarise(values) if any(values.values()) else []
 
+    @functools.cached_property
+    def best_answers(self) -> dict[str, list[ArmSummary]]:
+        """As `answers`, of the states that were best on held-out data."""
+        return ask(self._values("best"), self.questions)
+
     def _summarise(self, values: Mapping[str, Mapping[str, float]]) -> list[ArmSummary]:
         reference = self.spec.get("reference")
         if reference in self.arms:
@@ -184,6 +202,11 @@ class Study:
     def digits(self) -> int:
         """Decimals of the metric: at least four, and three digits of the largest mean."""
         return decimals(max((abs(s.value.mean) for s in self.summaries if s.value), default=0))
+
+    @property
+    def shown(self) -> dict[str, Any]:
+        """How sentences show the metric."""
+        return {"mode": self.mode, "digits": self.digits}
 
     def fmt(self, value: float, *, sign: str = "") -> str:
         return minus(f"{value:{sign}.{self.digits}f}")

@@ -19,7 +19,7 @@ from distill_jax.run.report.page import alert, figure, table, tiles, write
 from distill_jax.run.report.provenance import config_table
 from distill_jax.run.report.quality import QUALITY, calibration_panel, confusion_panel, pooled
 from distill_jax.run.report.wording import NONE, cut, decimals, duration, flat, is_finite, minus
-from distill_jax.run.statistics import ArmSummary, conclusion, verdict
+from distill_jax.run.statistics import ArmSummary, answer, conclusion, verdict
 
 MOST_ALARMS = 20
 """Alarms of all runs that are listed; they are counted beyond it."""
@@ -77,7 +77,10 @@ def _study_lead(study: Study) -> Html:
     if any(map(is_finite, seconds)):
         facts.append(("compute time", duration(sum(float(s) for s in seconds if is_finite(s)))))
     said = [
-        el("li", el("b", s.arm), ": ", minus(verdict(s, mode=study.mode, digits=study.digits)))
+        el("li", minus(answer(question, rows, metric=study.metric, **study.shown)))
+        for question, rows in study.answers.items()
+    ] or [
+        el("li", el("b", s.arm), ": ", minus(verdict(s, **study.shown)))
         for s in study.summaries
         if not s.is_reference and reference
     ]
@@ -92,9 +95,11 @@ def _study_lead(study: Study) -> Html:
     incomplete = [r.label for r in study.all_runs if "result.json is missing" in r.notes]
     if incomplete:
         problems.append(f"no result.json: {', '.join(incomplete)}")
+    answers = el("ul", said) if said and (study.questions or len(said) <= 8) else None
     return join(
+        answers if study.questions else None,
         el("p", f"{study.metric}, {better}. Differences are paired by seed.", class_="lead"),
-        el("ul", said) if said and len(said) <= 8 else None,
+        None if study.questions else answers,
         tiles(facts),
         alert(f"Runs without a value: {len(lacking)}", lacking, stop=True),
         alert(f"Alarms: {len(alarms)}", alarms[:MOST_ALARMS], stop=True),
@@ -131,6 +136,16 @@ def _comparison(study: Study, summaries: Sequence[ArmSummary]) -> Html:
     return table(heads, rows, refs=[s.is_reference for s in summaries])
 
 
+def _comparisons(
+    study: Study, answers: Mapping[str, Sequence[ArmSummary]], every: Sequence[ArmSummary]
+) -> Html:
+    """One table for each question, or one of all arms where there is none."""
+    if not answers:
+        return _comparison(study, every)
+    tables = [(el("h4", question), _comparison(study, rows)) for question, rows in answers.items()]
+    return join(*(part for pair in tables for part in pair))
+
+
 def _study_results(study: Study) -> Html:
     value_rows = [
         figures.Row(
@@ -147,7 +162,7 @@ def _study_results(study: Study) -> Html:
         caption = "Rings are seeds, bars are means, pale lines are 95 % intervals of the mean."
         plot = figures.dot_plot(value_rows, x_label=study.metric, colours=study.colours)
         charts.append(figure(f"{study.metric} by seed", plot, caption))
-    if any(s.difference for s in study.summaries):
+    if any(s.difference for s in study.summaries) and not study.questions:
         plot = figures.dot_plot(
             _difference_rows(study), x_label="difference", zero=True, colours=study.colours
         )
@@ -156,10 +171,10 @@ def _study_results(study: Study) -> Html:
         )
         charts.append(figure(f"Paired difference to {study.spec.get('reference')}", plot, caption))
     return join(
-        _comparison(study, study.summaries),
+        _comparisons(study, study.answers, study.summaries),
         join(
             el("h3", "States that were best on held-out data"),
-            _comparison(study, study.best_summaries),
+            _comparisons(study, study.best_answers, study.best_summaries),
         )
         if study.best_summaries
         else None,
