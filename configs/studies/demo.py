@@ -51,7 +51,7 @@ def few(*, drop: bool = False) -> dict:
 
 def clean(share: float = 1.0) -> dict:
     """Training on the held-out images, or on a share of them, the others staying held out."""
-    arm = {"data": {"corrupt": {**CLEAN, "train_on_held_out": share}}}
+    arm = {"data": {"corrupt": {**CLEAN, "train_on_held_out": share}}, "batch_size": 64}
     return arm if share < 1 else {**arm, "eval": {"metric": ""}}
 
 
@@ -65,17 +65,22 @@ def tgeo(control: str = "none", lr: float = 1e-2, **network) -> dict:
     return {**trust.with_network(arm, "ratio_mlp", hidden=(128,), **network), **learned}
 
 
+def constants() -> dict[str, dict]:
+    """Distillation at constant ratios, long and short: noisy labels are learned by heart late."""
+    long = {f"kd_{round(100 * ratio)}": trust.kd(ratio, temperature=4.0) for ratio in RATIOS}
+    return long | {f"{name}_short": {**arm, **trained(200, 0.05)} for name, arm in long.items()}
+
+
 def chosen() -> dict[str, dict]:
-    ratios = {f"kd_{round(100 * ratio)}": trust.kd(ratio, temperature=4.0) for ratio in RATIOS}
     return {
         "labels_few": {**few(drop=True), **trained(200, 0.05)},
         "kd_few": {**few(), **trust.kd(0.7, temperature=2.0)},
-        "alone": {},
-        **ratios,
+        "alone": trained(100, 0.1),
+        **constants(),
         "tgeo_kd": tgeo(),
         "tgeo_frozen": tgeo("frozen", zero_init=False),
         "tgeo_shuffled": tgeo("shuffled"),
-        "clean_alone": {**clean(), **trained(1000, 0.05)},
+        "clean_alone": {**clean(), **trained(1000, 0.02)},
     }
 
 
@@ -124,7 +129,10 @@ def get_config(arg: str = ""):
     config.study.lanes = "yes"
     config.study.reference = "alone"
     if "choose" in options:
-        every = candidates()
+        every = {
+            arm: {name.replace(".", "p"): changes for name, changes in settings.items()}
+            for arm, settings in candidates().items()
+        }
         config.study.arms = {
             f"{arm}-{name}": changes for arm in every for name, changes in every[arm].items()
         }
@@ -134,7 +142,7 @@ def get_config(arg: str = ""):
         config.study.title = "How the settings of the demo were chosen"
     else:
         config.study.arms = chosen()
-        config.study.tuned = {"kd_tuned": tuple(f"kd_{round(100 * ratio)}" for ratio in RATIOS)}
+        config.study.tuned = {"kd_tuned": tuple(constants())}
         config.study.seeds = (0, 1, 2, 3, 4)
         config.study.title = "When is a teacher worth having?"
         noisy = ("alone", "tgeo_frozen", "tgeo_shuffled", "clean_alone", "teacher")
