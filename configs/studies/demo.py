@@ -152,7 +152,7 @@ def get_config(arg: str = ""):
             "two imperfect sources": ("tgeo_kd", "kd_tuned", *noisy),
             "the held-out images alone": ("tgeo_kd", "clean_alone"),
         }
-    config.study.arms.teacher = teacher
+    config.study.arms["teacher"] = teacher
     if "smoke" in options:
         config = common.smoke(config)
         config.data.held_out = 0.2
