@@ -162,6 +162,12 @@ def _join(items: Mapping[str, PyTree], like: TrainState) -> TrainState:
     )
 
 
+@jax.jit
+def _copy_state(state: TrainState) -> TrainState:
+    """Returns a state in buffers of its own; one program for all runs of a study."""
+    return jax.tree.map(jnp.copy, state)
+
+
 class Checkpointer:
     """Saves and restores the steps of one run folder.
 
@@ -180,7 +186,6 @@ class Checkpointer:
         self._orbax: Any = None
         self._finish: threading.Thread | None = None
         self._error: BaseException | None = None
-        self._copy = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree))
 
     def steps(self) -> list[int]:
         """Returns the finished steps, oldest first."""
@@ -232,7 +237,7 @@ class Checkpointer:
             self._make_room(folder)
         if jax.default_backend() == "cpu":
             # On CPU, Orbax's host copy aliases the buffer that the next step is given to reuse.
-            state = jax.block_until_ready(self._copy(state))
+            state = jax.block_until_ready(_copy_state(state))
         args: dict[str, Any] = {
             name: ocp.args.PyTreeSave(tree) for name, tree in _items(state).items()
         }
