@@ -64,6 +64,14 @@ def initial_state(experiment: Experiment, key: Key, config: ConfigDict) -> Any:
     return new
 
 
+def _bound(experiment: Experiment, state: Any, frozen: steps.Frozen) -> steps.BoundNets:
+    """Returns all networks at a state; nothing that is drawn from the key matters."""
+    precision = experiment.config.precision
+    return steps.bind_networks(
+        experiment.models, state, frozen, key=jax.random.key(0), precision=precision
+    )
+
+
 def with_class_means(experiment: Experiment, state: Any, frozen: steps.Frozen) -> Any:
     """Fills the class-mean table, where the weigher needs one, from the training part alone."""
     if not isinstance(experiment.objective, Weighed) or "class_means" not in state.memory:
@@ -72,13 +80,7 @@ def with_class_means(experiment: Experiment, state: Any, frozen: steps.Frozen) -
 
     def sums(state, frozen, batch):
         batch = evaluation_batch(experiment, batch, state.step)
-        nets = steps.bind_networks(
-            experiment.models,
-            state,
-            frozen,
-            key=jax.random.key(0),
-            precision=experiment.config.precision,
-        )
+        nets = _bound(experiment, state, frozen)
         return objective.class_sums(nets, batch, state.memory)
 
     run = jax.jit(sums, out_shardings=partition.replicated(experiment.mesh))
@@ -104,13 +106,7 @@ def with_survey(experiment: Experiment, state: Any, frozen: steps.Frozen, seed: 
 
     def ask(state, frozen, batch):
         batch = evaluation_batch(experiment, batch, state.step)
-        nets = steps.bind_networks(
-            experiment.models,
-            state,
-            frozen,
-            key=jax.random.key(0),
-            precision=experiment.config.precision,
-        )
+        nets = _bound(experiment, state, frozen)
         return dict(objective.survey(nets, batch, state.memory, state.step))
 
     run = jax.jit(ask, out_shardings=partition.replicated(experiment.mesh))
