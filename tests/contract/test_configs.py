@@ -21,6 +21,8 @@ FILES = sorted(
     p for p in (ROOT / "configs").rglob("*.py") if "def get_config" in p.read_text("utf-8")
 )
 CASES = [(path, arg) for path in FILES for arg in ("", "smoke")]
+MANY = ("kd_", "trust_", "paper_", "ssl_")
+"""Studies of many arms: how their names begin."""
 
 
 def load(path, arg):
@@ -70,7 +72,14 @@ def one_device(monkeypatch):
     )
 
 
-@pytest.mark.parametrize("path, arg", CASES, ids=lambda x: getattr(x, "stem", x))
+@pytest.mark.parametrize(
+    "path, arg",
+    [
+        pytest.param(*case, marks=[pytest.mark.slow] if case[0].stem.startswith(MANY) else [])
+        for case in CASES
+    ],
+    ids=lambda x: getattr(x, "stem", x),
+)
 def test_config_builds_and_matches_its_golden_dump(path, arg):
     config = load(path, arg)
     study_config = config.copy_and_resolve_references()

@@ -116,7 +116,13 @@ def test_resume_is_bitwise(weigher, tmp_path):
     assert all(jax.tree.leaves(same))
 
 
-@pytest.mark.parametrize("name, control", PLAIN + COUPLED)
+@pytest.mark.parametrize(
+    "name, control",
+    [
+        pytest.param(*way, marks=() if way == ("trilateral", "none") else pytest.mark.slow)
+        for way in PLAIN + COUPLED
+    ],
+)
 def test_one_device_equals_eight(name, control):
     with jax.enable_x64(True):
         made, outer = setup(name, control=control)

@@ -210,13 +210,22 @@ def solved(name):
     return problem, problem.brute_force([problem.train])
 
 
-def together(*names):
+def together(*names, slow=()):
     """Tests of one chain on one worker, which solves its problem once."""
-    return [pytest.param(n, marks=pytest.mark.xdist_group(f"brute force {n}")) for n in names]
+    marks = {n: [pytest.mark.xdist_group(f"brute force {n}")] for n in names}
+    for n in slow:
+        marks[n].append(pytest.mark.slow)
+    return [pytest.param(n, marks=marks[n]) for n in names]
 
 
-@pytest.mark.parametrize("name", together(*CHAINS))
-@pytest.mark.parametrize("order", ["real", "virtual"])
+def slow(*values):
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize(
+    "name", together(*CHAINS, slow=("heavy_ball", "nesterov", "schedule", "lamb"))
+)
+@pytest.mark.parametrize("order", ["real", slow("virtual")])
 def test_one_step_equals_brute_force(name, order):
     with jax.enable_x64(True):
         problem, want = solved(name)
@@ -228,6 +237,7 @@ def test_one_step_equals_brute_force(name, order):
             assert harness.max_relative(want, low) < 1e-10
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", together("heavy_ball", "adamw"))
 def test_features_with_gradient_equal_brute_force(name):
     with jax.enable_x64(True):
@@ -249,8 +259,8 @@ def test_finite_difference_is_close_and_not_exact(name):
         assert 1e-9 < error < bound
 
 
-@pytest.mark.parametrize("name", ["nesterov", "clip_adamw"])
-@pytest.mark.parametrize("k", [1, 2, 4])
+@pytest.mark.parametrize("name", [slow("nesterov"), "clip_adamw"])
+@pytest.mark.parametrize("k", [slow(1), slow(2), 4])
 def test_unrolled_steps_equal_brute_force(name, k):
     with jax.enable_x64(True):
         problem = Problem(chain(name))

@@ -20,6 +20,8 @@ from distill_jax.models.convolution import _conv, conv2d
 from distill_jax.models.layers import Conv, shuffle_channels
 from tests.models.test_models import count
 
+pytestmark = pytest.mark.slow
+
 SMALL = {
     "vgg": (vgg.make, {"variant": "vgg8", "width_multiplier": 1 / 16}, 5),
     "mobilenet_v2": (mobilenet_v2.make, {"width_multiplier": 0.1, "expansion": 2}, 4),

@@ -120,6 +120,7 @@ def test_vit_tiny_has_the_size_of_its_arithmetic():
     assert count(vit.make(num_classes=10, variant="tiny")) == depth * block + other
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NETS)
 def test_endpoints_modes_and_gradients(name):
     model, x, params, state = built(name)

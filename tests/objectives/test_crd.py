@@ -195,6 +195,7 @@ def test_negatives_in_a_batch(class_aware):
     np.testing.assert_allclose(np.asarray(terms.values["contrast"])[valid], want[valid], atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shared, class_aware", [(True, True), (False, False)])
 def test_memory_form_step_by_step(shared, class_aware):
     """Two steps of the memory form from its description, example by example."""

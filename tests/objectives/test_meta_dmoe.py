@@ -75,6 +75,7 @@ def transcription(made, state, batch, phi, *, step):
     return -jax.nn.log_softmax(logits)[np.arange(len(query)), batch["label"][query]].mean()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", [0, 3])
 def test_loss_and_gradient_of_the_aggregator(step):
     """The gradient through the inner step is that of the transcription and of differences."""

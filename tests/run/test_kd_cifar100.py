@@ -32,6 +32,7 @@ MILLIONS = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pair", kd_cifar100.PAIRS)
 def test_every_pair_builds_on_shapes_with_the_published_sizes(pair):
     config = kd_cifar100.get_config(pair)
@@ -47,6 +48,7 @@ def test_every_pair_builds_on_shapes_with_the_published_sizes(pair):
         assert size / 1e6 == pytest.approx(MILLIONS[name], abs=0.0075)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pair", ["resnet56-resnet20", "vgg13-mobilenet_v2"])
 def test_every_method_is_an_arm(pair):
     config = kd_cifar100.get_config(f"{pair},all")
@@ -112,6 +114,7 @@ def like(name):
     return Model(lambda key, x: ({}, {}), apply)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "pair", [pair for pair in kd_cifar100.PAIRS if "vgg" in pair or "wrn" in pair]
 )
@@ -142,6 +145,7 @@ def test_every_arm_that_reads_maps_fits_its_networks(pair):
     assert stages.student_stages[-2:] == (last, "embedding")
 
 
+@pytest.mark.slow
 def test_rates_fall_after_the_published_epochs():
     single = study.arm_config(
         kd_cifar100.get_config("resnet32x4-shufflenet_v1"), "alone", 0, pathlib.Path("runs")
@@ -155,6 +159,7 @@ def test_rates_fall_after_the_published_epochs():
     np.testing.assert_allclose(rates, [0.01, 1e-3, 1e-4, 1e-5, 1e-5], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_published_figures_name_the_pairs_and_agree_on_each_network():
     assert set(published.CIFAR100) == set(kd_cifar100.PAIRS)
     alone = {}
@@ -165,6 +170,7 @@ def test_published_figures_name_the_pairs_and_agree_on_each_network():
             assert alone.setdefault(name, value) == value
 
 
+@pytest.mark.slow
 def test_one_pair_trains_on_generated_images(tmp_path, capsys):
     argv = ["main", f"--config={CONFIG}:vgg13-vgg8,smoke", f"--workdir={tmp_path}", "--mode=study"]
     narrow = [f"--config.roles.student.kwargs.width_multiplier={1 / 16}", "--config.mesh.data=8"]
@@ -180,6 +186,7 @@ def test_one_pair_trains_on_generated_images(tmp_path, capsys):
     assert 0 <= found["metrics"]["test/agreement"] <= 1
 
 
+@pytest.mark.slow
 def test_cifar100_reads_the_original_layout(tmp_path, monkeypatch):
     monkeypatch.setitem(cifar100.SIZES, "train", 300)
     monkeypatch.setitem(cifar100.SIZES, "test", 100)

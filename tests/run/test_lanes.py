@@ -212,6 +212,7 @@ def members(tmp_path, config, arms=("slow",)):
     ]
 
 
+@pytest.mark.slow
 def test_a_convolutional_network_goes_side_by_side(tmp_path):
     change = {"roles.student.model": "convnet", "roles.student.kwargs": {"widths": (2, 2)}}
     config = make_config(**change, **{"total.steps": 3})
@@ -253,6 +254,7 @@ def measured(row):
     return {name: value for name, value in row.items() if not name.startswith("train/")}
 
 
+@pytest.mark.slow
 def test_lanes_that_died_apart_go_on_from_their_last_common_step(tmp_path):
     config = make_config(**{"checkpoint.every.steps": 4})
     group = members(tmp_path, config)
@@ -270,6 +272,7 @@ def test_lanes_that_died_apart_go_on_from_their_last_common_step(tmp_path):
         jax.tree.map(np.testing.assert_array_equal, parameters(member.workdir), before)
 
 
+@pytest.mark.slow
 def test_a_lane_that_diverges_leaves_the_others_alone(tmp_path):
     config = make_config()
     config.study.arms.fast.optim.lr = 1e30

@@ -14,6 +14,8 @@ from distill_jax.data import loader
 from distill_jax.run import build, checkpoint, flags, study
 from distill_jax.run import config as config_lib
 
+pytestmark = pytest.mark.slow
+
 TGEO = "configs/bilevel/tgeo_kd.py:smoke"
 SUPERVISED = "configs/distill/supervised.py:smoke"
 DEMO = "configs/studies/demo.py:smoke"
