@@ -1,0 +1,146 @@
+"""How an array of another library is laid out, and how it is laid out here; both directions.
+
+A layout is applied to one array, after several sources of one parameter were joined along their
+first axis. `sizes` are the arguments of the network, such as the number of attention heads, which
+shapes alone do not tell.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+Sizes = Mapping[str, Any]
+Convert = Callable[[np.ndarray, Sizes], np.ndarray]
+
+
+class Layout(NamedTuple):
+    """Two functions that undo each other.
+
+    Attributes:
+      forward: from the source's layout to ours.
+      backward: from ours to the source's.
+      resize: to another shape of ours where the shapes differ; None where they must agree.
+    """
+
+    forward: Convert
+    backward: Convert
+    resize: Callable[[np.ndarray, tuple[int, ...], Sizes], np.ndarray] | None = None
+
+
+def _same(x: np.ndarray, sizes: Sizes) -> np.ndarray:
+    return x
+
+
+def _transposed(x: np.ndarray, sizes: Sizes) -> np.ndarray:
+    return x.T
+
+
+def _by_head(x: np.ndarray, sizes: Sizes) -> np.ndarray:
+    """From query, key and value of all heads to query, key and value of each head, first axis."""
+    heads = sizes["heads"]
+    return x.reshape(3, heads, -1, *x.shape[1:]).swapaxes(0, 1).reshape(x.shape)
+
+
+def _by_part(x: np.ndarray, sizes: Sizes) -> np.ndarray:
+    heads = sizes["heads"]
+    return x.reshape(heads, 3, -1, *x.shape[1:]).swapaxes(0, 1).reshape(x.shape)
+
+
+def _patches(x: np.ndarray, sizes: Sizes) -> np.ndarray:
+    """From a convolution `[d, c, p, p]` of stride p to a product with patches, `[p p c, d]`."""
+    return x.transpose(2, 3, 1, 0).reshape(-1, len(x))
+
+
+def _unpatches(x: np.ndarray, sizes: Sizes) -> np.ndarray:
+    p = sizes["patch_size"]
+    return x.reshape(p, p, -1, x.shape[-1]).transpose(3, 2, 0, 1)
+
+
+def cubic_matrix(source: int, target: int) -> np.ndarray:
+    """Returns the matrix `[target, source]` that resizes an axis by Keys' cubic kernel (a = -0.5).
+
+    The kernel is widened where the axis shrinks (antialiasing), and its weights are normalised
+    where it reaches over an end, as Pillow and `torch.nn.functional.interpolate(mode="bicubic",
+    antialias=True)` do (Keys 1981, Cubic convolution interpolation, equation 15).
+    """
+    scale = max(source / target, 1.0)
+    centres = (np.arange(target) + 0.5) * source / target - 0.5
+    t = np.abs(np.arange(source)[None, :] - centres[:, None]) / scale
+    near = (1.5 * t - 2.5) * t * t + 1
+    far = ((-0.5 * t + 2.5) * t - 4) * t + 2
+    matrix = np.where(t < 1, near, np.where(t < 2, far, 0.0))
+    return matrix / matrix.sum(1, keepdims=True)
+
+
+def resize_grid(x: np.ndarray, grid: Sequence[int]) -> np.ndarray:
+    """Resizes `[h, w, d]` to `[*grid, d]`, bicubic."""
+    rows, columns = (cubic_matrix(n, m) for n, m in zip(x.shape, grid, strict=False))
+    return np.einsum("ah,bw,hwd->abd", rows, columns, x.astype(np.float64)).astype(x.dtype)
+
+
+def _resize_positions(x: np.ndarray, shape: tuple[int, ...], sizes: Sizes) -> np.ndarray:
+    """Resizes embeddings `[1, front + h w, d]` of a square grid; the front ones stay.
+
+    `sizes` may have `front`, the number of tokens before the patches (1), and `grid`, the height
+    and width in patches to reach (a square by default).
+    """
+    front = sizes.get("front", 1)
+    side = math.isqrt(x.shape[1] - front)
+    grid = sizes.get("grid") or (math.isqrt(shape[1] - front),) * 2
+    if side * side + front != x.shape[1] or math.prod(grid) + front != shape[1]:
+        raise ValueError(f"{x.shape[1]} positions cannot be resized to {shape[1]}: no square grid")
+    patches = resize_grid(x[0, front:].reshape(side, side, -1), grid)
+    return np.concatenate([x[:, :front], patches.reshape(1, -1, x.shape[2])], axis=1)
+
+
+def adapt_channels(kernel: np.ndarray, channels: int) -> np.ndarray:
+    """Returns a first convolution `[d, c, kh, kw]` for images of another number of channels.
+
+    One channel gets the sum over c, so that a grey image gives what its copies in c channels gave.
+    Otherwise the c kernels are repeated in turn and scaled by c / channels, as in timm, which keeps
+    the scale of the outputs.
+    """
+    c = kernel.shape[1]
+    if channels == 1:
+        return kernel.sum(1, keepdims=True, dtype=kernel.dtype)
+    repeated = np.tile(kernel, (1, -(-channels // c), 1, 1))[:, :channels]
+    return repeated * kernel.dtype.type(c / channels)
+
+
+LAYOUTS: Mapping[str, Layout] = {
+    "same": Layout(_same, _same),
+    "transposed": Layout(_transposed, _transposed),
+    # [out, in / groups, h, w] and [h, w, in / groups, out], depthwise too
+    "conv_kernel": Layout(
+        lambda x, sizes: x.transpose(2, 3, 1, 0), lambda x, sizes: x.transpose(3, 2, 0, 1)
+    ),
+    # a 1x1 convolution as a product of matrices
+    "pointwise_kernel": Layout(
+        lambda x, sizes: x[:, :, 0, 0].T, lambda x, sizes: x.T[:, :, None, None]
+    ),
+    "patches_kernel": Layout(_patches, _unpatches),
+    # [3 heads c, in] to columns by head; `sizes["heads"]`
+    "qkv_kernel": Layout(lambda x, s: _by_head(x, s).T, lambda x, s: _by_part(x.T, s)),
+    "qkv_bias": Layout(_by_head, _by_part),
+    "positions": Layout(_same, _same, _resize_positions),
+}
+
+KINDS: Mapping[str, tuple[tuple[str, str, str], ...]] = {
+    "conv": (("weight", "kernel", "conv_kernel"), ("bias", "bias", "same")),
+    "pointwise": (("weight", "kernel", "pointwise_kernel"), ("bias", "bias", "same")),
+    "patches": (("weight", "kernel", "patches_kernel"), ("bias", "bias", "same")),
+    "linear": (("weight", "kernel", "transposed"), ("bias", "bias", "same")),
+    "linear_io": (("weight", "kernel", "same"), ("bias", "bias", "same")),
+    "qkv": (("weight", "kernel", "qkv_kernel"), ("bias", "bias", "qkv_bias")),
+    "norm": (("weight", "scale", "same"), ("bias", "bias", "same")),
+    "batch_norm": (
+        ("weight", "scale", "same"),
+        ("bias", "bias", "same"),
+        ("running_mean", "batch_stats:mean", "same"),
+        ("running_var", "batch_stats:var", "same"),
+    ),
+    "embedding": (("weight", "embedding", "same"),),
+}
+"""Layers: names of their tensors at the source, here, and the layout of each."""
