@@ -29,7 +29,7 @@ setup(
     packages=[*find_packages(include=["distill_jax", "distill_jax.*"], exclude=[*MAPPED]), *MAPPED],
     package_dir=MAPPED,
     package_data={
-        "distill_jax": ["data/assets/*", "run/report/*.css"],
+        "distill_jax": ["data/assets/*", "report/*.css"],
         "distill_jax.launch": ["*.sh", "*.md"],
     },
     install_requires=[

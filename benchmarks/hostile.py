@@ -130,11 +130,14 @@ def prepare() -> None:
     import orbax.checkpoint  # noqa: F401
     import tqdm  # noqa: F401
 
-    from distill_jax import main  # noqa: F401
+    from distill_jax import (
+        main,  # noqa: F401
+        report,  # noqa: F401
+    )
     from distill_jax.contrib import lanes  # noqa: F401
     from distill_jax.data import idx_folder, npz_file, synthetic  # noqa: F401
     from distill_jax.models import mlp  # noqa: F401
-    from distill_jax.run import build, describe, report, study  # noqa: F401
+    from distill_jax.run import build, describe, study  # noqa: F401
 
 
 class Runner:

@@ -225,7 +225,7 @@ def _do(parsed: flags.Flags) -> None:
             result = loop.train(config, workdir, make_experiment=make_experiment, say=say)
             if main_process:
                 print(format_result(result))
-                from distill_jax.run import report  # not before the first step
+                from distill_jax import report  # not before the first step
 
                 crash.doing("writing the report")
                 print(f"report: {report.write_run_report(workdir)}")

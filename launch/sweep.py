@@ -43,8 +43,9 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 if (ROOT / "distill_jax").is_dir():  # a source tree, whether installed or not
     sys.path.insert(0, str(ROOT))
 
+from distill_jax import stored  # noqa: E402
 from distill_jax.core.errors import UserError  # noqa: E402
-from distill_jax.run import config_files, console, crash, paths, stored  # noqa: E402
+from distill_jax.run import config_files, console, crash, paths  # noqa: E402
 from distill_jax.run import workdir as rules  # noqa: E402
 
 PREEMPTED = 75

@@ -19,14 +19,16 @@ ALLOWED = {
     "trainer": {"core"},
     "weights": {"core"},
     "_lazy": set(),
+    "stored": {"core"},
+    "report": {"core", "evaluators", "stored"},
     "configs": set(),
     "launch": set(),
     "run": {
         *("core", "losses", "weighers", "objectives", "models", "data", "evaluators"),
-        *("configs", "trainer", "contrib"),
+        *("configs", "trainer", "contrib", "report", "stored"),
     },
     "contrib": {"core", "run"},
-    "main": {"core", "run"},
+    "main": {"core", "run", "report"},
 }
 FILES = sorted(ROOT.rglob("*.py"))
 

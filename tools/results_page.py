@@ -14,7 +14,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-from distill_jax.run import statistics
+from distill_jax.report import statistics
 
 MARK = "<!-- tables: tools/results_page.py -->"
 BEST = "best state"

@@ -13,7 +13,9 @@ import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from distill_jax.run import sharing, stored, writers
+from distill_jax import stored
+from distill_jax.report.wording import alarm_line
+from distill_jax.run import writers
 
 History = Sequence[tuple[int, float]]
 Rule = Callable[[History], str | None]
@@ -183,7 +185,7 @@ class Alarms:
         self.found: list[Alarm] = []
         if folder is None:
             return
-        for row in _rows(folder / "metrics.jsonl", resume_step):
+        for row in stored.read_rows(folder / "metrics.jsonl", until=resume_step):
             self._remember(row["step"], row)
         rows = writers.resume_lines(folder / "alarms.jsonl", resume_step, say=say)
         self.found = [Alarm(**row) for row in rows if row.keys() == set(Alarm._fields)]
@@ -221,24 +223,6 @@ class Alarms:
         """Raises an alarm: a line on the console, one in `alarms.jsonl`."""
         self.found.append(alarm)
         if self._folder is not None:
-            self._say(spell(alarm._asdict()))
+            self._say(alarm_line(alarm._asdict()))
             with (self._folder / "alarms.jsonl").open("a", encoding="utf-8") as file:
                 file.write(json.dumps(alarm._asdict()) + "\n")
-
-
-def spell(alarm: Mapping[str, Any]) -> str:
-    """Returns an alarm as a line."""
-    return f"alarm ({alarm['rule']}) at step {alarm['step']}: {alarm['metric']} {alarm['message']}"
-
-
-def told(folder: pathlib.Path) -> list[str]:
-    """Returns the alarms in the folder of a run, finished or not, one line each."""
-    rows = _rows(folder / "alarms.jsonl", math.inf)
-    lines = [spell(row) for row in rows if set(Alarm._fields) <= set(row)]
-    return sharing.scrubbed(lines, folder)
-
-
-def _rows(path: pathlib.Path, step: float) -> list[dict[str, Any]]:
-    """Returns the rows of a JSON-lines file up to a step; what cannot be read is left out."""
-    rows = (line.row for line in stored.read_lines(path))
-    return [row for row in rows if row is not None and row["step"] <= step]

@@ -28,8 +28,8 @@ from distill_jax.core.api import Params, PyTree, Role, State, TrainState
 from distill_jax.core.errors import CheckpointError, nearest, text_of
 from distill_jax.core.partition import named_leaves
 from distill_jax.run import processes, workdir
-from distill_jax.run.stored import DamagedFile, MissingFile, check_folder, read_json
 from distill_jax.run.workdir import DIGEST, INDEX, META, read_meta
+from distill_jax.stored import DamagedFile, MissingFile, check_folder, read_json
 
 _REASONS = (errno.EMFILE, errno.ENFILE, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 _REASONS += (errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE)

@@ -8,8 +8,9 @@ from typing import Any
 import jax
 
 from distill_jax.core import partition
+from distill_jax.report import tables
 from distill_jax.run import build as build_lib
-from distill_jax.run import collectives, preflight, tables
+from distill_jax.run import collectives, preflight
 from distill_jax.run import config as config_lib
 from distill_jax.run.config import ConfigDict
 

@@ -15,9 +15,10 @@ from typing import Any
 
 from absl import flags
 
+from distill_jax import stored
 from distill_jax.core.errors import ConfigError, UserError, nearest
 from distill_jax.run import config as config_lib
-from distill_jax.run import config_files, paths, resolve, stored, unused
+from distill_jax.run import config_files, paths, resolve, unused
 from distill_jax.run import workdir as workdir_lib
 
 MODES = {

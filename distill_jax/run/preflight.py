@@ -46,7 +46,7 @@ from distill_jax.run import config as config_lib
 from distill_jax.run.build import Experiment, batch_shapes
 from distill_jax.run.config import ConfigDict
 from distill_jax.run.findings import Finding
-from distill_jax.run.stored import NUMBERS, DamagedFile, read_json
+from distill_jax.stored import NUMBERS, DamagedFile, read_json
 
 _VALUES = ("normalize", "scale", "downscale")
 """Transforms that change what the numbers of an input mean."""

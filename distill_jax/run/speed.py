@@ -8,7 +8,7 @@ import jax
 
 from distill_jax.core.api import Role
 from distill_jax.core.steps import BoundNets
-from distill_jax.run import tables
+from distill_jax.report import tables
 from distill_jax.run.build import Experiment
 
 

@@ -11,16 +11,18 @@ import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
+from distill_jax import report
 from distill_jax.core.errors import ConfigError, NonFiniteError, nearest
 from distill_jax.evaluators._directions import direction
+from distill_jax.report import sharing, statistics
+from distill_jax.report.tables import decimals, number
 from distill_jax.run import build as build_lib
 from distill_jax.run import config as config_lib
-from distill_jax.run import paths, processes, report, sharing, statistics
+from distill_jax.run import paths, processes
 from distill_jax.run import workdir as workdir_lib
 from distill_jax.run.config import ConfigDict
 from distill_jax.run.members import NO_LANES, Member
 from distill_jax.run.members import kind as kind_of
-from distill_jax.run.tables import decimals, number
 from distill_jax.run.train import loop
 
 _REFERENCE = re.compile(r"arm:(?P<arm>[\w.+-]+)(@(?P<seed>\d+))?(?P<role>#[\w/]+[*]?)?$")

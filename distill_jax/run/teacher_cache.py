@@ -50,7 +50,7 @@ from distill_jax.run import checkpoint, environment, paths, processes, watch, wo
 from distill_jax.run import config as config_lib
 from distill_jax.run.config import ConfigDict
 from distill_jax.run.resolve import resolve
-from distill_jax.run.stored import DamagedFile, MissingFile, check_folder, read_json
+from distill_jax.stored import DamagedFile, MissingFile, check_folder, read_json
 
 CHUNK_BYTES = 2**25
 """Size of a chunk, about."""

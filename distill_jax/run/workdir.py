@@ -36,7 +36,7 @@ from distill_jax.core.errors import CheckpointError, ConfigError, NonFiniteError
 from distill_jax.run import config as config_lib
 from distill_jax.run import paths
 from distill_jax.run.config import ConfigDict
-from distill_jax.run.stored import (
+from distill_jax.stored import (
     NUMBERS,
     RESULT,
     RESULT_PARTS,
@@ -46,6 +46,7 @@ from distill_jax.run.stored import (
     read_bytes,
     read_json,
     read_text,
+    write_text,
 )
 
 MARK = ".distill_jax.json"
@@ -131,25 +132,6 @@ CONFIG_HINT = f"restore it from a copy, or name another --workdir; {START_OVER}"
 
 
 # Files.
-
-
-@contextlib.contextmanager
-def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
-    """Yields a fresh path beside `path`, which takes its place once the block has succeeded."""
-    temporary = path.with_name(f".{path.stem}.tmp-{uuid.uuid4().hex[:8]}{path.suffix}")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise
-
-
-def write_text(path: pathlib.Path, text: str) -> None:
-    """Writes a text file whole or not at all."""
-    with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
 
 
 def write_json(path: pathlib.Path, value: Any) -> None:

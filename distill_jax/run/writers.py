@@ -19,9 +19,9 @@ from typing import Any, Protocol, TextIO
 import numpy as np
 import tqdm
 
+from distill_jax import stored
 from distill_jax.core.errors import UserError, text_of
-from distill_jax.run import stored
-from distill_jax.run.workdir import replacing
+from distill_jax.stored import replacing
 
 FLUSH_SECONDS = 120.0
 """Between two times that TensorBoard events are forced to disk."""

@@ -13,9 +13,9 @@ import threading
 
 import pytest
 
-from distill_jax import main
+from distill_jax import main, report
 from distill_jax.core.errors import NonFiniteError, UserError
-from distill_jax.run import checkpoint, console, crash, describe, report, study, watch
+from distill_jax.run import checkpoint, console, crash, describe, study, watch
 from distill_jax.run.build import data
 from distill_jax.run.train import evaluation, loop
 from distill_jax.run.train import result as result_lib

@@ -7,11 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from distill_jax import report
 from distill_jax.core import partition, tokens
 from distill_jax.objectives import mae
-from distill_jax.run import build, flags, masked, report
+from distill_jax.report import masks
+from distill_jax.run import build, flags, masked
 from distill_jax.run import config as config_lib
-from distill_jax.run.report import masks
 
 
 @pytest.mark.parametrize(("patch", "shape"), [(2, (6, 4, 3)), (1, (3, 5, 1)), (4, (8, 8, 2))])

@@ -8,13 +8,14 @@ import jax
 import numpy as np
 import pytest
 
+from distill_jax import report
 from distill_jax.contrib import lanes
 from distill_jax.core import partition
 from distill_jax.core.errors import ConfigError
 from distill_jax.data import loader
 from distill_jax.data.source import example_ids, example_labels
 from distill_jax.evaluators import knn, probe
-from distill_jax.run import build, report
+from distill_jax.run import build
 from distill_jax.run import config as config_lib
 from distill_jax.run.build import controls
 from distill_jax.run.build import experiment as experiment_lib

@@ -12,8 +12,7 @@ import pytest
 
 from distill_jax.core.errors import UserError
 from distill_jax.evaluators import calibration, classification
-from distill_jax.run import figures
-from distill_jax.run.report import curves, quality, write_run_report, write_study_report
+from distill_jax.report import curves, figures, quality, write_run_report, write_study_report
 
 EVIL = "<script>alert('x')</script>&\"quoted\""
 CLASSES = ("T-shirt", "Trouser", "Pullover", "Dress", "Coat", "Sandal")

@@ -8,10 +8,11 @@ import sys
 import numpy as np
 import pytest
 
+from distill_jax import report
 from distill_jax.core.errors import NonFiniteError
+from distill_jax.report.sharing import scrubbed
 from distill_jax.run import config as config_lib
-from distill_jax.run import report, watch
-from distill_jax.run.sharing import scrubbed
+from distill_jax.run import watch
 from distill_jax.run.train import evaluation, loop
 from distill_jax.run.train.program import Alone
 

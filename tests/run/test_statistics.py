@@ -5,7 +5,7 @@ import pytest
 from scipy import stats
 
 from distill_jax.core.errors import ConfigError, NonFiniteError
-from distill_jax.run.statistics import answer, ask, estimate, format_table, summarise, verdict
+from distill_jax.report.statistics import answer, ask, estimate, format_table, summarise, verdict
 
 RESULTS = {
     "label only": {"0": 0.70, "1": 0.72, "2": 0.69, "10": 0.71},

@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from distill_jax import stored
 from distill_jax.core.errors import CheckpointError, ConfigError, UserError
-from distill_jax.run import alarms, checkpoint, stored, teacher_cache, workdir, writers
-from distill_jax.run.report import folders
+from distill_jax.report import folders
+from distill_jax.run import alarms, checkpoint, teacher_cache, workdir, writers
 from distill_jax.run.train.result import format_result
 
 DAMAGE = {
@@ -209,7 +210,7 @@ def test_damaged_alarms_are_set_aside_and_the_others_count(tmp_path):
     found = alarms.Alarms(tmp_path, (), resume_step=3, say=said.append).found
     assert [alarm._asdict() for alarm in found] == [row]
     assert len(said) == 1 and "1 line of alarms.jsonl" in said[0]
-    assert alarms.told(tmp_path) == ["alarm (spike) at step 1: train/loss rose"]
+    assert folders.read_alarms(tmp_path) == ["alarm (spike) at step 1: train/loss rose"]
 
 
 def test_the_report_counts_damaged_lines(tmp_path):

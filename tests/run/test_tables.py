@@ -7,8 +7,10 @@ import re
 import jax
 import pytest
 
+from distill_jax import report
 from distill_jax.core import partition
-from distill_jax.run import build, describe, report, tables
+from distill_jax.report import tables
+from distill_jax.run import build, describe
 from distill_jax.run import config as config_lib
 from distill_jax.run.train import evaluation, loop
 from distill_jax.run.train.result import format_result

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 import distill_jax
-from distill_jax import main
+from distill_jax import main, report
 from distill_jax.core.errors import ConfigError, DataUnavailable, UserError
 from distill_jax.data import npz_file, tfds
-from distill_jax.run import build, checkpoint, flags, preflight, report, teacher_cache
+from distill_jax.run import build, checkpoint, flags, preflight, teacher_cache
 from distill_jax.run import config as config_lib
 from distill_jax.run.resolve import names_in, resolve
 

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from distill_jax.evaluators import trust as evaluator
-from distill_jax.run import figures
-from distill_jax.run.report import (
+from distill_jax.report import (
     compute,
     distributions,
+    figures,
     trust,
     write_run_report,
     write_study_report,

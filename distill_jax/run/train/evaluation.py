@@ -13,8 +13,9 @@ from distill_jax.core.errors import CheckpointError
 from distill_jax.data import loader
 from distill_jax.data.source import Subset
 from distill_jax.evaluators._features import spread
+from distill_jax.report import tables
 from distill_jax.run import build as build_lib
-from distill_jax.run import diagnosis, processes, tables, watch
+from distill_jax.run import diagnosis, processes, watch
 from distill_jax.run import workdir as workdir_lib
 from distill_jax.run.build import Experiment
 from distill_jax.run.checkpoint import Checkpointer

@@ -7,7 +7,9 @@ import jax
 import numpy as np
 
 from distill_jax.core.partition import named_leaves
-from distill_jax.run import alarms, speed, tables
+from distill_jax.report import tables
+from distill_jax.report.wording import alarm_line
+from distill_jax.run import speed
 from distill_jax.run.build import Experiment
 from distill_jax.run.config import ConfigDict
 from distill_jax.run.watch import Watch
@@ -20,7 +22,7 @@ def format_result(result: Mapping[str, Any]) -> str:
     lines += lost_line(result.get("selection_lost", ()))
     if result.get("skipped"):
         lines.append(f"{result['skipped']} steps were skipped: their loss was not finite")
-    lines += [alarms.spell(alarm) for alarm in result.get("alarms", ())]
+    lines += [alarm_line(alarm) for alarm in result.get("alarms", ())]
     if speed_line := speed.line(result.get("compute", {})):
         lines.append(speed_line)
     return "\n".join(lines)

@@ -12,6 +12,7 @@ import numpy as np
 from distill_jax.core import collapse
 from distill_jax.core.api import TrainState
 from distill_jax.core.errors import NonFiniteError
+from distill_jax.report.sharing import scrubbed
 from distill_jax.run import alarms, diagnosis, environment, processes, writers
 from distill_jax.run import build as build_lib
 from distill_jax.run import config as config_lib
@@ -20,7 +21,6 @@ from distill_jax.run.build import Experiment
 from distill_jax.run.checkpoint import Checkpointer
 from distill_jax.run.config import ConfigDict
 from distill_jax.run.environment import Preempted
-from distill_jax.run.sharing import scrubbed
 from distill_jax.run.train import result as result_lib
 from distill_jax.run.train.evaluation import scalars
 from distill_jax.run.train.inputs import read_inputs

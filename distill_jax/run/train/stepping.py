@@ -10,7 +10,8 @@ import jax
 import numpy as np
 
 from distill_jax.core.api import TrainState
-from distill_jax.run import alarms, crash, environment, processes, tables, writers
+from distill_jax.report import tables
+from distill_jax.run import alarms, crash, environment, processes, writers
 from distill_jax.run import config as config_lib
 from distill_jax.run.build import Experiment
 from distill_jax.run.config import ConfigDict

@@ -10,16 +10,14 @@ import numpy as np
 
 from distill_jax.core.errors import UserError
 from distill_jax.evaluators import classification
-from distill_jax.run import figures
-from distill_jax.run.alarms import told
-from distill_jax.run.figures import Html, el, join
-from distill_jax.run.report import compute, curves, examples, provenance, trust
-from distill_jax.run.report.folders import Run, Study, is_trust, lookup, read_json
-from distill_jax.run.report.page import alert, figure, table, tiles, write
-from distill_jax.run.report.provenance import config_table
-from distill_jax.run.report.quality import QUALITY, calibration_panel, confusion_panel, pooled
-from distill_jax.run.report.wording import NONE, cut, decimals, duration, flat, is_finite, minus
-from distill_jax.run.statistics import ArmSummary, answer, conclusion, verdict
+from distill_jax.report import compute, curves, examples, figures, provenance, trust
+from distill_jax.report.figures import Html, el, join
+from distill_jax.report.folders import Run, Study, is_trust, lookup, read_alarms, read_json
+from distill_jax.report.page import alert, figure, table, tiles, write
+from distill_jax.report.provenance import config_table
+from distill_jax.report.quality import QUALITY, calibration_panel, confusion_panel, pooled
+from distill_jax.report.statistics import ArmSummary, answer, conclusion, verdict
+from distill_jax.report.wording import NONE, cut, decimals, duration, flat, is_finite, minus
 
 MOST_ALARMS = 20
 """Alarms of all runs that are listed; they are counted beyond it."""
@@ -85,7 +83,7 @@ def _study_lead(study: Study) -> Html:
         if not s.is_reference and reference
     ]
     lacking = [f"{arm}, seed {seed} {what}" for arm, seed, what in study.failures()]
-    alarms = [f"{run.label}: {line}" for run in study.all_runs for line in told(run.path)]
+    alarms = [f"{run.label}: {line}" for run in study.all_runs for line in read_alarms(run.path)]
     problems = list(study.notes)
     if reference is None:
         problems.append(f"reference {study.spec.get('reference')!r} is not an arm: no differences")

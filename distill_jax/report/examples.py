@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 
 from distill_jax.evaluators._logits import log_softmax
-from distill_jax.run import figures
-from distill_jax.run.figures import Html, el, join
-from distill_jax.run.report.folders import Run
+from distill_jax.report import figures
+from distill_jax.report.figures import Html, el, join
+from distill_jax.report.folders import Run
 
 _PIXELS = 64  # edge of an image, at most
 

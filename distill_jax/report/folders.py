@@ -10,11 +10,12 @@ from typing import Any
 
 import numpy as np
 
+from distill_jax import stored
 from distill_jax.core.errors import UserError
 from distill_jax.evaluators import calibration, classification
-from distill_jax.run import figures, sharing, stored
-from distill_jax.run.report.wording import NONE, decimals, is_finite, minus
-from distill_jax.run.statistics import ArmSummary, Estimate, ask, summarise
+from distill_jax.report import figures, sharing
+from distill_jax.report.statistics import ArmSummary, Estimate, ask, summarise
+from distill_jax.report.wording import NONE, alarm_line, decimals, is_finite, minus
 
 
 def is_trust(metric: str) -> bool:
@@ -286,6 +287,13 @@ def _read_records(path: Path, notes: list[str]) -> list[dict[str, Any]]:
     if damaged := sum(line.row is None for line in lines):
         notes.append(f"damaged lines of {path.name}, left out: {damaged}")
     return [row for _, row in lines if row is not None and is_finite(row["step"])]
+
+
+def read_alarms(folder: Path) -> list[str]:
+    """Returns the alarms in the folder of a run, finished or not, one line each."""
+    rows = stored.read_rows(folder / "alarms.jsonl")
+    lines = [alarm_line(r) for r in rows if {"step", "rule", "metric", "message"} <= r.keys()]
+    return sharing.scrubbed(lines, folder)
 
 
 def read_arrays(path: Path, needed: str, notes: list[str]) -> dict[str, np.ndarray]:

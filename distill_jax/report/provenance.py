@@ -3,10 +3,10 @@
 import json
 from collections.abc import Mapping, Sequence
 
-from distill_jax.run.figures import Html, el, join
-from distill_jax.run.report.folders import Run
-from distill_jax.run.report.page import alert, table
-from distill_jax.run.report.wording import cut, joined, variants
+from distill_jax.report.figures import Html, el, join
+from distill_jax.report.folders import Run
+from distill_jax.report.page import alert, table
+from distill_jax.report.wording import cut, joined, variants
 
 
 def section(runs: Sequence[Run]) -> Html | None:

@@ -5,11 +5,11 @@ from typing import Any
 
 import numpy as np
 
-from distill_jax.run import embeddings, figures
-from distill_jax.run.figures import Html, el, join
-from distill_jax.run.report.folders import Run, read_arrays
-from distill_jax.run.report.page import figure, grid
-from distill_jax.run.report.wording import fmt
+from distill_jax.report import figures
+from distill_jax.report.figures import Html, el, join
+from distill_jax.report.folders import Run, read_arrays
+from distill_jax.report.page import figure, grid
+from distill_jax.report.wording import fmt
 
 ROUNDING = 1e-10
 """Eigenvalues below this share of the largest are rounding of what they were computed from."""
@@ -19,8 +19,8 @@ CLASSES = 2 * figures.COLOURS
 
 
 def section(run: Run) -> Html | None:
-    """Shows what `run.embeddings` stored; None where a run has no embeddings."""
-    path, notes = run.path / embeddings.FILE, list[str]()
+    """Shows what `embeddings.npz` holds; None where a run has no embeddings."""
+    path, notes = run.path / "embeddings.npz", list[str]()
     if not path.exists():
         return None
     if not (arrays := read_arrays(path, "embedding", notes)):

@@ -12,14 +12,13 @@ import numpy as np
 from distill_jax.core.errors import UserError
 from distill_jax.evaluators import trust
 from distill_jax.evaluators._logits import log_softmax
-from distill_jax.run import figures
-from distill_jax.run.figures import Html, Series, el, join
-from distill_jax.run.report import curves
-from distill_jax.run.report.distributions import Ridge, cloud, ridges
-from distill_jax.run.report.examples import card
-from distill_jax.run.report.folders import Run, lookup
-from distill_jax.run.report.page import alert, figure, grid, table
-from distill_jax.run.report.wording import NONE, minus
+from distill_jax.report import curves, figures
+from distill_jax.report.distributions import Ridge, cloud, ridges
+from distill_jax.report.examples import card
+from distill_jax.report.figures import Html, Series, el, join
+from distill_jax.report.folders import Run, lookup
+from distill_jax.report.page import alert, figure, grid, table
+from distill_jax.report.wording import NONE, minus
 
 GROUPS = {
     1: ("right_far", "teacher right, student far"),

@@ -4,10 +4,10 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from distill_jax.run import figures
-from distill_jax.run.figures import Html, el, join
-from distill_jax.run.report.folders import Run
-from distill_jax.run.report.page import figure
+from distill_jax.report import figures
+from distill_jax.report.figures import Html, el, join
+from distill_jax.report.folders import Run
+from distill_jax.report.page import figure
 
 _POINTS = 240  # of a curve, at most: more cannot be seen and would swell the file
 

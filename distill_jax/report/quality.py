@@ -4,9 +4,9 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from distill_jax.run import figures
-from distill_jax.run.figures import Html, el, join
-from distill_jax.run.report.page import figure, num_cell, table
+from distill_jax.report import figures
+from distill_jax.report.figures import Html, el, join
+from distill_jax.report.page import figure, num_cell, table
 
 QUALITY = {
     "accuracy": "accuracy",

@@ -1,4 +1,4 @@
-"""Reads JSON and JSON-lines files that may be damaged, and checks where files will be written.
+"""Reads and writes the files of a folder: JSON that may be damaged, text that is whole or absent.
 
 Every stored JSON file is read here. What is wrong with one is a `DamagedFile` that names it;
 nothing is replaced by a default in silence. Needs no JAX.
@@ -7,11 +7,13 @@ nothing is replaced by a default in silence. Needs no JAX.
 import contextlib
 import errno
 import json
+import math
 import os
 import pathlib
 import stat
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+import uuid
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from distill_jax.core.errors import UserError, text_of
@@ -211,6 +213,12 @@ def read_lines(path: pathlib.Path) -> list[Line]:
     return [Line(line, _row(line, path)) for line in data.splitlines(keepends=True)]
 
 
+def read_rows(path: pathlib.Path, *, until: float = math.inf) -> list[dict[str, Any]]:
+    """Returns the rows of `read_lines` up to a step; damaged lines are left out."""
+    rows = (line.row for line in read_lines(path))
+    return [row for row in rows if row is not None and row["step"] <= until]
+
+
 def damaged(lines: Iterable[Line]) -> list[Line]:
     """Returns the damaged lines but for a last one without its end, which is expected."""
     return [line for line in lines if line.row is None and line.data.endswith(b"\n")]
@@ -251,6 +259,25 @@ def _reason(error: BaseException) -> str:
 def _spell(value: Any) -> str:
     names = {dict: "an object", list: "a list", str: "a string", type(None): "null"}
     return names.get(type(value), repr(value)[:40])
+
+
+@contextlib.contextmanager
+def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
+    """Yields a fresh path beside `path`, which takes its place once the block has succeeded."""
+    temporary = path.with_name(f".{path.stem}.tmp-{uuid.uuid4().hex[:8]}{path.suffix}")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise
+
+
+def write_text(path: pathlib.Path, text: str) -> None:
+    """Writes a text file whole or not at all."""
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 def check_places(

@@ -4,11 +4,11 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from distill_jax.run import figures
-from distill_jax.run.figures import Html, el, join
-from distill_jax.run.report.folders import Run, lookup
-from distill_jax.run.report.page import figure, grid, table
-from distill_jax.run.report.wording import NONE, duration, is_finite, si
+from distill_jax.report import figures
+from distill_jax.report.figures import Html, el, join
+from distill_jax.report.folders import Run, lookup
+from distill_jax.report.page import figure, grid, table
+from distill_jax.report.wording import NONE, duration, is_finite, si
 
 _FLOOR = ("flops_per_second", "floor_flops_per_step", "floor_over_actual", "floor_bytes_per_step")
 

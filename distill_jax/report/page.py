@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from distill_jax.run.figures import Html, el
-from distill_jax.run.report.wording import fmt
-from distill_jax.run.workdir import write_text
+from distill_jax.report.figures import Html, el
+from distill_jax.report.wording import fmt
+from distill_jax.stored import write_text
 
 
 class _Section(NamedTuple):

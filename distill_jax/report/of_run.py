@@ -5,9 +5,7 @@ from pathlib import Path
 
 from distill_jax.core.errors import UserError
 from distill_jax.evaluators import classification
-from distill_jax.run.alarms import told
-from distill_jax.run.figures import Html, el, join
-from distill_jax.run.report import (
+from distill_jax.report import (
     compute,
     curves,
     examples,
@@ -16,11 +14,12 @@ from distill_jax.run.report import (
     representation,
     trust,
 )
-from distill_jax.run.report.folders import Run, lookup
-from distill_jax.run.report.page import alert, num_cell, table, tiles, write
-from distill_jax.run.report.provenance import config_table
-from distill_jax.run.report.quality import calibration_panel, confusion_panel
-from distill_jax.run.report.wording import duration, flat, is_finite
+from distill_jax.report.figures import Html, el, join
+from distill_jax.report.folders import Run, lookup, read_alarms
+from distill_jax.report.page import alert, num_cell, table, tiles, write
+from distill_jax.report.provenance import config_table
+from distill_jax.report.quality import calibration_panel, confusion_panel
+from distill_jax.report.wording import duration, flat, is_finite
 
 
 def write_run_report(run_dir: str | os.PathLike[str]) -> Path:
@@ -82,7 +81,9 @@ def _run_lead(run: Run) -> Html:
         error = run.result.get("error")
         problems.insert(0, f"the run is {status}" + (f": {error}" if error else ""))
     return join(
-        tiles(facts), alert("Alarms", told(run.path), stop=True), alert("Please note", problems)
+        tiles(facts),
+        alert("Alarms", read_alarms(run.path), stop=True),
+        alert("Please note", problems),
     )
 
 

@@ -4,14 +4,14 @@ import math
 
 import numpy as np
 
-from distill_jax.run import figures, masked
-from distill_jax.run.figures import Html, el, join
-from distill_jax.run.report.folders import Run, read_arrays
+from distill_jax.report import figures
+from distill_jax.report.figures import Html, el, join
+from distill_jax.report.folders import Run, read_arrays
 
 
 def section(run: Run) -> Html | None:
-    """Shows what `run.masked` stored; None where a run hides nothing of images."""
-    path, notes = run.path / masked.FILE, list[str]()
+    """Shows what `masks.npz` holds; None where a run hides nothing of images."""
+    path, notes = run.path / "masks.npz", list[str]()
     if not path.exists():
         return None
     if not (arrays := read_arrays(path, "images", notes)):

@@ -4,8 +4,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from distill_jax.run import tables
-from distill_jax.run.tables import decimals, is_finite, number
+from distill_jax.report import tables
+from distill_jax.report.tables import decimals, is_finite, number
 
 __all__ = ["decimals", "is_finite"]
 
@@ -29,6 +29,10 @@ def duration(seconds: float) -> str:
 
 def si(value: float | None) -> str:
     return NONE if value is None else tables.si(value)
+
+
+def alarm_line(alarm: Mapping[str, Any]) -> str:
+    return f"alarm ({alarm['rule']}) at step {alarm['step']}: {alarm['metric']} {alarm['message']}"
 
 
 def cut(text: str, limit: int = 300) -> str:
