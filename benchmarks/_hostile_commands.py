@@ -734,7 +734,7 @@ constant = 3
 
 SLOTS = {
     "objective": "objective.name",
-    "weigher": "weigher.name",
+    "weighting": "weighting.name",
     "data": "data.name",
     "model": "roles.student.model",
 }
@@ -761,7 +761,7 @@ def _names() -> None:
         ("data", "mine:anything"),
         ("model", "mine:number"),
         ("objective", "mine:anything"),
-        ("weigher", "mine:number"),
+        ("weighting", "mine:number"),
         ("data", "mine:late"),
         ("model", "mine:constant"),
     ):

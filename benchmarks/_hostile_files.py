@@ -55,7 +55,7 @@ SLOTS = {
     "data": ("data/name", "data/kwargs"),
     "objective": ("objective/name", "objective/kwargs"),
     "model": ("roles/student/model", "roles/student/kwargs"),
-    "weigher": ("weigher/name", "weigher/kwargs"),
+    "weighting": ("weighting/name", "weighting/kwargs"),
 }
 
 SYMBOLS: dict[str, tuple[str, dict[str, Any]]] = {

@@ -71,8 +71,8 @@ def config_step(config: Any) -> Callable[[], Any]:
         )
         for role in experiment.frozen
     }
-    answers = build.stored_answers(experiment, config, frozen, lambda line: None)
-    feed = build.Feed(experiment, seed=0, start=0, answers=answers)
+    teacher_outputs = build.stored_teacher_outputs(experiment, config, frozen, lambda line: None)
+    feed = build.Feed(experiment, seed=0, start=0, teacher_outputs=teacher_outputs)
     feed(0)
     whole = partition.replicated(experiment.mesh)
     online = jax.device_put(experiment.online(frozen), whole)

@@ -104,14 +104,14 @@ class Ours:
         self.frozen = {"teacher": (put(jnp.asarray(arrays["teacher"])), {})}
         self.key = jax.device_put(jax.random.key(0), whole)
         if plain:
-            objective = self.problem.weighed.objective
+            objective = self.problem.weighted.objective
             models = {"student": model, "teacher": teacher}
             shapes = state.infer_shapes(objective, models, train)
             init = state.make_init(objective, models, tx, shapes, trainable=("student",), ema={})
             step, self.fed = steps.make_train_step(objective, models, tx), train
         else:
             init = self.problem.init(train)
-            step = self.problem.step(Bilevel(order="virtual" if virtual else "real"))
+            step = self.problem.step(Bilevel(outer_update="lookahead" if virtual else "after_step"))
             self.fed = {"train": train, "held_out": held_out}
         self.state = jax.jit(init, out_shardings=whole)(self.key)
         if not plain:
@@ -169,7 +169,7 @@ class Torch:
         g, mean = F.one_hot(self.y, K).to(s.dtype), self.class_means[self.y]
         return torch.cat([g - s, g - t, t - s, g - mean, mean - s, s, t, mean, g], -1)
 
-    def weighed(self, logits: Any, ratio: Callable[[Any], Any], features: Any = None) -> Any:
+    def weighted(self, logits: Any, ratio: Callable[[Any], Any], features: Any = None) -> Any:
         """Returns the inner loss."""
         label, distillation = self.losses(logits)
         features = self.features(logits) if features is None else features
@@ -197,7 +197,7 @@ class Torch:
         from torch.func import functional_call
 
         params = dict(self.student.named_parameters())
-        loss = self.weighed(self.student(self.x), self.ratio)
+        loss = self.weighted(self.student(self.x), self.ratio)
         grads = torch.autograd.grad(loss, list(params.values()), create_graph=True)
         moved = {}
         for (name, p), grad in zip(params.items(), grads, strict=True):
@@ -221,7 +221,7 @@ class Torch:
                 p.grad = grad.detach()
         else:
             self.inner.zero_grad()
-            loss = self.weighed(self.student(self.x), torch.no_grad()(self.ratio))
+            loss = self.weighted(self.student(self.x), torch.no_grad()(self.ratio))
             loss.backward()
         self.inner.step()
         return loss.detach()
@@ -260,7 +260,7 @@ class Torch:
                 logits = self.module(batch[0])
                 if not hold or self.features is None:
                     self.features = mine.features(logits)
-                return mine.weighed(logits, self.ratio, self.features)
+                return mine.weighted(logits, self.ratio, self.features)
 
         config = Config(type="darts", unroll_steps=1)
         ratio = Outer("ratio", config, self.ratio, self.outer)
@@ -284,7 +284,7 @@ def serve(net: str, variant: str) -> None:
         from distill_jax.run import environment
 
         environment.configure_jax(cpu_devices=2 if "two_devices" in variant else 1)
-        _turns.serve(Ours(net, arrays, virtual="virtual" in variant, plain="plain" in variant))
+        _turns.serve(Ours(net, arrays, virtual="lookahead" in variant, plain="plain" in variant))
         return
     made = Torch(net, arrays, channels_last="tuned" in variant and net == "resnet20")
     if variant.startswith("betty"):
@@ -366,12 +366,12 @@ def same_problem(net: str, *, steps: int = 3) -> dict[str, float]:
     ours = Ours(net, arrays, outer_tx=hypergradient.recording(optax.adam(OUTER_LR)))
     state = jax.tree.map(hypergradient.widen, ours.state)
     r = np.random.default_rng(1)
-    ratio = jax.tree.map(lambda x: r.standard_normal(x.shape) / 9, state.params["weigher"])
-    ours.state = state.replace(params={**state.params, "weigher": ratio})
+    ratio = jax.tree.map(lambda x: r.standard_normal(x.shape) / 9, state.params["weighting"])
+    ours.state = state.replace(params={**state.params, "weighting": ratio})
 
     def parameters() -> tuple[dict[str, Any], dict[str, Any]]:
         found = jax.device_get(ours.state.params)
-        return torch_parameters(net, found["student"]), torch_ratio(found["weigher"])
+        return torch_parameters(net, found["student"]), torch_ratio(found["weighting"])
 
     def load(made: Torch) -> Torch:
         for module, values in zip((made.student, made.ratio), parameters(), strict=True):
@@ -400,7 +400,7 @@ def same_problem(net: str, *, steps: int = 3) -> dict[str, float]:
     for i in range(steps):
         ours()
         made.bilevel(reuse=True)
-        want = torch_ratio(jax.device_get(ours.state.opt_state["outer"][-1]["weigher"]))
+        want = torch_ratio(jax.device_get(ours.state.opt_state["outer"][-1]["weighting"]))
         pairs = zip(want.values(), made.found, strict=True)
         error = _norm(b.numpy() - a for a, b in pairs) / _norm(want.values())
         result["outer_gradient_error"] = max(result["outer_gradient_error"], error)

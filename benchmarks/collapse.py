@@ -28,7 +28,7 @@ from distill_jax.core.errors import ConfigError
 from distill_jax.run import build, environment
 from distill_jax.run import config as config_lib
 from distill_jax.run.train import loop
-from distill_jax.run.train.program import Alone
+from distill_jax.run.train.program import SingleRun
 from distill_jax.run.train.run import Run
 
 STEPS, EVERY, BATCH = 200, 10, 64
@@ -110,7 +110,7 @@ def run(name: str, changes, seeds: list[int], *, every: int = EVERY) -> list[dic
         with tempfile.TemporaryDirectory() as folder:
             workdir = pathlib.Path(folder)
             result = loop.train(
-                config, workdir, make_experiment=make_experiment, say=lambda line: None
+                config, workdir, make_experiment=make_experiment, log_line=lambda line: None
             )
             rows = [json.loads(line) for line in (workdir / "metrics.jsonl").open()]
         curves: dict[str, list[float]] = {}
@@ -154,8 +154,8 @@ def cost(name: str, *, seconds: float) -> dict[str, float]:
         with contextlib.nullcontext() if watched else quiet:
             experiment = build.build(config)
             workdir = pathlib.Path(tempfile.mkdtemp())
-            program = Alone(
-                Run(config, workdir, experiment, arm="", reported="", say=lambda line: None)
+            program = SingleRun(
+                Run(config, workdir, experiment, arm="", reported="", log_line=lambda line: None)
             )
             state, step = program.start()
             program.compile(step)

@@ -39,8 +39,8 @@ RUNS = {
     "tgeo_kd": ["--config=configs/bilevel/tgeo_kd.py:smoke", TEACHER],
     "simclr": ["--config=configs/ssl/simclr.py:smoke"],
     "ijepa": ["--config=configs/ssl/ijepa.py:smoke"],
-    "lanes": [SUPERVISED, *STUDY, "--config.study.lanes=yes"],
-    "alone": [SUPERVISED, *STUDY, "--config.study.lanes=no"],
+    "replicas": [SUPERVISED, *STUDY, "--config.study.replicas=yes"],
+    "alone": [SUPERVISED, *STUDY, "--config.study.replicas=no"],
 }
 
 

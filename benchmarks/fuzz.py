@@ -142,7 +142,7 @@ def mutation(r: random.Random, flat, leaves: list[str]) -> tuple[str, list[str]]
 
         where, package = r.choice(
             [
-                *(("objective.name", "objectives"), ("weigher.name", "weighers")),
+                *(("objective.name", "objectives"), ("weighting.name", "weighting")),
                 *(("data.name", "data"), (f"roles.{r.choice(roles)}.model", "models")),
             ]
         )
@@ -157,7 +157,7 @@ def mutation(r: random.Random, flat, leaves: list[str]) -> tuple[str, list[str]]
     if kind == "flag":
         return kind, [r.choice(FLAGS)]
     if kind == "kwargs":
-        groups = ["objective.kwargs", "weigher.kwargs", "data.kwargs", "data.corrupt"]
+        groups = ["objective.kwargs", "weighting.kwargs", "data.kwargs", "data.corrupt"]
         groups += ["optim.kwargs", "optim.schedule_kwargs", f"roles.{r.choice(roles)}.kwargs"]
         keys = ["num_classes", "temperature", "widths", "momentum", "x", "n_train", "label_noise"]
         keys += ["image_size", "alpha", "weight", "features", "depth", "final", "channels", "seed"]
@@ -175,9 +175,9 @@ class _Enough(Exception):
 def run(seed: int, number: int, folder: pathlib.Path) -> dict:
     """Runs a case in this process."""
     from distill_jax import main
-    from distill_jax.contrib import lanes
+    from distill_jax.contrib import replicas
     from distill_jax.run import build
-    from distill_jax.run.train.program import Alone
+    from distill_jax.run.train.program import SingleRun
 
     argv, kinds, trains = cases(seed, number)
     workdir = folder / f"case{number}"
@@ -189,13 +189,13 @@ def run(seed: int, number: int, folder: pathlib.Path) -> dict:
         if any(name in argv[0] for name in ("kd.py", "kd_cached.py")):
             flags.insert(len(argv[:1]), f"--config.roles.teacher.init={folder / 'teacher'}")
     out, err = io.StringIO(), io.StringIO()
-    saved = Alone.start, lanes.Lanes.start, build.compile_step
+    saved = SingleRun.start, replicas.Replicas.start, build.compile_step
 
     def enough(*args, **kwargs):
         raise _Enough
 
     if not trains:
-        Alone.start = lanes.Lanes.start = build.compile_step = enough
+        SingleRun.start = replicas.Replicas.start = build.compile_step = enough
     began, busy = time.perf_counter(), time.process_time()
     code, outcome, detail = None, "", ""
     try:
@@ -208,7 +208,7 @@ def run(seed: int, number: int, folder: pathlib.Path) -> dict:
     except BaseException:
         outcome, detail = "traceback", traceback.format_exc()
     finally:
-        Alone.start, lanes.Lanes.start, build.compile_step = saved
+        SingleRun.start, replicas.Replicas.start, build.compile_step = saved
     seconds, busy = time.perf_counter() - began, time.process_time() - busy
     text = err.getvalue()
     if "_Enough" in text:

@@ -134,7 +134,7 @@ def prepare() -> None:
         main,  # noqa: F401
         report,  # noqa: F401
     )
-    from distill_jax.contrib import lanes  # noqa: F401
+    from distill_jax.contrib import replicas  # noqa: F401
     from distill_jax.data import idx_folder, npz_file, synthetic  # noqa: F401
     from distill_jax.models import mlp  # noqa: F401
     from distill_jax.run import build, describe, study  # noqa: F401

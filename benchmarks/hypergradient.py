@@ -12,8 +12,8 @@ with the exact gradient in float64, on the digits of scikit-learn, after some st
 "brute_force" compares the exact gradient with autodiff through the whole inner step, in float64, on
 the problem of `tests/core/test_hypergradient.py`.
 
-Everything is per step in which the weigher learns; "every_4" is the mean of one such step and three
-in which only the student does.
+Everything is per step in which the weighting learns; "every_4" is the mean of one such step and
+three in which only the student does.
 """
 
 import argparse
@@ -32,27 +32,27 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from distill_jax.core import bilevel, state, steps, weighing
+from distill_jax.core import bilevel, state, steps, weighted_objective
 from distill_jax.core.api import Dataset, Model
 from distill_jax.core.bilevel import Bilevel, Optimizers
-from distill_jax.core.weighing import Weighed
+from distill_jax.core.weighted_objective import WeightedObjective
 from distill_jax.data import digits
 from distill_jax.models import convolution, layers, mlp, ratio_mlp, resnet
 from distill_jax.objectives import kd, supervised
 from distill_jax.run import environment
-from distill_jax.weighers import trilateral
+from distill_jax.weighting import trilateral
 
 K, BATCH, SHAPE = 10, 128, (32, 32, 3)
-SIGNALS = ("cross_entropy", "distillation")
+LOSS_TERMS = ("cross_entropy", "distillation")
 HELD_OUT = (128, 32)
 OPTIONS = {
     "exact": Bilevel(),
     "low_memory": Bilevel(low_memory=True),
     "finite_difference": Bilevel(method="finite_difference"),
     "last_layer": Bilevel(method="last_layer"),
-    "quarter": Bilevel(part=0.25),
-    "quarter_finite_difference": Bilevel(part=0.25, method="finite_difference"),
-    "virtual": Bilevel(order="virtual"),
+    "quarter": Bilevel(jvp_fraction=0.25),
+    "quarter_finite_difference": Bilevel(jvp_fraction=0.25, method="finite_difference"),
+    "lookahead": Bilevel(outer_update="lookahead"),
 }
 UNROLL = (1, 2, 4, 8)
 
@@ -60,20 +60,20 @@ UNROLL = (1, 2, 4, 8)
 class Problem(NamedTuple):
     """A bilevel problem: all that its steps and its state are made of."""
 
-    weighed: Weighed
+    weighted: WeightedObjective
     models: dict[str, Model]
     optimizers: Optimizers
 
     def step(self, options: Bilevel, *, outer: bool = True) -> steps.StepFn:
         return bilevel.make_bilevel_step(
-            self.weighed, self.models, self.optimizers, options, outer=outer
+            self.weighted, self.models, self.optimizers, options, outer=outer
         )
 
     def init(self, batch: Any) -> Any:
-        shapes = state.infer_shapes(self.weighed, self.models, batch)
+        shapes = state.infer_shapes(self.weighted, self.models, batch)
         trainable = ("student", *self.optimizers.outer_roles)
         return state.make_init(
-            self.weighed, self.models, self.optimizers, shapes, trainable=trainable, ema={}
+            self.weighted, self.models, self.optimizers, shapes, trainable=trainable, ema={}
         )
 
 
@@ -84,14 +84,14 @@ def make_problem(
     outer_tx: optax.GradientTransformation,
 ) -> Problem:
     """A student, a frozen teacher and a ratio network over trilateral features."""
-    weighed = Weighed(
+    weighted = WeightedObjective(
         objective=kd.make(temperature=4.0),
-        weigher=trilateral.make(),
-        signals=SIGNALS,
+        weighting=trilateral.make(),
+        loss_terms=LOSS_TERMS,
         num_classes=K,
     )
-    models = {"student": student, "teacher": teacher, "weigher": ratio_mlp.make()}
-    return Problem(weighed, models, Optimizers(tx, outer_tx, ("weigher",)))
+    models = {"student": student, "teacher": teacher, "weighting": ratio_mlp.make()}
+    return Problem(weighted, models, Optimizers(tx, outer_tx, ("weighting",)))
 
 
 def stored_teacher() -> Model:
@@ -165,7 +165,7 @@ def cost_variants() -> dict[str, Variant]:
         batches = [random_batch(BATCH, 2 + i) for i in range(k)]
         ahead = jax.tree.map(lambda *x: jnp.stack(x), *batches) if k > 1 else batches[0]
         fed = {"train": ahead, "held_out": random_batch(BATCH, 1)}
-        options = Bilevel(order="virtual", unroll=k)
+        options = Bilevel(outer_update="lookahead", unroll=k)
         found[f"unroll/{k}"] = Variant(problem.step(options), init, fed)
     return found
 
@@ -329,13 +329,15 @@ def approximations(problem: Problem, frozen: Any, data: Dataset) -> dict[str, fl
     key = jax.random.key(3)
     current = problem.init(train(0))(key)
     everything = train(0, len(data.train))
-    sums = problem.weighed.class_sums(_nets(problem, current, frozen), everything, current.memory)
-    current = current.replace(memory={**current.memory, "class_means": weighing.class_means(*sums)})
+    sums = problem.weighted.class_sums(_nets(problem, current, frozen), everything, current.memory)
+    current = current.replace(
+        memory={**current.memory, "class_means": weighted_objective.class_means(*sums)}
+    )
     learn = jax.jit(problem.step(Bilevel()))
     for i in range(WARM_STEPS):
         current, _ = learn(current, frozen, {"train": train(i), "held_out": held_out(i)}, key)
     probe = problem._replace(optimizers=problem.optimizers._replace(outer=recording(optax.sgd(0))))
-    silent = probe.optimizers.outer.init({"weigher": current.params["weigher"]})
+    silent = probe.optimizers.outer.init({"weighting": current.params["weighting"]})
     current = current.replace(opt_state={**current.opt_state, "outer": silent})
     names = ("exact", "finite_difference", "last_layer", "quarter")
     gradients = {name: jax.jit(probe.step(OPTIONS[name])) for name in names}
@@ -390,8 +392,8 @@ def widen(x: Any) -> Any:
 
 
 CHECKED = {
-    "real": Bilevel(),
-    "virtual": Bilevel(order="virtual"),
+    "after_step": Bilevel(),
+    "lookahead": Bilevel(outer_update="lookahead"),
     "low_memory": Bilevel(low_memory=True),
     "finite_difference": Bilevel(method="finite_difference"),
 }
@@ -415,7 +417,7 @@ def brute_force() -> dict[str, Any]:
             batches = [problem.train, harness.make_batch(16, seed=20)]
             want = problem.brute_force(batches)
             stacked = jax.tree.map(lambda *x: jnp.stack(x), *batches)
-            got, _, _ = problem.gradient(Bilevel(order="virtual", unroll=2), train=stacked)
+            got, _, _ = problem.gradient(Bilevel(outer_update="lookahead", unroll=2), train=stacked)
             row["unroll_2"] = harness.max_relative(want, got)
             result[name] = {k: float(f"{v:.3g}") for k, v in row.items()}
             print(name, json.dumps(result[name]), flush=True)

@@ -111,7 +111,7 @@ def make_sides(name):
         batch = transform(rng.stream(key, "transform"), batch, state.step)
         return update(state, frozen, batch, key)
 
-    def ours(fn, feed, say=watch.enter):
+    def ours(fn, feed, log_line=watch.enter):
         current = jax.jit(init)(key)
         compiled = jax.jit(fn, donate_argnums=0).lower(current, frozen, *feed(0), key).compile()
         box = {"state": current, "step": 0}
@@ -120,16 +120,16 @@ def make_sides(name):
         def run():
             pending = []
             for _ in range(block):
-                say("data")
+                log_line("data")
                 arguments = feed(box["step"])
-                say("dispatch")
+                log_line("dispatch")
                 box["state"], metrics = compiled(box["state"], frozen, *arguments, key)
                 box["step"] += 1
                 pending.append(metrics)
                 if len(pending) % IN_FLIGHT == 0:
-                    say("device")
+                    log_line("device")
                     pending[-IN_FLIGHT].block_until_ready()
-                say("other")
+                log_line("other")
                 progress.update(box["step"])
             for metrics in pending:
                 np.asarray(metrics)

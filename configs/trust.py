@@ -34,16 +34,16 @@ def kd(alpha: float, *, temperature: float) -> dict:
     }
 
 
-def weighed(name: str, *, temperature: float, control: str = "none", **kwargs) -> dict:
-    """Distillation with a weigher that has no network."""
+def weighted(name: str, *, temperature: float, control: str = "none", **kwargs) -> dict:
+    """Distillation with a weighting that has no network."""
     arm = kd(0.5, temperature=temperature)
-    arm["weigher"] = {"name": name, "kwargs": kwargs, "control": control}
+    arm["weighting"] = {"name": name, "kwargs": kwargs, "control": control}
     return arm
 
 
 def with_network(arm: dict, model: str, **kwargs) -> dict:
-    """Gives the weigher of an arm a network, and a picture of what it does."""
-    roles = {**arm["roles"], "weigher": {"model": model, "kwargs": kwargs}}
+    """Gives the weighting of an arm a network, and a picture of what it does."""
+    roles = {**arm["roles"], "weighting": {"model": model, "kwargs": kwargs}}
     return {**arm, "roles": roles, "evaluators": {"trust": {}}}
 
 
@@ -59,16 +59,16 @@ def arms(*, teacher: dict, temperature: float, hidden: tuple[int, ...], full: bo
     t = temperature
 
     def tgeo(control: str = "none", **network) -> dict:
-        arm = weighed("trilateral", temperature=t, control=control)
+        arm = weighted("trilateral", temperature=t, control=control)
         return with_network(arm, "ratio_mlp", hidden=hidden, **network)
 
-    mwn = weighed("meta_weight_net", temperature=t)
+    mwn = weighted("meta_weight_net", temperature=t)
     found = {"alone": {}}
     found |= {f"kd_{p}": kd(p / 100, temperature=t) for p in percent(full)}
     found |= {
-        "ada_sample": weighed("teacher_margin", temperature=t, granularity="sample"),
-        "wsl": weighed("wsl", temperature=t),
-        "rw": _every_step(weighed("reweight", temperature=t, normalize="signals")),
+        "ada_sample": weighted("teacher_margin", temperature=t, granularity="sample"),
+        "wsl": weighted("wsl", temperature=t),
+        "rw": _every_step(weighted("reweight", temperature=t, normalize="loss_terms")),
         "mwn": with_network(mwn, "ratio_mlp", outputs=2, hidden=(100,)),
         "tgeo": tgeo(),
         "tgeo_frozen": tgeo("frozen", zero_init=False),
@@ -76,9 +76,9 @@ def arms(*, teacher: dict, temperature: float, hidden: tuple[int, ...], full: bo
     }
     if full:
         found |= {
-            "annealed": weighed("annealed", temperature=t),
-            "ada_class": weighed("teacher_margin", temperature=t, granularity="class"),
-            "l2rw": _every_step(weighed("reweight", temperature=t, normalize="batch")),
+            "annealed": weighted("annealed", temperature=t),
+            "ada_class": weighted("teacher_margin", temperature=t, granularity="class"),
+            "l2rw": _every_step(weighted("reweight", temperature=t, normalize="batch")),
             "tgeo_batch_mean": tgeo("batch_mean"),
             "tgeo_joint": tgeo("joint"),
         }

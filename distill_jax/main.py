@@ -72,14 +72,14 @@ def main(argv: Sequence[str]) -> int:
                 if _is_joined():
                     from distill_jax.run import processes
 
-                    processes.leave(functools.partial(_tell, e, parsed, folder))
+                    processes.leave(functools.partial(_report, e, parsed, folder))
                 raise
         return crash.UNEXPECTED if crash.in_threads() and code == 0 else code
     except KeyboardInterrupt:
         print(f"interrupted while {crash.done_so_far()}; {_intact(parsed)}", file=sys.stderr)
         return crash.INTERRUPTED
     except Exception as e:
-        return _tell(e, parsed, folder)
+        return _report(e, parsed, folder)
 
 
 def _named_folder(argv: Sequence[str]) -> pathlib.Path | None:
@@ -124,7 +124,7 @@ def _is_memory(error: BaseException) -> bool:
     )
 
 
-def _tell(
+def _report(
     error: Exception,
     parsed: flags.Flags | None = None,
     folder: pathlib.Path | None = None,
@@ -149,7 +149,7 @@ def _tell(
         first = f"another process of this run has ended: {text_of(error)}"
         print(f"error: {first}\n  {_intact(parsed)}", file=sys.stderr)
         return processes.PEER_LOST
-    return crash.tell(error, folder=folder, intact=_intact(parsed), suffix=_suffix(parsed))
+    return crash.report(error, folder=folder, intact=_intact(parsed), suffix=_suffix(parsed))
 
 
 def _run(parsed: flags.Flags) -> int:
@@ -195,11 +195,11 @@ def _do(parsed: flags.Flags) -> None:
 
     make_experiment = functools.partial(build.build, trusted=parsed.trusted)
     if processes.count() > 1:
-        # Lanes are chosen by time, which processes measure differently.
-        parsed.config.study.lanes = "no"
+        # Replicas are chosen by time, which processes measure differently.
+        parsed.config.study.replicas = "no"
     main_process = processes.is_main()
     crash.doing(DOING[parsed.mode])
-    say = _say if main_process else _silent
+    log_line = _log_line if main_process else _silent
 
     config, workdir, trusted = parsed.config, parsed.workdir, parsed.trusted
     if parsed.mode == "describe":
@@ -211,7 +211,9 @@ def _do(parsed: flags.Flags) -> None:
 
         assert workdir is not None
         over = parsed.start_over
-        table = study.run_study(config, workdir, trusted=trusted, start_over=over, say=say)
+        table = study.run_study(
+            config, workdir, trusted=trusted, start_over=over, log_line=log_line
+        )
         if main_process:
             print(table)
     elif parsed.mode == "eval":
@@ -221,8 +223,8 @@ def _do(parsed: flags.Flags) -> None:
             print(table)
     else:
         assert workdir is not None
-        with workdir_lib.claim(workdir, "run", start_over=parsed.start_over, say=say):
-            result = loop.train(config, workdir, make_experiment=make_experiment, say=say)
+        with workdir_lib.claim(workdir, "run", start_over=parsed.start_over, log_line=log_line):
+            result = loop.train(config, workdir, make_experiment=make_experiment, log_line=log_line)
             if main_process:
                 print(format_result(result))
                 from distill_jax import report  # not before the first step
@@ -231,7 +233,7 @@ def _do(parsed: flags.Flags) -> None:
                 print(f"report: {report.write_run_report(workdir)}")
 
 
-def _say(line: str) -> None:
+def _log_line(line: str) -> None:
     from tqdm import tqdm
 
     tqdm.write(line)
@@ -251,7 +253,7 @@ def run() -> None:
     try:
         paths.make_importable()
     except UserError as error:  # the current folder is gone, without which JAX cannot compile
-        code = _tell(error)
+        code = _report(error)
     else:
         code = main(sys.argv)
     with contextlib.suppress(Exception):

@@ -175,10 +175,10 @@ IMAGES = {"n_train": 256, "n_test": 64, "image_size": 16, "channels": 1}
 
 
 def arms(config):
-    """The reference, an arm with a weigher where there is one, and those that they start from."""
+    """The reference, an arm with a weighting where there is one, and those that they start from."""
     found = config.study.arms.to_dict()
     others = [arm for arm in found if arm not in (config.study.reference, *config.study.sources)]
-    others.sort(key=lambda arm: "weigher" not in found[arm])
+    others.sort(key=lambda arm: "weighting" not in found[arm])
     kept = {config.study.reference, *others[:1]}
     while (
         more := {*re.findall(r"'arm:([\w.+-]+?)[@#']", str([found.get(arm) for arm in kept]))}
@@ -212,7 +212,7 @@ def shrunk(args):
         if name in ("probe", "few_label_probe", "downstream", "representation"):
             more[f"evaluators.{name}"] = "none"
     more |= few_arms(config)
-    if config.weigher.name or "weigher" in str(list(arms(config).values())):
+    if config.weighting.name or "weighting" in str(list(arms(config).values())):
         more["bilevel.warmup.steps"] = 1
     return [*args, *(f"--config.{key}={value}" for key, value in more.items())]
 

@@ -11,7 +11,7 @@ ROOT = pathlib.Path(__file__).parent.parent / "distill_jax"
 ALLOWED = {
     "core": set(),
     "losses": {"core"},
-    "weighers": {"core"},
+    "weighting": {"core"},
     "objectives": {"core", "losses"},
     "models": {"core"},
     "data": {"core"},
@@ -24,7 +24,7 @@ ALLOWED = {
     "configs": set(),
     "launch": set(),
     "run": {
-        *("core", "losses", "weighers", "objectives", "models", "data", "evaluators"),
+        *("core", "losses", "weighting", "objectives", "models", "data", "evaluators"),
         *("configs", "trainer", "contrib", "report", "stored"),
     },
     "contrib": {"core", "run"},

@@ -71,6 +71,6 @@ def test_example(path, tmp_path, monkeypatch, capsys):
         config = flags.load("distill/supervised:smoke")
         config.roles.student = config_lib.role("mlp", hidden=(4,))
         config.log.tensorboard, config.total.steps = False, 6
-        loop.train(config, tmp_path / "runs" / "teacher", say=lambda line: None)
+        loop.train(config, tmp_path / "runs" / "teacher", log_line=lambda line: None)
     exec(compile(source, str(path), "exec"), {"__name__": "__main__"})
     assert capsys.readouterr().out

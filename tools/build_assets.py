@@ -78,7 +78,7 @@ def cut_fashion_mnist(root: str | Path) -> dict[str, np.ndarray]:
             moments = images.mean() / 255, images.std() / 255
             if not np.allclose(moments, (0.28604, 0.35302), atol=5e-6):
                 raise SystemExit(f"{root}: mean and deviation {moments}, not 0.28604 and 0.35302")
-        sha256 = source.digest({"input": images[..., None], "label": labels})
+        sha256 = source.checksum({"input": images[..., None], "label": labels})
         print(f"original {part}: n {len(labels)}, sha256 of arrays {sha256}")
         chosen = first_per_class(labels, PER_CLASS[part])
         arrays[f"x_{part}"], arrays[f"y_{part}"] = images[chosen], labels[chosen]
@@ -228,7 +228,7 @@ def write(arrays: dict[str, np.ndarray], module, *, check: bool) -> bool:
     sha256 = hashlib.sha256(content).hexdigest()
     path = ASSETS / module.ASSET
     print(f"{path.name}: {len(content)} bytes, sha256 {sha256}")
-    print(f"{path.name}: sha256 of arrays {source.digest(arrays)}")
+    print(f"{path.name}: sha256 of arrays {source.checksum(arrays)}")
     if check:
         same = path.read_bytes() == content
         print("identical to the file in the package" if same else "DIFFERS from the file")

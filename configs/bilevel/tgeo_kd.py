@@ -6,9 +6,9 @@
 
 A small network turns the trilateral geometry of student, teacher and label into the share of the
 distillation term, and learns by the exact gradient of the held-out loss after the student's step,
-every fourth step from the second epoch on. The paper leaves that rule open. `weigher.control` makes
-the controls: frozen (with `--config.roles.weigher.kwargs.zero_init=false`), shuffled, batch_mean,
-joint. `:full` and `:smoke` as in `configs/distill/supervised.py`.
+every fourth step from the second epoch on. The paper leaves that rule open. `weighting.control`
+makes the controls: frozen (with `--config.roles.weighting.kwargs.zero_init=false`), shuffled,
+batch_mean, joint. `:full` and `:smoke` as in `configs/distill/supervised.py`.
 """
 
 from distill_jax.configs import common
@@ -24,8 +24,8 @@ def get_config(arg: str = ""):
     config.roles.teacher = config_lib.role("convnet", widths=(32, 64, 128))
     config.roles.teacher.frozen = True
     config.roles.teacher.init = "runs/supervised"
-    config.roles.weigher = config_lib.role("ratio_mlp", hidden=(128,))
-    config.weigher.name = "trilateral"
+    config.roles.weighting = config_lib.role("ratio_mlp", hidden=(128,))
+    config.weighting.name = "trilateral"
     config.bilevel.every = 4
     config.bilevel.warmup.epochs = 1.0
     config.bilevel.outer_batch = 0.5

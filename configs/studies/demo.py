@@ -62,7 +62,7 @@ def trained(steps: int, lr: float) -> dict:
 
 
 def tgeo(control: str = "none", lr: float = 1e-2, **network) -> dict:
-    arm = trust.weighed("trilateral", temperature=4.0, control=control)
+    arm = trust.weighted("trilateral", temperature=4.0, control=control)
     learned = {} if control == "frozen" else {"bilevel": {"optim": {"lr": lr}}}
     return {**trust.with_network(arm, "ratio_mlp", hidden=(128,), **network), **learned}
 
@@ -128,7 +128,7 @@ def get_config(arg: str = ""):
         "data": {"corrupt": CLEAN},
         "optim": {"lr": 0.1},
     }
-    config.study.lanes = "yes"
+    config.study.replicas = "yes"
     config.study.reference = "alone"
     if "choose" in options:
         every = {

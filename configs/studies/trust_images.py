@@ -6,7 +6,7 @@
 Hu et al. 2024 (arXiv:2312.15112) against a constant ratio, published re-weighting rules and
 controls that break what the method claims: a frozen random ratio network, ratios shuffled within
 the batch, their mean, and training on the training loss. All arms have the same steps, batch,
-optimizer and held-out split (10 % of the training part, from which weighers learn); `*_all_data`
+optimizer and held-out split (10 % of the training part, from which weightings learn); `*_all_data`
 arms train on it as well. `kd_tuned` is the constant ratio of the best held-out accuracy.
 
 `:class` and `:random` damage the teacher on 30 % of the classes or of the examples, `:noisy`

@@ -24,7 +24,8 @@ Batch: TypeAlias = Mapping[str, Any]
 float32 `[b]` (0 on padding), `index` int32 `[b]` (position in the source) and `epoch` int32
 `[b]`. Usually `label` int32 `[b]`; after mixing transforms also `label_probs` `[b, k]`; where a
 teacher sees something else than the student, `teacher_input`; where its answers are stored,
-`answers` `{role: {output: [b, ...]}}`; where a method compares views, `views` `[b, v, h, w, c]`
+`teacher_outputs` `{role: {output: [b, ...]}}`; where a method compares views, `views` `[b, v, h,
+w, c]`
 and, of another size, `local_views`."""
 
 
@@ -46,7 +47,7 @@ class Nets(Protocol):
     """The networks of a step by role, bound to their parameters, state, precision and keys."""
 
     def __call__(
-        self, role: Role, *inputs: Any, train: bool = False, learn: bool = True
+        self, role: Role, *inputs: Any, train: bool = False, stop_gradient_params: bool = False
     ) -> tuple[Outputs, State]:
         """Applies the network of `role`; outputs are float32 whatever the compute precision.
 
@@ -54,12 +55,12 @@ class Nets(Protocol):
           role: its name in the config.
           *inputs: arrays with leading axis b.
           train: training mode: batch statistics of this batch, dropout.
-          learn: whether this call gives the network's parameters a gradient. Without it the
-            gradient still reaches the inputs: what an adversary learns from.
+          stop_gradient_params: whether this call stops the gradient to the network's
+            parameters. It still reaches the inputs: what an adversary learns from.
         """
         ...
 
-    def adapted(self, role: Role, loss: Callable[["Nets"], Array], *, lr: float) -> "Nets":
+    def after_sgd_step(self, role: Role, loss: Callable[["Nets"], Array], *, lr: float) -> "Nets":
         """Returns these networks after one step of gradient descent of one of them.
 
         The step is differentiable: the gradient of what the adapted network says reaches the
@@ -84,11 +85,11 @@ class Terms:
         objective at `step`.
       memory: the new memory of the objective (queues, banks, centres); None keeps the old one.
       weights: weights `[b]` of single examples by term name, 1 where left out; of the
-        objective times those of a weigher.
-      logits: logits `[b, k]` by role, which a weigher may look at. Left out where the method has
+        objective times those of a weighting.
+      logits: logits `[b, k]` by role, which a weighting may look at. Left out where the method has
         none; it can then be weighed only by what needs none.
       embeddings: representations `[b, ..., d]` by name, whose spread is watched for collapse.
-      facts: scalars of the batch that are logged and nothing else.
+      metrics: scalars of the batch that are logged and nothing else.
     """
 
     values: Mapping[str, Array]
@@ -98,31 +99,31 @@ class Terms:
     weights: Mapping[str, Array] = struct.field(default_factory=dict)
     logits: Mapping[Role, Array] = struct.field(default_factory=dict)
     embeddings: Mapping[str, Array] = struct.field(default_factory=dict)
-    facts: Mapping[str, Array] = struct.field(default_factory=dict)
+    metrics: Mapping[str, Array] = struct.field(default_factory=dict)
 
 
 @struct.dataclass
 class Evidence:
-    """What a weigher may look at, all of it without gradient unless a config says otherwise.
+    """What a weighting may look at, all of it without gradient unless a config says otherwise.
 
     Attributes:
-      signals: per-example losses `[b]` in the order of the weights.
+      loss_terms: per-example losses `[b]` in the order of the weights.
       logits: `[b, k]` by role, usually "student" and "teacher".
       label_probs: the label as a distribution, `[b, k]`: one-hot, or mixed by a transform. None
         where the data has no classes.
       class_means: mean teacher probabilities over the training examples of each class, `[k, k]`,
-        row c for class c. None unless the weigher names it in `needs`.
+        row c for class c. None unless the weighting names it in `needs`.
       mask: float `[b]`, 0 on padding.
     """
 
-    signals: Mapping[str, Array]
+    loss_terms: Mapping[str, Array]
     logits: Mapping[Role, Array]
     label_probs: Array | None
     class_means: Array | None
     mask: Array
 
 
-class Weigher(Protocol):
+class ExampleWeighting(Protocol):
     """How much each signal counts, for each example: a frozen dataclass of hyperparameters.
 
     Attributes:
@@ -169,7 +170,7 @@ class Objective(Protocol):
     roles: ClassVar[tuple[Role, ...]]
     couples_batch: ClassVar[bool] = False
     auxiliary: ClassVar[tuple[Role, ...]] = ()
-    surveys: ClassVar[bool] = False
+    needs_dataset_pass: ClassVar[bool] = False
     schedules: ClassVar[Mapping[str, str]] = MappingProxyType({})
 
     def memory(self, key: Key, batch: Batch) -> PyTree:
@@ -186,12 +187,14 @@ class Objective(Protocol):
         del batch
         return {}
 
-    def survey(self, nets: Nets, batch: Batch, memory: PyTree, step: Array) -> Mapping[str, Array]:
-        """Returns facts `[b, ...]` of a training batch in evaluation mode, for `digest`."""
+    def dataset_pass(
+        self, nets: Nets, batch: Batch, memory: PyTree, step: Array
+    ) -> Mapping[str, Array]:
+        """Returns facts `[b, ...]` of a training batch in evaluation mode, for `init_memory`."""
         del nets, batch, memory, step
         return {}
 
-    def digest(
+    def init_memory(
         self,
         rows: Mapping[str, np.ndarray],
         ids: np.ndarray,

@@ -1,4 +1,5 @@
-"""The step of a bilevel problem: a student learns from weighed signals, a weigher from the student.
+"""The step of a bilevel problem: a student learns from weighed signals, a weighting from the
+student.
 
     inner:  theta' = theta + update(grad_theta mean_i sum_s w_is(omega) L_is(theta))
     outer:  omega descends the loss of theta' on held-out examples
@@ -41,10 +42,10 @@ from distill_jax.core.steps import (
     nonfinite,
     skip,
 )
-from distill_jax.core.weighing import Weighed
+from distill_jax.core.weighted_objective import WeightedObjective
 
 METHODS = ("exact", "finite_difference", "last_layer")
-ORDERS = ("real", "virtual")
+UPDATES = ("after_step", "lookahead")
 
 
 class Optimizers(NamedTuple):
@@ -52,7 +53,7 @@ class Optimizers(NamedTuple):
 
     Attributes:
       inner: over `{role: params}` of everything that learns from the training loss.
-      outer: over `{role: params}` of the weigher's networks.
+      outer: over `{role: params}` of the weighting's networks.
       outer_roles: those networks.
     """
 
@@ -77,15 +78,16 @@ class Bilevel:
     Attributes:
       method: "exact"; "finite_difference", which is there to compare with; "last_layer", exact for
         a student whose other layers are held fixed in both levels, and cheap.
-      order: "real": the inner step is the step of training, and the weigher learns after it;
-        "virtual": the weigher learns from a step that is then made again with the new weights
+      outer_update: "after_step": the inner step is the step of training, and the weighting learns
+        after it;
+        "lookahead": the weighting learns from a step that is then made again with the new weights
         (Shu et al. 2019, algorithm 1).
       unroll: inner steps that the outer gradient goes through, on as many batches; more than one
-        in virtual order only.
-      part: share 1/m of the training batch over which the product is taken, every m-th example
-        from a random one on. The estimate is unbiased where the examples of a batch do not depend
-        on each other. Under batch normalization the statistics are those of the whole batch, and
-        their changes are estimated from the part (`replay`).
+        with outer_update=lookahead only.
+      jvp_fraction: share 1/m of the training batch over which the product is taken, every m-th
+        example from a random one on. The estimate is unbiased where the examples of a batch do not
+        depend on each other. Under batch normalization the statistics are those of the whole
+        batch, and their changes are estimated from the part (`replay`).
       low_memory: whether the forward-mode product makes its own forward pass, so that it need not
         wait for the inner gradient's activations: as much memory as a plain step, for one third of
         a step more. On a part of the batch that pass has the part's statistics; so has that of the
@@ -94,41 +96,50 @@ class Bilevel:
     """
 
     method: str = "exact"
-    order: str = "real"
+    outer_update: str = "after_step"
     unroll: int = 1
-    part: float = 1.0
+    jvp_fraction: float = 1.0
     low_memory: bool = False
     outer_terms: tuple[str, ...] = ("cross_entropy",)
 
     def __post_init__(self):
-        for name, options in (("method", METHODS), ("order", ORDERS)):
+        for name, options in (("method", METHODS), ("outer_update", UPDATES)):
             if (value := getattr(self, name)) not in options:
                 hint = nearest(value, options)
                 raise ConfigError(f"unknown {name} {value!r}", where=f"bilevel.{name}", hint=hint)
-        if not 0 < self.part <= 1 or abs(1 / self.part - round(1 / self.part)) > 1e-6:
+        if (
+            not 0 < self.jvp_fraction <= 1
+            or abs(1 / self.jvp_fraction - round(1 / self.jvp_fraction)) > 1e-6
+        ):
             raise ConfigError(
-                f"part is {self.part}", where="bilevel.part", hint="1 divided by a whole number"
+                f"jvp_fraction is {self.jvp_fraction}",
+                where="bilevel.jvp_fraction",
+                hint="1 divided by a whole number",
             )
         if self.unroll < 1:
             raise ConfigError(f"unroll is {self.unroll}", where="bilevel.unroll", hint="at least 1")
-        if self.unroll > 1 and (self.order, self.method, self.part) != ("virtual", "exact", 1.0):
+        if self.unroll > 1 and (self.outer_update, self.method, self.jvp_fraction) != (
+            "lookahead",
+            "exact",
+            1.0,
+        ):
             raise ConfigError(
-                f"{self.unroll} inner steps with order={self.order}, method={self.method}, "
-                f"part={self.part}",
+                f"{self.unroll} inner steps with outer_update={self.outer_update}, method={self.method}, "
+                f"jvp_fraction={self.jvp_fraction}",
                 where="bilevel.unroll",
-                hint="several steps go with order=virtual, method=exact and part=1",
+                hint="several steps go with outer_update=lookahead, method=exact and jvp_fraction=1",
             )
-        if self.method == "last_layer" and self.part < 1:
+        if self.method == "last_layer" and self.jvp_fraction < 1:
             raise ConfigError(
                 "the last layer's product costs next to nothing on the whole batch",
-                where="bilevel.part",
-                hint="set part to 1",
+                where="bilevel.jvp_fraction",
+                hint="set jvp_fraction to 1",
             )
 
     @property
     def stride(self) -> int:
-        """m of `part = 1 / m`."""
-        return round(1 / self.part)
+        """m of `jvp_fraction = 1 / m`."""
+        return round(1 / self.jvp_fraction)
 
 
 class _Outs(NamedTuple):
@@ -143,13 +154,13 @@ class _Trace:
 
     Attributes:
       inner: parameters of what learns from the training loss, by role.
-      omega: parameters of the weigher's networks, by role.
+      omega: parameters of the weighting's networks, by role.
       terms: the objective's terms at `inner`, with new model state and memory.
       outs: what of them depends on `inner`; `push` maps a change of `inner` to one of `outs`.
     """
 
     def __init__(self, made: "_Made", state: TrainState, frozen: Frozen, train: Batch, key: Key):
-        self.weighed, self.options, self.optimizers = made.weighed, made.options, made.optimizers
+        self.weighted, self.options, self.optimizers = made.weighted, made.options, made.optimizers
         self.models, self.precision = made.models, made.precision
         self.memory, self.step, self.train, self.key = state.memory, state.step, train, key
         self.fixed = {role: p for role, (p, _) in frozen.items()} | dict(state.targets)
@@ -186,27 +197,27 @@ class _Trace:
 
     def forward(self, inner: Params, batch: Batch, key: Key) -> tuple[_Outs, Terms]:
         """Returns the outputs of a batch, and the terms that they belong to."""
-        terms = self.weighed.signals_of(self.nets(inner, key), batch, self.memory, self.step)
+        terms = self.weighted.loss_terms_of(self.nets(inner, key), batch, self.memory, self.step)
         check_terms(terms, batch["mask"].shape)
         return _Outs(dict(terms.values), dict(terms.logits)), terms
 
     def weights(self, omega: Params, seen: _Outs, terms: Terms, batch: Batch, key: Key) -> Array:
-        """Returns the weigher's weights `[b, s]` of a batch of which it sees `seen`."""
+        """Returns the weighting's weights `[b, s]` of a batch of which it sees `seen`."""
         terms = dataclasses.replace(terms, values=seen.values, logits=seen.logits)
-        evidence = self.weighed.evidence(terms, batch, self.memory)
-        return self.weighed.weights(self.nets(omega, key), evidence, self.step)
+        evidence = self.weighted.evidence(terms, batch, self.memory)
+        return self.weighted.weights(self.nets(omega, key), evidence, self.step)
 
     def loss(
         self, weights: Array, outs: _Outs, terms: Terms, mask: Array, total: Array
     ) -> tuple[Array, dict[str, Array]]:
         """Returns the inner loss and its metrics."""
         terms = dataclasses.replace(terms, values=outs.values, logits=outs.logits)
-        return mean_loss(self.weighed.with_weights(terms, weights), mask, total)
+        return mean_loss(self.weighted.with_weights(terms, weights), mask, total)
 
     def outer_loss(self, inner: Params, held_out: Batch) -> Array:
         """Returns the mean of the outer terms; batch norm by batch, its running state unused."""
         nets = self.nets(inner, rng.stream(self.key, "held_out"))
-        terms = self.weighed.signals_of(nets, held_out, self.memory, self.step)
+        terms = self.weighted.loss_terms_of(nets, held_out, self.memory, self.step)
         for name in self.options.outer_terms:
             if name not in terms.values:
                 raise ConfigError(
@@ -228,9 +239,9 @@ class _Trace:
 
         def loss(outs: _Outs) -> tuple[Array, dict[str, Array]]:
             w = weights
-            if not self.weighed.stop_features and not self.weighed.weigher.by_gradient:
+            if not self.weighted.stop_features and not self.weighted.weighting.by_gradient:
                 w = self.weights(omega, outs, self.terms, self.train, self.key)
-            w = self.weighed.used(w, self.mask, self.step)
+            w = self.weighted.used(w, self.mask, self.step)
             return self.loss(w, outs, self.terms, self.mask, self.total)
 
         cotangents, metrics = jax.grad(loss, has_aux=True)(self.outs)
@@ -272,7 +283,7 @@ class _Trace:
 
     def outer_gradient(self, u: Params) -> PyTree:
         """Returns the gradient in `omega`, given what `outer_direction` gave."""
-        stop, stride = self.weighed.stop_features, self.options.stride
+        stop, stride = self.weighted.stop_features, self.options.stride
         first = jax.random.randint(rng.stream(self.key, "part"), (), 0, stride)
         rows, seen, own = self.part((self.train, self.outs, self.terms.weights), first)
         terms = self.terms.replace(weights=own)
@@ -309,7 +320,7 @@ class _Trace:
         if b % stride:
             raise ConfigError(
                 f"a batch of {b} does not divide into {stride} parts",
-                where="bilevel.part",
+                where="bilevel.jvp_fraction",
                 hint="choose a part that divides batch_size",
             )
         before, size, after = x.shape[:axis], x.shape[axis], x.shape[axis + 1 :]
@@ -327,7 +338,7 @@ class _Trace:
 
             def loss(inner, omega):
                 outs, terms = self.forward(inner, rows, key)
-                seen = jax.lax.stop_gradient(outs) if self.weighed.stop_features else outs
+                seen = jax.lax.stop_gradient(outs) if self.weighted.stop_features else outs
                 weights = self.weights(omega, seen, terms, rows, key)
                 return self.loss(weights, outs, terms, mask, total)[0]
 
@@ -346,7 +357,9 @@ class _Trace:
     def gradient_in_weights(self, u: Params) -> Array:
         """Returns the gradient `[b, s]` of the outer loss in the weights themselves."""
         change, own = self.change(u).values, self.terms.weights
-        shares = {name: self.mask * own.get(name, 1) / self.total for name in self.weighed.signals}
+        shares = {
+            name: self.mask * own.get(name, 1) / self.total for name in self.weighted.loss_terms
+        }
         columns = [share * change[name] for name, share in shares.items()]
         return jnp.stack(columns, axis=1)
 
@@ -380,7 +393,7 @@ class _Part(NamedTuple):
 class _Made(NamedTuple):
     """What all traces of a step share."""
 
-    weighed: Weighed
+    weighted: WeightedObjective
     models: Mapping[Role, Model]
     optimizers: Optimizers
     options: Bilevel
@@ -419,7 +432,7 @@ def last_layer(model: Model, params: Params, state: State, inputs: tuple[Any, ..
 
 
 def make_bilevel_step(
-    weighed: Weighed,
+    weighted: WeightedObjective,
     models: Mapping[Role, Model],
     optimizers: Optimizers,
     bilevel: Bilevel,
@@ -429,16 +442,16 @@ def make_bilevel_step(
     ema: Mapping[Role, tuple[Role, Decay]] | None = None,
     grad_norm: bool = False,
     skip_nonfinite: bool = False,
-    tell_nonfinite: bool = False,
+    report_nonfinite: bool = False,
 ) -> StepFn:
     """Builds one of the two steps between which the host chooses.
 
     Args:
-      weighed: the objective and its weigher.
+      weighed: the objective and its weighting.
       models: a network for each role.
       optimizers: of both levels.
       bilevel: how the outer gradient is taken.
-      outer: whether the weigher learns in this step. The step then takes `{"train": batch,
+      outer: whether the weighting learns in this step. The step then takes `{"train": batch,
         "held_out": batch}`, where the training batch has a leading axis of `unroll` batches if
         that is more than one; otherwise it takes a training batch.
       precision: compute type of the networks.
@@ -450,12 +463,12 @@ def make_bilevel_step(
 
     Returns:
       `(state, frozen, batch, key) -> (state, metrics)`; with `outer` the metrics also have
-      `outer_loss`, before the weigher's update, and `outer_grad_norm`.
+      `outer_loss`, before the weighting's update, and `outer_grad_norm`.
     """
     ema = ema or {}
-    made = _Made(weighed, models, optimizers, bilevel, precision)
-    by_gradient = weighed.weigher.by_gradient
-    virtual = bilevel.order == "virtual" or by_gradient
+    made = _Made(weighted, models, optimizers, bilevel, precision)
+    by_gradient = weighted.weighting.by_gradient
+    lookahead = bilevel.outer_update == "lookahead" or by_gradient
 
     def step(state: TrainState, frozen: Frozen, batch: Batch, key: Key):
         key = jax.random.fold_in(rng.stream(key, "step"), state.step)
@@ -477,7 +490,7 @@ def make_bilevel_step(
             return optax.apply_updates(omega, updates), new
 
         weights = trace.weights_now(omega)
-        if outer and virtual:
+        if outer and lookahead:
             if several:
                 metrics["outer_loss"], gradient = trace.outer_gradient_unrolled(ahead, held_out)
                 omega, outer_state = learn(gradient)
@@ -487,14 +500,14 @@ def make_bilevel_step(
                 if by_gradient:
                     gradient = trace.gradient_in_weights(u)
                     metrics["outer_grad_norm"] = optax.tree.norm(gradient)
-                    weights = weighed.weigher.from_gradient(gradient, train["mask"])
+                    weights = weighted.weighting.from_gradient(gradient, train["mask"])
                 else:
                     omega, outer_state = learn(trace.outer_gradient(u))
             if not by_gradient:
                 weights = trace.weights_now(omega)
         grads, inner_metrics = trace.inner_gradient(omega, weights)
         inner, inner_state = trace.apply(grads)
-        if outer and not virtual:
+        if outer and not lookahead:
             omega, outer_state = learn(trace.outer_gradient(direction(grads, inner)))
 
         terms, params = trace.terms, {**inner, **omega}
@@ -519,7 +532,7 @@ def make_bilevel_step(
             memory=state.memory if terms.memory is None else terms.memory,
         )
         outer_metrics = {k: v for k, v in metrics.items() if k.startswith("outer_")}
-        if tell_nonfinite:
+        if report_nonfinite:
             metrics["nonfinite"] = nonfinite(metrics["loss"], (grads, outer_metrics))
         if skip_nonfinite:
             new_state, metrics = skip(state, new_state, metrics, (grads, outer_metrics))

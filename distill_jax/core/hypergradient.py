@@ -1,7 +1,7 @@
 """Gradients of an outer loss in the weights of an inner loss, through the inner optimizer's step.
 
 The inner loss is `J(params, omega) = h(omega, F(params))`: `F` gives per-example losses (and the
-logits that a weigher sees), `h` weighs and averages them and depends on the outer variables
+logits that a weighting sees), `h` weighs and averages them and depends on the outer variables
 `omega`. One step of any optax optimizer gives `params' = params + update(g)` with
 `g = dJ/dparams`, and the outer loss is `V(params')`. Then, with `v = dV/dparams'` and
 `u = (d update / d g)^T v`,
@@ -29,7 +29,7 @@ Forward = Callable[[Params], PyTree]
 """`params -> outs`, pure: what of a batch depends on the inner parameters."""
 
 Weighing = Callable[[PyTree, PyTree, PyTree], Array]
-"""`(omega, outs, seen) -> J`: the inner loss; `seen` is what the weigher sees of `outs`."""
+"""`(omega, outs, seen) -> J`: the inner loss; `seen` is what the weighting sees of `outs`."""
 
 
 def hypergradient(
@@ -77,7 +77,7 @@ def directional(
       omega: outer variables.
       outs: outputs at the inner parameters.
       d_outs: their forward-mode product, the change along the pulled-back outer gradient.
-      stop_features: whether what the weigher sees has no derivative.
+      stop_features: whether what the weighting sees has no derivative.
     """
 
     def along(omega: PyTree) -> Array:
@@ -108,8 +108,8 @@ def finite_difference(
       params: inner parameters.
       omega: outer variables.
       direction: the pulled-back outer gradient, like `params`.
-      seen: what the weigher sees at `params`.
-      stop_features: whether the weigher sees that on both sides.
+      seen: what the weighting sees at `params`.
+      stop_features: whether the weighting sees that on both sides.
       step_size: length of the step; the paper's value. The error is of its square, plus rounding.
     """
     scale = step_size / jnp.maximum(optax.tree.norm(direction), jnp.finfo(jnp.float32).tiny)

@@ -103,9 +103,9 @@ class ShapeNets:
         self.seen: dict[Role, RoleShapes] = {}
 
     def __call__(
-        self, role: Role, *inputs: Any, train: bool = False, learn: bool = True
+        self, role: Role, *inputs: Any, train: bool = False, stop_gradient_params: bool = False
     ) -> tuple[Outputs, State]:
-        del learn
+        del stop_gradient_params
         if role not in self.models:
             raise ConfigError(
                 f"the objective calls a network {role!r} that the config does not define",
@@ -125,7 +125,9 @@ class ShapeNets:
         self.seen.setdefault(role, RoleShapes(specs, params, state, outputs))
         return _Outputs(role, cast(zeros(outputs), jnp.float32)), zeros(new_state)
 
-    def adapted(self, role: Role, loss: Callable[[Nets], Array], *, lr: float) -> "ShapeNets":
+    def after_sgd_step(
+        self, role: Role, loss: Callable[[Nets], Array], *, lr: float
+    ) -> "ShapeNets":
         del role, lr
         loss(self)
         return self
@@ -153,8 +155,8 @@ def infer_shapes(objective: Objective, models: Mapping[Role, Model], batch: Batc
 
     def run(batch):
         memory = objective.memory(jax.random.key(0), batch)
-        if objective.surveys:
-            objective.survey(nets, batch, memory, jnp.int32(0))
+        if objective.needs_dataset_pass:
+            objective.dataset_pass(nets, batch, memory, jnp.int32(0))
         return memory, objective.loss(nets, batch, memory, jnp.int32(0))
 
     memory, terms = jax.eval_shape(run, batch)
@@ -183,7 +185,7 @@ def check_terms(terms: Terms, shape: tuple[int, ...]) -> None:
                     where="objective",
                     hint="objectives return per-example values; a [b, 1] array would broadcast",
                 )
-    for name, value in terms.facts.items():
+    for name, value in terms.metrics.items():
         if jnp.shape(value) != ():
             raise ConfigError(
                 f"fact {name!r} has shape {jnp.shape(value)}, not one value a batch",
@@ -243,11 +245,11 @@ def make_init(
 
 
 def shifted_averages(model_state: PyTree) -> PyTree:
-    """Returns a state whose moving averages are one larger, as `settled_average` compares."""
+    """Returns a state whose moving averages are one larger, as `batch_stats_fixed_point` compares."""
     return jax.tree.map(lambda x: x + 1 if _is_average(x) else x, model_state)
 
 
-def settled_average(first: Array, last: Array, other: Array) -> Array:
+def batch_stats_fixed_point(first: Array, last: Array, other: Array) -> Array:
     """Returns where a moving average would be after endless passes over the same batches.
 
     A pass keeps a share of the start and adds what it saw: two starts that are one apart tell the

@@ -41,8 +41,8 @@ class BoundNets:
     """Networks by role, with parameters, state, precision and keys in place (`api.Nets`).
 
     Each call of a role draws from its own stream, so two views of a batch get two dropout masks.
-    Roles among the `answers` of `batch` are not applied: asked about the teacher's view of that
-    batch, in evaluation mode, they give what is stored.
+    Roles among the `teacher_outputs` of `batch` are not applied: asked about the teacher's view of
+    that batch, in evaluation mode, they give what is stored.
     """
 
     def __init__(
@@ -61,14 +61,14 @@ class BoundNets:
         self._calls: dict[Role, int] = {}
 
     def __call__(
-        self, role: Role, *inputs: Any, train: bool = False, learn: bool = True
+        self, role: Role, *inputs: Any, train: bool = False, stop_gradient_params: bool = False
     ) -> tuple[Outputs, State]:
-        if role in self._batch.get("answers", {}):
+        if role in self._batch.get("teacher_outputs", {}):
             return self._stored_answer(role, inputs, train=train), {}
         call = self._calls[role] = self._calls.get(role, -1) + 1
         key = jax.random.fold_in(rng.stream(self._key, role, "dropout"), call)
         params, inputs = cast((self._params[role], inputs), self._dtype)
-        params = params if learn else jax.lax.stop_gradient(params)
+        params = jax.lax.stop_gradient(params) if stop_gradient_params else params
         outputs, state = self._models[role].apply(
             params, self._state[role], *inputs, train=train, rngs={"dropout": key}
         )
@@ -82,9 +82,11 @@ class BoundNets:
                 where="cache.roles",
                 hint=f"leave {role} out, or set cache.dir to nothing",
             )
-        return self._batch["answers"][role]
+        return self._batch["teacher_outputs"][role]
 
-    def adapted(self, role: Role, loss: Callable[[Nets], Array], *, lr: float) -> "BoundNets":
+    def after_sgd_step(
+        self, role: Role, loss: Callable[[Nets], Array], *, lr: float
+    ) -> "BoundNets":
         def after(params: Params) -> "BoundNets":
             changed = copy.copy(self)
             changed._params = {**self._params, role: params}
@@ -136,7 +138,7 @@ def make_train_step(
     unroll: bool | None = None,
     grad_norm: bool = False,
     skip_nonfinite: bool = False,
-    tell_nonfinite: bool = False,
+    report_nonfinite: bool = False,
     watch_every: int = 0,
 ) -> StepFn:
     """Builds the step of a single-level method.
@@ -232,7 +234,7 @@ def make_train_step(
         )
         if grad_norm:
             metrics = {**metrics, "grad_norm": optax.tree.norm(grads)}
-        if tell_nonfinite:
+        if report_nonfinite:
             metrics = {**metrics, "nonfinite": nonfinite(metrics["loss"], grads)}
         if skip_nonfinite:
             new_state, metrics = skip(state, new_state, metrics, grads)
@@ -285,8 +287,8 @@ def mean_loss(terms: Terms, mask: Array, total: Array) -> tuple[Array, dict[str,
     loss: Any = sum(terms.coef.get(k, 1.0) * v for k, v in {**means, **weighted}.items())
     shares = {f"weight/{k}": (mask * w).sum() / total for k, w in terms.weights.items()}
     part = mask.sum() / total  # facts of micro-batches are averaged by their examples
-    facts = {k: part * jax.lax.stop_gradient(v) for k, v in terms.facts.items()}
-    return loss, {"loss": loss, **means, **shares, **facts}
+    metrics = {k: part * jax.lax.stop_gradient(v) for k, v in terms.metrics.items()}
+    return loss, {"loss": loss, **means, **shares, **metrics}
 
 
 def move_targets(

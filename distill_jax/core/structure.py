@@ -16,7 +16,7 @@ from jax.extend.core import Literal
 from distill_jax.core.api import PyTree
 
 
-class Fact(NamedTuple):
+class Dependence(NamedTuple):
     """What is known of one value of a traced function.
 
     Attributes:
@@ -35,11 +35,11 @@ class Structure(NamedTuple):
     """The findings about a function.
 
     Attributes:
-      facts: in the structure of its result.
+      dependences: in the structure of its result.
       repeated: inputs, as bits, of every value of which a softmax was taken twice in a row.
     """
 
-    facts: PyTree
+    dependences: PyTree
     repeated: list[int]
 
 
@@ -52,9 +52,9 @@ def analyse(fn: Callable[..., PyTree], *args: Any) -> Structure:
     """
     closed, out = jax.make_jaxpr(fn, return_shape=True)(*args)
     walk = _Walk()
-    inputs = [Fact(1 << i) for i in range(len(closed.jaxpr.invars))]
-    facts = walk.closed(closed, inputs)
-    return Structure(jax.tree.unflatten(jax.tree.structure(out), facts), walk.repeated)
+    inputs = [Dependence(1 << i) for i in range(len(closed.jaxpr.invars))]
+    dependences = walk.closed(closed, inputs)
+    return Structure(jax.tree.unflatten(jax.tree.structure(out), dependences), walk.repeated)
 
 
 def dependencies(fn: Callable[..., PyTree], *args: Any) -> PyTree:
@@ -67,18 +67,22 @@ def dependencies(fn: Callable[..., PyTree], *args: Any) -> PyTree:
       fn: a pure function.
       *args: its arguments, arrays or `jax.ShapeDtypeStruct`s.
     """
-    return jax.tree.map(lambda fact: positions(fact.inputs), facts_of(fn, *args), is_leaf=is_fact)
+    return jax.tree.map(
+        lambda dependence: positions(dependence.inputs),
+        dependence_of(fn, *args),
+        is_leaf=is_dependence,
+    )
 
 
-def facts_of(fn: Callable[..., PyTree], *args: Any) -> PyTree:
+def dependence_of(fn: Callable[..., PyTree], *args: Any) -> PyTree:
     """Returns the `Fact` of each leaf of `fn(*args)`."""
-    return analyse(fn, *args).facts
+    return analyse(fn, *args).dependences
 
 
 def dead_leaves(grad_fn: Callable[..., PyTree], *args: Any) -> list[bool]:
     """Says of each leaf of a gradient whether it is zero by structure, or depends on no input."""
-    facts = jax.tree.leaves(facts_of(grad_fn, *args), is_leaf=is_fact)
-    return [fact.zero or not fact.inputs for fact in facts]
+    dependences = jax.tree.leaves(dependence_of(grad_fn, *args), is_leaf=is_dependence)
+    return [dependence.zero or not dependence.inputs for dependence in dependences]
 
 
 def positions(inputs: int) -> set[int]:
@@ -86,11 +90,11 @@ def positions(inputs: int) -> set[int]:
     return {i for i in range(inputs.bit_length()) if inputs >> i & 1}
 
 
-def is_fact(x: Any) -> bool:
-    return isinstance(x, Fact)
+def is_dependence(x: Any) -> bool:
+    return isinstance(x, Dependence)
 
 
-ZERO = Fact(zero=True)
+ZERO = Dependence(zero=True)
 
 # Zero as soon as one operand is.
 _PRODUCTS = {"mul", "dot_general", "conv_general_dilated", "conv2d", "conv2d_kernel_gradient"}
@@ -117,27 +121,29 @@ _ROW = ("row", None)
 class _Walk:
     def __init__(self):
         self.repeated: list[int] = []
-        self.exponents: list[Fact] = []
+        self.exponents: list[Dependence] = []
 
-    def closed(self, closed: Any, inputs: Sequence[Fact]) -> list[Fact]:
+    def closed(self, closed: Any, inputs: Sequence[Dependence]) -> list[Dependence]:
         if not hasattr(closed, "jaxpr"):  # an open one, whose constants are arguments
             return self.jaxpr(closed, [], inputs)
         consts = [_constant(x) for x in closed.consts]
         return self.jaxpr(closed.jaxpr, consts, inputs)
 
-    def jaxpr(self, jaxpr: Any, consts: Sequence[Fact], inputs: Sequence[Fact]) -> list[Fact]:
-        facts: dict[Any, Fact] = dict(zip(jaxpr.constvars, consts, strict=True))
-        facts |= dict(zip(jaxpr.invars, inputs, strict=True))
+    def jaxpr(
+        self, jaxpr: Any, consts: Sequence[Dependence], inputs: Sequence[Dependence]
+    ) -> list[Dependence]:
+        dependences: dict[Any, Dependence] = dict(zip(jaxpr.constvars, consts, strict=True))
+        dependences |= dict(zip(jaxpr.invars, inputs, strict=True))
 
-        def read(atom: Any) -> Fact:
-            return _constant(atom.val) if isinstance(atom, Literal) else facts[atom]
+        def read(atom: Any) -> Dependence:
+            return _constant(atom.val) if isinstance(atom, Literal) else dependences[atom]
 
         for eqn in jaxpr.eqns:
             given = [read(atom) for atom in eqn.invars]
-            facts |= dict(zip(eqn.outvars, self.equation(eqn, given), strict=True))
+            dependences |= dict(zip(eqn.outvars, self.equation(eqn, given), strict=True))
         return [read(atom) for atom in jaxpr.outvars]
 
-    def equation(self, eqn: Any, given: list[Fact]) -> list[Fact]:
+    def equation(self, eqn: Any, given: list[Dependence]) -> list[Dependence]:
         name, params = eqn.primitive.name, eqn.params
         if name == "scan":
             return self._scan(params, given)
@@ -146,29 +152,29 @@ class _Walk:
         if name == "cond":
             chosen, *operands = given
             branches = [self.closed(branch, operands) for branch in params["branches"]]
-            joined = [_join(*facts) for facts in zip(*branches, strict=True)]
+            joined = [_join(*dependences) for dependences in zip(*branches, strict=True)]
             return [one._replace(inputs=one.inputs | chosen.inputs) for one in joined]
         inner = params.get("jaxpr", params.get("call_jaxpr"))
         if inner is not None and _arity(inner) == len(given):
             return self.closed(inner, given)
-        fact = Fact(_union(*given))
+        dependence = Dependence(_union(*given))
         if len(eqn.outvars) > 1 or name in ("random_bits", "random_wrap", "random_fold_in"):
             if name == "optimization_barrier":
                 return given
-            return [fact] * len(eqn.outvars)
+            return [dependence] * len(eqn.outvars)
         if _is_zero(name, params, given):
             return [ZERO]
         if name in ("add", "sub", "add_any"):
-            fact = Fact(_union(*(one for one in given if not one.zero)))
-        return [fact._replace(tag=self._tag(eqn, name, given))]
+            dependence = Dependence(_union(*(one for one in given if not one.zero)))
+        return [dependence._replace(tag=self._tag(eqn, name, given))]
 
-    def _tag(self, eqn: Any, name: str, given: list[Fact]) -> tuple[str, Any] | None:
+    def _tag(self, eqn: Any, name: str, given: list[Dependence]) -> tuple[str, Any] | None:
         """Recognizes exp(x) / sum(exp(x)) over the last axis, and exp of what that gives."""
         shape = eqn.outvars[0].aval.shape
         if not shape or not given:
             return _ROW if not shape else None
         shapes = [getattr(atom.aval, "shape", ()) for atom in eqn.invars]
-        tags = [fact.tag for fact in given]
+        tags = [dependence.tag for dependence in given]
         rows = [t == _ROW or not s or s[-1] == 1 for t, s in zip(tags, shapes, strict=True)]
         first, same = tags[0], bool(shapes[0]) and shapes[0][-1] == shape[-1]
         kind = first[0] if first else ""
@@ -208,7 +214,7 @@ class _Walk:
             return tags[1]
         return None
 
-    def _scan(self, params: Any, given: list[Fact]) -> list[Fact]:
+    def _scan(self, params: Any, given: list[Dependence]) -> list[Dependence]:
         n, c = params["num_consts"], params["num_carry"]
         consts, carry, xs = given[:n], given[n : n + c], given[n + c :]
         while True:
@@ -218,7 +224,7 @@ class _Walk:
                 return [*carry, *out[c:]]
             carry = joined
 
-    def _while(self, params: Any, given: list[Fact]) -> list[Fact]:
+    def _while(self, params: Any, given: list[Dependence]) -> list[Dependence]:
         m, n = params["cond_nconsts"], params["body_nconsts"]
         tests, consts, carry = given[:m], given[m : m + n], given[m + n :]
         while True:
@@ -234,38 +240,38 @@ def _arity(jaxpr: Any) -> int:
     return len(getattr(jaxpr, "jaxpr", jaxpr).invars)
 
 
-def _union(*facts: Fact) -> int:
+def _union(*dependences: Dependence) -> int:
     found = 0
-    for fact in facts:
-        found |= fact.inputs
+    for dependence in dependences:
+        found |= dependence.inputs
     return found
 
 
-def _join(*facts: Fact) -> Fact:
-    tags = {fact.tag for fact in facts}
-    tag = facts[0].tag if len(tags) == 1 else None
-    return Fact(_union(*facts), all(fact.zero for fact in facts), tag)
+def _join(*dependences: Dependence) -> Dependence:
+    tags = {dependence.tag for dependence in dependences}
+    tag = dependences[0].tag if len(tags) == 1 else None
+    return Dependence(_union(*dependences), all(dependence.zero for dependence in dependences), tag)
 
 
-def _constant(value: Any) -> Fact:
+def _constant(value: Any) -> Dependence:
     if isinstance(value, jax.Array):  # a key, or spread over other processes: not to be looked at
         plain = not jnp.issubdtype(value.dtype, jax.dtypes.extended)
         if not (plain and value.is_fully_addressable):
-            return Fact()
-    return Fact(0, not np.any(value), _ROW if np.ndim(value) == 0 else None)
+            return Dependence()
+    return Dependence(0, not np.any(value), _ROW if np.ndim(value) == 0 else None)
 
 
-def _is_zero(name: str, params: Any, given: list[Fact]) -> bool:
+def _is_zero(name: str, params: Any, given: list[Dependence]) -> bool:
     if not given:
         return False
     if name in _PRODUCTS:
-        return any(fact.zero for fact in given)
+        return any(dependence.zero for dependence in given)
     if name in _FIRST:
         return given[0].zero
     if name in _ALL:
-        return all(fact.zero for fact in given)
+        return all(dependence.zero for dependence in given)
     if name == "select_n":
-        return all(fact.zero for fact in given[1:])
+        return all(dependence.zero for dependence in given[1:])
     if name in ("scatter-add", "scatter_add"):  # wherever nothing is added
         return given[0].zero and given[2].zero
     return name == "integer_pow" and params["y"] > 0 and given[0].zero

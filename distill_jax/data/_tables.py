@@ -462,7 +462,7 @@ def make_click_log(
     def part(title: str, start: int, stop: int) -> source.ArraySource:
         inputs = {"categorical": ids[start:stop], "numeric": numbers[start:stop]}
         y = labels[start:stop]
-        sha256 = source.digest({"input": inputs, "label": y})
+        sha256 = source.checksum({"input": inputs, "label": y})
         full = f"{name}, {file.name} ({title}: rows {start + 1} to {stop})"
         provenance = Provenance(full, str(path), stop - start, sha256, "terms of the owner")
         return source.ArraySource(inputs, y, provenance)

@@ -45,7 +45,7 @@ def make(*, root: str = "", held_out: float = 0.1, split_seed: int = 0) -> Datas
     folder = next((path for path in candidates if path.expanduser().is_dir()), candidates[-1])
     parts = []
     for part, (images, labels) in idx_folder.read_folder(folder, hint=HINT).items():
-        sha256 = source.digest({"input": images[..., None], "label": labels})
+        sha256 = source.checksum({"input": images[..., None], "label": labels})
         if sha256 != DIGESTS[part]:
             raise DataUnavailable(
                 f"the {part} files are not those of Fashion-MNIST",

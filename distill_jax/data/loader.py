@@ -74,7 +74,8 @@ class ResidentLoader:
       batch_size: global batch size.
       seed: of the order.
       sharding: replicates `data` and `window` over a mesh; by default the first device.
-      answers: stored answers to the examples (`run.teacher_cache.Answers`), which `fetch` adds.
+      teacher_outputs: stored answers to the examples (`run.teacher_cache.Answers`), which `fetch`
+        adds.
 
     Attributes:
       data: device arrays `[n, ...]`: what `source.read` gives, and `index`, the example ids.
@@ -90,9 +91,9 @@ class ResidentLoader:
         batch_size: int,
         seed: int,
         sharding: Sharding | None = None,
-        answers: Any = None,
+        teacher_outputs: Any = None,
     ):
-        self.n, self.answers = len(source), answers
+        self.n, self.teacher_outputs = len(source), teacher_outputs
         self._tables: dict[int, PyTree] = {}
         _check(self.n, batch_size)
         self.batch_size, self.seed, self.sharding = batch_size, seed, sharding
@@ -128,16 +129,16 @@ class ResidentLoader:
             "first_offset": np.int32(first * self.batch_size - epoch * self.n),
         }
         self._window = _put(window, self.sharding)
-        if self.answers is not None:
-            views = [self.answers.view(e) for e in (epoch, epoch + 1)]
+        if self.teacher_outputs is not None:
+            views = [self.teacher_outputs.view(e) for e in (epoch, epoch + 1)]
             self._tables = {v: self._tables.get(v) or self._table(v) for v in views}
-            names = ("now", "next")[: self.answers.views]
+            names = ("now", "next")[: self.teacher_outputs.views]
             tables = {name: self._tables[v] for name, v in zip(names, views, strict=False)}
-            self._window["answers"] = tables
+            self._window["teacher_outputs"] = tables
 
     def _table(self, view: int) -> PyTree:
         everything = np.arange(self.n)
-        return _put(self.answers.read(np.full(self.n, view), everything), self.sharding)
+        return _put(self.teacher_outputs.read(np.full(self.n, view), everything), self.sharding)
 
     def fetch(self, data: PyTree, window: Mapping[str, Array], step: Array) -> Batch:
         """Returns batch `step` from `data` and `window(step)`; see `fetch_resident`."""
@@ -165,13 +166,13 @@ def fetch_resident(
     rows = jax.tree.map(lambda a: a.at[position].get(mode="promise_in_bounds"), data)
     n = window["order"].shape[0] // 2
     later = start + jnp.arange(batch_size, dtype=jnp.int32) >= n
-    if "answers" in window:
+    if "teacher_outputs" in window:
         found = jax.tree.map(
-            lambda a: a.at[position].get(mode="promise_in_bounds"), window["answers"]
+            lambda a: a.at[position].get(mode="promise_in_bounds"), window["teacher_outputs"]
         )
-        rows["answers"] = found["now"]
+        rows["teacher_outputs"] = found["now"]
         if "next" in found:
-            rows["answers"] = jax.tree.map(
+            rows["teacher_outputs"] = jax.tree.map(
                 lambda now, after: jnp.where(
                     later.reshape((-1,) + (1,) * (now.ndim - 1)), after, now
                 ),
@@ -212,7 +213,8 @@ class StreamLoader:
         arrays in memory; threads pay where reading waits for a disk or decodes.
       prefetch: batches read ahead.
       sharding: of the batch axis over a mesh; by default all rows, on the first device.
-      answers: stored answers to the examples (`run.teacher_cache.Answers`), which batches carry.
+      teacher_outputs: stored answers to the examples (`run.teacher_cache.Answers`), which batches
+        carry.
 
     Raises:
       ConfigError: a batch larger than the source.
@@ -231,7 +233,7 @@ class StreamLoader:
         num_threads: int = 2,
         prefetch: int = 4,
         sharding: Sharding | None = None,
-        answers: Any = None,
+        teacher_outputs: Any = None,
     ):
         _check(len(source), batch_size)
         try:
@@ -248,7 +250,7 @@ class StreamLoader:
             # Processes between which a model is split hold the same rows.
             self.rows = np.unique(np.concatenate([self.rows[index] for index in held]))
         self.source, self.batch_size, self.seed, self.start = source, batch_size, seed, start
-        self.sharding, self.data, self.answers = sharding, {}, answers
+        self.sharding, self.data, self.teacher_outputs = sharding, {}, teacher_outputs
         self._ids = example_ids(source)
         self._grain = grain
         self._read_options = grain.ReadOptions(
@@ -262,7 +264,11 @@ class StreamLoader:
             step, batch_size=self.batch_size, seed=self.seed, n=len(self.source)
         )
         position, epoch = position[self.rows], epoch[self.rows]
-        stored = {} if self.answers is None else {"answers": self.answers.read(epoch, position)}
+        stored = (
+            {}
+            if self.teacher_outputs is None
+            else {"teacher_outputs": self.teacher_outputs.read(epoch, position)}
+        )
         return {
             **self.source.read(position),
             **stored,

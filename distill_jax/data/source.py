@@ -19,7 +19,7 @@ LAYOUTS = ("hwc", "chw")
 """Orders of the axes of images in files."""
 
 
-def digest(arrays: PyTree) -> str:
+def checksum(arrays: PyTree) -> str:
     """Returns the sha256 of a pytree of arrays: paths, dtypes, shapes and bytes."""
     sha = hashlib.sha256()
     for path, array in jax.tree_util.tree_leaves_with_path(arrays):
@@ -268,7 +268,7 @@ def make_array_source(
     if image and inputs.ndim == 3:
         inputs = inputs[..., None]
     checks.check_layout(inputs.shape, inputs.dtype, name=name, where=origin)
-    sha256 = sha256 or digest({"input": inputs, "label": np.asarray(given)})
+    sha256 = sha256 or checksum({"input": inputs, "label": np.asarray(given)})
     return ArraySource(inputs, labels, Provenance(name, origin, len(labels), sha256, licence))
 
 

@@ -92,7 +92,7 @@ def make(
     sources = []
     for title, (inputs, y) in parts.items():
         name = f"synthetic table of {len(cardinalities)}+{numeric} columns, {num_classes} classes"
-        sha256 = source.digest({"input": inputs, "label": y})
+        sha256 = source.checksum({"input": inputs, "label": y})
         origin = f"generated, seed {seed}"
         provenance = Provenance(f"{name} ({title})", origin, len(y), sha256, "CC0-1.0")
         sources.append(source.ArraySource(inputs, y, provenance))

@@ -226,8 +226,8 @@ def make(
         found = np.array([record[label_key] for record in column])
         labels = checks.as_labels(found, name=split, where=str(folder))
         files = source.files_checksum(map(Path, info.splits[split].filepaths))
-        facts = info_bytes + source.digest(labels).encode() + files.encode()
-        sha256 = hashlib.sha256(facts).hexdigest()
+        hashed = info_bytes + source.checksum(labels).encode() + files.encode()
+        sha256 = hashlib.sha256(hashed).hexdigest()
         title = f"{info.full_name} ({part}: {split})"
         return TfdsSource(
             records, labels, input_key, Provenance(title, str(folder), expected, sha256)

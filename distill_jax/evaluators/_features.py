@@ -74,16 +74,16 @@ def read_embedding(outputs: Mapping[str, Mapping[str, Any]], role: str, output: 
 
 def read_split(part: Part, role: str, output: str, *, most: int | None = None) -> Split:
     """Returns the embeddings and labels of a split, or of at most `most` examples of it."""
-    outputs, facts = part
+    outputs, example_info = part
     z = read_embedding(outputs, role, output)
-    label = np.asarray(facts["label"])
+    label = np.asarray(example_info["label"])
     if label.shape != (len(z),) or label.dtype.kind not in "iu" or label.min() < 0:
         raise ConfigError(
             f"labels have shape {label.shape} and type {label.dtype}",
             where="label",
             hint=f"integers of shape {(len(z),)}, at least 0, are needed",
         )
-    index = np.asarray(facts.get("index", np.arange(len(z))))
+    index = np.asarray(example_info.get("index", np.arange(len(z))))
     rows = spread(len(z), most)
     return Split(z[rows], label.astype(np.int64)[rows], index[rows])
 

@@ -1,4 +1,4 @@
-"""On which examples a weigher listens to the teacher."""
+"""On which examples a weighting listens to the teacher."""
 
 import dataclasses
 from collections.abc import Iterator, Mapping
@@ -60,18 +60,18 @@ def four_groups(
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Trust:
-    """The ratio of a weigher against what is known of the teacher; see `make`."""
+    """The ratio of a weighting against what is known of the teacher; see `make`."""
 
     quantile: float = 0.2
 
     @property
     def outputs(self) -> Mapping[str, tuple[str, ...]]:
-        return {"trust": ("weights", "student", "teacher")}
+        return {"example_weights": ("weights", "student", "teacher")}
 
     def __call__(
         self, outputs: Mapping[str, Mapping[str, np.ndarray]], batch: Mapping[str, np.ndarray]
     ) -> dict[str, Any]:
-        found = outputs["trust"]
+        found = outputs["example_weights"]
         student, teacher = (_logits_of(found, role) for role in ("student", "teacher"))
         if student.shape != teacher.shape or student.shape[1] < 2:
             raise ConfigError(
@@ -142,16 +142,16 @@ def _read_weights(found: Mapping[str, np.ndarray], n: int) -> np.ndarray:
             f"weights of {np.count_nonzero(~finite)} of {n} examples are not finite, the first "
             f"at position {int(np.argmin(finite))}",
             where=WHERE,
-            hint="the weigher diverged: lower its learning rate",
+            hint="the weighting diverged: lower its learning rate",
         )
     return weights
 
 
 def make(*, quantile: float = 0.2) -> Trust:
-    """Makes the evaluator of a weigher's ratio, the teacher's share of an example's weights.
+    """Makes the evaluator of a weighting's ratio, the teacher's share of an example's weights.
 
     Read are the weights `[n, s]` of the signals, the teacher's last, and the logits `[n, k]` of
-    student and teacher as the weigher saw them. The ratio is the last weight over the sum of all;
+    student and teacher as the weighting saw them. The ratio is the last weight over the sum of all;
     where that is not positive, the last weight. Means are over examples; what is undefined, the
     group being empty or the other side of it, is left out.
 

@@ -33,8 +33,8 @@ class RatioAttention(nn.Module):
     def __call__(self, x: Array) -> Outputs:
         if x.ndim != 3:
             raise ConfigError(
-                f"attention is between blocks [b, blocks, f], and the weigher gives {x.shape}",
-                where="roles.weigher.model",
+                f"attention is between blocks [b, blocks, f], and the weighting gives {x.shape}",
+                where="roles.weighting.model",
                 hint="ratio_mlp takes any shape",
             )
         _, t, f = x.shape
@@ -59,7 +59,7 @@ def make(
     """Returns self-attention between blocks, `[b, blocks, f] -> logits [b, outputs]`.
 
     Args:
-      outputs: one fewer than there are signals, or as many, as the weigher asks.
+      outputs: one fewer than there are signals, or as many, as the weighting asks.
       heads: number of attention heads.
       width: size of a token, a multiple of `heads`.
       ratio: the sigmoid of every output at the start, in (0, 1).

@@ -15,21 +15,23 @@ from distill_jax.objectives.supervised import check_smoothing, label_loss
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Distillation(Objective):
-    """`label_weight CE + kd_weight T^2 KL(teacher_T || student_T) + weight * signal`.
+    """`label_weight CE + distillation_weight T^2 KL(teacher_T || student_T) + weight * signal`.
 
-    A method adds its signal in `signals`; each is a term of its own, which a weigher may weigh.
+    A method adds its signal in `loss_terms`; each is a term of its own, which a weighting may
+    weigh.
 
     Attributes:
       weight: coefficient of the method's own signal, 0 or more.
       label_weight: coefficient of the cross-entropy with the labels, 0 or more.
-      kd_weight: coefficient of the term of Hinton et al. 2015; the term is left out where it is 0.
+      distillation_weight: coefficient of the term of Hinton et al. 2015; the term is left out
+        where it is 0.
       temperature: T of both softmaxes, positive.
       label_smoothing: of the label term, in [0, 1).
     """
 
     weight: float = 1.0
     label_weight: float = 1.0
-    kd_weight: float = 0.0
+    distillation_weight: float = 0.0
     temperature: float = 4.0
     label_smoothing: float = 0.0
 
@@ -40,10 +42,12 @@ class Distillation(Objective):
         check_smoothing(self.label_smoothing)
         check_positive(temperature=self.temperature)
         check_not_negative(
-            weight=self.weight, label_weight=self.label_weight, kd_weight=self.kd_weight
+            weight=self.weight,
+            label_weight=self.label_weight,
+            distillation_weight=self.distillation_weight,
         )
 
-    def signals(
+    def loss_terms(
         self,
         nets: Nets,
         student: Outputs,
@@ -67,19 +71,19 @@ class Distillation(Objective):
     def loss(self, nets: Nets, batch: Batch, memory: PyTree, step: Array) -> Terms:
         student, state = nets("student", batch["input"], train=True)
         teacher = ask_teacher(nets, batch)
-        found = self.signals(nets, student, teacher, batch, memory, step)
+        found = self.loss_terms(nets, student, teacher, batch, memory, step)
         values = dict(found.values)
         coef: dict[str, Any] = {name: self.weight for name in found.values}
         if self.label_weight:
             smoothing = self.label_smoothing
             values["cross_entropy"] = label_loss(student["logits"], batch, smoothing=smoothing)
             coef["cross_entropy"] = self.label_weight
-        if self.kd_weight:
+        if self.distillation_weight:
             check_same_classes(student["logits"], teacher["logits"])
             values["distillation"] = distillation_kl(
                 student["logits"], teacher["logits"], temperature=self.temperature
             )
-            coef["distillation"] = self.kd_weight
+            coef["distillation"] = self.distillation_weight
         logits = {"student": student["logits"], "teacher": teacher["logits"]}
         return Terms(
             values=values,

@@ -56,7 +56,13 @@ def views_of(
 
 
 def apply(
-    nets: Nets, role: Role, x: PyTree, *, output: str, train: bool = True, learn: bool = True
+    nets: Nets,
+    role: Role,
+    x: PyTree,
+    *,
+    output: str,
+    train: bool = True,
+    stop_gradient_params: bool = False,
 ) -> tuple[Array, State]:
     """Applies a network to each view `[b, v, ...]`; returns one of its outputs, `[b, v, d]`.
 
@@ -65,7 +71,7 @@ def apply(
     """
     b, v = jax.tree.leaves(x)[0].shape[:2]
     rows = jax.tree.map(lambda leaf: leaf.reshape(b * v, *leaf.shape[2:]), x)
-    outputs, state = nets(role, rows, train=train, learn=learn)
+    outputs, state = nets(role, rows, train=train, stop_gradient_params=stop_gradient_params)
     if output not in outputs:
         raise ConfigError(
             f"{role} has no output {output!r}",

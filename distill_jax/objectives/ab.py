@@ -45,7 +45,7 @@ class AB(StageDistillation):
         super().__post_init__()
         check_positive(margin=self.margin)
 
-    def signals(
+    def loss_terms(
         self,
         nets: Nets,
         student: Outputs,

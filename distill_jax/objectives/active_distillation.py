@@ -64,7 +64,7 @@ class ActiveDistillation(Objective):
 
     roles: ClassVar[tuple[str, ...]] = ("student", "teacher", "teacher_scout")
     couples_batch: ClassVar[bool] = False
-    surveys: ClassVar[bool] = True
+    needs_dataset_pass: ClassVar[bool] = True
 
     def __post_init__(self):
         check_positive(temperature=self.temperature)
@@ -91,12 +91,14 @@ class ActiveDistillation(Objective):
             "shift": jnp.zeros(n, jnp.int32),
         }
 
-    def survey(self, nets: Nets, batch: Batch, memory: PyTree, step: Array) -> dict[str, Array]:
+    def dataset_pass(
+        self, nets: Nets, batch: Batch, memory: PyTree, step: Array
+    ) -> dict[str, Array]:
         scout, _ = nets("teacher_scout", batch["input"])
         shown = batch["labelled"] if "labelled" in batch else jnp.zeros_like(batch["mask"])
         return {"probs": jax.nn.softmax(scout["logits"]), "labelled": shown}
 
-    def digest(
+    def init_memory(
         self,
         rows: Mapping[str, np.ndarray],
         ids: np.ndarray,

@@ -26,7 +26,7 @@ class AttentionTransfer(StageDistillation):
 
     weight: float = 1000.0
 
-    def signals(
+    def loss_terms(
         self,
         nets: Nets,
         student: Outputs,

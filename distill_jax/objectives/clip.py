@@ -48,7 +48,7 @@ class CLIP(Objective):
             values={"pairs": value},
             state={"student": state, "projector": projector},
             embeddings={"student": h, "projector": z},
-            facts={"scale": learned["scale"].max()},
+            metrics={"scale": learned["scale"].max()},
         )
 
     def _check(self, learned) -> None:

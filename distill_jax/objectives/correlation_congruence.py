@@ -9,7 +9,7 @@ the batch. It compares embeddings coordinate by coordinate, which takes a `proje
 student's and a `projector_of_teacher`, both trained; the two could agree on a constant.
 
 Deviations: the kernels need no common width, so that no embedding layer is trained for them. The
-paper adds the loss of Hinton et al. 2015, here `kd_weight`, which is 0 by default.
+paper adds the loss of Hinton et al. 2015, here `distillation_weight`, which is 0 by default.
 """
 
 import dataclasses
@@ -62,7 +62,7 @@ class CorrelationCongruence(Distillation):
         projectors = ("projector", "projector_of_teacher") if self.form == "successive" else ()
         return ("student", "teacher", *projectors)
 
-    def signals(
+    def loss_terms(
         self,
         nets: Nets,
         student: Outputs,

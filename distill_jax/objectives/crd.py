@@ -113,7 +113,7 @@ class CRD(Distillation):
             memory["label"] = jnp.full(self.num_examples, -1, jnp.int32)
         return memory
 
-    def signals(
+    def loss_terms(
         self,
         nets: Nets,
         student: Outputs,

@@ -54,7 +54,7 @@ class Clustered(NamedTuple):
     value: Array
     state: dict[Role, State]
     memory: dict[str, Array]
-    facts: dict[str, Array]
+    metrics: dict[str, Array]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -151,7 +151,7 @@ class DINO(Objective):
             state={"student": student, "target": target, **found.state},
             memory=found.memory,
             embeddings={"student": h},
-            facts=found.facts,
+            metrics=found.metrics,
         )
 
     def hold(self, x: Array, step: Array) -> Array:
@@ -199,9 +199,9 @@ class DINO(Objective):
         t, state["target_projector"] = project(nets, "target_projector", t)
         t, state["target_prototypes"] = project(nets, "target_prototypes", t)
         weights = jnp.broadcast_to(mask[:, None], t.shape[:2])
-        targets, memory, facts = self.assign(t, weights, memory, step)
+        targets, memory, metrics = self.assign(t, weights, memory, step)
         values = view_entropies(targets, s, temperature=self.student_temperature)
-        return Clustered(self.over_pairs(values), state, memory, facts)
+        return Clustered(self.over_pairs(values), state, memory, metrics)
 
     def over_pairs(self, values: Array) -> Array:
         """Returns the mean over pairs of views, `[b, u, w] -> [b]`."""
@@ -211,7 +211,7 @@ class DINO(Objective):
         """Returns the student's cosines with its prototypes, `[b, v, k]`, and their state."""
         s, state = project(nets, role, z)
         if self.frozen_epochs:
-            frozen, _ = apply(nets, role, z, output="output", learn=False)
+            frozen, _ = apply(nets, role, z, output="output", stop_gradient_params=True)
             s = jnp.where(self.within(self.frozen_epochs, step), frozen, s)
         return s, state
 
@@ -249,12 +249,12 @@ class DINO(Objective):
         each = jnp.where(found > 0, -found * jnp.log(jnp.where(found > 0, found, 1)), 0).sum(-1)
         used = spectrum.prototype_entropy(found, real)
         left = (real @ each) / jnp.maximum(real.sum(), 1)
-        facts = {
+        metrics = {
             "prototype_entropy": used,
             "assignment_entropy": left,
             "assignment_information": used - left,
         }
-        return found.reshape(t.shape), memory, facts
+        return found.reshape(t.shape), memory, metrics
 
     def temperature_at(self, step: Array) -> Array | float:
         """Returns the temperature of the average's softmax."""

@@ -46,7 +46,7 @@ class DIST(Distillation):
         super().__post_init__()
         check_not_negative(beta=self.beta, gamma=self.gamma)
 
-    def signals(
+    def loss_terms(
         self,
         nets: Nets,
         student: Outputs,

@@ -59,7 +59,7 @@ class Divergence(Distillation):
                 hint="a log-probability below 0, for kind 'reverse' or 'jeffreys'",
             )
 
-    def signals(
+    def loss_terms(
         self,
         nets: Nets,
         student: Outputs,

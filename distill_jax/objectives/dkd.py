@@ -56,7 +56,7 @@ class DKD(Distillation):
         check_not_negative(alpha=self.alpha, beta=self.beta, warmup_epochs=self.warmup_epochs)
         check_positive(steps_per_epoch=self.steps_per_epoch)
 
-    def signals(
+    def loss_terms(
         self,
         nets: Nets,
         student: Outputs,

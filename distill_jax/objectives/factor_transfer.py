@@ -53,7 +53,7 @@ class FactorTransfer(Distillation):
         super().__post_init__()
         check_not_negative(reconstruction_weight=self.reconstruction_weight)
 
-    def signals(
+    def loss_terms(
         self,
         nets: Nets,
         student: Outputs,

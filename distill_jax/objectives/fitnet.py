@@ -38,7 +38,7 @@ class FitNet(Distillation):
 
     roles: ClassVar[tuple[str, ...]] = ("student", "teacher", "regressor")
 
-    def signals(
+    def loss_terms(
         self,
         nets: Nets,
         student: Outputs,

@@ -31,7 +31,7 @@ class FSP(StageDistillation):
 
     weight: float = 50.0
 
-    def signals(
+    def loss_terms(
         self,
         nets: Nets,
         student: Outputs,

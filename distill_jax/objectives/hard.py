@@ -42,7 +42,7 @@ class HARD(Distillation):
     """Terms `augmented`, of the student, and `augmentor`, of the augmentor, which may be negative.
 
     Attributes:
-      kd_weight: coefficient of the distillation on inputs as they are.
+      distillation_weight: coefficient of the distillation on inputs as they are.
       label_weight: coefficient of the label term on these, 0 in the paper.
       student_weight: of what the augmentor gains, 0 or more.
       teacher_weight: of what it loses where the teacher's answer changes, 0 or more; without it,
@@ -52,7 +52,7 @@ class HARD(Distillation):
       noise: e, dimension of the augmentor's noise.
     """
 
-    kd_weight: float = 1.0
+    distillation_weight: float = 1.0
     label_weight: float = 0.0
     student_weight: float = 1.0
     teacher_weight: float = 1.0
@@ -73,7 +73,7 @@ class HARD(Distillation):
                 hint=nearest(self.adversary, ADVERSARIES),
             )
 
-    def signals(
+    def loss_terms(
         self,
         nets: Nets,
         student: Outputs,
@@ -95,13 +95,13 @@ class HARD(Distillation):
         learner = nets("student", still, train=True)[0]["logits"]
         target = jax.lax.stop_gradient(damaged(nets("teacher", still)[0]["logits"], batch))
 
-        probed = nets("student", warped, learn=False)[0]["logits"]
-        answer = damaged(nets("teacher", warped, learn=False)[0]["logits"], batch)
+        probed = nets("student", warped, stop_gradient_params=True)[0]["logits"]
+        answer = damaged(nets("teacher", warped, stop_gradient_params=True)[0]["logits"], batch)
         if self.adversary == "disagreement":
             gain = d(answer, probed)
         else:
             # In the same mode as the answer that it is compared with.
-            before = nets("student", x, learn=False)[0]["logits"]
+            before = nets("student", x, stop_gradient_params=True)[0]["logits"]
             gain = d(jax.lax.stop_gradient(before), probed)
         cost = d(teacher["logits"], answer)
         gain = jnp.minimum(gain, self.bound)

@@ -104,7 +104,7 @@ class IBOT(DINO):
             for x in (seen, whole)
         )
         weights = jnp.take_along_axis(hidden, chosen, axis=2).astype(h.dtype)
-        value, state, moved, facts = self._patches(
+        value, state, moved, metrics = self._patches(
             nets, patches, seen_whole, weights, batch["mask"], found.memory, step
         )
         values = {"clusters": found.value, "patches": value}
@@ -118,7 +118,7 @@ class IBOT(DINO):
             state={"student": student, "target": target, **state, **found.state},
             memory=moved,
             embeddings={"student": h},
-            facts={**found.facts, **{f"patch_{name}": fact for name, fact in facts.items()}},
+            metrics={**found.metrics, **{f"patch_{name}": fact for name, fact in metrics.items()}},
         )
 
     @staticmethod
@@ -137,10 +137,10 @@ class IBOT(DINO):
         a, state[f"target_{projector}"] = project(nets, f"target_{projector}", target)
         a, state[f"target_{prototypes}"] = project(nets, f"target_{prototypes}", a)
         real = (weights * mask[:, None, None]).reshape(b, v * m)
-        targets, memory, facts = self.assign(a, real, memory, step, centre="patch_centre")
+        targets, memory, metrics = self.assign(a, real, memory, step, centre="patch_centre")
         targets, s = (x.reshape(b, v, m, -1) for x in (targets, s))
         value = masked_entropy(targets, s, weights, temperature=self.student_temperature)
-        return value.mean(1), state, memory, facts
+        return value.mean(1), state, memory, metrics
 
     def _spread(self, h: Array, mask: Array) -> Array:
         b, v = h.shape[:2]

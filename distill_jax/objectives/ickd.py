@@ -34,7 +34,7 @@ class ICKD(Distillation):
 
     roles: ClassVar[tuple[Role, ...]] = ("student", "teacher", "regressor")
 
-    def signals(
+    def loss_terms(
         self,
         nets: Nets,
         student: Outputs,

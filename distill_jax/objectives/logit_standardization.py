@@ -35,7 +35,7 @@ class LogitStandardization(Distillation):
     label_weight: float = 0.1
     temperature: float = 2.0
 
-    def signals(
+    def loss_terms(
         self,
         nets: Nets,
         student: Outputs,

@@ -107,7 +107,7 @@ class MetaDMoE(Objective):
             distance = self._distance(nets, batch, target)
             return (support * distance).sum() / jnp.maximum(support.sum(), 1)
 
-        return self._student(nets.adapted("student", inner, lr=self.inner_lr), batch)[1]
+        return self._student(nets.after_sgd_step("student", inner, lr=self.inner_lr), batch)[1]
 
     def loss(self, nets: Nets, batch: Batch, memory: PyTree, step: Array) -> Terms:
         mask, domain = batch["mask"], domain_of(batch)

@@ -77,7 +77,7 @@ class MoCo(Objective):
             },
             memory=_queue.enqueue(memory, k, batch["mask"]),
             embeddings={"student": h[:, 0], "projector": q},
-            facts={"filled": memory["filled"] / self.queue},
+            metrics={"filled": memory["filled"] / self.queue},
         )
 
 

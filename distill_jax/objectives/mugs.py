@@ -101,7 +101,7 @@ class Mugs(DINO):
                 "queue": _queue.enqueue(queue, k.reshape(-1, self.dim), rows),
             },
             embeddings={"student": h, "instances": q[:, : k.shape[1]]},
-            facts={**found.facts, "filled": queue["filled"] / self.queue},
+            metrics={**found.metrics, "filled": queue["filled"] / self.queue},
         )
 
     def over_pairs(self, values: Array) -> Array:

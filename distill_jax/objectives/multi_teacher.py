@@ -1,9 +1,10 @@
 """Distillation from several teachers: averaged, with fixed weights, or weighed by confidence.
 
-`L = label_weight CE + kd_weight sum_m w_m T^2 KL(teacher_m || student)`, each teacher softened by
-T. As `sum_m w_m KL(p_m || q) = KL(sum_m w_m p_m || q) + const` for weights that sum to 1, equal
-weights are the average of the teachers' probabilities (You et al. 2017, "Learning from Multiple
-Teacher Networks"; Hinton et al. 2015, arXiv:1503.02531, section 1), but each teacher is a term.
+`L = label_weight CE + distillation_weight sum_m w_m T^2 KL(teacher_m || student)`, each teacher
+softened by T. As `sum_m w_m KL(p_m || q) = KL(sum_m w_m p_m || q) + const` for weights that sum to
+1, equal weights are the average of the teachers' probabilities (You et al. 2017, "Learning from
+Multiple Teacher Networks"; Hinton et al. 2015, arXiv:1503.02531, section 1), but each teacher is a
+term.
 
 * "probabilities": w as given.
 * "logits": one term, against the softmax of the weighted mean of the teachers' logits.
@@ -43,8 +44,8 @@ def confidence_weights(losses: Array) -> Array:
 class MultiTeacher(Objective):
     """Distillation of logits from several frozen teachers of the same classes.
 
-    Terms: `cross_entropy`, and `distillation/<role>` for each teacher, which a weigher may weigh;
-    `distillation` where logits are averaged. The "teacher" that a weigher sees is the mixture of
+    Terms: `cross_entropy`, and `distillation/<role>` for each teacher, which a weighting may weigh;
+    `distillation` where logits are averaged. The "teacher" that a weighting sees is the mixture of
     the teachers' probabilities.
 
     Attributes:
@@ -52,7 +53,7 @@ class MultiTeacher(Objective):
       combination: one of `COMBINATIONS`.
       weights: of the teachers, in their order, 0 or more; they are scaled to sum to 1. Equal
         where left out. Not with "confidence".
-      kd_weight: of distillation, 0 or more; 1 in CA-MKD.
+      distillation_weight: of distillation, 0 or more; 1 in CA-MKD.
       label_weight: of the cross-entropy with the labels, 0 or more; 1 in CA-MKD.
       temperature: T of all softmaxes, positive; 4 in CA-MKD.
       label_smoothing: of the label term, in [0, 1).
@@ -61,7 +62,7 @@ class MultiTeacher(Objective):
     teachers: tuple[str, ...] = ("teacher1", "teacher2")
     combination: str = "probabilities"
     weights: tuple[float, ...] = ()
-    kd_weight: float = 1.0
+    distillation_weight: float = 1.0
     label_weight: float = 1.0
     temperature: float = 4.0
     label_smoothing: float = 0.0
@@ -69,7 +70,9 @@ class MultiTeacher(Objective):
     def __post_init__(self):
         check_smoothing(self.label_smoothing)
         check_positive(temperature=self.temperature)
-        check_not_negative(kd_weight=self.kd_weight, label_weight=self.label_weight)
+        check_not_negative(
+            distillation_weight=self.distillation_weight, label_weight=self.label_weight
+        )
         if self.combination not in COMBINATIONS:
             raise ConfigError(
                 f"unknown combination {self.combination!r}",
@@ -119,11 +122,11 @@ class MultiTeacher(Objective):
         if self.combination == "logits":
             mean: Any = sum(shares[role] * logits for role, logits in said.items())
             values["distillation"] = distillation_kl(own, mean, temperature=t)
-            coef["distillation"] = self.kd_weight
+            coef["distillation"] = self.distillation_weight
         else:
             for role, logits in said.items():
                 values[f"distillation/{role}"] = distillation_kl(own, logits, temperature=t)
-                coef[f"distillation/{role}"] = self.kd_weight * shares[role]
+                coef[f"distillation/{role}"] = self.distillation_weight * shares[role]
         if self.combination == "confidence":
             # In nats, whatever the share of labels; equal weights where there is none.
             plain = {name: x for name, x in batch.items() if name != "labelled"}
@@ -131,7 +134,7 @@ class MultiTeacher(Objective):
             found = confidence_weights(shown(batch)[:, None] * jnp.stack(losses, axis=1))
             for m, role in enumerate(said):
                 weights[f"distillation/{role}"] = found[:, m]
-                coef[f"distillation/{role}"] = self.kd_weight
+                coef[f"distillation/{role}"] = self.distillation_weight
         mixture: Any = sum(shares[role] * jax.nn.softmax(z) for role, z in said.items())
         log_mixture = jnp.log(jnp.maximum(mixture, jnp.finfo(mixture.dtype).tiny))
         return Terms(

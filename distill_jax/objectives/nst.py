@@ -29,7 +29,7 @@ class NST(StageDistillation):
 
     weight: float = 50.0
 
-    def signals(
+    def loss_terms(
         self,
         nets: Nets,
         student: Outputs,

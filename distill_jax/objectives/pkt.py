@@ -31,7 +31,7 @@ class PKT(Distillation):
 
     couples_batch: ClassVar[bool] = True
 
-    def signals(
+    def loss_terms(
         self,
         nets: Nets,
         student: Outputs,

@@ -47,7 +47,7 @@ class ReviewKD(StageDistillation):
         super().__post_init__()
         check_not_negative(warmup_epochs=self.warmup_epochs)
 
-    def signals(
+    def loss_terms(
         self,
         nets: Nets,
         student: Outputs,

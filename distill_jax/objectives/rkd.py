@@ -40,7 +40,7 @@ class RKD(Distillation):
         super().__post_init__()
         check_not_negative(distance_weight=self.distance_weight, angle_weight=self.angle_weight)
 
-    def signals(
+    def loss_terms(
         self,
         nets: Nets,
         student: Outputs,

@@ -34,7 +34,7 @@ class Similarity(StageDistillation):
         ours = feature(student, "", role="student", where="student_stages")
         return [ours], [feature(teacher, "", role="teacher", where="teacher_stages")]
 
-    def signals(
+    def loss_terms(
         self,
         nets: Nets,
         student: Outputs,

@@ -48,7 +48,7 @@ class SRRL(Distillation):
         super().__post_init__()
         check_not_negative(regression_weight=self.regression_weight)
 
-    def signals(
+    def loss_terms(
         self,
         nets: Nets,
         student: Outputs,
@@ -77,7 +77,7 @@ class SRRL(Distillation):
 
     def _reuse(self, nets: Nets, found: Array) -> Array:
         """Returns what the teacher's classifier says of a map that stands for the teacher's."""
-        return nets("teacher_head", found.mean((1, 2)), learn=False)[0]["logits"]
+        return nets("teacher_head", found.mean((1, 2)), stop_gradient_params=True)[0]["logits"]
 
 
 make = SRRL

@@ -39,7 +39,7 @@ class SSLD(Divergence):
     per_class: int | None = None
     rule: str = "argmax"
 
-    surveys: ClassVar[bool] = True
+    needs_dataset_pass: ClassVar[bool] = True
 
     def __post_init__(self):
         super().__post_init__()
@@ -54,12 +54,14 @@ class SSLD(Divergence):
     def memory(self, key: Key, batch: Batch) -> PyTree:
         return {"kept": jnp.ones(self.num_examples, jnp.float32)}
 
-    def survey(self, nets: Nets, batch: Batch, memory: PyTree, step: Array) -> dict[str, Array]:
+    def dataset_pass(
+        self, nets: Nets, batch: Batch, memory: PyTree, step: Array
+    ) -> dict[str, Array]:
         teacher, _ = nets("teacher", batch["input"])
         shown = batch["labelled"] if "labelled" in batch else jnp.zeros_like(batch["mask"])
         return {"probs": jax.nn.softmax(damaged(teacher["logits"], batch)), "labelled": shown}
 
-    def digest(
+    def init_memory(
         self,
         rows: Mapping[str, np.ndarray],
         ids: np.ndarray,
@@ -77,7 +79,7 @@ class SSLD(Divergence):
         table[ids[kept]] = len(kept) / max(kept.sum(), 1)
         return {"kept": table}
 
-    def signals(
+    def loss_terms(
         self,
         nets: Nets,
         student: Outputs,
@@ -86,7 +88,7 @@ class SSLD(Divergence):
         memory: PyTree,
         step: Array,
     ) -> Signals:
-        found = super().signals(nets, student, teacher, batch, memory, step)
+        found = super().loss_terms(nets, student, teacher, batch, memory, step)
         kept = memory["kept"][batch["index"]]
         return dataclasses.replace(found, weights=dict.fromkeys(found.values, kept))
 

@@ -34,7 +34,7 @@ class VID(StageDistillation):
 
     roles: ClassVar[tuple[str, ...]] = ("student", "teacher", "posterior")
 
-    def signals(
+    def loss_terms(
         self,
         nets: Nets,
         student: Outputs,

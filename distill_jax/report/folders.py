@@ -35,7 +35,7 @@ class Run:
     result: Mapping[str, Any]
     records: Sequence[Mapping[str, Any]]
     arrays: Sequence[str]
-    trust_arrays: Sequence[str]
+    example_weight_arrays: Sequence[str]
     notes: Sequence[str]
 
     @classmethod
@@ -45,7 +45,7 @@ class Run:
         config, env, result = (read_json(path / f"{name}.json", notes) for name in names)
         records = _read_records(path / "metrics.jsonl", notes)
         arrays = read_names(path / "predictions.npz", notes)
-        weighed = (path / "trust.npz").exists()
+        weighted = (path / "trust.npz").exists()
         return cls(
             path=path,
             label=label,
@@ -54,7 +54,7 @@ class Run:
             result=result,
             records=records,
             arrays=arrays,
-            trust_arrays=read_names(path / "trust.npz", notes) if weighed else (),
+            example_weight_arrays=read_names(path / "trust.npz", notes) if weighted else (),
             notes=notes,
         )
 
@@ -237,12 +237,12 @@ class Study:
         """Colour numbers of the arms that figures draw over each other.
 
         Of more arms than there are colours these are the reference, the best, those with ratios of
-        a weigher and the first others, as many as there are colours.
+        a weighting and the first others, as many as there are colours.
         """
 
         def rank(arm: str) -> tuple[bool, ...]:
-            weighed = any(run.trust_arrays for run in self.runs[arm])
-            return arm != self.spec.get("reference"), arm != self.best, not weighed
+            weighted = any(run.example_weight_arrays for run in self.runs[arm])
+            return arm != self.spec.get("reference"), arm != self.best, not weighted
 
         chosen = set(sorted(self.arms, key=rank)[: figures.COLOURS])
         return {arm: i for i, arm in enumerate(a for a in self.arms if a in chosen)}

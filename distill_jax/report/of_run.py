@@ -63,16 +63,16 @@ def write_run_report(run_dir: str | os.PathLike[str]) -> Path:
 def _run_lead(run: Run) -> Html:
     status = str(run.result.get("status", ""))
     steps = run.result.get("steps", run.records[-1].get("step") if run.records else None)
-    facts = [("status", status or "no result")]
+    entries = [("status", status or "no result")]
     if steps is not None:
-        facts.append(("steps", f"{steps:,}" if isinstance(steps, int) else str(steps)))
+        entries.append(("steps", f"{steps:,}" if isinstance(steps, int) else str(steps)))
     if "seed" in run.result or "seed" in run.config:
-        facts.append(("seed", str(run.result.get("seed", run.config.get("seed")))))
+        entries.append(("seed", str(run.result.get("seed", run.config.get("seed")))))
     if run.result.get("arm"):
-        facts.append(("arm", str(run.result["arm"])))
+        entries.append(("arm", str(run.result["arm"])))
     seconds = lookup(run.result, "compute.seconds")
     if is_finite(seconds):
-        facts.append(("time", duration(float(seconds))))
+        entries.append(("time", duration(float(seconds))))
     problems = [note for note in run.notes if note != "result.json is missing"]
     if not status:
         at = f"; the last record is of step {steps}" if steps is not None else ""
@@ -81,7 +81,7 @@ def _run_lead(run: Run) -> Html:
         error = run.result.get("error")
         problems.insert(0, f"the run is {status}" + (f": {error}" if error else ""))
     return join(
-        tiles(facts),
+        tiles(entries),
         alert("Alarms", read_alarms(run.path), stop=True),
         alert("Please note", problems),
     )

@@ -68,12 +68,12 @@ def _study_lead(study: Study) -> Html:
     done = sum(map(len, study.values.values()))
     reference = next((s for s in study.summaries if s.is_reference), None)
     better = "higher is better" if study.mode == "max" else "lower is better"
-    facts: list[tuple[str, Any]] = [("arms", len(study.arms)), ("runs", f"{done} of {planned}")]
+    entries: list[tuple[str, Any]] = [("arms", len(study.arms)), ("runs", f"{done} of {planned}")]
     if reference and reference.value:
-        facts.append((f"reference: {reference.arm}", study.fmt(reference.value.mean)))
+        entries.append((f"reference: {reference.arm}", study.fmt(reference.value.mean)))
     seconds = [lookup(run.result, "compute.seconds") for run in study.all_runs]
     if any(map(is_finite, seconds)):
-        facts.append(("compute time", duration(sum(float(s) for s in seconds if is_finite(s)))))
+        entries.append(("compute time", duration(sum(float(s) for s in seconds if is_finite(s)))))
     said = [
         el("li", minus(answer(question, rows, metric=study.metric, **study.shown)))
         for question, rows in study.answers.items()
@@ -98,7 +98,7 @@ def _study_lead(study: Study) -> Html:
         answers if study.questions else None,
         el("p", f"{study.metric}, {better}. Differences are paired by seed.", class_="lead"),
         None if study.questions else answers,
-        tiles(facts),
+        tiles(entries),
         alert(f"Runs without a value: {len(lacking)}", lacking, stop=True),
         alert(f"Alarms: {len(alarms)}", alarms[:MOST_ALARMS], stop=True),
         alert("Please note", problems),

@@ -55,8 +55,8 @@ def write(
     return path
 
 
-def tiles(facts: Sequence[tuple[str, Any]]) -> Html:
-    items = [el("div", el("span", name), el("b", value), class_="tile") for name, value in facts]
+def tiles(entries: Sequence[tuple[str, Any]]) -> Html:
+    items = [el("div", el("span", name), el("b", value), class_="tile") for name, value in entries]
     return el("div", items, class_="tiles")
 
 

@@ -1,4 +1,4 @@
-"""Whom the weigher trusts: its ratio over time, over examples, and on what is known to be wrong."""
+"""Whom the weighting trusts: its ratio over time, over examples, and on what is known to be wrong."""
 
 import dataclasses
 import itertools
@@ -92,7 +92,7 @@ class Found:
         try:
             with np.load(run.path / "trust.npz", allow_pickle=False) as file:
                 arrays = {name: file[name] for name in file.files}
-            metrics = trust.make()({"trust": arrays}, arrays)
+            metrics = trust.make()({"example_weights": arrays}, arrays)
             labels = arrays["label"].astype(np.int64)
             index, weights = arrays["index"], arrays["weights"].astype(np.float64)
             if index.shape != labels.shape:
@@ -107,7 +107,7 @@ class Found:
         means = zip(names, weights.mean(axis=0), strict=True)
         student, teacher = (arrays[role].astype(np.float64) for role in ("student", "teacher"))
         flags = {name: trust.read_flag(arrays, name, len(labels)) for name in _FLAGS}
-        control = str(lookup(run.config, "weigher.control") or "")
+        control = str(lookup(run.config, "weighting.control") or "")
         return cls(
             label=run.label,
             classes=run.class_names(teacher.shape[1]),
@@ -147,7 +147,7 @@ def section(
         seeds = []
         for run in runs:
             problems += [f"{run.label}: {n}" for n in run.notes if n.startswith("trust.npz")]
-            if run.trust_arrays:
+            if run.example_weight_arrays:
                 try:
                     seeds.append(Found.read(run))
                 except ValueError as error:
@@ -501,7 +501,7 @@ def _card(found: Found, row: int, image: np.ndarray) -> Html:
 def _controls(found: Mapping[str, Found]) -> list[str]:
     words = {"shuffled": "shuffled within the batch", "batch_mean": "replaced by their batch mean"}
     return [
-        f"{arm}: ratios are shown as the weigher gives them; before they acted they were "
+        f"{arm}: ratios are shown as the weighting gives them; before they acted they were "
         f"{words[seed.control]}"
         for arm, seed in found.items()
         if seed.control

@@ -165,7 +165,7 @@ class Alarms:
         and earlier alarms are read from its files. None where another process writes.
       rules: `(name, pattern of metrics, rule)`, where `*` stands for anything.
       resume_step: step at which the run continues; what is later is forgotten.
-      say: prints a line.
+      log_line: prints a line.
 
     Attributes:
       found: all alarms of the run.
@@ -177,9 +177,9 @@ class Alarms:
         rules: Iterable[tuple[str, str, Rule]],
         *,
         resume_step: int = 0,
-        say: Callable[[str], None] = print,
+        log_line: Callable[[str], None] = print,
     ):
-        self._folder, self._rules, self._say = folder, tuple(rules), say
+        self._folder, self._rules, self._log_line = folder, tuple(rules), log_line
         self._history: dict[str, list[tuple[int, float]]] = {}
         self._going: set[tuple[str, str]] = set()
         self.found: list[Alarm] = []
@@ -187,7 +187,7 @@ class Alarms:
             return
         for row in stored.read_rows(folder / "metrics.jsonl", until=resume_step):
             self._remember(row["step"], row)
-        rows = writers.resume_lines(folder / "alarms.jsonl", resume_step, say=say)
+        rows = writers.resume_lines(folder / "alarms.jsonl", resume_step, log_line=log_line)
         self.found = [Alarm(**row) for row in rows if row.keys() == set(Alarm._fields)]
 
     def _remember(self, step: int, metrics: Mapping[str, Any]) -> list[str]:
@@ -223,6 +223,6 @@ class Alarms:
         """Raises an alarm: a line on the console, one in `alarms.jsonl`."""
         self.found.append(alarm)
         if self._folder is not None:
-            self._say(alarm_line(alarm._asdict()))
+            self._log_line(alarm_line(alarm._asdict()))
             with (self._folder / "alarms.jsonl").open("a", encoding="utf-8") as file:
                 file.write(json.dumps(alarm._asdict()) + "\n")

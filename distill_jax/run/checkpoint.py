@@ -28,7 +28,7 @@ from distill_jax.core.api import Params, PyTree, Role, State, TrainState
 from distill_jax.core.errors import CheckpointError, nearest, text_of
 from distill_jax.core.partition import named_leaves
 from distill_jax.run import processes, workdir
-from distill_jax.run.workdir import DIGEST, INDEX, META, read_meta
+from distill_jax.run.workdir import CHECKSUMS, INDEX, META, read_meta
 from distill_jax.stored import DamagedFile, MissingFile, check_folder, read_json
 
 _REASONS = (errno.EMFILE, errno.ENFILE, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
@@ -47,32 +47,32 @@ class Restored(NamedTuple):
 
 
 def _hash_files(folder: pathlib.Path) -> dict[str, str]:
-    digests = {}
+    checksums = {}
     for path in sorted(folder.rglob("*")):
-        if path.is_file() and path.name != DIGEST:
+        if path.is_file() and path.name != CHECKSUMS:
             with path.open("rb") as f:
                 digest = hashlib.file_digest(f, lambda: hashlib.blake2b(digest_size=16))
-            digests[str(path.relative_to(folder))] = digest.hexdigest()
-    return digests
+            checksums[str(path.relative_to(folder))] = digest.hexdigest()
+    return checksums
 
 
 def seal(folder: pathlib.Path) -> None:
     """Writes the digest of every file of a finished folder, for `verify`."""
-    temporary = folder / (DIGEST + ".tmp")
+    temporary = folder / (CHECKSUMS + ".tmp")
     temporary.unlink(missing_ok=True)
     temporary.write_text(json.dumps(_hash_files(folder), indent=1))
-    temporary.rename(folder / DIGEST)
+    temporary.rename(folder / CHECKSUMS)
 
 
 def verify(folder: pathlib.Path) -> None:
     """Raises `CheckpointError` unless every file of a step is as it was written, and inside it."""
     _check_layout(folder)
     try:
-        stored = read_json(folder / DIGEST)
+        stored = read_json(folder / CHECKSUMS)
     except MissingFile as e:
         raise CheckpointError("was not written to its end", where=str(folder)) from e
     except DamagedFile as e:
-        raise CheckpointError(f"{DIGEST} is damaged: {e.what}", where=str(folder)) from e
+        raise CheckpointError(f"{CHECKSUMS} is damaged: {e.what}", where=str(folder)) from e
     found = _hash_files(folder)
     bad = sorted(
         name for name in stored.keys() | found.keys() if stored.get(name) != found.get(name)
@@ -229,7 +229,7 @@ class Checkpointer:
         def is_there() -> bool:
             # Orbax's threads wait minutes for a folder that cannot be made.
             check_folder(self._folder, where=str(self._folder), hint=UNSAVED)
-            return (folder / DIGEST).exists()
+            return (folder / CHECKSUMS).exists()
 
         if processes.from_first(is_there, where=str(folder)):
             return
@@ -394,7 +394,7 @@ class Checkpointer:
         missing = {s: metric for s, metric in known.items() if s not in self.steps()}
         for gone in sorted(missing):
             folder = self._folder / str(gone)
-            what = f"{DIGEST} is missing" if folder.is_dir() else "is missing"
+            what = f"{CHECKSUMS} is missing" if folder.is_dir() else "is missing"
             what = "is a symbolic link" if folder.is_symlink() else what
             skipped.append(str(CheckpointError(what, where=str(folder))))
             self._set_aside(folder)
@@ -403,9 +403,9 @@ class Checkpointer:
         if candidate is None:
             if not skipped and not lost_before and not any(self._folder.glob("*.damaged*")):
                 return None, []
-            told = ":\n  " + "\n  ".join(skipped) if skipped else ""
+            reported = ":\n  " + "\n  ".join(skipped) if skipped else ""
             raise CheckpointError(
-                f"every checkpoint is damaged or missing{told}",
+                f"every checkpoint is damaged or missing{reported}",
                 where=str(self._folder),
                 hint=f"restore the folder from a copy, or start over: {workdir.START_OVER}",
             )
@@ -613,7 +613,7 @@ def find_step(path: pathlib.Path, *, where: str, step: int | str = "best") -> pa
         raise CheckpointError(
             f"{path} does not exist", where=where, hint=nearest(path.name, siblings)
         )
-    if (path / DIGEST).exists():
+    if (path / CHECKSUMS).exists():
         return path
     folder = path / "checkpoints" if (path / "checkpoints").is_dir() else path
     checkpointer = Checkpointer(folder, mode=_selection_mode(folder))
@@ -634,7 +634,7 @@ def find_step(path: pathlib.Path, *, where: str, step: int | str = "best") -> pa
     missing = checkpointer.missing()
     if missing:
         raise CheckpointError(
-            f"step {missing[0]} is missing or has lost its {DIGEST}, and it was the best",
+            f"step {missing[0]} is missing or has lost its {CHECKSUMS}, and it was the best",
             where=f"{where}: {folder}",
             hint="restore it from a copy, or name the step to take, such as "
             f"{folder / str(steps[-1] if best is None else best)}",
@@ -646,7 +646,7 @@ def intact(folder: pathlib.Path, *, study: bool = False) -> str:
     """Returns what a run or study that ended early left whole, a clause; reads every byte of it."""
 
     def finished(run: pathlib.Path) -> bool:
-        return workdir.read_result(run, say=lambda _: None) is not None
+        return workdir.read_result(run, log_line=lambda _: None) is not None
 
     if study:
         n = sum(finished(run) for run in folder.glob("*/seed*"))
@@ -693,10 +693,12 @@ def network_checksum(path: pathlib.Path, *, role: Role = "student", where: str) 
         return None
     folder = find_step(path, where=where)
     try:
-        digests = read_json(folder / DIGEST)
+        checksums = read_json(folder / CHECKSUMS)
     except DamagedFile as e:
-        raise CheckpointError(f"{DIGEST} is damaged: {e.what}", where=f"{where}: {folder}") from e
-    own = sorted((n, d) for n, d in digests.items() if n.startswith(f"{ROLE}{role}/"))
+        raise CheckpointError(
+            f"{CHECKSUMS} is damaged: {e.what}", where=f"{where}: {folder}"
+        ) from e
+    own = sorted((n, d) for n, d in checksums.items() if n.startswith(f"{ROLE}{role}/"))
     return hashlib.blake2b(json.dumps(own).encode(), digest_size=16).hexdigest()
 
 

@@ -53,7 +53,7 @@ LONGEST_NAME = 200
 
 # Groups that accept new keys, as patterns over config paths.
 _OPEN = re.compile(
-    r"(objective|weigher|data|optim|bilevel\.optim|roles\.\w+)\.kwargs(\..+)?"
+    r"(objective|weighting|data|optim|bilevel\.optim|roles\.\w+)\.kwargs(\..+)?"
     r"|data\.transform_kwargs(\..+)?|data\.corrupt(\..+)?"
     r"|optim\.schedule_kwargs(\..+)?|evaluators(\..+)?"
     r"|study\.arms(\..+)?|study\.(tuned|published|questions)|roles"
@@ -102,21 +102,24 @@ def base() -> ConfigDict:
     config.objective.name = ""  # module in distill_jax.objectives, or package.module:Symbol
     config.objective.kwargs = ConfigDict()  # open: keyword arguments of the objective
 
-    config.weigher = ConfigDict()
-    config.weigher.name = ""  # module in distill_jax.weighers; empty keeps fixed coefficients
-    config.weigher.kwargs = ConfigDict()  # open: keyword arguments of the weigher
-    config.weigher.signals = ("cross_entropy", "distillation")  # terms that it weighs, in order
-    config.weigher.control = "none"  # none | frozen | joint | shuffled | batch_mean
-    config.weigher.stop_features = True  # what it sees has no gradient to the student
+    config.weighting = ConfigDict()
+    config.weighting.name = ""  # module in distill_jax.weighting; empty keeps fixed coefficients
+    config.weighting.kwargs = ConfigDict()  # open: keyword arguments of the weighting
+    config.weighting.loss_terms = (
+        "cross_entropy",
+        "distillation",
+    )  # terms that it weighs, in order
+    config.weighting.control = "none"  # none | frozen | joint | shuffled | batch_mean
+    config.weighting.stop_features = True  # what it sees has no gradient to the student
 
-    config.bilevel = ConfigDict()  # how a weigher learns from the held-out part
+    config.bilevel = ConfigDict()  # how a weighting learns from the held-out part
     config.bilevel.method = "exact"  # exact | finite_difference | last_layer
-    config.bilevel.order = "real"  # real: after the student's step | virtual: from one tried first
-    config.bilevel.every = 1  # student steps between two of the weigher
+    config.bilevel.outer_update = "after_step"  # after_step | lookahead: from a step tried first
+    config.bilevel.every = 1  # student steps between two of the weighting
     config.bilevel.warmup = _duration("steps", "epochs", "percent")  # before its first; at most one
     config.bilevel.outer_batch = 1.0  # held-out examples a step, as a share of batch_size
     config.bilevel.outer_loss = ("cross_entropy",)  # terms whose sum the held-out part judges by
-    config.bilevel.part = 1.0  # share 1/m of the training batch in the forward-mode product
+    config.bilevel.jvp_fraction = 1.0  # share 1/m of the training batch in the forward-mode product
     config.bilevel.unroll = 1  # inner steps that the gradient goes through
     config.bilevel.low_memory = False  # a forward pass more instead of activations kept
     config.bilevel.optim = ConfigDict()
@@ -213,7 +216,7 @@ def base() -> ConfigDict:
     config.study.sources = ()  # arms that others start from and that are not compared
     config.study.title = ""  # of the report
     config.study.seeds = ()  # seeds of every arm
-    config.study.lanes = "no"  # seeds and scalars side by side in one program: yes | no | auto
+    config.study.replicas = "no"  # seeds and scalars side by side in one program: yes | no | auto
     config.study.reference = ""  # arm that the others are compared with
     config.study.metric = "test/accuracy"  # split/metric that is compared
 
@@ -662,7 +665,7 @@ _CHOICES = {
     "cache.rest": ("spread", "drop"),
     "cache.dtype": ("float32", "float16", "bfloat16"),
     "eval.mode": ("max", "min"),
-    "study.lanes": ("no", "yes", "auto"),
+    "study.replicas": ("no", "yes", "auto"),
     "watch.on_stall": ("report", "exit"),
     "watch.nonfinite": ("stop", "skip"),
     "lookahead.kind": ("deep", "wide"),
@@ -802,7 +805,7 @@ def _check_data(config: ConfigDict) -> None:
         for transform in _lookup(config, path):
             if not isinstance(transform, str):
                 raise _mistyped(transform, str, path)
-    for group in ("objective", "weigher"):
+    for group in ("objective", "weighting"):
         for name in ("total_steps", "steps_per_epoch", "num_examples"):
             if name in config[group].kwargs:
                 raise ConfigError(

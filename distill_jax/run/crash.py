@@ -36,7 +36,7 @@ def done_so_far() -> str:
     return _doing
 
 
-def tell(
+def report(
     error: BaseException,
     *,
     folder: pathlib.Path | None = None,
@@ -101,7 +101,7 @@ def threads(folder: pathlib.Path | None, *, suffix: str = "") -> Iterator[None]:
             return
         name = args.thread.name if args.thread else "unknown"
         _in_threads.append(name)
-        tell(error, folder=folder, intact="the run goes on", suffix=suffix, thread=name)
+        report(error, folder=folder, intact="the run goes on", suffix=suffix, thread=name)
 
     threading.excepthook = hook
     try:
@@ -135,7 +135,7 @@ def guarded(
         print(f"interrupted while {_doing}; {intact}", file=sys.stderr)
         return INTERRUPTED
     except Exception as error:
-        return tell(error, folder=folder, intact=intact)
+        return report(error, folder=folder, intact=intact)
     return UNEXPECTED if in_threads() and code == 0 else code
 
 

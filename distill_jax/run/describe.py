@@ -94,7 +94,7 @@ def _summary(experiment: build_lib.Experiment, compiled: Mapping[str, Any]) -> s
     peak = max(collectives.memory(step)["peak"] for step in compiled.values())
     steps, per_epoch = experiment.total_steps, experiment.steps_per_epoch
     learned = sum(n for role, n in count.items() if role in experiment.trainable)
-    facts = {
+    fields = {
         "method": f"{config.objective.name} on {config.data.name}, examples: {', '.join(parts)}",
         "length": f"{steps:,} steps of {config.batch_size} examples, {per_epoch:.2f} an epoch",
         "parameters": f"{sum(count.values()):,}, of which {learned:,} are learned by gradient",
@@ -104,7 +104,7 @@ def _summary(experiment: build_lib.Experiment, compiled: Mapping[str, Any]) -> s
         else "XLA counts no operations here",
         "devices": f"{experiment.mesh.size} ({jax.devices()[0].device_kind}), {sizes}",
     }
-    lines = [f"{name:<12}{text}" for name, text in facts.items()]
+    lines = [f"{name:<12}{text}" for name, text in fields.items()]
     table = tables.plain(networks, ("role", "model", "parameters", "learns"))
     return "\n".join([*lines, "", table])
 
@@ -114,7 +114,7 @@ def _step_title(experiment: build_lib.Experiment, variant: str) -> str:
         return "step"
     share = experiment.outer.share(experiment.total_steps)
     if variant == "outer":
-        return f"step in which the weigher learns, {share:.1%} of all"
+        return f"step in which the weighting learns, {share:.1%} of all"
     return f"step of the student alone, {1 - share:.1%} of all"
 
 

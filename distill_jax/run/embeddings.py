@@ -28,7 +28,7 @@ def store(
     workdir: pathlib.Path,
     experiment: Any,
     outputs: Mapping[str, Mapping[str, Any]],
-    facts: Mapping[str, np.ndarray],
+    example_info: Mapping[str, np.ndarray],
     spectra: Mapping[str, np.ndarray],
 ) -> None:
     """Writes `embeddings.npz`, where an evaluator reads embeddings.
@@ -50,7 +50,7 @@ def store(
     if chosen is None:
         return
     try:
-        found = read_split((outputs, facts), *chosen)
+        found = read_split((outputs, example_info), *chosen)
     except UserError:
         return
     rows = spread(len(found.z), MOST)

@@ -56,14 +56,14 @@ def cpu_devices(config, *, processes: int = 1) -> int:
     Of several processes each gets its share, as if they shared one machine.
 
     Convolutional networks and transformers gain (docs/performance.md); the step of a perceptron is
-    too short to pay for the exchange of its gradients. Lanes of a study exchange nothing.
+    too short to pay for the exchange of its gradients. Replicas of a study exchange nothing.
     """
     if config.mesh.cpu_devices:
         return config.mesh.cpu_devices
     learning = {r.model for r in config.roles.values() if not r.frozen and r.ema_of is None}
     mesh = config.mesh
     free = mesh.data == -1 and mesh.fsdp == mesh.model == 1
-    if free and learning == {"mlp"} and config.study.lanes == "no":
+    if free and learning == {"mlp"} and config.study.replicas == "no":
         return 1
     fixed = math.prod(size for size in (mesh.data, mesh.fsdp, mesh.model) if size != -1)
     if -1 not in (mesh.data, mesh.fsdp, mesh.model):

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from distill_jax.core import bilevel, hypergradient, structure, tokens
-from distill_jax.core.weighing import Weighed
+from distill_jax.core.weighted_objective import WeightedObjective
 from distill_jax.run.build import Experiment
 from distill_jax.run.findings import Finding
 
@@ -29,10 +29,10 @@ def findings(experiment: Experiment) -> Iterator[Finding]:
 
 
 def _parts(experiment: Experiment) -> dict[str, Any]:
-    """Returns the method and the weigher by their group in the config."""
+    """Returns the method and the weighting by their group in the config."""
     objective = experiment.objective
-    if isinstance(objective, Weighed):
-        return {"objective": objective.objective, "weigher": objective.weigher}
+    if isinstance(objective, WeightedObjective):
+        return {"objective": objective.objective, "weighting": objective.weighting}
     return {"objective": objective}
 
 
@@ -56,7 +56,7 @@ def of_schedules(experiment: Experiment) -> Iterator[Finding]:
                 hint = f"at most {least:.4g}, or longer training"
             else:
                 continue
-            yield Finding("mistake", what, f"{group}.kwargs.{name}", hint)
+            yield Finding("error", what, f"{group}.kwargs.{name}", hint)
 
 
 def of_queues(experiment: Experiment) -> Iterator[Finding]:
@@ -74,7 +74,7 @@ def of_queues(experiment: Experiment) -> Iterator[Finding]:
             continue
         share = 1 - max(2 - epochs, 0) ** 2 / 2
         yield Finding(
-            "doubt",
+            "warning",
             f"it remembers {epochs:.3g} epochs of {n} examples: {share:.0%} of the examples would "
             f"have an earlier key of their own among the negatives; at most {each * n // 2} keys, "
             "half an epoch, leave 12%",
@@ -142,7 +142,7 @@ def of_geometry(experiment: Experiment) -> Iterator[Finding]:
             asked = own.get("grid")
             if asked and tuple(asked) != grid:
                 yield Finding(
-                    "mistake",
+                    "error",
                     f"a grid of {_by(asked)} tokens, and {name} cuts inputs into {_by(grid)}",
                     f"roles.{role}.kwargs.grid",
                     f"{grid}",
@@ -151,7 +151,7 @@ def of_geometry(experiment: Experiment) -> Iterator[Finding]:
                 masked = len(jax.tree.leaves(shapes.inputs)) > 1
                 if masked and key in own and own[key] != cut[key]:
                     yield Finding(
-                        "mistake",
+                        "error",
                         f"patches of {key} {own[key]}, and {name} hides those of {cut[key]}",
                         f"roles.{role}.kwargs.{key}",
                         f"{cut[key]}, as data.transform_kwargs.{name}.{key}",
@@ -166,7 +166,7 @@ def of_geometry(experiment: Experiment) -> Iterator[Finding]:
         for stage in (value,) if isinstance(value, str) else value:
             if stage in outputs and outputs[stage].ndim == 3:
                 yield Finding(
-                    "mistake",
+                    "error",
                     f"the tokens {stage!r} would be read as a square map, and images are {h}x{w}",
                     f"objective.kwargs.{name}",
                     "a stage that is a map or a vector, or square images",
@@ -191,9 +191,9 @@ def of_optimizer(experiment: Experiment) -> Iterator[Finding]:
 
     if all(structure.dead_leaves(pulled, *args)):
         yield Finding(
-            "mistake",
+            "error",
             "its update does not change with the size of a gradient, as that of methods that "
-            "take signs, so that no gradient would reach the weigher",
+            "take signs, so that no gradient would reach the weighting",
             "optim.name",
             "an optimizer with a derivative, such as sgd or adam",
         )

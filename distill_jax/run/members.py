@@ -10,10 +10,10 @@ import jax
 from distill_jax.run import config as config_lib
 from distill_jax.run.config import ConfigDict
 
-_SCALAR = re.compile(r"optim\.lr|(objective|weigher)\.kwargs\..+")
+_SCALAR = re.compile(r"optim\.lr|(objective|weighting)\.kwargs\..+")
 """Config paths whose numbers may differ between runs side by side."""
 
-NO_LANES = (NotImplementedError, jax.errors.JAXTypeError)
+NO_REPLICAS = (NotImplementedError, jax.errors.JAXTypeError)
 """What says that runs cannot go side by side."""
 
 

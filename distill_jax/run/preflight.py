@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from distill_jax.core import structure, weighing
+from distill_jax.core import structure, weighted_objective
 from distill_jax.core.api import (
     Array,
     Batch,
@@ -38,7 +38,7 @@ from distill_jax.core.errors import CheckpointError, ConfigError, UserError, exp
 from distill_jax.core.partition import path_name
 from distill_jax.core.state import RoleShapes, ShapeNets, zeros
 from distill_jax.core.steps import BoundNets, check_accumulation, mean_loss
-from distill_jax.core.weighing import Weighed
+from distill_jax.core.weighted_objective import WeightedObjective
 from distill_jax.data import checks
 from distill_jax.data.source import example_ids
 from distill_jax.run import checkpoint, hyperparameters, paths
@@ -63,7 +63,7 @@ LABELS = frozenset({"label", "label_probs"})
 
 def warn(
     experiment: Experiment,
-    say: Callable[[str], None],
+    log_line: Callable[[str], None],
     *,
     alone: bool,
     planned: bool = False,
@@ -72,7 +72,7 @@ def warn(
 
     Args:
       experiment: what will be run.
-      say: prints a line.
+      log_line: prints a line.
       alone: whether it is a run by itself, not an arm of a study.
       planned: whether nothing is run, so that it may need more memory than there is here.
 
@@ -86,7 +86,7 @@ def warn(
     found = check(experiment, raw=raw, evaluate=evaluate, alone=alone, planned=planned)
     experiment.caches.warned = True
     for warning in (*experiment.notes, *experiment.data.warnings, *found):
-        say(f"warning: {warning}")
+        log_line(f"warning: {warning}")
 
 
 def check(
@@ -109,14 +109,14 @@ def check(
     Raises:
       ConfigError: the first mistake.
     """
-    doubts = []
+    warnings = []
     for finding in findings(experiment, raw=raw, evaluate=evaluate):
-        refused = {"mistake": True, "doubt": False, "memory": not planned}
+        refused = {"error": True, "warning": False, "memory": not planned}
         if refused.get(finding.kind, alone):
             raise ConfigError(finding.what, where=finding.where, hint=finding.hint)
         if finding.kind != "unused":
-            doubts.append(f"{finding.where}: {finding.what}")
-    return list(dict.fromkeys(doubts))
+            warnings.append(f"{finding.where}: {finding.what}")
+    return list(dict.fromkeys(warnings))
 
 
 def findings(experiment: Experiment, *, raw: Batch, evaluate: Transform) -> Iterator[Finding]:
@@ -138,23 +138,23 @@ def of_lengths(experiment: Experiment) -> Iterator[Finding]:
     outer = experiment.outer
     if outer is not None and outer.warmup >= total:
         yield Finding(
-            "mistake",
-            f"the weigher waits for {outer.warmup} of {total} steps, so it would never learn",
+            "error",
+            f"the weighting waits for {outer.warmup} of {total} steps, so it would never learn",
             "bilevel.warmup",
             "shorten it, or lengthen training",
         )
     if outer is not None and not config.bilevel.optim.lr:
         yield Finding(
             "comparison",
-            "the weigher would never learn",
+            "the weighting would never learn",
             "bilevel.optim.lr",
-            "a positive number, or weigher.control=frozen",
+            "a positive number, or weighting.control=frozen",
         )
-    facts = {"steps_per_epoch": experiment.steps_per_epoch, "total_steps": total}
-    every = config_lib.duration(config, "eval.every", default=total, **facts)
+    run_info = {"steps_per_epoch": experiment.steps_per_epoch, "total_steps": total}
+    every = config_lib.duration(config, "eval.every", default=total, **run_info)
     if every > total and len(experiment.dataset.held_out):
         yield Finding(
-            "doubt",
+            "warning",
             f"due after {every} steps of {total}: only the last state is measured, and is the best",
             "eval.every",
         )
@@ -173,7 +173,7 @@ def of_lengths(experiment: Experiment) -> Iterator[Finding]:
             )
         elif (left := decay**total) > 0.5:
             yield Finding(
-                "doubt",
+                "warning",
                 f"after {total} steps the average is still {left:.0%} of what it started from",
                 where,
             )
@@ -183,14 +183,14 @@ def of_lengths(experiment: Experiment) -> Iterator[Finding]:
         for role in experiment.trainable:
             if "batch_stats" in experiment.shapes.roles[role].state:
                 yield Finding(
-                    "mistake",
+                    "error",
                     f"{role} normalizes by the statistics of one example",
                     "batch_size" if config.accum_steps == 1 else "accum_steps",
                     "at least two examples a micro-batch, or a network without batch norm",
                 )
         if experiment.objective.couples_batch and "views" not in experiment.shapes.batch:
             yield Finding(
-                "mistake",
+                "error",
                 f"{_label(experiment.objective)} compares the examples of a batch, of which there "
                 "is one",
                 "batch_size",
@@ -199,7 +199,7 @@ def of_lengths(experiment: Experiment) -> Iterator[Finding]:
 
 
 def _label(objective: Objective) -> str:
-    inner = objective.objective if isinstance(objective, Weighed) else objective
+    inner = objective.objective if isinstance(objective, WeightedObjective) else objective
     return type(inner).__name__
 
 
@@ -215,7 +215,7 @@ def of_transforms(config: ConfigDict, raw: Batch, evaluate: Transform) -> Iterat
         )
     if any(0 in leaf for leaf in jax.tree.leaves(found, is_leaf=lambda x: isinstance(x, set))):
         yield Finding(
-            "mistake",
+            "error",
             "evaluation draws random numbers: its transforms augment",
             "data.eval_transforms",
             "those without randomness, such as normalize",
@@ -225,7 +225,7 @@ def of_transforms(config: ConfigDict, raw: Batch, evaluate: Transform) -> Iterat
         for name in names:
             if names.count(name) > 1:
                 yield Finding(
-                    "mistake", f"{name!r} is listed twice and applied once", f"data.{path}", "once"
+                    "error", f"{name!r} is listed twice and applied once", f"data.{path}", "once"
                 )
     nested = json.dumps(config.data.transform_kwargs.to_dict(), default=str)
     for name in _VALUES:
@@ -233,7 +233,7 @@ def of_transforms(config: ConfigDict, raw: Batch, evaluate: Transform) -> Iterat
         if len(lists) == 1 and not re.search(rf'"{name}"(?!:)', nested):
             other = next(path for path in both if path not in lists)
             yield Finding(
-                "mistake",
+                "error",
                 f"{name!r} is in data.{lists[0]} alone, so that networks are evaluated on other "
                 "inputs than they learn from",
                 f"data.{other}",
@@ -249,7 +249,7 @@ def of_transforms(config: ConfigDict, raw: Batch, evaluate: Transform) -> Iterat
             values = np.atleast_1d(np.asarray(kwargs.get(part, 0.5), np.float64))
             if values.max() > 1:
                 yield Finding(
-                    "mistake",
+                    "error",
                     f"{part} {tuple(values.tolist())} is in grey levels, and pixels are scaled to "
                     "[0, 1] before",
                     f"data.transform_kwargs.normalize.{part}",
@@ -271,7 +271,7 @@ def of_data(
             both = np.intersect1d(example_ids(parts[first]), example_ids(parts[second]))
             if len(both):
                 yield Finding(
-                    "mistake",
+                    "error",
                     f"{len(both)} examples are in the {first} and in the {second} part",
                     "data",
                     "parts that share nothing; data.held_out carves one off",
@@ -279,13 +279,13 @@ def of_data(
     for name, overlap in (checks.overlaps(dataset) if found is None else found).items():
         if overlap.repeated == overlap.of >= 8 and overlap.whole:
             yield Finding(
-                "mistake",
+                "error",
                 f"all {overlap.of} examples of the {name} part are in the training part too",
                 "data",
                 "data that training does not see",
             )
         elif overlap.repeated:
-            yield Finding("doubt", overlap.spell(name), "data")
+            yield Finding("warning", overlap.spell(name), "data")
 
 
 # Teachers.
@@ -305,7 +305,7 @@ def of_teachers(config: ConfigDict, frozen: Sequence[Role], dataset: Dataset) ->
             yield from teacher_saw(stored, config, where=where)
         except (KeyError, TypeError, AttributeError):  # written by another version
             what = f"cannot be compared with the data here: {step} describes its own differently"
-            yield Finding("doubt", what, where)
+            yield Finding("warning", what, where)
         result = _result(step)
         if not result:
             continue
@@ -318,12 +318,12 @@ def of_teachers(config: ConfigDict, frozen: Sequence[Role], dataset: Dataset) ->
             else:
                 continue
             yield Finding(
-                "mistake", f"was trained on {what}", where, "a network of the classes of the data"
+                "error", f"was trained on {what}", where, "a network of the classes of the data"
             )
         accuracy = result.get("best", {}).get("held_out/accuracy")
         if accuracy is not None and ours and accuracy < 1.5 / len(ours):
             yield Finding(
-                "doubt",
+                "warning",
                 f"its held-out accuracy is {accuracy:.3f}, chance is {1 / len(ours):.3f}",
                 where,
             )
@@ -350,7 +350,7 @@ def teacher_saw(stored: Mapping[str, Any], config: ConfigDict, *, where: str) ->
     """
     theirs, ours = stored["data"], config.data.to_dict()
     if _inputs(theirs) != _inputs(ours):
-        kinds = "mistake" if theirs["name"] == ours["name"] else "doubt"
+        kinds = "error" if theirs["name"] == ours["name"] else "warning"
         yield Finding(
             kinds,
             f"was evaluated on inputs after {_spell(theirs)}, and is asked after {_spell(ours)}",
@@ -360,7 +360,7 @@ def teacher_saw(stored: Mapping[str, Any], config: ConfigDict, *, where: str) ->
     same = theirs["name"] == ours["name"] and theirs["kwargs"] == ours["kwargs"]
     if same and theirs["held_out"] < ours["held_out"]:
         yield Finding(
-            "doubt",
+            "warning",
             f"held out {theirs['held_out']:g} of the data and saw examples that are held out here "
             f"({ours['held_out']:g})",
             where,
@@ -391,10 +391,12 @@ class _Watched(BoundNets):
     calls: set[tuple[Role, bool]]
 
     def __call__(
-        self, role: Role, *inputs: Any, train: bool = False, learn: bool = True
+        self, role: Role, *inputs: Any, train: bool = False, stop_gradient_params: bool = False
     ) -> tuple[Outputs, State]:
         self.calls.add((role, train))
-        return super().__call__(role, *inputs, train=train, learn=learn)
+        return super().__call__(
+            role, *inputs, train=train, stop_gradient_params=stop_gradient_params
+        )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -413,7 +415,7 @@ class Traced:
       repeated: whether a softmax is taken of a softmax.
       calls: (role, train) of all calls.
       state: roles whose state the objective returns.
-      read: fields of the objective and of the weigher that were read.
+      read: fields of the objective and of the weighting that were read.
     """
 
     dead: tuple[tuple[Role, str], ...]
@@ -432,7 +434,7 @@ class Traced:
 def trace(experiment: Experiment) -> Traced:
     """Traces loss and gradient of an experiment on shapes."""
     shapes = experiment.shapes
-    read: dict[str, set[str]] = {"objective": set(), "weigher": set()}
+    read: dict[str, set[str]] = {"objective": set(), "weighting": set()}
     objective = _watched(experiment.objective, read)
     calls: set[tuple[Role, bool]] = set()
     returned: set[Role] = set()
@@ -441,8 +443,8 @@ def trace(experiment: Experiment) -> Traced:
     state = {r: s.state for r, s in shapes.roles.items()}
 
     terms_of = objective.loss
-    if isinstance(objective, Weighed) and objective.weigher.by_gradient:
-        terms_of = objective.signals_of  # weights that start as constants
+    if isinstance(objective, WeightedObjective) and objective.weighting.by_gradient:
+        terms_of = objective.loss_terms_of  # weights that start as constants
 
     def run(learned, fixed, state, memory, batch, key, step):
         def nets_of(params):
@@ -458,27 +460,33 @@ def trace(experiment: Experiment) -> Traced:
             return value, (coef, terms.memory)
 
         (value, (coef, new)), grads = jax.value_and_grad(loss, has_aux=True)(learned)
-        survey = ()
-        if objective.surveys:
-            survey = objective.survey(nets_of(learned), batch, memory, step)
+        dataset_pass = ()
+        if objective.needs_dataset_pass:
+            dataset_pass = objective.dataset_pass(nets_of(learned), batch, memory, step)
         objective.predictions(ShapeNets(experiment.models), batch, memory, step)
-        return {"loss": value, "coef": coef, "memory": new, "survey": survey, "grads": grads}
+        return {
+            "loss": value,
+            "coef": coef,
+            "memory": new,
+            "dataset_pass": dataset_pass,
+            "grads": grads,
+        }
 
     key = jax.eval_shape(jax.random.key, 0)
     step = jax.ShapeDtypeStruct((), jnp.int32)
     args = (learned, fixed, state, shapes.memory, dict(shapes.batch), key, step)
     found = structure.analyse(run, *args)
-    facts, names = found.facts, _names(args)
-    leaves = lambda part: jax.tree.leaves(facts[part], is_leaf=structure.is_fact)  # noqa: E731
+    dependences, names = found.dependences, _names(args)
+    leaves = lambda part: jax.tree.leaves(dependences[part], is_leaf=structure.is_dependence)  # noqa: E731
     used = 0
-    for fact in (*leaves("loss"), *leaves("memory"), *leaves("survey")):
-        used |= fact.inputs
+    for dependence in (*leaves("loss"), *leaves("memory"), *leaves("dataset_pass")):
+        used |= dependence.inputs
     on = [names[i].split("/") for i in structure.positions(used)]
     trainable = [name.partition("/")[::2] for name in _names(learned)]
     dead = tuple(
         (role, path)
-        for (role, path), fact in zip(trainable, leaves("grads"), strict=True)
-        if fact.zero or not fact.inputs
+        for (role, path), dependence in zip(trainable, leaves("grads"), strict=True)
+        if dependence.zero or not dependence.inputs
     )
     moved = {(parts[1], "/".join(parts[2:])) for parts in on if parts[0] == "0"}
     return Traced(
@@ -487,8 +495,10 @@ def trace(experiment: Experiment) -> Traced:
         roles=frozenset(parts[1] for parts in on if parts[0] in ("0", "1")),
         batch=frozenset(parts[1] for parts in on if parts[0] == "4"),
         leaks=_leaks(run, args) if "labelled" in shapes.batch else frozenset(),
-        weightless=tuple(name for name, fact in facts["coef"].items() if fact.zero),
-        never=_never(facts["coef"], names, experiment),
+        weightless=tuple(
+            name for name, dependence in dependences["coef"].items() if dependence.zero
+        ),
+        never=_never(dependences["coef"], names, experiment),
         repeated=bool(found.repeated),
         calls=frozenset(calls),
         state=frozenset(returned),
@@ -502,10 +512,18 @@ def _leaks(run: Callable[..., Mapping[str, PyTree]], args: tuple[Any, ...]) -> f
     def hidden(learned, fixed, state, memory, batch, *rest):
         batch = {**batch, "labelled": jnp.zeros_like(batch["labelled"])}
         found = run(learned, fixed, state, memory, batch, *rest)
-        return found["grads"], found["memory"], found["survey"]
+        return found["grads"], found["memory"], found["dataset_pass"]
 
-    facts = jax.tree.leaves(structure.facts_of(hidden, *args), is_leaf=structure.is_fact)
-    used = set().union(*(structure.positions(fact.inputs) for fact in facts if not fact.zero))
+    dependences = jax.tree.leaves(
+        structure.dependence_of(hidden, *args), is_leaf=structure.is_dependence
+    )
+    used = set().union(
+        *(
+            structure.positions(dependence.inputs)
+            for dependence in dependences
+            if not dependence.zero
+        )
+    )
     names = _names(args)
     return LABELS & {names[i].split("/")[1] for i in used if names[i].startswith("4/")}
 
@@ -515,11 +533,11 @@ def _names(tree: Any) -> list[str]:
 
 
 def _never(
-    coef: Mapping[str, structure.Fact], names: Sequence[str], experiment: Experiment
+    coef: Mapping[str, structure.Dependence], names: Sequence[str], experiment: Experiment
 ) -> tuple[str, ...]:
     """Returns the terms whose coefficient is zero throughout: those of the step are computed."""
     on_step = 1 << (len(names) - 1)
-    scheduled = [name for name, fact in coef.items() if fact.inputs == on_step]
+    scheduled = [name for name, dependence in coef.items() if dependence.inputs == on_step]
     if not scheduled:
         return ()
     shapes = experiment.shapes
@@ -543,9 +561,9 @@ class _RandomNets:
         self._models, self._shapes, self._draw = experiment.models, experiment.shapes.roles, draw
 
     def __call__(
-        self, role: Role, *inputs: Any, train: bool = False, learn: bool = True
+        self, role: Role, *inputs: Any, train: bool = False, stop_gradient_params: bool = False
     ) -> tuple[Outputs, State]:
-        del learn
+        del stop_gradient_params
         seen = self._shapes[role]
         now, before = jax.tree.leaves(inputs), jax.tree.leaves(seen.inputs)
         rows = {x.shape[0] / y.shape[0] for x, y in zip(now, before, strict=False) if x.ndim}
@@ -562,7 +580,9 @@ class _RandomNets:
             outputs = {name: found[name] for name in seen.outputs if name in found}
         return {name: self._draw(x.shape) for name, x in outputs.items()}, zeros(state)
 
-    def adapted(self, role: Role, loss: Callable[[Any], Array], *, lr: float) -> "_RandomNets":
+    def after_sgd_step(
+        self, role: Role, loss: Callable[[Any], Array], *, lr: float
+    ) -> "_RandomNets":
         del role, lr
         loss(self)
         return self
@@ -577,7 +597,7 @@ def constant_terms(experiment: Experiment) -> dict[str, float]:
     """
     shapes, total = experiment.shapes, experiment.total_steps
     objective = experiment.objective
-    inner = objective.objective if isinstance(objective, Weighed) else objective
+    inner = objective.objective if isinstance(objective, WeightedObjective) else objective
     small = min(shapes.batch["mask"].shape[0], PROBED_ROWS)
     classes = max(len(experiment.dataset.classes), 2)
 
@@ -643,13 +663,13 @@ def constant_terms(experiment: Experiment) -> dict[str, float]:
 
 
 def _watched(objective: Objective, read: dict[str, set[str]]) -> Objective:
-    """Returns the objective, with its fields and those of its weigher noted as they are read."""
-    if not isinstance(objective, Weighed):
+    """Returns the objective, with its fields and those of its weighting noted as they are read."""
+    if not isinstance(objective, WeightedObjective):
         return _noting(objective, read["objective"])
     return dataclasses.replace(
         objective,
         objective=_noting(objective.objective, read["objective"]),
-        weigher=_noting(objective.weigher, read["weigher"]),
+        weighting=_noting(objective.weighting, read["weighting"]),
     )
 
 
@@ -689,10 +709,10 @@ def of_step(experiment: Experiment) -> Iterator[Finding]:
         role = guilty[0] if guilty else None
         if role is None:
             what = f"{_label(experiment.objective)} takes a softmax of what is a softmax already"
-            yield Finding("mistake", what, "objective", "give the loss logits")
+            yield Finding("error", what, "objective", "give the loss logits")
         else:
             yield Finding(
-                "mistake",
+                "error",
                 f"the logits of {role} are probabilities already, and the loss takes a softmax of "
                 "them",
                 f"roles.{role}.model",
@@ -700,12 +720,15 @@ def of_step(experiment: Experiment) -> Iterator[Finding]:
             )
     yield from _of_batch(experiment, traced)
     yield from _of_class_means(experiment)
-    used = traced.roles | {*weighing.networks(experiment.objective), *_predicting(experiment)}
+    used = traced.roles | {
+        *weighted_objective.networks(experiment.objective),
+        *_predicting(experiment),
+    }
     roles = (*experiment.trainable, *experiment.frozen, *experiment.ema)
     unreached = [role for role in roles if role not in used]
     for term in traced.never:
         yield Finding(
-            "mistake",
+            "error",
             f"the weight of the term {term!r} is 0 at each of the {experiment.total_steps} steps",
             "objective.kwargs",
             "a schedule that fits the length of training",
@@ -721,7 +744,7 @@ def of_step(experiment: Experiment) -> Iterator[Finding]:
         )
     elif traced.weightless and _set_to_an_end(experiment):
         yield Finding(
-            "doubt",
+            "warning",
             f"{', '.join(map(repr, traced.weightless))} weighs nothing at any step",
             "objective.kwargs",
         )
@@ -729,7 +752,7 @@ def of_step(experiment: Experiment) -> Iterator[Finding]:
     for role in unreached if not traced.weightless else ():
         if role in experiment.frozen or (role in experiment.ema and role not in read):
             yield Finding(
-                "mistake",
+                "error",
                 f"nothing that is learned depends on {role}",
                 f"roles.{role}",
                 "an objective that uses what it says, or no such role",
@@ -744,7 +767,7 @@ def _of_constants(experiment: Experiment, traced: Traced) -> Iterator[Finding]:
     if constant.keys() == experiment.shapes.terms.values.keys() - idle:
         spelt = ", ".join(f"{name!r} is {value:.4g}" for name, value in constant.items())
         yield Finding(
-            "mistake",
+            "error",
             f"the loss is constant whatever the networks return: {spelt}, and no other term has a "
             "weight",
             "objective",
@@ -784,7 +807,7 @@ def _predicting(experiment: Experiment) -> set[Role]:
 def _set_to_an_end(experiment: Experiment) -> bool:
     """Whether the config sets a share or a weight to an end that is not the method's default."""
     objective = experiment.objective
-    inner = objective.objective if isinstance(objective, Weighed) else objective
+    inner = objective.objective if isinstance(objective, WeightedObjective) else objective
     defaults = _defaults(inner)
     kwargs = experiment.config.objective.kwargs.items()
     return any(
@@ -804,7 +827,7 @@ def _of_calls(experiment: Experiment, traced: Traced) -> Iterator[Finding]:
     for role in experiment.frozen:
         if (role, True) in traced.calls and experiment.shapes.roles[role].state:
             yield Finding(
-                "mistake",
+                "error",
                 f"{role} is frozen and is called in training mode: its answers would depend on "
                 "the other examples of the batch",
                 f"roles.{role}",
@@ -820,7 +843,7 @@ def _of_calls(experiment: Experiment, traced: Traced) -> Iterator[Finding]:
         else:
             continue
         yield Finding(
-            "mistake", f"{role} {what}", f"roles.{role}", "Terms(..., state={role: new_state})"
+            "error", f"{role} {what}", f"roles.{role}", "Terms(..., state={role: new_state})"
         )
 
 
@@ -830,9 +853,10 @@ def _gives_probabilities(model: Model, shapes: RoleShapes) -> bool:
         return outputs.get("logits", ())
 
     key = jax.eval_shape(jax.random.key, 0)
-    found = structure.facts_of(apply, shapes.params, shapes.state, key, *shapes.inputs)
+    found = structure.dependence_of(apply, shapes.params, shapes.state, key, *shapes.inputs)
     return any(
-        fact.tag == ("softmax", None) for fact in jax.tree.leaves(found, is_leaf=structure.is_fact)
+        dependence.tag == ("softmax", None)
+        for dependence in jax.tree.leaves(found, is_leaf=structure.is_dependence)
     )
 
 
@@ -840,14 +864,14 @@ def _of_batch(experiment: Experiment, traced: Traced) -> Iterator[Finding]:
     batch, reads = experiment.shapes.batch, traced.batch
     if "label_probs" in batch and "label" in reads and "label_probs" not in reads:
         yield Finding(
-            "mistake",
+            "error",
             f"inputs are mixed and {_label(experiment.objective)} reads the labels before mixing",
             "data.train_transforms",
             "leave out mixup and cutmix, or take an objective that reads label_probs",
         )
     if "teacher_input" in batch and "teacher_input" not in reads:
         yield Finding(
-            "mistake",
+            "error",
             f"{_label(experiment.objective)} never looks at the teacher's own view",
             "data.teacher_view",
             "same, or an objective whose teacher sees teacher_input",
@@ -855,11 +879,11 @@ def _of_batch(experiment: Experiment, traced: Traced) -> Iterator[Finding]:
     if traced.leaks:
         percent = experiment.config.data.corrupt.get("labels_percent")
         who = _label(experiment.objective)
-        if isinstance(experiment.objective, Weighed):
-            who += f" weighed by {type(experiment.objective.weigher).__name__}"
+        if isinstance(experiment.objective, WeightedObjective):
+            who += f" weighed by {type(experiment.objective.weighting).__name__}"
         mixed = "label_probs" in traced.leaks
         yield Finding(
-            "mistake",
+            "error",
             f"{who} reads labels that are hidden",
             f"data.corrupt.labels_{'percent' if percent else 'per_class'}",
             ("leave out mixup and cutmix, or " if mixed else "")
@@ -868,7 +892,7 @@ def _of_batch(experiment: Experiment, traced: Traced) -> Iterator[Finding]:
         )
     if not reads & {"input", "views", "local_views", "teacher_input"}:
         yield Finding(
-            "mistake",
+            "error",
             f"the loss of {_label(experiment.objective)} does not depend on the data",
             "objective",
         )
@@ -876,24 +900,24 @@ def _of_batch(experiment: Experiment, traced: Traced) -> Iterator[Finding]:
 
 def _of_class_means(experiment: Experiment) -> Iterator[Finding]:
     objective = experiment.objective
-    if not isinstance(objective, Weighed):
+    if not isinstance(objective, WeightedObjective):
         return
-    on = weighing.roles_of_class_means(objective, experiment.models, experiment.shapes)
+    on = weighted_objective.roles_of_class_means(objective, experiment.models, experiment.shapes)
     for role in sorted(on - set(experiment.frozen)):
         yield Finding(
-            "mistake",
-            f"{type(objective.weigher).__name__} compares with class means of a teacher, which are "
+            "error",
+            f"{type(objective.weighting).__name__} compares with class means of a teacher, which are "
             f"taken before the first step, and {role} moves",
-            "weigher.name",
+            "weighting.name",
             f"freeze {role}, or take blocks or a granularity that need no class means",
         )
 
 
 def _of_dead(experiment: Experiment, traced: Traced) -> Iterator[Finding]:
-    weigher = weighing.networks(experiment.objective)
+    weighting = weighted_objective.networks(experiment.objective)
     for role in experiment.trainable:
         dead = [path for r, path in traced.dead if r == role]
-        if not dead or role in weigher:
+        if not dead or role in weighting:
             continue
         where = f"roles.{role}"
         still = [path for path in dead if (role, path) in traced.moves]
@@ -910,7 +934,7 @@ def _of_dead(experiment: Experiment, traced: Traced) -> Iterator[Finding]:
             continue
         if role not in traced.roles:
             yield Finding(
-                "mistake", f"the loss depends on nothing of {role}", where, "delete the role"
+                "error", f"the loss depends on nothing of {role}", where, "delete the role"
             )
             continue
         outputs = _outputs_of(experiment.models[role], experiment.shapes.roles[role])
@@ -918,7 +942,7 @@ def _of_dead(experiment: Experiment, traced: Traced) -> Iterator[Finding]:
         nowhere = [path for path, names in reached.items() if not names]
         if nowhere:
             yield Finding(
-                "mistake",
+                "error",
                 f"{_some(nowhere)} could never learn: nothing that the network returns depends on "
                 "it",
                 where,
@@ -929,7 +953,7 @@ def _of_dead(experiment: Experiment, traced: Traced) -> Iterator[Finding]:
             random = [path for path, names in reached.items() if names & read]
             if random:
                 yield Finding(
-                    "mistake",
+                    "error",
                     f"reads {', '.join(sorted(read))} of {role}, and {_some(random)} gets no "
                     "gradient",
                     f"evaluators.{name}",
@@ -939,7 +963,7 @@ def _of_dead(experiment: Experiment, traced: Traced) -> Iterator[Finding]:
         if idle:
             names = sorted(set().union(*(reached[path] for path in idle)))
             what = f"{_some(idle)} is not trained: the loss reads no {', '.join(names)}"
-            yield Finding("doubt", what, where)
+            yield Finding("warning", what, where)
 
 
 def _some(paths: Sequence[str]) -> str:
@@ -963,10 +987,10 @@ def _outputs_of(model: Model, shapes: RoleShapes) -> dict[str, set[str]]:
 def _of_unread(experiment: Experiment, traced: Traced) -> Iterator[Finding]:
     config, objective = experiment.config, experiment.objective
     things: dict[str, Any] = {"objective": objective}
-    if isinstance(objective, Weighed):
-        things = {"objective": objective.objective, "weigher": objective.weigher}
+    if isinstance(objective, WeightedObjective):
+        things = {"objective": objective.objective, "weighting": objective.weighting}
     for group, thing in things.items():
-        if group == "weigher" and thing.by_gradient:
+        if group == "weighting" and thing.by_gradient:
             continue
         fields = _defaults(thing)
         host = _named_in_class(type(thing)) if getattr(thing, "surveys", False) else set()
@@ -978,13 +1002,17 @@ def _of_unread(experiment: Experiment, traced: Traced) -> Iterator[Finding]:
                     f"{group}.kwargs.{name}",
                     "leave it out",
                 )
-    if isinstance(objective, Weighed) and experiment.outer is None and objective.control == "none":
+    if (
+        isinstance(objective, WeightedObjective)
+        and experiment.outer is None
+        and objective.control == "none"
+    ):
         template = config_lib.flatten(config_lib.base().bilevel)
         for name, value in config_lib.flatten(config.bilevel).items():
             if value != template.get(name):
                 yield Finding(
                     "unused",
-                    f"{config.weigher.name} does not learn",
+                    f"{config.weighting.name} does not learn",
                     f"bilevel.{name}",
                     "leave it at its default",
                 )

@@ -420,7 +420,7 @@ def is_loss_of_peer(error: BaseException) -> bool:
     )
 
 
-def leave(tell: Callable[[], int]) -> None:
+def leave(report: Callable[[], int]) -> None:
     """Ends this process at once after an error where several take part, else does nothing.
 
     An orderly end would wait for the others, which may wait in a collective for this one.
@@ -430,7 +430,7 @@ def leave(tell: Callable[[], int]) -> None:
     """
     if count() == 1:
         return
-    code = tell()
+    code = report()
     sys.stdout.flush()
     sys.stderr.flush()
     if is_main():
@@ -463,13 +463,13 @@ def from_first(decide: Callable[[], Any], *, where: str) -> Any:
 
     if jax.process_count() == 1:
         return decide()
-    error, told = None, ""
+    error, reported = None, ""
     if jax.process_index() == 0:
         try:
-            told = json.dumps({"found": decide()})
+            reported = json.dumps({"found": decide()})
         except UserError as e:
-            error, told = e, json.dumps({"error": e.what})
-    found = json.loads(_broadcast(told))
+            error, reported = e, json.dumps({"error": e.what})
+    found = json.loads(_broadcast(reported))
     if error is not None:
         raise error
     if "error" in found:

@@ -72,7 +72,7 @@ def resolve(
     - one of a public module of `distill_jax.<package>`, where the symbol is defined in there.
 
     Args:
-      package: `"objectives"`, `"models"`, `"data"`, `"evaluators"` or `"weighers"`.
+      package: `"objectives"`, `"models"`, `"data"`, `"evaluators"` or `"weightings"`.
       name: the name.
       where: the config path of the name.
       trusted: names `"package.module:Symbol"` and modules `"package.module"` that the user gives

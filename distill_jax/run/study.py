@@ -21,7 +21,7 @@ from distill_jax.run import config as config_lib
 from distill_jax.run import paths, processes
 from distill_jax.run import workdir as workdir_lib
 from distill_jax.run.config import ConfigDict
-from distill_jax.run.members import NO_LANES, Member
+from distill_jax.run.members import NO_REPLICAS, Member
 from distill_jax.run.members import kind as kind_of
 from distill_jax.run.train import loop
 
@@ -165,19 +165,19 @@ def run_study(
     *,
     trusted: Collection[str] | None = None,
     start_over: bool = False,
-    say: Callable[[str], None] = print,
+    log_line: Callable[[str], None] = print,
 ) -> str:
     """Runs what is not finished, writes `study.json` and `report.html`, returns the table.
 
-    A run that diverges is recorded as failed and the others go on. With `study.lanes`, runs of one
-    kind go side by side (`contrib/lanes.py`).
+    A run that diverges is recorded as failed and the others go on. With `study.replicas`, runs of
+    one kind go side by side (`contrib/replicas.py`).
 
     Args:
       config: with `study.arms`, `study.seeds`, `study.reference` and `study.metric`.
       workdir: the study's folder; each run lies in `<arm>/seed<k>`.
       trusted: as in `build.build`.
       start_over: whether what the folder and its runs hold is set aside.
-      say: prints a line.
+      log_line: prints a line.
 
     Raises:
       UserError: an arm's config, data or starting network does not fit, a folder is not this
@@ -185,11 +185,11 @@ def run_study(
       Preempted: stopped by a signal; the same command continues.
     """
     check(config)
-    with workdir_lib.claim(workdir, "study", start_over=start_over, say=say):
+    with workdir_lib.claim(workdir, "study", start_over=start_over, log_line=log_line):
         for folder in _run_folders(config, workdir) if start_over else ():
-            with workdir_lib.claim(folder, "run", start_over=True, say=say):
+            with workdir_lib.claim(folder, "run", start_over=True, log_line=log_line):
                 pass
-        return _run_study(config, workdir, _SameData(_OneExperiment(trusted)), say)
+        return _run_study(config, workdir, _SameData(_OneExperiment(trusted)), log_line)
 
 
 def _run_folders(config: ConfigDict, workdir: pathlib.Path) -> list[pathlib.Path]:
@@ -219,7 +219,7 @@ def _run_study(
     config: ConfigDict,
     workdir: pathlib.Path,
     make_experiment: _SameData,
-    say: Callable[[str], None],
+    log_line: Callable[[str], None],
 ) -> str:
     order = ordered_arms(config)
     statuses: dict[tuple[str, int], dict[str, Any]] = {
@@ -235,20 +235,20 @@ def _run_study(
 
         def stored(folder=folder, single=single) -> dict[str, Any] | None:
             workdir_lib.check_config(single, folder)
-            return workdir_lib.read_result(folder, say=_say_later)
+            return workdir_lib.read_result(folder, log_line=_log_later)
 
         make_experiment.see(member, processes.from_first(stored, where=str(folder)))
     for group in groups:
-        for member, outcome, took in _outcomes(config, group, make_experiment, say):
+        for member, outcome, took in _outcomes(config, group, make_experiment, log_line):
             done += 1
             label = f"[{done}/{len(statuses)}] {member.arm} seed {member.seed}"
             if isinstance(outcome, NonFiniteError):
                 failure = {"status": "failed", "value": None, "error": str(outcome)}
                 statuses[member.arm, member.seed] = failure
-                facts = {"status": "failed", "arm": member.arm, "seed": member.seed}
-                facts["error"] = sharing.scrubbed(str(outcome), member.workdir)
-                workdir_lib.write_result(member.workdir, facts)
-                say(f"{label} failed: {outcome.what}")
+                result = {"status": "failed", "arm": member.arm, "seed": member.seed}
+                result["error"] = sharing.scrubbed(str(outcome), member.workdir)
+                workdir_lib.write_result(member.workdir, result)
+                log_line(f"{label} failed: {outcome.what}")
             else:
                 make_experiment.see(member, outcome)
                 metrics = outcome["metrics"]
@@ -257,7 +257,7 @@ def _run_study(
                 found = {"status": "done", "value": value, "best": best, "metrics": metrics}
                 statuses[member.arm, member.seed] = found
                 measured = "done" if value is None else f"{config.study.metric} {number(value)}"
-                say(
+                log_line(
                     f"{label}: {measured}"
                     f" ({took:.0f} s, {time.perf_counter() - began:.0f} s in all)"
                 )
@@ -298,14 +298,14 @@ def _groups(config: ConfigDict, order: list[str], workdir: pathlib.Path) -> list
     """Returns the runs of a study, in groups that may go side by side, in an order that works.
 
     Runs of an arm join an earlier group of their kind where all that the arm starts from comes
-    before that. Without lanes, each arm has its own.
+    before that. Without replicas, each arm has its own.
     """
     arms = config_lib.arms(config)
     groups: list[tuple[str, list[Member]]] = []
     for arm in order:
         sources = {m["arm"] for m in _references(_values(config, arms[arm])).values()}
         earlier = (i for i, (_, g) in enumerate(groups) if sources & {m.arm for m in g})
-        first = max(earlier, default=-1) + 1 if config.study.lanes != "no" else len(groups)
+        first = max(earlier, default=-1) + 1 if config.study.replicas != "no" else len(groups)
         reported = "" if arm in config.study.sources else config.study.metric
         for seed in config.study.seeds:
             single = arm_config(config, arm, seed, workdir)
@@ -323,17 +323,17 @@ def _outcomes(
     config: ConfigDict,
     group: list[Member],
     make_experiment: Callable[[ConfigDict], build_lib.Experiment],
-    say: Callable[[str], None],
+    log_line: Callable[[str], None],
 ) -> Iterator[tuple[Member, dict[str, Any] | NonFiniteError, float]]:
     """Yields each run of a group with its result, or why it has none, and the seconds it took."""
     together: dict[int, Any] = {}
-    told: set[tuple[str, str]] = set()
+    reported: set[tuple[str, str]] = set()
     before = time.perf_counter()
-    if config.study.lanes != "no":
-        results = (workdir_lib.read_result(member.workdir, say=_say_later) for member in group)
+    if config.study.replicas != "no":
+        results = (workdir_lib.read_result(member.workdir, log_line=_log_later) for member in group)
         left = [member for member, found in zip(group, results, strict=True) if found is None]
         if len(left) > 1:
-            together = _side_by_side(config, left, make_experiment, say, told)
+            together = _side_by_side(config, left, make_experiment, log_line, reported)
     share = (time.perf_counter() - before) / max(len(together), 1)
     for member in group:
         before = time.perf_counter()
@@ -347,14 +347,14 @@ def _outcomes(
                 arm=member.arm,
                 reported=member.reported,
                 make_experiment=make_experiment,
-                say=_warnings([member], say, told),
+                log_line=_warnings([member], log_line, reported),
             )
         except NonFiniteError as error:
             outcome = error
         yield member, outcome, time.perf_counter() - before
 
 
-def _say_later(line: str) -> None:
+def _log_later(line: str) -> None:
     """Says nothing: `loop.train` looks at the same folder and does."""
     del line
 
@@ -363,41 +363,41 @@ def _side_by_side(
     config: ConfigDict,
     members: list[Member],
     make_experiment: Callable[[ConfigDict], build_lib.Experiment],
-    say: Callable[[str], None],
-    told: set[tuple[str, str]],
+    log_line: Callable[[str], None],
+    reported: set[tuple[str, str]],
 ) -> dict[int, dict[str, Any] | NonFiniteError]:
     """Returns outcomes by `id` of the member; those that cannot go side by side are left out."""
-    from distill_jax.contrib import lanes  # on top of this layer, and only where it is asked for
+    from distill_jax.contrib import replicas  # on top of this layer, and only where it is asked for
 
     arms = list(dict.fromkeys(member.arm for member in members))
     try:
-        outcomes = lanes.train(
+        outcomes = replicas.train(
             members,
             make_experiment=make_experiment,
-            only_if_faster=config.study.lanes == "auto",
-            say=_warnings(members, say, told),
+            only_if_faster=config.study.replicas == "auto",
+            log_line=_warnings(members, log_line, reported),
         )
-    except NO_LANES as error:
+    except NO_REPLICAS as error:
         if len(arms) > 1:
             found = {}
             for arm in arms:
                 own = [member for member in members if member.arm == arm]
                 if len(own) > 1:
-                    found |= _side_by_side(config, own, make_experiment, say, told)
+                    found |= _side_by_side(config, own, make_experiment, log_line, reported)
             return found
-        say(f"{arms[0]}: one run after the other ({str(error).splitlines()[0]})")
+        log_line(f"{arms[0]}: one run after the other ({str(error).splitlines()[0]})")
         return {}
     return {id(member): outcome for member, outcome in zip(members, outcomes, strict=True)}
 
 
 def _warnings(
-    members: list[Member], say: Callable[[str], None], told: set[tuple[str, str]]
+    members: list[Member], log_line: Callable[[str], None], reported: set[tuple[str, str]]
 ) -> Callable[[str], None]:
     """Returns a `say` for runs that passes on what they warn of, once for each of their arms.
 
     Args:
       members: runs that say the same.
-      say: prints a line.
+      log_line: prints a line.
       told: (arm, line) of what was passed on.
     """
     arms = list(dict.fromkeys(member.arm for member in members))
@@ -405,10 +405,10 @@ def _warnings(
     title = f"{', '.join(arms)} seed{'s'[: len(seeds) > 1]} {', '.join(seeds)}"
 
     def pass_on(line: str) -> None:
-        new = {(arm, line) for arm in arms} - told
+        new = {(arm, line) for arm in arms} - reported
         if new and line.startswith(("warning:", "damaged checkpoint")):
-            told.update(new)
-            say(f"{title}: {line}")
+            reported.update(new)
+            log_line(f"{title}: {line}")
 
     return pass_on
 

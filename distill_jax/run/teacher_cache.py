@@ -44,7 +44,7 @@ from distill_jax.core.api import Array, Batch, Model, Outputs, PyTree, Role, Sou
 from distill_jax.core.errors import CheckpointError, ConfigError, nearest
 from distill_jax.core.steps import BoundNets, teacher_view
 from distill_jax.data import loader
-from distill_jax.data.source import digest
+from distill_jax.data.source import checksum
 from distill_jax.losses.stored_labels import keep_top, restore_top
 from distill_jax.run import checkpoint, environment, paths, processes, watch, workdir
 from distill_jax.run import config as config_lib
@@ -57,7 +57,7 @@ CHUNK_BYTES = 2**25
 
 CLEAR = "delete this folder; the next run fills it again"
 
-Answer = Mapping[str, Any]
+StoredOutputs = Mapping[str, Any]
 """Stored fields by name, with a leading example axis."""
 
 
@@ -105,7 +105,7 @@ class Plan:
         leaves = jax.tree.leaves(self.fields)
         return sum(math.prod(x.shape[1:]) * x.dtype.itemsize for x in leaves)
 
-    def shapes(self, n: int, sharding: Any) -> Mapping[Role, Answer]:
+    def shapes(self, n: int, sharding: Any) -> Mapping[Role, StoredOutputs]:
         """Returns stored answers of `n` examples as shapes."""
         return jax.tree.map(
             lambda x: jax.ShapeDtypeStruct((n, *x.shape[1:]), x.dtype, sharding=sharding),
@@ -124,11 +124,11 @@ class Plan:
             "value": value.astype(dtype),
         }
 
-    def decode(self, answers: Mapping[Role, Answer]) -> dict[Role, dict[str, Array]]:
+    def decode(self, teacher_outputs: Mapping[Role, StoredOutputs]) -> dict[Role, dict[str, Array]]:
         """Returns outputs by role as networks give them, from what was stored; pure."""
-        return {role: self._decode(role, stored) for role, stored in answers.items()}
+        return {role: self._decode(role, stored) for role, stored in teacher_outputs.items()}
 
-    def _decode(self, role: Role, stored: Answer) -> dict[str, Array]:
+    def _decode(self, role: Role, stored: StoredOutputs) -> dict[str, Array]:
         if not self.top_k:
             return {name: x.astype(jnp.float32) for name, x in stored.items()}
         logits = restore_top(
@@ -148,7 +148,7 @@ class Plan:
         )
 
 
-def stand_in(
+def teacher_fn_model(
     config: ConfigDict, teacher: Callable[..., Mapping[str, Any]], view: PyTree
 ) -> dict[Role, Model]:
     """Returns a network without parameters for a role that a function answers for.
@@ -163,8 +163,12 @@ def stand_in(
     (role,) = config.cache.roles
     zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), view)
     rows = jax.tree.leaves(zeros)[0].shape[0]
-    facts = {"index": np.zeros(rows, np.int32), "epoch": np.zeros(rows, np.int32), "raw": None}
-    found = _call(teacher, zeros, facts)
+    example_info = {
+        "index": np.zeros(rows, np.int32),
+        "epoch": np.zeros(rows, np.int32),
+        "raw": None,
+    }
+    found = _call(teacher, zeros, example_info)
     shapes = {name: x.shape[1:] for name, x in found.items()}
 
     def apply(params: PyTree, state: PyTree, x: Any, *, train: bool, rngs: Any):
@@ -186,9 +190,11 @@ def find_teacher(config: ConfigDict, trusted: Collection[str]) -> Callable[..., 
     return resolve("models", config.cache.teacher, where="cache.teacher", trusted=trusted)
 
 
-def _call(teacher: Callable, view: PyTree, facts: Mapping[str, Any]) -> dict[str, np.ndarray]:
+def _call(
+    teacher: Callable, view: PyTree, example_info: Mapping[str, Any]
+) -> dict[str, np.ndarray]:
     wanted = inspect.signature(teacher).parameters
-    found = teacher(view, **{name: fact for name, fact in facts.items() if name in wanted})
+    found = teacher(view, **{name: fact for name, fact in example_info.items() if name in wanted})
     rows = jax.tree.leaves(view)[0].shape[0]
     if not isinstance(found, Mapping) or any(np.shape(x)[:1] != (rows,) for x in found.values()):
         raise ConfigError(
@@ -199,7 +205,7 @@ def _call(teacher: Callable, view: PyTree, facts: Mapping[str, Any]) -> dict[str
     return {name: np.asarray(x, np.float32) for name, x in found.items()}
 
 
-def limit(config: ConfigDict, models: Mapping[Role, Model]) -> dict[Role, Model]:
+def select_outputs(config: ConfigDict, models: Mapping[Role, Model]) -> dict[Role, Model]:
     """Returns the networks, of which the cached ones give the stored outputs alone.
 
     Raises:
@@ -318,7 +324,7 @@ class Store:
 
     def __init__(self, folder: pathlib.Path, fields: Mapping[str, Any], *, n: int, chunk: int):
         self.folder, self.fields, self.n, self.chunk = folder, fields, n, chunk
-        self._open: dict[tuple[int, int], Answer] = {}
+        self._open: dict[tuple[int, int], StoredOutputs] = {}
 
     @property
     def chunks(self) -> int:
@@ -336,7 +342,7 @@ class Store:
         """Returns the examples of a chunk."""
         return np.arange(chunk * self.chunk, min(self.n, (chunk + 1) * self.chunk))
 
-    def write(self, view: int, chunk: int, rows: Answer) -> None:
+    def write(self, view: int, chunk: int, rows: StoredOutputs) -> None:
         """Writes a chunk whole or not at all."""
         path = self.path(view, chunk)
         beside = pathlib.Path(tempfile.mkdtemp(prefix=f"{path.name}.", dir=self.folder))
@@ -364,7 +370,7 @@ class Store:
                 rows[name][here] = values[offset[here]]
         return rows
 
-    def _load(self, view: int, chunk: int) -> Answer:
+    def _load(self, view: int, chunk: int) -> StoredOutputs:
         if (view, chunk) not in self._open:
             path = self.path(view, chunk)
             try:
@@ -394,7 +400,7 @@ def _stored(dtype: np.dtype) -> np.dtype:
     return np.dtype(np.uint16) if dtype == jnp.bfloat16 else dtype
 
 
-class Answers:
+class TeacherOutputs:
     """Stored answers of all cached roles, for the loaders; `views` of each example."""
 
     def __init__(self, stores: Mapping[Role, Store], *, views: int):
@@ -435,7 +441,7 @@ def make_key(
     if data.teacher_view == "clean":
         names = (*data.eval_transforms, *data.teacher_shares)
     key = {
-        "teacher": config.cache.teacher or digest(network),
+        "teacher": config.cache.teacher or checksum(network),
         "data": source.provenance.sha256,
         "view": {
             "transforms": names,
@@ -496,8 +502,8 @@ def prepare(
     models: Mapping[Role, Model],
     frozen: Mapping[Role, tuple[PyTree, PyTree]],
     transform: Transform,
-    say: Callable[[str], None],
-) -> Answers:
+    log_line: Callable[[str], None],
+) -> TeacherOutputs:
     """Opens the cache of a run and fills what is missing.
 
     Args:
@@ -507,7 +513,7 @@ def prepare(
       models: networks by role.
       frozen: their parameters and state.
       transform: of training batches.
-      say: prints a line.
+      log_line: prints a line.
 
     Raises:
       ConfigError: the folder holds answers to other questions.
@@ -520,10 +526,12 @@ def prepare(
         stores[role] = store = open_store(folder / role, key, plan, role, n)
         find = functools.partial(store.missing, plan.views)
         missing = processes.from_first(find, where=str(folder / role))
-        say(f"teacher cache {folder / role}: {plan.describe(n)}, {len(missing)} chunks to fill")
+        log_line(
+            f"teacher cache {folder / role}: {plan.describe(n)}, {len(missing)} chunks to fill"
+        )
         if not missing:  # and the folder need not be writable
             continue
-        with _only_one(folder / role, say):
+        with _only_one(folder / role, log_line):
             missing = processes.from_first(find, where=str(folder / role))
             ask = _make_ask(config, plan, role, models, frozen, transform)
             for start in range(0, len(missing), jax.process_count()):
@@ -533,33 +541,33 @@ def prepare(
                         store.write(view, chunk, rows)
                 processes.stop_if_asked(f"while {role} was asked")
     processes.barrier("teacher_cache_filled")
-    return Answers(stores, views=plan.views)
+    return TeacherOutputs(stores, views=plan.views)
 
 
 @contextlib.contextmanager
-def _only_one(folder: pathlib.Path, say: Callable[[str], None]) -> Iterator[None]:
+def _only_one(folder: pathlib.Path, log_line: Callable[[str], None]) -> Iterator[None]:
     """Lets one run at a time fill a cache; others wait, since they need the same rows."""
-    stack, told = contextlib.ExitStack(), False
+    stack, reported = contextlib.ExitStack(), False
 
     def take() -> str:
         try:
-            stack.enter_context(workdir.hold(folder, say=lambda line: None))
+            stack.enter_context(workdir.hold(folder, log_line=lambda line: None))
             return ""
         except workdir.InUse as error:
             return error.what
 
     with stack:
         while what := processes.from_first(take, where=str(folder / workdir.LOCK)):
-            if not told:
-                say(f"waiting for teacher cache {folder}: {what}")
-            told = True
+            if not reported:
+                log_line(f"waiting for teacher cache {folder}: {what}")
+            reported = True
             processes.stop_if_asked("while another run filled the teacher cache")
             watch.alive()
             time.sleep(1)
         yield
 
 
-def _make_ask(config, plan, role, models, frozen, transform) -> Callable[[Batch], Answer]:
+def _make_ask(config, plan, role, models, frozen, transform) -> Callable[[Batch], StoredOutputs]:
     """Returns a function from a raw batch on the host to what is stored of it, on the host."""
     mesh = partition.make_mesh(devices=jax.local_devices())
     whole, split = partition.replicated(mesh), partition.over_batch(mesh)
@@ -581,14 +589,16 @@ def _make_ask(config, plan, role, models, frozen, transform) -> Callable[[Batch]
 
     def call(batch):
         view = jax.device_get(look(key, jax.device_put(batch, split)))
-        facts = {"raw": batch["input"], "index": batch["index"], "epoch": batch["epoch"]}
-        found = _call(teacher, view, facts)
+        example_info = {"raw": batch["input"], "index": batch["index"], "epoch": batch["epoch"]}
+        found = _call(teacher, view, example_info)
         return jax.device_get(plan.encode({name: jnp.asarray(found[name]) for name in names}))
 
     return call
 
 
-def _fill(plan: Plan, source: Source, store: Store, ask, view: int, chunk: int) -> Answer | None:
+def _fill(
+    plan: Plan, source: Source, store: Store, ask, view: int, chunk: int
+) -> StoredOutputs | None:
     """Asks for the rows of a chunk, in batches of the size that devices see in training.
 
     None where a signal asks to stop.

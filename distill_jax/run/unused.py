@@ -76,9 +76,9 @@ def unread_values(flat: Mapping[str, Any]) -> Iterator[Unread]:
     def unread(paths: list[str], why: str, hint: str) -> Iterator[Unread]:
         yield from (Unread(path, why, hint) for path in paths)
 
-    if not flat["weigher.name"]:
-        hint = "set weigher.name, or leave it at its default"
-        yield from unread(below("weigher", "bilevel"), "no weigher is named", hint)
+    if not flat["weighting.name"]:
+        hint = "set weighting.name, or leave it at its default"
+        yield from unread(below("weighting", "bilevel"), "no weighting is named", hint)
     if not flat["lookahead.steps"]:
         hint = "set lookahead.steps, or leave it at its default"
         yield from unread(below("lookahead"), "lookahead.steps is 0", hint)

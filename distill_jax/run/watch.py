@@ -2,7 +2,7 @@
 
 One loop runs in a process at a time. It says what it does with `enter` and `during`; a thread of
 the watch's own writes that down, and tells when nothing has happened for too long. Code far from
-the loop (a barrier, the feed of a lane) reaches the watch of the moment through the functions of
+the loop (a barrier, the feed of a replica) reaches the watch of the moment through the functions of
 this module; without one they do nothing. The loop never waits for a file.
 """
 
@@ -77,7 +77,7 @@ class Watch:
         so long the run is told to stall. 0 is off.
       on_stall: "report", or "exit" with code `STALLED`.
       process: number of this process.
-      say: prints a line.
+      log_line: prints a line.
       clock: seconds, monotonic.
       end: ends the process with a code.
 
@@ -96,13 +96,13 @@ class Watch:
         stall_seconds: float = 0.0,
         on_stall: str = "report",
         process: int = 0,
-        say: Callable[[str], None] = print,
+        log_line: Callable[[str], None] = print,
         clock: Callable[[], float] = time.monotonic,
         end: Callable[[int], None] = os._exit,
     ):
         self._folders, self._total, self._process = tuple(folders), total, process
         self._patience, self._on_stall = stall_seconds, on_stall
-        self._say, self._clock, self._end = say, clock, end
+        self._log_line, self._clock, self._end = log_line, clock, end
         self._host, self._suffix = socket.gethostname(), f"-{process}" if process else ""
         self.step, self.started = 0, False
         self.spent: dict[str, float] = collections.defaultdict(float)
@@ -184,7 +184,7 @@ class Watch:
                 "type or sharding than before, or it is made anew for each call"
             )
             self.recompiled.append(line)
-            self._say(line)
+            self._log_line(line)
 
     def check(self) -> None:
         """Tells, once, that nothing has happened for too long."""
@@ -215,7 +215,7 @@ class Watch:
             self.beat("stalled")
             self._end(STALLED)
 
-    def tell(self) -> None:
+    def report(self) -> None:
         """Says what takes long before the first step, or is done for the first time."""
         at = phase, since = self._at
         if self._process or (self.started and self.kind in self._seen):
@@ -225,7 +225,7 @@ class Watch:
         waited = self._clock() - since
         if waited >= self._patient:
             self._patient = 2 * waited
-            self._say(f"{_PHASES.get(phase, phase)}, for {waited:.0f} s so far")
+            self._log_line(f"{_PHASES.get(phase, phase)}, for {waited:.0f} s so far")
 
     def beat(self, phase: str = "") -> None:
         """Writes the heartbeats, each whole or not at all."""
@@ -258,7 +258,7 @@ class Watch:
             if self._closed.wait(pause):
                 return
             self.check()
-            self.tell()
+            self.report()
 
     def __enter__(self) -> "Watch":
         global _current
@@ -299,9 +299,9 @@ def during(phase: str, kind: str = "") -> contextlib.AbstractContextManager[None
     return contextlib.nullcontext() if _current is None else _current.during(phase, kind)
 
 
-def _compiled(event: str, duration_secs: float, **facts: Any) -> None:
+def _compiled(event: str, duration_secs: float, **info: Any) -> None:
     if event == COMPILED and _current is not None:
-        _current.compiled(str(facts.get("fun_name", "a program")), duration_secs)
+        _current.compiled(str(info.get("fun_name", "a program")), duration_secs)
 
 
 _listening: list[str] = []

@@ -54,7 +54,7 @@ MARK = ".distill_jax.json"
 
 LOCK = ".distill_jax.lock"
 
-DIGEST = "digest.json"
+CHECKSUMS = "digest.json"
 INDEX = "index.json"
 META = "meta/metadata"
 
@@ -98,7 +98,7 @@ STALE_SECONDS = 60.0
 """A lock of another machine without a sign of life for so long is taken over. File attributes that
 an NFS client caches (up to 60 s) do not count: the lock is opened before its time is read."""
 
-NEUTRAL = (
+RUNTIME_ONLY = (
     "mesh.",
     "partition.",
     "log.",
@@ -151,13 +151,13 @@ def peek(path: pathlib.Path) -> Any:
 
 
 def read_result(
-    folder: pathlib.Path, *, say: Callable[[str], None] = print
+    folder: pathlib.Path, *, log_line: Callable[[str], None] = print
 ) -> dict[str, Any] | None:
     """Returns the result of a finished run, None where it is not finished or is damaged.
 
     Args:
       folder: of the run.
-      say: prints a line.
+      log_line: prints a line.
     """
     try:
         result = read_json(folder / "result.json", shape={"status": str})
@@ -167,7 +167,7 @@ def read_result(
     except MissingFile:
         pass
     except DamagedFile as error:
-        say(f"warning: {error}; it is made again from the checkpoints")
+        log_line(f"warning: {error}; it is made again from the checkpoints")
     return None
 
 
@@ -261,7 +261,7 @@ def finished_steps(checkpoints: pathlib.Path) -> list[int]:
     """Returns the steps that were saved to their end, oldest first."""
     try:
         folders = [p for p in checkpoints.iterdir() if not p.is_symlink()]
-        names = [p.name for p in folders if (p / DIGEST).exists()]
+        names = [p.name for p in folders if (p / CHECKSUMS).exists()]
     except OSError:
         return []
     return sorted(step for step in map(step_number, names) if step is not None)
@@ -275,7 +275,7 @@ def read_meta(step: pathlib.Path) -> Mapping[str, Any]:
     """
     try:
         data = read_bytes(step / META)
-        written = read_json(step / DIGEST).get(META)
+        written = read_json(step / CHECKSUMS).get(META)
         if hashlib.blake2b(data, digest_size=16).hexdigest() != written:
             raise CheckpointError(f"{META} differs from what was written", where=str(step))
         meta = parse_json(data, step / META, shape={"step": int}, optional=META_PARTS)
@@ -334,7 +334,7 @@ def remove_step(path: pathlib.Path) -> None:
 
     What this program did not write stays, and so does then the folder.
     """
-    (path / DIGEST).unlink(missing_ok=True)
+    (path / CHECKSUMS).unlink(missing_ok=True)
     for item in path.iterdir() if path.is_dir() else ():
         if _STEP_ITEM.fullmatch(item.name):
             if item.is_dir():
@@ -554,7 +554,7 @@ def _is_here(owner: Mapping[str, Any]) -> bool:
     return owner.get("boot") == _boot()
 
 
-def _acquire(folder: pathlib.Path, say: Callable[[str], None]) -> _Lock:
+def _acquire(folder: pathlib.Path, log_line: Callable[[str], None]) -> _Lock:
     """Takes the lock of a folder.
 
     The lock is a file that is made by `link`, which NFS carries out atomically, with its content
@@ -607,7 +607,7 @@ def _acquire(folder: pathlib.Path, say: Callable[[str], None]) -> _Lock:
             elif age < STALE_SECONDS:
                 if seen is None:
                     seen, about = (owner.get("token", ""), when), _in_use(folder, owner).what
-                    say(f"{folder}: {about}; waiting for a sign of life")
+                    log_line(f"{folder}: {about}; waiting for a sign of life")
                 elif seen != (owner.get("token", ""), when):
                     raise _in_use(folder, owner)
                 time.sleep(0.2)
@@ -683,12 +683,12 @@ def _in_use(folder: pathlib.Path, owner: Mapping[str, Any]) -> InUse:
 
 
 @contextlib.contextmanager
-def hold(folder: pathlib.Path, *, say: Callable[[str], None] = print) -> Iterator[None]:
+def hold(folder: pathlib.Path, *, log_line: Callable[[str], None] = print) -> Iterator[None]:
     """Holds the lock of a folder that exists; within itself it does nothing.
 
     Args:
       folder: to hold.
-      say: prints a line.
+      log_line: prints a line.
 
     Raises:
       InUse: another process holds it.
@@ -699,7 +699,7 @@ def hold(folder: pathlib.Path, *, say: Callable[[str], None] = print) -> Iterato
         yield
         return
     with _writable(folder):
-        lock = _acquire(folder, say)
+        lock = _acquire(folder, log_line)
     _held[folder] = lock
     if os.getpid() not in _beating:
         _beating[:] = [os.getpid()]
@@ -754,7 +754,7 @@ def claim(
     *,
     start_over: bool = False,
     with_peers: bool = True,
-    say: Callable[[str], None] = print,
+    log_line: Callable[[str], None] = print,
 ) -> Iterator[None]:
     """Makes a folder this program's and this process's own for the time of the block.
 
@@ -768,7 +768,7 @@ def claim(
       start_over: whether what an earlier run has left there is set aside.
       with_peers: whether processes that JAX knows take part. A launcher must not wake JAX, which
         takes hold of devices.
-      say: prints a line.
+      log_line: prints a line.
 
     Raises:
       InUse: another process writes to it.
@@ -781,7 +781,7 @@ def claim(
         return
     stack = contextlib.ExitStack()
     with stack:
-        enter = lambda: _enter(stack, folder, kind, start_over, say)  # noqa: E731
+        enter = lambda: _enter(stack, folder, kind, start_over, log_line)  # noqa: E731
         if with_peers:
             from distill_jax.run import processes
 
@@ -789,7 +789,7 @@ def claim(
         else:
             moved = enter()
         if moved:
-            say(f"set aside what was there: {moved}")
+            log_line(f"set aside what was there: {moved}")
         _claimed.add(folder)
         stack.callback(_claimed.discard, folder)
         yield
@@ -800,7 +800,7 @@ def _enter(
     folder: pathlib.Path,
     kind: str,
     start_over: bool,
-    say: Callable[[str], None],
+    log_line: Callable[[str], None],
 ) -> str | None:
     """Claims a folder until the stack unwinds; returns where earlier content was moved."""
     for above in folder.parents:
@@ -816,7 +816,7 @@ def _enter(
         began = {p.name for p in folder.iterdir()}
     leave = _Leave(folder, kind, made, marked=MARK in began)
     stack.push(leave.remove_folders)
-    stack.enter_context(hold(folder, say=say))
+    stack.enter_context(hold(folder, log_line=log_line))
     with _writable(folder):
         refuse_foreign(folder, kind)
         for path in folder.glob(_TEMPORARY):
@@ -905,7 +905,7 @@ def check_config(config: ConfigDict, folder: pathlib.Path) -> None:
         if name in config.roles and _moved(role.init, config.roles[name].init, folder):
             role.init = config.roles[name].init
     changes = config_lib.differences(before, config)
-    changes = [change for change in changes if not change.startswith(NEUTRAL)]
+    changes = [change for change in changes if not change.startswith(RUNTIME_ONLY)]
     if changes:
         raise ConfigError(
             "holds a run of another config:\n    " + "\n    ".join(changes),
@@ -1018,8 +1018,8 @@ class Alike:
 
 def arithmetic(environment: Mapping[str, Any]) -> dict[str, Any]:
     """Returns what of an environment may change the bits that a run computes, by name."""
-    facts = ("platform", "device", "devices", "processes", "x64")
-    found = {name: environment[name] for name in facts if name in environment}
+    fields = ("platform", "device", "devices", "processes", "x64")
+    found = {name: environment[name] for name in fields if name in environment}
     versions = environment.get("versions")
     return (dict(versions) if isinstance(versions, Mapping) else {}) | found
 

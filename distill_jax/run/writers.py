@@ -52,7 +52,7 @@ class JsonlWriter:
       path: the file; created where it is absent.
       resume_step: step at which the run continues, see `resume_lines`; what is there of this step
         is not written again, so that a resumed run repeats none.
-      say: prints a line.
+      log_line: prints a line.
     """
 
     def __init__(
@@ -60,11 +60,11 @@ class JsonlWriter:
         path: str | os.PathLike[str],
         *,
         resume_step: int = 0,
-        say: Callable[[str], None] = print,
+        log_line: Callable[[str], None] = print,
     ):
         self._path = pathlib.Path(path)
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        rows = resume_lines(self._path, resume_step, say=say)
+        rows = resume_lines(self._path, resume_step, log_line=log_line)
         at_step = (row for row in rows if row["step"] == resume_step)
         self._there = {(resume_step, frozenset(row)) for row in at_step}
         self._file = self._path.open("a", encoding="utf-8")
@@ -82,7 +82,7 @@ class JsonlWriter:
 
 
 def resume_lines(
-    path: pathlib.Path, step: int, *, say: Callable[[str], None] = print
+    path: pathlib.Path, step: int, *, log_line: Callable[[str], None] = print
 ) -> list[dict[str, Any]]:
     """Drops the rows of a JSON-lines file after a step, and a last line that a kill cut off.
 
@@ -92,7 +92,7 @@ def resume_lines(
     Args:
       path: the file; may be absent.
       step: the last step to keep.
-      say: prints a line.
+      log_line: prints a line.
 
     Returns:
       The rows that stay.
@@ -105,7 +105,7 @@ def resume_lines(
         with aside.open("ab") as file:
             file.writelines(line.data for line in damaged)
         n = "1 line" if len(damaged) == 1 else f"{len(damaged)} lines"
-        say(
+        log_line(
             f"warning: {n} of {path.name} cannot be read and moved to {aside.name}; curves and "
             "alarms go on without what they said"
         )
@@ -144,7 +144,7 @@ class TensorBoardWriter:
     Args:
       folder: where the event files go.
       resume_step: TensorBoard hides events of an earlier attempt beyond this step.
-      say: prints a line.
+      log_line: prints a line.
 
     Raises:
       UserError: where tensorboardX is not installed.
@@ -155,10 +155,10 @@ class TensorBoardWriter:
         folder: str | os.PathLike[str],
         *,
         resume_step: int = 0,
-        say: Callable[[str], None] = print,
+        log_line: Callable[[str], None] = print,
     ):
         self._modules = _import_tensorboardx()
-        self._folder, self._say, self._file, self._flushed = folder, say, None, 0.0
+        self._folder, self._log_line, self._file, self._flushed = folder, log_line, None, 0.0
         protocol = self._modules[1]
         with self._tolerated():
             os.makedirs(folder, exist_ok=True)
@@ -179,7 +179,7 @@ class TensorBoardWriter:
                 if failed is not None:
                     failed.close()
             first = text_of(error) or type(error).__name__
-            self._say(f"warning: no TensorBoard events from now on: {self._folder}: {first}")
+            self._log_line(f"warning: no TensorBoard events from now on: {self._folder}: {first}")
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
         if self._file is None:
@@ -250,7 +250,7 @@ def make_writer(
     resume_step: int = 0,
     tensorboard: bool = False,
     is_main: bool = True,
-    say: Callable[[str], None] = print,
+    log_line: Callable[[str], None] = print,
 ) -> MultiWriter:
     """Builds the writer of a run: `metrics.jsonl` and, if asked, `tensorboard/` in the workdir.
 
@@ -259,17 +259,17 @@ def make_writer(
       resume_step: step at which the run continues.
       tensorboard: whether to write TensorBoard events too.
       is_main: whether this process writes; in a multi-process run only the first one does.
-      say: prints a line.
+      log_line: prints a line.
     """
     if not is_main:
         return MultiWriter()
     workdir = pathlib.Path(workdir)
     writers: list[Writer] = [
-        JsonlWriter(workdir / "metrics.jsonl", resume_step=resume_step, say=say)
+        JsonlWriter(workdir / "metrics.jsonl", resume_step=resume_step, log_line=log_line)
     ]
     if tensorboard:
         folder = workdir / "tensorboard"
-        writers.append(TensorBoardWriter(folder, resume_step=resume_step, say=say))
+        writers.append(TensorBoardWriter(folder, resume_step=resume_step, log_line=log_line))
     return MultiWriter(writers)
 
 

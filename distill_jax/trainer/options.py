@@ -9,7 +9,7 @@ from jax.sharding import Mesh
 from distill_jax.core.errors import ConfigError, nearest
 from distill_jax.core.precision import COMPUTE_DTYPES
 
-NONFINITE = ("keep", "tell", "skip")
+NONFINITE = ("keep", "report", "skip")
 
 
 class LookAhead(NamedTuple):

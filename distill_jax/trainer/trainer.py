@@ -11,7 +11,7 @@ import numpy as np
 import optax
 from flax import struct
 
-from distill_jax.core import bilevel, partition, rng, state, steps, weighing
+from distill_jax.core import bilevel, partition, rng, state, steps, weighted_objective
 from distill_jax.core.api import (
     Array,
     Batch,
@@ -27,7 +27,7 @@ from distill_jax.core.api import (
     Transform,
 )
 from distill_jax.core.errors import ConfigError, nearest
-from distill_jax.core.weighing import Weighed
+from distill_jax.core.weighted_objective import WeightedObjective
 from distill_jax.trainer.options import Options
 from distill_jax.trainer.passes import dataset_pass
 from distill_jax.trainer.update import make_update
@@ -159,11 +159,11 @@ class Trainer:
         self._in_flight: collections.deque[Array] = collections.deque()
 
     def _two_levels(self, inner: Any, outer: Any) -> Any:
-        if not isinstance(self.objective, Weighed):
+        if not isinstance(self.objective, WeightedObjective):
             raise ConfigError("outer_optimizer needs a WeightedObjective")
         if self.options.accum_steps > 1:
             raise ConfigError("accum_steps is 1 where the weighting is learned")
-        roles = tuple(r for r in weighing.networks(self.objective) if r in self.trained)
+        roles = tuple(r for r in weighted_objective.networks(self.objective) if r in self.trained)
         self.bilevel = self.bilevel or bilevel.Bilevel()
         return bilevel.Optimizers(inner, outer, roles)
 
@@ -173,7 +173,7 @@ class Trainer:
     def _reads_index(self) -> bool:
         """Whether the objective keeps a value of each training example."""
         objective: Any = self.objective
-        while isinstance(objective, Weighed):
+        while isinstance(objective, WeightedObjective):
             objective = objective.objective
         return hasattr(objective, "num_examples")
 

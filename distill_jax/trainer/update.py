@@ -5,7 +5,7 @@ from typing import Any
 
 from distill_jax.core import bilevel, lookahead, steps
 from distill_jax.core.api import Model, Objective, Role
-from distill_jax.core.weighing import Weighed
+from distill_jax.core.weighted_objective import WeightedObjective
 from distill_jax.trainer.options import Options
 
 
@@ -39,10 +39,10 @@ def make_update(
         "ema": averages,
         "grad_norm": options.grad_norm,
         "skip_nonfinite": options.nonfinite == "skip",
-        "tell_nonfinite": options.nonfinite == "tell",
+        "report_nonfinite": options.nonfinite == "report",
     }
     if isinstance(optimizer, bilevel.Optimizers):
-        assert isinstance(objective, Weighed)
+        assert isinstance(objective, WeightedObjective)
         how = two_level or bilevel.Bilevel()
         update = bilevel.make_bilevel_step(objective, models, optimizer, how, outer=outer, **shared)
     else:

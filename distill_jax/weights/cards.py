@@ -8,7 +8,7 @@ from distill_jax.core.errors import ConfigError, nearest
 
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos")
 RANGES = ("uint8", "unit")
-ORDERS = ("rgb", "bgr", "grey")
+UPDATES = ("rgb", "bgr", "grey")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -40,7 +40,7 @@ class Preprocessing:
         for name, known in (
             ("interpolation", INTERPOLATIONS),
             ("value_range", RANGES),
-            ("channel_order", ORDERS),
+            ("channel_order", UPDATES),
         ):
             if (value := getattr(self, name)) not in known:
                 raise ConfigError(f"no {name} {value!r}", where=name, hint=nearest(value, known))

@@ -130,8 +130,8 @@ def test_frozen_networks_get_no_gradient_and_no_state(name):
         terms = made.objective.loss(nets, batch, states[0].memory, states[0].step)
         return steps.mean_loss(terms, batch["mask"], batch["mask"].sum())[0]
 
-    found = structure.facts_of(jax.grad(loss), made.frozen) if made.frozen else {}
-    assert all(fact.zero for fact in jax.tree.leaves(found, is_leaf=structure.is_fact))
+    found = structure.dependence_of(jax.grad(loss), made.frozen) if made.frozen else {}
+    assert all(fact.zero for fact in jax.tree.leaves(found, is_leaf=structure.is_dependence))
     for part in (states[0].params, states[0].model_state, states[0].targets):
         assert not set(part) & set(made.frozen)
 

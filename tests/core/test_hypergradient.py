@@ -10,27 +10,27 @@ import optax
 import pytest
 
 from distill_jax.core import bilevel, hypergradient, rng, state, steps
-from distill_jax.core.api import Model, Weigher
+from distill_jax.core.api import ExampleWeighting, Model
 from distill_jax.core.bilevel import Bilevel, Optimizers
 from distill_jax.core.errors import ConfigError
 from distill_jax.core.optim import make_schedule
-from distill_jax.core.weighing import Weighed
+from distill_jax.core.weighted_objective import WeightedObjective
 from distill_jax.objectives.kd import KD
 from tests import harness
 
-SIGNALS = ("cross_entropy", "distillation")
+LOSS_TERMS = ("cross_entropy", "distillation")
 
 
 @dataclasses.dataclass(frozen=True)
-class ByProbabilities(Weigher):
+class ByProbabilities(ExampleWeighting):
     """A small network over student and teacher probabilities and the label."""
 
-    roles = ("weigher",)
+    roles = ("weighting",)
 
     def __call__(self, nets, evidence, step):
         del step
         s, t = (jax.nn.softmax(evidence.logits[r]) for r in ("student", "teacher"))
-        found, _ = nets("weigher", jnp.concatenate([s, t, evidence.label_probs], axis=-1))
+        found, _ = nets("weighting", jnp.concatenate([s, t, evidence.label_probs], axis=-1))
         ratio = jax.nn.sigmoid(found["logits"][:, 0])
         return jnp.stack([1 - ratio, ratio], axis=1)
 
@@ -86,29 +86,29 @@ def stacked(batches):
 class Problem:
     """A student with batch norm, an optimizer after some steps, and the brute-force gradient."""
 
-    def __init__(self, tx, *, b=16, warm_steps=3, **weighed):
+    def __init__(self, tx, *, b=16, warm_steps=3, **weighted):
         self.tx = tx
-        self.weighed = Weighed(
+        self.weighted = WeightedObjective(
             objective=KD(temperature=2.0),
-            weigher=ByProbabilities(),
-            signals=SIGNALS,
+            weighting=ByProbabilities(),
+            loss_terms=LOSS_TERMS,
             num_classes=harness.K,
-            **weighed,
+            **weighted,
         )
         net = harness.tiny_model(batch_norm=True)
-        self.models = {"student": net, "teacher": net, "weigher": weigher_model()}
+        self.models = {"student": net, "teacher": net, "weighting": weigher_model()}
         self.outer_tx = optax.sgd(1.0)
-        self.optimizers = Optimizers(tx, self.outer_tx, ("weigher",))
+        self.optimizers = Optimizers(tx, self.outer_tx, ("weighting",))
         self.train = harness.make_batch(b)
         self.train["mask"] = jnp.asarray(np.arange(b) != 3, float)
         self.held_out = harness.make_batch(12, seed=1)
-        shapes = state.infer_shapes(self.weighed, self.models, self.train)
+        shapes = state.infer_shapes(self.weighted, self.models, self.train)
         make = state.make_init(
-            self.weighed,
+            self.weighted,
             self.models,
             self.optimizers,
             shapes,
-            trainable=("student", "weigher"),
+            trainable=("student", "weighting"),
             ema={},
         )
         self.key = jax.random.key(3)
@@ -145,11 +145,11 @@ class Problem:
 
     def make(self, options, **kwargs):
         return bilevel.make_bilevel_step(
-            self.weighed, self.models, self.optimizers, options, **kwargs
+            self.weighted, self.models, self.optimizers, options, **kwargs
         )
 
     def gradient(self, options, *, train=None):
-        """What the step takes from the weigher's parameters; the outer optimizer is SGD of 1."""
+        """What the step takes from the weighting's parameters; the outer optimizer is SGD of 1."""
         return self.gradients(options, train=train)(self.key)
 
     def gradients(self, options, *, train=None):
@@ -159,14 +159,14 @@ class Problem:
 
         def gradient(key):
             new, metrics = jax.device_get(step(self.state, self.frozen, fed, key))
-            before = jax.device_get(self.state.params["weigher"])
-            return jax.tree.map(np.subtract, before, new.params["weigher"]), new, metrics
+            before = jax.device_get(self.state.params["weighting"])
+            return jax.tree.map(np.subtract, before, new.params["weighting"]), new, metrics
 
         return gradient
 
     def brute_force(self, batches):
         """Autodiff of the outer loss through the inner steps on `batches`, weights included."""
-        objective = self.weighed.objective
+        objective = self.weighted.objective
         fixed = {r: p for r, (p, _) in self.frozen.items()}
         fixed_state = {r: s for r, (_, s) in self.frozen.items()} | dict(self.state.model_state)
 
@@ -174,22 +174,22 @@ class Problem:
             nets = steps.BoundNets(self.models, fixed | params, fixed_state, key=self.key)
             return objective.loss(nets, batch, {}, self.state.step)
 
-        def inner_loss(student, weigher, batch):
+        def inner_loss(student, weighting, batch):
             terms = terms_of({"student": student}, batch)
             s, t = (jax.nn.softmax(terms.logits[r]) for r in ("student", "teacher"))
-            if self.weighed.stop_features:
+            if self.weighted.stop_features:
                 s = jax.lax.stop_gradient(s)
             x = jnp.concatenate([s, t, jax.nn.one_hot(batch["label"], harness.K)], axis=-1)
-            h = jnp.tanh(x @ weigher["first"]["kernel"]) @ weigher["last"]["kernel"]
+            h = jnp.tanh(x @ weighting["first"]["kernel"]) @ weighting["last"]["kernel"]
             ratio = jax.nn.sigmoid(h[:, 0])
             per_example = (1 - ratio) * terms.values["cross_entropy"]
             per_example += ratio * terms.values["distillation"]
             return (batch["mask"] * per_example).sum() / batch["mask"].sum()
 
-        def outer(weigher):
+        def outer(weighting):
             def advance(carry, batch):
                 student, opt = carry
-                grads = jax.grad(inner_loss)(student, weigher, batch)
+                grads = jax.grad(inner_loss)(student, weighting, batch)
                 updates, opt = self.tx.update({"student": grads}, opt, {"student": student})
                 return (optax.apply_updates({"student": student}, updates)["student"], opt), None
 
@@ -200,7 +200,7 @@ class Problem:
                 (student, _), _ = jax.lax.scan(advance, carry, stacked(batches))
             return terms_of({"student": student}, self.held_out).values["cross_entropy"].mean()
 
-        return jax.jit(jax.grad(outer))(self.state.params["weigher"])
+        return jax.jit(jax.grad(outer))(self.state.params["weighting"])
 
 
 @functools.cache
@@ -225,15 +225,15 @@ def slow(*values):
 @pytest.mark.parametrize(
     "name", together(*CHAINS, slow=("heavy_ball", "nesterov", "schedule", "lamb"))
 )
-@pytest.mark.parametrize("order", ["real", slow("virtual")])
+@pytest.mark.parametrize("order", ["after_step", slow("lookahead")])
 def test_one_step_equals_brute_force(name, order):
     with jax.enable_x64(True):
         problem, want = solved(name)
-        got, _, metrics = problem.gradient(Bilevel(order=order))
+        got, _, metrics = problem.gradient(Bilevel(outer_update=order))
         assert harness.max_relative(want, got) < 1e-10
         assert metrics["outer_grad_norm"] > 0
-        if name in ("nesterov", "clip_adamw") and order == "real":
-            low, _, _ = problem.gradient(Bilevel(order=order, low_memory=True))
+        if name in ("nesterov", "clip_adamw") and order == "after_step":
+            low, _, _ = problem.gradient(Bilevel(outer_update=order, low_memory=True))
             assert harness.max_relative(want, low) < 1e-10
 
 
@@ -267,7 +267,7 @@ def test_unrolled_steps_equal_brute_force(name, k):
         batches = [problem.train, *(harness.make_batch(16, seed=20 + i) for i in range(1, k))]
         want = problem.brute_force(batches)
         train = problem.train if k == 1 else stacked(batches)
-        got, _, _ = problem.gradient(Bilevel(order="virtual", unroll=k), train=train)
+        got, _, _ = problem.gradient(Bilevel(outer_update="lookahead", unroll=k), train=train)
         assert harness.max_relative(want, got) < 1e-10
 
 
@@ -299,7 +299,9 @@ def test_part_of_the_batch_is_unbiased_without_batch_norm():
         problem.models["student"] = problem.models["teacher"] = net
         want, _, _ = problem.gradient(Bilevel())
         # With or without a forward pass of its own.
-        ways = [problem.gradients(Bilevel(part=0.25, low_memory=low)) for low in (False, True)]
+        ways = [
+            problem.gradients(Bilevel(jvp_fraction=0.25, low_memory=low)) for low in (False, True)
+        ]
 
         @jax.jit
         def first_row(key):
@@ -323,13 +325,15 @@ def test_weigher_learns_only_in_outer_steps():
         problem.state, problem.frozen, problem.train, problem.key
     )
     same = jax.tree.map(
-        lambda a, b: bool((a == b).all()), problem.state.params["weigher"], inner.params["weigher"]
+        lambda a, b: bool((a == b).all()),
+        problem.state.params["weighting"],
+        inner.params["weighting"],
     )
     assert all(jax.tree.leaves(same)) and "outer_loss" not in metrics
     moved, outer, metrics = problem.gradient(Bilevel())
     assert all(np.any(x) for x in jax.tree.leaves(moved))
     assert np.isfinite(metrics["outer_loss"])
-    # In real order the student's step is the same whether or not the weigher learns after it.
+    # After the step the student's step is the same whether or not the weighting learns after it.
     assert harness.max_relative(inner.params["student"], outer.params["student"]) < 1e-6
 
 
@@ -383,11 +387,11 @@ def test_adam_slope_at_zero_is_that_of_the_limit():
     "kwargs, word",
     [
         ({"method": "exactt"}, "did you mean 'exact'"),
-        ({"order": "rael"}, "did you mean 'real'"),
-        ({"part": 0.3}, "whole number"),
-        ({"unroll": 2}, "order=virtual"),
+        ({"outer_update": "after_stp"}, "did you mean 'after_step'"),
+        ({"jvp_fraction": 0.3}, "whole number"),
+        ({"unroll": 2}, "outer_update=lookahead"),
         ({"unroll": 0}, "at least 1"),
-        ({"method": "last_layer", "part": 0.5}, "set part to 1"),
+        ({"method": "last_layer", "jvp_fraction": 0.5}, "set jvp_fraction to 1"),
     ],
 )
 def test_wrong_options_are_refused(kwargs, word):
@@ -399,12 +403,14 @@ def test_a_weight_column_for_one_number_is_refused():
     """A `[b, 1]` ratio against losses `[b]` would broadcast."""
 
     @dataclasses.dataclass(frozen=True)
-    class Column(Weigher):
+    class Column(ExampleWeighting):
         def __call__(self, nets, evidence, step):
             del nets, step
             return jnp.full((evidence.mask.shape[0], 1), 0.5)
 
     net = harness.tiny_model()
-    weighed = Weighed(objective=KD(), weigher=Column(), signals=SIGNALS, num_classes=harness.K)
+    weighted = WeightedObjective(
+        objective=KD(), weighting=Column(), loss_terms=LOSS_TERMS, num_classes=harness.K
+    )
     with pytest.raises(ConfigError, match=r"shape \(16, 1\)"):
-        state.infer_shapes(weighed, {"student": net, "teacher": net}, harness.make_batch())
+        state.infer_shapes(weighted, {"student": net, "teacher": net}, harness.make_batch())

@@ -152,7 +152,7 @@ def test_pseudo_labels_are_for_confident_answers_on_examples_without_a_label():
         "labelled": jnp.array([0.0, 0.0, 2.0, 2.0]),
     }
 
-    def nets(role, *inputs, train=False, learn=True):
+    def nets(role, *inputs, train=False, stop_gradient_params=False):
         return {"logits": jnp.asarray(student if role == "student" else sure)}, {}
 
     terms = self_training.make(weight=0.5).loss(nets, batch, {}, jnp.int32(0))

@@ -198,7 +198,7 @@ def test_provenance_is_the_digest_of_the_arrays(tmp_path):
     a, b = (avazu.make(path=path, buckets=buckets) for buckets in (BUCKETS, BUCKETS + 1))
     ids, numeric, labels = rows_of(a.test)
     arrays = {"input": {"categorical": ids, "numeric": numeric}, "label": labels}
-    assert a.test.provenance.sha256 == source.digest(arrays) != b.test.provenance.sha256
+    assert a.test.provenance.sha256 == source.checksum(arrays) != b.test.provenance.sha256
     assert a.test.provenance.origin == path and a.test.provenance.n == len(a.test) == 4
 
 

@@ -88,8 +88,8 @@ def test_the_digest_of_a_subset_covers_parent_and_indices():
 def test_digest_depends_on_names_dtypes_shapes_and_bytes():
     x = np.arange(6, dtype=np.int32)
     trees = [{"a": x}, {"b": x}, {"a": x.reshape(2, 3)}, {"a": x.view(np.uint32)}, {"a": x + 1}]
-    assert len({source.digest(tree) for tree in trees}) == len(trees)
-    assert source.digest({"a": x}) == source.digest({"a": x.copy()})
+    assert len({source.checksum(tree) for tree in trees}) == len(trees)
+    assert source.checksum({"a": x}) == source.checksum({"a": x.copy()})
 
 
 def test_the_split_is_disjoint_complete_and_stratified():
@@ -156,7 +156,7 @@ def test_the_embedded_asset_is_the_pinned_one():
     licences = (ROOT / "DATA_LICENSES.md").read_text()
     assert sha256 in licences and "Zalando SE" in licences
     with np.load(asset) as arrays:
-        assert source.digest(dict(arrays)) in licences
+        assert source.checksum(dict(arrays)) in licences
 
 
 def test_fashion_mnist_5k():
@@ -192,7 +192,7 @@ def test_the_build_script_writes_equal_bytes_for_equal_arrays():
     with np.load(asset) as arrays:
         again = build.npz_bytes(dict(arrays))
     with np.load(io.BytesIO(again)) as copy, np.load(asset) as arrays:
-        assert source.digest(dict(copy)) == source.digest(dict(arrays))
+        assert source.checksum(dict(copy)) == source.checksum(dict(arrays))
 
 
 @pytest.mark.parametrize("compress", [False, True])

@@ -132,7 +132,7 @@ def test_the_embedded_asset_is_the_pinned_one(module):
     licences = (ROOT / "DATA_LICENSES.md").read_text()
     assert sha256 == module.SHA256 and sha256 in licences
     with np.load(asset) as arrays:
-        assert source.digest(dict(arrays)) in licences
+        assert source.checksum(dict(arrays)) in licences
     p = module.make().test.provenance
     assert (p.sha256, p.licence) == (sha256, "CC-BY-4.0")
     assert p.origin == f"distill_jax/data/assets/{module.ASSET}" and p.n == len(module.make().test)

@@ -72,9 +72,9 @@ def test_knn_equals_scikit_learn(k):
 
 def test_a_query_is_never_its_own_neighbour(monkeypatch):
     """With one neighbour and random labels, a query in the bank would always be right."""
-    outputs, facts = TRAIN
-    labels = np.random.default_rng(5).integers(0, K, len(facts["label"]))
-    part = outputs, {**facts, "label": labels}
+    outputs, example_info = TRAIN
+    labels = np.random.default_rng(5).integers(0, K, len(example_info["label"]))
+    part = outputs, {**example_info, "label": labels}
     monkeypatch.setattr(knn, "BLOCK", 37)
     got = ask(knn.make(k=1), part, parts={"train": part}, split="train")["knn_accuracy"]
     z = z_of(part) / np.linalg.norm(z_of(part), axis=1, keepdims=True)

@@ -31,7 +31,7 @@ def example(seed=0, n=240, k=5, *, s=2, levels=None):
 
 
 def evaluate(outputs, batch, **kwargs):
-    return trust.make(**kwargs)({"trust": outputs}, batch)
+    return trust.make(**kwargs)({"example_weights": outputs}, batch)
 
 
 def softmax_loop(row):
@@ -176,4 +176,4 @@ def test_what_does_not_fit_is_refused():
 
 
 def test_it_reads_what_the_weigher_gives():
-    assert trust.make().outputs == {"trust": ("weights", "student", "teacher")}
+    assert trust.make().outputs == {"example_weights": ("weights", "student", "teacher")}

@@ -86,9 +86,9 @@ def test_batch_norm_over_devices_has_the_statistics_of_the_whole_batch():
 
 def test_batch_norm_of_runs_side_by_side():
     draws = [drawn(*setting, 0) for setting in TORCH]
-    lanes = jax.vmap(found)(*(np.stack(arrays) for arrays in zip(*draws, strict=True)))
+    replicas = jax.vmap(found)(*(np.stack(arrays) for arrays in zip(*draws, strict=True)))
     for i, setting in enumerate(TORCH):
-        got = errors([a[i] for a in lanes], exact(*draws[i]))
+        got = errors([a[i] for a in replicas], exact(*draws[i]))
         assert (np.array(got) <= 4 * np.array(TORCH[setting])).all(), setting
 
 

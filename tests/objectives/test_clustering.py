@@ -131,8 +131,8 @@ def nets_of(outputs):
     """Networks by role that give the next of stored outputs at each call."""
     left = {role: list(values) for role, values in outputs.items()}
 
-    def nets(role, *inputs, train=False, learn=True):
-        del inputs, train, learn
+    def nets(role, *inputs, train=False, stop_gradient_params=False):
+        del inputs, train, stop_gradient_params
         return left[role].pop(0), {}
 
     return nets
@@ -172,7 +172,7 @@ def test_dino_uses_the_centre_from_before_the_step():
     np.testing.assert_allclose(terms.memory["centre"], want, rtol=1e-5)
     mean = targets[VALID].reshape(-1, K).mean(0)
     entropy = -sum(p * math.log(p) for p in mean if p > 0)
-    np.testing.assert_allclose(terms.facts["prototype_entropy"], entropy, rtol=1e-3)
+    np.testing.assert_allclose(terms.metrics["prototype_entropy"], entropy, rtol=1e-3)
 
 
 def test_dino_with_sinkhorn_balances_all_whole_views():
@@ -213,9 +213,9 @@ def ibot_terms(s, t, chosen, hidden, **kwargs):
     objective = harness.make_objective("ibot", num_prototypes=K, temperature=0.3, **kwargs)
     b, v, n, _ = s.shape
 
-    def nets(role, x, *rest, train=False, learn=True):
+    def nets(role, x, *rest, train=False, stop_gradient_params=False):
         """An encoder's tokens are the cosines, behind a class token; heads keep what they see."""
-        del train, learn
+        del train, stop_gradient_params
         if role in ("student", "target"):
             cosines = jnp.asarray(s if rest else t).reshape(b * v, n, K)
             cls = jnp.full((b * v, 1, K), 7.0)

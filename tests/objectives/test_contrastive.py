@@ -12,7 +12,7 @@ import optax
 import pytest
 from distill_jax.configs.ssl import simclr
 
-from distill_jax.core import lanes, partition
+from distill_jax.core import partition, replicas
 from distill_jax.core.errors import ConfigError
 from distill_jax.losses import contrastive
 from distill_jax.models import temperature
@@ -304,19 +304,19 @@ def test_forms_communicate_as_they_say(form, found):
     z, exchanges = jnp.zeros((2 * B, V, D)), {"all_gather", "ppermute"}
     trace = jax.make_jaxpr(functools.partial(some_losses, form))
     with jax.sharding.use_abstract_mesh(partition.make_mesh().abstract_mesh):
-        assert lanes.primitives(trace(z)) & exchanges == found
-    assert not lanes.primitives(trace(z)) & exchanges
+        assert replicas.primitives(trace(z)) & exchanges == found
+    assert not replicas.primitives(trace(z)) & exchanges
 
 
-def test_ring_within_lanes():
-    """Two lanes of four devices each: the ring goes through the devices of its own lane."""
+def test_ring_within_replicas():
+    """Two replicas of four devices each: the ring goes through the devices of its own replica."""
 
     def loss(z, form):
         return contrastive.nt_xent(z, jnp.ones(B), temperature=TAU, form=form).mean()
 
-    z, mesh = jnp.asarray(draw(2, B, 2, D)), lanes.make_lane_mesh(2)
+    z, mesh = jnp.asarray(draw(2, B, 2, D)), replicas.make_replica_mesh(2)
     ring = jax.value_and_grad(functools.partial(loss, form="ring"))
-    mapped = lanes.over_lanes(ring, mesh=mesh, shared=(False,), way="vmap")
+    mapped = replicas.over_replicas(ring, mesh=mesh, shared=(False,), strategy="vmap")
     value, grad = jax.jit(mapped)(z)
     dense = jax.jit(jax.vmap(jax.value_and_grad(functools.partial(loss, form="dense"))))
     want = dense(z)
@@ -436,13 +436,13 @@ def test_queue_is_first_in_first_out():
 class Mirror:
     """Networks whose outputs are their inputs, times -1 for the moving average of the student."""
 
-    def __call__(self, role, *inputs, train=False, learn=True):
+    def __call__(self, role, *inputs, train=False, stop_gradient_params=False):
         x = -inputs[0] if role == "target" else inputs[0]
         if role == "predictor":
             x = x @ jnp.asarray(PREDICTOR, x.dtype)
         return {"embedding": x, "output": x}, {}
 
-    def adapted(self, role, loss, *, lr):
+    def after_sgd_step(self, role, loss, *, lr):
         raise NotImplementedError
 
 
@@ -459,7 +459,7 @@ def test_keys_of_one_step_are_the_negatives_of_the_next():
     terms = step({"views": jnp.asarray(first)}, objective.memory(jax.random.key(0), batch))
     assert not np.any(terms.values["contrastive"])
     terms = step({"views": jnp.asarray(second)}, terms.memory)
-    np.testing.assert_allclose(terms.facts["filled"], len(REAL) / 9)
+    np.testing.assert_allclose(terms.metrics["filled"], len(REAL) / 9)
     queue, q, k = unit(-first[REAL, 1]), unit(second[:, 0]), unit(-second[:, 1])
     for i in REAL:
         logits = [q[i] @ k[i] / TAU, *(queue @ q[i] / TAU)]

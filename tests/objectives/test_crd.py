@@ -169,8 +169,8 @@ def test_equals_pytorch():
 def nets_that_give(s, t):
     """Networks whose projectors give two embeddings, at twice their length."""
 
-    def nets(role, *inputs, train=False, learn=True):
-        del inputs, train, learn
+    def nets(role, *inputs, train=False, stop_gradient_params=False):
+        del inputs, train, stop_gradient_params
         found = {"projector": s, "projector_of_teacher": t}.get(role)
         if found is not None:
             return {"output": jnp.asarray(2 * found)}, {}

@@ -355,7 +355,7 @@ def test_boundaries_are_those_before_the_activation():
         assert (role, train) == ("regressor", True)
         return {"output1": own}, {}
 
-    found = objective.signals(nets, *outputs, {}, {}, jnp.int32(0)).values["boundary"]  # type: ignore
+    found = objective.loss_terms(nets, *outputs, {}, {}, jnp.int32(0)).values["boundary"]  # type: ignore
     want = np.where(np.asarray(teacher) > 0, 0.0, 9.5**2).mean((1, 2, 3))
     np.testing.assert_allclose(found, want, rtol=1e-5)
 
@@ -368,7 +368,7 @@ def test_the_weight_of_a_review_grows(step, share):
     def nets(role, own, like, *, train):
         return {"output1": own}, {}
 
-    found = objective.signals(nets, outputs, outputs, {}, {}, jnp.int32(step))  # type: ignore
+    found = objective.loss_terms(nets, outputs, outputs, {}, {}, jnp.int32(step))  # type: ignore
     np.testing.assert_allclose(found.coef["review"], 3 * share, rtol=1e-6)
 
 

@@ -108,7 +108,7 @@ def test_terms_against_a_transcription():
 def test_the_gain_compares_answers_of_one_mode():
     """An augmentor that changes nothing gains nothing from batch statistics."""
 
-    def nets(role, x, *rest, train=False, learn=True):
+    def nets(role, x, *rest, train=False, stop_gradient_params=False):
         if role == "augmentor":
             return {"output": x}, {}
         return {"logits": x.reshape(16, -1)[:, :5] * (3 if train else 1)}, {}

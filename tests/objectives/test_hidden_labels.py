@@ -9,10 +9,10 @@ import pytest
 
 from distill_jax.core import state as state_lib
 from distill_jax.core.steps import BoundNets, mean_loss
-from distill_jax.core.weighing import Weighed
+from distill_jax.core.weighted_objective import WeightedObjective
 from distill_jax.objectives.kd import KD
 from distill_jax.run import preflight
-from distill_jax.weighers import annealed, teacher_margin
+from distill_jax.weighting import annealed, teacher_margin
 from tests import harness
 
 HIDDEN = np.arange(16) % 4 > 0
@@ -80,15 +80,17 @@ def test_a_method_that_reads_hidden_labels_is_told_apart(name):
 
 
 @pytest.mark.parametrize(
-    "weigher, reads",
+    "weighting, reads",
     [(annealed.make(total_steps=9), False), (teacher_margin.make(granularity="sample"), True)],
 )
-def test_so_is_a_weigher(weigher, reads):
-    signals = ("cross_entropy", "distillation")
-    weighed = Weighed(objective=KD(), weigher=weigher, signals=signals, num_classes=harness.K)
-    models = dict.fromkeys(weighed.roles, harness.tiny_model())
-    shapes = state_lib.infer_shapes(weighed, models, hiding())
-    made = harness.Setup(weighed, models, shapes, None, None, None)
+def test_so_is_a_weigher(weighting, reads):
+    loss_terms = ("cross_entropy", "distillation")
+    weighted = WeightedObjective(
+        objective=KD(), weighting=weighting, loss_terms=loss_terms, num_classes=harness.K
+    )
+    models = dict.fromkeys(weighted.roles, harness.tiny_model())
+    shapes = state_lib.infer_shapes(weighted, models, hiding())
+    made = harness.Setup(weighted, models, shapes, None, None, None)
     assert leaks(made) == ({"label"} if reads else set())
 
 
@@ -97,22 +99,22 @@ def test_mixed_labels_do_not_say_which_are_hidden():
 
 
 def logits_of(**logits):
-    def nets(role, *inputs, train=False, learn=True):
+    def nets(role, *inputs, train=False, stop_gradient_params=False):
         return {"logits": jnp.asarray(logits[role], jnp.float32)}, {}
 
     return nets
 
 
 def test_class_means_are_of_labels_that_are_shown():
-    weighed = Weighed(
+    weighted = WeightedObjective(
         objective=KD(),
-        weigher=teacher_margin.make(),
-        signals=("cross_entropy", "distillation"),
+        weighting=teacher_margin.make(),
+        loss_terms=("cross_entropy", "distillation"),
         num_classes=harness.K,
     )
     batch, logits = hiding(), np.random.RandomState(0).randn(16, harness.K)
     nets = logits_of(student=logits, teacher=logits)
-    sums, counts = weighed.class_sums(nets, batch, {"objective": {}})
+    sums, counts = weighted.class_sums(nets, batch, {"objective": {}})
     probs, shown = np.exp(logits) / np.exp(logits).sum(1, keepdims=True), ~HIDDEN
     onehot = np.eye(harness.K)[np.asarray(batch["label"])][shown]
     np.testing.assert_allclose(sums, onehot.T @ probs[shown], rtol=1e-5)

@@ -51,8 +51,8 @@ def test_ratio_and_temperature():
     s = model.apply(current.params["student"], {}, batch["input"], train=True, rngs={})[0]
     t = model.apply(*made.frozen["teacher"], batch["input"], train=False, rngs={})[0]
 
-    def nets(role, *inputs, train=False, learn=True):
-        del inputs, train, learn
+    def nets(role, *inputs, train=False, stop_gradient_params=False):
+        del inputs, train, stop_gradient_params
         return (s, {}) if role == "student" else (t, {})
 
     terms = objective.loss(nets, batch, {}, jnp.int32(0))

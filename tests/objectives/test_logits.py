@@ -215,8 +215,8 @@ def terms_of(objective, *, step=0, student=STUDENT, teacher=TEACHER, **batch):
     """The terms of an objective on given logits."""
     made = {"student": student, "teacher": teacher}
 
-    def nets(role, *inputs, train=False, learn=True):
-        del inputs, train, learn
+    def nets(role, *inputs, train=False, stop_gradient_params=False):
+        del inputs, train, stop_gradient_params
         # A copy: JAX 0.10 keeps the precision in which a program met a constant first.
         return {"logits": jnp.asarray(made[role], copy=True)}, {}
 

@@ -49,7 +49,7 @@ def nets(params):
 
     roles = {"student": encode(params["w"]), "target": encode(jnp.asarray(A[:, None] * W))}
     roles |= {"predictor": predict, "decoder": predict}
-    return lambda role, *inputs, train=False, learn=True: (roles[role](*inputs), {})
+    return lambda role, *inputs, train=False, stop_gradient_params=False: (roles[role](*inputs), {})
 
 
 def batch_of(**more):
@@ -270,7 +270,7 @@ def test_lejepa_is_that_of_the_equations():
     mask = np.array([1.0, 1, 1, 1, 1, 0])
     method = objective("lejepa", trade_off=0.3, directions=8, spread=0.5)
 
-    def net(role, x, train=False, learn=True):
+    def net(role, x, train=False, stop_gradient_params=False):
         return {"embedding": x, "output": x}, {}
 
     with jax.enable_x64(True):

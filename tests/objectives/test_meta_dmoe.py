@@ -119,7 +119,7 @@ def test_the_inner_step_leaves_the_classifier_alone():
         def inner(nets):
             return (nets("student", batch["input"])[0]["embedding"] ** 2).mean()
 
-        moved = nets.adapted("student", inner, lr=LR)._params["student"]
+        moved = nets.after_sgd_step("student", inner, lr=LR)._params["student"]
         assert nets._params["student"] is state.params["student"]
         return moved
 

@@ -7,9 +7,9 @@ import pytest
 
 from distill_jax.core.errors import ConfigError
 from distill_jax.core.steps import mean_loss
-from distill_jax.core.weighing import Weighed
+from distill_jax.core.weighted_objective import WeightedObjective
 from distill_jax.objectives import multi_teacher
-from distill_jax.weighers import trilateral
+from distill_jax.weighting import trilateral
 from tests import harness
 
 K, B, TEACHERS = harness.K, 6, ("teacher1", "teacher2", "teacher3")
@@ -58,7 +58,9 @@ def check(objective, weights_of, **kwargs):
 
 
 def test_fixed_weights():
-    made = multi_teacher.make(teachers=TEACHERS, weights=(1, 3, 4), kd_weight=0.7, temperature=2.0)
+    made = multi_teacher.make(
+        teachers=TEACHERS, weights=(1, 3, 4), distillation_weight=0.7, temperature=2.0
+    )
     check(made, lambda i: (0.125, 0.375, 0.5), t=2.0, kd=0.7)
 
 
@@ -99,26 +101,26 @@ def test_mean_of_logits():
 
 def test_a_weigher_can_weigh_each_teacher():
     objective = multi_teacher.make(combination="confidence")
-    weighed = Weighed(
+    weighted = WeightedObjective(
         objective=objective,
-        weigher=trilateral.make(blocks=("st", "tg")),
-        signals=("cross_entropy", "distillation/teacher1", "distillation/teacher2"),
+        weighting=trilateral.make(blocks=("st", "tg")),
+        loss_terms=("cross_entropy", "distillation/teacher1", "distillation/teacher2"),
         num_classes=K,
     )
     with pytest.raises(ConfigError, match="no term 'distillation/teacher3'"):
-        bad = Weighed(
-            objective=objective, weigher=weighed.weigher, signals=("distillation/teacher3",)
+        bad = WeightedObjective(
+            objective=objective, weighting=weighted.weighting, loss_terms=("distillation/teacher3",)
         )
         harness.state.infer_shapes(bad, _models(bad), harness.make_batch())
-    terms = harness.state.infer_shapes(weighed, _models(weighed), harness.make_batch()).terms
-    assert set(terms.weights) == set(weighed.signals)
+    terms = harness.state.infer_shapes(weighted, _models(weighted), harness.make_batch()).terms
+    assert set(terms.weights) == set(weighted.loss_terms)
     assert not terms.coef
 
 
-def _models(weighed):
-    weigher = harness.importlib.import_module("distill_jax.models.ratio_mlp")
-    made = {role: harness.role_model(role) for role in weighed.objective.roles}
-    return {**made, "weigher": weigher.make(outputs=2, hidden=(4,))}
+def _models(weighted):
+    weighting = harness.importlib.import_module("distill_jax.models.ratio_mlp")
+    made = {role: harness.role_model(role) for role in weighted.objective.roles}
+    return {**made, "weighting": weighting.make(outputs=2, hidden=(4,))}
 
 
 @pytest.mark.parametrize(

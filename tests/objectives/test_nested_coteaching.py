@@ -56,7 +56,7 @@ def call(made, networks, batch, step=0):
     """The terms of networks `{role: input -> output}`, and who was called how."""
     calls = []
 
-    def nets(role, x, *, train=False, learn=True):
+    def nets(role, x, *, train=False, stop_gradient_params=False):
         calls.append((role, train))
         found = networks[role](x)
         return {"logits": found, "embedding": found, "output": found}, {}
@@ -161,7 +161,7 @@ def test_nested_dropout_truncates_the_features_that_the_head_sees():
             want = cross_entropy(features @ head, batch["label"][i])
             np.testing.assert_allclose(values[i], want, rtol=1e-5)
 
-    def nets(role, x, *, train=False, learn=True):
+    def nets(role, x, *, train=False, stop_gradient_params=False):
         assert not train
         found = networks[role](x)
         return {"embedding": found, "output": found}, {}
@@ -177,7 +177,7 @@ def test_prediction_is_the_mean_of_the_two():
     made = harness.make_objective("nested_coteaching")
     batch, networks = batch_of(), two_networks()
 
-    def nets(role, x, *, train=False, learn=True):
+    def nets(role, x, *, train=False, stop_gradient_params=False):
         return {"logits": networks[role](x)}, {}
 
     with jax.enable_x64(True):

@@ -158,8 +158,8 @@ def test_koleo_of_equal_images():
 def nets_of(outputs) -> Any:
     """Networks that give stored arrays, by role, whatever they see."""
 
-    def nets(role, *inputs, train=False, learn=True):
-        del inputs, train, learn
+    def nets(role, *inputs, train=False, stop_gradient_params=False):
+        del inputs, train, stop_gradient_params
         return outputs[role], {}
 
     return nets

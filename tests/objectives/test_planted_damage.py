@@ -15,7 +15,7 @@ def found(name, teacher, batch):
     said = {"student": np.random.RandomState(0).randn(16, harness.K), "teacher": teacher}
     said["teacher_head"] = teacher
 
-    def nets(role, x, *rest, train=False, learn=True):
+    def nets(role, x, *rest, train=False, stop_gradient_params=False):
         if role == "augmentor":
             return {"output": x}, {}
         return {"logits": jnp.asarray(said[role], jnp.float32), "embedding": x}, {}
@@ -23,7 +23,7 @@ def found(name, teacher, batch):
     objective = harness.make_objective(name)
     memory = {"kept": jnp.ones(64)}
     terms = objective.loss(nets, batch, memory, jnp.int32(0))
-    rows = objective.survey(nets, batch, memory, jnp.int32(0))
+    rows = objective.dataset_pass(nets, batch, memory, jnp.int32(0))
     return {**terms.values, **{f"survey/{key}": x for key, x in rows.items()}}
 
 

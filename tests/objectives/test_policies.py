@@ -96,7 +96,7 @@ def test_top_of_each_class():
         policies.class_topk(probs, per_class=1, rule="row")
 
 
-def survey(n=40, labelled=10):
+def dataset_pass(n=40, labelled=10):
     rows = {"probs": softmax(2 * R.normal(size=(n, 5))), "labelled": np.zeros(n, np.float32)}
     rows["labelled"][:labelled] = n / labelled
     ids = np.random.default_rng(1).permutation(64)[:n].astype(np.int32)
@@ -107,8 +107,8 @@ def survey(n=40, labelled=10):
 def test_a_budget_is_spent_once_and_on_the_pool(policy):
     objective = harness.make_objective("active_distillation", policy=policy, budget=7, planted=0.2)
     memory = jax.device_get(objective.memory(jax.random.key(0), {}))
-    rows, ids = survey()
-    found = objective.digest(rows, ids, memory, np.random.default_rng(0))
+    rows, ids = dataset_pass()
+    found = objective.init_memory(rows, ids, memory, np.random.default_rng(0))
     assert np.count_nonzero(found["soft"]) == 7 and np.count_nonzero(found["hard"]) == 10
     assert not (found["soft"] * found["hard"]).any()
     assert set(np.flatnonzero(found["hard"])) == set(ids[:10])
@@ -121,7 +121,7 @@ def test_a_budget_is_spent_once_and_on_the_pool(policy):
     assert set(np.flatnonzero(found["shift"])) == set(top[:6])
     if policy == "margin":
         assert set(np.flatnonzero(found["soft"])) == set(top[:7])
-    again = objective.digest(rows, ids, memory, np.random.default_rng(0))
+    again = objective.init_memory(rows, ids, memory, np.random.default_rng(0))
     assert all(jax.tree.leaves(jax.tree.map(np.array_equal, found, again)))
 
 
@@ -136,14 +136,14 @@ def test_terms_of_active_distillation():
     }
     logits = {"student": jnp.asarray(s), "teacher": jnp.asarray(t)}
 
-    def nets(role, *inputs, train=False, learn=True):
+    def nets(role, *inputs, train=False, stop_gradient_params=False):
         return {"logits": logits[role]}, {}
 
     @jax.jit
     def both(batch, memory):
         terms = objective.loss(nets, batch, memory, jnp.int32(0))
-        weighed = {name: terms.weights[name] * value for name, value in terms.values.items()}
-        return weighed, terms.values
+        weighted = {name: terms.weights[name] * value for name, value in terms.values.items()}
+        return weighted, terms.values
 
     (got, plain), memory, batch = jax.device_get((both(batch, memory), memory, batch))
     for i in range(6):
@@ -162,7 +162,7 @@ def test_more_questions_than_examples_are_refused():
     objective = harness.make_objective("active_distillation", budget=31)
     memory = jax.device_get(objective.memory(jax.random.key(0), {}))
     with pytest.raises(ConfigError, match="31 questions about 30"):
-        objective.digest(*survey(), memory, np.random.default_rng(0))
+        objective.init_memory(*dataset_pass(), memory, np.random.default_rng(0))
 
 
 @pytest.mark.parametrize(
@@ -183,8 +183,8 @@ def test_mining_is_checked(kwargs):
 def test_mining_keeps_labelled_examples_and_the_highest_of_each_class(per_class):
     objective = harness.make_objective("ssld", per_class=per_class)
     memory = jax.device_get(objective.memory(jax.random.key(0), {}))
-    rows, ids = survey()
-    kept = objective.digest(rows, ids, memory, np.random.default_rng(0))["kept"]
+    rows, ids = dataset_pass()
+    kept = objective.init_memory(rows, ids, memory, np.random.default_rng(0))["kept"]
     want = set(range(40)) if per_class is None else set(range(10))
     for label in range(5):
         own = [i for i in range(10, 40) if rows["probs"][i].argmax() == label]
@@ -201,7 +201,7 @@ def test_mined_loss():
         s, t, kept = R.normal(size=(6, 5)), R.normal(size=(6, 5)), R.random(64)
 
         def value(s):
-            def nets(role, *inputs, train=False, learn=True):
+            def nets(role, *inputs, train=False, stop_gradient_params=False):
                 return {"logits": s if role == "student" else jnp.asarray(t)}, {}
 
             memory = {"kept": jnp.asarray(kept)}

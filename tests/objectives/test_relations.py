@@ -332,8 +332,8 @@ def loss_of(name, **kwargs):
     objective = harness.make_objective(name, **kwargs)
     models = {role: harness.role_model(role) for role in objective.roles}
 
-    def nets(role, *inputs, train=False, learn=True):
-        del learn
+    def nets(role, *inputs, train=False, stop_gradient_params=False):
+        del stop_gradient_params
         params, st = models[role].init(jax.random.key(0), *inputs)
         return models[role].apply(params, st, *inputs, train=train, rngs={})
 

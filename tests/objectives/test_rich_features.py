@@ -101,7 +101,7 @@ def test_balanced_weights(domain):
 
 
 def answers(**logits):
-    def nets(role, *inputs, train=False, learn=True):
+    def nets(role, *inputs, train=False, stop_gradient_params=False):
         if role == "heads":
             return {"output": logits[role]}, {}
         return {"logits": logits[role], "embedding": logits[role]}, {}

@@ -77,7 +77,7 @@ def test_losses_and_gradients(mode):
         batch = {"input": np.zeros((B, 6, 6, 1)), "label": jnp.asarray(LABEL), "mask": mask}
 
         def loss(plain, joint):
-            def nets(role, x, *, train=False, learn=True):
+            def nets(role, x, *, train=False, stop_gradient_params=False):
                 if role == "joint":
                     return {"output": joint}, {}
                 assert x.shape[0] == B * M

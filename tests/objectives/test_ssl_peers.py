@@ -53,8 +53,8 @@ def agree(ours, other, *inputs, tight=1e-5):
 def nets_of(outputs):
     """Networks by role; those that are not named say what they see."""
 
-    def nets(role, *inputs, train=False, learn=True):
-        del train, learn
+    def nets(role, *inputs, train=False, stop_gradient_params=False):
+        del train, stop_gradient_params
         if role in outputs:
             return outputs[role](*inputs), {}
         return {"embedding": inputs[0], "output": inputs[0]}, {}

@@ -97,8 +97,8 @@ def test_the_policy_and_its_gradient(low, mid, high, score):
     @jax.jit
     @functools.partial(jax.value_and_grad, has_aux=True)
     def loss(student, teacher, batch):
-        def nets(role, *inputs, train=False, learn=True):
-            del inputs, train, learn
+        def nets(role, *inputs, train=False, stop_gradient_params=False):
+            del inputs, train, stop_gradient_params
             return {"logits": student if role == "student" else teacher}, {}
 
         terms = objective.loss(cast(Any, nets), batch, {}, jnp.int32(0))

@@ -17,7 +17,7 @@ from distill_jax.losses import (
     ties,
 )
 from distill_jax.models import prototypes
-from distill_jax.weighers import trilateral
+from distill_jax.weighting import trilateral
 
 MASK = jnp.ones(4)
 Z = jnp.asarray(np.random.default_rng(0).normal(size=(4, 6)), jnp.float32)

@@ -14,7 +14,7 @@ TABLE = {
 }
 
 
-def nets(role, rows, *, train, learn):
+def nets(role, rows, *, train, stop_gradient_params):
     return {"embedding": jnp.concatenate([rows["categorical"], rows["numeric"]], 1)}, {}
 
 
@@ -22,7 +22,12 @@ def test_views_of_a_table_are_encoded_row_by_row():
     found, _ = _views.encode(nets, "student", _views.views_of({"views": TABLE}))
     assert found.shape == (4, 3, 7)
     for v in range(3):
-        want, _ = nets("student", {k: x[:, v] for k, x in TABLE.items()}, train=True, learn=True)
+        want, _ = nets(
+            "student",
+            {k: x[:, v] for k, x in TABLE.items()},
+            train=True,
+            stop_gradient_params=False,
+        )
         np.testing.assert_array_equal(found[:, v], want["embedding"])
 
 

@@ -141,7 +141,7 @@ def normalized() -> Model:
 
 
 def blind_ratio() -> Model:
-    """A weigher's network whose answer is the same for every example and every parameter."""
+    """A weighting's network whose answer is the same for every example and every parameter."""
 
     def init(key, x):
         return {"kernel": jax.random.normal(key, (x.shape[-1], 1))}, {}
@@ -339,15 +339,15 @@ FAULTS = (
         "options under the group of another method",
         "public code of a prompt-mixture method: keys under MoELASP, code reads MoCoOp",
         KD,
-        (*TEACHER, "weigher.kwargs.prompts=4"),
-        ("nothing reads it", "weigher"),
+        (*TEACHER, "weighting.kwargs.prompts=4"),
+        ("nothing reads it", "weighting"),
     ),
     Fault(
         "bilevel options without a bilevel method",
         "uvm-neurobotics-lab/ANML#3: the second-order term is absent",
         KD,
-        (*TEACHER, "bilevel.order=virtual"),
-        ("nothing reads it", "no weigher"),
+        (*TEACHER, "bilevel.outer_update=lookahead"),
+        ("nothing reads it", "no weighting"),
     ),
     Fault(
         "an average's rate on a network that is no average",
@@ -382,18 +382,18 @@ FAULTS = (
         "a ratio that does not depend on its network",
         "public code of TGeo-KD: the fusion network has no gradient",
         TGEO,
-        (*TEACHER, f"roles.weigher.model={HERE}:blind_ratio", "roles.weigher.kwargs={}"),
+        (*TEACHER, f"roles.weighting.model={HERE}:blind_ratio", "roles.weighting.kwargs={}"),
         ("reaches no weight",),
     ),
     Fault(
-        "a weigher that waits longer than training",
+        "a weighting that waits longer than training",
         "public code of TGeo-KD: the outer variables see nothing",
         TGEO,
         (*TEACHER, "bilevel.warmup.steps=40"),
         ("would never learn",),
     ),
     Fault(
-        "a weigher of learning rate zero",
+        "a weighting of learning rate zero",
         "public code of TGeo-KD: the outer variables see nothing",
         TGEO,
         (*TEACHER, "bilevel.optim.lr=0"),

@@ -40,11 +40,11 @@ CORPUS = [
         ["objective.name: collections:UserDict returned a UserDict", "roles, loss"],
     ),
     (
-        "no weigher",
+        "no weighting",
         "configs/bilevel/tgeo_kd.py:smoke",
         "describe",
-        ["weigher.name=collections:UserDict", "weigher.kwargs={}"],
-        ["weigher.name: collections:UserDict returned a UserDict"],
+        ["weighting.name=collections:UserDict", "weighting.kwargs={}"],
+        ["weighting.name: collections:UserDict returned a UserDict"],
     ),
     ("endless training", SUPERVISED, "train", ["total.steps=4000000000000"], ["total", "32 bits"]),
     (

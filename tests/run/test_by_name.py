@@ -13,7 +13,7 @@ from distill_jax.run import build, preflight, study
 from distill_jax.run import config as config_lib
 from distill_jax.run.environment import Preempted
 from distill_jax.run.train import loop
-from distill_jax.run.train.program import Alone
+from distill_jax.run.train.program import SingleRun
 
 from .nets_by_name import PIXELS
 
@@ -133,7 +133,7 @@ def values(folder):
 def test_a_study_of_such_networks_side_by_side(tmp_path):
     """Teachers by class, students by factory from the frozen teacher of their seed."""
     config = make_config("Net")
-    config.study.lanes, config.study.seeds, config.study.reference = "yes", (0, 1), "teacher"
+    config.study.replicas, config.study.seeds, config.study.reference = "yes", (0, 1), "teacher"
     student = {"model": "tests.run.nets_by_name:factory"}
     config.study.arms = {
         "teacher": {},
@@ -142,7 +142,7 @@ def test_a_study_of_such_networks_side_by_side(tmp_path):
             "roles": {"student": student, "teacher": {"init": "arm:teacher", "frozen": True}},
         },
     }
-    study.run_study(config, tmp_path, say=lambda line: None)
+    study.run_study(config, tmp_path, log_line=lambda line: None)
     losses = [values(tmp_path / "teacher" / f"seed{seed}")[0]["train/loss"] for seed in (0, 1)]
     assert losses[0] != losses[1]
     for arm in ("teacher", "kd"):
@@ -153,8 +153,8 @@ def test_a_study_of_such_networks_side_by_side(tmp_path):
 @pytest.mark.slow
 def test_such_a_run_resumes_bitwise(tmp_path, monkeypatch):
     config = make_config("Net")
-    loop.train(config, tmp_path / "whole", say=lambda line: None)
-    step = Alone.__call__
+    loop.train(config, tmp_path / "whole", log_line=lambda line: None)
+    step = SingleRun.__call__
 
     def stop(self, state, at):
         if at == 3:
@@ -162,10 +162,10 @@ def test_such_a_run_resumes_bitwise(tmp_path, monkeypatch):
         return step(self, state, at)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Alone, "__call__", stop)
+        patch.setattr(SingleRun, "__call__", stop)
         with pytest.raises(Preempted):
-            loop.train(config, tmp_path / "parts", say=lambda line: None)
+            loop.train(config, tmp_path / "parts", log_line=lambda line: None)
     said = []
-    loop.train(config, tmp_path / "parts", say=said.append)
+    loop.train(config, tmp_path / "parts", log_line=said.append)
     assert "continuing from step 4" in said
     assert values(tmp_path / "whole") == values(tmp_path / "parts")

@@ -94,13 +94,13 @@ def test_a_folder_that_cannot_be_written_gives_way_to_the_temporary_one(
 
 def test_no_place_for_the_trace_is_said(monkeypatch, capsys):
     monkeypatch.setattr(tempfile, "gettempdir", lambda: "/proc/nowhere")
-    assert crash.tell(Surprise("x"), folder=pathlib.Path("/proc/nowhere")) == 1
+    assert crash.report(Surprise("x"), folder=pathlib.Path("/proc/nowhere")) == 1
     assert one_line(capsys).endswith("x; the trace could not be written anywhere")
 
 
 def test_a_second_error_is_added_to_the_first(tmp_path, capsys):
     for text in ("one", "two"):
-        crash.tell(Surprise(text), folder=tmp_path)
+        crash.report(Surprise(text), folder=tmp_path)
     assert traces(tmp_path).count("Surprise") >= 4
     assert "one" in traces(tmp_path) and "two" in traces(tmp_path)
     assert len(capsys.readouterr().err.splitlines()) == 2

@@ -102,13 +102,13 @@ def one_device(monkeypatch):
 
 def fails(config, tmp_path):
     with pytest.raises(NonFiniteError) as error:
-        loop.train(config, tmp_path, say=lambda line: None)
+        loop.train(config, tmp_path, log_line=lambda line: None)
     return error.value
 
 
 def test_missing_values_of_the_data_are_refused_before_training(tmp_path):
     with pytest.raises(DataUnavailable, match="1 of 40 examples of the train part"):
-        loop.train(config_of(**{"data.kwargs.raw": True}), tmp_path, say=print)
+        loop.train(config_of(**{"data.kwargs.raw": True}), tmp_path, log_line=print)
 
 
 def test_a_gradient_that_is_not_finite_stops_where_the_loss_is(tmp_path):
@@ -228,6 +228,6 @@ def test_a_run_tells_of_test_examples_that_it_has_seen(tmp_path, monkeypatch):
     test = ArraySource(x, np.arange(16) % 2, Provenance("test", "here", 16, ""))
     monkeypatch.setattr(f"{HERE}.make", lambda: whole._replace(test=test))
     said = []
-    result = loop.train(config_of(), tmp_path, say=said.append)
+    result = loop.train(config_of(), tmp_path, log_line=said.append)
     assert result["data"]["in_training"]["test"]["repeated"] == 12
     assert any("12 of 16 examples of the test part" in line for line in said)

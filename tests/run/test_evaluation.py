@@ -70,14 +70,14 @@ def test_what_ends_a_run_is_no_late_compilation(tmp_path, monkeypatch):
     steps = iter([3.0, 2.0, 1.0])
     measure = evaluation.measure
 
-    def worse(experiment, outputs, facts, split, parts=None):
-        found = measure(experiment, outputs, facts, split, parts)
+    def worse(experiment, outputs, example_info, split, parts=None):
+        found = measure(experiment, outputs, example_info, split, parts)
         return found | ({"held_out/accuracy": next(steps)} if split == "held_out" else {})
 
     monkeypatch.setattr(evaluation, "measure", worse)
     said = []
     config = make_config(**{"total.steps": 3, "eval.every.steps": 1, "log.tensorboard": False})
-    result = loop.train(config, tmp_path, say=said.append)
+    result = loop.train(config, tmp_path, log_line=said.append)
     assert result["best"]["step"] == 1
     assert not [line for line in said if "compiled again" in line]
     assert result["compute"]["compilations_after_start"] == 0
@@ -87,7 +87,7 @@ def test_what_ends_a_run_is_no_late_compilation(tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", ["mae", "ijepa"])
 def test_methods_with_pictures_compile_nothing_late(name, tmp_path):
     said = []
-    result = loop.train(flags.load(f"configs/ssl/{name}.py:smoke"), tmp_path, say=said.append)
+    result = loop.train(flags.load(f"configs/ssl/{name}.py:smoke"), tmp_path, log_line=said.append)
     assert (tmp_path / "masks.npz").exists()
     assert not [line for line in said if "compiled again" in line]
     assert result["compute"]["compilations_after_start"] == 0

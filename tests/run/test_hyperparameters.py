@@ -35,7 +35,7 @@ def dataclasses_of(package):
             yield pytest.param(make, id=f"{package}.{name}")
 
 
-@pytest.mark.parametrize("make", [*dataclasses_of("objectives"), *dataclasses_of("weighers")])
+@pytest.mark.parametrize("make", [*dataclasses_of("objectives"), *dataclasses_of("weighting")])
 def test_every_duration_of_a_method_is_declared(make):
     names = {field.name for field in dataclasses.fields(make)}
     durations = {name for name in names if DURATION.search(name)} - FACTS
@@ -65,7 +65,7 @@ DKD = {
 )
 def test_a_schedule_that_is_longer_than_training_is_refused(spec, overrides, where):
     [finding] = hyperparameters.findings(experiment(spec, **overrides))
-    assert finding.kind == "mistake" and finding.where == f"objective.kwargs.{where}"
+    assert finding.kind == "error" and finding.where == f"objective.kwargs.{where}"
 
 
 def test_a_schedule_of_just_the_length_of_training():
@@ -105,7 +105,7 @@ def test_a_queue_of_more_than_an_epoch_is_a_doubt(epochs, share):
     found = list(hyperparameters.of_queues(dataclasses.replace(base, objective=objective)))
     assert len(found) == (share is not None)
     for finding in found:
-        assert finding.kind == "doubt" and share in finding.what
+        assert finding.kind == "warning" and share in finding.what
         assert f"at most {n // 2} keys" in finding.what
 
 

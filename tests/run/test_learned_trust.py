@@ -66,7 +66,7 @@ def test_a_run_measures_and_stores_what_the_weigher_does(finished):
         assert arrays["low_images"].shape[0] == len(arrays["low"]) == 12
         assert weights[arrays["low"], 1].max() <= weights[arrays["high"], 1].min()
     result = json.loads((finished / "result.json").read_text())
-    assert result["parameters"]["weigher"] > 0 and result["compute"]["seconds_per_step"] > 0
+    assert result["parameters"]["weighting"] > 0 and result["compute"]["seconds_per_step"] > 0
 
 
 def test_the_host_chooses_the_step(finished):
@@ -124,22 +124,22 @@ def test_a_stopped_run_ends_as_an_uninterrupted_one(finished, teacher, tmp_path,
 
 
 WRONG = [
-    (["weigher.name=trilaterl"], ["unknown weigher 'trilaterl'", "'trilateral'"]),
-    (["weigher.kwargs.edge_mod=abs"], ["does not accept 'edge_mod'", "'edge_mode'"]),
-    (["weigher.kwargs.blocks=('sg','xy')"], ["unknown block 'xy'"]),
-    (["weigher.control=shufled"], ["did you mean 'shuffled'"]),
-    (["weigher.signals=cross_entropy,destillation"], ["did you mean 'distillation'"]),
-    (["roles.weigher.kwargs.outputs=2"], ["roles.weigher.kwargs.outputs", "set it to 1"]),
+    (["weighting.name=trilaterl"], ["unknown weighting 'trilaterl'", "'trilateral'"]),
+    (["weighting.kwargs.edge_mod=abs"], ["does not accept 'edge_mod'", "'edge_mode'"]),
+    (["weighting.kwargs.blocks=('sg','xy')"], ["unknown block 'xy'"]),
+    (["weighting.control=shufled"], ["did you mean 'shuffled'"]),
+    (["weighting.loss_terms=cross_entropy,destillation"], ["did you mean 'distillation'"]),
+    (["roles.weighting.kwargs.outputs=2"], ["roles.weighting.kwargs.outputs", "set it to 1"]),
     (["bilevel.method=exat"], ["did you mean 'exact'"]),
-    (["bilevel.part=0.3"], ["bilevel.part", "whole number"]),
+    (["bilevel.jvp_fraction=0.3"], ["bilevel.jvp_fraction", "whole number"]),
     (["bilevel.outer_batch=4"], ["bilevel.outer_batch", "held-out"]),
     (["bilevel.outer_loss=cross_entropie"], ["did you mean 'cross_entropy'"]),
     (["bilevel.unroll=2"], ["bilevel.unroll", "order=virtual"]),
     (["bilevel.optim.name=adm"], ["unknown optimizer 'adm'"]),
     (["data.held_out=0", "eval.metric="], ["data.held_out", "held-out"]),
     (["accum_steps=2"], ["accum_steps", "low_memory"]),
-    (["weigher.name=constant"], ["never calls the network 'weigher'"]),
-    (["weigher.name="], ["roles.weigher", "delete the role"]),
+    (["weighting.name=constant"], ["never calls the network 'weighting'"]),
+    (["weighting.name="], ["roles.weighting", "delete the role"]),
     (["data.corrupt.label_nois=0.1"], ["does not accept 'label_nois'", "'label_noise'"]),
     (
         [
@@ -164,8 +164,8 @@ def test_mistakes_are_refused(overrides, expected, teacher, tmp_path, capsys):
 
 def test_weights_by_gradient_need_every_step(teacher, tmp_path, capsys):
     config = flags.load(TGEO)
-    del config.roles["weigher"]
-    config.weigher.name = "reweight"
+    del config.roles["weighting"]
+    config.weighting.name = "reweight"
     config.roles.teacher.init = str(teacher)
     config.evaluators = {"classification": {}}
     with pytest.raises(ConfigError, match="in every step"):
@@ -177,7 +177,7 @@ def test_weights_by_gradient_need_every_step(teacher, tmp_path, capsys):
 def test_describe_shows_both_steps(teacher, tmp_path, capsys):
     assert main.main([*command(tmp_path, teacher), "--mode=describe"]) == 0
     out = capsys.readouterr().out
-    assert "step in which the weigher learns, 41.7% of all" in out
+    assert "step in which the weighting learns, 41.7% of all" in out
     assert "step of the student alone, 58.3% of all" in out
 
 

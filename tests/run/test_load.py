@@ -16,7 +16,7 @@ from . import nets_by_name
 
 def train(config, folder):
     config.log.tensorboard = False
-    loop.train(config, folder, say=lambda line: None)
+    loop.train(config, folder, log_line=lambda line: None)
     with np.load(folder / "predictions.npz") as stored:
         logits = dict(stored)["logits_student"]
     return folder, logits, build.load_dataset(config).test

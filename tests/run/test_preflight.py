@@ -54,7 +54,7 @@ def experiment_of(spec, overrides=None, *, shapes_only=True):
     return build.build(config, shapes_only=shapes_only)
 
 
-def doubts_of(experiment, *, alone=True):
+def warnings_of(experiment, *, alone=True):
     said = []
     preflight.warn(experiment, said.append, alone=alone)
     return said
@@ -62,7 +62,7 @@ def doubts_of(experiment, *, alone=True):
 
 @pytest.mark.parametrize("spec", [silent_faults.SUPERVISED, silent_faults.TGEO])
 def test_a_shipped_config_raises_no_doubt(spec):
-    assert doubts_of(experiment_of(spec)) == []
+    assert warnings_of(experiment_of(spec)) == []
 
 
 AVERAGE = {
@@ -76,23 +76,23 @@ AVERAGE = {
 def test_what_a_study_compares_is_a_doubt_in_its_arm():
     still = {**AVERAGE, "roles.teacher.decay": 1.0}
     with pytest.raises(ConfigError, match="never move"):
-        doubts_of(experiment_of(silent_faults.KD, still))
-    said = doubts_of(experiment_of(silent_faults.KD, still), alone=False)
+        warnings_of(experiment_of(silent_faults.KD, still))
+    said = warnings_of(experiment_of(silent_faults.KD, still), alone=False)
     assert said == ["warning: roles.teacher.decay: the average would never move"]
 
 
 def test_doubts_are_said_once():
     slow = {**AVERAGE, "roles.teacher.decay": 0.999}
     experiment = experiment_of(silent_faults.KD, slow)
-    [line] = doubts_of(experiment)
+    [line] = warnings_of(experiment)
     assert line.startswith("warning: roles.teacher.decay: after 12 steps")
-    assert doubts_of(experiment) == []
+    assert warnings_of(experiment) == []
 
 
 def test_repeated_examples_are_counted():
     dataset = silent_faults.some_repeated()
     [finding] = preflight.of_data(dataset)
-    assert (finding.kind, "8 of 64 examples of the test part" in finding.what) == ("doubt", True)
+    assert (finding.kind, "8 of 64 examples of the test part" in finding.what) == ("warning", True)
 
 
 def test_a_smaller_share_held_out_by_a_teacher_is_a_doubt():
@@ -100,7 +100,7 @@ def test_a_smaller_share_held_out_by_a_teacher_is_a_doubt():
     stored = config.data.to_dict()
     assert not list(preflight.teacher_saw({"data": stored}, config, where="x"))
     [finding] = preflight.teacher_saw({"data": {**stored, "held_out": 0.05}}, config, where="x")
-    assert finding.kind == "doubt"
+    assert finding.kind == "warning"
 
 
 def test_an_arm_may_leave_unread_what_it_inherits_alone():
@@ -116,7 +116,7 @@ def test_an_arm_may_leave_unread_what_it_inherits_alone():
 
 
 def test_a_command_line_may_switch_off_what_the_file_sets():
-    argv = ["x", f"--config={silent_faults.TGEO}", "--mode=describe", "--config.weigher.name="]
+    argv = ["x", f"--config={silent_faults.TGEO}", "--mode=describe", "--config.weighting.name="]
     assert flags.parse(argv).config.bilevel.every == 2
     with pytest.raises(ConfigError, match=r"^bilevel\.every: nothing reads it"):
         flags.parse([*argv, "--config.bilevel.every=3"])
@@ -126,7 +126,7 @@ def test_arms_of_the_demo_pass():
     config = flags.load(STUDY)
     for arm in config.study.arms:
         single = study.arm_config(config, arm, config.study.seeds[0], pathlib.Path("runs"))
-        doubts_of(build.build(single, shapes_only=True), alone=False)
+        warnings_of(build.build(single, shapes_only=True), alone=False)
 
 
 def test_a_field_that_only_the_host_reads_counts_as_read():
@@ -144,10 +144,10 @@ def _arm(config, arm):
 
 def test_class_means_of_a_teacher_that_moves_are_refused():
     moving = experiment_of(silent_faults.TGEO, AVERAGE)
-    with pytest.raises(ConfigError, match=r"^weigher\.name: .*teacher moves"):
-        doubts_of(moving)
-    without = {"weigher.kwargs.blocks": ("sg", "tg", "st", "s", "t", "g")}
-    doubts_of(experiment_of(silent_faults.TGEO, AVERAGE | without))
+    with pytest.raises(ConfigError, match=r"^weighting\.name: .*teacher moves"):
+        warnings_of(moving)
+    without = {"weighting.kwargs.blocks": ("sg", "tg", "st", "s", "t", "g")}
+    warnings_of(experiment_of(silent_faults.TGEO, AVERAGE | without))
 
 
 HIDDEN = {"data.corrupt.labels_percent": 50.0}
@@ -165,10 +165,10 @@ def test_hidden_labels_are_refused_by_who_reads_them(spec, who):
     own = {"objective.name": "tf_kd"} if who == "TfKD" else {}
     experiment = experiment_of(spec, HIDDEN | own)
     if not who:
-        assert doubts_of(experiment) == []
+        assert warnings_of(experiment) == []
         return
     with pytest.raises(ConfigError, match=rf"^data\.corrupt\.labels_percent: {who} reads labels"):
-        doubts_of(experiment)
+        warnings_of(experiment)
 
 
 def dkd(classes, **kwargs):
@@ -189,16 +189,16 @@ def test_a_term_that_is_constant_on_these_data_is_found():
     assert preflight.constant_terms(dkd(2)) == {"nckd": 0.0}
     assert preflight.constant_terms(dkd(3)) == {}
     with pytest.raises(ConfigError, match="'nckd' is 0 whatever the networks return"):
-        doubts_of(dkd(2))
-    assert any("'nckd'" in line for line in doubts_of(dkd(2), alone=False))
-    assert doubts_of(dkd(2, beta=0.0)) == [
+        warnings_of(dkd(2))
+    assert any("'nckd'" in line for line in warnings_of(dkd(2), alone=False))
+    assert warnings_of(dkd(2, beta=0.0)) == [
         "warning: objective.kwargs: 'nckd' weighs nothing at any step"
     ]
 
 
 def test_a_constant_loss_is_refused():
     with pytest.raises(ConfigError, match=r"the loss is constant.*'nckd' is 0"):
-        doubts_of(dkd(2, alpha=0.0, label_weight=0.0), alone=False)
+        warnings_of(dkd(2, alpha=0.0, label_weight=0.0), alone=False)
 
 
 def test_an_empty_queue_is_no_constant_term():

@@ -51,7 +51,7 @@ def holds(hint, kinds):
 
 
 def makers():
-    for package in ("objectives", "weighers", "models", "evaluators"):
+    for package in ("objectives", "weighting", "models", "evaluators"):
         for name in resolve.available(package):
             yield name, resolve.resolve(package, name, where="name")
     yield from registry.builders().items()

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from distill_jax import report
-from distill_jax.contrib import lanes
+from distill_jax.contrib import replicas
 from distill_jax.core import partition
 from distill_jax.core.errors import ConfigError
 from distill_jax.data import loader
@@ -104,14 +104,14 @@ def test_controls_are_the_input_and_the_network_of_the_seed_before_training():
     recorder = Recorder(controls=("raw", "initial"))
     experiment = built(recorder)
     state = state_of(experiment, seed=3)
-    want, facts = evaluation.predictions(experiment, state, {}, "test")
+    want, example_info = evaluation.predictions(experiment, state, {}, "test")
     metrics = evaluation.measure_controls(experiment, 3)
     assert metrics == {f"test/seen_{c}": len(experiment.dataset.train) for c in recorder.controls}
     raw, initial = (call[0]["student"]["embedding"] for call in recorder.calls)
     np.testing.assert_allclose(initial, want["student"]["embedding"], atol=1e-6)
     images = experiment.dataset.test.read(np.arange(40))["input"]
     np.testing.assert_allclose(raw, images.reshape(40, -1) / 255, atol=1e-6)
-    np.testing.assert_array_equal(recorder.calls[0][1]["index"], facts["index"])
+    np.testing.assert_array_equal(recorder.calls[0][1]["index"], example_info["index"])
     inside = recorder.calls[0][2]["train"][0]["student"]["embedding"]
     assert inside.shape == (len(experiment.dataset.train), 36)
 
@@ -181,7 +181,7 @@ def test_an_empty_part_is_refused():
 def test_a_run_chooses_by_rank_and_reports_its_embeddings(tmp_path):
     """The whole path, without a label in the choice of the state."""
     made = config(**{"evaluators.few_label_probe": {"per_class": (1,), "draws": 2}})
-    result = loop.train(made, tmp_path, say=lambda line: None)
+    result = loop.train(made, tmp_path, log_line=lambda line: None)
     records = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     ranks = {r["step"]: r["held_out/rankme"] for r in records if "held_out/rankme" in r}
     assert result["best"]["step"] == max(ranks, key=ranks.__getitem__)
@@ -208,14 +208,14 @@ def test_a_run_chooses_by_rank_and_reports_its_embeddings(tmp_path):
     assert "embeddings.npz is damaged" in report.write_run_report(tmp_path).read_text()
 
 
-def test_lanes_measure_what_single_runs_do(tmp_path):
+def test_replicas_measure_what_single_runs_do(tmp_path):
     made = config(**{"data.resident": "yes", "total.steps": 2})
     members = []
     for seed in (0, 1):
         one = config_lib.override(made, {"seed": seed})
-        members.append(lanes.Member("a", seed, one, tmp_path / f"lane{seed}", ""))
-    found = lanes.train(members, way="vmap", say=lambda line: None)
-    alone = loop.train(members[1].config, tmp_path / "alone", say=lambda line: None)
+        members.append(replicas.Member("a", seed, one, tmp_path / f"replica{seed}", ""))
+    found = replicas.train(members, strategy="vmap", log_line=lambda line: None)
+    alone = loop.train(members[1].config, tmp_path / "alone", log_line=lambda line: None)
     for name, value in alone["metrics"].items():
         if name.startswith("test/"):
             assert found[1]["metrics"][name] == pytest.approx(value, rel=1e-3, abs=1e-3), name

@@ -14,7 +14,7 @@ from distill_jax.report.sharing import scrubbed
 from distill_jax.run import config as config_lib
 from distill_jax.run import watch
 from distill_jax.run.train import evaluation, loop
-from distill_jax.run.train.program import Alone
+from distill_jax.run.train.program import SingleRun
 
 
 @pytest.mark.parametrize(
@@ -80,11 +80,11 @@ def test_a_run_names_neither_its_place_nor_its_host(tmp_path, monkeypatch):
     config.evaluators = {"classification": {}}
     config.batch_size, config.total.steps, config.log.every_steps = 16, 2, 1
     config.log.tensorboard = True
-    loop.train(config, place / "teacher", say=lambda line: None)
+    loop.train(config, place / "teacher", log_line=lambda line: None)
     config.objective.name = "kd"
     config.roles.teacher = config_lib.role("mlp", hidden=(4,))
     config.roles.teacher.update(init=str(place / "teacher"), frozen=True)
-    workdir, step = place / "kd", Alone.__call__
+    workdir, step = place / "kd", SingleRun.__call__
 
     def stalled(self, state, at):
         if at == 1:
@@ -95,8 +95,8 @@ def test_a_run_names_neither_its_place_nor_its_host(tmp_path, monkeypatch):
         return step(self, state, at)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Alone, "__call__", stalled)
-        loop.train(config, workdir, say=lambda line: None)
+        patch.setattr(SingleRun, "__call__", stalled)
+        loop.train(config, workdir, log_line=lambda line: None)
     evaluation.evaluate_run(config, workdir)
     report.write_run_report(workdir)
     files = {path.name: path for path in handed_on(workdir)}

@@ -76,7 +76,7 @@ def test_every_reader_of_an_object_refuses_or_reports_damage(tmp_path, kind):
     assert len(notes) == 1 and notes[0].startswith("env.json ")
     put(tmp_path / "result.json", content)
     said: list[str] = []
-    assert workdir.read_result(tmp_path, say=said.append) is None
+    assert workdir.read_result(tmp_path, log_line=said.append) is None
     assert len(said) == (kind != "missing") and all(message in line for line in said)
 
 
@@ -87,7 +87,7 @@ def test_a_result_without_its_parts_is_made_again_with_a_warning(tmp_path, lost)
     assert workdir.read_result(tmp_path) == whole
     (tmp_path / "result.json").write_text(json.dumps({**whole, lost: [1]}))
     said: list[str] = []
-    assert workdir.read_result(tmp_path, say=said.append) is None
+    assert workdir.read_result(tmp_path, log_line=said.append) is None
     assert f"{lost!r} is a list" in said[0] and "made again" in said[0]
 
 
@@ -145,7 +145,7 @@ def replaced(node, path, value):
 
 def test_a_whole_result_is_read(tmp_path):
     (tmp_path / "result.json").write_text(json.dumps(FINISHED))
-    assert workdir.read_result(tmp_path, say=pytest.fail) == FINISHED
+    assert workdir.read_result(tmp_path, log_line=pytest.fail) == FINISHED
     notes: list[str] = []
     folders.read_json(tmp_path / "result.json", notes)
     assert notes == []
@@ -159,7 +159,7 @@ def test_a_result_with_any_part_of_another_type_is_read_or_made_again(tmp_path, 
         read = functools.partial(stored.parse_json, content)
         monkeypatch.setattr(workdir, "read_json", read)
         said: list[str] = []
-        result = workdir.read_result(tmp_path, say=said.append)
+        result = workdir.read_result(tmp_path, log_line=said.append)
         assert result is not None or said or path in ((), ("status",))
         if result is not None:
             assert format_result(result)
@@ -191,7 +191,7 @@ def test_a_value_is_of_a_shape_or_the_first_difference_is_named(value, wanted, w
 def test_damaged_lines_are_set_aside_and_a_run_goes_on(tmp_path):
     path, said = tmp_path / "metrics.jsonl", []
     path.write_bytes(LINES)
-    writer = writers.JsonlWriter(path, resume_step=3, say=said.append)
+    writer = writers.JsonlWriter(path, resume_step=3, log_line=said.append)
     writer.write(4, {"train/loss": 4.0})
     writer.close()
     rows = [json.loads(line) for line in path.read_text().splitlines()]
@@ -207,7 +207,7 @@ def test_damaged_alarms_are_set_aside_and_the_others_count(tmp_path):
     data = json.dumps(row).encode() + b'\n{"step": \xff}\n{"step": 1, "rule": "x"}\n'
     (tmp_path / "alarms.jsonl").write_bytes(data)
     said: list[str] = []
-    found = alarms.Alarms(tmp_path, (), resume_step=3, say=said.append).found
+    found = alarms.Alarms(tmp_path, (), resume_step=3, log_line=said.append).found
     assert [alarm._asdict() for alarm in found] == [row]
     assert len(said) == 1 and "1 line of alarms.jsonl" in said[0]
     assert folders.read_alarms(tmp_path) == ["alarm (spike) at step 1: train/loss rose"]
@@ -316,7 +316,7 @@ def test_a_config_that_is_damaged_is_refused_with_where_else_it_is(tmp_path):
 def test_tensorboard_that_cannot_be_written_is_said_once_and_delays_nothing(tmp_path):
     (tmp_path / "tensorboard").touch()
     said: list[str] = []
-    writer = writers.make_writer(tmp_path, tensorboard=True, say=said.append)
+    writer = writers.make_writer(tmp_path, tensorboard=True, log_line=said.append)
     for step in (1, 2, 3):
         writer.write(step, {"train/loss": 1.0})
     writer.close()
@@ -326,7 +326,7 @@ def test_tensorboard_that_cannot_be_written_is_said_once_and_delays_nothing(tmp_
 
 def test_tensorboard_on_a_disk_that_fills_is_said_once_and_blocks_nothing(tmp_path):
     said: list[str] = []
-    writer = writers.make_writer(tmp_path, tensorboard=True, say=said.append)
+    writer = writers.make_writer(tmp_path, tensorboard=True, log_line=said.append)
     writer.write(0, {"train/loss": 1.0})
     board: Any = writer._writers[1]
 

@@ -419,12 +419,12 @@ def test_a_save_that_finds_no_room_is_told_and_the_earlier_step_is_whole(folder)
         ("something else\nand more", "something else"),
     ],
 )
-def test_the_reason_of_the_operating_system_comes_first(text, told):
+def test_the_reason_of_the_operating_system_comes_first(text, reported):
     outer = RuntimeError("a save failed")
     outer.__cause__ = ValueError(text)
     found = checkpoint._root_cause(outer)
-    assert found.startswith(told) and len(found) < 350 and "and more" not in found
-    assert found.count(told) == 1
+    assert found.startswith(reported) and len(found) < 350 and "and more" not in found
+    assert found.count(reported) == 1
 
 
 def test_a_full_disk_ends_the_program_without_a_traceback(monkeypatch, capsys, tmp_path):
@@ -434,8 +434,8 @@ def test_a_full_disk_ends_the_program_without_a_traceback(monkeypatch, capsys, t
     monkeypatch.setattr(main, "_run", full)
     command = ["distill-jax", "--config=configs/distill/kd.py:smoke", "--mode=describe"]
     assert main.main(command) == 2
-    told = capsys.readouterr().err
-    assert told.startswith("error: runs/x/metrics.jsonl: the disk is full")
+    reported = capsys.readouterr().err
+    assert reported.startswith("error: runs/x/metrics.jsonl: the disk is full")
     monkeypatch.setattr(main, "_run", lambda parsed: os.stat("/nowhere/at/all"))
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     assert main.main(command) == 1
@@ -449,9 +449,11 @@ def test_too_little_memory_ends_the_program_without_a_traceback(monkeypatch, cap
     monkeypatch.setattr(main, "_run", greedy)
     command = ["distill-jax", "--config=configs/distill/kd.py:smoke", "--mode=describe"]
     assert main.main(command) == 2
-    told = capsys.readouterr().err
-    assert told.startswith("error: not enough memory: ") and "allocat" in told.splitlines()[0]
-    assert len(told.splitlines()) == 2 and "batch_size" in told
+    reported = capsys.readouterr().err
+    assert (
+        reported.startswith("error: not enough memory: ") and "allocat" in reported.splitlines()[0]
+    )
+    assert len(reported.splitlines()) == 2 and "batch_size" in reported
 
 
 @pytest.mark.parametrize(
@@ -498,23 +500,23 @@ def test_a_process_that_is_lost_during_a_save_is_no_full_disk(folder, monkeypatc
 
 def test_the_first_process_says_what_a_folder_holds(saved, tmp_path, monkeypatch):
     """What is computed together hangs on it, so a listing of one's own must not decide."""
-    told = {}
-    monkeypatch.setattr(processes, "from_first", lambda decide, where: told["here"])
+    reported = {}
+    monkeypatch.setattr(processes, "from_first", lambda decide, where: reported["here"])
     config = flags.load("configs/distill/supervised.py:smoke")
-    told["here"] = {"status": "done"}
-    assert loop.train(config, tmp_path, say=lambda line: None) is told["here"]
+    reported["here"] = {"status": "done"}
+    assert loop.train(config, tmp_path, log_line=lambda line: None) is reported["here"]
 
     run = Run.__new__(Run)
     run.config, run.workdir = config, tmp_path
     run.checkpointer = Checkpointer(tmp_path / "stale")
     measured = {config.eval.metric: 0.5}
-    told["here"] = {"step": 1, "metric": 0.9, "metrics": {}}
-    assert not run.improves(measured) and run.best() is told["here"]
-    told["here"] = None
+    reported["here"] = {"step": 1, "metric": 0.9, "metrics": {}}
+    assert not run.improves(measured) and run.best() is reported["here"]
+    reported["here"] = None
     run.checkpointer = Checkpointer(saved)
     assert run.improves(measured)
 
-    told["here"] = True
+    reported["here"] = True
     run.checkpointer.save(make_state(5), {}, metric=None)
     assert not (saved / "5").exists()
 
@@ -548,7 +550,7 @@ def test_a_signal_after_the_last_step_of_a_run_ends_its_study(tmp_path, monkeypa
     arms = "{'a': {}, 'b': {'optim.lr': 0.2}}"
     study = ["--mode=study", f"--config.study.arms={arms}", "--config.study.reference=a"]
     more = ["--config.study.seeds=(0,)", "--config.study.metric=test/accuracy"]
-    args = [*SMALL, *study, *more, "--config.study.lanes=no", f"--workdir={tmp_path}"]
+    args = [*SMALL, *study, *more, "--config.study.replicas=no", f"--workdir={tmp_path}"]
     assert main.main(args) == 75
     arms = json.loads((tmp_path / "study.json").read_text())["arms"]
     assert [arms[arm]["seeds"]["0"]["status"] for arm in arms] == ["done", "pending"]
@@ -658,8 +660,8 @@ def test_a_run_that_stops_after_every_step_says_the_same(tmp_path):
     config = watched_config("--config.checkpoint.every.steps=2")  # once before the first log
     experiment = build.build(config)
 
-    def train(folder, say=lambda line: None):
-        return loop.train(config, folder, make_experiment=lambda _: experiment, say=say)
+    def train(folder, log_line=lambda line: None):
+        return loop.train(config, folder, make_experiment=lambda _: experiment, log_line=log_line)
 
     def rows(folder):
         lines = (folder / "metrics.jsonl").read_text().splitlines()
@@ -689,9 +691,9 @@ def test_a_run_that_stops_after_every_step_says_the_same(tmp_path):
 
 def test_what_is_logged_may_change_where_a_run_goes_on(tmp_path):
     with pytest.raises(Preempted):
-        loop.train(watched_config(), tmp_path, say=stop_after_a_step)
+        loop.train(watched_config(), tmp_path, log_line=stop_after_a_step)
     config = watched_config("--config.log.grad_norm=true")
-    assert loop.train(config, tmp_path, say=lambda line: None)["steps"] == 7
+    assert loop.train(config, tmp_path, log_line=lambda line: None)["steps"] == 7
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     first, second = lines[:2]
     assert first["step"] == 1 and second["step"] == 3 and "train/grad_norm" in second

@@ -70,7 +70,7 @@ def make_config():
 
 def test_console_result_report_and_description_count_the_operations_of_all_devices(tmp_path):
     said, config = [], make_config()
-    result = loop.train(config, tmp_path, say=said.append)
+    result = loop.train(config, tmp_path, log_line=said.append)
     shown = tables.flop(result["compute"]["flops_per_step"])
     assert jax.device_count() == 8
     [begin] = [line for line in said if line.startswith("step 1 after")]

@@ -52,8 +52,8 @@ def make_experiment(config):
 def train(config, *, frozen=None):
     experiment, made = make_experiment(config)
     frozen = made if frozen is None else frozen
-    answers = build.stored_answers(experiment, config, frozen, lambda line: None)
-    feed = build.Feed(experiment, seed=config.seed, start=0, answers=answers)
+    teacher_outputs = build.stored_teacher_outputs(experiment, config, frozen, lambda line: None)
+    feed = build.Feed(experiment, seed=config.seed, start=0, teacher_outputs=teacher_outputs)
     key = jax.device_put(jax.random.key(config.seed), partition.replicated(experiment.mesh))
     state = build.initial_state(experiment, key, config)
     online = experiment.online(build.on_device(experiment, frozen))
@@ -63,7 +63,7 @@ def train(config, *, frozen=None):
     for step in range(STEPS):
         state, metrics = update(state, online, feed(step), key)
     feed.close()
-    return jax.device_get((state, metrics)), answers
+    return jax.device_get((state, metrics)), teacher_outputs
 
 
 @pytest.fixture(scope="module")
@@ -79,8 +79,8 @@ def folder(tmp_path_factory):
 @pytest.mark.parametrize("resident", ["yes", "no"])
 def test_the_student_is_the_same_bit_for_bit(online, folder, resident):
     config = make_config(folder, **{"data.resident": resident})
-    (state, metrics), answers = train(config)
-    assert answers is not None
+    (state, metrics), teacher_outputs = train(config)
+    assert teacher_outputs is not None
     assert all(jax.tree.leaves(jax.tree.map(np.array_equal, (state, metrics), online)))
     assert len(list((folder / "teacher").glob("0*"))) == 3  # one chunk for each epoch begun
 
@@ -94,17 +94,17 @@ def test_a_transformer_is_the_same_bit_for_bit(tmp_path, resident):
             role.model, role.kwargs = "vit", {"width": 32, "depth": 2, "heads": 2, "patch_size": 4}
         return config_lib.override(made, changes)
 
-    (one, _), answers = train(config(tmp_path, **{"data.resident": resident}))
+    (one, _), teacher_outputs = train(config(tmp_path, **{"data.resident": resident}))
     (other, _), _ = train(config())
-    assert answers is not None
+    assert teacher_outputs is not None
     assert all(jax.tree.leaves(jax.tree.map(np.array_equal, one, other)))
 
 
 def test_stored_rows_are_what_the_teacher_says_of_each_view(folder):
     config = make_config(folder)
     experiment, frozen = make_experiment(config)
-    answers = build.stored_answers(experiment, config, frozen, lambda line: None)
-    assert answers is not None
+    teacher_outputs = build.stored_teacher_outputs(experiment, config, frozen, lambda line: None)
+    assert teacher_outputs is not None
     position, epoch = np.array([5, 80, 5, 0]), np.array([0, 2, 1, 2])
     source = experiment.dataset.train
     batch = {
@@ -118,7 +118,7 @@ def test_stored_rows_are_what_the_teacher_says_of_each_view(folder):
     want, _ = experiment.models["teacher"].apply(
         *frozen["teacher"], seen["input"], train=False, rngs={}
     )
-    found = answers.read(epoch, position)["teacher"]["logits"]
+    found = teacher_outputs.read(epoch, position)["teacher"]["logits"]
     np.testing.assert_allclose(found, want["logits"], rtol=1e-5, atol=1e-6)
     assert np.abs(found[0] - found[2]).max() > 1e-3
 
@@ -138,21 +138,21 @@ def test_stored_rows_are_what_the_teacher_says_of_each_view(folder):
 def test_answers_to_other_questions_are_refused(folder, changes, told):
     first = make_config(folder)
     experiment, frozen = make_experiment(first)
-    build.stored_answers(experiment, first, frozen, lambda line: None)
+    build.stored_teacher_outputs(experiment, first, frozen, lambda line: None)
     config = make_config(folder, **changes)
     experiment, frozen = make_experiment(config)
     with pytest.raises(ConfigError, match=f"holds other answers(.|\n)*{told}"):
-        build.stored_answers(experiment, config, frozen, lambda line: None)
+        build.stored_teacher_outputs(experiment, config, frozen, lambda line: None)
 
 
 def test_another_teacher_is_refused_and_a_folder_may_name_the_seed(tmp_path):
     config = make_config(tmp_path / "{seed}")
     experiment, frozen = make_experiment(config)
-    build.stored_answers(experiment, config, frozen, lambda line: None)
+    build.stored_teacher_outputs(experiment, config, frozen, lambda line: None)
     other = jax.tree.map(lambda x: x + 1, frozen)
     with pytest.raises(ConfigError, match=r"teacher: '\w+' -> '\w+'"):
-        build.stored_answers(experiment, config, other, lambda line: None)
-    build.stored_answers(
+        build.stored_teacher_outputs(experiment, config, other, lambda line: None)
+    build.stored_teacher_outputs(
         experiment, make_config(tmp_path / "{seed}", seed=1), other, lambda line: None
     )
     assert (tmp_path / "0" / "teacher").is_dir() and (tmp_path / "1" / "teacher").is_dir()
@@ -173,23 +173,23 @@ def test_an_interrupted_filling_goes_on_and_damage_is_noticed(tmp_path, monkeypa
     with monkeypatch.context() as patch:
         patch.setattr(teacher_cache.Store, "write", write_two)
         with pytest.raises(KeyboardInterrupt):
-            build.stored_answers(experiment, config, frozen, lambda line: None)
+            build.stored_teacher_outputs(experiment, config, frozen, lambda line: None)
     said = []
-    answers = build.stored_answers(experiment, config, frozen, said.append)
+    teacher_outputs = build.stored_teacher_outputs(experiment, config, frozen, said.append)
     assert written == [(0, 0), (0, 1)] and "7 chunks to fill" in said[0]
     assert "3 views x 16 B" in said[0]
     everything = np.arange(87)
-    assert answers is not None
-    whole = answers.read(np.full(87, 1), everything)["teacher"]["logits"]
+    assert teacher_outputs is not None
+    whole = teacher_outputs.read(np.full(87, 1), everything)["teacher"]["logits"]
     some = np.array([86, 3, 41, 40])
     np.testing.assert_array_equal(
-        answers.read(np.full(4, 1), some)["teacher"]["logits"], whole[some]
+        teacher_outputs.read(np.full(4, 1), some)["teacher"]["logits"], whole[some]
     )
     path = tmp_path / "teacher" / "00001-00002" / "logits.npy"
     damaged = bytearray(path.read_bytes())
     damaged[-3] ^= 1
     path.write_bytes(damaged)
-    again = build.stored_answers(experiment, config, frozen, said.append)
+    again = build.stored_teacher_outputs(experiment, config, frozen, said.append)
     assert "0 chunks to fill" in said[1] and again is not None
     again.read(np.zeros(87, int), everything)
     with pytest.raises(CheckpointError, match="delete this folder"):
@@ -225,15 +225,17 @@ def test_views_that_depend_on_the_batch_are_refused(tmp_path):
 def test_the_likeliest_classes_in_a_small_type(tmp_path, dtype):
     config = make_config(tmp_path, **{"cache.top_k": 2, "cache.dtype": dtype})
     experiment, frozen = make_experiment(config)
-    answers = build.stored_answers(experiment, config, frozen, lambda line: None)
+    teacher_outputs = build.stored_teacher_outputs(experiment, config, frozen, lambda line: None)
     plan = experiment.cache
-    assert plan is not None and answers is not None and plan.bytes_per_example == 2 * (2 + 2)
+    assert (
+        plan is not None and teacher_outputs is not None and plan.bytes_per_example == 2 * (2 + 2)
+    )
     dense = make_config(tmp_path / "dense")
-    full = build.stored_answers(make_experiment(dense)[0], dense, frozen, lambda line: None)
+    full = build.stored_teacher_outputs(make_experiment(dense)[0], dense, frozen, lambda line: None)
     assert full is not None
     rows = np.arange(20)
     want = np.asarray(jax.nn.log_softmax(full.read(rows * 0, rows)["teacher"]["logits"]))
-    got = plan.decode(answers.read(rows * 0, rows))["teacher"]["logits"]
+    got = plan.decode(teacher_outputs.read(rows * 0, rows))["teacher"]["logits"]
     got = jax.nn.log_softmax(got)
     order = np.argsort(-want, axis=1)
     top = np.take_along_axis(np.asarray(got), order[:, :2], axis=1)
@@ -255,9 +257,9 @@ def test_a_function_may_answer_in_place_of_a_network(tmp_path):
     experiment = build.build(config)
     told = describe.describe(config).split("== teacher cache")[1]
     assert "examples x 3 views x 16 B" in told
-    answers = build.stored_answers(experiment, config, {}, lambda line: None)
-    assert answers is not None
-    feed = build.Feed(experiment, seed=0, start=0, answers=answers)
+    teacher_outputs = build.stored_teacher_outputs(experiment, config, {}, lambda line: None)
+    assert teacher_outputs is not None
+    feed = build.Feed(experiment, seed=0, start=0, teacher_outputs=teacher_outputs)
     key = jax.device_put(jax.random.key(0), partition.replicated(experiment.mesh))
     state = build.initial_state(experiment, key, config)
     state, metrics = build.compile_step(experiment, feed(0))(state, {}, feed(0), key)
@@ -273,7 +275,7 @@ def test_a_function_may_answer_in_place_of_a_network(tmp_path):
     transform = build.make_transform(config, experiment.dataset, train=True)
     seen = transform(rng.stream(jax.random.key(0), "transform"), batch, jnp.int32(0))
     want = numpy_teacher(np.asarray(seen["input"]), index=batch["index"], raw=batch["input"])
-    found = answers.read(rows * 0, rows)["teacher"]["logits"]
+    found = teacher_outputs.read(rows * 0, rows)["teacher"]["logits"]
     np.testing.assert_allclose(found, want["logits"], rtol=1e-5, atol=1e-5)
     stored = json.loads((tmp_path / "teacher" / "key.json").read_text())["key"]
     assert stored["teacher"].endswith(":numpy_teacher")
@@ -304,9 +306,9 @@ def test_caches_that_cannot_be_are_refused(tmp_path, changes, told):
 
 def test_only_the_stored_question_is_answered():
     x = jnp.ones((2, 3))
-    batch = {"input": x, "answers": {"teacher": {"logits": 2 * x}}}
+    batch = {"input": x, "teacher_outputs": {"teacher": {"logits": 2 * x}}}
     nets = steps.BoundNets({}, {}, {}, key=jax.random.key(0), batch=batch)
-    assert nets("teacher", x)[0]["logits"] is batch["answers"]["teacher"]["logits"]
+    assert nets("teacher", x)[0]["logits"] is batch["teacher_outputs"]["teacher"]["logits"]
     for inputs, train in (((x + 0,), False), ((x,), True), ((x, x), False)):
         with pytest.raises(ConfigError, match="more than its view"):
             nets("teacher", *inputs, train=train)
@@ -332,7 +334,7 @@ def test_processes_divide_the_chunks(tmp_path, monkeypatch):
     found = []
     for process in (0, 1):
         monkeypatch.setattr(teacher_cache.jax, "process_index", lambda process=process: process)
-        build.stored_answers(experiment, config, frozen, lambda line: None)
+        build.stored_teacher_outputs(experiment, config, frozen, lambda line: None)
         found.append(len(list((tmp_path / "teacher").glob("0*"))))
     assert found == [5, 9]
 
@@ -351,10 +353,10 @@ def test_a_signal_ends_the_filling_and_what_is_filled_is_kept(tmp_path, monkeypa
 
     monkeypatch.setattr(teacher_cache.Store, "write", stopped)
     with environment.stop_on_signal(), pytest.raises(environment.Preempted):
-        build.stored_answers(experiment, config, frozen, lambda line: None)
+        build.stored_teacher_outputs(experiment, config, frozen, lambda line: None)
     assert len(list((tmp_path / "teacher").glob("0*"))) == len(written) == 2
     said = []
-    build.stored_answers(experiment, config, frozen, said.append)
+    build.stored_teacher_outputs(experiment, config, frozen, said.append)
     assert len(written) == len(set(written)) == 9 and "7 chunks to fill" in said[0]
 
 
@@ -379,19 +381,19 @@ def test_a_run_waits_while_another_fills_its_cache(tmp_path, monkeypatch):
     experiment, frozen = make_experiment(config)
     hold, refused, said = workdir.hold, [], []
 
-    def busy_once(folder, say):
+    def busy_once(folder, log_line):
         if not refused:
             refused.append(folder)
             raise workdir.InUse("in use by process 7 on far")
-        return hold(folder, say=say)
+        return hold(folder, log_line=log_line)
 
     monkeypatch.setattr(workdir, "hold", busy_once)
     monkeypatch.setattr(teacher_cache.time, "sleep", lambda seconds: None)
-    build.stored_answers(experiment, config, frozen, said.append)
+    build.stored_teacher_outputs(experiment, config, frozen, said.append)
     assert refused == [tmp_path / "teacher"] and len(said) == 2
     assert said[1] == f"waiting for teacher cache {tmp_path}/teacher: in use by process 7 on far"
     monkeypatch.setattr(workdir, "hold", pytest.fail)  # a full cache may be read-only
-    build.stored_answers(experiment, config, frozen, said.append)
+    build.stored_teacher_outputs(experiment, config, frozen, said.append)
     assert not (tmp_path / "teacher" / workdir.LOCK).exists()
 
 

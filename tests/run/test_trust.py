@@ -17,7 +17,7 @@ from distill_jax.run import build, checkpoint, flags, preflight, teacher_cache
 from distill_jax.run import config as config_lib
 from distill_jax.run.resolve import names_in, resolve
 
-PACKAGES = ("objectives", "models", "data", "evaluators", "weighers")
+PACKAGES = ("objectives", "models", "data", "evaluators", "weighting")
 
 FOREIGN = """
 import functools, os, pathlib
@@ -179,7 +179,7 @@ def test_one_module_imports_by_name():
 SLOTS = {
     "data.name": lambda c, name: c.data.update({"name": name}),
     "objective.name": lambda c, name: c.objective.update({"name": name}),
-    "weigher.name": lambda c, name: c.weigher.update({"name": name}),
+    "weighting.name": lambda c, name: c.weighting.update({"name": name}),
     "roles.student.model": lambda c, name: c.roles.student.update({"model": name}),
     "evaluators": lambda c, name: c.evaluators.update({name: {}}),
     "data.train_transforms": lambda c, name: c.data.update({"train_transforms": (name,)}),

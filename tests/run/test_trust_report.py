@@ -22,7 +22,7 @@ FLAGS = ("teacher_shift", "label_noisy", "outlier")
 TIMES = "\u00d7"
 
 
-def trust_arrays(seed=0, *, n=600, k=6, constant=None):
+def example_weight_arrays(seed=0, *, n=600, k=6, constant=None):
     """Returns the arrays of trust.npz: a ratio that follows the teacher's margin, with noise."""
     rng = np.random.default_rng(seed)
     label = rng.integers(0, k, n).astype(np.int32)
@@ -53,12 +53,12 @@ def trust_arrays(seed=0, *, n=600, k=6, constant=None):
 
 
 def add_trust(run, seed=0, *, flags=FLAGS, curves=True, control="none", **kwargs):
-    """Gives a run folder what a run with a weigher leaves, and returns the arrays."""
-    arrays = trust_arrays(seed, **kwargs)
+    """Gives a run folder what a run with a weighting leaves, and returns the arrays."""
+    arrays = example_weight_arrays(seed, **kwargs)
     arrays = {name: x for name, x in arrays.items() if name not in FLAGS or name in flags}
     np.savez_compressed(run / "trust.npz", allow_pickle=False, **arrays)
     if curves:
-        final = evaluator.make()({"trust": arrays}, arrays)
+        final = evaluator.make()({"example_weights": arrays}, arrays)
         lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
         for line in lines:
             if line["step"] % 50 == 0:
@@ -66,7 +66,7 @@ def add_trust(run, seed=0, *, flags=FLAGS, curves=True, control="none", **kwargs
                 line |= {f"held_out/{name}": 0.5 + (v - 0.5) * moved for name, v in final.items()}
         (run / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n")
     config = json.loads((run / "config.json").read_text())
-    config["weigher"] = {"name": "trilateral", "control": control}
+    config["weighting"] = {"name": "trilateral", "control": control}
     (run / "config.json").write_text(json.dumps(config))
     return arrays
 
@@ -88,7 +88,7 @@ def test_run_report_holds_the_numbers(tmp_path):
     write_run(tmp_path / "run")
     arrays = add_trust(tmp_path / "run")
     text = trust_section(checked(write_run_report(tmp_path / "run")))
-    metrics = evaluator.make()({"trust": arrays}, arrays)
+    metrics = evaluator.make()({"example_weights": arrays}, arrays)
     for name, title in trust._NAMES.items():
         row = rf'{html.escape(title)}</th><td class="n">{metrics[name]:.3f}</td>'
         assert row.replace("-", "\u2212") in text.replace("-", "\u2212"), name
@@ -137,14 +137,14 @@ def test_study_report_compares_the_arms_that_have_trust(tmp_path):
     }
     text = trust_section(checked(write_study_report(tmp_path)))
     found = {
-        arm: [evaluator.make()({"trust": a}, a)["teacher_wrong_auc"] for a in arrays]
+        arm: [evaluator.make()({"example_weights": a}, a)["teacher_wrong_auc"] for a in arrays]
         for arm, arrays in stored.items()
     }
     mean, spread = np.mean(found["distilled"]), np.std(found["distilled"], ddof=1)
     cells = f'<td class="n">{mean:.3f} ± {spread:.3f}</td><td class="n">0.500 ± 0.000</td>'
     assert cells in text
     assert "label only" not in text
-    assert "self: ratios are shown as the weigher gives them" in text
+    assert "self: ratios are shown as the weighting gives them" in text
     assert "shuffled within the batch" in text
     assert text.count('class="band c') == 2 * 4 + 2 * 2  # groups, and areas, by arm
     assert [len(re.findall(f"index {7000 + r}<", text)) for r in stored["distilled"][0]["low"]] == (

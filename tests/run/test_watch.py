@@ -26,7 +26,7 @@ from distill_jax.run import config as config_lib
 from distill_jax.run.train import loop
 from distill_jax.run.train import run as run_lib
 from distill_jax.run.train.result import format_result
-from tests.contract import test_weighers
+from tests.contract import test_weightings
 
 
 class Time:
@@ -72,12 +72,12 @@ def test_a_stall_is_told_once_with_stacks_phase_and_process(tmp_path, capsys):
 
 def test_what_takes_long_the_first_time_is_told_of(tmp_path):
     said = []
-    made = make_watch(tmp_path, say=said.append)
+    made = make_watch(tmp_path, log_line=said.append)
 
     def after(seconds):
         made._clock.now += seconds
-        made.tell()
-        made.tell()
+        made.report()
+        made.report()
 
     made.enter("compile")
     after(9)
@@ -156,7 +156,7 @@ def test_what_compiles_again_is_told_with_its_name_and_caller(tmp_path):
     def predict(x):
         return x + 1
 
-    with watch.Watch([tmp_path], total=9, say=said.append) as made:
+    with watch.Watch([tmp_path], total=9, log_line=said.append) as made:
         made.start(1)
         for n in (2, 2):
             with made.during("evaluation", "evaluation of held_out"):
@@ -259,9 +259,9 @@ def test_of_runs_side_by_side_only_the_one_that_is_not_finite_skips():
 def test_a_bilevel_step_skips_where_only_its_outer_level_is_not_finite(monkeypatch):
     skipping = functools.partial(bilevel.make_bilevel_step, skip_nonfinite=True)
     monkeypatch.setattr(bilevel, "make_bilevel_step", skipping)
-    made, outer = test_weighers.setup("meta_weight_net")
+    made, outer = test_weightings.setup("meta_weight_net")
     begin = jax.jit(made.init)(jax.random.key(0))
-    fed, step = test_weighers.fed(outer), jax.jit(made.step)
+    fed, step = test_weightings.fed(outer), jax.jit(made.step)
     after, metrics = step(begin, made.frozen, fed, jax.random.key(1))
     assert metrics["skipped"] == 0 and leaves(after.params) != leaves(begin.params)
     held_out = {**fed["held_out"], "input": fed["held_out"]["input"] * jnp.nan}
@@ -348,7 +348,7 @@ def test_tokens_that_fill_a_single_dimension_have_collapsed():
 
 def test_alarms_of_one_metric_by_two_rules_are_one_event(tmp_path):
     rules = alarms.default_rules(spike_deviations=0)
-    made = alarms.Alarms(tmp_path, rules, say=lambda line: None)
+    made = alarms.Alarms(tmp_path, rules, log_line=lambda line: None)
     for step, rank in enumerate([40.0, 5.0, 5.0, 1.5, 1.5, 5.0]):
         made.see(step, {"train/embedding/student/rank": rank})
     assert [alarm.step for alarm in made.found] == [2]
@@ -373,7 +373,7 @@ def test_assignments_collapse_onto_one_prototype_or_onto_all():
 
 def test_alarms_are_raised_once_for_each_event_and_survive_a_resume(tmp_path):
     said, rules = [], [("collapse", "train/std*", collapse)]
-    made = alarms.Alarms(tmp_path, rules, say=said.append)
+    made = alarms.Alarms(tmp_path, rules, log_line=said.append)
     values = {10: 1.0, 20: 0.4, 30: 0.3, 40: 0.9, 50: 0.2}
     with (tmp_path / "metrics.jsonl").open("w") as file:
         for step, value in values.items():
@@ -386,14 +386,14 @@ def test_alarms_are_raised_once_for_each_event_and_survive_a_resume(tmp_path):
     stored = [json.loads(x) for x in (tmp_path / "alarms.jsonl").read_text().splitlines()]
     assert stored == [alarm._asdict() for alarm in made.found]
 
-    again = alarms.Alarms(tmp_path, rules, resume_step=40, say=said.append)
+    again = alarms.Alarms(tmp_path, rules, resume_step=40, log_line=said.append)
     assert [alarm.step for alarm in again.found] == [20]
     again.see(40, {"train/std/student": 0.1})  # its step is there already
     again.see(50, {"train/std/student": 0.2})
     assert [alarm.step for alarm in again.found] == [20, 50]
     assert len((tmp_path / "alarms.jsonl").read_text().splitlines()) == 2
 
-    silent = alarms.Alarms(None, rules, say=said.append)  # a process that does not write
+    silent = alarms.Alarms(None, rules, log_line=said.append)  # a process that does not write
     silent.see(10, {"train/std": 1.0})
     silent.see(20, {"train/std": 0.1})
     assert silent.found == []
@@ -434,7 +434,7 @@ def make_config(**changes):
 
 def test_a_run_tells_how_it_was(tmp_path):
     said = []
-    result = loop.train(make_config(), tmp_path, say=said.append)
+    result = loop.train(make_config(), tmp_path, log_line=said.append)
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     skipped = {row["step"]: row["train/skipped"] for row in rows if "train/skipped" in row}
     assert skipped == {2: 0, 4: 1, 6: 0, 8: 0, 10: 0, 12: 0}
@@ -456,7 +456,7 @@ def test_a_run_tells_how_it_was(tmp_path):
 def test_a_run_that_only_skips_is_given_up(tmp_path, monkeypatch):
     monkeypatch.setattr(run_lib, "SKIPPED_IN_A_ROW", 5)
     with pytest.raises(NonFiniteError, match="5 steps in a row, the last of them step 8"):
-        loop.train(make_config(**{"objective.kwargs.steps": 99}), tmp_path, say=lambda _: None)
+        loop.train(make_config(**{"objective.kwargs.steps": 99}), tmp_path, log_line=lambda _: None)
     assert json.loads((tmp_path / "heartbeat.json").read_text())["phase"] == "failed"
 
 

@@ -80,7 +80,7 @@ def begun(tmp_path_factory):
     experiment = build.build(made)
 
     with pytest.raises(Preempted):
-        loop.train(made, folder / "run", make_experiment=lambda _: experiment, say=stop)
+        loop.train(made, folder / "run", make_experiment=lambda _: experiment, log_line=stop)
     return folder, made, experiment
 
 
@@ -135,13 +135,13 @@ def test_files_under_other_names_are_no_hindrance(copied):
     for path in others:
         path.parent.mkdir(exist_ok=True)
         path.write_text("mine")
-    loop.train(made, folder, make_experiment=lambda _: experiment, say=lambda line: None)
+    loop.train(made, folder, make_experiment=lambda _: experiment, log_line=lambda line: None)
     assert [path.read_text() for path in others] == ["mine"] * 3
 
 
 @pytest.mark.parametrize("kind, name", [("study", "study.json"), ("sweep", "sweep.json")])
 def test_folders_of_another_kind_are_refused(tmp_path, kind, name):
-    with workdir.claim(tmp_path / "ours", kind, say=print):
+    with workdir.claim(tmp_path / "ours", kind, log_line=print):
         pass
     with pytest.raises(UserError, match=f"holds a {kind}, not a run"):
         loop.train(config.base(), tmp_path / "ours")
@@ -155,7 +155,7 @@ def test_a_run_without_a_mark_as_version_0_1_wrote_it_goes_on(copied):
     (folder / workdir.MARK).unlink()
     (folder / "checkpoints/index.json").unlink()
     said = []
-    loop.train(made, folder, make_experiment=lambda _: experiment, say=said.append)
+    loop.train(made, folder, make_experiment=lambda _: experiment, log_line=said.append)
     assert "continuing from step 1" in said
 
 
@@ -202,7 +202,9 @@ def test_a_start_that_fails_leaves_the_folder_as_it_was(begun, tmp_path, there):
         other = config.override(made, {"eval.metric": "held_out/none"})
         loop.train(other, folder, make_experiment=lambda _: experiment)
     assert listing(tmp_path) == before
-    result = loop.train(made, folder, make_experiment=lambda _: experiment, say=lambda line: None)
+    result = loop.train(
+        made, folder, make_experiment=lambda _: experiment, log_line=lambda line: None
+    )
     assert result["steps"] == 3
 
 
@@ -212,7 +214,7 @@ def test_a_start_that_was_killed_binds_nothing(begun, tmp_path):
     (tmp_path / "config.json").write_text(config.to_json(config.override(made, {"seed": 5})))
     (tmp_path / "metrics.jsonl").write_text('{"step": 1, "train/loss": 7.0}\n')
     assert not workdir.is_run(tmp_path)
-    loop.train(made, tmp_path, make_experiment=lambda _: experiment, say=lambda line: None)
+    loop.train(made, tmp_path, make_experiment=lambda _: experiment, log_line=lambda line: None)
     assert json.loads((tmp_path / "config.json").read_text())["seed"] == 0
     assert "7.0" not in (tmp_path / "metrics.jsonl").read_text()
 
@@ -225,7 +227,7 @@ def test_after_a_divergence_the_remedy_works_or_the_message_names_what_does(
     copied, begun, tmp_path, monkeypatch
 ):
     folder, made, experiment = copied
-    kwargs = {"make_experiment": lambda _: experiment, "say": lambda line: None}
+    kwargs = {"make_experiment": lambda _: experiment, "log_line": lambda line: None}
     lower = config.override(made, {"optim.lr": made.optim.lr / 2})
     for target, hint in ((tmp_path / "fresh", "lower optim.lr$"), (folder, "--start_over")):
         with monkeypatch.context() as patch:
@@ -314,10 +316,10 @@ def test_a_lock_of_another_machine_is_judged_by_its_signs_of_life(tmp_path, monk
 
     if alive:
         with pytest.raises(workdir.InUse, match="in use by process 7 on far"):
-            workdir.hold(tmp_path, say=wait).__enter__()
+            workdir.hold(tmp_path, log_line=wait).__enter__()
         assert owner(tmp_path)["token"] == "x"
     else:
-        with workdir.hold(tmp_path, say=wait):
+        with workdir.hold(tmp_path, log_line=wait):
             assert owner(tmp_path)["pid"] == os.getpid()
     assert len(said) == 1 and "waiting for a sign of life" in said[0]
 
@@ -327,7 +329,7 @@ def test_a_lock_of_another_machine_without_signs_for_long_is_taken_over_at_once(
     path.write_text(json.dumps({"token": "x", "host": "far", "pid": 7, "boot": "another"}))
     earlier = time.time() - 2 * workdir.STALE_SECONDS
     os.utime(path, (earlier, earlier))
-    with workdir.hold(tmp_path, say=pytest.fail):
+    with workdir.hold(tmp_path, log_line=pytest.fail):
         assert owner(tmp_path)["pid"] == os.getpid()
 
 
@@ -469,7 +471,7 @@ def test_a_result_says_that_a_better_state_was_lost(copied):
     index = folder / "checkpoints/index.json"
     index.write_text(json.dumps({"saved": {"0": 0.99, "1": None}, "lost": {}}))
     said = []
-    result = loop.train(made, folder, make_experiment=lambda _: experiment, say=said.append)
+    result = loop.train(made, folder, make_experiment=lambda _: experiment, log_line=said.append)
     assert result["selection_lost"] == [{"step": 0, "metric": 0.99}]
     assert any("checkpoints/0: is missing" in line for line in said)
     assert "step 0, lost since, may have been the best" in format_result(result)
@@ -507,7 +509,7 @@ def test_a_large_folder_of_arrays_is_not_read_for_its_checksum(tmp_path, monkeyp
         np.save(tmp_path / f"y_{part}.npy", np.arange(40) % 4)
     whole = npz_file.make(path=str(tmp_path)).test.provenance.sha256
     monkeypatch.setattr(source, "WHOLE_BYTES", 100)
-    monkeypatch.setattr(source, "digest", pytest.fail)
+    monkeypatch.setattr(source, "checksum", pytest.fail)
     listed = npz_file.make(path=str(tmp_path)).test.provenance.sha256
     os.utime(tmp_path / "x_train.npy", (0, 0))
     assert len({whole, listed, npz_file.make(path=str(tmp_path)).test.provenance.sha256}) == 3
@@ -545,10 +547,10 @@ def test_a_run_goes_on_with_the_network_it_began_with(begun, tmp_path, monkeypat
             student,
             tmp_path / "student",
             make_experiment=lambda _: experiment,
-            say=stop,
+            log_line=stop,
         )
     monkeypatch.undo()
-    again = {"make_experiment": lambda _: experiment, "say": said.append}
+    again = {"make_experiment": lambda _: experiment, "log_line": said.append}
     loop.train(made, tmp_path / "teacher", **again)  # whose best state is another now, or not
     step = checkpoint_lib.find_step(tmp_path / "teacher", where="test")
     if step.name == "1":
@@ -570,7 +572,7 @@ def test_the_config_of_the_checkpoint_counts(copied, how):
         (folder / "config.json").write_text(config.to_json(seven))
     with pytest.raises(ConfigError, match=r"another config:\n    seed: 0 -> 7"):
         loop.train(seven, folder, make_experiment=lambda _: experiment)
-    kwargs = {"make_experiment": lambda _: experiment, "say": lambda line: None}
+    kwargs = {"make_experiment": lambda _: experiment, "log_line": lambda line: None}
     assert loop.train(made, folder, **kwargs)["seed"] == 0
     assert json.loads((folder / "config.json").read_text())["seed"] == 0
 
@@ -603,7 +605,7 @@ def test_another_environment_is_warned_of_and_listed(copied, monkeypatch):
     later["versions"] = {**now["versions"], "jaxlib": "99.0", "distill_jax": "9.9"}
     monkeypatch.setattr(loop.environment, "describe_environment", lambda: later)
     said = []
-    loop.train(made, folder, make_experiment=lambda _: experiment, say=said.append)
+    loop.train(made, folder, make_experiment=lambda _: experiment, log_line=said.append)
     [line] = [line for line in said if "another environment" in line]
     assert line.startswith("warning: ")
     for name in ("x64", "devices", "jaxlib", "distill_jax"):
@@ -639,7 +641,7 @@ def test_an_arm_that_changed_is_refused_before_any_other_runs(begun, tmp_path):
     shutil.copytree(folder / "run", tmp_path / "study/b/seed0")
     before = listing(tmp_path)
     with pytest.raises(ConfigError, match=r"optim\.lr"):
-        study.run_study(made, tmp_path / "study", say=lambda line: None)
+        study.run_study(made, tmp_path / "study", log_line=lambda line: None)
     assert listing(tmp_path) == before
 
 
@@ -661,7 +663,7 @@ def test_data_replaced_midway_through_a_study_end_it_before_the_next_run(tmp_pat
         "--config.study.reference=a",
         "--config.study.seeds=(0,)",
         "--config.study.metric=test/accuracy",
-        "--config.study.lanes=no",
+        "--config.study.replicas=no",
     )
     train = loop.train
 
@@ -672,7 +674,7 @@ def test_data_replaced_midway_through_a_study_end_it_before_the_next_run(tmp_pat
 
     monkeypatch.setattr(loop, "train", then_replace)
     with pytest.raises(ConfigError, match="data of the runs that are left are not those of a seed"):
-        study.run_study(made, tmp_path / "study", say=lambda line: None)
+        study.run_study(made, tmp_path / "study", log_line=lambda line: None)
     assert not (tmp_path / "study/b/seed0/checkpoints").exists()
     assert workdir.read_result(tmp_path / "study/a/seed0") is not None
 
@@ -749,7 +751,7 @@ def test_a_result_of_another_shape_is_made_again(tmp_path, change):
     right = {"status": "done", "seed": 0, "steps": 9, "metrics": {"test/accuracy": 1.0}, "best": {}}
     told = []
     (tmp_path / "result.json").write_text(json.dumps(right))
-    assert workdir.read_result(tmp_path, say=told.append) == right and not told
+    assert workdir.read_result(tmp_path, log_line=told.append) == right and not told
     (tmp_path / "result.json").write_text(json.dumps({**right, **change}))
-    assert workdir.read_result(tmp_path, say=told.append) is None
+    assert workdir.read_result(tmp_path, log_line=told.append) is None
     assert len(told) == 1 and next(iter(change)) in told[0]

@@ -64,7 +64,7 @@ CASES = {
         {"roles.student.model": "tests.run.test_wrong_keys:number"},
         "roles.student.model: 3 is not a network",
     ),
-    "the weigher's optimizer": (
+    "the weighting's optimizer": (
         TRUST,
         {"bilevel.optim.name": "adamx"},
         "bilevel.optim.name: unknown optimizer 'adamx'",
@@ -74,10 +74,10 @@ CASES = {
         {"bilevel.optim.kwargs.b7": 1},
         "bilevel.optim.kwargs.b7: adamw does not accept 'b7'",
     ),
-    "the weigher": (
+    "the weighting": (
         TRUST,
-        {"roles.weigher.kwargs.ratio": 2.0},
-        "roles.weigher.kwargs.ratio: ratio is 2.0",
+        {"roles.weighting.kwargs.ratio": 2.0},
+        "roles.weighting.kwargs.ratio: ratio is 2.0",
     ),
     "an evaluator's role": (
         SUPERVISED,

@@ -12,9 +12,9 @@ from flax import linen as nn
 import distill_jax as dj
 from distill_jax.core import bilevel, rng, steps
 from distill_jax.core.errors import UserError
-from distill_jax.core.weighing import Weighed
+from distill_jax.core.weighted_objective import WeightedObjective
 from distill_jax.models import mlp, ratio_mlp
-from distill_jax.weighers import meta_weight_net
+from distill_jax.weighting import meta_weight_net
 
 K, B = 4, 16
 RANDOM = np.random.default_rng(0)
@@ -134,15 +134,15 @@ def ps_kd():
 
 
 def test_bilevel_steps_are_those_of_the_core():
-    weighed = Weighed(
+    weighted = WeightedObjective(
         objective=dj.objectives.KD(),
-        weigher=meta_weight_net.MetaWeightNet(),
-        signals=("cross_entropy", "distillation"),
+        weighting=meta_weight_net.MetaWeightNet(),
+        loss_terms=("cross_entropy", "distillation"),
         num_classes=K,
     )
-    networks = {"weigher": ratio_mlp.make(hidden=(4,), outputs=2)}
+    networks = {"weighting": ratio_mlp.make(hidden=(4,), outputs=2)}
     trainer = dj.Trainer(
-        weighed,
+        weighted,
         student=MLP,
         networks=networks,
         frozen={"teacher": MLP},
@@ -150,12 +150,12 @@ def test_bilevel_steps_are_those_of_the_core():
         outer_optimizer=optax.adam(1e-2),
     )
     state = trainer.init(jax.random.key(0), BATCH)
-    before = jax.device_get(trainer.network(state, "weigher"))
+    before = jax.device_get(trainer.network(state, "weighting"))
     state, metrics = trainer.step(state, BATCH)
-    assert equal(before, trainer.network(state, "weigher"))
+    assert equal(before, trainer.network(state, "weighting"))
     assert "outer_loss" not in metrics
     state, metrics = trainer.step(state, BATCH, held_out=BATCH)
-    assert not equal(before, trainer.network(state, "weigher"))
+    assert not equal(before, trainer.network(state, "weighting"))
     assert metrics["outer_grad_norm"] > 0
 
 

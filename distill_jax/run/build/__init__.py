@@ -14,9 +14,9 @@ from distill_jax.run.build.start import (
     frozen_networks,
     initial_state,
     on_device,
-    stored_answers,
+    stored_teacher_outputs,
     with_class_means,
-    with_survey,
+    with_dataset_pass,
 )
 
 __all__ = [
@@ -44,8 +44,8 @@ __all__ = [
     "predict_controls",
     "provided_to_models",
     "schedule_args",
-    "stored_answers",
+    "stored_teacher_outputs",
     "untrained",
     "with_class_means",
-    "with_survey",
+    "with_dataset_pass",
 ]

@@ -54,7 +54,7 @@ def untrained(experiment: Experiment, key: Key) -> Mapping[Role, tuple[Params, S
     for batch in loader.eval_batches(Subset(source, rows, "some of it"), batch_size=size):
         watch.alive()
         last, other = programs.pass_batch(params, (last, other), batch)
-    found = jax.tree.map(state.settled_average, first, last, other)
+    found = jax.tree.map(state.batch_stats_fixed_point, first, last, other)
     return {role: (params[role], found[role]) for role in networks}
 
 

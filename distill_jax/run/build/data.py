@@ -252,8 +252,8 @@ def _check_values(config: ConfigDict, report: checks.Report, batch: Batch) -> tu
 
 def _measurements(config: ConfigDict, total_steps: int, steps_per_epoch: float) -> int:
     """Returns how many states are measured in training, the last one included."""
-    facts = {"steps_per_epoch": steps_per_epoch, "total_steps": total_steps}
-    every = config_lib.duration(config, "eval.every", default=total_steps, **facts)
+    run_info = {"steps_per_epoch": steps_per_epoch, "total_steps": total_steps}
+    every = config_lib.duration(config, "eval.every", default=total_steps, **run_info)
     return -(-total_steps // max(every, 1))
 
 

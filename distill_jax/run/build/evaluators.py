@@ -77,7 +77,7 @@ def _measured(experiment: Experiment, split: str) -> list[str]:
         return experiment.caches.measured[split]
     k, random = max(len(experiment.dataset.classes), 2), np.random.default_rng(0)
     rows = np.arange(4 * k)
-    facts = {"label": rows % k, "index": rows}
+    example_info = {"label": rows % k, "index": rows}
     names: list[str] = []
     for evaluator in experiment.evaluators.values():
         outputs = {
@@ -87,8 +87,8 @@ def _measured(experiment: Experiment, split: str) -> list[str]:
             }
             for role, wanted in evaluator.outputs.items()
         }
-        parts = dict.fromkeys(experiment.parts, (outputs, facts))
-        found = ask(evaluator, outputs, facts, split=split, parts=parts)
+        parts = dict.fromkeys(experiment.parts, (outputs, example_info))
+        found = ask(evaluator, outputs, example_info, split=split, parts=parts)
         own = [name for name, value in found.items() if np.ndim(value) == 0]
         names += own
         for control in getattr(evaluator, "controls", ()) if split == "test" else ():
@@ -101,14 +101,14 @@ def _measured(experiment: Experiment, split: str) -> list[str]:
 def ask(
     evaluator: Evaluator,
     outputs: Mapping[Role, Mapping[str, np.ndarray]],
-    facts: Mapping[str, np.ndarray],
+    example_info: Mapping[str, np.ndarray],
     *,
     split: str,
     parts: Mapping[str, Any],
 ) -> Mapping[str, Any]:
     """Calls an evaluator with what it takes: see `api.Evaluator`."""
     if not hasattr(evaluator, "parts"):
-        return evaluator(outputs, facts)
+        return evaluator(outputs, example_info)
     call: Any = evaluator
     wanted = {name: parts[name] for name in call.parts}
-    return call(outputs, facts, parts=wanted, split=split)
+    return call(outputs, example_info, parts=wanted, split=split)

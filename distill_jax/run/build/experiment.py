@@ -29,8 +29,8 @@ from distill_jax.core.api import (
     Role,
     Transform,
 )
-from distill_jax.core.lanes import LANE
-from distill_jax.core.weighing import Weighed
+from distill_jax.core.replicas import REPLICA
+from distill_jax.core.weighted_objective import WeightedObjective
 from distill_jax.data import checks
 from distill_jax.run import teacher_cache
 from distill_jax.run.build.data import batch_shapes, make_transform
@@ -97,7 +97,7 @@ class Experiment:
     caches: Caches = dataclasses.field(init=False, repr=False, default_factory=Caches)
 
     def variant(self, step: int) -> str:
-        """Returns which of the compiled steps is due: "outer" where the weigher learns too."""
+        """Returns which of the compiled steps is due: "outer" where the weighting learns too."""
         return "outer" if self.outer is not None and self.outer.due(step) else "inner"
 
     def transform(self, *, train: bool) -> Transform:
@@ -182,9 +182,9 @@ class Experiment:
         terms = self.shapes.terms
         outer = ("outer_loss", "outer_grad_norm") if variant == "outer" else ()
         norm = ("grad_norm",) if self.config.log.grad_norm else ()
-        told = {"skip": ("skipped",), "stop": ("nonfinite",)}[self.config.watch.nonfinite]
+        reported = {"skip": ("skipped",), "stop": ("nonfinite",)}[self.config.watch.nonfinite]
         weights = (f"weight/{name}" for name in terms.weights)
-        found = ("loss", *terms.values, *weights, *terms.facts, *outer, *norm, *told)
+        found = ("loss", *terms.values, *weights, *terms.metrics, *outer, *norm, *reported)
         return (*found, *collapse.names(terms.embeddings)) if self.watches else found
 
     @functools.cached_property
@@ -208,7 +208,7 @@ class Experiment:
             precision=config.precision,
             accum_steps=config.accum_steps,
             grad_norm=config.log.grad_norm,
-            nonfinite="skip" if config.watch.nonfinite == "skip" else "tell",
+            nonfinite="skip" if config.watch.nonfinite == "skip" else "report",
             watch_every=config.log.every_steps if self.watches else 0,
             lookahead=LookAhead(ahead.steps, ahead.kind, ahead.restore) if ahead.steps else None,
             mesh=self.mesh,
@@ -222,7 +222,7 @@ class Experiment:
     @property
     def devices(self) -> int:
         """Devices among which the work of a step of one run is divided."""
-        return self.mesh.size // self.mesh.shape.get(LANE, 1)
+        return self.mesh.size // self.mesh.shape.get(REPLICA, 1)
 
     @property
     def flops_per_step(self) -> float | None:
@@ -333,19 +333,19 @@ def raw_input(dataset: Dataset, inputs: Any) -> jax.Array:
 def readable(
     objective: Objective, shapes: state.Shapes, config: ConfigDict
 ) -> dict[str, Mapping[str, Any]]:
-    """Shapes of outputs of networks, predictions of the method, and what the weigher did."""
+    """Shapes of outputs of networks, predictions of the method, and what the weighting did."""
     found: dict[str, Mapping[str, Any]] = {
         r: s.outputs for r, s in shapes.roles.items() if r in config.roles
     }
-    return found | dict(shapes.predictions) | _trust_shapes(objective, shapes)
+    return found | dict(shapes.predictions) | _example_weight_shapes(objective, shapes)
 
 
-def _trust_shapes(objective: Objective, shapes: state.Shapes) -> dict[str, Any]:
-    if not isinstance(objective, Weighed) or objective.weigher.by_gradient:
+def _example_weight_shapes(objective: Objective, shapes: state.Shapes) -> dict[str, Any]:
+    if not isinstance(objective, WeightedObjective) or objective.weighting.by_gradient:
         return {}
     b = shapes.batch["mask"].shape[0]
-    weights = jax.ShapeDtypeStruct((b, len(objective.signals)), jnp.float32)
-    return {"trust": {"weights": weights, **shapes.terms.logits}}
+    weights = jax.ShapeDtypeStruct((b, len(objective.loss_terms)), jnp.float32)
+    return {"example_weights": {"weights": weights, **shapes.terms.logits}}
 
 
 def rules_of(config: ConfigDict, name: str) -> partition.Rules:

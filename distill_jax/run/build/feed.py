@@ -46,11 +46,11 @@ def _with_answers(experiment: Experiment, train: Any) -> PyTree:
     assert cache is not None
     if not experiment.resident:
         shapes = cache.shapes(experiment.config.batch_size, partition.over_batch(mesh))
-        return {**train, "answers": shapes}
+        return {**train, "teacher_outputs": shapes}
     table = cache.shapes(len(experiment.dataset.train), partition.replicated(mesh))
     data, window = train
     tables = {name: table for name in ("now", "next")[: cache.views]}
-    return data, {**window, "answers": tables}
+    return data, {**window, "teacher_outputs": tables}
 
 
 class Feed:
@@ -60,7 +60,7 @@ class Feed:
       experiment: what is run.
       seed: of the order of the examples.
       start: the first step.
-      answers: what the batches carry of stored answers, from `stored_answers`.
+      teacher_outputs: what the batches carry of stored answers, from `stored_answers`.
     """
 
     def __init__(
@@ -69,19 +69,19 @@ class Feed:
         *,
         seed: int,
         start: int,
-        answers: teacher_cache.Answers | None = None,
+        teacher_outputs: teacher_cache.TeacherOutputs | None = None,
     ):
         self._outer, self._resident = experiment.outer, experiment.resident
         mesh, dataset = experiment.mesh, experiment.dataset
 
-        def make(source, batch_size, start, answers=None):
+        def make(source, batch_size, start, teacher_outputs=None):
             if self._resident:
                 return loader.ResidentLoader(
                     source,
                     batch_size=batch_size,
                     seed=seed,
                     sharding=partition.replicated(mesh),
-                    answers=answers,
+                    teacher_outputs=teacher_outputs,
                 )
             return loader.StreamLoader(
                 source,
@@ -89,10 +89,10 @@ class Feed:
                 seed=seed,
                 start=start,
                 sharding=partition.over_batch(mesh),
-                answers=answers,
+                teacher_outputs=teacher_outputs,
             )
 
-        self._train = make(dataset.train, experiment.config.batch_size, start, answers)
+        self._train = make(dataset.train, experiment.config.batch_size, start, teacher_outputs)
         self._held_out: Any = None
         if self._outer is not None:
             first = max(0, self._outer.count(start))

@@ -1,4 +1,4 @@
-"""The method of a config: its objective, weigher, optimizers and moving averages."""
+"""The method of a config: its objective, weighting, optimizers and moving averages."""
 
 import dataclasses
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -13,7 +13,7 @@ from distill_jax.core import (
     optim,
     partition,
     steps,
-    weighing,
+    weighted_objective,
 )
 from distill_jax.core.api import (
     Dataset,
@@ -21,7 +21,7 @@ from distill_jax.core.api import (
     Role,
 )
 from distill_jax.core.errors import ConfigError, explained
-from distill_jax.core.weighing import Weighed
+from distill_jax.core.weighted_objective import WeightedObjective
 from distill_jax.data.source import example_ids
 from distill_jax.run import config as config_lib
 from distill_jax.run.build.data import Data
@@ -31,11 +31,11 @@ from distill_jax.run.resolve import bind, resolve
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Outer:
-    """When the weigher learns, and from how much.
+    """When the weighting learns, and from how much.
 
     Attributes:
       options: how its gradient is taken.
-      every: student steps between two of the weigher.
+      every: student steps between two of the weighting.
       warmup: student steps before the first.
       batch_size: held-out examples a step.
     """
@@ -53,7 +53,7 @@ class Outer:
         return (step - self.warmup) // self.every
 
     def share(self, total: int) -> float:
-        """Returns the share of `total` steps in which the weigher learns."""
+        """Returns the share of `total` steps in which the weighting learns."""
         return max(0, -(-(total - self.warmup) // self.every)) / total
 
 
@@ -62,10 +62,10 @@ class Method:
     """What a run minimises, and how.
 
     Attributes:
-      objective: weighed where the config names a weigher.
+      objective: weighed where the config names a weighting.
       tx: the optimizer, or `bilevel.Optimizers`.
       schedule: of the learning rate.
-      outer: when the weigher learns; None where it does not.
+      outer: when the weighting learns; None where it does not.
       ema: `{role: (source, decay)}`.
     """
 
@@ -86,7 +86,7 @@ def make_method(
     mesh: Mesh,
     trusted: Collection[str],
 ) -> Method:
-    """Builds objective, weigher and optimizers.
+    """Builds objective, weighting and optimizers.
 
     Args:
       config: a config.
@@ -102,18 +102,18 @@ def make_method(
         total_steps=total_steps, **schedule_args(config, data.steps_per_epoch, total_steps)
     )
     ema = {role: _moving_average(config.roles[role], total_steps) for role in averages}
-    facts = {
+    run_info = {
         "num_classes": len(dataset.classes),
         "num_examples": int(example_ids(dataset.train).max(initial=-1)) + 1,
         "total_steps": total_steps,
         "steps_per_epoch": data.steps_per_epoch,
     }
     kwargs = config.objective.kwargs.to_dict()
-    objective = bind(make_objective, kwargs, where="objective.kwargs", provided=facts)()
+    objective = bind(make_objective, kwargs, where="objective.kwargs", provided=run_info)()
     check_made(
         objective, config.objective.name, "Objective", ("roles", "loss"), where="objective.name"
     )
-    objective = _weighed(config, objective, dataset, total_steps, trusted)
+    objective = _weighted(config, objective, dataset, total_steps, trusted)
     _check_lookahead(config, dataset, ema, resident=data.resident)
     tx, outer = _two_levels(config, objective, tx, trainable, data)
     if outer is not None:
@@ -122,7 +122,7 @@ def make_method(
 
 
 def check_made(made: Any, name: str, kind: str, has: Sequence[str], *, where: str) -> None:
-    """Raises `ConfigError` for what is no objective, weigher or evaluator."""
+    """Raises `ConfigError` for what is no objective, weighting or evaluator."""
     with explained(f"{name} returned a {type(made).__name__}, which cannot be read", where=where):
         whole = all(hasattr(made, attribute) for attribute in has)
     if isinstance(made, type) or not whole:
@@ -133,25 +133,31 @@ def check_made(made: Any, name: str, kind: str, has: Sequence[str], *, where: st
         )
 
 
-def _weighed(
+def _weighted(
     config: ConfigDict,
     objective: Objective,
     dataset: Dataset,
     total: int,
     trusted: Collection[str],
 ) -> Objective:
-    """Returns the objective, weighed where the config names a weigher."""
-    spec = config.weigher
+    """Returns the objective, weighed where the config names a weighting."""
+    spec = config.weighting
     if not spec.name:
         return objective
-    make = resolve("weighers", spec.name, where="weigher.name", trusted=trusted)
+    make = resolve("weighting", spec.name, where="weighting.name", trusted=trusted)
     provided = {"total_steps": total}
-    weigher = bind(make, spec.kwargs.to_dict(), where="weigher.kwargs", provided=provided)()
-    check_made(weigher, spec.name, "Weigher", ("roles", "needs", "__call__"), where="weigher.name")
-    return Weighed(
+    weighting = bind(make, spec.kwargs.to_dict(), where="weighting.kwargs", provided=provided)()
+    check_made(
+        weighting,
+        spec.name,
+        "ExampleWeighting",
+        ("roles", "needs", "__call__"),
+        where="weighting.name",
+    )
+    return WeightedObjective(
         objective=objective,
-        weigher=weigher,
-        signals=tuple(spec.signals),
+        weighting=weighting,
+        loss_terms=tuple(spec.loss_terms),
         num_classes=len(dataset.classes),
         control=spec.control,
         stop_features=spec.stop_features,
@@ -161,17 +167,17 @@ def _weighed(
 def _two_levels(
     config: ConfigDict, objective: Objective, tx: Any, trainable: tuple[Role, ...], data: Data
 ) -> tuple[Any, Outer | None]:
-    """Returns the optimizers, and when the weigher learns; None where it does not."""
-    if not isinstance(objective, Weighed):
+    """Returns the optimizers, and when the weighting learns; None where it does not."""
+    if not isinstance(objective, WeightedObjective):
         return tx, None
-    roles = tuple(role for role in weighing.networks(objective) if role in trainable)
-    by_gradient = objective.weigher.by_gradient
+    roles = tuple(role for role in weighted_objective.networks(objective) if role in trainable)
+    by_gradient = objective.weighting.by_gradient
     if not by_gradient and (not roles or objective.control == "joint"):
         return tx, None
     spec = config.bilevel
     if config.accum_steps > 1:
         raise ConfigError(
-            "a learned weigher does not go with gradient accumulation",
+            "a learned weighting does not go with gradient accumulation",
             where="accum_steps",
             hint="set accum_steps to 1, and bilevel.low_memory=true to save memory",
         )
@@ -197,9 +203,9 @@ def _two_levels(
     outer = Outer(
         options=bilevel.Bilevel(
             method=spec.method,
-            order=spec.order,
+            outer_update=spec.outer_update,
             unroll=spec.unroll,
-            part=spec.part,
+            jvp_fraction=spec.jvp_fraction,
             low_memory=spec.low_memory,
             outer_terms=tuple(spec.outer_loss),
         ),
@@ -209,7 +215,7 @@ def _two_levels(
     )
     if by_gradient and (outer.every, outer.warmup) != (1, 0):
         raise ConfigError(
-            f"{config.weigher.name} takes its weights from a gradient in every step",
+            f"{config.weighting.name} takes its weights from a gradient in every step",
             where="bilevel.every" if outer.every != 1 else "bilevel.warmup",
             hint="set bilevel.every to 1 and no warmup",
         )
@@ -222,7 +228,7 @@ def _check_outer(config, outer: Outer, dataset: Dataset, mesh: Mesh, *, resident
         raise ConfigError(
             f"a held-out batch of {outer.batch_size} from {n} held-out examples",
             where="bilevel.outer_batch" if n else "data.held_out",
-            hint="the weigher learns from the held-out part: enlarge it, or lower outer_batch",
+            hint="the weighting learns from the held-out part: enlarge it, or lower outer_batch",
         )
     partition.check_batch(outer.batch_size, mesh, where="bilevel.outer_batch")
     unroll = outer.options.unroll
@@ -238,11 +244,11 @@ def _check_lookahead(config, dataset: Dataset, ema, *, resident: bool) -> None:
     spec = config.lookahead
     if not spec.steps:
         return
-    if config.weigher.name:
+    if config.weighting.name:
         raise ConfigError(
-            "looking ahead does not go with a weigher",
+            "looking ahead does not go with a weighting",
             where="lookahead.steps",
-            hint="set lookahead.steps=0, or weigher.name=''",
+            hint="set lookahead.steps=0, or weighting.name=''",
         )
     if config.watch.nonfinite == "skip":
         raise ConfigError(

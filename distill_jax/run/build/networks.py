@@ -16,7 +16,7 @@ from distill_jax.core import (
     state,
     steps,
     structure,
-    weighing,
+    weighted_objective,
 )
 from distill_jax.core.api import (
     Dataset,
@@ -26,7 +26,7 @@ from distill_jax.core.api import (
 )
 from distill_jax.core.errors import ConfigError, explained, nearest
 from distill_jax.core.precision import cast
-from distill_jax.core.weighing import Weighed
+from distill_jax.core.weighted_objective import WeightedObjective
 from distill_jax.models import adapters
 from distill_jax.run import checkpoint, paths, teacher_cache
 from distill_jax.run.build.data import Batches, Data
@@ -67,19 +67,19 @@ def make_networks(
     models = _make_models(config, provided, trusted)
     teacher = teacher_cache.find_teacher(config, trusted) if config.cache.teacher else None
     if teacher is not None:
-        models |= teacher_cache.stand_in(config, teacher, steps.teacher_view(batches.batch))
+        models |= teacher_cache.teacher_fn_model(config, teacher, steps.teacher_view(batches.batch))
     if config.cache.dir:
-        models = teacher_cache.limit(config, models)
+        models = teacher_cache.select_outputs(config, models)
     with explained(f"{config.objective.name} fails on these networks", where="objective"):
         shapes = state.infer_shapes(objective, models, batches.batch)
     _check_classes(config, shapes, dataset, objective.auxiliary)
     notes = _check_starts(config, models, shapes, trainable)
-    if isinstance(objective, Weighed):
-        for role, path in weighing.dead_parameters(objective, models, shapes):
+    if isinstance(objective, WeightedObjective):
+        for role, path in weighted_objective.dead_parameters(objective, models, shapes):
             raise ConfigError(
-                f"{path} of the weigher reaches no weight, so it could never learn",
+                f"{path} of the weighting reaches no weight, so it could never learn",
                 where=f"roles.{role}",
-                hint="every parameter must enter the output that the weigher reads",
+                hint="every parameter must enter the output that the weighting reads",
             )
     return Networks(models=models, shapes=shapes, teacher=teacher, notes=tuple(notes))
 
@@ -296,22 +296,22 @@ def _alike(model: Model, inputs: tuple[Any, ...]) -> tuple[list[str], bool]:
         return partition.named_leaves(model.init(key, *inputs)[0])
 
     key = jax.eval_shape(lambda: jax.random.key(0))
-    facts = structure.facts_of(start, key, *inputs)
-    fixed = [name for name, fact in facts.items() if not fact.inputs & 1]
+    dependences = structure.dependence_of(start, key, *inputs)
+    fixed = [name for name, dependence in dependences.items() if not dependence.inputs & 1]
     ran = jax.jit(lambda: {n: start(jax.random.key(0), *state.zeros(inputs))[n] for n in fixed})
     values = jax.device_get(ran()) if fixed else {}
     alike = [name for name in fixed if np.ptp(np.asarray(values[name], np.float64))]
-    return alike, len(fixed) < len(facts)
+    return alike, len(fixed) < len(dependences)
 
 
 def _check_cache(config: ConfigDict, objective: Objective, tx: Any) -> None:
     if isinstance(tx, bilevel.Optimizers):
         raise ConfigError(
-            "a weigher that learns asks the teacher about held-out examples too",
+            "a weighting that learns asks the teacher about held-out examples too",
             where="cache.dir",
-            hint="set cache.dir to nothing, or take a weigher without networks",
+            hint="set cache.dir to nothing, or take a weighting without networks",
         )
-    if config.cache.teacher and (objective.surveys or config.weigher.name):
+    if config.cache.teacher and (objective.needs_dataset_pass or config.weighting.name):
         raise ConfigError(
             "only training examples are asked about, in the views of training",
             where="cache.teacher",

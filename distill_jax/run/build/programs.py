@@ -16,7 +16,7 @@ from distill_jax.core.api import (
     PyTree,
     Role,
 )
-from distill_jax.core.weighing import Weighed
+from distill_jax.core.weighted_objective import WeightedObjective
 from distill_jax.data import loader
 from distill_jax.run.build.experiment import Experiment, evaluation_batch
 from distill_jax.trainer.update import make_update
@@ -49,11 +49,11 @@ def make_step(experiment: Experiment, variant: str = "inner") -> Callable:
             data, window = fed
             fed = loader.fetch_resident(data, window, step, batch_size=batch_size)
         batch = jax.lax.with_sharding_constraint(fed, over_batch)
-        answers = batch.pop("answers", None)
+        teacher_outputs = batch.pop("teacher_outputs", None)
         batch = transform(key, batch, step)
-        if answers is not None:
+        if teacher_outputs is not None:
             assert experiment.cache is not None
-            batch = {**batch, "answers": experiment.cache.decode(answers)}
+            batch = {**batch, "teacher_outputs": experiment.cache.decode(teacher_outputs)}
         return batch
 
     def train_batch(fed, step, key):
@@ -118,8 +118,8 @@ def _make_predict(experiment: Experiment) -> Callable:
         name: lambda *args, name=name: objective.predictions(*args)[name]
         for name in experiment.shapes.predictions
     }
-    if isinstance(objective, Weighed):
-        derived["trust"] = objective.trust
+    if isinstance(objective, WeightedObjective):
+        derived["example_weights"] = objective.example_weights
     predict = steps.make_predict(
         experiment.gathered_models, wanted, precision=experiment.config.precision, derived=derived
     )

@@ -12,14 +12,14 @@ import numpy as np
 from distill_jax.core import (
     partition,
     steps,
-    weighing,
+    weighted_objective,
 )
 from distill_jax.core.api import (
     Key,
     PyTree,
     Role,
 )
-from distill_jax.core.weighing import Weighed
+from distill_jax.core.weighted_objective import WeightedObjective
 from distill_jax.data import loader
 from distill_jax.data.source import example_ids
 from distill_jax.run import checkpoint, paths, processes, teacher_cache, watch
@@ -73,8 +73,8 @@ def _bound(experiment: Experiment, state: Any, frozen: steps.Frozen) -> steps.Bo
 
 
 def with_class_means(experiment: Experiment, state: Any, frozen: steps.Frozen) -> Any:
-    """Fills the class-mean table, where the weigher needs one, from the training part alone."""
-    if not isinstance(experiment.objective, Weighed) or "class_means" not in state.memory:
+    """Fills the class-mean table, where the weighting needs one, from the training part alone."""
+    if not isinstance(experiment.objective, WeightedObjective) or "class_means" not in state.memory:
         return state
     objective, frozen = experiment.objective, on_device(experiment, frozen)
 
@@ -92,22 +92,24 @@ def with_class_means(experiment: Experiment, state: Any, frozen: steps.Frozen) -
         parts.append(jax.device_get(run(state, frozen, batch)))
     total = jax.tree.map(lambda *x: np.sum(np.stack(x, dtype=np.float64), axis=0), *parts)
     old = state.memory["class_means"]
-    means = weighing.class_means(*jax.tree.map(jnp.asarray, jax.tree.map(np.float32, total)))
+    means = weighted_objective.class_means(
+        *jax.tree.map(jnp.asarray, jax.tree.map(np.float32, total))
+    )
     table = jax.device_put(np.asarray(means, old.dtype), old.sharding)
     return state.replace(memory={**state.memory, "class_means": table})
 
 
-def with_survey(experiment: Experiment, state: Any, frozen: steps.Frozen, seed: int) -> Any:
+def with_dataset_pass(experiment: Experiment, state: Any, frozen: steps.Frozen, seed: int) -> Any:
     """Lets an objective that surveys the training part do so, and stores what it learned."""
     objective = experiment.objective
-    if not objective.surveys:
+    if not objective.needs_dataset_pass:
         return state
     frozen = on_device(experiment, frozen)
 
     def ask(state, frozen, batch):
         batch = evaluation_batch(experiment, batch, state.step)
         nets = _bound(experiment, state, frozen)
-        return dict(objective.survey(nets, batch, state.memory, state.step))
+        return dict(objective.dataset_pass(nets, batch, state.memory, state.step))
 
     run = jax.jit(ask, out_shardings=partition.replicated(experiment.mesh))
 
@@ -119,7 +121,7 @@ def with_survey(experiment: Experiment, state: Any, frozen: steps.Frozen, seed: 
     rows, _ = dataset_pass(functools.partial(run, state, frozen), batches, on_batch=alive)
     generator = np.random.Generator(np.random.Philox(key=[seed, zlib.crc32(b"survey")]))
     ids = example_ids(experiment.dataset.train)
-    memory = objective.digest(rows, ids, jax.device_get(state.memory), generator)
+    memory = objective.init_memory(rows, ids, jax.device_get(state.memory), generator)
     put = lambda new, old: jax.device_put(np.asarray(new, old.dtype), old.sharding)  # noqa: E731
     return state.replace(memory=jax.tree.map(put, memory, state.memory))
 
@@ -154,15 +156,18 @@ def for_evaluation(experiment: Experiment, frozen: steps.Frozen) -> steps.Frozen
     return on_device(experiment, frozen)
 
 
-def stored_answers(
-    experiment: Experiment, config: ConfigDict, frozen: steps.Frozen, say: Callable[[str], None]
-) -> teacher_cache.Answers | None:
+def stored_teacher_outputs(
+    experiment: Experiment,
+    config: ConfigDict,
+    frozen: steps.Frozen,
+    log_line: Callable[[str], None],
+) -> teacher_cache.TeacherOutputs | None:
     """Opens the answers that a run reads instead of asking, and fills in what is missing.
 
     Args:
       config: of the run, with its seed.
       frozen: from `frozen_networks`.
-      say: prints a line.
+      log_line: prints a line.
 
     Raises:
       ConfigError: the folder holds answers to other questions.
@@ -176,7 +181,7 @@ def stored_answers(
         models=experiment.models,
         frozen=frozen,
         transform=experiment.transform(train=True),
-        say=say,
+        log_line=log_line,
     )
 
 

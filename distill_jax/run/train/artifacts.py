@@ -17,52 +17,59 @@ TRUST_EXAMPLES, EXTREMES = 10_000, 12
 """How many training examples are stored with their weights, and images of the extreme ones."""
 
 
-def write_predictions(run: Run, outputs: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
+def write_predictions(
+    run: Run, outputs: Mapping[str, Any], example_info: Mapping[str, Any]
+) -> None:
     """Stores the logits of the test split, and some of its images."""
     arrays = {
         f"logits_{role}": found["logits"].astype(np.float32)
         for role, found in outputs.items()
         if "logits" in found
     }
-    arrays |= {name: facts[name] for name in ("label", "index") if name in facts}
+    arrays |= {name: example_info[name] for name in ("label", "index") if name in example_info}
     source = run.experiment.dataset.test
     rows = np.arange(min(EXAMPLES, len(source)))
     images = source.read(rows)["input"]
     if isinstance(images, np.ndarray) and images.ndim == 4 and images.dtype == np.uint8:
-        arrays |= {"images": images, "images_index": facts["index"][rows]}
+        arrays |= {"images": images, "images_index": example_info["index"][rows]}
     writers.save_arrays(run.workdir / "predictions.npz", arrays)
 
 
 def write_embeddings(
-    run: Run, outputs: Mapping[str, Any], facts: Mapping[str, Any], metrics: Mapping[str, Any]
+    run: Run,
+    outputs: Mapping[str, Any],
+    example_info: Mapping[str, Any],
+    metrics: Mapping[str, Any],
 ) -> None:
     """Stores test embeddings and the spectra of the run."""
     spectra = {"before training, test": metrics.get("test/spectrum_initial")}
     spectra |= embeddings.thinned(run.spectra) | {"last step, test": metrics.get("test/spectrum")}
     found = {name: values for name, values in spectra.items() if values is not None}
-    embeddings.store(run.workdir, run.experiment, outputs, facts, found)
+    embeddings.store(run.workdir, run.experiment, outputs, example_info, found)
 
 
-def has_trust(experiment: Experiment) -> bool:
+def has_example_weights(experiment: Experiment) -> bool:
     """Whether an evaluator reads the weights of examples."""
-    return any("trust" in evaluator.outputs for evaluator in experiment.evaluators.values())
+    return any(
+        "example_weights" in evaluator.outputs for evaluator in experiment.evaluators.values()
+    )
 
 
-def trust_rows(experiment: Experiment) -> np.ndarray:
+def example_weight_rows(experiment: Experiment) -> np.ndarray:
     """Returns the training examples that are stored with their weights, spread evenly."""
     n = len(experiment.dataset.train)
     return np.unique(np.linspace(0, n - 1, min(n, TRUST_EXAMPLES)).astype(np.int64))
 
 
-def write_trust(
-    run: Run, chosen: np.ndarray, trust: Mapping[str, np.ndarray], facts: Mapping[str, Any]
+def write_example_weights(
+    run: Run, chosen: np.ndarray, trust: Mapping[str, np.ndarray], example_info: Mapping[str, Any]
 ) -> None:
-    """Stores what the weigher makes of training examples, and the extreme ones among them."""
+    """Stores what the weighting makes of training examples, and the extreme ones among them."""
     objective: Any = run.experiment.objective
     source = run.experiment.dataset.train
     weights = trust["weights"]
     arrays = {name: x.astype(np.float32) for name, x in trust.items()}
-    arrays |= {"signals": np.asarray(objective.signals), **facts}
+    arrays |= {"signals": np.asarray(objective.loss_terms), **example_info}
     order = np.argsort(weights[:, -1] / np.maximum(weights.sum(1), 1e-12), kind="stable")
     for name, rows in (("low", order[:EXTREMES]), ("high", order[::-1][:EXTREMES])):
         images = source.read(chosen[rows])["input"]

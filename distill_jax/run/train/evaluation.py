@@ -40,10 +40,13 @@ def evaluate(
       `{role: {name: [n, ...]}}` beside `label` and `index` `[n]`.
     """
     gather = functools.partial(predictions, experiment, state, frozen)
-    outputs, facts = gather(split, rows=rows)
-    parts = collect_parts(experiment, gather, split, (outputs, facts))
+    outputs, example_info = gather(split, rows=rows)
+    parts = collect_parts(experiment, gather, split, (outputs, example_info))
     with diagnosis.evaluating(experiment, split):
-        return measure(experiment, outputs, facts, split, parts), {"outputs": outputs, **facts}
+        return measure(experiment, outputs, example_info, split, parts), {
+            "outputs": outputs,
+            **example_info,
+        }
 
 
 def predictions(
@@ -112,14 +115,14 @@ def collect_parts(
 def measure(
     experiment: Experiment,
     outputs: Any,
-    facts: Mapping[str, np.ndarray],
+    example_info: Mapping[str, np.ndarray],
     split: str,
     parts: Mapping[str, tuple[Any, Any]] | None = None,
 ) -> dict[str, Any]:
     """Returns `{"<split>/<metric>": value}` of every evaluator over collected outputs."""
     metrics: dict[str, Any] = {}
     for evaluator in experiment.evaluators.values():
-        found = build_lib.ask(evaluator, outputs, facts, split=split, parts=parts or {})
+        found = build_lib.ask(evaluator, outputs, example_info, split=split, parts=parts or {})
         metrics |= {f"{split}/{name}": value for name, value in found.items()}
     return metrics
 

@@ -56,9 +56,9 @@ def evaluate(
         run.write_measured(step, {})
         return {}
     with watch.during("evaluation", f"evaluation of {split}"):
-        outputs, facts = collect(split)
-        parts = evaluation.collect_parts(run.experiment, collect, split, (outputs, facts))
-        return measure(run, outputs, parts, facts=facts, step=step, split=split)
+        outputs, example_info = collect(split)
+        parts = evaluation.collect_parts(run.experiment, collect, split, (outputs, example_info))
+        return measure(run, outputs, parts, example_info=example_info, step=step, split=split)
 
 
 def measure(
@@ -66,20 +66,20 @@ def measure(
     outputs: Any,
     parts: Mapping[str, tuple[Any, Any]],
     *,
-    facts: Mapping[str, Any],
+    example_info: Mapping[str, Any],
     step: int,
     split: str,
 ) -> dict[str, Any]:
     """Measures collected outputs of a split, logs and stores what they say, returns the metrics."""
     with diagnosis.evaluating(run.experiment, split):
-        metrics = evaluation.measure(run.experiment, outputs, facts, split, parts)
+        metrics = evaluation.measure(run.experiment, outputs, example_info, split, parts)
     if split == "test":
         run.controls = evaluation.measure_controls(run.experiment, run.config.seed)
         metrics |= run.controls
     run.write_measured(step, metrics)
     if split == "test" and jax.process_index() == 0:
-        artifacts.write_predictions(run, outputs, facts)
-        artifacts.write_embeddings(run, outputs, facts, metrics)
+        artifacts.write_predictions(run, outputs, example_info)
+        artifacts.write_embeddings(run, outputs, example_info, metrics)
     return metrics
 
 

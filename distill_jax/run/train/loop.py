@@ -13,7 +13,7 @@ from distill_jax.run import workdir as workdir_lib
 from distill_jax.run.build import Experiment
 from distill_jax.run.config import ConfigDict
 from distill_jax.run.train import artifacts, evaluation, hooks, result
-from distill_jax.run.train.program import Alone
+from distill_jax.run.train.program import SingleRun
 from distill_jax.run.train.run import Run
 from distill_jax.run.train.stepping import Clock, Stepper, Stop
 
@@ -26,7 +26,7 @@ def train(
     reported: str = "",
     make_experiment: Callable[[ConfigDict], Experiment] = build_lib.build,
     start_over: bool = False,
-    say: Callable[[str], None] = print,
+    log_line: Callable[[str], None] = print,
 ) -> dict[str, Any]:
     """Trains, or continues, the run in a folder, and returns its result.
 
@@ -37,7 +37,7 @@ def train(
       reported: the metric that a study compares, checked before the first step.
       make_experiment: how the experiment is built; a study passes a cached builder.
       start_over: whether what the folder holds of an earlier run is set aside.
-      say: prints a line.
+      log_line: prints a line.
 
     Raises:
       UserError: the config, the data or a checkpoint does not fit, the folder is not this
@@ -45,21 +45,21 @@ def train(
       Preempted: a signal asked the run to stop; its state is saved, where it had begun.
     """
     clock = Clock()
-    with workdir_lib.claim(workdir, "run", start_over=start_over, say=say):
+    with workdir_lib.claim(workdir, "run", start_over=start_over, log_line=log_line):
         processes.from_first(lambda: workdir_lib.check_config(config, workdir), where=str(workdir))
         finished = processes.from_first(
-            lambda: workdir_lib.read_result(workdir, say=say), where=str(workdir)
+            lambda: workdir_lib.read_result(workdir, log_line=log_line), where=str(workdir)
         )
         if finished is not None:
-            say(f"{workdir} is finished; its result is read from result.json")
+            log_line(f"{workdir} is finished; its result is read from result.json")
             return finished
         processes.stop_if_asked("before the run began")
         experiment = make_experiment(config)
         if not workdir_lib.is_run(workdir):  # one that goes on was looked at before
-            preflight.warn(experiment, say, alone=not arm)
-        run = Run(config, workdir, experiment, arm=arm, reported=reported, say=say)
+            preflight.warn(experiment, log_line, alone=not arm)
+        run = Run(config, workdir, experiment, arm=arm, reported=reported, log_line=log_line)
         with environment.stop_on_signal() as stop:
-            outcome = train_run(run, Stop(stop), clock, say)
+            outcome = train_run(run, Stop(stop), clock, log_line)
         if isinstance(outcome, NonFiniteError) and not arm:
             raise workdir_lib.explain_divergence(outcome, workdir)
     if isinstance(outcome, NonFiniteError):
@@ -68,11 +68,13 @@ def train(
 
 
 def train_run(
-    run: Run, stop: Stop, clock: Clock, say: Callable[[str], None]
+    run: Run, stop: Stop, clock: Clock, log_line: Callable[[str], None]
 ) -> dict[str, Any] | NonFiniteError:
     """Returns the result of a run, or the error with which it diverged."""
-    program = Alone(run)
-    stepper = Stepper(program, [run.workdir], run.config, run.experiment, clock=clock, say=say)
+    program = SingleRun(run)
+    stepper = Stepper(
+        program, [run.workdir], run.config, run.experiment, clock=clock, log_line=log_line
+    )
     title = f"{run.arm} seed {run.config.seed}" if run.arm else "train"
     with stepper.opened([run], title) as (state, step):
         try:
@@ -87,7 +89,7 @@ def train_run(
 
 
 def steps(
-    run: Run, program: Alone, stepper: Stepper, stop: Stop, state: TrainState, step: int
+    run: Run, program: SingleRun, stepper: Stepper, stop: Stop, state: TrainState, step: int
 ) -> TrainState:
     """Takes the steps that are left, with what is due between them."""
     schedule = stepper.schedule
@@ -113,7 +115,7 @@ def steps(
     return state
 
 
-def finish(run: Run, program: Alone, stepper: Stepper, state: TrainState) -> dict[str, Any]:
+def finish(run: Run, program: SingleRun, stepper: Stepper, state: TrainState) -> dict[str, Any]:
     """Measures the last and the best state on the test split and writes the result."""
     experiment, total = run.experiment, run.experiment.total_steps
 
@@ -122,10 +124,10 @@ def finish(run: Run, program: Alone, stepper: Stepper, state: TrainState) -> dic
         best = run.best()
     if len(experiment.dataset.test):
         hooks.evaluate(run, collect, total, "test")
-    if artifacts.has_trust(experiment):
-        rows = artifacts.trust_rows(experiment)
-        outputs, facts = collect("train", rows=rows)
-        artifacts.write_trust(run, rows, outputs["trust"], facts)
+    if artifacts.has_example_weights(experiment):
+        rows = artifacts.example_weight_rows(experiment)
+        outputs, example_info = collect("train", rows=rows)
+        artifacts.write_example_weights(run, rows, outputs["example_weights"], example_info)
     with stepper.watch.during("evaluation", "pictures"):
         program.draw(state)
     measured = measure_earlier(run, program, stepper, best)
@@ -144,7 +146,7 @@ def finish(run: Run, program: Alone, stepper: Stepper, state: TrainState) -> dic
 
 
 def measure_earlier(
-    run: Run, program: Alone, stepper: Stepper, best: Mapping[str, Any] | None
+    run: Run, program: SingleRun, stepper: Stepper, best: Mapping[str, Any] | None
 ) -> dict[str, Any]:
     """Measures the best state on the test split, where it is not the last."""
     experiment = run.experiment
@@ -154,6 +156,6 @@ def measure_earlier(
     assert restored is not None
     collect = functools.partial(program.collect, restored.state)
     with stepper.watch.during("evaluation", "evaluation of the best state"):
-        outputs, facts = collect("test")
-        parts = evaluation.collect_parts(experiment, collect, "test", (outputs, facts))
-    return evaluation.measure(experiment, outputs, facts, "test", parts)
+        outputs, example_info = collect("test")
+        parts = evaluation.collect_parts(experiment, collect, "test", (outputs, example_info))
+    return evaluation.measure(experiment, outputs, example_info, "test", parts)

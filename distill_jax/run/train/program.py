@@ -42,7 +42,7 @@ class Program(Protocol):
         ...
 
 
-class Alone:
+class SingleRun:
     """A run by itself, its batch split over all devices (`Program`)."""
 
     def __init__(self, run: Run):
@@ -61,7 +61,7 @@ class Alone:
             self.feed = build_lib.Feed(self.experiment, seed=self.run.config.seed, start=0)
             self._compiling = environment.in_background(lambda: self._compile(0))
         if (found := self.run.restore()) is not None:
-            self.run.say(f"continuing from step {found[1]}")
+            self.run.log_line(f"continuing from step {found[1]}")
             return found
         return self.run.begin(self.key, self.frozen), 0
 
@@ -70,8 +70,12 @@ class Alone:
             self.update = self._compiling()
             return
         experiment, config = self.experiment, self.run.config
-        answers = build_lib.stored_answers(experiment, config, self.frozen, self.run.say)
-        self.feed = build_lib.Feed(experiment, seed=config.seed, start=step, answers=answers)
+        teacher_outputs = build_lib.stored_teacher_outputs(
+            experiment, config, self.frozen, self.run.log_line
+        )
+        self.feed = build_lib.Feed(
+            experiment, seed=config.seed, start=step, teacher_outputs=teacher_outputs
+        )
         self.update = self._compile(step)
 
     def _compile(self, step: int) -> dict[str, Callable]:

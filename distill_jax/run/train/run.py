@@ -39,7 +39,7 @@ class Run:
       arm: its name in a study.
       reported: the metric that a study compares.
       share: the part of the time of a step that is its own, where runs go side by side.
-      say: prints a line.
+      log_line: prints a line.
 
     Attributes:
       error: why the run ended before its time.
@@ -57,7 +57,7 @@ class Run:
         arm: str,
         reported: str,
         share: float = 1.0,
-        say: Callable[[str], None],
+        log_line: Callable[[str], None],
     ):
         processes.from_first(lambda: workdir_lib.check_config(config, workdir), where=str(workdir))
         self.inputs = read_inputs(experiment, config)
@@ -68,7 +68,7 @@ class Run:
             build_lib.check_metric(experiment, reported, where="study.metric")
         self._check_inputs(workdir)
         self.config, self.workdir, self.experiment = config, workdir, experiment
-        self.arm, self.share, self.say = arm, share, say
+        self.arm, self.share, self.log_line = arm, share, log_line
         # Side by side, one run may be a checkpoint ahead of another when the process dies.
         keep = config.checkpoint.keep if share == 1 else max(2, config.checkpoint.keep)
         folder = workdir / "checkpoints"
@@ -93,7 +93,7 @@ class Run:
         if meta is not None:
             workdir_lib.check_inputs(meta.get("inputs"), self.inputs, workdir)
 
-    def _tell_changes(self, meta: Mapping[str, Any]) -> None:
+    def _warn_of_changes(self, meta: Mapping[str, Any]) -> None:
         """Warns of an environment that differs from that of the start before."""
         before = meta.get("environment")
         if before is None:  # a checkpoint of version 0.1
@@ -101,7 +101,7 @@ class Run:
         now = workdir_lib.arithmetic(self.environment)
         changes = workdir_lib.environment_changes(before, now)
         if changes:
-            self.say(
+            self.log_line(
                 f"warning: the run goes on in another environment, which may change the last bits "
                 f"of its numbers: {', '.join(changes)}"
             )
@@ -112,8 +112,8 @@ class Run:
         if restored is None:
             return None
         for skipped in restored.skipped:
-            self.say(f"damaged checkpoint set aside: {skipped}")
-        self._tell_changes(restored.meta)
+            self.log_line(f"damaged checkpoint set aside: {skipped}")
+        self._warn_of_changes(restored.meta)
         self.earlier_seconds = restored.meta.get("seconds", 0.0)
         self.skipped = restored.meta.get("skipped", 0)
         self.latest = dict(restored.meta.get("metrics", {}))
@@ -128,7 +128,7 @@ class Run:
         """Returns the state before the first step."""
         state = build_lib.initial_state(self.experiment, key, self.config)
         state = build_lib.with_class_means(self.experiment, state, frozen)
-        return build_lib.with_survey(self.experiment, state, frozen, self.config.seed)
+        return build_lib.with_dataset_pass(self.experiment, state, frozen, self.config.seed)
 
     def open(self, step: int) -> None:
         """Opens the log at the step from which the run goes on."""
@@ -141,13 +141,13 @@ class Run:
             resume_step=step,
             tensorboard=self.config.log.tensorboard,
             is_main=jax.process_index() == 0,
-            say=self.say,
+            log_line=self.log_line,
         )
         self.alarms = alarms.Alarms(
             self.workdir if jax.process_index() == 0 else None,
             alarms.default_rules(spike_deviations=self.config.watch.spike),
             resume_step=step,
-            say=self.say,
+            log_line=self.log_line,
         )
 
     def close(self, kind: type[BaseException] | None = None, *_: Any) -> None:
@@ -203,7 +203,7 @@ class Run:
         self.skipped += 1
         self._skipped_in_a_row += 1
         if self._skipped_in_a_row == 1:
-            self.say(f"step {step} is skipped: its loss or gradient is not finite")
+            self.log_line(f"step {step} is skipped: its loss or gradient is not finite")
         if self._skipped_in_a_row >= SKIPPED_IN_A_ROW:
             raise self._nonfinite(
                 f"{SKIPPED_IN_A_ROW} steps in a row, the last of them step {step}, were skipped: "
@@ -238,13 +238,13 @@ class Run:
             self.alarms.see(1, self.first_spread)
             self.first_spread = {}
         last = max(step - 1 - self.skipped, 0)  # a skipped step does not move the schedule
-        facts = {
+        example_info = {
             "epoch": self.epoch(step),
             "seconds": round(self.seconds, 3),
             "train/lr": float(np.asarray(self.experiment.schedule(last))),
         }
         found = {f"train/{name}": value for name, value in means.items()}
-        self.log.write(step, facts | found)
+        self.log.write(step, example_info | found)
         self.alarms.see(step, found)
 
     def write_measured(self, step: int, metrics: Mapping[str, Any]) -> None:

@@ -101,7 +101,7 @@ class Stepper:
       config: of the run, or of the first of several.
       experiment: what is run.
       clock: phases of the time.
-      say: prints a line.
+      log_line: prints a line.
 
     Attributes:
       schedule: what is due when.
@@ -116,9 +116,9 @@ class Stepper:
         experiment: Experiment,
         *,
         clock: Clock,
-        say: Callable[[str], None],
+        log_line: Callable[[str], None],
     ):
-        self.program, self.clock, self.say = program, clock, say
+        self.program, self.clock, self.log_line = program, clock, log_line
         self.schedule = Schedule(config, experiment)
         self.watch = Watch(
             folders,
@@ -126,7 +126,7 @@ class Stepper:
             stall_seconds=config.watch.stall_seconds,
             on_stall=config.watch.on_stall,
             process=jax.process_index(),
-            say=say,
+            log_line=log_line,
         )
         self.paces: list[float] = []
         clock.lap("build")
@@ -209,7 +209,7 @@ class Stepper:
         total = sum(self.clock.phases.values())
         flops = self.program.flops_per_step
         work = f", {tables.flop(flops)} a step" if flops else ""
-        self.say(f"step {step} after {total:.2f} s ({phases}){work}")
+        self.log_line(f"step {step} after {total:.2f} s ({phases}){work}")
 
     @property
     def seconds(self) -> float:

@@ -1,10 +1,10 @@
-"""Eight seeds as lanes of one program against the same eight runs one after the other.
+"""Eight seeds as replicas of one program against the same eight runs one after the other.
 
-  python benchmarks/lanes.py --out=benchmarks/results/lanes.json
+  python benchmarks/replicas.py --out=benchmarks/results/replicas.json
 
 Each variant has a process of its own and a few turns in every round; the figure is the median over
 rounds of the ratio of the times of one step of all eight runs. Runs alone have the devices that the
-command line would give them; lanes have a device for each core.
+command line would give them; replicas have a device for each core.
 """
 
 import argparse
@@ -24,10 +24,10 @@ NETS = {
     "mlp": ("mlp", {"hidden": (256, 256)}, 64),
     "convnet": ("convnet", {"widths": (8, 16, 32)}, 128),
 }
-WAYS = ("vmap", "loop", "unroll")
+STRATEGIES = ("vmap", "loop", "unroll")
 
 
-def make_config(net: str, *, lanes: bool):
+def make_config(net: str, *, replicas: bool):
     from distill_jax.configs import common
     from distill_jax.run import config as config_lib
 
@@ -41,7 +41,7 @@ def make_config(net: str, *, lanes: bool):
     config.log.tensorboard = False
     config.study.arms = {"alone": {}}
     config.study.reference, config.study.seeds = "alone", tuple(range(RUNS))
-    config.study.lanes = "yes" if lanes else "no"
+    config.study.replicas = "yes" if replicas else "no"
     return config
 
 
@@ -49,29 +49,37 @@ def make_step(net: str, variant: str):
     """Returns a function that takes one step of all runs, and what compiling them took."""
     from distill_jax.run import environment
 
-    config = make_config(net, lanes=variant != "alone")
+    config = make_config(net, replicas=variant != "alone")
     environment.configure_jax(cpu_devices=environment.cpu_devices(config))
     import jax
 
-    from distill_jax.contrib import lanes
+    from distill_jax.contrib import replicas
     from distill_jax.run import build, study
-    from distill_jax.run.train.program import Alone, Program
+    from distill_jax.run.train.program import Program, SingleRun
     from distill_jax.run.train.run import Run
 
     folder = pathlib.Path(tempfile.mkdtemp())
     members = [
-        lanes.Member("alone", seed, study.arm_config(config, "alone", seed, folder), folder, "")
+        replicas.Member("alone", seed, study.arm_config(config, "alone", seed, folder), folder, "")
         for seed in range(RUNS)
     ]
     if variant == "alone":
         first, count = members[0].config, RUNS
-        run = Run(first, folder, build.build(first), arm="", reported="", say=print)
-        program: Program = Alone(run)
+        run = Run(first, folder, build.build(first), arm="", reported="", log_line=print)
+        program: Program = SingleRun(run)
     else:
-        experiments = lanes.make_experiments(members, build.build)
-        program = lanes.Lanes(members, experiments, way=variant)
+        experiments = replicas.make_experiments(members, build.build)
+        program = replicas.Replicas(members, experiments, strategy=variant)
         program.runs = [
-            Run(m.config, folder / str(m.seed), e, arm="", reported="", share=1 / RUNS, say=print)
+            Run(
+                m.config,
+                folder / str(m.seed),
+                e,
+                arm="",
+                reported="",
+                share=1 / RUNS,
+                log_line=print,
+            )
             for m, e in zip(members, experiments, strict=True)
         ]
         count = 1
@@ -112,14 +120,16 @@ def main() -> None:
     if options.serve:
         net, variant = options.serve.split(":")
         advance, took = make_step(net, variant)
-        if "LANES_FACTS" in os.environ:
-            pathlib.Path(os.environ["LANES_FACTS"], f"{net}-{variant}").write_text(json.dumps(took))
+        if "REPLICAS_FACTS" in os.environ:
+            pathlib.Path(os.environ["REPLICAS_FACTS"], f"{net}-{variant}").write_text(
+                json.dumps(took)
+            )
         _turns.serve(advance)
         return
     began, results = time.perf_counter(), {}
     with tempfile.TemporaryDirectory() as facts:
         for net in NETS:
-            variants = {name: {"LANES_FACTS": facts} for name in ("alone", *WAYS)}
+            variants = {name: {"REPLICAS_FACTS": facts} for name in ("alone", *STRATEGIES)}
             steps = 12 if net == "mlp" else 2
             turns = _turns.take_turns(
                 __file__, variants, net=net, rounds=options.rounds, steps=steps

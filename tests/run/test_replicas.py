@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from distill_jax.contrib import lanes
-from distill_jax.core import lanes as lanes_lib
+from distill_jax.contrib import replicas
+from distill_jax.core import replicas as replicas_lib
 from distill_jax.core.api import Objective, Terms
 from distill_jax.core.errors import NonFiniteError
 from distill_jax.run import build, checkpoint, study
@@ -37,7 +37,7 @@ def make_config(**overrides):
     config.optim.name, config.optim.warmup.steps = "momentum", 2
     config.eval.every.steps = 4
     config.log.tensorboard = False
-    config.study.lanes = "yes"
+    config.study.replicas = "yes"
     config.study.seeds = (0, 1)
     config.study.arms = {
         "teacher": {"roles": {"student": {"kwargs": {"hidden": (16,)}}}},
@@ -100,36 +100,36 @@ def checkpointed(folder):
 
 def count_compilations(monkeypatch):
     """Counts the compiled steps; those of runs by themselves are `Experiment.compile_step`."""
-    counts = {"alone": 0, "lanes": 0}
-    alone, together = build.compile_step, lanes.Lanes.compile
+    counts = {"alone": 0, "replicas": 0}
+    alone, together = build.compile_step, replicas.Replicas.compile
 
     def compile_step(experiment, fed, variant="inner"):
         counts["alone"] += variant not in experiment.caches.steps
         return alone(experiment, fed, variant)
 
-    def compile_lanes(self, step):
+    def compile_replicas(self, step):
         together(self, step)
-        counts["lanes"] += len(self.update)
+        counts["replicas"] += len(self.update)
 
     monkeypatch.setattr(build, "compile_step", compile_step)
-    monkeypatch.setattr(lanes.Lanes, "compile", compile_lanes)
+    monkeypatch.setattr(replicas.Replicas, "compile", compile_replicas)
     return counts
 
 
-def test_lanes_equal_runs_alone(tmp_path, monkeypatch):
+def test_replicas_equal_runs_alone(tmp_path, monkeypatch):
     with jax.enable_x64(True):
         counts, said = count_compilations(monkeypatch), []
-        config = make_config(**{"study.seeds": (0, 1, 2)})  # six lanes on four devices: two pad
-        study.run_study(config, tmp_path / "lanes", say=said.append)
+        config = make_config(**{"study.seeds": (0, 1, 2)})  # six replicas on four devices: two pad
+        study.run_study(config, tmp_path / "replicas", log_line=said.append)
         # Five arms times three seeds: the teachers, both rates, both temperatures.
-        assert counts == {"alone": 0, "lanes": 3}
+        assert counts == {"alone": 0, "replicas": 3}
         assert not [line for line in said if "one run after the other" in line]
         for arm, seed in (("teacher", 2), ("fast", 1)):
             one, other = (
-                study.run_folder(tmp_path / name, arm, seed) for name in ("lanes", "alone")
+                study.run_folder(tmp_path / name, arm, seed) for name in ("replicas", "alone")
             )
             single = config_lib.from_json((one / "config.json").read_text())
-            loop.train(single, other, arm=arm, say=said.append)
+            loop.train(single, other, arm=arm, log_line=said.append)
             assert_close(result(one), result(other), 1e-6)
             assert_close(rows(one), rows(other), 1e-6)
             with np.load(one / "predictions.npz") as a, np.load(other / "predictions.npz") as b:
@@ -143,13 +143,13 @@ def test_lanes_equal_runs_alone(tmp_path, monkeypatch):
                 parameters(other),
             )
         seeds = [
-            parameters(folder) for folder in folders(tmp_path / "lanes") if "warm" in str(folder)
+            parameters(folder) for folder in folders(tmp_path / "replicas") if "warm" in str(folder)
         ]
     kernels = [params["Dense_0"]["kernel"] for params, _ in seeds]
     assert len(kernels) == 3 and not np.allclose(kernels[0], kernels[1])
     again = []
-    study.run_study(config, tmp_path / "lanes", say=again.append)
-    assert counts == {"alone": 2, "lanes": 3}
+    study.run_study(config, tmp_path / "replicas", log_line=again.append)
+    assert counts == {"alone": 2, "replicas": 3}
     assert not [line for line in again if "failed" in line]
 
 
@@ -180,16 +180,18 @@ def test_ways_agree(tmp_path):
         noise = jax.random.normal(key, x.shape)
         return {"y": w[None] * x + noise, "m": x.sum()}
 
-    mesh = lanes_lib.make_lane_mesh(6)
-    assert mesh.shape["lane"] == 4 and mesh.size == 8
-    mesh = lanes_lib.make_lane_mesh(2, jax.devices()[:2])
+    mesh = replicas_lib.make_replica_mesh(6)
+    assert mesh.shape["replica"] == 4 and mesh.size == 8
+    mesh = replicas_lib.make_replica_mesh(2, jax.devices()[:2])
     w, keys = jnp.arange(12.0).reshape(4, 3), jax.random.split(jax.random.key(0), 4)
     x = jnp.ones((5, 3))
     found = [
-        jax.jit(lanes_lib.over_lanes(double, mesh=mesh, shared=(False, True, False), way=way))(
-            w, x, keys
-        )
-        for way in ("vmap", "unroll", "loop")
+        jax.jit(
+            replicas_lib.over_replicas(
+                double, mesh=mesh, shared=(False, True, False), strategy=strategy
+            )
+        )(w, x, keys)
+        for strategy in ("vmap", "unroll", "loop")
     ]
     for i in range(4):
         alone = double(w[i], x, keys[i])
@@ -200,7 +202,7 @@ def test_ways_agree(tmp_path):
 
 def members(tmp_path, config, arms=("slow",)):
     return [
-        lanes.Member(
+        replicas.Member(
             arm,
             seed,
             study.arm_config(config, arm, seed, tmp_path),
@@ -217,30 +219,32 @@ def test_a_convolutional_network_goes_side_by_side(tmp_path):
     change = {"roles.student.model": "convnet", "roles.student.kwargs": {"widths": (2, 2)}}
     config = make_config(**change, **{"total.steps": 3})
     with jax.enable_x64(True):
-        lanes.train(members(tmp_path / "lanes", config), way="loop", say=lambda line: None)
+        replicas.train(
+            members(tmp_path / "replicas", config), strategy="loop", log_line=lambda line: None
+        )
         single = members(tmp_path / "alone", config)[1]
-        loop.train(single.config, single.workdir, arm="slow", say=lambda line: None)
+        loop.train(single.config, single.workdir, arm="slow", log_line=lambda line: None)
         assert_close(
-            result(tmp_path / "lanes/slow/seed1"), result(tmp_path / "alone/slow/seed1"), 1e-6
+            result(tmp_path / "replicas/slow/seed1"), result(tmp_path / "alone/slow/seed1"), 1e-6
         )
 
 
 def test_a_stopped_group_ends_as_an_uninterrupted_one(tmp_path, monkeypatch):
     config = make_config()
-    lanes.train(members(tmp_path / "whole", config), say=lambda line: None)
-    step = lanes.Lanes.__call__
+    replicas.train(members(tmp_path / "whole", config), log_line=lambda line: None)
+    step = replicas.Replicas.__call__
 
     def stop_at(self, state, at):
         if at == 6:
             os.kill(os.getpid(), signal.SIGTERM)
         return step(self, state, at)
 
-    monkeypatch.setattr(lanes.Lanes, "__call__", stop_at)
+    monkeypatch.setattr(replicas.Replicas, "__call__", stop_at)
     with pytest.raises(Preempted):
-        lanes.train(members(tmp_path / "parts", config), say=lambda line: None)
-    monkeypatch.setattr(lanes.Lanes, "__call__", step)
+        replicas.train(members(tmp_path / "parts", config), log_line=lambda line: None)
+    monkeypatch.setattr(replicas.Replicas, "__call__", step)
     said = []
-    lanes.train(members(tmp_path / "parts", config), say=said.append)
+    replicas.train(members(tmp_path / "parts", config), log_line=said.append)
     assert any("continuing from step 7" in line for line in said)
     for one, other in zip(folders(tmp_path / "whole"), folders(tmp_path / "parts"), strict=True):
         jax.tree.map(np.testing.assert_array_equal, parameters(one), parameters(other))
@@ -255,17 +259,17 @@ def measured(row):
 
 
 @pytest.mark.slow
-def test_lanes_that_died_apart_go_on_from_their_last_common_step(tmp_path):
+def test_replicas_that_died_apart_go_on_from_their_last_common_step(tmp_path):
     config = make_config(**{"checkpoint.every.steps": 4})
     group = members(tmp_path, config)
-    lanes.train(group, say=lambda line: None)
+    replicas.train(group, log_line=lambda line: None)
     expected = [parameters(member.workdir) for member in group]
     for member in group:
         (member.workdir / "result.json").unlink()
     damaged = next((group[0].workdir / "checkpoints" / "12").glob("role.student/**/d/*"))
     damaged.write_bytes(b"damaged")
     said = []
-    lanes.train(group, say=said.append)
+    replicas.train(group, log_line=said.append)
     assert any("damaged" in line for line in said)
     assert any("continuing from step 8" in line for line in said)
     for member, before in zip(group, expected, strict=True):
@@ -273,11 +277,11 @@ def test_lanes_that_died_apart_go_on_from_their_last_common_step(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_lane_that_diverges_leaves_the_others_alone(tmp_path):
+def test_a_replica_that_diverges_leaves_the_others_alone(tmp_path):
     config = make_config()
     config.study.arms.fast.optim.lr = 1e30
     said = []
-    study.run_study(config, tmp_path, say=said.append)
+    study.run_study(config, tmp_path, log_line=said.append)
     contents = json.loads((tmp_path / "study.json").read_text())
     for seed in ("0", "1"):
         assert contents["arms"]["fast"]["seeds"][seed]["status"] == "failed"
@@ -286,7 +290,7 @@ def test_a_lane_that_diverges_leaves_the_others_alone(tmp_path):
     assert sum("failed" in line for line in said) == 2
     single = members(tmp_path / "alone", config, ["fast"])[0]
     with pytest.raises(NonFiniteError) as alone:
-        loop.train(single.config, single.workdir, say=lambda line: None)
+        loop.train(single.config, single.workdir, log_line=lambda line: None)
     error = json.loads((tmp_path / "fast/seed0/result.json").read_text())["error"]
     step = str(alone.value).partition("at step ")[2].partition(";")[0]
     assert step and f"at step {step};" in error
@@ -295,15 +299,15 @@ def test_a_lane_that_diverges_leaves_the_others_alone(tmp_path):
 def test_what_cannot_be_traced_runs_arm_by_arm(tmp_path):
     """Whether the label term is computed at all depends on whether its weight is zero."""
     config = make_config()
-    kwargs = {"name": "tests.run.test_lanes:Switched", "kwargs": {"weight": 1.0}}
-    other = {"name": "tests.run.test_lanes:Switched", "kwargs": {"weight": 0.5}}
+    kwargs = {"name": "tests.run.test_replicas:Switched", "kwargs": {"weight": 1.0}}
+    other = {"name": "tests.run.test_replicas:Switched", "kwargs": {"weight": 0.5}}
     config.study.arms = {"slow": {"objective": kwargs}, "half": {"objective": other}}
     both = members(tmp_path, config, ["slow", "half"])
-    assert lanes.kind(both[0].config) == lanes.kind(both[-1].config)
-    with pytest.raises(lanes.NO_LANES):
-        lanes.train(both, say=lambda line: None)
+    assert replicas.kind(both[0].config) == replicas.kind(both[-1].config)
+    with pytest.raises(replicas.NO_REPLICAS):
+        replicas.train(both, log_line=lambda line: None)
     said = []
-    study.run_study(config, tmp_path, say=said.append)
+    study.run_study(config, tmp_path, log_line=said.append)
     assert not [line for line in said if "one run after the other" in line]
     assert len(list(tmp_path.glob("*/*/result.json"))) == 4
 
@@ -324,7 +328,7 @@ def test_reasons_are_said(tmp_path):
     config = make_config(**{"data.resident": "no", "total.steps": 3})
     config.study.arms = {"slow": {}}
     said = []
-    study.run_study(config, tmp_path, say=said.append)
+    study.run_study(config, tmp_path, log_line=said.append)
     assert "slow: one run after the other (data that are streamed)" in said
     [warning] = [line for line in said if "warning:" in line]
     assert warning.startswith("slow seed 0: warning: eval.every: due after 4 steps of 3")

@@ -1,4 +1,4 @@
-"""A weigher beside the weights that an objective gives its own examples."""
+"""A weighting beside the weights that an objective gives its own examples."""
 
 import dataclasses
 
@@ -10,11 +10,11 @@ import pytest
 
 from distill_jax.core import bilevel, state, steps
 from distill_jax.core.errors import ConfigError
-from distill_jax.core.weighing import Weighed
+from distill_jax.core.weighted_objective import WeightedObjective
 from distill_jax.objectives.kd import KD
-from distill_jax.weighers import meta_weight_net, reweight
+from distill_jax.weighting import meta_weight_net, reweight
 from tests import harness
-from tests.core.test_hypergradient import SIGNALS, ByProbabilities, weigher_model
+from tests.core.test_hypergradient import LOSS_TERMS, ByProbabilities, weigher_model
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -33,22 +33,27 @@ class Chosen(KD):
         return terms.replace(values={**terms.values, "distillation": value})
 
 
-def student_and_weigher(weigher, part, **kwargs):
+def student_and_weigher(weighting, part, **kwargs):
     """Parameters after a step on two levels."""
-    weighed = Weighed(
-        objective=Chosen(**kwargs), weigher=weigher, signals=SIGNALS, num_classes=harness.K
+    weighted = WeightedObjective(
+        objective=Chosen(**kwargs),
+        weighting=weighting,
+        loss_terms=LOSS_TERMS,
+        num_classes=harness.K,
     )
     net = harness.tiny_model()
     models = {"student": net, "teacher": net}
-    models |= dict.fromkeys(weigher.roles, weigher_model())
+    models |= dict.fromkeys(weighting.roles, weigher_model())
     train, held_out = harness.make_batch(), harness.make_batch(8, seed=1)
     held_out["epoch"] -= 1
-    shapes = state.infer_shapes(weighed, models, train)
-    roles = tuple(weigher.roles)
+    shapes = state.infer_shapes(weighted, models, train)
+    roles = tuple(weighting.roles)
     tx = bilevel.Optimizers(optax.sgd(0.3), optax.sgd(1.0), roles)
     trainable = ("student", *roles)
-    init = state.make_init(weighed, models, tx, shapes, trainable=trainable, ema={})
-    step = bilevel.make_bilevel_step(weighed, models, tx, bilevel.Bilevel(part=part), outer=True)
+    init = state.make_init(weighted, models, tx, shapes, trainable=trainable, ema={})
+    step = bilevel.make_bilevel_step(
+        weighted, models, tx, bilevel.Bilevel(jvp_fraction=part), outer=True
+    )
 
     def begin(key):
         return init(key), {"teacher": net.init(key, train["input"])}
@@ -64,19 +69,21 @@ def student_and_weigher(weigher, part, **kwargs):
     return jax.device_get(jax.jit(step)(*start, fed, jax.random.key(3))[0].params)
 
 
-@pytest.mark.parametrize("weigher, part", [(ByProbabilities(), 0.5), (reweight.make(), 1.0)])
-def test_an_objectives_own_weights_are_factors(weigher, part):
+@pytest.mark.parametrize("weighting, part", [(ByProbabilities(), 0.5), (reweight.make(), 1.0)])
+def test_an_objectives_own_weights_are_factors(weighting, part):
     """A weight of an example is the same as that factor in its value, on both levels."""
     with jax.enable_x64(True):
-        found = [student_and_weigher(weigher, part, as_weight=own) for own in (True, False)]
+        found = [student_and_weigher(weighting, part, as_weight=own) for own in (True, False)]
     assert harness.max_relative(*found) < 1e-8
 
 
 @pytest.mark.parametrize("normalize", [False, True])
 def test_weights_divided_by_a_mean_of_the_batch_are_not_accumulated(normalize):
-    weigher = meta_weight_net.make(normalize=normalize)
-    weighed = Weighed(objective=KD(), weigher=weigher, signals=SIGNALS, num_classes=harness.K)
-    assert weighed.couples_batch == normalize
+    weighting = meta_weight_net.make(normalize=normalize)
+    weighted = WeightedObjective(
+        objective=KD(), weighting=weighting, loss_terms=LOSS_TERMS, num_classes=harness.K
+    )
+    assert weighted.couples_batch == normalize
     if normalize:
         with pytest.raises(ConfigError, match="couples the examples"):
-            steps.check_accumulation(weighed, 2)
+            steps.check_accumulation(weighted, 2)

@@ -1,4 +1,4 @@
-"""What every weigher must satisfy, with fixed weights, learned ones and controls."""
+"""What every weighting must satisfy, with fixed weights, learned ones and controls."""
 
 import functools
 import importlib
@@ -9,51 +9,53 @@ import numpy as np
 import optax
 import pytest
 
-from distill_jax.core import bilevel, partition, state, steps, weighing
+from distill_jax.core import bilevel, partition, state, steps, weighted_objective
 from distill_jax.core.errors import ConfigError
-from distill_jax.core.weighing import Weighed
+from distill_jax.core.weighted_objective import WeightedObjective
 from distill_jax.models import ratio_mlp
 from distill_jax.objectives.kd import KD
 from distill_jax.run.resolve import bind
 from tests import harness
 
-WEIGHERS = harness.modules("weighers")
-SIGNALS = ("cross_entropy", "distillation")
+WEIGHERS = harness.modules("weighting")
+LOSS_TERMS = ("cross_entropy", "distillation")
 OUTPUTS = {"meta_weight_net": 2}
 LEARNED = ("trilateral", "meta_weight_net", "reweight")
 
 
 def setup(name, *, control="none", options=None, outer=None, tx=None, batch=None, models=None):
-    """Distillation on tiny networks under a weigher, as the step that training would use."""
-    make = importlib.import_module(f"distill_jax.weighers.{name}").make
-    weigher = bind(make, {}, where="weigher.kwargs", provided={"total_steps": 10})()
-    weighed = Weighed(
+    """Distillation on tiny networks under a weighting, as the step that training would use."""
+    make = importlib.import_module(f"distill_jax.weighting.{name}").make
+    weighting = bind(make, {}, where="weighting.kwargs", provided={"total_steps": 10})()
+    weighted = WeightedObjective(
         objective=KD(temperature=2.0),
-        weigher=weigher,
-        signals=SIGNALS,
+        weighting=weighting,
+        loss_terms=LOSS_TERMS,
         num_classes=harness.K,
         control=control,
     )
     net = harness.tiny_model(batch_norm=True)
     networks = {"student": net, "teacher": net}
-    for role in weigher.roles:
+    for role in weighting.roles:
         networks[role] = ratio_mlp.make(outputs=OUTPUTS.get(name, 1), hidden=(6,), zero_init=False)
     networks |= models or {}
-    shapes = state.infer_shapes(weighed, networks, harness.make_batch() if batch is None else batch)
+    shapes = state.infer_shapes(
+        weighted, networks, harness.make_batch() if batch is None else batch
+    )
     tx = optax.sgd(0.1, momentum=0.9) if tx is None else tx
-    by_step = weigher.by_gradient or (weigher.roles and control != "joint")
+    by_step = weighting.by_gradient or (weighting.roles and control != "joint")
     outer = bool(by_step and control != "frozen") if outer is None else outer
     if by_step:
-        tx = bilevel.Optimizers(tx, optax.adamw(1e-2), tuple(weigher.roles))
+        tx = bilevel.Optimizers(tx, optax.adamw(1e-2), tuple(weighting.roles))
         step = bilevel.make_bilevel_step(
-            weighed, networks, tx, options or bilevel.Bilevel(), outer=outer
+            weighted, networks, tx, options or bilevel.Bilevel(), outer=outer
         )
     else:
-        step = steps.make_train_step(weighed, networks, tx)
-    trainable = ("student", *weigher.roles)
-    init = state.make_init(weighed, networks, tx, shapes, trainable=trainable, ema={})
+        step = steps.make_train_step(weighted, networks, tx)
+    trainable = ("student", *weighting.roles)
+    init = state.make_init(weighted, networks, tx, shapes, trainable=trainable, ema={})
     frozen = {"teacher": net.init(jax.random.key(7), harness.make_batch()["input"])}
-    return harness.Setup(weighed, networks, shapes, init, step, frozen), outer
+    return harness.Setup(weighted, networks, shapes, init, step, frozen), outer
 
 
 def fed(outer, batch=None):
@@ -73,7 +75,7 @@ COUPLED = [("trilateral", "shuffled"), ("trilateral", "batch_mean")]
     ],
     ids="-".join,
 )
-def weigher(request):
+def weighting(request):
     return request.param
 
 
@@ -85,30 +87,30 @@ def case(name, control="none") -> harness.Case:
 
 
 @pytest.mark.slow
-def test_jit_equals_eager(weigher):
-    made, batch, _, states, metrics = case(*weigher)
+def test_jit_equals_eager(weighting):
+    made, batch, _, states, metrics = case(*weighting)
     eager = made.step(harness.fresh(states[0]), made.frozen, batch, jax.random.key(3))
     assert harness.max_relative(eager, (states[1], metrics[0])) < 1e-4
 
 
-def test_one_compilation(weigher):
-    _, _, step, states, _ = case(*weigher)
+def test_one_compilation(weighting):
+    _, _, step, states, _ = case(*weighting)
     assert step._cache_size() == 1
     assert jax.tree.map(jax.typeof, states[0]) == jax.tree.map(jax.typeof, states[4])
 
 
-def test_padding_changes_nothing(weigher):
-    name, control = weigher
+def test_padding_changes_nothing(weighting):
+    name, control = weighting
     made, batch, _, states, metrics = case(name, control)
     padded = harness.padded(batch.get("train", batch), 8)
-    made, outer = setup(name, control=control, batch=padded, models=case(*weigher).made.models)
+    made, outer = setup(name, control=control, batch=padded, models=case(*weighting).made.models)
     got, other = jax.jit(made.step)(states[0], made.frozen, fed(outer, padded), jax.random.key(3))
     assert harness.max_relative(states[1].params, got.params) < 1e-5
     np.testing.assert_allclose(metrics[0]["loss"], other["loss"], rtol=1e-5)
 
 
-def test_resume_is_bitwise(weigher, tmp_path):
-    made, batch, step, states, _ = case(*weigher)
+def test_resume_is_bitwise(weighting, tmp_path):
+    made, batch, step, states, _ = case(*weighting)
     state = harness.saved_and_restored(states[2], tmp_path)
     for _ in range(2):
         state, _ = step(harness.fresh(state), made.frozen, batch, jax.random.key(3))
@@ -141,12 +143,12 @@ def test_one_device_equals_eight(name, control):
 def test_every_leaf_of_the_network_learns_and_only_where_it_should(name):
     before, after, *_ = case(name).states
     moved = jax.tree.map(lambda a, b: np.any(a != b), before.params, after.params)
-    assert all(jax.tree.leaves(moved["weigher"]))
+    assert all(jax.tree.leaves(moved["weighting"]))
     frozen, outer = setup(name, control="frozen")
     assert not outer
     still, _ = harness.run(frozen, fed(False), n_steps=2)
     same = jax.tree.map(lambda a, b: np.array_equal(a, b), before.params, still.params)
-    assert all(jax.tree.leaves(same["weigher"])) and not all(jax.tree.leaves(same["student"]))
+    assert all(jax.tree.leaves(same["weighting"])) and not all(jax.tree.leaves(same["student"]))
 
 
 def test_permuting_examples_permutes_weights():
@@ -156,7 +158,7 @@ def test_permuting_examples_permutes_weights():
 
     def weights(batch):
         nets = steps.bind_networks(made.models, current, made.frozen, key=jax.random.key(0))
-        return made.objective.trust(nets, batch, current.memory, jnp.int32(0))["weights"]
+        return made.objective.example_weights(nets, batch, current.memory, jnp.int32(0))["weights"]
 
     shuffled = jax.tree.map(lambda x: x[order], batch)
     np.testing.assert_allclose(weights(batch)[order], weights(shuffled), rtol=1e-5)
@@ -183,8 +185,8 @@ def test_the_shuffled_control_leaves_the_weighers_own_gradient_alone():
     for control in ("none", "shuffled"):
         made, _ = setup("trilateral", control=control)
         current = made.init(jax.random.key(0))
-        equal = jax.tree.map(jnp.zeros_like, current.params["weigher"])
-        current = current.replace(params={**current.params, "weigher": equal})
+        equal = jax.tree.map(jnp.zeros_like, current.params["weighting"])
+        current = current.replace(params={**current.params, "weighting": equal})
         # Equal ratios for all examples: shuffling them changes nothing, so all must agree.
         new, _ = jax.jit(made.step)(current, made.frozen, fed(True), jax.random.key(0))
         found[control] = new.params
@@ -193,8 +195,8 @@ def test_the_shuffled_control_leaves_the_weighers_own_gradient_alone():
 
 def test_parameters_that_reach_no_weight_are_found():
     made, _ = setup("trilateral")
-    assert weighing.dead_parameters(made.objective, made.models, made.shapes) == []
-    alive = made.models["weigher"]
+    assert weighted_objective.dead_parameters(made.objective, made.models, made.shapes) == []
+    alive = made.models["weighting"]
 
     def init(key, *inputs):
         params, model_state = alive.init(key, *inputs)
@@ -204,9 +206,11 @@ def test_parameters_that_reach_no_weight_are_found():
         used = {name: x for name, x in params.items() if name != "idle"}
         return alive.apply(used, model_state, *inputs, **kwargs)
 
-    models = {**made.models, "weigher": type(alive)(init, apply)}
+    models = {**made.models, "weighting": type(alive)(init, apply)}
     shapes = state.infer_shapes(made.objective, models, harness.make_batch())
-    assert weighing.dead_parameters(made.objective, models, shapes) == [("weigher", "idle/kernel")]
+    assert weighted_objective.dead_parameters(made.objective, models, shapes) == [
+        ("weighting", "idle/kernel")
+    ]
 
 
 def test_reweighting_equals_its_definition():
@@ -226,18 +230,18 @@ def test_reweighting_equals_its_definition():
         def outer(weights):
             def inner(student):
                 found = terms(student, batch)
-                return sum((weights[:, j] * found[n]).mean() for j, n in enumerate(SIGNALS))
+                return sum((weights[:, j] * found[n]).mean() for j, n in enumerate(LOSS_TERMS))
 
             grads = jax.grad(inner)(current.params["student"])
             moved = jax.tree.map(lambda p, g: p - 0.3 * g, current.params["student"], grads)
             return terms(moved, held_out)["cross_entropy"].mean()
 
         gradient = jax.jit(jax.grad(outer))(jnp.zeros((16, 2)))
-        weights = made.objective.weigher.from_gradient(gradient, batch["mask"])
+        weights = made.objective.weighting.from_gradient(gradient, batch["mask"])
 
         def final(student):
             found = terms(student, batch)
-            return sum((weights[:, j] * found[n]).mean() for j, n in enumerate(SIGNALS))
+            return sum((weights[:, j] * found[n]).mean() for j, n in enumerate(LOSS_TERMS))
 
         grads = jax.jit(jax.grad(final))(current.params["student"])
         want = jax.tree.map(lambda p, g: p - 0.3 * g, current.params["student"], grads)
@@ -253,7 +257,7 @@ def test_class_means_equal_numpy_and_empty_classes_are_uniform():
     batch["mask"] = batch["mask"].at[5].set(0.0)
     nets = steps.bind_networks(made.models, current, made.frozen, key=jax.random.key(0))
     sums, counts = made.objective.class_sums(nets, batch, current.memory)
-    table = np.asarray(weighing.class_means(sums, counts))
+    table = np.asarray(weighted_objective.class_means(sums, counts))
     params, model_state = made.frozen["teacher"]
     outputs, _ = made.models["teacher"].apply(
         params, model_state, batch["input"], train=False, rngs={}
@@ -271,21 +275,23 @@ def test_class_means_equal_numpy_and_empty_classes_are_uniform():
     "kwargs, word",
     [
         ({"control": "shufled"}, "did you mean 'shuffled'"),
-        ({"signals": ()}, "the signals are"),
-        ({"signals": ("cross_entropy", "cross_entropy")}, "once"),
+        ({"loss_terms": ()}, "the signals are"),
+        ({"loss_terms": ("cross_entropy", "cross_entropy")}, "once"),
     ],
 )
 def test_wrong_arguments_are_refused(kwargs, word):
     made, _ = setup("constant")
-    good = {"objective": KD(), "weigher": made.objective.weigher, "signals": SIGNALS}
+    good = {"objective": KD(), "weighting": made.objective.weighting, "loss_terms": LOSS_TERMS}
     with pytest.raises(ConfigError, match=word):
-        Weighed(**(good | kwargs))
+        WeightedObjective(**(good | kwargs))
 
 
 def test_an_unknown_signal_is_refused():
     made, _ = setup("constant")
-    wrong = Weighed(
-        objective=KD(), weigher=made.objective.weigher, signals=("cross_entropy", "destillation")
+    wrong = WeightedObjective(
+        objective=KD(),
+        weighting=made.objective.weighting,
+        loss_terms=("cross_entropy", "destillation"),
     )
     with pytest.raises(ConfigError, match="did you mean 'distillation'"):
         state.infer_shapes(wrong, made.models, harness.make_batch())

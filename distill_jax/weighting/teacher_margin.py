@@ -10,13 +10,13 @@ import dataclasses
 
 import jax.numpy as jnp
 
-from distill_jax.core.api import Array, Evidence, Nets, Weigher
+from distill_jax.core.api import Array, Evidence, ExampleWeighting, Nets
 from distill_jax.core.errors import ConfigError, nearest
-from distill_jax.weighers._evidence import (
+from distill_jax.weighting._evidence import (
     between,
     class_means,
     labels,
-    need_two_signals,
+    need_two_loss_terms,
     probs,
 )
 
@@ -24,7 +24,7 @@ GRANULARITIES = ("class", "sample")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class TeacherMargin(Weigher):
+class TeacherMargin(ExampleWeighting):
     """Ratio by the teacher's margin.
 
     Attributes:
@@ -37,7 +37,7 @@ class TeacherMargin(Weigher):
         if self.granularity not in GRANULARITIES:
             raise ConfigError(
                 f"unknown granularity {self.granularity!r}",
-                where="weigher.kwargs.granularity",
+                where="weighting.kwargs.granularity",
                 hint=nearest(self.granularity, GRANULARITIES),
             )
 
@@ -47,7 +47,7 @@ class TeacherMargin(Weigher):
 
     def __call__(self, nets: Nets, evidence: Evidence, step: Array) -> Array:
         del nets, step
-        need_two_signals(evidence, "teacher_margin")
+        need_two_loss_terms(evidence, "teacher_margin")
         label = labels(evidence)
         if self.granularity == "class":
             return between(label @ _margins(jnp.diagonal(class_means(evidence)), label.shape[1]))

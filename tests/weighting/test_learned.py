@@ -1,4 +1,4 @@
-"""Weighers that ask a network: features and weights against NumPy, shapes, gradients, errors."""
+"""Weightings that ask a network: features and weights against NumPy, shapes, gradients, errors."""
 
 import dataclasses
 import functools
@@ -10,8 +10,8 @@ import pytest
 
 from distill_jax.core.errors import ConfigError
 from distill_jax.models import ratio_attention, ratio_mlp
-from distill_jax.weighers import meta_weight_net, trilateral
-from tests.weighers.evidence import (
+from distill_jax.weighting import meta_weight_net, trilateral
+from tests.weighting.evidence import (
     B,
     K,
     Nets,
@@ -54,7 +54,7 @@ def fitted(model, shape, **kwargs):
 
 
 def logits_of(nets, x):
-    found = jax.jit(lambda x: nets("weigher", x)[0]["logits"])(jnp.asarray(x, jnp.float32))
+    found = jax.jit(lambda x: nets("weighting", x)[0]["logits"])(jnp.asarray(x, jnp.float32))
     return np.asarray(found, np.float64)
 
 
@@ -157,7 +157,9 @@ def test_meta_weight_net_with_one_signal_is_the_papers():
     params = jax.tree.map(lambda x: x + 0.1, params)  # biases start at zero
     evidence = draw(s=1)
     first, last = (jax.tree.map(np.float64, params[f"Dense_{i}"]) for i in (0, 1))
-    hidden = np.maximum(evidence.signals["signal0"][:, None] * first["kernel"] + first["bias"], 0)
+    hidden = np.maximum(
+        evidence.loss_terms["signal0"][:, None] * first["kernel"] + first["bias"], 0
+    )
     logits = hidden @ last["kernel"] + last["bias"]
     got = weights(meta_weight_net.make(), evidence, Nets(made, params))
     np.testing.assert_allclose(got, 1 / (1 + np.exp(-logits)), rtol=1e-5)
@@ -167,7 +169,7 @@ def test_meta_weight_net_with_one_signal_is_the_papers():
 def test_meta_weight_net_gives_a_sigmoid_for_each_signal(s):
     nets, evidence = fitted("mlp", (B, s), outputs=s), draw(s=s)
     got = weights(meta_weight_net.make(), evidence, nets)
-    losses = np.stack([*evidence.signals.values()], 1)
+    losses = np.stack([*evidence.loss_terms.values()], 1)
     want = 1 / (1 + np.exp(-logits_of(nets, losses)))
     np.testing.assert_allclose(got, want, rtol=1e-5)
     normal = weights(meta_weight_net.make(normalize=True), evidence, nets)
@@ -200,7 +202,7 @@ def test_every_leaf_of_the_network_has_a_gradient(model, compact):
 
     def teachers_share(params):
         share = rule(Nets(nets.model, params), evidence, jnp.int32(0))[:, 1]
-        return (evidence.signals["signal1"] * share).sum()
+        return (evidence.loss_terms["signal1"] * share).sum()
 
     grads = jax.jit(jax.grad(teachers_share))(nets.params)
     assert all(np.abs(g).max() > 1e-6 for g in jax.tree.leaves(grads))
@@ -218,13 +220,13 @@ def test_every_leaf_of_the_network_has_a_gradient(model, compact):
     ],
 )
 def test_logits_that_do_not_fit_the_signals_are_refused(rule, s, shape, right):
-    with pytest.raises(ConfigError, match=r"roles\.weigher\.kwargs\.outputs: ") as caught:
+    with pytest.raises(ConfigError, match=r"roles\.weighting\.kwargs\.outputs: ") as caught:
         refused(rule, draw(s=s), giving(shape))
     assert f"set it to {right}" in str(caught.value)
 
 
 def test_one_signal_leaves_no_ratio():
-    with pytest.raises(ConfigError, match=r"weigher\.signals: "):
+    with pytest.raises(ConfigError, match=r"weighting\.loss_terms: "):
         refused(trilateral.make(), draw(s=1), giving((B, 1)))
 
 
@@ -246,5 +248,5 @@ def test_absent_evidence_is_refused(absent, word):
     ],
 )
 def test_hyperparameters_are_checked(kwargs, name):
-    with pytest.raises(ConfigError, match=f"weigher.kwargs.{name}: "):
+    with pytest.raises(ConfigError, match=f"weighting.kwargs.{name}: "):
         trilateral.make(**kwargs)

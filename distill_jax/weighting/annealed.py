@@ -4,12 +4,12 @@ import dataclasses
 
 import jax.numpy as jnp
 
-from distill_jax.core.api import Array, Evidence, Nets, Weigher
+from distill_jax.core.api import Array, Evidence, ExampleWeighting, Nets
 from distill_jax.core.errors import ConfigError
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Annealed(Weigher):
+class Annealed(ExampleWeighting):
     """The last signal's weight goes linearly from `start` to `end`; the others share the rest.
 
     Attributes:
@@ -27,23 +27,23 @@ class Annealed(Weigher):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(
                     f"{name} is {getattr(self, name)}",
-                    where=f"weigher.kwargs.{name}",
+                    where=f"weighting.kwargs.{name}",
                     hint="from 0 to 1",
                 )
         if self.total_steps < 1:
             raise ConfigError(
                 f"total_steps is {self.total_steps}",
-                where="weigher.kwargs.total_steps",
+                where="weighting.kwargs.total_steps",
                 hint="leave it out: it is the length of training",
             )
 
     def __call__(self, nets: Nets, evidence: Evidence, step: Array) -> Array:
         del nets
-        s = len(evidence.signals)
+        s = len(evidence.loss_terms)
         if s < 2:
             raise ConfigError(
                 "annealing goes from one signal to others, and there is one",
-                where="weigher.signals",
+                where="weighting.loss_terms",
                 hint="name at least two terms, the teacher's last",
             )
         progress = jnp.clip(step / self.total_steps, 0.0, 1.0)

@@ -1,4 +1,4 @@
-"""What several weighers check or compute from their evidence."""
+"""What several weightings check or compute from their evidence."""
 
 import jax
 import jax.numpy as jnp
@@ -7,12 +7,12 @@ from distill_jax.core.api import Array, Evidence
 from distill_jax.core.errors import ConfigError
 
 
-def need_two_signals(evidence: Evidence, who: str) -> None:
+def need_two_loss_terms(evidence: Evidence, who: str) -> None:
     """Raises `ConfigError` unless there are two signals: the label's and the teacher's."""
-    if len(evidence.signals) != 2:
+    if len(evidence.loss_terms) != 2:
         raise ConfigError(
-            f"{who} divides between two signals and there are {len(evidence.signals)}",
-            where="weigher.signals",
+            f"{who} divides between two signals and there are {len(evidence.loss_terms)}",
+            where="weighting.loss_terms",
             hint="name the label's term, then the teacher's",
         )
 
@@ -25,8 +25,8 @@ def log_probs(evidence: Evidence, role: str) -> Array:
     """
     if role not in evidence.logits:
         raise ConfigError(
-            f"the weigher looks at the logits of {role!r}, which the objective does not give",
-            where="weigher.name",
+            f"the weighting looks at the logits of {role!r}, which the objective does not give",
+            where="weighting.name",
             hint=f"it gives {', '.join(evidence.logits) or 'none'}",
         )
     logits = evidence.logits[role]
@@ -42,7 +42,7 @@ def labels(evidence: Evidence) -> Array:
     """Returns the label as probabilities `[b, k]`; raises `ConfigError` where there is none."""
     if evidence.label_probs is None:
         raise ConfigError(
-            "the weigher looks at labels, and the data have no classes", where="weigher.name"
+            "the weighting looks at labels, and the data have no classes", where="weighting.name"
         )
     return evidence.label_probs
 
@@ -51,8 +51,8 @@ def class_means(evidence: Evidence) -> Array:
     """Returns the table `[k, k]`; raises `ConfigError` where none was prepared."""
     if evidence.class_means is None:
         raise ConfigError(
-            "the weigher compares with class means, and none were prepared",
-            where="weigher.name",
+            "the weighting compares with class means, and none were prepared",
+            where="weighting.name",
             hint="its `needs` must name class_means",
         )
     return evidence.class_means

@@ -16,14 +16,14 @@ from typing import ClassVar
 
 import jax.numpy as jnp
 
-from distill_jax.core.api import Array, Evidence, Nets, Weigher
+from distill_jax.core.api import Array, Evidence, ExampleWeighting, Nets
 from distill_jax.core.errors import ConfigError, nearest
 
-NORMALIZE = ("batch", "signals")
+NORMALIZE = ("batch", "loss_terms")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Reweight(Weigher):
+class Reweight(ExampleWeighting):
     """Clipped negative gradients as weights.
 
     Attributes:
@@ -42,12 +42,12 @@ class Reweight(Weigher):
         if self.normalize not in NORMALIZE:
             raise ConfigError(
                 f"unknown normalization {self.normalize!r}",
-                where="weigher.kwargs.normalize",
+                where="weighting.kwargs.normalize",
                 hint=nearest(self.normalize, NORMALIZE),
             )
         if self.floor is not None and not 0 <= self.floor < math.inf:
             raise ConfigError(
-                f"floor is {self.floor}", where="weigher.kwargs.floor", hint="0 or more"
+                f"floor is {self.floor}", where="weighting.kwargs.floor", hint="0 or more"
             )
 
     @property
@@ -56,14 +56,14 @@ class Reweight(Weigher):
 
     def __call__(self, nets: Nets, evidence: Evidence, step: Array) -> Array:
         del nets, step
-        return jnp.zeros((evidence.mask.shape[0], len(evidence.signals)), jnp.float32)
+        return jnp.zeros((evidence.mask.shape[0], len(evidence.loss_terms)), jnp.float32)
 
     def from_gradient(self, gradient: Array, mask: Array) -> Array:
         """Returns weights `[b, s]` from the outer loss's gradient in them; 0 on padding."""
-        by_signal = self.normalize == "signals"
-        floor = (1e-8 if by_signal else 0.0) if self.floor is None else self.floor
+        by_loss_term = self.normalize == "loss_terms"
+        floor = (1e-8 if by_loss_term else 0.0) if self.floor is None else self.floor
         raw = mask[:, None] * jnp.maximum(-gradient, floor)
-        if by_signal:
+        if by_loss_term:
             total = raw.sum(1, keepdims=True)
         else:
             total = raw.sum(keepdims=True) / jnp.maximum(mask.sum(), 1)

@@ -14,9 +14,9 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 
-from distill_jax.core.api import Array, Evidence, Nets, Weigher
+from distill_jax.core.api import Array, Evidence, ExampleWeighting, Nets
 from distill_jax.core.errors import ConfigError, nearest
-from distill_jax.weighers._evidence import class_means, labels, probs
+from distill_jax.weighting._evidence import class_means, labels, probs
 
 BLOCKS = ("sg", "tg", "st", "mg", "sm", "s", "t", "m", "g")
 """Edges `sg = G - S, tg = G - T, st = T - S, mg = G - T', sm = T' - S`, then the vertices
@@ -32,10 +32,10 @@ EDGE_MODES = {"signed": lambda e: e, "squared": jnp.square, "abs": _absolute}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Trilateral(Weigher):
+class Trilateral(ExampleWeighting):
     """`softmax([0, net(features)])` over the signals; for two of them a ratio `sigmoid(net)`.
 
-    The network, role "weigher", gets `[b, blocks, f]` and returns s - 1 logits.
+    The network, role "weighting", gets `[b, blocks, f]` and returns s - 1 logits.
 
     Attributes:
       edge_mode: "signed", "squared" or "abs".
@@ -49,26 +49,26 @@ class Trilateral(Weigher):
     blocks: tuple[str, ...] = BLOCKS
     compact: bool = False
 
-    roles: ClassVar[tuple[str, ...]] = ("weigher",)
+    roles: ClassVar[tuple[str, ...]] = ("weighting",)
 
     def __post_init__(self):
         if self.edge_mode not in EDGE_MODES:
             raise ConfigError(
                 f"unknown edge_mode {self.edge_mode!r}",
-                where="weigher.kwargs.edge_mode",
+                where="weighting.kwargs.edge_mode",
                 hint=nearest(self.edge_mode, EDGE_MODES),
             )
         for block in self.blocks:
             if block not in BLOCKS:
                 raise ConfigError(
                     f"unknown block {block!r}",
-                    where="weigher.kwargs.blocks",
+                    where="weighting.kwargs.blocks",
                     hint=nearest(block, BLOCKS),
                 )
         if not self.blocks or len(set(self.blocks)) != len(self.blocks):
             raise ConfigError(
                 f"blocks are {self.blocks}",
-                where="weigher.kwargs.blocks",
+                where="weighting.kwargs.blocks",
                 hint="one or more, each once",
             )
 
@@ -95,20 +95,20 @@ class Trilateral(Weigher):
 
     def __call__(self, nets: Nets, evidence: Evidence, step: Array) -> Array:
         del step
-        s = len(evidence.signals)
+        s = len(evidence.loss_terms)
         if s < 2:
             raise ConfigError(
                 "a ratio is between signals, and there is one",
-                where="weigher.signals",
+                where="weighting.loss_terms",
                 hint="name at least two terms",
             )
-        outputs, _ = nets("weigher", self.features(evidence))
+        outputs, _ = nets("weighting", self.features(evidence))
         logits = outputs["logits"]
         if logits.shape != (evidence.mask.shape[0], s - 1):
             raise ConfigError(
                 f"the network gives {logits.shape}, not one logit for each example and signal "
                 f"after the first {(evidence.mask.shape[0], s - 1)}",
-                where="roles.weigher.kwargs.outputs",
+                where="roles.weighting.kwargs.outputs",
                 hint=f"set it to {s - 1}",
             )
         return jax.nn.softmax(jnp.concatenate([jnp.zeros_like(logits[:, :1]), logits], axis=1))

@@ -24,16 +24,16 @@ class Counting(Objective):
     num_examples: int
 
     roles: ClassVar = ("student",)
-    surveys: ClassVar[bool] = True
+    needs_dataset_pass: ClassVar[bool] = True
 
     def memory(self, key, batch):
         return {"mean": jnp.zeros(self.num_examples), "draw": jnp.zeros(())}
 
-    def survey(self, nets, batch, memory, step):
+    def dataset_pass(self, nets, batch, memory, step):
         outputs, _ = nets("student", batch["input"])
         return {"mean": batch["input"].mean((1, 2, 3)), "logits": outputs["logits"]}
 
-    def digest(self, rows, ids, memory, random):
+    def init_memory(self, rows, ids, memory, random):
         assert rows["logits"].shape == (len(ids), 4)
         mean = np.zeros_like(memory["mean"])
         mean[ids] = rows["mean"]
@@ -49,7 +49,7 @@ class Counting(Objective):
 
 def config(**changes):
     made = config_lib.base()
-    made.objective.name = "tests.run.test_survey:Counting"
+    made.objective.name = "tests.run.test_dataset_pass:Counting"
     made.data.name = "synthetic"
     made.data.kwargs = {"n_train": 75, "n_test": 8}
     made.data.train_transforms = made.data.eval_transforms = ("scale",)
@@ -64,7 +64,7 @@ def config(**changes):
 def test_a_survey_sees_each_training_example_once():
     experiment = build.build(config())
     start = build.initial_state(experiment, jax.random.key(0), experiment.config)
-    state = build.with_survey(experiment, start, {}, 3)
+    state = build.with_dataset_pass(experiment, start, {}, 3)
     train = experiment.dataset.train
     images = np.asarray(train.read(np.arange(len(train)))["input"], np.float64) / 255
     want = np.zeros(state.memory["mean"].shape)
@@ -72,7 +72,8 @@ def test_a_survey_sees_each_training_example_once():
     np.testing.assert_allclose(state.memory["mean"], want, atol=1e-6)
     assert jax.tree.map(jax.typeof, state) == jax.tree.map(jax.typeof, start)
     draws = [
-        float(build.with_survey(experiment, start, {}, seed).memory["draw"]) for seed in (3, 3, 4)
+        float(build.with_dataset_pass(experiment, start, {}, seed).memory["draw"])
+        for seed in (3, 3, 4)
     ]
     assert draws[0] == draws[1] != draws[2]
 
@@ -100,7 +101,7 @@ def test_virtual_steps_in_a_run(kind):
     [
         ({"lookahead.steps": 2, "lookahead.kind": "wide", "batch_size": 40}, "2 batches ahead"),
         ({"lookahead.steps": 2, "lookahead.kind": "wide", "data.resident": "no"}, "batches ahead"),
-        ({"lookahead.steps": 1, "weigher.name": "constant"}, "weigher"),
+        ({"lookahead.steps": 1, "weighting.name": "constant"}, "weighting"),
         ({"lookahead.steps": -1}, "out of range"),
         ({"lookahead.restore": "some"}, "unknown value"),
     ],

@@ -1,4 +1,4 @@
-"""Weighers without a network against NumPy transcriptions of their papers."""
+"""Weightings without a network against NumPy transcriptions of their papers."""
 
 import dataclasses
 import functools
@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from distill_jax.core.errors import ConfigError
-from distill_jax.weighers import annealed, constant, reweight, teacher_margin, wsl
-from tests.weighers.evidence import B, K, draw, on_device, refused, softmax, weights
+from distill_jax.weighting import annealed, constant, reweight, teacher_margin, wsl
+from tests.weighting.evidence import B, K, draw, on_device, refused, softmax, weights
 
 RULES = {
     "constant": constant.make(ratio=0.3),
@@ -155,12 +155,12 @@ def from_gradients(s):
 def test_weights_from_a_gradient(normalize, floor, s):
     """Ren et al. 2018, algorithm 1, lines 9-10, and Lu et al. 2021, algorithm 1."""
     gradient, mask, found = from_gradients(s)
-    delta = {None: {"batch": 0.0, "signals": 1e-8}[normalize]}.get(floor, floor)
+    delta = {None: {"batch": 0.0, "loss_terms": 1e-8}[normalize]}.get(floor, floor)
     want = np.zeros((B, s))
     for i in range(B):
         for j in range(s):
             want[i, j] = max(-gradient[i, j], delta) if mask[i] else 0.0
-        if normalize == "signals" and want[i].sum() > 0:
+        if normalize == "loss_terms" and want[i].sum() > 0:
             want[i] /= want[i].sum()
     if normalize == "batch":
         want *= mask.sum() / want.sum()
@@ -168,7 +168,7 @@ def test_weights_from_a_gradient(normalize, floor, s):
     np.testing.assert_allclose(found[normalize, floor], want, rtol=1e-12)
 
 
-@pytest.mark.parametrize("normalize, first", [("batch", 0.0), ("signals", 0.5)])
+@pytest.mark.parametrize("normalize, first", [("batch", 0.0), ("loss_terms", 0.5)])
 def test_where_nothing_helps(normalize, first):
     """L2RW then skips the batch; RW-KD's floor makes the signals of an example equal."""
     want = np.full((B, 2), first) * draw().mask[:, None]
@@ -205,19 +205,19 @@ WRONG = [
 
 @pytest.mark.parametrize("make, kwargs, name", WRONG)
 def test_hyperparameters_are_checked(make, kwargs, name):
-    with pytest.raises(ConfigError, match=f"weigher.kwargs.{name}: "):
+    with pytest.raises(ConfigError, match=f"weighting.kwargs.{name}: "):
         make(**kwargs)
 
 
 @pytest.mark.parametrize(
     "rule, s, where",
     [
-        (constant.make(), 3, "weigher.kwargs.weights"),
-        (constant.make(weights=(1.0,)), 2, "weigher.kwargs.weights"),
-        (annealed.make(total_steps=1), 1, "weigher.signals"),
-        (teacher_margin.make(), 3, "weigher.signals"),
-        (teacher_margin.make(granularity="sample"), 1, "weigher.signals"),
-        (wsl.make(), 3, "weigher.signals"),
+        (constant.make(), 3, "weighting.kwargs.weights"),
+        (constant.make(weights=(1.0,)), 2, "weighting.kwargs.weights"),
+        (annealed.make(total_steps=1), 1, "weighting.loss_terms"),
+        (teacher_margin.make(), 3, "weighting.loss_terms"),
+        (teacher_margin.make(granularity="sample"), 1, "weighting.loss_terms"),
+        (wsl.make(), 3, "weighting.loss_terms"),
     ],
 )
 def test_a_number_of_signals_that_does_not_fit_is_refused(rule, s, where):

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from distill_jax.contrib.lanes_program import Lanes
+from distill_jax.contrib.replicas_program import Replicas
 from distill_jax.core.api import TrainState
 from distill_jax.core.errors import NonFiniteError
 from distill_jax.run.environment import Preempted
@@ -54,7 +54,11 @@ class Group:
 
 
 def train_runs(
-    runs: Sequence[Run], program: Lanes, stop: Stop, clock: Clock, say: Callable[[str], None]
+    runs: Sequence[Run],
+    program: Replicas,
+    stop: Stop,
+    clock: Clock,
+    log_line: Callable[[str], None],
 ) -> list[dict[str, Any] | NonFiniteError]:
     """Returns the result of each run, or the error with which it diverged.
 
@@ -63,7 +67,9 @@ def train_runs(
     """
     group, first = Group(runs), runs[0]
     folders = [run.workdir for run in runs]
-    stepper = Stepper(program, folders, first.config, first.experiment, clock=clock, say=say)
+    stepper = Stepper(
+        program, folders, first.config, first.experiment, clock=clock, log_line=log_line
+    )
     with stepper.opened(runs, group.title) as (state, step):
         state = steps(group, program, stepper, stop, state, step)
         with stepper.ending():
@@ -73,7 +79,7 @@ def train_runs(
 
 
 def steps(
-    group: Group, program: Lanes, stepper: Stepper, stop: Stop, state: TrainState, step: int
+    group: Group, program: Replicas, stepper: Stepper, stop: Stop, state: TrainState, step: int
 ) -> TrainState:
     """Takes the steps that are left, with what is due between them."""
     schedule = stepper.schedule
@@ -81,8 +87,8 @@ def steps(
         event = schedule.next(step)
         state, step, rows = stepper.advance(state, step, until=event, stop=stop)
         own = [[(variant, values[i]) for variant, values in rows] for i, _ in enumerate(group.runs)]
-        told = {"stalls": stepper.stalls(), "seconds": stepper.seconds}
-        means = group.each(hooks.read, own, step=step, **told)
+        reported = {"stalls": stepper.stalls(), "seconds": stepper.seconds}
+        means = group.each(hooks.read, own, step=step, **reported)
         losses = [found["loss"] for found in means.values() if "loss" in found]
         stepper.progress.update(step, loss=float(np.mean(losses)) if losses else None)
         due = schedule.at(step, event=event)
@@ -105,35 +111,39 @@ def steps(
 
 
 def evaluate(
-    group: Group, program: Lanes, stepper: Stepper, state: TrainState, step: int, split: str
+    group: Group, program: Replicas, stepper: Stepper, state: TrainState, step: int, split: str
 ) -> dict[int, dict[str, Any]]:
     """Measures a split and logs it; returns the metrics of each run."""
     if len(getattr(group.runs[0].experiment.dataset, split)) == 0:
         group.each(lambda run: run.write_measured(step, {}))
         return {i: {} for i, _ in group.going}
     with stepper.watch.during("evaluation", f"evaluation of {split}"):
-        outputs, facts, parts = collect(group, program, state, split)
-        return group.each(hooks.measure, outputs, parts, facts=facts, step=step, split=split)
+        outputs, example_info, parts = collect(group, program, state, split)
+        return group.each(
+            hooks.measure, outputs, parts, example_info=example_info, step=step, split=split
+        )
 
 
 def collect(
-    group: Group, program: Lanes, state: TrainState, split: str
+    group: Group, program: Replicas, state: TrainState, split: str
 ) -> tuple[list[Any], Any, list[dict[str, tuple[Any, Any]]]]:
     """Returns the outputs of each run on a split, facts, and the parts that evaluators need."""
 
     def gather(split, rows=None):
         return program.collect(state, split, rows)
 
-    outputs, facts = gather(split)
-    found = evaluation.collect_parts(group.runs[0].experiment, gather, split, (outputs, facts))
+    outputs, example_info = gather(split)
+    found = evaluation.collect_parts(
+        group.runs[0].experiment, gather, split, (outputs, example_info)
+    )
     parts = [
         {name: (part[0][i], part[1]) for name, part in found.items()} for i in range(len(outputs))
     ]
-    return outputs, facts, parts
+    return outputs, example_info, parts
 
 
 def finish(
-    group: Group, program: Lanes, stepper: Stepper, state: TrainState
+    group: Group, program: Replicas, stepper: Stepper, state: TrainState
 ) -> list[dict[str, Any] | NonFiniteError]:
     """Measures the last and the best states on the test split and writes the results."""
     experiment, config = group.runs[0].experiment, group.runs[0].config
@@ -141,11 +151,11 @@ def finish(
         best = group.each(lambda run: run.best())
     if group.going and len(experiment.dataset.test):
         evaluate(group, program, stepper, state, experiment.total_steps, "test")
-    if group.going and artifacts.has_trust(experiment):
-        rows = artifacts.trust_rows(experiment)
-        outputs, facts = program.collect(state, "train", rows)
+    if group.going and artifacts.has_example_weights(experiment):
+        rows = artifacts.example_weight_rows(experiment)
+        outputs, example_info = program.collect(state, "train", rows)
         for i, run in group.going:
-            artifacts.write_trust(run, rows, outputs[i]["trust"], facts)
+            artifacts.write_example_weights(run, rows, outputs[i]["example_weights"], example_info)
     measured = measure_earlier(group, program, stepper, state, best)
     stepper.clock.lap("finish")
     for stall in stepper.stalls():
@@ -166,7 +176,7 @@ def finish(
 
 def measure_earlier(
     group: Group,
-    program: Lanes,
+    program: Replicas,
     stepper: Stepper,
     state: TrainState,
     best: Mapping[int, Mapping[str, Any] | None],
@@ -188,12 +198,12 @@ def measure_earlier(
             assert restored is not None
             states[i] = restored.state
     with stepper.watch.during("evaluation", "evaluation of the best state"):
-        outputs, facts, parts = collect(group, program, program.join(states), "test")
+        outputs, example_info, parts = collect(group, program, program.join(states), "test")
     going = [(i, run) for i, run in group.going if i in earlier]
     own = Group([run for _, run in going])  # an error ends the run, not its fellows
     found = own.each(
         lambda run, outputs, parts: evaluation.measure(
-            run.experiment, outputs, facts, "test", parts
+            run.experiment, outputs, example_info, "test", parts
         ),
         [outputs[i] for i, _ in going],
         [parts[i] for i, _ in going],

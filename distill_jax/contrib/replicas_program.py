@@ -1,4 +1,4 @@
-"""The program of runs side by side: states, data, compiled steps and outputs of all lanes."""
+"""The program of runs side by side: states, data, compiled steps and outputs of all replicas."""
 
 import dataclasses
 import functools
@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from distill_jax.core import bilevel, lanes, optim, partition
+from distill_jax.core import bilevel, optim, partition, replicas
 from distill_jax.core.api import PyTree, Role, TrainState
 from distill_jax.core.errors import CheckpointError
 from distill_jax.run import build as build_lib
@@ -22,16 +22,16 @@ from distill_jax.run.train.run import Run
 _LR = ("optim", "lr")
 
 
-class Lanes:
-    """Runs side by side (`program.Program`); every array has a leading lane axis `[r, ...]`.
+class Replicas:
+    """Runs side by side (`program.Program`); every array has a leading replica axis `[r, ...]`.
 
-    The number of lanes is rounded up to a multiple of the devices by copies of the last one, whose
-    results are dropped.
+    The number of replicas is rounded up to a multiple of the devices by copies of the last one,
+    whose results are dropped.
 
     Args:
       members: the runs.
-      experiments: of each, on a mesh of `lanes.make_lane_mesh`.
-      way: see `lanes.over_lanes`; by default the fastest.
+      experiments: of each, on a mesh of `replicas.make_replica_mesh`.
+      strategy: see `replicas.over_replicas`; by default the fastest.
 
     Raises:
       NotImplementedError: the runs differ in more than scalars.
@@ -45,16 +45,16 @@ class Lanes:
         members: Sequence[Member],
         experiments: Sequence[Experiment],
         *,
-        way: str = "",
+        strategy: str = "",
     ):
         self.members, self.experiments = members, experiments
         self.experiment = experiments[0]
         self.mesh = self.experiment.mesh
-        self.sharding = lanes.over_lanes_sharding(self.mesh)
-        split = self.mesh.shape[lanes.LANE]
+        self.sharding = replicas.over_replicas_sharding(self.mesh)
+        split = self.mesh.shape[replicas.REPLICA]
         self.padding = -len(members) % split
         self.local = (len(members) + self.padding) // split
-        scalars = lanes.differing([e.objective for e in experiments])
+        scalars = replicas.differing([e.objective for e in experiments])
         if scalars is None:
             raise NotImplementedError("objectives that differ in more than numbers")
         scalars = {("objective", *path): values for path, values in scalars.items()}
@@ -62,7 +62,7 @@ class Lanes:
         if len(set(rates)) > 1:
             scalars[_LR] = rates
         self.scalars = {
-            path: jax.device_put(lanes.stack_scalars(self._pad(values)), self.sharding)
+            path: jax.device_put(replicas.stack_scalars(self._pad(values)), self.sharding)
             for path, values in scalars.items()
         }
         self.shared_roles = {
@@ -78,10 +78,10 @@ class Lanes:
             jax.eval_shape(jax.random.key, 0),
             {path: x[0] for path, x in self.scalars.items()},
         )
-        found = lanes.primitives(traced.jaxpr)
-        self.way = way or lanes.choose_way(found, backend=jax.default_backend())
+        found = replicas.primitives(traced.jaxpr)
+        self.strategy = strategy or replicas.choose_strategy(found, backend=jax.default_backend())
 
-    def _with(self, scalars: lanes.Scalars) -> Experiment:
+    def _with(self, scalars: replicas.Scalars) -> Experiment:
         """Returns the experiment with traced scalars in place of numbers."""
         e = self.experiment
         if not scalars:
@@ -94,7 +94,9 @@ class Lanes:
             tx, _ = optim.make_optimizer(total_steps=e.total_steps, **arguments)
             if isinstance(e.tx, bilevel.Optimizers):
                 tx = e.tx._replace(inner=tx)
-        return dataclasses.replace(e, objective=lanes.with_scalars(e.objective, objective), tx=tx)
+        return dataclasses.replace(
+            e, objective=replicas.with_scalars(e.objective, objective), tx=tx
+        )
 
     def _step(self, variant: str) -> Callable:
         def step(state, frozen, fed, key, scalars):
@@ -108,12 +110,12 @@ class Lanes:
         return [*values, *[values[-1]] * self.padding]
 
     def join(self, states: Sequence[PyTree]) -> PyTree:
-        """Stacks one tree for each lane."""
+        """Stacks one tree for each replica."""
         stack = lambda *xs: jax.device_put(np.stack(xs), self.sharding)  # noqa: E731
         return jax.tree.map(stack, *self._pad([jax.device_get(state) for state in states]))
 
     def split(self, state: TrainState) -> list[TrainState]:
-        """Returns the state of each lane on the host."""
+        """Returns the state of each replica on the host."""
         host = jax.device_get(state)
         return [jax.tree.map(lambda x, i=i: x[i], host) for i in range(len(self.members))]
 
@@ -140,11 +142,11 @@ class Lanes:
             rows = zip(self.runs, keys, frozen, strict=True)
             states = [run.begin(key, networks) for run, key, networks in rows]
         else:
-            self.runs[0].say(f"continuing from step {step}")
+            self.runs[0].log_line(f"continuing from step {step}")
         return self.join(states), step
 
     def _restore(self) -> tuple[int, list[TrainState]]:
-        """Returns the newest step that all lanes have saved, and their states at it."""
+        """Returns the newest step that all replicas have saved, and their states at it."""
         found = [run.restore() for run in self.runs]
         steps = {0 if one is None else one[1] for one in found}
         if len(steps) == 1:
@@ -168,11 +170,11 @@ class Lanes:
         self.update: dict[str, Any] = {}
         for variant in experiment.variants:
             fed = self._feed(step, variant)
-            mapped = lanes.over_lanes(
+            mapped = replicas.over_replicas(
                 self._step(variant),
                 mesh=self.mesh,
                 shared=(False, self._shared_frozen, self._shared_fed(variant), False, False),
-                way=self.way,
+                strategy=self.strategy,
             )
 
             jitted = jax.jit(mapped, donate_argnums=0, out_shardings=self.sharding)
@@ -196,7 +198,7 @@ class Lanes:
         return one if variant == "inner" else {"train": one, "held_out": one}
 
     def _feed(self, step: int, variant: str) -> PyTree:
-        """Returns the data and the stacked windows of all lanes."""
+        """Returns the data and the stacked windows of all replicas."""
         given = [feed(step, variant) for feed in self.feeds]
         if variant == "inner":
             return given[0][0], self._stacked("train", [fed[1] for fed in given])
@@ -227,22 +229,26 @@ class Lanes:
         def predict(state, frozen, batch, scalars):
             return build_lib.predict(self._with(scalars)).__wrapped__(state, frozen, batch)
 
-        mapped = lanes.over_lanes(
+        mapped = replicas.over_replicas(
             predict,
             mesh=self.mesh,
             shared=(False, self._shared_frozen, True, False),
-            way=self.way,
+            strategy=self.strategy,
         )
         return jax.jit(mapped)
 
     def collect(self, state, split, rows=None):
         predict = lambda batch: self.predict(state, self.frozen, batch, self.scalars)  # noqa: E731
-        outputs, facts = evaluation.collect(self.experiment, predict, split, rows=rows, axis=1)
-        return [jax.tree.map(lambda x, i=i: x[i], outputs) for i in range(len(self.members))], facts
+        outputs, example_info = evaluation.collect(
+            self.experiment, predict, split, rows=rows, axis=1
+        )
+        return [
+            jax.tree.map(lambda x, i=i: x[i], outputs) for i in range(len(self.members))
+        ], example_info
 
     @property
     def flops_per_step(self) -> float | None:
-        counted = 1 if self.way == "loop" else self.local  # XLA counts the body of a loop once
+        counted = 1 if self.strategy == "loop" else self.local  # XLA counts the body of a loop once
         flops = build_lib.flops_of(self.experiment, self.update)
         return None if flops is None else flops / counted
 
@@ -252,7 +258,7 @@ class Lanes:
 
 
 class _OrderOnly:
-    """A source whose examples are their ids: what a lane needs beside the shared data."""
+    """A source whose examples are their ids: what a replica needs beside the shared data."""
 
     def __init__(self, source: Any):
         self._source = source

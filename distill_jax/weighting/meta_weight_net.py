@@ -6,12 +6,12 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 
-from distill_jax.core.api import Array, Evidence, Nets, Weigher
+from distill_jax.core.api import Array, Evidence, ExampleWeighting, Nets
 from distill_jax.core.errors import ConfigError
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class MetaWeightNet(Weigher):
+class MetaWeightNet(ExampleWeighting):
     """`w = sigmoid(net(losses))`, one output for each signal.
 
     With one signal and a network 1-100-1 it is the paper's; with several the network sees all
@@ -23,7 +23,7 @@ class MetaWeightNet(Weigher):
 
     normalize: bool = False
 
-    roles: ClassVar[tuple[str, ...]] = ("weigher",)
+    roles: ClassVar[tuple[str, ...]] = ("weighting",)
 
     @property
     def couples_batch(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -31,13 +31,13 @@ class MetaWeightNet(Weigher):
 
     def __call__(self, nets: Nets, evidence: Evidence, step: Array) -> Array:
         del step
-        losses = jnp.stack(list(evidence.signals.values()), axis=1)
-        outputs, _ = nets("weigher", losses)
+        losses = jnp.stack(list(evidence.loss_terms.values()), axis=1)
+        outputs, _ = nets("weighting", losses)
         if outputs["logits"].shape != losses.shape:
             raise ConfigError(
                 f"the network gives {outputs['logits'].shape}, not one logit for each example "
                 f"and signal {losses.shape}",
-                where="roles.weigher.kwargs.outputs",
+                where="roles.weighting.kwargs.outputs",
                 hint=f"set it to {losses.shape[1]}",
             )
         weights = jax.nn.sigmoid(outputs["logits"])

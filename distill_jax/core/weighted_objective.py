@@ -1,4 +1,4 @@
-"""An objective whose signals are weighed, example by example, by a weigher."""
+"""An objective whose signals are weighed, example by example, by a weighting."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -12,6 +12,7 @@ from distill_jax.core.api import (
     Array,
     Batch,
     Evidence,
+    ExampleWeighting,
     Key,
     Model,
     Nets,
@@ -21,7 +22,6 @@ from distill_jax.core.api import (
     Role,
     State,
     Terms,
-    Weigher,
 )
 from distill_jax.core.errors import ConfigError, nearest
 from distill_jax.core.partition import named_leaves
@@ -30,30 +30,30 @@ from distill_jax.core.steps import BoundNets
 from distill_jax.core.structure import dead_leaves, dependencies
 
 CONTROLS = ("none", "frozen", "joint", "shuffled", "batch_mean")
-"""How a weigher with networks is trained or its weights are used: as it is meant ("none"); never
+"""How a weighting with networks is trained or its weights are used: as it is meant ("none"); never
 trained; trained with the student on the training loss; trained as meant, while the student gets
 the weights of a batch in another order, or their mean."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Weighed(Objective):
+class WeightedObjective(Objective):
     """`sum_s w_s * signal_s` in place of the fixed coefficients of an objective.
 
     Terms of the objective that are not among the signals keep their coefficients.
 
     Attributes:
       objective: a method that returns the signals as terms.
-      weigher: what weighs them.
-      signals: names of terms, in the order of the weights `[b, s]`.
+      weighting: what weighs them.
+      loss_terms: names of terms, in the order of the weights `[b, s]`.
       num_classes: k, 0 where the data has no classes.
       control: one of `CONTROLS`.
-      stop_features: whether the weigher's evidence has no gradient. Without it the student could
+      stop_features: whether the weighting's evidence has no gradient. Without it the student could
         lower its loss by steering the weights.
     """
 
     objective: Objective
-    weigher: Weigher
-    signals: tuple[str, ...]
+    weighting: ExampleWeighting
+    loss_terms: tuple[str, ...]
     num_classes: int = 0
     control: str = "none"
     stop_features: bool = True
@@ -62,70 +62,72 @@ class Weighed(Objective):
         if self.control not in CONTROLS:
             hint = nearest(self.control, CONTROLS)
             raise ConfigError(
-                f"unknown control {self.control!r}", where="weigher.control", hint=hint
+                f"unknown control {self.control!r}", where="weighting.control", hint=hint
             )
-        if not self.signals or len(set(self.signals)) != len(self.signals):
+        if not self.loss_terms or len(set(self.loss_terms)) != len(self.loss_terms):
             raise ConfigError(
-                f"the signals are {self.signals}",
-                where="weigher.signals",
+                f"the signals are {self.loss_terms}",
+                where="weighting.loss_terms",
                 hint="name each term that is weighed once",
             )
 
     @property
     def roles(self) -> tuple[Role, ...]:  # pyright: ignore[reportIncompatibleVariableOverride]
-        return (*self.objective.roles, *self.weigher.roles)
+        return (*self.objective.roles, *self.weighting.roles)
 
     @property
     def couples_batch(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
-        coupled = self.objective.couples_batch or self.weigher.couples_batch
+        coupled = self.objective.couples_batch or self.weighting.couples_batch
         return coupled or self.control in ("shuffled", "batch_mean")
 
     @property
     def auxiliary(self) -> tuple[Role, ...]:  # pyright: ignore[reportIncompatibleVariableOverride]
-        return (*self.objective.auxiliary, *self.weigher.roles)
+        return (*self.objective.auxiliary, *self.weighting.roles)
 
     @property
-    def surveys(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
-        return self.objective.surveys
+    def needs_dataset_pass(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.objective.needs_dataset_pass
 
-    def survey(self, nets: Nets, batch: Batch, memory: PyTree, step: Array) -> Mapping[str, Array]:
-        return self.objective.survey(nets, batch, memory["objective"], step)
+    def dataset_pass(
+        self, nets: Nets, batch: Batch, memory: PyTree, step: Array
+    ) -> Mapping[str, Array]:
+        return self.objective.dataset_pass(nets, batch, memory["objective"], step)
 
-    def digest(
+    def init_memory(
         self,
         rows: Mapping[str, np.ndarray],
         ids: np.ndarray,
         memory: PyTree,
         random: np.random.Generator,
     ) -> PyTree:
-        found = self.objective.digest(rows, ids, memory["objective"], random)
+        found = self.objective.init_memory(rows, ids, memory["objective"], random)
         return {**memory, "objective": found}
 
     def memory(self, key: Key, batch: Batch) -> PyTree:
-        """The objective's own memory and, where the weigher needs it, a class-mean table.
+        """The objective's own memory and, where the weighting needs it, a class-mean table.
 
         The table starts as uniform rows; `class_means` gives its values.
         """
         memory: dict[str, Any] = {"objective": self.objective.memory(key, batch)}
-        if "class_means" in self.weigher.needs:
+        if "class_means" in self.weighting.needs:
             if not self.num_classes:
                 raise ConfigError(
-                    "the weigher compares with class means, and the data has no classes",
-                    where="weigher.name",
-                    hint="choose blocks or another weigher that needs no class means",
+                    "the weighting compares with class means, and the data has no classes",
+                    where="weighting.name",
+                    hint="choose blocks or another weighting that needs no class means",
                 )
             k = self.num_classes
             memory["class_means"] = jnp.full((k, k), 1 / k, jnp.float32)
         return memory
 
-    def signals_of(self, nets: Nets, batch: Batch, memory: PyTree, step: Array) -> Terms:
+    def loss_terms_of(self, nets: Nets, batch: Batch, memory: PyTree, step: Array) -> Terms:
         """Returns the terms of the objective, not weighed, with the memory of this objective."""
         terms = self.objective.loss(nets, batch, memory["objective"], step)
-        for name in self.signals:
+        for name in self.loss_terms:
             if name not in terms.values:
                 raise ConfigError(
                     f"the objective has no term {name!r} to weigh",
-                    where="weigher.signals",
+                    where="weighting.loss_terms",
                     hint=nearest(name, terms.values),
                 )
         if terms.memory is None:
@@ -133,12 +135,12 @@ class Weighed(Objective):
         return dataclasses.replace(terms, memory={**memory, "objective": terms.memory})
 
     def evidence(self, terms: Terms, batch: Batch, memory: PyTree) -> Evidence:
-        """Returns what the weigher sees of a batch."""
+        """Returns what the weighting sees of a batch."""
         label_probs = batch.get("label_probs")
         if label_probs is None and self.num_classes and "label" in batch:
             label_probs = jax.nn.one_hot(batch["label"], self.num_classes)
         return Evidence(
-            signals={name: terms.values[name] for name in self.signals},
+            loss_terms={name: terms.values[name] for name in self.loss_terms},
             logits=dict(terms.logits),
             label_probs=label_probs,
             class_means=memory.get("class_means"),
@@ -146,22 +148,22 @@ class Weighed(Objective):
         )
 
     def weights(self, nets: Nets, evidence: Evidence, step: Array) -> Array:
-        """Returns the weigher's `[b, s]`, checked.
+        """Returns the weighting's `[b, s]`, checked.
 
         Raises:
-          ConfigError: the weigher gave anything but one weight for each example and signal: a
+          ConfigError: the weighting gave anything but one weight for each example and signal: a
             `[b, 1]` against losses `[b]` would broadcast to all pairs of examples.
         """
         if self.stop_features:
             evidence = jax.lax.stop_gradient(evidence)
-        found = self.weigher(nets, evidence, step)
-        expected = (*evidence.mask.shape, len(self.signals))
+        found = self.weighting(nets, evidence, step)
+        expected = (*evidence.mask.shape, len(self.loss_terms))
         if found.shape != expected:
             raise ConfigError(
-                f"{type(self.weigher).__name__} gave weights of shape {found.shape}, "
+                f"{type(self.weighting).__name__} gave weights of shape {found.shape}, "
                 f"not one for each example and signal {expected}",
-                where="weigher",
-                hint=f"the signals are {', '.join(self.signals)}",
+                where="weighting",
+                hint=f"the signals are {', '.join(self.loss_terms)}",
             )
         return found
 
@@ -182,12 +184,12 @@ class Weighed(Objective):
         Weights that the objective itself gives its examples stay as factors.
         """
         own = terms.weights
-        columns = {name: weights[:, j] * own.get(name, 1) for j, name in enumerate(self.signals)}
+        columns = {name: weights[:, j] * own.get(name, 1) for j, name in enumerate(self.loss_terms)}
         coef = {name: c for name, c in terms.coef.items() if name not in columns}
         return dataclasses.replace(terms, weights={**terms.weights, **columns}, coef=coef)
 
     def loss(self, nets: Nets, batch: Batch, memory: PyTree, step: Array) -> Terms:
-        terms = self.signals_of(nets, batch, memory, step)
+        terms = self.loss_terms_of(nets, batch, memory, step)
         weights = self.weights(nets, self.evidence(terms, batch, memory), step)
         return self.with_weights(terms, self.used(weights, batch["mask"], step))
 
@@ -196,20 +198,20 @@ class Weighed(Objective):
     ) -> Mapping[str, Outputs]:
         return self.objective.predictions(nets, batch, memory["objective"], step)
 
-    def trust(self, nets: Nets, batch: Batch, memory: PyTree, step: Array) -> Outputs:
-        """Returns `weights` `[b, s]` and the logits that the weigher saw, in evaluation mode."""
-        terms = self.signals_of(_Evaluating(nets), batch, memory, step)
+    def example_weights(self, nets: Nets, batch: Batch, memory: PyTree, step: Array) -> Outputs:
+        """Returns `weights` `[b, s]` and the logits that the weighting saw, in evaluation mode."""
+        terms = self.loss_terms_of(_Evaluating(nets), batch, memory, step)
         evidence = self.evidence(terms, batch, memory)
         return {"weights": self.weights(nets, evidence, step), **evidence.logits}
 
     def class_sums(self, nets: Nets, batch: Batch, memory: PyTree) -> tuple[Array, Array]:
         """Returns sums of teacher probabilities by class `[k, k]` and class counts `[k]`."""
-        terms = self.signals_of(_Evaluating(nets), batch, memory, jnp.int32(0))
+        terms = self.loss_terms_of(_Evaluating(nets), batch, memory, jnp.int32(0))
         if "teacher" not in terms.logits:
             raise ConfigError(
-                f"{type(self.weigher).__name__} compares with class means of a teacher, and "
+                f"{type(self.weighting).__name__} compares with class means of a teacher, and "
                 f"{type(self.objective).__name__} has none",
-                where="weigher.name",
+                where="weighting.name",
             )
         probs = jax.nn.softmax(terms.logits["teacher"])
         known = batch["mask"] * (batch["labelled"] > 0) if "labelled" in batch else batch["mask"]
@@ -218,33 +220,33 @@ class Weighed(Objective):
 
 
 def networks(objective: Objective) -> tuple[Role, ...]:
-    """Returns the roles that are networks of a weigher."""
-    return tuple(objective.weigher.roles) if isinstance(objective, Weighed) else ()
+    """Returns the roles that are networks of a weighting."""
+    return tuple(objective.weighting.roles) if isinstance(objective, WeightedObjective) else ()
 
 
 def class_means(sums: Array, counts: Array) -> Array:
-    """Returns mean probabilities `[k, k]` from `Weighed.class_sums`; an empty class is uniform."""
+    """Returns mean probabilities `[k, k]` from `WeightedObjective.class_sums`; an empty class is uniform."""
     k = counts.shape[0]
     return jnp.where(counts[:, None] > 0, sums / jnp.maximum(counts, 1)[:, None], 1 / k)
 
 
 def dead_parameters(
-    weighed: Weighed, models: Mapping[Role, Model], shapes: Shapes
+    weighted: WeightedObjective, models: Mapping[Role, Model], shapes: Shapes
 ) -> list[tuple[Role, str]]:
-    """Returns the weigher's parameters that cannot reach a weight, as (role, path).
+    """Returns the weighting's parameters that cannot reach a weight, as (role, path).
 
     Found by structure, on shapes alone: their gradient would be zero whatever their values.
     """
-    roles = {role: shapes.roles[role] for role in weighed.weigher.roles}
+    roles = {role: shapes.roles[role] for role in weighted.weighting.roles}
     params = {role: found.params for role, found in roles.items()}
     state = {role: zeros(found.state) for role, found in roles.items()}
-    evidence = jax.eval_shape(weighed.evidence, shapes.terms, shapes.batch, shapes.memory)
-    direction = jax.ShapeDtypeStruct((*evidence.mask.shape, len(weighed.signals)), jnp.float32)
+    evidence = jax.eval_shape(weighted.evidence, shapes.terms, shapes.batch, shapes.memory)
+    direction = jax.ShapeDtypeStruct((*evidence.mask.shape, len(weighted.loss_terms)), jnp.float32)
 
     def gradient(params: Any, evidence: Evidence, direction: Array, key: Key) -> PyTree:
         def along(params: Any) -> Array:
             nets = BoundNets(models, params, state, key=key)
-            return (direction * weighed.weights(nets, evidence, jnp.int32(1))).sum()
+            return (direction * weighted.weights(nets, evidence, jnp.int32(1))).sum()
 
         return jax.grad(along)(params)
 
@@ -256,20 +258,20 @@ def dead_parameters(
 
 
 def roles_of_class_means(
-    weighed: Weighed, models: Mapping[Role, Model], shapes: Shapes
+    weighted: WeightedObjective, models: Mapping[Role, Model], shapes: Shapes
 ) -> set[Role]:
-    """Returns the networks on which the class means depend, none where the weigher needs none.
+    """Returns the networks on which the class means depend, none where the weighting needs none.
 
     The table is made once, before the first step: it is that of a teacher that moves no more.
     """
-    if "class_means" not in weighed.weigher.needs:
+    if "class_means" not in weighted.weighting.needs:
         return set()
     params = {role: found.params for role, found in shapes.roles.items()}
     state = {role: found.state for role, found in shapes.roles.items()}
 
     def sums(params: Any, state: Any, batch: Batch, memory: PyTree, key: Key) -> Array:
         nets = BoundNets(models, params, state, key=key)
-        return weighed.class_sums(nets, batch, memory)[0]
+        return weighted.class_sums(nets, batch, memory)[0]
 
     key = jax.eval_shape(jax.random.key, 0)
     on = dependencies(sums, params, state, dict(shapes.batch), shapes.memory, key)
@@ -284,10 +286,14 @@ class _Evaluating:
     nets: Nets
 
     def __call__(
-        self, role: Role, *inputs: Any, train: bool = False, learn: bool = True
+        self, role: Role, *inputs: Any, train: bool = False, stop_gradient_params: bool = False
     ) -> tuple[Outputs, State]:
         del train
-        return self.nets(role, *inputs, train=False, learn=learn)
+        return self.nets(role, *inputs, train=False, stop_gradient_params=stop_gradient_params)
 
-    def adapted(self, role: Role, loss: Callable[[Nets], Array], *, lr: float) -> "_Evaluating":
-        return _Evaluating(self.nets.adapted(role, lambda nets: loss(_Evaluating(nets)), lr=lr))
+    def after_sgd_step(
+        self, role: Role, loss: Callable[[Nets], Array], *, lr: float
+    ) -> "_Evaluating":
+        return _Evaluating(
+            self.nets.after_sgd_step(role, lambda nets: loss(_Evaluating(nets)), lr=lr)
+        )

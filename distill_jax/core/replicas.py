@@ -1,7 +1,7 @@
-"""Several runs of one program side by side: a leading lane axis, split over devices.
+"""Several runs of one program side by side: a leading replica axis, split over devices.
 
-A lane is a run of its own: nothing passes from one to another, so the devices of the "lane" axis
-do not communicate.
+A replica is a run of its own: nothing passes from one to another, so the devices of the "replica"
+axis do not communicate.
 """
 
 import copy
@@ -16,45 +16,46 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from distill_jax.core.api import Array, PyTree
 from distill_jax.core.partition import AXES
 
-LANE = "lane"
+REPLICA = "replica"
 
 
-def make_lane_mesh(lanes: int, devices: Sequence[Any] | None = None) -> Mesh:
-    """Builds a mesh with a lane axis in front of those of `partition.make_mesh`.
+def make_replica_mesh(replicas: int, devices: Sequence[Any] | None = None) -> Mesh:
+    """Builds a mesh with a replica axis in front of those of `partition.make_mesh`.
 
-    The lane axis takes as many devices as there are lanes; what is left of each splits its batch.
+    The replica axis takes as many devices as there are replicas; what is left of each splits its
+    batch.
     """
     devices = list(jax.devices() if devices is None else devices)
-    split = max(n for n in range(1, len(devices) + 1) if len(devices) % n == 0 and n <= lanes)
+    split = max(n for n in range(1, len(devices) + 1) if len(devices) % n == 0 and n <= replicas)
     sizes = (split, len(devices) // split, 1, 1)
-    return jax.make_mesh(sizes, (LANE, *AXES), (AxisType.Auto,) * 4, devices=devices)
+    return jax.make_mesh(sizes, (REPLICA, *AXES), (AxisType.Auto,) * 4, devices=devices)
 
 
-def over_lanes_sharding(mesh: Mesh) -> NamedSharding:
-    """The sharding of every array with a leading lane axis."""
-    return NamedSharding(mesh, PartitionSpec(LANE))
+def over_replicas_sharding(mesh: Mesh) -> NamedSharding:
+    """The sharding of every array with a leading replica axis."""
+    return NamedSharding(mesh, PartitionSpec(REPLICA))
 
 
-def over_lanes(
-    fn: Callable[..., PyTree], *, mesh: Mesh, shared: Sequence[PyTree], way: str
+def over_replicas(
+    fn: Callable[..., PyTree], *, mesh: Mesh, shared: Sequence[PyTree], strategy: str
 ) -> Callable[..., PyTree]:
-    """Maps a pure function over a leading lane axis; to be called under `jit`.
+    """Maps a pure function over a leading replica axis; to be called under `jit`.
 
     Args:
-      fn: a function of one lane.
-      mesh: from `make_lane_mesh`; its lane axis divides the number of lanes.
-      shared: for each argument a prefix tree of booleans: True where all lanes are given the same
-        value, without a lane axis.
-      way: what a device does with its lanes: "vmap" batches them into wider operations, "unroll"
-        writes them out one after the other, "loop" takes turns in a loop.
+      fn: a function of one replica.
+      mesh: from `make_replica_mesh`; its replica axis divides the number of replicas.
+      shared: for each argument a prefix tree of booleans: True where all replicas are given the
+        same value, without a replica axis.
+      strategy: what a device does with its replicas: "vmap" batches them into wider operations,
+        "unroll" writes them out one after the other, "loop" takes turns in a loop.
 
     Returns:
-      A function of the same arguments whose every result has a leading lane axis.
+      A function of the same arguments whose every result has a leading replica axis.
     """
 
     def local(*args):
         full = [broadcast(s, a) for s, a in zip(shared, args, strict=True)]
-        if way == "vmap":
+        if strategy == "vmap":
             axes = jax.tree.map(lambda same: None if same else 0, full)
             return jax.vmap(fn, in_axes=tuple(axes))(*args)
 
@@ -63,20 +64,20 @@ def over_lanes(
 
         flat = zip(jax.tree.leaves(full), jax.tree.leaves(args), strict=True)
         n = next(x.shape[0] for same, x in flat if not same)
-        if way == "unroll":
+        if strategy == "unroll":
             return jax.tree.map(lambda *x: jnp.stack(x), *map(one, range(n)))
         return jax.lax.map(one, jnp.arange(n))
 
     def broadcast(same, tree):
         return jax.tree.map(lambda s, part: jax.tree.map(lambda _: s, part), same, tree)
 
-    specs = jax.tree.map(lambda same: PartitionSpec() if same else PartitionSpec(LANE), shared)
+    specs = jax.tree.map(lambda same: PartitionSpec() if same else PartitionSpec(REPLICA), shared)
     return jax.shard_map(
         local,
         mesh=mesh,
         in_specs=tuple(specs),
-        out_specs=PartitionSpec(LANE),
-        axis_names={LANE},
+        out_specs=PartitionSpec(REPLICA),
+        axis_names={REPLICA},
         check_vma=False,
     )
 
@@ -95,11 +96,11 @@ def primitives(jaxpr: Any) -> set[str]:
     return names
 
 
-def choose_way(primitives: set[str], *, backend: str) -> str:
+def choose_strategy(primitives: set[str], *, backend: str) -> str:
     """Returns the fastest way for a step of these primitives.
 
-    A convolution with a kernel for each lane is a grouped one, which XLA:CPU computes at half the
-    speed; a product of matrices with a lane axis is not slower than one without. XLA's own
+    A convolution with a kernel for each replica is a grouped one, which XLA:CPU computes at half
+    the speed; a product of matrices with a replica axis is not slower than one without. XLA's own
     gradient of a convolution is slow in loops there, ours (`models/convolution.py`) is not.
     """
     if backend != "cpu":

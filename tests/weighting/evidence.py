@@ -19,7 +19,7 @@ def draw(*, s=2, k=K, mixed=False, seed=0):
     r = np.random.RandomState(seed)
     label = np.eye(k)[r.randint(0, k, B)]
     return Evidence(
-        signals={f"signal{j}": r.rand(B) * 3 for j in range(s)},
+        loss_terms={f"signal{j}": r.rand(B) * 3 for j in range(s)},
         logits={"student": 2 * r.randn(B, k), "teacher": 3 * r.randn(B, k)},
         label_probs=softmax(r.randn(B, k)) if mixed else label,
         class_means=softmax(2 * r.randn(k, k) + np.eye(k)),
@@ -43,7 +43,7 @@ class Nets:
         self.model, self.params = model, params
 
     def __call__(self, role, *inputs, train=False):
-        assert role == "weigher" and not train
+        assert role == "weighting" and not train
         return self.model.apply(self.params, {}, *inputs, train=train, rngs={})
 
 
@@ -52,11 +52,11 @@ def giving(shape):
     return lambda role, *inputs, train=False: ({"logits": jnp.zeros(shape)}, {})
 
 
-def weights(weigher, evidence, nets=no_nets, step=0):
-    found = jax.jit(lambda e, step: weigher(nets, e, step))(on_device(evidence), jnp.int32(step))
+def weights(weighting, evidence, nets=no_nets, step=0):
+    found = jax.jit(lambda e, step: weighting(nets, e, step))(on_device(evidence), jnp.int32(step))
     return np.asarray(found)
 
 
-def refused(weigher, evidence, nets=no_nets):
+def refused(weighting, evidence, nets=no_nets):
     """Traces shapes alone: a config that does not fit must be refused before anything runs."""
-    return jax.eval_shape(lambda e: weigher(nets, e, jnp.int32(0)), on_device(evidence))
+    return jax.eval_shape(lambda e: weighting(nets, e, jnp.int32(0)), on_device(evidence))

@@ -1,7 +1,7 @@
-"""Runs of a study side by side: seeds, and arms that differ in scalars, as lanes of one program.
+"""Runs of a study side by side: seeds, and arms that differ in scalars, as replicas of one program.
 
-Each lane has the state, the order of examples, the key and the scalars of its own run, and leaves
-the folder that its run alone would leave. The data are shared.
+Each replica has the state, the order of examples, the key and the scalars of its own run, and
+leaves the folder that its run alone would leave. The data are shared.
 """
 
 import contextlib
@@ -11,23 +11,23 @@ from typing import Any
 
 import jax
 
-from distill_jax.contrib import lanes_loop
-from distill_jax.contrib.lanes_program import Lanes
-from distill_jax.core import lanes
+from distill_jax.contrib import replicas_loop
+from distill_jax.contrib.replicas_program import Replicas
+from distill_jax.core import replicas
 from distill_jax.core.errors import NonFiniteError
 from distill_jax.run import build as build_lib
 from distill_jax.run import environment, preflight, processes, workdir
 from distill_jax.run.build import Experiment
 from distill_jax.run.config import ConfigDict
-from distill_jax.run.members import NO_LANES, Member, kind
+from distill_jax.run.members import NO_REPLICAS, Member, kind
 from distill_jax.run.train.run import Run
 from distill_jax.run.train.stepping import Clock, Stop
 
-__all__ = ["NO_LANES", "Lanes", "Member", "kind", "make_experiments", "refusal", "train"]
+__all__ = ["NO_REPLICAS", "Member", "Replicas", "kind", "make_experiments", "refusal", "train"]
 
 
 def refusal(experiment: Experiment) -> str:
-    """Says why the runs of an experiment cannot be lanes; empty where they can."""
+    """Says why the runs of an experiment cannot be replicas; empty where they can."""
     config = experiment.config
     reasons = {
         "several processes": jax.process_count() > 1,
@@ -44,8 +44,8 @@ def train(
     *,
     make_experiment: Callable[[ConfigDict], Experiment] = build_lib.build,
     only_if_faster: bool = False,
-    way: str = "",
-    say: Callable[[str], None] = print,
+    strategy: str = "",
+    log_line: Callable[[str], None] = print,
 ) -> list[dict[str, Any] | NonFiniteError]:
     """Trains, or continues, runs of one `kind` side by side.
 
@@ -53,14 +53,14 @@ def train(
       members: runs that are not finished.
       make_experiment: how an experiment is built.
       only_if_faster: whether to refuse where runs one after the other are as fast.
-      way: see `lanes.over_lanes`; by default the fastest.
-      say: prints a line.
+      strategy: see `replicas.over_replicas`; by default the fastest.
+      log_line: prints a line.
 
     Returns:
       The result of each run, or the error with which it diverged.
 
     Raises:
-      NotImplementedError: saying why these runs cannot be lanes; nothing was computed.
+      NotImplementedError: saying why these runs cannot be replicas; nothing was computed.
       jax.errors.JAXTypeError: a scalar that differs decides what is computed.
       UserError: as `loop.train`.
       Preempted: stopped by a signal; the states are saved.
@@ -68,8 +68,8 @@ def train(
     clock = Clock()
     with contextlib.ExitStack() as stack:
         for member in members:
-            stack.enter_context(workdir.claim(member.workdir, "run", say=say))
-        return _train(members, clock, make_experiment, only_if_faster, way, say)
+            stack.enter_context(workdir.claim(member.workdir, "run", log_line=log_line))
+        return _train(members, clock, make_experiment, only_if_faster, strategy, log_line)
 
 
 def _train(
@@ -77,14 +77,14 @@ def _train(
     clock: Clock,
     make_experiment: Callable[[ConfigDict], Experiment],
     only_if_faster: bool,
-    way: str,
-    say: Callable[[str], None],
+    strategy: str,
+    log_line: Callable[[str], None],
 ) -> list[dict[str, Any] | NonFiniteError]:
     processes.stop_if_asked("before the runs began")
     experiments = make_experiments(members, make_experiment)
-    preflight.warn(experiments[0], say, alone=False)
-    program = Lanes(members, experiments, way=way)
-    if only_if_faster and program.way != "vmap":
+    preflight.warn(experiments[0], log_line, alone=False)
+    program = Replicas(members, experiments, strategy=strategy)
+    if only_if_faster and program.strategy != "vmap":
         raise NotImplementedError("convolutions on CPU gain little side by side")
     runs = [
         Run(
@@ -94,13 +94,13 @@ def _train(
             arm=member.arm,
             reported=member.reported,
             share=1 / len(members),
-            say=say,
+            log_line=log_line,
         )
         for member, experiment in zip(members, program.experiments, strict=True)
     ]
     program.runs = runs
     with environment.stop_on_signal() as stop:
-        return lanes_loop.train_runs(runs, program, Stop(stop), clock, say)
+        return replicas_loop.train_runs(runs, program, Stop(stop), clock, log_line)
 
 
 def make_experiments(members: Sequence[Member], make_experiment) -> list[Experiment]:
@@ -109,7 +109,7 @@ def make_experiments(members: Sequence[Member], make_experiment) -> list[Experim
     if why := refusal(first):
         raise NotImplementedError(why)
     devices = list(first.mesh.devices.flat)
-    mesh = lanes.make_lane_mesh(len(members), devices)
+    mesh = replicas.make_replica_mesh(len(members), devices)
     made = {members[0].arm: dataclasses.replace(first, mesh=mesh)}
     for member in members:
         if member.arm not in made:

@@ -11,15 +11,15 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from distill_jax.core.api import Array, Evidence, Nets, Weigher
+from distill_jax.core.api import Array, Evidence, ExampleWeighting, Nets
 from distill_jax.core.errors import ConfigError
-from distill_jax.weighers._evidence import labels, log_probs, need_two_signals
+from distill_jax.weighting._evidence import labels, log_probs, need_two_loss_terms
 
 _TINY = 1e-7  # added to the teacher's cross-entropy, as by the authors
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class WSL(Weigher):
+class WSL(ExampleWeighting):
     """Weights `[1, scale * w]`.
 
     Attributes:
@@ -31,12 +31,12 @@ class WSL(Weigher):
     def __post_init__(self):
         if not self.scale > 0:
             raise ConfigError(
-                f"scale is {self.scale}", where="weigher.kwargs.scale", hint="a positive number"
+                f"scale is {self.scale}", where="weighting.kwargs.scale", hint="a positive number"
             )
 
     def __call__(self, nets: Nets, evidence: Evidence, step: Array) -> Array:
         del nets, step
-        need_two_signals(evidence, "wsl")
+        need_two_loss_terms(evidence, "wsl")
         label = labels(evidence)
         student = -(label * log_probs(evidence, "student")).sum(-1)
         teacher = -(label * log_probs(evidence, "teacher")).sum(-1)

@@ -5,12 +5,12 @@ import math
 
 import jax.numpy as jnp
 
-from distill_jax.core.api import Array, Evidence, Nets, Weigher
+from distill_jax.core.api import Array, Evidence, ExampleWeighting, Nets
 from distill_jax.core.errors import ConfigError
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Constant(Weigher):
+class Constant(ExampleWeighting):
     """Fixed weights.
 
     Attributes:
@@ -24,21 +24,21 @@ class Constant(Weigher):
     def __post_init__(self):
         if not 0 <= self.ratio <= 1:
             raise ConfigError(
-                f"ratio is {self.ratio}", where="weigher.kwargs.ratio", hint="from 0 to 1"
+                f"ratio is {self.ratio}", where="weighting.kwargs.ratio", hint="from 0 to 1"
             )
         if not all(0 <= w < math.inf for w in self.weights):
             raise ConfigError(
-                f"weights are {self.weights}", where="weigher.kwargs.weights", hint="0 or more"
+                f"weights are {self.weights}", where="weighting.kwargs.weights", hint="0 or more"
             )
 
     def __call__(self, nets: Nets, evidence: Evidence, step: Array) -> Array:
         del nets, step
         weights = self.weights or (1 - self.ratio, self.ratio)
-        if len(weights) != len(evidence.signals):
+        if len(weights) != len(evidence.loss_terms):
             raise ConfigError(
-                f"{len(weights)} weights for {len(evidence.signals)} signals",
-                where="weigher.kwargs.weights",
-                hint=f"one for each of {', '.join(evidence.signals)}",
+                f"{len(weights)} weights for {len(evidence.loss_terms)} signals",
+                where="weighting.kwargs.weights",
+                hint=f"one for each of {', '.join(evidence.loss_terms)}",
             )
         row = jnp.asarray(weights, jnp.float32)[None]
         return jnp.broadcast_to(row, (evidence.mask.shape[0], len(weights)))
