@@ -124,10 +124,10 @@ class Bilevel:
             1.0,
         ):
             raise ConfigError(
-                f"{self.unroll} inner steps with outer_update={self.outer_update}, method={self.method}, "
-                f"jvp_fraction={self.jvp_fraction}",
+                f"{self.unroll} inner steps with outer_update={self.outer_update}, "
+                f"method={self.method}, jvp_fraction={self.jvp_fraction}",
                 where="bilevel.unroll",
-                hint="several steps go with outer_update=lookahead, method=exact and jvp_fraction=1",
+                hint="several steps need outer_update=lookahead, method=exact and jvp_fraction=1",
             )
         if self.method == "last_layer" and self.jvp_fraction < 1:
             raise ConfigError(

@@ -6,11 +6,14 @@ import jax
 
 from distill_jax.core.api import Array, Batch, Key
 
+_FIRST_NAMES = {"weighting": "weigher"}
+"""Names under which streams were first drawn, so that a seed goes on to mean the same run."""
+
 
 def stream(key: Key, *names: str) -> Key:
     """Returns the key of a named stream; streams do not depend on each other's use."""
     for name in names:
-        key = jax.random.fold_in(key, zlib.crc32(name.encode()))
+        key = jax.random.fold_in(key, zlib.crc32(_FIRST_NAMES.get(name, name).encode()))
     return key
 
 

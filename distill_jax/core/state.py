@@ -245,7 +245,7 @@ def make_init(
 
 
 def shifted_averages(model_state: PyTree) -> PyTree:
-    """Returns a state whose moving averages are one larger, as `batch_stats_fixed_point` compares."""
+    """Returns a state whose moving averages are one larger, for `batch_stats_fixed_point`."""
     return jax.tree.map(lambda x: x + 1 if _is_average(x) else x, model_state)
 
 

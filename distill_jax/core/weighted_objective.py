@@ -225,7 +225,7 @@ def networks(objective: Objective) -> tuple[Role, ...]:
 
 
 def class_means(sums: Array, counts: Array) -> Array:
-    """Returns mean probabilities `[k, k]` from `WeightedObjective.class_sums`; an empty class is uniform."""
+    """Returns mean probabilities `[k, k]` from `class_sums`; an empty class is uniform."""
     k = counts.shape[0]
     return jnp.where(counts[:, None] > 0, sums / jnp.maximum(counts, 1)[:, None], 1 / k)
 

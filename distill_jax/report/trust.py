@@ -1,4 +1,4 @@
-"""Whom the weighting trusts: its ratio over time, over examples, and on what is known to be wrong."""
+"""How the weighting divides: its ratio over time, over examples, and on known faults."""
 
 import dataclasses
 import itertools

@@ -906,8 +906,8 @@ def _of_class_means(experiment: Experiment) -> Iterator[Finding]:
     for role in sorted(on - set(experiment.frozen)):
         yield Finding(
             "error",
-            f"{type(objective.weighting).__name__} compares with class means of a teacher, which are "
-            f"taken before the first step, and {role} moves",
+            f"{type(objective.weighting).__name__} compares with class means of a teacher, which "
+            f"are taken before the first step, and {role} moves",
             "weighting.name",
             f"freeze {role}, or take blocks or a granularity that need no class means",
         )

@@ -21,6 +21,7 @@ from distill_jax.core import bilevel, state, steps
 from distill_jax.core.api import Model, Objective, Terms
 from distill_jax.core.errors import ConfigError, NonFiniteError
 from distill_jax.losses.classification import cross_entropy
+from distill_jax.report.wording import alarm_line
 from distill_jax.run import alarms, build, speed, watch
 from distill_jax.run import config as config_lib
 from distill_jax.run.train import loop
@@ -382,7 +383,7 @@ def test_alarms_are_raised_once_for_each_event_and_survive_a_resume(tmp_path):
             file.write(json.dumps({"step": step, "train/std/student": value}) + "\n")
     want = [(20, "collapse", "train/std/student"), (50, "collapse", "train/std/student")]
     assert [alarm[:3] for alarm in made.found] == want
-    assert said[0] == alarms.spell(made.found[0]._asdict()) and len(said) == 2
+    assert said[0] == alarm_line(made.found[0]._asdict()) and len(said) == 2
     stored = [json.loads(x) for x in (tmp_path / "alarms.jsonl").read_text().splitlines()]
     assert stored == [alarm._asdict() for alarm in made.found]
 
