@@ -118,6 +118,26 @@ class LayerNorm(nn.Module):
         return (centred * gain * scale.reshape(row) + bias.reshape(row)).astype(x.dtype)
 
 
+class RMSNorm(nn.Module):
+    """Division of each vector by its root mean square (Zhang & Sennrich 2019), with gain.
+
+    Statistics are computed in float32.
+
+    Attributes:
+      epsilon: added to the mean square.
+    """
+
+    epsilon: float = 1e-6
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
+        row = (1,) * (x.ndim - 1) + scale.shape
+        wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        gain = lax.rsqrt((wide * wide).mean(-1, keepdims=True) + self.epsilon)
+        return (wide * gain * scale.reshape(row)).astype(x.dtype)
+
+
 class Dense(nn.Module):
     """A linear map of the last axis as one product of two matrices, with `nn.Dense` parameters.
 

@@ -1,0 +1,199 @@
+"""Sampling from a causal network: one prefill, then one token at a time for all sequences.
+
+Everything is a function of parameters, prompts and keys, so that it may stand inside a loss.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from distill_jax.core import ranges, rng
+from distill_jax.core.api import Array, Batch, Key, Params, PyTree
+from distill_jax.core.errors import ConfigError
+
+
+class Decode(NamedTuple):
+    """A causal network that remembers what it has read.
+
+    Attributes:
+      cache: `(b, length, dtype) -> cache`, zeros with leaves `[b, ...]`, for so many columns.
+      step: `(params, tokens, cache, at, start) -> (logits, cache)`. It reads `tokens` int `[b, t]`
+        into the columns from `at` (a scalar) on and returns the logits `[b, v]` after the last of
+        them. Columns before `start` int `[b]` are padding. With whole prompts it is the prefill.
+      vocabulary: v.
+    """
+
+    cache: Callable[[int, int, Any], PyTree]
+    step: Callable[[Params, Array, PyTree, Array, Array], tuple[Array, PyTree]]
+    vocabulary: int
+
+
+class Samples(NamedTuple):
+    """Continuations of prompts.
+
+    Attributes:
+      tokens: int32 `[b, k, p + steps]`, prompts as they were given, then what was drawn; behind an
+        end token, that token (0 where none is set).
+      mask: float32 `[b, k, p + steps]`, 1 where a token was drawn, the end token too.
+      log_probs: float32 `[b, k, p + steps]`, of drawn tokens in the distribution they were drawn
+        from (at temperature 0: of the network's softmax), 0 elsewhere.
+    """
+
+    tokens: Array
+    mask: Array
+    log_probs: Array
+
+
+def uncached(apply: Callable[[Params, Array, Array], Array], vocabulary: int) -> Decode:
+    """Returns a decoder that reads everything again at each step.
+
+    For networks without a cache, and as what caches are compared with.
+
+    Args:
+      apply: `(params, tokens, mask) -> logits`, `[b, t] x 2 -> [b, t, v]`, of a causal network.
+      vocabulary: v.
+    """
+
+    def cache(b: int, length: int, dtype: Any) -> Array:
+        del dtype
+        return jnp.zeros((b, length), jnp.int32)
+
+    def step(
+        params: Params, tokens: Array, cache: Array, at: Array, start: Array
+    ) -> tuple[Array, Array]:
+        cache = jax.lax.dynamic_update_slice(cache, tokens.astype(jnp.int32), (0, at))
+        mask = (jnp.arange(cache.shape[1])[None] >= start[:, None]).astype(jnp.float32)
+        logits = apply(params, cache, mask)
+        last = at + tokens.shape[1] - 1
+        return jax.lax.dynamic_index_in_dim(logits, last, axis=1, keepdims=False), cache
+
+    return Decode(cache, step, vocabulary)
+
+
+def keys_of(key: Key, batch: Batch, count: int = 1) -> Array:
+    """Returns one key per draw, `[b, count]`, a function of (key, epoch, example, draw) alone.
+
+    Give it the key of the seed and the step, not that of a micro-batch: else accumulation would
+    change what is drawn.
+    """
+    draws = jnp.arange(count)
+    fold = jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)), (0, None))
+    return fold(rng.example_keys(key, batch), draws)
+
+
+def sample(
+    decode: Decode,
+    params: Params,
+    prompt: Array,
+    keys: Array,
+    *,
+    steps: int,
+    start: Array | None = None,
+    temperature: float = 1.0,
+    top_k: int = 0,
+    end: int = -1,
+) -> Samples:
+    """Draws continuations, k of each prompt.
+
+    Prompts are read once, whatever k. The loop ends when all sequences have. No gradient flows to
+    the parameters.
+
+    Args:
+      decode: the network.
+      params: its parameters; their dtype is that of the cache.
+      prompt: ids, int `[b, p]`, padded on the left.
+      keys: `[b, k]`, see `keys_of`.
+      steps: most tokens that are drawn.
+      start: int `[b]`, the first column of each prompt that is not padding; None for no padding.
+      temperature: T of the softmax; 0 takes the most probable token.
+      top_k: draw from so many most probable tokens; 0 draws from all.
+      end: the token that ends a sequence; -1 for none.
+
+    Raises:
+      ConfigError: an argument that cannot be.
+    """
+    b, p = prompt.shape
+    if p < 1 or keys.ndim != 2 or len(keys) != b or keys.shape[1] < 1:
+        raise ConfigError(
+            f"prompts of shape {(b, p)} and keys of shape {keys.shape}",
+            where="prompt",
+            hint="at least one token, and keys [b, k] of the same b",
+        )
+    ranges.sizes(steps=steps)
+    ranges.within("[0, inf)", temperature=temperature)
+    ranges.within(f"[0, {decode.vocabulary}]", whole=True, top_k=top_k)
+    ranges.within(f"[-1, {decode.vocabulary})", whole=True, end=end)
+    k, length = keys.shape[1], p + steps
+    params = jax.lax.stop_gradient(params)
+    dtypes = {x.dtype for x in jax.tree.leaves(params) if jnp.issubdtype(x.dtype, jnp.floating)}
+    dtype = jnp.result_type(*dtypes) if dtypes else jnp.float32
+    start = jnp.zeros((b,), jnp.int32) if start is None else start.astype(jnp.int32)
+    cache = decode.cache(b, length, dtype)
+    logits, cache = decode.step(params, prompt, cache, jnp.int32(0), start)
+
+    def repeated(x: Array) -> Array:
+        return jnp.repeat(x, k, axis=0)
+
+    logits, cache, starts = jax.tree.map(repeated, (logits, cache, start))
+    flat = keys.reshape(b * k)
+    filler = max(end, 0)
+    buffers = (
+        jnp.full((b * k, steps), filler, jnp.int32),
+        jnp.zeros((b * k, steps), jnp.float32),
+        jnp.zeros((b * k, steps), jnp.float32),
+    )
+
+    def draw(i: Array, logits: Array, ended: Array, buffers: tuple[Array, ...]) -> Any:
+        token, log_prob = _draw(flat, i, logits, temperature=temperature, top_k=top_k)
+        live = ~ended
+        values = (jnp.where(live, token, filler), live, jnp.where(live, log_prob, 0))
+        buffers = tuple(
+            jax.lax.dynamic_update_slice(x, y.astype(x.dtype)[:, None], (0, i))
+            for x, y in zip(buffers, values, strict=True)
+        )
+        return values[0], ended | (token == end), buffers
+
+    def more(carry: Any) -> Array:
+        i, _, _, ended, _ = carry
+        return (i < steps) & ~ended.all()
+
+    def body(carry: Any) -> Any:
+        i, token, cache, ended, buffers = carry
+        logits, cache = decode.step(params, token[:, None], cache, p + i - 1, starts)
+        token, ended, buffers = draw(i, logits, ended, buffers)
+        return i + 1, token, cache, ended, buffers
+
+    none = jnp.zeros((b * k,), bool)
+    token, ended, buffers = draw(jnp.int32(0), logits, none, buffers)
+    carry = (jnp.int32(1), token, cache, ended, buffers)
+    *_, buffers = jax.lax.while_loop(more, body, carry)
+    drawn = [x.reshape(b, k, steps) for x in buffers]
+    before = jnp.broadcast_to(prompt[:, None].astype(jnp.int32), (b, k, p))
+    zeros = jnp.zeros((b, k, p), jnp.float32)
+    whole = [jnp.concatenate(x, -1) for x in zip((before, zeros, zeros), drawn, strict=True)]
+    return Samples(*whole)
+
+
+def _draw(
+    keys: Array, i: Array, logits: Array, *, temperature: float, top_k: int
+) -> tuple[Array, Array]:
+    """Returns token and log-probability `[n]` of logits `[n, v]`, the i-th drawn of each key."""
+    logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+    if not temperature:
+        token = jnp.argmax(logits, axis=-1)
+        return token, _of(token, logits)
+    logits = logits / temperature
+    index = None
+    if top_k:
+        logits, index = jax.lax.top_k(logits, top_k)
+    draw = jax.vmap(lambda key, row: jax.random.categorical(jax.random.fold_in(key, i), row))
+    choice = draw(keys, logits)
+    token = choice if index is None else jnp.take_along_axis(index, choice[:, None], axis=1)[:, 0]
+    return token, _of(choice, logits)
+
+
+def _of(choice: Array, logits: Array) -> Array:
+    chosen = jnp.take_along_axis(logits, choice[:, None], axis=1)[:, 0]
+    return chosen - jax.nn.logsumexp(logits, axis=-1)

@@ -1,0 +1,205 @@
+"""Sequences of tokens: positions, and log-probabilities of a large vocabulary a few at a time.
+
+Shape letters: b batch, t tokens, d width, v vocabulary, k tokens that are asked for.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from distill_jax.core import partition
+from distill_jax.core.api import Array
+
+SMALL_VOCABULARY = 4096
+"""Below this many tokens chunks cost more than the memory that they save."""
+
+CHUNK_ENTRIES = 2**25
+"""Logits per device that a chunk computes at once: 128 MiB in float32."""
+
+
+def positions_of(mask: Array | None, segments: Array | None, shape: tuple[int, int]) -> Array:
+    """Returns the position of each token in its own sequence, int32 `[b, t]`.
+
+    Tokens are counted from the first that is seen, so that padding on the left changes nothing, or
+    from the first of their segment. Hidden tokens on the left get position 0.
+
+    Args:
+      mask: `[b, t]`, 0 where a token is padding; None where all are seen.
+      segments: int `[b, t]`, equal for the tokens of one document, which are next to each other;
+        None for one document.
+      shape: `(b, t)`.
+    """
+    column = jnp.broadcast_to(jnp.arange(shape[1], dtype=jnp.int32)[None], shape)
+    first = jnp.zeros(shape, bool)
+    if mask is not None:
+        seen = mask > 0
+        first |= seen & (jnp.cumsum(seen, axis=1) == 1)
+    if segments is not None:
+        first |= jnp.pad(segments[:, 1:] != segments[:, :-1], ((0, 0), (1, 0)))
+    start = jax.lax.cummax(jnp.where(first, column, 0), axis=1)
+    if mask is not None:
+        start = jnp.where(jnp.cumsum(mask > 0, axis=1) > 0, start, column)
+    return column - start
+
+
+class TopLogProbs(NamedTuple):
+    """The k most probable tokens and what is left to all others.
+
+    Attributes:
+      index: int32 `[b, t, k]`, most probable first.
+      log_probs: float32 `[b, t, k]`.
+      tail: float32 `[b, t]`, the logarithm of the probability of all other tokens.
+    """
+
+    index: Array
+    log_probs: Array
+    tail: Array
+
+
+def chunk_size(shape: tuple[int, ...], vocabulary: int) -> int:
+    """Returns how many of t positions are computed at once, for `[b, t, d]` on the mesh in context.
+
+    All of them where the vocabulary is small; else as many as `CHUNK_ENTRIES` allows.
+    """
+    b, t = shape[:2]
+    if vocabulary < SMALL_VOCABULARY:
+        return t
+    rows = vocabulary * max(1, b // partition.shards_in_context())
+    return max(1, min(t, CHUNK_ENTRIES // rows))
+
+
+def over_logits(
+    read: Callable[..., Any],
+    hidden: Array,
+    unembedding: Array,
+    *rows: Array,
+    bias: Array | None = None,
+    chunk: int = 0,
+) -> Any:
+    """Applies a function of logits to a few positions at a time, without keeping the logits.
+
+    Their gradient is computed chunk by chunk too, from logits that are computed again
+    (`jax.checkpoint`). Unlike a `custom_vjp` this has derivatives in both directions. Chunks are
+    along t, so that a batch stays split over devices as it is.
+
+    Args:
+      read: from logits `[b, c, v]` (at least float32) and the same c positions of `rows` to arrays
+        `[b, c, ...]`.
+      hidden: `[b, t, d]`.
+      unembedding: `[v, d]`.
+      *rows: arrays `[b, t, ...]`.
+      bias: `[v]`, added to the logits.
+      chunk: c; 0 takes `chunk_size`.
+
+    Returns:
+      what `read` returns, `[b, t, ...]`.
+    """
+    b, t, _ = hidden.shape
+    chunk = min(chunk, t) or chunk_size(hidden.shape, len(unembedding))
+
+    def one(args: tuple[Array, ...]) -> Any:
+        return read(logits_of(args[0], unembedding, bias), *args[1:])
+
+    if chunk == t:
+        return one((hidden, *rows))
+    n = math.ceil(t / chunk)
+
+    def cut(x: Array) -> Array:
+        x = jnp.pad(x, ((0, 0), (0, n * chunk - t), *((0, 0),) * (x.ndim - 2)))
+        return x.reshape(b, n, chunk, *x.shape[2:]).swapaxes(0, 1)
+
+    def joined(x: Array) -> Array:
+        return x.swapaxes(0, 1).reshape(b, n * chunk, *x.shape[3:])[:, :t]
+
+    parts = jax.lax.map(jax.checkpoint(one), tuple(map(cut, (hidden, *rows))))
+    return jax.tree.map(joined, parts)
+
+
+def logits_of(hidden: Array, unembedding: Array, bias: Array | None = None) -> Array:
+    """Returns logits `[b, t, v]` of at least float32 from `[b, t, d]` and `[v, d]`."""
+    wide = jnp.promote_types(hidden.dtype, jnp.float32)
+    b, t, d = hidden.shape
+    product = jax.lax.dot_general(
+        hidden.reshape(b * t, d),
+        unembedding.astype(hidden.dtype),
+        (((1,), (1,)), ((), ())),
+        preferred_element_type=wide,
+    ).reshape(b, t, -1)
+    return product if bias is None else product + bias.astype(wide)[None, None]
+
+
+def log_probs_of(
+    hidden: Array,
+    unembedding: Array,
+    ask: Array,
+    *,
+    bias: Array | None = None,
+    temperature: float = 1.0,
+    chunk: int = 0,
+) -> Array:
+    """Returns the log-probabilities of some tokens at each position, `[b, t, k]`.
+
+    Logits `[b, t, v]` never exist as a whole, in the forward pass or in derivatives; see
+    `over_logits`.
+
+    Args:
+      hidden: `[b, t, d]`.
+      unembedding: `[v, d]`.
+      ask: ids of the tokens, int `[b, t, k]`.
+      bias: `[v]`, added to the logits.
+      temperature: T of the softmax.
+      chunk: positions at a time; 0 takes `chunk_size`.
+    """
+
+    def read(logits: Array, ask: Array) -> Array:
+        logits = logits / temperature
+        asked = jnp.take_along_axis(logits, ask, axis=-1, mode="fill")
+        return asked - jax.nn.logsumexp(logits, axis=-1, keepdims=True)
+
+    return over_logits(read, hidden, unembedding, ask, bias=bias, chunk=chunk)
+
+
+def top_log_probs(logits: Array, k: int, *, temperature: float = 1.0) -> TopLogProbs:
+    """Returns the k most probable tokens of logits `[b, t, v]`, and the probability of the rest.
+
+    The tail is summed over the other tokens, so that it is right where it is tiny. It is -inf where
+    there are none.
+    """
+    logits = logits / temperature
+    total = jax.nn.logsumexp(logits, axis=-1)
+    top, index = jax.lax.top_k(logits, k)
+    # Ties with the last of the top k are told apart by the index, in the order of `top_k`.
+    last, last_id = top[..., -1:], index[..., -1:]
+    ids = jax.lax.broadcasted_iota(index.dtype, logits.shape, logits.ndim - 1)
+    others = (logits < last) | ((logits == last) & (ids > last_id))
+    tail = jax.nn.logsumexp(jnp.where(others, logits, -jnp.inf), axis=-1) - total
+    return TopLogProbs(index, top - total[..., None], tail)
+
+
+def top_log_probs_of(
+    hidden: Array,
+    unembedding: Array,
+    k: int,
+    *,
+    bias: Array | None = None,
+    temperature: float = 1.0,
+    chunk: int = 0,
+) -> TopLogProbs:
+    """Returns `top_log_probs` of `[b, t, d]` and `[v, d]`, a few positions at a time.
+
+    Args:
+      hidden: `[b, t, d]`.
+      unembedding: `[v, d]`.
+      k: number of tokens, at most v.
+      bias: `[v]`, added to the logits.
+      temperature: T of the softmax.
+      chunk: positions at a time; 0 takes `chunk_size`.
+    """
+
+    def read(logits: Array) -> TopLogProbs:
+        return top_log_probs(logits, k, temperature=temperature)
+
+    return over_logits(read, hidden, unembedding, bias=bias, chunk=chunk)

@@ -1,0 +1,129 @@
+"""Divergences between teacher and student at each token, over all tokens or the k most probable.
+
+All take log-probabilities whose last axis is a distribution and drop that axis: `[b, t, c]` gives
+`[b, t]`, in nats. Where the vocabulary is large, neither network's logits need to exist as a whole:
+store `top_log_probs_of` the teacher, ask the student for `log_probs_of` the same tokens, and
+compare the two by `sparse_divergence`.
+"""
+
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+
+import jax.numpy as jnp
+
+from distill_jax.core.api import Array
+from distill_jax.core.errors import ConfigError, nearest
+from distill_jax.core.sequences import (
+    TopLogProbs,
+    log_probs_of,
+    top_log_probs,
+    top_log_probs_of,
+)
+from distill_jax.losses.classification import kl
+
+_LEAST = -1e4
+"""Stands for the logarithm of 0: its exponential is 0, and its products with 0 are 0."""
+
+
+def _mixed(log_p: Array, log_q: Array, share: float) -> Array:
+    """Returns `log((1 - share) p + share q)`."""
+    return jnp.logaddexp(log_p + jnp.log1p(-share), log_q + jnp.log(share))
+
+
+def _jeffreys(p: Array, q: Array, share: float) -> Array:
+    del share
+    return (kl(p, q) + kl(q, p)) / 2
+
+
+def _jensen_shannon(p: Array, q: Array, share: float) -> Array:
+    mean = _mixed(p, q, share)
+    return (1 - share) * kl(p, mean) + share * kl(q, mean)
+
+
+DIVERGENCES: Mapping[str, Callable[[Array, Array, float], Array]] = MappingProxyType(
+    {
+        "forward": lambda p, q, share: kl(p, q),
+        "reverse": lambda p, q, share: kl(q, p),
+        "jeffreys": _jeffreys,
+        "skew_forward": lambda p, q, share: kl(p, _mixed(q, p, share)),
+        "skew_reverse": lambda p, q, share: kl(q, _mixed(p, q, share)),
+        "jensen_shannon": _jensen_shannon,
+    }
+)
+"""By name, with p the teacher, q the student and s the share:
+
+* `forward` `KL(p || q)`; `reverse` `KL(q || p)` (Gu et al. 2023, MiniLLM, arXiv:2306.08543);
+* `jeffreys` `(KL(p || q) + KL(q || p)) / 2`;
+* `skew_forward` `KL(p || s p + (1 - s) q)`, `skew_reverse` `KL(q || s q + (1 - s) p)` (Ko et al.
+  2024, DistiLLM, arXiv:2402.03898, section 3.1, with alpha = s);
+* `jensen_shannon` `(1 - s) KL(p || m) + s KL(q || m)`, `m = (1 - s) p + s q` (Agarwal et al. 2023,
+  GKD, arXiv:2306.13649, section 2, with beta = 1 - s).
+"""
+
+
+def token_divergence(
+    kind: str, log_teacher: Array, log_student: Array, *, share: float = 0.5
+) -> Array:
+    """Returns a divergence of two distributions, `[..., c], [..., c] -> [...]`, in nats.
+
+    Args:
+      kind: one of `DIVERGENCES`.
+      log_teacher: log-probabilities of the teacher.
+      log_student: those of the student.
+      share: s of the skew and Jensen-Shannon divergences, in (0, 1); 0.1 is usual for skew.
+
+    Raises:
+      ConfigError: an unknown kind, or a share outside of (0, 1).
+    """
+    if kind not in DIVERGENCES:
+        raise ConfigError(f"no divergence {kind!r}", where="kind", hint=nearest(kind, DIVERGENCES))
+    if not 0 < share < 1:
+        raise ConfigError(f"share is {share!r}", where="share", hint="above 0 and below 1")
+    log_teacher, log_student = (jnp.maximum(x, _LEAST) for x in (log_teacher, log_student))
+    return DIVERGENCES[kind](log_teacher, log_student, share)
+
+
+def with_tail(log_probs: Array, tail: Array | None = None) -> Array:
+    """Returns `[..., k + 1]`: k tokens, and all others as one.
+
+    Args:
+      log_probs: of k different tokens, `[..., k]`.
+      tail: the logarithm of what is left to the others, `[...]`. None computes it from the sum of
+        the k, which in float32 is right to 1e-7 of probability and not below that.
+    """
+    if tail is None:
+        rest = 1 - jnp.exp(log_probs).sum(-1)
+        tail = jnp.log(jnp.maximum(rest, jnp.finfo(rest.dtype).eps / 2))
+    return jnp.concatenate([log_probs, tail[..., None]], axis=-1)
+
+
+def sparse_divergence(
+    kind: str, teacher: TopLogProbs, student: Array, *, share: float = 0.5
+) -> Array:
+    """Returns the divergence over k tokens of the teacher and the rest as one more, `[b, t]`.
+
+    It is at most that over all tokens, and equal where the two networks divide the tail alike.
+
+    Args:
+      kind: one of `DIVERGENCES`.
+      teacher: its k most probable tokens.
+      student: its log-probabilities of these tokens, `[b, t, k]`.
+      share: as of `token_divergence`.
+
+    Raises:
+      ConfigError: as `token_divergence`.
+    """
+    log_teacher = with_tail(teacher.log_probs, teacher.tail)
+    return token_divergence(kind, log_teacher, with_tail(student), share=share)
+
+
+__all__ = [
+    "DIVERGENCES",
+    "TopLogProbs",
+    "log_probs_of",
+    "sparse_divergence",
+    "token_divergence",
+    "top_log_probs",
+    "top_log_probs_of",
+    "with_tail",
+]
