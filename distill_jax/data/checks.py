@@ -127,16 +127,16 @@ def as_labels(labels: Any, *, name: str = "", where: str = "data") -> np.ndarray
     def refuse(what: str, hint: str) -> DataUnavailable:
         return DataUnavailable(f"{part}labels {what}", where=where, hint=hint)
 
-    found = f"are {labels.dtype} {list(labels.shape)}"
+    description = f"are {labels.dtype} {list(labels.shape)}"
     if labels.ndim == 2 and labels.shape[1] == 1:
-        raise refuse(found, "integers [n] are expected: labels[:, 0]")
+        raise refuse(description, "integers [n] are expected: labels[:, 0]")
     if labels.ndim == 2:
-        raise refuse(found, "integers [n] are expected: of one-hot rows, labels.argmax(1)")
+        raise refuse(description, "integers [n] are expected: of one-hot rows, labels.argmax(1)")
     if labels.ndim != 1:
-        raise refuse(found, "integers [n] are expected")
+        raise refuse(description, "integers [n] are expected")
     if labels.dtype.kind in "USO":
         raise refuse(
-            found,
+            description,
             "integers [n] are expected: names, labels = np.unique(labels, return_inverse=True), "
             "with the names as data.kwargs.classes",
         )
@@ -145,11 +145,11 @@ def as_labels(labels: Any, *, name: str = "", where: str = "data") -> np.ndarray
         if not whole.all():
             at = int(np.argmin(whole))
             raise refuse(
-                f"{found}, of which {labels[at]} at position {at} is no whole number",
+                f"{description}, of which {labels[at]} at position {at} is no whole number",
                 "integers [n] are expected",
             )
     elif labels.dtype.kind not in "iub":
-        raise refuse(found, "integers [n] are expected")
+        raise refuse(description, "integers [n] are expected")
     if labels.dtype != np.int32 and len(labels):
         low, high = labels.min(), labels.max()
         if low < -(2**31) or high >= 2**31:
@@ -286,9 +286,9 @@ def open_dataset(dataset: Any, *, where: str = "data") -> tuple[Dataset, Report]
     _check_labels(dataset, looked, warnings)
     guarded = {name: Guarded(parts[name], name) for name, one in looked.items() if not one.scanned}
     for name, part in looked.items():
-        for leaf, found in part.leaves.items():
+        for leaf, spec in part.leaves.items():
             at = parts[name].provenance.origin or where
-            check_layout((len(parts[name]), *found.shape), found.dtype, name=name + leaf, where=at)
+            check_layout((len(parts[name]), *spec.shape), spec.dtype, name=name + leaf, where=at)
     train = looked["train"].leaves
     report = Report(
         warnings=tuple(warnings),
@@ -334,8 +334,8 @@ def spread(n: int, most: int) -> np.ndarray:
 
 
 def _leaves(inputs: Any) -> dict[str, np.ndarray]:
-    found = jax.tree_util.tree_leaves_with_path(inputs)
-    return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in found}
+    leaves = jax.tree_util.tree_leaves_with_path(inputs)
+    return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
 
 
 def _look(name: str, part: Source) -> _Looked:
@@ -379,8 +379,8 @@ def _look(name: str, part: Source) -> _Looked:
         if not fits.all():
             at = spread(n, len(fits))[int(np.argmin(fits))]
             raise _unfit(name, part, int((~fits).sum()), len(fits), int(at))
-    found = {key: _values(sample[key], limits[key]) for key in leaves}
-    return _Looked(found, labels, scanned)
+    values = {key: _values(sample[key], limits[key]) for key in leaves}
+    return _Looked(values, labels, scanned)
 
 
 def _limits(values: np.ndarray) -> tuple[float, float]:
@@ -400,18 +400,20 @@ def _check_arrays(leaves: Mapping[str, np.ndarray], *, name: str, where: str) ->
       DataUnavailable: see `open_dataset`.
     """
     for key, leaf in leaves.items():
-        found = f"{name}: input{key} is {leaf.dtype} [n{''.join(f', {d}' for d in leaf.shape[1:])}]"
+        description = (
+            f"{name}: input{key} is {leaf.dtype} [n{''.join(f', {d}' for d in leaf.shape[1:])}]"
+        )
         is_number = jax.numpy.issubdtype(leaf.dtype, np.number)
         if not (is_number or leaf.dtype == np.bool_) or leaf.dtype.kind == "c":
-            raise DataUnavailable(found, where=where, hint="real numbers are expected")
+            raise DataUnavailable(description, where=where, hint="real numbers are expected")
         if not leaf.dtype.isnative:
-            what = f"{found}, in the byte order of other machines"
+            what = f"{description}, in the byte order of other machines"
             raise DataUnavailable(what, where=where, hint='x.astype(x.dtype.newbyteorder("="))')
         if not leaf.size:
-            raise DataUnavailable(f"{found}: examples without a value", where=where)
+            raise DataUnavailable(f"{description}: examples without a value", where=where)
         if key == "" and leaf.ndim < 2:
             hint = "an axis of features is expected: x[:, None]"
-            raise DataUnavailable(found, where=where, hint=hint)
+            raise DataUnavailable(description, where=where, hint=hint)
 
 
 def _bounds(dtype: np.dtype) -> tuple[float, float] | None:
@@ -485,32 +487,32 @@ def _compare(looked: Mapping[str, _Looked], warnings: list[str]) -> None:
                 f"part {', '.join(sorted(train))}",
                 where="data",
             )
-        for key, found in part.leaves.items():
+        for key, spec in part.leaves.items():
             like, at = train[key], f" (input{key})" if key else ""
-            if found.shape != like.shape:
+            if spec.shape != like.shape:
                 raise DataUnavailable(
-                    f"examples of the {name} part are {list(found.shape)}, those of the training "
+                    f"examples of the {name} part are {list(spec.shape)}, those of the training "
                     f"part {list(like.shape)}{at}",
                     where="data",
                     hint="all parts have the same shape",
                 )
-            if found.dtype != like.dtype:
+            if spec.dtype != like.dtype:
                 raise DataUnavailable(
-                    f"the {name} part is {found.dtype}, with values from {found.interval}, and the "
+                    f"the {name} part is {spec.dtype}, with values from {spec.interval}, and the "
                     f"training part {like.dtype}, from {like.interval}{at}",
                     where="data",
                     hint=f"all parts have the same type and units: {like.dtype} as in training",
                 )
-            if found.dtype.kind not in "iuf":
+            if spec.dtype.kind not in "iuf":
                 continue
-            here, there = (float(np.sqrt((x.std**2).mean())) for x in (found, like))
+            here, there = (float(np.sqrt((x.std**2).mean())) for x in (spec, like))
             ratio = max(here, there) / max(min(here, there), 1e-30)
             if max(here, there) > 0 and min(here, there) > 0 and ratio > SPREAD:
                 what = (
-                    f"values of the {name} part are {found.interval}, those of the training part "
+                    f"values of the {name} part are {spec.interval}, those of the training part "
                     f"{like.interval}{at}"
                 )
-                if found.is_image:
+                if spec.is_image:
                     raise DataUnavailable(what, where="data", hint="all parts have the same units")
                 warnings.append(f"data: {what}: are they in the same units?")
 
@@ -632,21 +634,21 @@ def overlaps(dataset: Dataset) -> dict[str, Overlap]:
         return {}
     arrays = [getattr(part, "inputs", None) for part in roots.values()]
     in_memory = all(x is not None for x in arrays)
-    found: dict[str, Overlap] = {}
+    shared: dict[str, Overlap] = {}
     if in_memory and sum(x.nbytes for x in jax.tree.leaves(arrays)) <= LOOKED_AT_BYTES:
         seen = set(_digests(parts["train"], np.arange(len(parts["train"]))))
         for name in ("held_out", "test"):
             if name in parts:
                 rows = _digests(parts[name], np.arange(len(parts[name])))
-                found[name] = Overlap(sum(row in seen for row in rows), len(rows), True)
-        return found
+                shared[name] = Overlap(sum(row in seen for row in rows), len(rows), True)
+        return shared
     for name in ("held_out", "test"):
         other = name in parts and roots[name] is not roots["train"]
         if other and len(roots[name]) == len(roots["train"]):
             at = spread(len(roots[name]), COMPARED)
             pairs = zip(*(_digests(roots[x], at) for x in (name, "train")), strict=True)
-            found[name] = Overlap(sum(a == b for a, b in pairs), len(at), False)
-    return found
+            shared[name] = Overlap(sum(a == b for a, b in pairs), len(at), False)
+    return shared
 
 
 def _digests(source: Any, indices: np.ndarray) -> list[int]:
@@ -694,11 +696,11 @@ def statistics(source: Source) -> tuple[np.ndarray, np.ndarray]:
         square += ((x - centre) ** 2).sum(0) + delta**2 * count * here / total
         mean, count = mean + delta * here / total, total
     std = np.sqrt(square / max(count, 1))
-    found = mean, np.where(std > 1e-6 * np.abs(mean), std, 1.0)
+    moments = mean, np.where(std > 1e-6 * np.abs(mean), std, 1.0)
     if key[0]:
         _STATISTICS.clear()
-        _STATISTICS[key] = found
-    return found
+        _STATISTICS[key] = moments
+    return moments
 
 
 def odd_statistics(values: Values, mean: Any, std: Any) -> str:
@@ -750,7 +752,7 @@ def small_part(n: int, metric: str, *, measurements: int) -> str:
     )
 
 
-def missing_array(key: str, found: Mapping[str, Any] | Sequence[str], keys: Sequence[str]) -> str:
+def missing_array(key: str, given: Mapping[str, Any] | Sequence[str], keys: Sequence[str]) -> str:
     """Returns a hint about an array that a file does not have.
 
     Args:
@@ -758,7 +760,7 @@ def missing_array(key: str, found: Mapping[str, Any] | Sequence[str], keys: Sequ
       found: names that the file has.
       keys: names that are read.
     """
-    names = sorted(found)
+    names = sorted(given)
     if not names:
         return f"it holds no array; {', '.join(keys)} are read"
     if {"x", "y"} <= set(names) or any(name not in keys for name in names):

@@ -167,17 +167,17 @@ def fetch_resident(
     n = window["order"].shape[0] // 2
     later = start + jnp.arange(batch_size, dtype=jnp.int32) >= n
     if "teacher_outputs" in window:
-        found = jax.tree.map(
+        stored = jax.tree.map(
             lambda a: a.at[position].get(mode="promise_in_bounds"), window["teacher_outputs"]
         )
-        rows["teacher_outputs"] = found["now"]
-        if "next" in found:
+        rows["teacher_outputs"] = stored["now"]
+        if "next" in stored:
             rows["teacher_outputs"] = jax.tree.map(
                 lambda now, after: jnp.where(
                     later.reshape((-1,) + (1,) * (now.ndim - 1)), after, now
                 ),
-                found["now"],
-                found["next"],
+                stored["now"],
+                stored["next"],
             )
     return {
         **rows,

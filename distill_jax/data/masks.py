@@ -96,14 +96,14 @@ def block_shapes(
     def missing(value: float, low: float, high: float) -> float:
         return max(0.0, math.log(low / value), math.log(value / high))
 
-    found: dict[float, dict[int, list[tuple[int, int]]]] = {}
+    candidates: dict[float, dict[int, list[tuple[int, int]]]] = {}
     for r, c in itertools.product(range(1, rows + 1), range(1, columns + 1)):
         if r * c < rows * columns:
             off = missing(r * c / (rows * columns), *scale) + missing(r / c, *aspect)
-            found.setdefault(round(off, 9), {}).setdefault(r * c, []).append((r, c))
-    if not found:
+            candidates.setdefault(round(off, 9), {}).setdefault(r * c, []).append((r, c))
+    if not candidates:
         return ()
-    nearest = found[min(found)]
+    nearest = candidates[min(candidates)]
     return tuple(nearest[max(nearest, key=lambda area: (len(nearest[area]), -area))])
 
 
@@ -265,9 +265,9 @@ def make_block_masks(
     _check(0 < keep < 1, f"keep is {keep}", f"{name}.keep", "between 0 and 1")
 
     def plan(batch: Batch):
-        found = _grid(batch, patch_size, name)
-        _check(len(found) == 2, "blocks are parts of images, not of clips", name)
-        grid = (found[0], found[1])
+        sides = _grid(batch, patch_size, name)
+        _check(len(sides) == 2, "blocks are parts of images, not of clips", name)
+        grid = (sides[0], sides[1])
         t, shapes = math.prod(grid), block_shapes(grid, scale=scale, aspect=aspect)
         n = max(1, round(keep * t))
         least = max(1, n // 2)
@@ -331,9 +331,9 @@ def make_tube_masks(
 
     def apply(key: Key, batch: Batch, step: Array) -> Batch:
         del step
-        found = _grid(batch, patch_size, name, tubelet=tubelet)
-        _check(len(found) == 3, "the input is not of clips", name, "for images: block_masks")
-        grid = (found[0], found[1], found[2])
+        sides = _grid(batch, patch_size, name, tubelet=tubelet)
+        _check(len(sides) == 3, "the input is not of clips", name, "for images: block_masks")
+        grid = (sides[0], sides[1], sides[2])
         places = grid[1] * grid[2]
         _check(places > 1, "a single patch", f"{name}.patch_size", "a smaller patch")
         for i, (blocks, scale, share) in enumerate(sets):

@@ -31,11 +31,11 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
     if path.suffix == ".npy" and path.is_file():
         raise one
     if path.is_dir():
-        names, found = [file.stem for file in path.glob("*.npy")], {}
+        names, arrays = [file.stem for file in path.glob("*.npy")], {}
         for key in KEYS:
             if key in names:
                 with source.reading(path / f"{key}.npy", hint=HINT):
-                    found[key] = np.load(path / f"{key}.npy", mmap_mode="r")
+                    arrays[key] = np.load(path / f"{key}.npy", mmap_mode="r")
     else:
         with source.reading(path, hint=HINT):
             archive = np.load(path)
@@ -43,12 +43,12 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
                 raise one
             with archive:
                 names = archive.files
-                found = {key: archive[key] for key in names if key in KEYS}
+                arrays = {key: archive[key] for key in names if key in KEYS}
     for key in KEYS:
-        if key not in found:
+        if key not in arrays:
             hint = checks.missing_array(key, names, KEYS)
             raise DataUnavailable(f"no {key}", where=str(path), hint=hint)
-    return {key: found[key] for key in KEYS}
+    return {key: arrays[key] for key in KEYS}
 
 
 def make(
@@ -78,17 +78,17 @@ def make(
     Raises:
       DataUnavailable: nothing there, an array missing, or a wrong shape or dtype.
     """
-    found = source.existing(path, hint=HINT)
-    arrays = read_arrays(found)
-    if found.is_dir():
-        sha256 = source.manifest(found / f"{key}.npy" for key in KEYS)
+    file = source.existing(path, hint=HINT)
+    arrays = read_arrays(file)
+    if file.is_dir():
+        sha256 = source.manifest(file / f"{key}.npy" for key in KEYS)
     else:
-        sha256 = hashlib.sha256(found.read_bytes()).hexdigest()
+        sha256 = hashlib.sha256(file.read_bytes()).hexdigest()
     train, test = (
         source.make_array_source(
             arrays[f"x_{part}"],
             arrays[f"y_{part}"],
-            name=f"{name or found.stem} ({part})",
+            name=f"{name or file.stem} ({part})",
             origin=str(path),
             licence=licence,
             sha256=sha256,

@@ -49,8 +49,8 @@ def manifest(files: Iterable[Path]) -> str:
 def files_checksum(files: Iterable[Path]) -> str:
     """Returns the sha256 of files in their order: of their bytes, or of their `manifest`."""
     files = list(files)
-    if found := manifest(files):
-        return found
+    if checksum_of_list := manifest(files):
+        return checksum_of_list
     sha = hashlib.sha256()
     for path in files:
         with path.open("rb") as file:

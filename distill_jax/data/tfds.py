@@ -66,9 +66,9 @@ def find_prepared(name: str, data_dir: str = "") -> Path:
     data_dir = data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
     path, _, version = name.partition(":")
     base = Path(data_dir).expanduser() / path
-    found = [info.parent for info in base.glob("**/dataset_info.json")]
-    found = [folder for folder in found if not version or folder.name == version]
-    if not found:
+    folders = [info.parent for info in base.glob("**/dataset_info.json")]
+    folders = [folder for folder in folders if not version or folder.name == version]
+    if not folders:
         raise DataUnavailable(
             f"{name!r} is not prepared",
             where=str(base),
@@ -78,7 +78,7 @@ def find_prepared(name: str, data_dir: str = "") -> Path:
                 "name the folder with data.kwargs.data_dir or $TFDS_DATA_DIR"
             ),
         )
-    configs = sorted({folder.parent.relative_to(base).as_posix() for folder in found})
+    configs = sorted({folder.parent.relative_to(base).as_posix() for folder in folders})
     if len(configs) > 1:
         raise ConfigError(
             f"{name!r} is prepared in several configurations",
@@ -89,7 +89,7 @@ def find_prepared(name: str, data_dir: str = "") -> Path:
     def by_version(folder: Path) -> list[int]:
         return [int(part) if part.isdigit() else -1 for part in folder.name.split(".")]
 
-    return max(found, key=by_version)
+    return max(folders, key=by_version)
 
 
 def _count_records(path: os.PathLike) -> int:
@@ -223,8 +223,8 @@ def make(
         records = builder.as_data_source(split)
         undecoded = {input_key: tfds.decode.SkipDecoding()}
         column = builder.as_data_source(split, decoders=undecoded)
-        found = np.array([record[label_key] for record in column])
-        labels = checks.as_labels(found, name=split, where=str(folder))
+        values = np.array([record[label_key] for record in column])
+        labels = checks.as_labels(values, name=split, where=str(folder))
         files = source.files_checksum(map(Path, info.splits[split].filepaths))
         hashed = info_bytes + source.checksum(labels).encode() + files.encode()
         sha256 = hashlib.sha256(hashed).hexdigest()

@@ -217,10 +217,10 @@ def fit_logistic(
         begin[: d * k] = ((vectors.T @ start.weight) * np.sqrt(curvature)[:, None]).ravel()
         begin[d * k :] = start.bias
     options = {"maxiter": 500, "gtol": tolerance, "max_trust_radius": 1e6}
-    found = optimize.minimize(
+    solution = optimize.minimize(
         loss, begin, jac=True, hessp=curve, method="trust-ncg", options=options
     )
-    return Linear(basis @ found.x[: d * k].reshape(d, k), found.x[d * k :])
+    return Linear(basis @ solution.x[: d * k].reshape(d, k), solution.x[d * k :])
 
 
 def class_weights(labels: np.ndarray) -> np.ndarray:

@@ -32,8 +32,8 @@ def k_means(
     square = (z * z).sum(axis=1)
 
     def distances(centres: np.ndarray) -> np.ndarray:
-        found = square[:, None] - 2 * z @ centres.T + (centres * centres).sum(axis=1)[None, :]
-        return np.maximum(found, 0)
+        squared = square[:, None] - 2 * z @ centres.T + (centres * centres).sum(axis=1)[None, :]
+        return np.maximum(squared, 0)
 
     centres = z[random.integers(len(z), size=1)]
     while len(centres) < k:
@@ -78,13 +78,13 @@ class Clustering(OfEmbedding):
         self, outputs: Mapping[str, Mapping[str, np.ndarray]], batch: Mapping[str, np.ndarray]
     ) -> dict[str, Any]:
         part: Part = (outputs, batch)
-        found = read_split(part, self.role, self.output, most=self.max_examples)
-        z = normalized(found.z)
-        k = min(self.clusters or len(np.unique(found.label)), len(z))
+        rows = read_split(part, self.role, self.output, most=self.max_examples)
+        z = normalized(rows.z)
+        k = min(self.clusters or len(np.unique(rows.label)), len(z))
         random = np.random.Generator(np.random.Philox(key=[self.seed, 0]))
         runs = [k_means(z, k, random) for _ in range(self.restarts)]
         cluster = min(runs, key=lambda run: run[1])[0]
-        return {"clustering_accuracy": hungarian_accuracy(found.label, cluster)}
+        return {"clustering_accuracy": hungarian_accuracy(rows.label, cluster)}
 
 
 def make(

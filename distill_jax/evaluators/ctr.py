@@ -50,8 +50,10 @@ def average_precision(scores: np.ndarray, positive: np.ndarray) -> float:
       positive: bool `[n]`; must hold somewhere.
     """
     hits, misses = _by_score(scores, positive)
-    found = np.cumsum(hits)
-    return float((hits * found / (found + np.cumsum(misses))).sum() / found[-1])
+    true_positives = np.cumsum(hits)
+    return float(
+        (hits * true_positives / (true_positives + np.cumsum(misses))).sum() / true_positives[-1]
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

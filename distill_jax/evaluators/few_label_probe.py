@@ -70,15 +70,15 @@ class FewLabelProbe(OfEmbedding):
         sizes = {f"{m}_per_class": np.full(k, m) for m in self.per_class}
         for share in self.percent:
             sizes[f"{share:g}_percent"] = np.maximum(1, np.rint(own * share / 100).astype(int))
-        found: dict[str, list[tuple[float, float]]] = {name: [] for name in sizes}
+        scores: dict[str, list[tuple[float, float]]] = {name: [] for name in sizes}
         for number in range(self.draws):
             ranks = draw(train.label, seed=self.seed, number=number)
             for name, size in sizes.items():
                 rows = np.flatnonzero(ranks < size[train.label])
                 linear = fit_logistic(z[rows], train.label[rows], k, c=self.c)
-                found[name].append(accuracies(query.label, linear.predict(asked)))
+                scores[name].append(accuracies(query.label, linear.predict(asked)))
         metrics: dict[str, Any] = {}
-        for name, pairs in found.items():
+        for name, pairs in scores.items():
             plain, balanced = np.array(pairs).T
             metrics[f"few_label_accuracy_{name}"] = float(plain.mean())
             metrics[f"few_label_balanced_accuracy_{name}"] = float(balanced.mean())

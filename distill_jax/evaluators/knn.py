@@ -35,7 +35,7 @@ def nearest(
       own: position in the bank of each query `[n]`, which is left out of its neighbours; -1 where
         it is not there.
     """
-    found, similar = [], []
+    indices, similar = [], []
     for start in range(0, len(queries), BLOCK):
         block = queries[start : start + BLOCK] @ bank.T
         if own is not None:
@@ -46,9 +46,9 @@ def nearest(
         top = np.tile(np.arange(k), (len(block), 1)) if top is None else np.sort(top, axis=1)
         values = np.take_along_axis(block, top, axis=1)
         order = np.argsort(-values, axis=1, kind="stable")
-        found.append(np.take_along_axis(top, order, axis=1))
+        indices.append(np.take_along_axis(top, order, axis=1))
         similar.append(np.take_along_axis(values, order, axis=1))
-    return np.concatenate(found), np.concatenate(similar)
+    return np.concatenate(indices), np.concatenate(similar)
 
 
 def vote(labels: np.ndarray, similar: np.ndarray, classes: int, temperature: float) -> np.ndarray:

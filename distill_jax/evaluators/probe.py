@@ -45,17 +45,17 @@ def choose(
     scaler = Scaler.fit(train.z)
     z = scaler(train.z)
     weights = class_weights(train.label) if balanced else None
-    found: Linear | None = None
+    linear: Linear | None = None
     best: tuple[float, Linear, float] | None = None
     before = 0.0
     for c in sorted(grid):
-        found = fit_logistic(z, train.label, k, c=c, weights=weights, start=found)
+        linear = fit_logistic(z, train.label, k, c=c, weights=weights, start=linear)
         score = 0.0
         if len(grid) > 1 and held_out is not None:
-            said = found.predict(scaler(held_out.z))
+            said = linear.predict(scaler(held_out.z))
             score = accuracies(held_out.label, said)[balanced]
         if best is None or score > best[0]:
-            best = score, found, c
+            best = score, linear, c
         if score < before:
             break
         before = score

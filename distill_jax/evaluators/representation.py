@@ -28,11 +28,11 @@ class Representation(OfEmbedding):
 
     @property
     def outputs(self) -> Mapping[str, tuple[str, ...]]:
-        found: dict[str, tuple[str, ...]] = {self.role: (self.output,)}
+        outputs: dict[str, tuple[str, ...]] = {self.role: (self.output,)}
         if self.views:
             role, _, name = self.views.partition("/")
-            found[role] = (*found.get(role, ()), name)
-        return found
+            outputs[role] = (*outputs.get(role, ()), name)
+        return outputs
 
     def __call__(
         self, outputs: Mapping[str, Mapping[str, np.ndarray]], batch: Mapping[str, np.ndarray]

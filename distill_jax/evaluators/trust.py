@@ -71,8 +71,8 @@ class Trust:
     def __call__(
         self, outputs: Mapping[str, Mapping[str, np.ndarray]], batch: Mapping[str, np.ndarray]
     ) -> dict[str, Any]:
-        found = outputs["example_weights"]
-        student, teacher = (_logits_of(found, role) for role in ("student", "teacher"))
+        arrays = outputs["example_weights"]
+        student, teacher = (_logits_of(arrays, role) for role in ("student", "teacher"))
         if student.shape != teacher.shape or student.shape[1] < 2:
             raise ConfigError(
                 f"the student has logits {student.shape}, the teacher has {teacher.shape}",
@@ -80,7 +80,7 @@ class Trust:
                 hint="trust is measured between two networks over the same two or more classes",
             )
         labels = read_labels(batch, student)
-        ratio = teacher_share(_read_weights(found, len(labels)))
+        ratio = teacher_share(_read_weights(arrays, len(labels)))
         wrong = teacher.argmax(axis=1) != labels
         metrics = {"ratio_mean": float(ratio.mean()), "ratio_std": float(ratio.std())}
         groups = dict(four_groups(student, teacher, labels, self.quantile))
@@ -123,13 +123,13 @@ def _both(mask: np.ndarray) -> bool:
     return bool(mask.any() and not mask.all())
 
 
-def _logits_of(found: Mapping[str, np.ndarray], role: str) -> np.ndarray:
-    logits = {"logits": found[role]} if role in found else {}
+def _logits_of(arrays: Mapping[str, np.ndarray], role: str) -> np.ndarray:
+    logits = {"logits": arrays[role]} if role in arrays else {}
     return read_logits({f"trust, {role}": logits}, f"trust, {role}")
 
 
-def _read_weights(found: Mapping[str, np.ndarray], n: int) -> np.ndarray:
-    weights = np.asarray(found["weights"], np.float64)
+def _read_weights(arrays: Mapping[str, np.ndarray], n: int) -> np.ndarray:
+    weights = np.asarray(arrays["weights"], np.float64)
     if weights.ndim != 2 or len(weights) != n or not weights.size:
         raise ConfigError(
             f"weights have shape {weights.shape}",

@@ -88,13 +88,13 @@ def over_candidates(
         onwards = [(i, (i + 1) % devices) for i in range(devices)]
 
         def hop(carry, _):
-            here, found = carry
+            here, sums = carry
             there = jax.lax.ppermute(here, axes, onwards)
-            return (there, fold(found, anchors, here)), None
+            return (there, fold(sums, anchors, here)), None
 
         carry = (dict(candidates), _started(start, anchors))
-        (_, found), _ = jax.lax.scan(hop, carry, length=devices)
-        return found
+        (_, sums), _ = jax.lax.scan(hop, carry, length=devices)
+        return sums
 
     if devices == 1:
         return fold(_started(start, anchors), anchors, candidates)
@@ -113,16 +113,16 @@ def _started(start: tuple[float, ...], anchors: Rows) -> Sums:
     return tuple(nothing + value for value in start)
 
 
-def _in_blocks(block, merge, found: Sums, anchors: Rows, candidates: Rows) -> Sums:
+def _in_blocks(block, merge, sums: Sums, anchors: Rows, candidates: Rows) -> Sums:
     """Merges what is found in blocks of candidates, which are computed again when going back."""
 
     @jax.checkpoint
-    def one(found, anchors, candidates):
-        return merge(found, block(anchors, candidates))
+    def one(sums, anchors, candidates):
+        return merge(sums, block(anchors, candidates))
 
     n = candidates["usable"].shape[0]
     if n <= BLOCK:
-        return one(found, anchors, candidates)
+        return one(sums, anchors, candidates)
     count = -(-n // BLOCK)
 
     def split(x):
@@ -130,8 +130,8 @@ def _in_blocks(block, merge, found: Sums, anchors: Rows, candidates: Rows) -> Su
         return padded.reshape(count, BLOCK, *x.shape[1:])
 
     blocks = {name: split(x) for name, x in candidates.items()}  # padded with `usable` false
-    body = lambda found, part: (one(found, anchors, part), None)  # noqa: E731
-    return jax.lax.scan(body, found, blocks)[0]
+    body = lambda sums, part: (one(sums, anchors, part), None)  # noqa: E731
+    return jax.lax.scan(body, sums, blocks)[0]
 
 
 def _softmax_block(anchors: Rows, candidates: Rows) -> Sums:
@@ -390,8 +390,8 @@ def sigmoid_contrast(
     anchors = {"vector": x, "place": place, "bias": bias}
     candidates = {"vector": normalize(y), "place": place, "usable": mask > 0}
     merge = lambda a, b: (a[0] + b[0],)  # noqa: E731
-    found = over_candidates(_sigmoid_block, merge, anchors, candidates, start=(0.0,), form=form)
-    return found[0]
+    sums = over_candidates(_sigmoid_block, merge, anchors, candidates, start=(0.0,), form=form)
+    return sums[0]
 
 
 def _sigmoid_block(anchors: Rows, candidates: Rows) -> Sums:

@@ -101,5 +101,5 @@ def koleo(x: Array, mask: Array, *, groups: int = 1, epsilon: float = 1e-8) -> A
     square = ((rows - nearest) ** 2).sum(-1)
     apart = square > epsilon**2
     distance = jnp.where(apart, jnp.sqrt(jnp.where(apart, square, 1)), 0)
-    found = usable.any(-1) & real
-    return jnp.where(found, -jnp.log(distance + epsilon), 0).reshape(b)
+    has_neighbour = usable.any(-1) & real
+    return jnp.where(has_neighbour, -jnp.log(distance + epsilon), 0).reshape(b)

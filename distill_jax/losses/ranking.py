@@ -99,11 +99,11 @@ def groco(z: Array, mask: Array, *, negatives: int, steepness: float) -> Array:
 
     similar = jnp.einsum("bvd,cvd->bvc", fixed, fixed, precision="highest")
     similar = jnp.where(_strangers(b, 1, mask)[:, None], similar, -jnp.inf)
-    found, nearest = jax.lax.top_k(similar, min(negatives, b - 1))
+    similarity, nearest = jax.lax.top_k(similar, min(negatives, b - 1))
     negative = jnp.einsum(
         "bvd,bvkd->bvk", z, fixed[nearest, jnp.arange(v)[None, :, None]], precision="highest"
     )
-    negative = jnp.where(jnp.isfinite(found), negative, -1)
+    negative = jnp.where(jnp.isfinite(similarity), negative, -1)
     return group_order(positive, negative, steepness=steepness).mean(1)
 
 

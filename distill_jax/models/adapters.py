@@ -240,11 +240,11 @@ def to_nnx(weights: tuple[Params, State], *, like: Any) -> Any:
     graph, params, streams, state = nnx.split(like, *kinds)
     for name, kept, given in (("params", params, weights[0]), ("state", state, weights[1])):
         wanted = jax.tree.map(lambda x: tuple(x.shape), _to_dict(kept))
-        found = jax.tree.map(lambda x: tuple(x.shape), given)
-        if wanted != found:
+        shapes = jax.tree.map(lambda x: tuple(x.shape), given)
+        if wanted != shapes:
             raise ConfigError(
                 f"the {name} do not fit {type(like).__name__}",
-                hint=f"they have the shapes {found}, the module {wanted}",
+                hint=f"they have the shapes {shapes}, the module {wanted}",
             )
     values = (_from_dict(params, weights[0]), streams, _from_dict(state, weights[1]))
     return nnx.merge(graph, *values, copy=True)

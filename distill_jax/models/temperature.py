@@ -41,10 +41,10 @@ def make(
         del train, rngs
         log_scale = params["log_scale"]
         excess = jnp.maximum(log_scale - math.log(largest_scale), 0)
-        found = {"scale": jnp.exp(log_scale - jax.lax.stop_gradient(excess))}
+        scales = {"scale": jnp.exp(log_scale - jax.lax.stop_gradient(excess))}
         if bias is not None:
-            found["bias"] = params["bias"]
-        outputs: Outputs = {k: jnp.broadcast_to(v[None], x.shape[:1]) for k, v in found.items()}
+            scales["bias"] = params["bias"]
+        outputs: Outputs = {k: jnp.broadcast_to(v[None], x.shape[:1]) for k, v in scales.items()}
         return outputs, state
 
     return Model(init, apply)

@@ -71,9 +71,9 @@ class Distillation(Objective):
     def loss(self, nets: Nets, batch: Batch, memory: PyTree, step: Array) -> Terms:
         student, state = nets("student", batch["input"], train=True)
         teacher = ask_teacher(nets, batch)
-        found = self.loss_terms(nets, student, teacher, batch, memory, step)
-        values = dict(found.values)
-        coef: dict[str, Any] = {name: self.weight for name in found.values}
+        signals = self.loss_terms(nets, student, teacher, batch, memory, step)
+        values = dict(signals.values)
+        coef: dict[str, Any] = {name: self.weight for name in signals.values}
         if self.label_weight:
             smoothing = self.label_smoothing
             values["cross_entropy"] = label_loss(student["logits"], batch, smoothing=smoothing)
@@ -87,10 +87,10 @@ class Distillation(Objective):
         logits = {"student": student["logits"], "teacher": teacher["logits"]}
         return Terms(
             values=values,
-            coef={**coef, **found.coef},
-            state={"student": state, **found.state},
-            memory=found.memory,
-            weights=found.weights,
+            coef={**coef, **signals.coef},
+            state={"student": state, **signals.state},
+            memory=signals.memory,
+            weights=signals.weights,
             logits=logits,
         )
 

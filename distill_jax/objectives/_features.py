@@ -33,21 +33,21 @@ class StageDistillation(Distillation):
         Raises:
           ConfigError: an output does not exist or is no map, or the numbers differ.
         """
-        found = []
+        maps = []
         for role, outputs, names in (
             ("student", student, self.student_stages),
             ("teacher", teacher, self.teacher_stages),
         ):
             names = tuple(names) or stages(outputs, role=role, suffix=self.suffix)
             where = f"{role}_stages"
-            found.append([feature(outputs, name, role=role, where=where) for name in names])
-        if len(found[0]) != len(found[1]):
+            maps.append([feature(outputs, name, role=role, where=where) for name in names])
+        if len(maps[0]) != len(maps[1]):
             raise ConfigError(
-                f"{len(found[0])} stages of the student and {len(found[1])} of the teacher",
+                f"{len(maps[0])} stages of the student and {len(maps[1])} of the teacher",
                 where="objective.kwargs.student_stages",
                 hint="name as many of each, shallow to deep",
             )
-        return found[0], found[1]
+        return maps[0], maps[1]
 
 
 def stages(outputs: Outputs, *, role: Role, suffix: str = "") -> tuple[str, ...]:
@@ -65,8 +65,8 @@ def stages(outputs: Outputs, *, role: Role, suffix: str = "") -> tuple[str, ...]
 
 def feature(outputs: Outputs, name: str, *, role: Role, where: str) -> Array:
     """Returns a named output of a network as a map; an empty name means its last stage."""
-    found = endpoint(outputs, name or stages(outputs, role=role)[-1], role=role, where=where)
-    return as_map(found, where=f"objective.kwargs.{where}")
+    output = endpoint(outputs, name or stages(outputs, role=role)[-1], role=role, where=where)
+    return as_map(output, where=f"objective.kwargs.{where}")
 
 
 def connect(
@@ -97,13 +97,13 @@ def connect(
     pairs = [match_sizes(s, t, where=where) for s, t in zip(student, teacher, strict=True)]
     targets = [t for _, t in pairs]
     outputs, state = nets(role, *(s for s, _ in pairs), *targets, train=train)
-    found = connected(outputs, targets, role=role)
-    return outputs, found, targets, state
+    mapped = connected(outputs, targets, role=role)
+    return outputs, mapped, targets, state
 
 
 def connected(outputs: Outputs, targets: Sequence[Array], *, role: Role) -> list[Array]:
     """Returns `output1`, ... of a connector after a check against the shapes of the targets."""
-    found = []
+    mapped = []
     for i, target in enumerate(targets, start=1):
         if f"output{i}" not in outputs:
             raise ConfigError(
@@ -111,7 +111,7 @@ def connected(outputs: Outputs, targets: Sequence[Array], *, role: Role) -> list
                 where=f"roles.{role}.model",
                 hint="use the model that the objective names for this role",
             )
-        found.append(outputs[f"output{i}"])
+        mapped.append(outputs[f"output{i}"])
         hint = "a connector must return the shapes of the teacher's features"
-        check_same_shape(found[-1], target, where=f"roles.{role}", hint=hint)
-    return found
+        check_same_shape(mapped[-1], target, where=f"roles.{role}", hint=hint)
+    return mapped

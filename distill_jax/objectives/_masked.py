@@ -43,11 +43,11 @@ def masks_of(batch: Batch, *, suggest: str) -> list[Masks]:
             hint=f"add {suggest!r}, with its arguments in data.transform_kwargs.{suggest}",
         )
     more = itertools.takewhile(lambda i: f"keep_{i}" in batch, itertools.count(1))
-    found = []
+    masks = []
     for end in ("", *(f"_{i}" for i in more)):
         keep, targets, hidden = (batch[f"{key}{end}"] for key in MASKS)
-        found.append(Masks(keep, targets, hidden.shape[1]))
-    return found
+        masks.append(Masks(keep, targets, hidden.shape[1]))
+    return masks
 
 
 def tokens_of(outputs: Outputs, role: Role) -> Array:
@@ -75,11 +75,11 @@ def side_by_side(full: Array) -> Array:
     return some.reshape(len(some), -1)
 
 
-def check_number(found: int, expected: int) -> None:
+def check_number(tokens: int, expected: int) -> None:
     """Raises `ConfigError` unless the masks are of as many tokens as the encoder has."""
-    if found != expected:
+    if tokens != expected:
         raise ConfigError(
-            f"masks of {expected} tokens for an encoder of {found}",
+            f"masks of {expected} tokens for an encoder of {tokens}",
             where="data.transform_kwargs",
             hint="patch_size of the masks must be that of the encoder",
         )

@@ -55,9 +55,10 @@ class AB(StageDistillation):
         step: Array,
     ) -> Signals:
         maps = self.maps(student, teacher)
-        _, found, targets, state = connect(nets, "regressor", *maps)
+        _, mapped, targets, state = connect(nets, "regressor", *maps)
         distances = [
-            boundary_distance(s, t, margin=self.margin) for s, t in zip(found, targets, strict=True)
+            boundary_distance(s, t, margin=self.margin)
+            for s, t in zip(mapped, targets, strict=True)
         ]
         return Signals(
             values={"boundary": sum(distances[1:], start=distances[0])},

@@ -37,8 +37,8 @@ class AttentionTransfer(StageDistillation):
     ) -> Signals:
         where = "objective.kwargs.student_stages"
         pairs = zip(*self.maps(student, teacher), strict=True)
-        found = [attention_distance(*match_sizes(s, t, where=where)) for s, t in pairs]
-        return Signals(values={"attention": sum(found[1:], start=found[0])})
+        distances = [attention_distance(*match_sizes(s, t, where=where)) for s, t in pairs]
+        return Signals(values={"attention": sum(distances[1:], start=distances[0])})
 
 
 make = AttentionTransfer

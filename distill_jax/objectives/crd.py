@@ -158,9 +158,9 @@ class CRD(Distillation):
                 negative = anchor @ bank[drawn[0]].T / self.contrast_temperature
             else:
                 negative = jnp.einsum("bd,bqd->bq", anchor, bank[drawn]) / self.contrast_temperature
-            found = estimate_log_z(positive, negative, weights, mask, num_examples=n)
+            estimate = estimate_log_z(positive, negative, weights, mask, num_examples=n)
             known = memory["log_z"][i]
-            log_z = jnp.where(jnp.isinf(known), found.astype(known.dtype), known)
+            log_z = jnp.where(jnp.isinf(known), estimate.astype(known.dtype), known)
             values.append(noise_contrast(positive, negative, weights, log_z=log_z, num_examples=n))
             log_zs.append(log_z)
 

@@ -145,13 +145,13 @@ class DINO(Objective):
         h, student = encode(nets, "student", views)
         h, local = self.hold(h, step), self.encode_local(nets, batch, step)
         t, target = encode(nets, "target", views)
-        found = self.cluster(nets, h, local, t, batch["mask"], memory, step)
+        clustered = self.cluster(nets, h, local, t, batch["mask"], memory, step)
         return Terms(
-            values={"clusters": found.value},
-            state={"student": student, "target": target, **found.state},
-            memory=found.memory,
+            values={"clusters": clustered.value},
+            state={"student": student, "target": target, **clustered.state},
+            memory=clustered.memory,
             embeddings={"student": h},
-            metrics=found.metrics,
+            metrics=clustered.metrics,
         )
 
     def hold(self, x: Array, step: Array) -> Array:
@@ -240,21 +240,23 @@ class DINO(Objective):
         t, memory, temperature = jax.lax.stop_gradient(t), dict(memory), self.temperature_at(step)
         rows, real = t.reshape(-1, k), weights.reshape(-1)
         if self.centring == "sinkhorn":
-            found = sinkhorn(rows, real, temperature=temperature)
+            assignments = sinkhorn(rows, real, temperature=temperature)
         else:
             old: Any = memory.get(centre, jnp.zeros(k, rows.dtype))
-            found = centred_softmax(rows, old, temperature=temperature)
+            assignments = centred_softmax(rows, old, temperature=temperature)
             if self.centring == "mean":
                 memory[centre] = move_centre(old, rows, real, decay=self.centre_decay)
-        each = jnp.where(found > 0, -found * jnp.log(jnp.where(found > 0, found, 1)), 0).sum(-1)
-        used = spectrum.prototype_entropy(found, real)
+        each = jnp.where(
+            assignments > 0, -assignments * jnp.log(jnp.where(assignments > 0, assignments, 1)), 0
+        ).sum(-1)
+        used = spectrum.prototype_entropy(assignments, real)
         left = (real @ each) / jnp.maximum(real.sum(), 1)
         metrics = {
             "prototype_entropy": used,
             "assignment_entropy": left,
             "assignment_information": used - left,
         }
-        return found.reshape(t.shape), memory, metrics
+        return assignments.reshape(t.shape), memory, metrics
 
     def temperature_at(self, step: Array) -> Array | float:
         """Returns the temperature of the average's softmax."""

@@ -67,8 +67,8 @@ class FactorTransfer(Distillation):
         learned = self.reconstruction_weight > 0
         paraphrased, state = nets("paraphraser", target, train=learned)
         factor = jax.lax.stop_gradient(paraphrased["factor"])
-        _, found, factors, translator = connect(nets, "translator", [own], [factor])
-        values = {"factor": factor_distance(found[0], factors[0])}
+        _, translated, factors, translator = connect(nets, "translator", [own], [factor])
+        values = {"factor": factor_distance(translated[0], factors[0])}
         if not learned:
             return Signals(values=values, state={"translator": translator})
         values["reconstruction"] = mean_square(target - paraphrased["output"])

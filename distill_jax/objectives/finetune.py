@@ -56,13 +56,13 @@ class Finetune(Objective):
         if self.projector:
             projected, state["projector"] = nets("projector", x, train=learns)
             x = projected["output"]
-        found, head = nets("head", x, train=train)
-        return found, {"head": head, **(state if self.train_encoder else {})}
+        outputs, head = nets("head", x, train=train)
+        return outputs, {"head": head, **(state if self.train_encoder else {})}
 
     def loss(self, nets: Nets, batch: Batch, memory: PyTree, step: Array) -> Terms:
         del memory, step
-        found, state = self._outputs(nets, batch, train=True)
-        loss = label_loss(found["logits"], batch, smoothing=self.label_smoothing)
+        outputs, state = self._outputs(nets, batch, train=True)
+        loss = label_loss(outputs["logits"], batch, smoothing=self.label_smoothing)
         return Terms(values={"cross_entropy": loss}, state=state)
 
     def predictions(

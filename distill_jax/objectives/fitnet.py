@@ -49,9 +49,9 @@ class FitNet(Distillation):
     ) -> Signals:
         own = feature(student, self.student_stage, role="student", where="student_stage")
         hint = feature(teacher, self.teacher_stage, role="teacher", where="teacher_stage")
-        _, found, targets, state = connect(nets, "regressor", [own], [hint])
+        _, regressed, targets, state = connect(nets, "regressor", [own], [hint])
         return Signals(
-            values={"hint": mean_square(found[0] - targets[0])}, state={"regressor": state}
+            values={"hint": mean_square(regressed[0] - targets[0])}, state={"regressor": state}
         )
 
 

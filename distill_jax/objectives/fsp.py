@@ -47,12 +47,12 @@ class FSP(StageDistillation):
         ]
         if not flows[0]:
             raise ConfigError("a flow needs two stages", where=where, hint="name at least two")
-        found = []
+        distances = []
         for s, t in zip(*flows, strict=True):
             hint = "flows need stages of the same channels: a teacher of the student's widths"
             check_same_shape(s, t, where=where, hint=hint)
-            found.append(mean_square(s - t))
-        return Signals(values={"fsp": sum(found[1:], start=found[0])})
+            distances.append(mean_square(s - t))
+        return Signals(values={"fsp": sum(distances[1:], start=distances[0])})
 
 
 make = FSP

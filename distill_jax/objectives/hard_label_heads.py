@@ -54,15 +54,15 @@ class HardLabelHeads(Objective):
         student, state = nets("student", batch["input"], train=True)
         logits = student["logits"]
         feature = endpoint(student, self.feature, role="student", where="feature")
-        found, heads_state = nets("heads", feature, train=True)
+        outputs, heads_state = nets("heads", feature, train=True)
         b, k = logits.shape
-        if found["output"].shape != (b, self.rounds * k):
+        if outputs["output"].shape != (b, self.rounds * k):
             raise ConfigError(
-                f"heads gives {found['output'].shape[1:]} numbers an example",
+                f"heads gives {outputs['output'].shape[1:]} numbers an example",
                 where="roles.heads.kwargs.features",
                 hint=f"{self.rounds} rounds times {k} classes: {self.rounds * k}",
             )
-        apart = found["output"].reshape(b, self.rounds, k)
+        apart = outputs["output"].reshape(b, self.rounds, k)
         heads = logits[:, None] + apart - apart.mean(1, keepdims=True)
         values, right = [], []
         for j in range(self.rounds):

@@ -98,16 +98,16 @@ class IBOT(DINO):
                 )
         h, a = (x["embedding"].reshape(b, v, -1) for x in (seen, whole))
         local = self.encode_local(nets, batch, step)
-        found = self.cluster(nets, h, local, a, batch["mask"], memory, step)
+        clustered = self.cluster(nets, h, local, a, batch["mask"], memory, step)
         patches, seen_whole = (
             tokens.take(x["tokens"][:, -t:].reshape(b, v * t, -1), self._places(chosen, t))
             for x in (seen, whole)
         )
         weights = jnp.take_along_axis(hidden, chosen, axis=2).astype(h.dtype)
         value, state, moved, metrics = self._patches(
-            nets, patches, seen_whole, weights, batch["mask"], found.memory, step
+            nets, patches, seen_whole, weights, batch["mask"], clustered.memory, step
         )
-        values = {"clusters": found.value, "patches": value}
+        values = {"clusters": clustered.value, "patches": value}
         coef: dict[str, Any] = {"patches": self.patch_weight}
         if self.spread_weight:
             values["spread"] = self._spread(h, batch["mask"])
@@ -115,10 +115,13 @@ class IBOT(DINO):
         return Terms(
             values=values,
             coef=coef,
-            state={"student": student, "target": target, **state, **found.state},
+            state={"student": student, "target": target, **state, **clustered.state},
             memory=moved,
             embeddings={"student": h},
-            metrics={**found.metrics, **{f"patch_{name}": fact for name, fact in metrics.items()}},
+            metrics={
+                **clustered.metrics,
+                **{f"patch_{name}": fact for name, fact in metrics.items()},
+            },
         )
 
     @staticmethod

@@ -45,8 +45,8 @@ class ICKD(Distillation):
     ) -> Signals:
         own = feature(student, self.student_stage, role="student", where="student_stage")
         target = feature(teacher, self.teacher_stage, role="teacher", where="teacher_stage")
-        _, found, targets, state = connect(nets, "regressor", [own], [target])
-        value = channel_correlation(found[0], targets[0])
+        _, regressed, targets, state = connect(nets, "regressor", [own], [target])
+        value = channel_correlation(regressed[0], targets[0])
         return Signals(values={"channels": value}, state={"regressor": state})
 
 

@@ -77,7 +77,7 @@ class MAE(Objective):
     def pictures(
         self, nets: Nets, batch: Batch, memory: PyTree, step: Array
     ) -> Mapping[str, Array]:
-        """Returns "prediction": the images, hidden patches as the decoder says that they are.
+        """Returns "prediction": the images, with hidden patches as the decoder predicts them.
 
         Where it learned standardized pixels, with mean and deviation of the true ones, as in the
         paper's figures.
@@ -88,14 +88,14 @@ class MAE(Objective):
         patches = cut(images, t)
         outputs, _ = nets("student", images, keep, train=False)
         seen = tokens_of(outputs, "student")
-        found, _ = nets("decoder", seen, keep, targets, patches, train=False)
-        said = found["output"]
+        decoded, _ = nets("decoder", seen, keep, targets, patches, train=False)
+        pixels = decoded["output"]
         if self.norm_pix:
             true = tokens.take(patches, targets)
             scale = jnp.sqrt(true.var(-1, keepdims=True, ddof=1) + self.epsilon)
-            said = true.mean(-1, keepdims=True) + scale * said
+            pixels = true.mean(-1, keepdims=True) + scale * pixels
         rows = jnp.arange(len(images))[:, None, None]
-        filled = patches.at[rows, targets].set(said.astype(patches.dtype))
+        filled = patches.at[rows, targets].set(pixels.astype(patches.dtype))
         return {"prediction": tokens.unpatchify(filled, shape=images.shape[1:])}
 
 

@@ -72,7 +72,7 @@ class Mugs(DINO):
         h, student = encode(nets, "student", views)
         h, local = self.hold(h, step), self.encode_local(nets, batch, step)
         t, target = encode(nets, "target", views)
-        found = self.cluster(nets, h, local, t, mask, memory, step)
+        clustered = self.cluster(nets, h, local, t, mask, memory, step)
 
         every, state = h if local is None else jnp.concatenate([h, local], axis=1), {}
         q, state["instance_projector"] = project(nets, "instance_projector", every)
@@ -92,16 +92,16 @@ class Mugs(DINO):
         return Terms(
             values={
                 "instances": self.over_pairs(jnp.stack(pairs, axis=1)),
-                "clusters": found.value,
+                "clusters": clustered.value,
             },
             coef={"instances": self.instance_weight, "clusters": self.cluster_weight},
-            state={"student": student, "target": target, **found.state, **state},
+            state={"student": student, "target": target, **clustered.state, **state},
             memory={
-                **found.memory,
+                **clustered.memory,
                 "queue": _queue.enqueue(queue, k.reshape(-1, self.dim), rows),
             },
             embeddings={"student": h, "instances": q[:, : k.shape[1]]},
-            metrics={**found.metrics, "filled": queue["filled"] / self.queue},
+            metrics={**clustered.metrics, "filled": queue["filled"] / self.queue},
         )
 
     def over_pairs(self, values: Array) -> Array:

@@ -131,9 +131,9 @@ class MultiTeacher(Objective):
             # In nats, whatever the share of labels; equal weights where there is none.
             plain = {name: x for name, x in batch.items() if name != "labelled"}
             losses = [label_loss(logits, plain, smoothing=0.0) for logits in said.values()]
-            found = confidence_weights(shown(batch)[:, None] * jnp.stack(losses, axis=1))
+            confidence = confidence_weights(shown(batch)[:, None] * jnp.stack(losses, axis=1))
             for m, role in enumerate(said):
-                weights[f"distillation/{role}"] = found[:, m]
+                weights[f"distillation/{role}"] = confidence[:, m]
                 coef[f"distillation/{role}"] = self.distillation_weight
         mixture: Any = sum(shares[role] * jax.nn.softmax(z) for role, z in said.items())
         log_mixture = jnp.log(jnp.maximum(mixture, jnp.finfo(mixture.dtype).tiny))

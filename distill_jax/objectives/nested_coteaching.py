@@ -125,9 +125,9 @@ class NestedCoteaching(Objective):
         order = (1, 0) if self.peers else (0,)
         learned, states = [], {}
         for i, j in enumerate(order):
-            logits, found = self._logits(nets, i, own[j], step=step, train=True)
+            logits, own_states = self._logits(nets, i, own[j], step=step, train=True)
             learned.append(label_loss(logits, own[j], smoothing=0.0))
-            states |= found
+            states |= own_states
         weights = [jnp.ones_like(loss) for loss in learned]
         if self.selects:
             ranked = learned
@@ -151,8 +151,8 @@ class NestedCoteaching(Objective):
     def predictions(
         self, nets: Nets, batch: Batch, memory: PyTree, step: Array
     ) -> Mapping[str, Outputs]:
-        found = [self._logits(nets, i, batch)[0] for i in range(len(self.networks))]
-        return {"prediction": {"logits": jnp.stack(found).mean(0)}}
+        logits = [self._logits(nets, i, batch)[0] for i in range(len(self.networks))]
+        return {"prediction": {"logits": jnp.stack(logits).mean(0)}}
 
     def _logits(
         self, nets: Nets, i: int, batch: Batch, *, step: Array | None = None, train: bool = False

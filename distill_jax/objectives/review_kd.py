@@ -59,13 +59,15 @@ class ReviewKD(StageDistillation):
         maps, targets = self.maps(student, teacher)
         outputs, state = nets("fusion", *maps, *targets, train=True)
         fused = connected(outputs, targets, role="fusion")
-        found = [hierarchical_distance(s, t) for s, t in zip(fused, targets, strict=True)]
+        distances = [hierarchical_distance(s, t) for s, t in zip(fused, targets, strict=True)]
         coef: dict[str, float | Array] = {}
         if self.warmup_epochs:
             ramp = (step + 1) / (self.warmup_epochs * self.steps_per_epoch)
             coef["review"] = self.weight * jnp.minimum(ramp, 1.0)
         return Signals(
-            values={"review": sum(found[1:], start=found[0])}, coef=coef, state={"fusion": state}
+            values={"review": sum(distances[1:], start=distances[0])},
+            coef=coef,
+            state={"fusion": state},
         )
 
 

@@ -65,8 +65,8 @@ class SimCLRv2(Objective):
         teacher = jax.lax.stop_gradient(nets("teacher_head", x)[0]["logits"])
         teacher = damaged(teacher, batch)
         check_same_classes(student["logits"], teacher, role="teacher_head")
-        found = distillation_kl(student["logits"], teacher, temperature=self.temperature)
-        values, coef = {"distillation": found}, {"distillation": self.alpha}
+        divergence = distillation_kl(student["logits"], teacher, temperature=self.temperature)
+        values, coef = {"distillation": divergence}, {"distillation": self.alpha}
         if self.alpha < 1:
             values["cross_entropy"] = label_loss(student["logits"], batch, smoothing=0.0)
             coef["cross_entropy"] = 1 - self.alpha

@@ -43,8 +43,8 @@ class SimKD(SRRL):
         """Returns `prediction`: `logits` `[b, k]` of the teacher's classifier on the student."""
         student, _ = nets("student", batch["input"])
         teacher, _ = nets("teacher", batch["input"])  # for shapes alone; XLA drops the rest
-        found, _, _ = self._regress(nets, student, teacher, train=False)
-        return {"prediction": {"logits": self._reuse(nets, found)}}
+        regressed, _, _ = self._regress(nets, student, teacher, train=False)
+        return {"prediction": {"logits": self._reuse(nets, regressed)}}
 
 
 make = SimKD

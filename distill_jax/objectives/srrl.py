@@ -57,12 +57,12 @@ class SRRL(Distillation):
         memory: PyTree,
         step: Array,
     ) -> Signals:
-        found, target, state = self._regress(nets, student, teacher)
-        logits = self._reuse(nets, found)
+        regressed, target, state = self._regress(nets, student, teacher)
+        logits = self._reuse(nets, regressed)
         check_same_classes(logits, teacher["logits"])
         return Signals(
             values={
-                "feature": mean_square(found - target),
+                "feature": mean_square(regressed - target),
                 "regression": mean_square(logits - teacher["logits"]),
             },
             coef={"regression": self.regression_weight},
@@ -72,12 +72,12 @@ class SRRL(Distillation):
     def _regress(self, nets: Nets, student: Outputs, teacher: Outputs, *, train: bool = True):
         own = feature(student, self.student_stage, role="student", where="student_stage")
         target = feature(teacher, self.teacher_stage, role="teacher", where="teacher_stage")
-        _, found, targets, state = connect(nets, "regressor", [own], [target], train=train)
-        return found[0], targets[0], state
+        _, regressed, targets, state = connect(nets, "regressor", [own], [target], train=train)
+        return regressed[0], targets[0], state
 
-    def _reuse(self, nets: Nets, found: Array) -> Array:
+    def _reuse(self, nets: Nets, regressed: Array) -> Array:
         """Returns what the teacher's classifier says of a map that stands for the teacher's."""
-        return nets("teacher_head", found.mean((1, 2)), stop_gradient_params=True)[0]["logits"]
+        return nets("teacher_head", regressed.mean((1, 2)), stop_gradient_params=True)[0]["logits"]
 
 
 make = SRRL

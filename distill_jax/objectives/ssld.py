@@ -88,9 +88,9 @@ class SSLD(Divergence):
         memory: PyTree,
         step: Array,
     ) -> Signals:
-        found = super().loss_terms(nets, student, teacher, batch, memory, step)
+        signals = super().loss_terms(nets, student, teacher, batch, memory, step)
         kept = memory["kept"][batch["index"]]
-        return dataclasses.replace(found, weights=dict.fromkeys(found.values, kept))
+        return dataclasses.replace(signals, weights=dict.fromkeys(signals.values, kept))
 
 
 make = SSLD

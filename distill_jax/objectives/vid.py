@@ -51,11 +51,13 @@ class VID(StageDistillation):
                 where="roles.posterior.kwargs.variance",
                 hint="5.0, the published initial value",
             )
-        found = [
+        distances = [
             gaussian_nll(target, mean, outputs[f"variance{i}"])
             for i, (target, mean) in enumerate(zip(targets, means, strict=True), start=1)
         ]
-        return Signals(values={"vid": sum(found[1:], start=found[0])}, state={"posterior": state})
+        return Signals(
+            values={"vid": sum(distances[1:], start=distances[0])}, state={"posterior": state}
+        )
 
 
 make = VID

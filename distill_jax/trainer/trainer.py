@@ -179,8 +179,8 @@ class Trainer:
 
     def _check_batch(self, batch: Batch, name: str = "batch") -> int:
         if not isinstance(batch, Mapping) or "input" not in batch:
-            found = ", ".join(batch) if isinstance(batch, Mapping) else type(batch).__name__
-            raise ConfigError(f"{name} has no 'input', but {found or 'nothing'}")
+            given = ", ".join(batch) if isinstance(batch, Mapping) else type(batch).__name__
+            raise ConfigError(f"{name} has no 'input', but {given or 'nothing'}")
         sizes = {len(x) for x in jax.tree.leaves(dict(batch))}
         if len(sizes) != 1:
             shapes = {k: jax.tree.map(lambda x: x.shape, v) for k, v in batch.items()}
@@ -426,8 +426,8 @@ class Trainer:
                 start += b
                 yield {"mask": np.ones(b, np.float32), "index": index, **batch}
 
-        found, info = dataset_pass(outputs, filled())
+        collected, info = dataset_pass(outputs, filled())
         metrics: dict[str, Any] = {}
         for evaluator in evaluators.values():
-            metrics |= evaluator(found, info)
+            metrics |= evaluator(collected, info)
         return metrics

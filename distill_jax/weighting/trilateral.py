@@ -82,7 +82,7 @@ class Trilateral(ExampleWeighting):
         corners = {"s": probs(evidence, "student"), "t": probs(evidence, "teacher"), "g": label}
         if "class_means" in self.needs:
             corners["m"] = label @ class_means(evidence)
-        found = []
+        blocks = []
         for block in BLOCKS:
             if block not in self.blocks:
                 continue
@@ -90,8 +90,8 @@ class Trilateral(ExampleWeighting):
                 x = corners[block]
             else:  # from the first corner to the second
                 x = EDGE_MODES[self.edge_mode](corners[block[1]] - corners[block[0]])
-            found.append(_compact(x, label, vertex=len(block) == 1) if self.compact else x)
-        return jnp.stack(found, axis=1)
+            blocks.append(_compact(x, label, vertex=len(block) == 1) if self.compact else x)
+        return jnp.stack(blocks, axis=1)
 
     def __call__(self, nets: Nets, evidence: Evidence, step: Array) -> Array:
         del step

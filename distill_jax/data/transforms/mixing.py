@@ -52,8 +52,8 @@ def make_feature_corruption(*, share: float = 0.6) -> Transform:
         parts, start = {}, 0
         for kind, size in zip(("categorical", "numeric"), sizes, strict=True):
             columns = slice(start, start := start + size)
-            found = jnp.take_along_axis(table[kind], other[:, columns], axis=0)
-            parts[kind] = jnp.where(replaced[:, columns], found, table[kind])
+            taken = jnp.take_along_axis(table[kind], other[:, columns], axis=0)
+            parts[kind] = jnp.where(replaced[:, columns], taken, table[kind])
         return {**batch, "input": parts}
 
     return apply

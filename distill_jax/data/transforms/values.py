@@ -42,10 +42,10 @@ def make_normalize(
     if mean is None or std is None:
         require(statistics is not None, "mean and std are not set", "normalize")
         assert statistics is not None
-        found: tuple[Any, Any] = statistics()
+        moments: tuple[Any, Any] = statistics()
     else:
-        found = mean, std
-    shift, spread = (np.array(x, np.float32, ndmin=1) for x in found)
+        moments = mean, std
+    shift, spread = (np.array(x, np.float32, ndmin=1) for x in moments)
     require(bool((spread > 0).all()), "std must be positive", "normalize.std")
 
     def apply(key: Key, batch: Batch, step: Array) -> Batch:
