@@ -135,7 +135,7 @@ class Report:
     family: str
     tensors: int
     replaced: tuple[str, ...] = ()
-    after_sgd_step: tuple[str, ...] = ()
+    adapted: tuple[str, ...] = ()
     kept: tuple[str, ...] = ()
     ignored: tuple[str, ...] = ()
     outside: tuple[str, ...] = ()
@@ -229,7 +229,7 @@ class _Filler:
         self.values: dict[str, np.ndarray] = {}
         self.used: dict[str, str] = {}
         self.places: dict[str, str] = {}
-        self.after_sgd_step: list[str] = []
+        self.adapted: list[str] = []
         self.replaced: list[str] = []
 
     def error(self, what: str, hint: str = "") -> MappingError:
@@ -279,13 +279,13 @@ class _Filler:
             if not rest and channels != array.shape[1]:
                 what = f"{names[0]}: {array.shape[1]} channels to {channels}"
                 array = layouts.adapt_channels(array, channels)
-                self.after_sgd_step.append(what)
+                self.adapted.append(what)
         chosen = layouts.LAYOUTS[layout]
         try:
             found = chosen.forward(array, self.sizes)
             if found.shape != shape and chosen.resize is not None:
                 resized = chosen.resize(found, shape, self.sizes)
-                self.after_sgd_step.append(f"{names[0]}: {found.shape} to {resized.shape}")
+                self.adapted.append(f"{names[0]}: {found.shape} to {resized.shape}")
                 found = resized
         except KeyError as error:
             raise self.error(
@@ -342,7 +342,7 @@ class _Filler:
             family=self.family.name,
             tensors=len(self.used),
             replaced=tuple(self.replaced),
-            after_sgd_step=tuple(self.after_sgd_step),
+            adapted=tuple(self.adapted),
             kept=tuple(kept),
             ignored=tuple(ignored),
             dtypes=dtypes,

@@ -176,7 +176,7 @@ def test_first_convolutions_adapt_to_other_channels(channels):
     weights = source()
     params, _, report = apply_map(weights, TOY, *template, sizes=SIZES)
     kernel = params["stem"]["kernel"]
-    assert "3 channels to" in report.after_sgd_step[0]
+    assert "3 channels to" in report.adapted[0]
     if channels != 4:  # a constant image gives what it gave
         expected = weights["stem.weight"].sum((1, 2, 3))
         np.testing.assert_allclose(kernel.sum((0, 1, 2)), expected, rtol=1e-4, atol=1e-5)
@@ -188,7 +188,7 @@ def test_positions_are_resized_to_another_grid():
     weights = source() | {"positions": np.arange(15, dtype=np.float32).reshape(1, 5, 3)}
     params, _, report = apply_map(weights, TOY, *network(positions=(1, 17, 3)), sizes=SIZES)
     resized = params["positions"][0, 1:].reshape(4, 4, 3)
-    assert "positions" in report.after_sgd_step[0]
+    assert "positions" in report.adapted[0]
     np.testing.assert_array_equal(params["positions"][0, 0], [0, 1, 2])
     np.testing.assert_allclose(resized, -resized[::-1, ::-1] + 2 * resized.mean((0, 1)), rtol=1e-5)
     other = layouts.resize_grid(ones(3, 3, 2), (5, 2))
