@@ -5,14 +5,13 @@ import pathlib
 from collections.abc import Mapping
 
 from distill_jax.core.errors import nearest
-from distill_jax.weights import archives, checks, common, npz, pytorch, safetensors
+from distill_jax.weights import archives, checks, common, gguf, npz, pytorch, safetensors
 from distill_jax.weights.common import Entry, File, Weights, WeightsError, shown
 
 INDEX = "model.safetensors.index.json"
 _ORBAX = ("_CHECKPOINT_METADATA", "_METADATA", "manifest.ocdbt")
 
 _OTHERS: Mapping[bytes, tuple[str, str]] = {
-    b"GGUF": ("a GGUF file", "the safetensors that it was converted from"),
     b"\x89HDF": ("an HDF5 file (Keras)", "its arrays saved by numpy.savez"),
     b"\x93NUMPY": ("a single array (.npy)", "numpy.savez(path, name=array)"),
     b"\x1f\x8b": ("a gzip file", "the file decompressed"),
@@ -40,8 +39,8 @@ def read(
     Nothing of a file is run. What is not compressed is memory-mapped.
 
     Args:
-      path: a file of safetensors, PyTorch or NumPy (`.npz`), an index of shards
-        (`model.safetensors.index.json`), or a folder that has an index or `.safetensors` files.
+      path: a file of safetensors, PyTorch, NumPy (`.npz`) or llama.cpp (`.gguf`), an index of
+        shards (`model.safetensors.index.json`), or a folder with an index or `.safetensors` files.
       sha256: the checksum that the file must have, in hexadecimal; for several files, one by each
         of their names.
       check_finite: whether NaN and infinite values are refused, see `checks.check_finite`.
@@ -92,6 +91,8 @@ def _read_file(file: File, sha256: str) -> Weights:
         if npz.is_archive(members):
             return npz.read(file, members)
         raise file.error("is a zip archive, but neither of torch.save nor of numpy.savez", _READ)
+    if gguf.recognised(file):
+        return gguf.read(file)
     if pytorch.recognised(file):
         return pytorch.read_legacy(file)
     head = file.bytes(0, 32)

@@ -691,7 +691,6 @@ def test_folders(tmp_path):
 OTHERS = {
     "empty": (b"", "is empty"),
     "one byte": (b"x", "of no format"),
-    "gguf": (b"GGUF\3\0\0\0" + b"\0" * 20, "GGUF"),
     "hdf5": (b"\x89HDF\r\n\x1a\n", "HDF5"),
     "array": (files.npy(), "single array"),
     "gzip": (b"\x1f\x8b\x08", "gzip"),
