@@ -9,6 +9,7 @@ from sklearn import metrics as sk
 
 from distill_jax.core.errors import ConfigError, NonFiniteError
 from distill_jax.evaluators import classification, ctr, imbalance
+from tests.reference import softmax
 
 
 def example(seed=0, n=301, k=2, *, rate=0.2, distinct=None):
@@ -27,11 +28,6 @@ def example(seed=0, n=301, k=2, *, rate=0.2, distinct=None):
 def evaluate(evaluator, logits, labels):
     batch = {"label": labels, "index": np.arange(len(labels))}
     return evaluator({"student": {"logits": logits}}, batch)
-
-
-def softmax(logits):
-    e = np.exp(np.float64(logits) - np.max(logits, axis=1, keepdims=True))
-    return e / e.sum(axis=1, keepdims=True)
 
 
 @pytest.mark.parametrize("distinct", [None, 40, 5])

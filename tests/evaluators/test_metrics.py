@@ -9,6 +9,7 @@ from sklearn import metrics as sk
 from distill_jax.core.errors import ConfigError, NonFiniteError
 from distill_jax.evaluators import agreement, calibration, classification
 from distill_jax.evaluators._directions import direction
+from tests.reference import softmax
 
 
 def example(seed=0, n=203, k=7, *, scale=2.0, classes=None):
@@ -24,19 +25,13 @@ def evaluate(evaluator, logits, labels, **others):
     return evaluator(outputs, {"label": labels, "index": np.arange(len(labels))})
 
 
-def softmax_loop(row):
-    top = max(map(float, row))
-    e = [math.exp(float(v) - top) for v in row]
-    return [v / sum(e) for v in e]
-
-
 @pytest.mark.parametrize(
     ("k", "n", "classes"), [(7, 203, None), (2, 50, None), (10, 31, 6), (6, 1, None), (120, 64, 9)]
 )
 def test_classification_equals_scikit_learn(k, n, classes):
     logits, labels = example(k, n, k, classes=classes)
     got = evaluate(classification.make(), logits, labels)
-    p = np.array([softmax_loop(row) for row in logits])
+    p = softmax(logits)
     top1 = p.argmax(axis=1)
     every = list(range(k))
     want = {
@@ -66,7 +61,7 @@ def test_balanced_accuracy_equals_scikit_learn():
 
 def test_brier_of_two_classes_is_twice_the_one_class_form():
     logits, labels = example(1, 40, 2)
-    p = [softmax_loop(row)[1] for row in logits]
+    p = softmax(logits)[:, 1]
     got = evaluate(classification.make(), logits, labels)["brier"]
     assert got == pytest.approx(2 * sk.brier_score_loss(labels, p), abs=1e-6)
 
@@ -119,9 +114,9 @@ def aurc_loop(confidence, correct):
 def test_calibration_equals_brute_force(k, n, bins):
     logits, labels = example(n, n, k)
     got = evaluate(calibration.make(bins=bins), logits, labels)
-    probs = [softmax_loop(row) for row in logits]
+    probs = softmax(logits)
     confidence = [max(p) for p in probs]
-    correct = [float(p.index(max(p)) == y) for p, y in zip(probs, labels, strict=True)]
+    correct = [float(p.argmax() == y) for p, y in zip(probs, labels, strict=True)]
     assert got["ece"] == pytest.approx(ece_loop(confidence, correct, bins), abs=1e-9)
     assert got["ece_adaptive"] == pytest.approx(
         adaptive_ece_loop(confidence, correct, min(bins, n)), abs=1e-9
@@ -175,10 +170,10 @@ def test_agreement_equals_brute_force():
     got = evaluate(agreement.make(), logits, labels, teacher=teacher)
     kl, same, right, wrong = 0.0, [], [], []
     for a, b, y in zip(logits, teacher, labels, strict=True):
-        q, p = softmax_loop(a), softmax_loop(b)
+        q, p = softmax(a), softmax(b)
         kl += sum(pi * math.log(pi / qi) for pi, qi in zip(p, q, strict=True))
-        same.append(q.index(max(q)) == p.index(max(p)))
-        (right if p.index(max(p)) == y else wrong).append(same[-1])
+        same.append(q.argmax() == p.argmax())
+        (right if p.argmax() == y else wrong).append(same[-1])
     assert got == pytest.approx(
         {
             "agreement": np.mean(same),

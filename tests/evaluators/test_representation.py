@@ -25,6 +25,7 @@ from distill_jax.evaluators import (
     representation,
 )
 from distill_jax.evaluators._features import fit_logistic
+from tests.reference import softmax, unit
 
 D, K = 6, 4
 
@@ -57,11 +58,11 @@ def ask(evaluator, part=TEST, *, parts=PARTS, split="test"):
 
 @pytest.mark.parametrize("k", [1, 5, 20])
 def test_knn_equals_scikit_learn(k):
-    unit = [z / np.linalg.norm(z, axis=1, keepdims=True) for z in map(z_of, (TRAIN, TEST))]
+    seen, asked = (unit(z_of(part)) for part in (TRAIN, TEST))
     sk = KNeighborsClassifier(
         k, metric="cosine", algorithm="brute", weights=lambda d: np.exp((1 - d) / 0.07)
     )
-    said = sk.fit(unit[0], y_of(TRAIN)).predict(unit[1])
+    said = sk.fit(seen, y_of(TRAIN)).predict(asked)
     got = ask(knn.make(k=(k, 3)))
     assert got["knn_accuracy"] == pytest.approx(np.mean(said == y_of(TEST)))
     assert got["knn_balanced_accuracy"] == pytest.approx(balanced_accuracy_score(y_of(TEST), said))
@@ -77,7 +78,7 @@ def test_a_query_is_never_its_own_neighbour(monkeypatch):
     part = outputs, {**example_info, "label": labels}
     monkeypatch.setattr(knn, "BLOCK", 37)
     got = ask(knn.make(k=1), part, parts={"train": part}, split="train")["knn_accuracy"]
-    z = z_of(part) / np.linalg.norm(z_of(part), axis=1, keepdims=True)
+    z = unit(z_of(part))
     similar = z @ z.T - 9 * np.eye(len(z))
     assert got == pytest.approx(np.mean(labels[similar.argmax(1)] == labels))
     assert ask(knn.make(k=1), part, parts={"train": part}, split="test")["knn_accuracy"] == 1
@@ -217,16 +218,16 @@ def test_measures_equal_their_definitions_with_padding_and_in_a_step():
     n, d = 20, 5
     views = r.normal(size=(3, n, d)) * 0.3 + r.normal(size=(n, d))[None] * np.arange(1, d + 1)
     z = views[0]
-    unit = z / np.linalg.norm(z, axis=1, keepdims=True)
-    pairs = [np.exp(-2 * np.sum((unit[i] - unit[j]) ** 2)) for i in range(n) for j in range(i)]
+    units, probs = unit(views), softmax(z)
+    pairs = [
+        np.exp(-2 * np.sum((units[0][i] - units[0][j]) ** 2)) for i in range(n) for j in range(i)
+    ]
     values = np.linalg.eigvalsh(np.cov(z.T, bias=True))[::-1]
-    units = views / np.linalg.norm(views, axis=2, keepdims=True)
     apart = [np.sum((units[a] - units[b]) ** 2, 1) for a, b in itertools.combinations(range(3), 2)]
-    probs = np.exp(z) / np.exp(z).sum(1, keepdims=True)
     mean = probs.mean(0)
     want = {
         "uniformity": math.log(np.mean(pairs)),
-        "normalized_std": math.sqrt(d) * np.mean(unit.std(0)),
+        "normalized_std": math.sqrt(d) * np.mean(units[0].std(0)),
         "feature_variance": np.mean(z.var(0)),
         "alpha_req": -np.polyfit(np.log([1, 2, 3]), np.log(values[:3]), 1)[0],
         "alignment": np.mean(apart),

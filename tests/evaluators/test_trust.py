@@ -9,6 +9,7 @@ from sklearn import metrics as sk
 
 from distill_jax.core.errors import ConfigError, NonFiniteError
 from distill_jax.evaluators import trust
+from tests.reference import softmax
 
 
 def example(seed=0, n=240, k=5, *, s=2, levels=None):
@@ -34,17 +35,12 @@ def evaluate(outputs, batch, **kwargs):
     return trust.make(**kwargs)({"example_weights": outputs}, batch)
 
 
-def softmax_loop(row):
-    e = [math.exp(float(v)) for v in row]
-    return [v / sum(e) for v in e]
-
-
 def by_hand(outputs, batch, quantile):
     """Every metric as its definition says, example by example."""
     weights, labels = outputs["weights"], batch["label"]
     n = len(labels)
     ratio = [float(w[-1]) / sum(map(float, w)) for w in weights]
-    p, q = ([softmax_loop(row) for row in outputs[r]] for r in ("student", "teacher"))
+    p, q = (softmax(outputs[r]) for r in ("student", "teacher"))
     wrong = [max(q[i]) > q[i][labels[i]] for i in range(n)]
     distance = [math.dist(p[i], q[i]) for i in range(n)]
     margin = [

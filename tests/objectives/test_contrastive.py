@@ -20,29 +20,13 @@ from distill_jax.objectives import _queue
 from distill_jax.run import build
 from distill_jax.run import config as config_lib
 from tests import harness
+from tests.reference import difference, draw, unit
 
 B, V, D = 8, 3, 5
 TAU = 0.3
 MASK = np.array([1, 1, 0, 1, 1, 1, 1, 0.0])
 REAL = np.flatnonzero(MASK)
 LABEL = np.array([0, 1, 1, 0, 2, 1, 0, 0])
-
-
-def draw(*shape, seed=0):
-    return np.random.RandomState(seed).randn(*shape)
-
-
-def unit(x):
-    return x / np.sqrt((x**2).sum(-1, keepdims=True))
-
-
-def numeric_gradient(fn, x, h=1e-6):
-    grad = np.zeros_like(x)
-    for i in np.ndindex(x.shape):
-        step = np.zeros_like(x)
-        step[i] = h
-        grad[i] = (fn(x + step) - fn(x - step)) / (2 * h)
-    return grad
 
 
 def check(loss, loop, *inputs):
@@ -58,7 +42,7 @@ def check(loss, loop, *inputs):
             def one(x, i=i):
                 return loop(*inputs[:i], x, *inputs[i + 1 :])
 
-            want = numeric_gradient(one, np.asarray(inputs[i]))
+            want = difference(one, np.asarray(inputs[i]))
             np.testing.assert_allclose(grad, want, rtol=2e-5, atol=1e-7)
 
 

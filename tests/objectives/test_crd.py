@@ -15,23 +15,9 @@ from distill_jax.losses import contrastive_distillation as losses
 from distill_jax.objectives import crd
 from distill_jax.run.checkpoint import Checkpointer
 from tests import harness
+from tests.reference import difference, draw, unit
 
 MEMORY = {"negatives": "memory", "dim": 32, "num_negatives": 40, "class_aware": True}
-
-
-def units(b, d, seed=0):
-    x = np.random.RandomState(seed).randn(b, d)
-    return x / np.linalg.norm(x, axis=1, keepdims=True)
-
-
-def difference(f, x, eps=1e-6):
-    """Central differences of a scalar function, entry by entry."""
-    grad = np.zeros_like(x)
-    for i in np.ndindex(x.shape):
-        step = np.zeros_like(x)
-        step[i] = eps
-        grad[i] = (f(x + step) - f(x - step)) / (2 * eps)
-    return grad
 
 
 def values_and_gradients(fn, *inputs):
@@ -107,7 +93,7 @@ def test_normalizer_is_the_mean_over_the_pairs_that_count():
 
 
 def test_batch_contrast_equals_its_definition():
-    s, t = units(5, 4), units(5, 4, seed=1)
+    s, t = unit(draw(5, 4)), unit(draw(5, 4, seed=1))
     allowed = np.random.RandomState(2).rand(5, 5) < 0.6
 
     def fn(s, t):
@@ -130,7 +116,11 @@ def test_batch_contrast_equals_its_definition():
 def test_equals_pytorch():
     """Both losses over whole batches, as public programs for PyTorch spell them."""
     torch = pytest.importorskip("torch")
-    s, t, bank = units(5, 4), units(5, 4, seed=1), units(5 * 7, 4, seed=2).reshape(5, 7, 4)
+    s, t, bank = (
+        unit(draw(5, 4)),
+        unit(draw(5, 4, seed=1)),
+        unit(draw(5 * 7, 4, seed=2)).reshape(5, 7, 4),
+    )
     x, y, n, z = torch.tensor(s, requires_grad=True), torch.tensor(t), 90, 40.0
 
     logits = x @ y.T / 0.3
@@ -182,7 +172,7 @@ def nets_that_give(s, t):
 @pytest.mark.parametrize("class_aware", [True, False])
 def test_negatives_in_a_batch(class_aware):
     """Padding is no negative, nor are examples of the same class where classes count."""
-    s, t, batch = units(6, 4), units(6, 4, seed=1), harness.make_batch(6)
+    s, t, batch = unit(draw(6, 4)), unit(draw(6, 4, seed=1)), harness.make_batch(6)
     batch["mask"] = np.array([1.0, 1, 0, 1, 1, 1])
     batch["label"] = label = np.array([0, 0, 1, 1, 2, 0], np.int32)
     objective, nets = crd.make(class_aware=class_aware), nets_that_give(s, t)
@@ -200,7 +190,7 @@ def test_negatives_in_a_batch(class_aware):
 def test_memory_form_step_by_step(shared, class_aware):
     """Two steps of the memory form from its description, example by example."""
     b, d, n, q, step = 6, 4, 20, 9, 3
-    s, t = units(b, d), units(b, d, seed=1)
+    s, t = unit(draw(b, d)), unit(draw(b, d, seed=1))
     batch = harness.make_batch(b)
     batch["index"] = jnp.array([4, 7, 4, 1, 19, 7], jnp.int32)
     batch["mask"] = jnp.array([1.0, 1, 1, 1, 1, 0])

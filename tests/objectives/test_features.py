@@ -14,11 +14,7 @@ from distill_jax.losses import features
 from distill_jax.objectives import ab, factor_transfer, fitnet, fsp, review_kd, simkd
 from distill_jax.run import build, flags
 from tests import harness
-
-
-def draw(*shape, seed=0):
-    return np.random.RandomState(seed).randn(*shape)
-
+from tests.reference import draw
 
 # Transcriptions, one example at a time: maps are [h, w, c].
 

@@ -9,7 +9,7 @@ from distill_jax.core import steps
 from distill_jax.core.errors import ConfigError
 from distill_jax.models import linear_head, projector
 from tests import harness
-from tests.objectives.test_kd import softmax
+from tests.reference import softmax
 
 
 def network(params):

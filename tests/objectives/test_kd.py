@@ -10,14 +10,10 @@ from distill_jax.core.errors import ConfigError
 from distill_jax.losses.classification import distillation_kl
 from distill_jax.objectives import kd
 from tests import harness
+from tests.reference import softmax
 
 STUDENT = np.array([[2.0, -1.0, 0.5], [0.1, 0.2, -3.0], [-1.0, 4.0, 1.0]])
 TEACHER = np.array([[1.0, 0.0, -0.5], [3.0, -0.2, 1.0], [0.0, 0.0, 0.0]])
-
-
-def softmax(z):
-    e = np.exp(z - z.max(1, keepdims=True))
-    return e / e.sum(1, keepdims=True)
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 4.0])

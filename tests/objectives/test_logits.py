@@ -14,6 +14,7 @@ from distill_jax.losses import logits as losses
 from distill_jax.losses.classification import distillation_kl
 from distill_jax.objectives import dist, divergence, dkd, logit_standardization, tf_kd
 from tests import harness
+from tests.reference import difference, kl, softmax
 
 R = np.random.RandomState(0)
 B, K = 7, 4
@@ -21,15 +22,6 @@ STUDENT, TEACHER = 2 * R.randn(B, K), 3 * R.randn(B, K)
 LABEL = R.randint(0, K, B).astype(np.int32)
 MASK = np.array([1.0, 1, 0, 1, 1, 0, 1])
 T = 2.5
-
-
-def softmax(row, temperature):
-    e = [math.exp((x - max(row)) / temperature) for x in row]
-    return [x / sum(e) for x in e]
-
-
-def kl(p, q):
-    return sum(a * math.log(a / b) for a, b in zip(p, q, strict=True))
 
 
 def pearson(x, y):
@@ -133,23 +125,13 @@ NAMES = [pytest.param(name, marks=pytest.mark.xdist_group(f"logits_{name}")) for
 gradients = {name: jax.jit(jax.value_and_grad(ours)) for name, (ours, _) in CASES.items()}
 
 
-def numeric_gradient(fn, x, *, eps=1e-5):
-    grad = np.zeros_like(x)
-    for i in np.ndindex(x.shape):
-        up, down = x.copy(), x.copy()
-        up[i] += eps
-        down[i] -= eps
-        grad[i] = (fn(up) - fn(down)) / (2 * eps)
-    return grad
-
-
 @pytest.mark.parametrize("name", NAMES)
 def test_values_and_gradients(name):
     plain = CASES[name][1]
     with jax.enable_x64(True):
         value, grad = gradients[name](STUDENT, TEACHER)
     np.testing.assert_allclose(value, plain(STUDENT, TEACHER), rtol=1e-9)
-    want = numeric_gradient(lambda s: plain(s, TEACHER), STUDENT)
+    want = difference(lambda s: plain(s, TEACHER), STUDENT)
     np.testing.assert_allclose(grad, want, atol=1e-7)
     single, _ = gradients[name](STUDENT.astype(np.float32), TEACHER.astype(np.float32))
     assert single.dtype == jnp.float32
@@ -348,7 +330,7 @@ def test_tf_kd(soft, mixed):
         ours = jax.value_and_grad(lambda s: loss_of(terms_of(objective, student=s, **batch)))
         value, grad = jax.jit(ours)(STUDENT)
     np.testing.assert_allclose(value, plain(STUDENT), rtol=1e-9)
-    np.testing.assert_allclose(grad, numeric_gradient(plain, STUDENT), atol=1e-7)
+    np.testing.assert_allclose(grad, difference(plain, STUDENT), atol=1e-7)
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from distill_jax.core.weighted_objective import WeightedObjective
 from distill_jax.objectives import multi_teacher
 from distill_jax.weighting import trilateral
 from tests import harness
+from tests.reference import softmax
 
 K, B, TEACHERS = harness.K, 6, ("teacher1", "teacher2", "teacher3")
 R = np.random.RandomState(0)
@@ -18,11 +19,6 @@ LABEL = R.randint(0, K, B)
 SAID = {role: 2 * R.randn(B, K) for role in TEACHERS}
 STUDENT = R.randn(B, K)
 BATCH = {"input": None, "label": jnp.asarray(LABEL), "mask": jnp.ones(B)}
-
-
-def softmax(z):
-    e = np.exp(z - z.max())
-    return e / e.sum()
 
 
 def value_and_grad(objective):

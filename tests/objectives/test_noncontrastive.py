@@ -11,29 +11,12 @@ import pytest
 from distill_jax.core.errors import ConfigError
 from distill_jax.losses import noncontrastive
 from tests import harness
+from tests.reference import difference, draw, unit
 
 B, V, D = 6, 3, 4
 MASK = np.array([1, 1, 0, 1, 1, 0.0])
 VALID = np.flatnonzero(MASK)
 PAIRS = [(i, j) for i in range(V) for j in range(V) if i != j]
-
-
-def draw(*shape, seed=0):
-    return np.random.RandomState(seed).randn(*shape)
-
-
-def unit(x):
-    return x / math.sqrt(sum(t * t for t in x))
-
-
-def difference(f, x, eps=1e-6):
-    """Central differences of a scalar function, entry by entry."""
-    grad = np.zeros_like(x)
-    for i in np.ndindex(x.shape):
-        step = np.zeros_like(x)
-        step[i] = eps
-        grad[i] = (f(x + step) - f(x - step)) / (2 * eps)
-    return grad
 
 
 def check(loss, loop, x, *, rtol=1e-6):

@@ -10,13 +10,9 @@ from distill_jax.core.errors import ConfigError
 from distill_jax.losses import policies
 from distill_jax.objectives import active_distillation, ssld
 from tests import harness
+from tests.reference import softmax
 
 R = np.random.default_rng(0)
-
-
-def softmax(z):
-    e = np.exp(z - z.max(-1, keepdims=True))
-    return e / e.sum(-1, keepdims=True)
 
 
 def worth(p, gains, wrong, kappa):

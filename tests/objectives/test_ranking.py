@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from distill_jax.losses import ranking
-from tests.objectives.test_contrastive import LABEL, MASK, REAL, B, V, check, draw, unit
+from tests.objectives.test_contrastive import LABEL, MASK, REAL, B, V, check
+from tests.reference import draw, unit
 
 TAU = 0.3
 

@@ -11,14 +11,11 @@ import pytest
 from distill_jax.core.errors import ConfigError
 from distill_jax.losses import relations
 from tests import harness
+from tests.reference import difference, draw, unit
 
 B, D, E = 7, 5, 6
 MASK = np.array([1, 1, 0, 1, 1, 1, 0.0])
 VALID = np.flatnonzero(MASK)
-
-
-def draw(*shape, seed=0):
-    return np.random.RandomState(seed).randn(*shape)
 
 
 def huber(x):
@@ -27,10 +24,6 @@ def huber(x):
 
 def norm(x):
     return math.sqrt(sum(v * v for v in x))
-
-
-def unit(x):
-    return x / norm(x) if norm(x) else x
 
 
 def loop_distance(s, t):
@@ -114,16 +107,6 @@ def values_and_gradient(loss, s, t):
     """Losses `[b]` and the gradient of their sum."""
     value, pull = jax.vjp(lambda s: loss(s, t), s)
     return value, pull(jnp.ones_like(value))[0]
-
-
-def difference(f, x, eps=1e-6):
-    """Central differences of a scalar function, entry by entry."""
-    grad = np.zeros_like(x)
-    for i in np.ndindex(x.shape):
-        step = np.zeros_like(x)
-        step[i] = eps
-        grad[i] = (f(x + step) - f(x - step)) / (2 * eps)
-    return grad
 
 
 @pytest.mark.parametrize("name", SHARES)

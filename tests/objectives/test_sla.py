@@ -14,14 +14,10 @@ from distill_jax.losses import view_bank
 from distill_jax.run import build
 from distill_jax.run import config as config_lib
 from tests import harness
+from tests.reference import softmax
 
 K, B, M = harness.K, 3, 4
 LABEL = np.array([4, 0, 2])
-
-
-def softmax(z):
-    e = np.exp(z - z.max())
-    return e / e.sum()
 
 
 def test_views_are_rotations_and_colour_orders_sample_major():

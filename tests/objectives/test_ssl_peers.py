@@ -15,6 +15,7 @@ import pytest
 from distill_jax.losses import clustering, contrastive, isotropy, noncontrastive
 from distill_jax.objectives import _queue
 from tests import harness
+from tests.reference import draw, unit
 
 
 def library(name):
@@ -30,10 +31,6 @@ F = torch.nn.functional
 
 B, D = 6, 5
 ONES = np.ones(B)
-
-
-def draw(*shape, seed=0):
-    return np.random.RandomState(seed).randn(*shape)
 
 
 def agree(ours, other, *inputs, tight=1e-5):
@@ -107,7 +104,7 @@ def test_moco_and_its_queue():
             found = _queue.enqueue(found, contrastive.normalize(jnp.asarray(k)), jnp.ones(B))
     keys, kept = np.asarray(found["keys"]), other.memory_bank.bank.numpy()
     np.testing.assert_allclose(keys[2:], kept[2:], rtol=1e-6)
-    first, second = (k / np.linalg.norm(k, axis=1, keepdims=True) for k in batches)
+    first, second = map(unit, batches)
     np.testing.assert_allclose(kept[:2], first[:2], rtol=1e-6)
     np.testing.assert_allclose(keys[:2], second[4:], rtol=1e-6)
     assert (int(found["next"]), int(other.memory_bank.bank_ptr)) == (2, 0)

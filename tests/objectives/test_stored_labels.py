@@ -14,14 +14,10 @@ from distill_jax.data import transforms
 from distill_jax.losses import stored_labels
 from distill_jax.objectives.stored_labels import teacher_probs
 from tests import harness
+from tests.reference import softmax
 
 CODECS = {"hard": (1, "drop"), "smoothing": (1, "spread")}
 CODECS |= {"marginal_smoothing": (3, "spread"), "marginal_renorm": (3, "drop")}
-
-
-def softmax(z):
-    e = np.exp(z - z.max(-1, keepdims=True))
-    return e / e.sum(-1, keepdims=True)
 
 
 def decoded(p, codec):

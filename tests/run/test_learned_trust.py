@@ -13,6 +13,7 @@ from distill_jax.core.errors import ConfigError
 from distill_jax.data import loader
 from distill_jax.run import build, checkpoint, flags, study
 from distill_jax.run import config as config_lib
+from tests.reference import softmax
 
 pytestmark = pytest.mark.slow
 
@@ -89,9 +90,7 @@ def test_class_means_are_those_of_the_training_part(finished):
         outputs, _ = experiment.models["teacher"].apply(
             params, model_state, batch["input"], train=False, rngs={}
         )
-        logits = np.asarray(outputs["logits"], np.float64)
-        probs = np.exp(logits - logits.max(1, keepdims=True))
-        probs /= probs.sum(1, keepdims=True)
+        probs = softmax(outputs["logits"])
         for p, label, real in zip(probs, batch["label"], batch["mask"], strict=True):
             sums[label] += real * p
             counts[label] += real

@@ -5,13 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from distill_jax.core.api import Evidence
+from tests.reference import softmax
 
 B, K = 6, 4
-
-
-def softmax(z):
-    e = np.exp(z - z.max(1, keepdims=True))
-    return e / e.sum(1, keepdims=True)
 
 
 def draw(*, s=2, k=K, mixed=False, seed=0):

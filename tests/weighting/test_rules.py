@@ -10,7 +10,8 @@ import pytest
 
 from distill_jax.core.errors import ConfigError
 from distill_jax.weighting import annealed, constant, reweight, teacher_margin, wsl
-from tests.weighting.evidence import B, K, draw, on_device, refused, softmax, weights
+from tests.reference import softmax
+from tests.weighting.evidence import B, K, draw, on_device, refused, weights
 
 RULES = {
     "constant": constant.make(ratio=0.3),
