@@ -5,9 +5,9 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from distill_jax.report import figures
-from distill_jax.report.figures import Html, el, join
 from distill_jax.report.folders import Run, lookup
-from distill_jax.report.page import figure, grid, table
+from distill_jax.report.html import Html, join
+from distill_jax.report.page import figure, grid, muted, row, table
 from distill_jax.report.wording import NONE, duration, is_finite, si
 
 _FLOOR = ("flops_per_second", "floor_flops_per_step", "floor_over_actual", "floor_bytes_per_step")
@@ -44,13 +44,13 @@ def section(arms: Mapping[str, Sequence[Run]], *, base: str | None = None) -> Ht
             *(si(_mean(runs, f"compute.{name}")) for name in others),
             *(si(_mean(runs, f"parameters.{role}")) for role in roles),
         ]
-        rows.append([el("th", arm, scope="row"), *(el("td", c, class_="n") for c in cells)])
+        rows.append(row(arm, cells))
     heads = ["time", "steps", *["time per step"] * timed, "FLOPs per step", "FLOPs of training"]
     heads += [name.replace("_", " ") for name in others] + [f"parameters: {r}" for r in roles]
     several = any(len(runs) > 1 for runs in arms.values())
     text = "FLOPs are those of the compiled step over all its devices."
     return join(
-        el("p", text + " Means over the runs of an arm." * several, class_="muted"),
+        muted(text + " Means over the runs of an arm." * several),
         table(["", *heads], rows),
         _floors(arms),
         _shares(arms),
@@ -71,8 +71,7 @@ def _floors(arms: Mapping[str, Sequence[Run]]) -> Html | None:
     rows = []
     for arm, (speed, flops, ratio, moved) in found.items():
         share = NONE if ratio is None else f"{ratio:.2f}"
-        cells = (si(speed), si(flops), share, si(moved))
-        rows.append([el("th", arm, scope="row"), *(el("td", c, class_="n") for c in cells)])
+        rows.append(row(arm, (si(speed), si(flops), share, si(moved))))
     caption = (
         "The floor is one forward pass of each network that a step applies, three of each that "
         "learns, and every parameter, moment and example moved once. The gradient with respect to "
@@ -81,7 +80,7 @@ def _floors(arms: Mapping[str, Sequence[Run]]) -> Html | None:
     )
     return join(
         table(["", "FLOP/s", "floor, FLOPs", "floor over actual", "floor, bytes"], rows),
-        el("p", caption, class_="muted"),
+        muted(caption),
     )
 
 
@@ -94,14 +93,13 @@ def _shares(arms: Mapping[str, Sequence[Run]]) -> Html | None:
     rows = []
     for arm, runs in arms.items():
         shares = [_mean(runs, f"compute.shares.{phase}") for phase in phases]
-        cells = [NONE if share is None else f"{100 * share:.1f} %" for share in shares]
-        rows.append([el("th", arm, scope="row"), *(el("td", c, class_="n") for c in cells)])
+        rows.append(row(arm, [NONE if s is None else f"{100 * s:.1f} %" for s in shares]))
     caption = (
         "Where the time after the first step went, as the host sees it: reading data, calling the "
         "step (which computes, where a backend computes in the call), waiting for the device, "
         "evaluating, saving, waiting for other processes."
     )
-    return join(table(["time in", *phases], rows), el("p", caption, class_="muted"))
+    return join(table(["time in", *phases], rows), muted(caption))
 
 
 def _relative(arms: Mapping[str, Sequence[Run]], base: str) -> Html | None:
@@ -118,7 +116,7 @@ def _relative(arms: Mapping[str, Sequence[Run]], base: str) -> Html | None:
         )
         for arm in arms
     ]
-    if not kinds or sum(bool(row.values) for row in rows) < 2:
+    if not kinds or sum(bool(bars.values) for bars in rows) < 2:
         return None
     plot = figures.bar_chart(
         rows, kinds=kinds, x_label=f"relative to {base}", level=1.0, unit="\u00d7"

@@ -5,9 +5,9 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from distill_jax.report import figures
-from distill_jax.report.figures import Html, el, join
 from distill_jax.report.folders import Run
-from distill_jax.report.page import figure
+from distill_jax.report.html import Html, el, join
+from distill_jax.report.page import figure, muted
 
 _POINTS = 240  # of a curve, at most: more cannot be seen and would swell the file
 
@@ -30,9 +30,7 @@ def section(arms: Mapping[str, Sequence[Run]], *, names: Sequence[str]) -> Html 
         return None
     several = any(len(runs) > 1 for runs in arms.values())
     return join(
-        el("p", "Lines are means over seeds, bands span the seeds.", class_="muted")
-        if several
-        else None,
+        muted("Lines are means over seeds, bands span the seeds.") if several else None,
         figures.key(list(arms)) if len(arms) > 1 else None,
         el("div", panels, class_="grid2"),
     )

@@ -5,7 +5,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from distill_jax.report.figures import Html, Panel, Series, colour, el, points, shortened
+from distill_jax.report.figures import Panel, Series, colour, points, shortened
+from distill_jax.report.html import Html, el
 
 _BINS = 48
 _KERNEL = np.array([1, 4, 6, 4, 1]) / 16

@@ -8,8 +8,9 @@ import numpy as np
 
 from distill_jax.evaluators._logits import log_softmax
 from distill_jax.report import figures
-from distill_jax.report.figures import Html, el, join
 from distill_jax.report.folders import Run
+from distill_jax.report.html import Html, el, join
+from distill_jax.report.page import muted, picture
 
 _PIXELS = 64  # edge of an image, at most
 
@@ -60,11 +61,9 @@ def section(
         ]
         parts += [el("h3", title), el("div", cards, class_="examples")]
     return join(
-        el(
-            "p",
+        muted(
             f"Chosen for what they show among the {len(keep)} test examples stored with their "
-            "images, so their error rates are not those of the test split.",
-            class_="muted",
+            "images, so their error rates are not those of the test split."
         ),
         parts,
     )
@@ -94,6 +93,10 @@ def _example_groups(right: np.ndarray, names: Sequence[str]) -> Iterator[tuple[s
             yield title, np.flatnonzero(mask)
 
 
+def marked(text: str, ok: bool, **attributes: Any) -> Html:
+    return el("span", ("✓ " if ok else "✗ ") + text, class_="good" if ok else "bad", **attributes)
+
+
 def card(
     image: np.ndarray,
     *,
@@ -115,25 +118,18 @@ def card(
     """
     stride = math.ceil(max(image.shape[:2]) / _PIXELS)
     image = image[::stride, ::stride]
-    image = image if image.shape[2] in (1, 3, 4) else image[..., :1]
     lines = [
         el(
             "li",
             el("span", el("span", class_="dot " + figures.colour(i)), name, title=name),
-            el(
-                "span",
-                ("✓ " if ok else "✗ ") + choice,
-                class_="good" if ok else "bad",
-                title=choice,
-            ),
+            marked(choice, ok, title=choice),
             el("span", f"{p:.0%}", class_="n"),
         )
         for name, i, choice, p, ok in said
     ]
-    picture = el("img", src=figures.png(image), alt=f"{kind} {index}: {truth}")
     return el(
         "div",
-        picture,
+        picture(image, f"{kind} {index}: {truth}"),
         el(
             "div",
             el("b", truth, el("span", f"index {index}", class_="muted")),

@@ -1,53 +1,22 @@
-"""HTML elements that escape what they hold, and figures as inline SVG that follow the page's theme.
+"""Figures as inline SVG that follow the page's theme.
 
 Colours are the classes `c0`, `c1`, ... of `report/page.css`; nothing here names one.
 """
 
 import base64
 import dataclasses
-import html
 import math
 import struct
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from distill_jax.report.html import Html, el, join
+
 WIDTH, COLOURS = 560, 8
-_VOID = {"img", "meta"}
 _DASHES = ("none", "7 4", "2 3", "9 3 2 3")
-
-
-class Html(str):
-    """Text that is HTML already. Every other string is escaped on its way into an element."""
-
-    __slots__ = ()
-
-
-def el(tag: str, *children: Any, **attributes: Any) -> Html:
-    """Returns one element.
-
-    Args:
-      tag: its name.
-      *children: `Html` as it is; sequences, child by child; None, nothing; all else as escaped
-        text.
-      **attributes: escaped values. A trailing underscore is dropped (`class_`), other underscores
-        become hyphens, floats get two decimals, and None leaves the attribute out.
-    """
-    pairs = "".join(
-        f' {name.rstrip("_").replace("_", "-")}="{_attribute(value)}"'
-        for name, value in attributes.items()
-        if value is not None
-    )
-    if tag in _VOID:
-        return Html(f"<{tag}{pairs}>")
-    return Html(f"<{tag}{pairs}>{join(*children)}</{tag}>")
-
-
-def join(*children: Any) -> Html:
-    """Returns children side by side, by the rules of `el`."""
-    return Html("".join(_child(child) for child in children))
 
 
 def colour(i: int | None) -> str:
@@ -386,169 +355,6 @@ def bar_chart(
         for row in rows
     )
     return panel.svg(*marks, alt=f"{x_label}: {said}.")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Cloud:
-    """Points `[n, 2]` that are drawn alike, and what is said of each."""
-
-    name: str
-    points: np.ndarray
-    said: Sequence[str]
-
-
-def mark(i: int) -> str:
-    """Returns the class of the points of the i-th cloud: filled, then open, in every colour."""
-    return ("ring " if i // COLOURS % 2 else "point ") + colour(i)
-
-
-def scatter_plot(clouds: Sequence[Cloud], *, x_label: str, y_label: str, alt: str) -> Html:
-    """Draws points, a unit being as long on one axis as on the other.
-
-    Args:
-      clouds: finite points, at least one; the i-th has the i-th `mark`.
-      x_label: name of the horizontal axis.
-      y_label: name of the vertical axis.
-      alt: what is to be seen, for the alternative text.
-    """
-    xy = np.concatenate([cloud.points for cloud in clouds])
-    middle, half = (xy.max(0) + xy.min(0)) / 2, float(np.ptp(xy, axis=0).max()) * 0.54 or 1.0
-    ranges = [(float(m) - half, float(m) + half) for m in middle]
-    panel = Panel(x_range=ranges[0], y_range=ranges[1], height=WIDTH - 80 + 58)
-    marks = [panel.frame(x_label=x_label, y_label=y_label)]
-    for i, cloud in enumerate(clouds):
-        rows = zip(cloud.points.tolist(), cloud.said, strict=True)
-        for (x, y), said in rows:
-            at = {"cx": float(panel.x(x)), "cy": float(panel.y(y)), "r": 3.2}
-            marks.append(el("circle", el("title", said), **at, class_=mark(i)))
-    return panel.svg(*marks, alt=alt)
-
-
-def marks_key(names: Sequence[str]) -> Html:
-    """Returns the legend of `scatter_plot`."""
-
-    def item(i: int, name: str) -> Html:
-        dot = el("circle", cx=6, cy=6, r=4, class_=mark(i))
-        picture = el("svg", dot, viewBox="0 0 12 12", width=12, aria_hidden="true", class_="mark")
-        return el("li", picture, name)
-
-    return el("ul", [item(i, name) for i, name in enumerate(names)], class_="key")
-
-
-def reliability_diagram(tables: Mapping[int, tuple[str, np.ndarray]]) -> Html:
-    """Draws accuracy over confidence; larger points hold more examples.
-
-    Args:
-      tables: (name, `[bins, 5]` of `evaluators.calibration.reliability_table`) by colour number.
-    """
-    panel = Panel(x_range=(0.0, 1.0), y_range=(0.0, 1.0), height=440)
-    (x0, x1), (y0, y1) = panel.x([0, 1]), panel.y([0, 1])
-    marks = [
-        panel.frame(x_label="confidence", y_label="accuracy"),
-        el("line", x1=float(x0), y1=float(y0), x2=float(x1), y2=float(y1), class_="zero"),
-    ]
-    for i, (_, table) in tables.items():
-        filled = table[table[:, 2] > 0]
-        x, y = panel.x(filled[:, 3]), panel.y(filled[:, 4])
-        marks.append(
-            el(
-                "polyline",
-                points=points(x, y),
-                class_="curve thin " + colour(i),
-                stroke_dasharray=dash(i),
-            )
-        )
-    for i, (name, table) in tables.items():
-        for _, _, count, confidence, accuracy in table[table[:, 2] > 0]:
-            tip = f"{name}: confidence {confidence:.3f}, accuracy {accuracy:.3f}, n = {count:.0f}"
-            marks.append(
-                el(
-                    "circle",
-                    el("title", tip),
-                    cx=float(panel.x(confidence)),
-                    cy=float(panel.y(accuracy)),
-                    r=2.5 + 16 * math.sqrt(count / table[:, 2].sum()),
-                    class_="bubble " + colour(i),
-                )
-            )
-    names = ", ".join(name for name, _ in tables.values())
-    return panel.svg(*marks, alt=f"Reliability diagram of {names}; the diagonal is perfect.")
-
-
-def confusion_chart(counts: np.ndarray, *, classes: Sequence[str], i: int = 0) -> Html:
-    """Draws a confusion matrix `[k, k]`, rows are labels, shaded by share of the row.
-
-    Counts are written up to 12 classes. Above 20 the cells are one image without names, shaded by
-    the square root of the share, since single errors would be too pale to see.
-
-    Args:
-      counts: int `[k, k]`.
-      classes: k names.
-      i: colour number.
-    """
-    k = len(counts)
-    share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    names = [shortened(name, 12) for name in classes]
-    named = k <= 20
-    left = 36 + 7 * max(map(len, names)) if named else 36
-    size = WIDTH - left - 8
-    foot = (36 if max(map(len, names)) * 7.5 < size / k else 20 + 6 * max(map(len, names))) + 14
-    foot = foot if named else 34
-    panel = Panel(
-        x_range=(0, k), y_range=(0, k), height=8 + size + foot, left=left, top=8, foot=foot
-    )
-    marks = []
-    cell = size / k
-    if named:
-        for r, c in np.ndindex(k, k):
-            x, y = left + c * cell, 8 + r * cell
-            tip = f"{classes[r]} as {classes[c]}: {counts[r, c]} ({share[r, c]:.1%} of the row)"
-            box = {"x": x, "y": y, "width": cell - 1.5, "height": cell - 1.5, "rx": 2}
-            marks.append(el("rect", **box, class_="cell"))
-            fill = {"fill_opacity": round(0.6 * float(share[r, c]), 3), "class_": colour(i)}
-            marks.append(el("rect", el("title", tip), **box, **fill))
-            if k <= 12 and counts[r, c]:
-                strong = "count strong" if share[r, c] > 0.5 else "count"
-                at = {"x": x + cell / 2, "y": y + cell / 2 + 4, "class_": strong}
-                marks.append(el("text", str(counts[r, c]), **at))
-        flat = max(map(len, names)) * 7.5 < cell
-        for j, name in enumerate(names):
-            middle = (j + 0.5) * cell
-            at = {"x": left - 8, "y": 8 + middle + 4, "text_anchor": "end"}
-            marks.append(el("text", name, **at))
-            x, y = left + middle, 8 + size + 16
-            turn = None if flat else f"rotate(-40 {x:.1f} {y:.1f})"
-            anchor = "middle" if flat else "end"
-            marks.append(el("text", name, x=x, y=y, text_anchor=anchor, transform=turn))
-    else:
-        shade = np.concatenate(
-            [np.full((k, k, 3), 128, np.uint8), (255 * np.sqrt(share))[..., None].astype(np.uint8)],
-            axis=2,
-        )
-        box = {"x": left, "y": 8, "width": size, "height": size}
-        marks.append(el("rect", **box, class_="cell"))
-        marks.append(el("image", **box, href=png(shade), class_="pixels"))
-    marks.append(
-        el("text", "predicted", x=left + size / 2, y=panel.height - 6, class_="axis middle")
-    )
-    turn = f"rotate(-90 14 {8 + size / 2:.0f})"
-    marks.append(el("text", "label", x=14, y=8 + size / 2, transform=turn, class_="axis middle"))
-    right = counts.trace() / max(counts.sum(), 1)
-    return panel.svg(*marks, alt=f"Confusion matrix of {k} classes, {right:.1%} on the diagonal.")
-
-
-def _child(child: Any) -> str:
-    if child is None:
-        return ""
-    if isinstance(child, Html):
-        return child
-    if isinstance(child, (list, tuple, Iterator)):
-        return join(*child)
-    return html.escape(str(child))
-
-
-def _attribute(value: Any) -> str:
-    return f"{value:.2f}" if isinstance(value, float) else html.escape(str(value))
 
 
 def points(x: np.ndarray, y: np.ndarray) -> str:

@@ -4,9 +4,9 @@ import math
 
 import numpy as np
 
-from distill_jax.report import figures
-from distill_jax.report.figures import Html, el, join
 from distill_jax.report.folders import Run, read_arrays
+from distill_jax.report.html import Html, el, join
+from distill_jax.report.page import muted, picture
 
 
 def section(run: Run) -> Html | None:
@@ -15,7 +15,7 @@ def section(run: Run) -> Html | None:
     if not path.exists():
         return None
     if not (arrays := read_arrays(path, "images", notes)):
-        return el("p", *notes, class_="muted") if notes else None
+        return muted(*notes) if notes else None
     images, hidden, predicted = (arrays[name] for name in ("images", "hidden", "predicted"))
     columns = {"image": images, "what the student sees": only(images, ~hidden)}
     sets = predicted.shape[1]
@@ -28,16 +28,13 @@ def section(run: Run) -> Html | None:
         columns[str(name)] = pictures
     heads = [el("th", name, scope="col") for name in columns]
     rows = [
-        el("tr", [_cell(pictures[q], name) for name, pictures in columns.items()])
+        el("tr", [el("td", picture(pictures[q], name)) for name, pictures in columns.items()])
         for q in range(len(images))
     ]
-    share = f"{hidden.mean():.0%}"
     return join(
-        el(
-            "p",
+        muted(
             f"{len(images)} training images, spread evenly, as a step sees them. The student does "
-            f"not see {share} of their patches.",
-            class_="muted",
+            f"not see {hidden.mean():.0%} of their patches."
         ),
         el(
             "div",
@@ -58,8 +55,3 @@ def only(images: np.ndarray, shown: np.ndarray) -> np.ndarray:
     alpha = grid.repeat(side, axis=1).repeat(side, axis=2)[..., None]
     colours = images[..., :3] if c >= 3 else images[..., :1].repeat(3, axis=-1)
     return np.concatenate([colours, np.where(alpha, 255, 0).astype(np.uint8)], axis=-1)
-
-
-def _cell(image: np.ndarray, name: str) -> Html:
-    image = image if image.shape[2] in (1, 3, 4) else image[..., :1]
-    return el("td", el("img", src=figures.png(image), alt=name))

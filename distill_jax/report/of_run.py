@@ -14,12 +14,12 @@ from distill_jax.report import (
     representation,
     trust,
 )
-from distill_jax.report.figures import Html, el, join
 from distill_jax.report.folders import Run, lookup, read_alarms
-from distill_jax.report.page import alert, num_cell, table, tiles, write
+from distill_jax.report.html import Html, el, join
+from distill_jax.report.page import alert, muted, row, table, tiles, write
 from distill_jax.report.provenance import config_table
 from distill_jax.report.quality import calibration_panel, confusion_panel
-from distill_jax.report.wording import duration, flat, is_finite
+from distill_jax.report.wording import duration, flat, fmt, is_finite
 
 
 def write_run_report(run_dir: str | os.PathLike[str]) -> Path:
@@ -101,17 +101,12 @@ def _run_result(run: Run) -> Html | None:
     }
     columns = {title: found for title, found in columns.items() if found}
     names = dict.fromkeys(name for found in columns.values() for name in found)
-    rows = [
-        [el("th", name, scope="row"), *(num_cell(found.get(name)) for found in columns.values())]
-        for name in names
-    ]
+    rows = [row(name, (fmt(found.get(name)) for found in columns.values())) for name in names]
     if not rows:
         return None
     metric = lookup(run.config, "eval.metric")
     text = f"The best step is chosen by {metric}, not by the test split." if metric else ""
-    return join(
-        el("p", text, class_="muted") if best and text else None, table(["", *columns], rows)
-    )
+    return join(muted(text) if best and text else None, table(["", *columns], rows))
 
 
 def _run_calibration(run: Run) -> Html | None:

@@ -11,13 +11,13 @@ import numpy as np
 from distill_jax.core.errors import UserError
 from distill_jax.evaluators import classification
 from distill_jax.report import compute, curves, examples, figures, provenance, trust
-from distill_jax.report.figures import Html, el, join
 from distill_jax.report.folders import Run, Study, is_trust, lookup, read_alarms, read_json
-from distill_jax.report.page import alert, figure, table, tiles, write
+from distill_jax.report.html import Html, el, join
+from distill_jax.report.page import alert, figure, muted, row, spread, table, tiles, write
 from distill_jax.report.provenance import config_table
 from distill_jax.report.quality import QUALITY, calibration_panel, confusion_panel, pooled
 from distill_jax.report.statistics import ArmSummary, answer, conclusion, verdict
-from distill_jax.report.wording import NONE, cut, decimals, duration, flat, is_finite, minus
+from distill_jax.report.wording import NONE, cut, duration, flat, is_finite, minus
 
 MOST_ALARMS = 20
 """Alarms of all runs that are listed; they are counted beyond it."""
@@ -176,8 +176,7 @@ def _study_results(study: Study) -> Html:
         )
         if study.best_summaries
         else None,
-        el(
-            "p",
+        muted(
             "Student-t intervals over seeds. They take seeds as independent and say nothing about "
             "other data sets; they are not corrected for the number of arms.",
             f" Figures that draw arms over each other show {len(study.colours)} of "
@@ -185,7 +184,6 @@ def _study_results(study: Study) -> Html:
             "learned ratio and the first of the others."
             if len(study.colours) < len(study.arms)
             else None,
-            class_="muted",
         ),
         el("div", charts, class_="grid2"),
     )
@@ -237,25 +235,9 @@ def _study_metrics(study: Study) -> Html | None:
     found = {n: v for n, v in found.items() if n.startswith("test/")} or found
     if not found:
         return None
-
-    def cell(values: list[float] | None) -> Html:
-        if not values:
-            return el("td", NONE, class_="n")
-        mean = float(np.mean(values))
-        digits = decimals(mean)
-        spread = f" ± {np.std(values, ddof=1):.{digits}f}" if len(values) > 1 else ""
-        text = minus(f"{mean:.{digits}f}")
-        return el("td", text + spread, class_="n")
-
     arms = [arm for arm in study.arms if study.finished(arm)]
-    rows = [
-        [el("th", name, scope="row"), *(cell(by_arm.get(arm)) for arm in arms)]
-        for name, by_arm in found.items()
-    ]
-    return join(
-        el("p", "Mean ± standard deviation over seeds.", class_="muted"),
-        table(["metric", *arms], rows),
-    )
+    rows = [row(n, (spread(by_arm.get(arm)) for arm in arms)) for n, by_arm in found.items()]
+    return join(muted("Mean ± standard deviation over seeds."), table(["metric", *arms], rows))
 
 
 def _study_trust(study: Study) -> Html | None:
@@ -309,7 +291,7 @@ def _study_examples(shown: Mapping[str, Sequence[Run]]) -> Html | None:
         voters |= {role: (first, role) for role in first.roles[1:] if role not in voters}
     order = [*shown, *(name for name in voters if name not in shown)]
     return join(
-        el("p", f"Predictions of {common[0]} of every arm.", class_="muted"),
+        muted(f"Predictions of {common[0]} of every arm."),
         examples.section(first, voters, order=order),
     )
 
@@ -337,7 +319,7 @@ def _study_config(study: Study) -> Html | None:
     return join(
         table(["key", *configs], rows, numeric=False)
         if rows
-        else el("p", "The configs of all arms are equal.", class_="muted"),
+        else muted("The configs of all arms are equal."),
         el(
             "details",
             el("summary", f"{len(shared)} keys that all arms share"),

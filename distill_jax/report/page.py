@@ -1,11 +1,14 @@
 """The page, and the pieces of HTML that sections are made of."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from distill_jax.report.figures import Html, el
-from distill_jax.report.wording import fmt
+import numpy as np
+
+from distill_jax.report.figures import png
+from distill_jax.report.html import Html, el
+from distill_jax.report.wording import NONE, decimals, minus
 from distill_jax.stored import write_text
 
 
@@ -98,5 +101,25 @@ def table(
     )
 
 
-def num_cell(value: Any) -> Html:
-    return el("td", fmt(value), class_="n")
+def row(name: str, cells: Iterable[Any]) -> list[Html]:
+    """Returns a row of `table`: its name, and cells of numbers."""
+    return [el("th", name, scope="row"), *(el("td", cell, class_="n") for cell in cells)]
+
+
+def spread(values: Sequence[float] | None, digits: int | None = None) -> str:
+    """Returns mean ± standard deviation of values, by default with `decimals` of the mean."""
+    if not values:
+        return NONE
+    mean = float(np.mean(values))
+    digits = decimals(mean) if digits is None else digits
+    deviation = f" ± {np.std(values, ddof=1):.{digits}f}" if len(values) > 1 else ""
+    return minus(f"{mean:.{digits}f}") + deviation
+
+
+def muted(*text: Any) -> Html:
+    return el("p", *text, class_="muted")
+
+
+def picture(image: np.ndarray, alt: str) -> Html:
+    """Returns an image uint8 `[h, w, c]`; of channels that no screen has, the first."""
+    return el("img", src=png(image if image.shape[2] in (1, 3, 4) else image[..., :1]), alt=alt)

@@ -3,8 +3,8 @@
 import json
 from collections.abc import Mapping, Sequence
 
-from distill_jax.report.figures import Html, el, join
 from distill_jax.report.folders import Run
+from distill_jax.report.html import Html, el, join
 from distill_jax.report.page import alert, table
 from distill_jax.report.wording import cut, joined, variants
 

@@ -1,14 +1,16 @@
 """What the embeddings of a run look like: a map, neighbours and spectra."""
 
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from distill_jax.report import figures
-from distill_jax.report.figures import Html, el, join
+from distill_jax.report.examples import marked
 from distill_jax.report.folders import Run, read_arrays
-from distill_jax.report.page import figure, grid
+from distill_jax.report.html import Html, el, join
+from distill_jax.report.page import figure, grid, muted, picture
 from distill_jax.report.wording import fmt
 
 ROUNDING = 1e-10
@@ -24,7 +26,7 @@ def section(run: Run) -> Html | None:
     if not path.exists():
         return None
     if not (arrays := read_arrays(path, "embedding", notes)):
-        return el("p", *notes, class_="muted") if notes else None
+        return muted(*notes) if notes else None
     z, label = arrays["embedding"].astype(np.float64), arrays["label"]
     if not np.isfinite(z).all() or label.dtype.kind not in "iu" or len(z) < 2:
         return None
@@ -32,7 +34,7 @@ def section(run: Run) -> Html | None:
     names = {i: str(names[i]) if i < len(names) else str(i) for i in range(int(label.max()) + 1)}
     plots = [_map(z, label, arrays["index"], names), _spectra(arrays)]
     return join(
-        el("p", f"Of the output {arrays['encoder']} on the test split.", class_="muted"),
+        muted(f"Of the output {arrays['encoder']} on the test split."),
         grid([plot for plot in plots if plot]),
         _neighbours(arrays, names),
     )
@@ -57,7 +59,7 @@ def _map(z: np.ndarray, label: np.ndarray, index: np.ndarray, names: Mapping[int
     classes, counts = np.unique(label, return_counts=True)
     named = np.sort(classes[np.argsort(-counts, kind="stable")[:CLASSES]])
     clouds = [
-        figures.Cloud(
+        Cloud(
             name=names[int(c)],
             points=xy[label == c],
             said=[f"{names[int(c)]}, index {i}" for i in index[label == c].tolist()],
@@ -69,8 +71,8 @@ def _map(z: np.ndarray, label: np.ndarray, index: np.ndarray, names: Mapping[int
     text = f"The first two principal components of {len(z):,} test embeddings, by class."
     if left:
         text += f" Of {left} further classes no point is drawn."
-    plot = figures.scatter_plot(clouds, x_label=axes[0], y_label=axes[1], alt=text)
-    return figure("Map", plot, text, legend=figures.marks_key([cloud.name for cloud in clouds]))
+    plot = scatter_plot(clouds, x_label=axes[0], y_label=axes[1], alt=text)
+    return figure("Map", plot, text, legend=marks_key([cloud.name for cloud in clouds]))
 
 
 def _spectra(arrays: Mapping[str, np.ndarray]) -> Html | None:
@@ -114,11 +116,9 @@ def _neighbours(arrays: Mapping[str, np.ndarray], names: Mapping[int, str]) -> H
     body = el("tbody", [el("tr", row) for row in rows])
     return join(
         el("h3", "Neighbours", class_="block"),
-        el(
-            "p",
+        muted(
             f"{len(images)} test images, spread evenly over the split, and the test images whose "
-            f"embeddings are nearest to theirs; {same:.0%} of these are of the same class.",
-            class_="muted",
+            f"embeddings are nearest to theirs; {same:.0%} of these are of the same class."
         ),
         el(
             "div",
@@ -129,10 +129,54 @@ def _neighbours(arrays: Mapping[str, np.ndarray], names: Mapping[int, str]) -> H
 
 
 def _cell(image: np.ndarray, name: str, cosine: Any, same: bool, j: int) -> Html:
-    image = image if image.shape[2] in (1, 3, 4) else image[..., :1]
-    picture = el("img", src=figures.png(image), alt=f"neighbour {j}: {name}" if j else name)
+    shown = picture(image, f"neighbour {j}: {name}" if j else name)
     if j == 0:
-        return el("th", picture, el("span", name), scope="row")
-    mark = ("✓ " if same else "✗ ") + name
-    text = el("span", mark, class_="good" if same else "bad"), el("span", fmt(float(cosine)))
-    return el("td", picture, *text)
+        return el("th", shown, el("span", name), scope="row")
+    return el("td", shown, marked(name, same), el("span", fmt(float(cosine))))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Cloud:
+    """Points `[n, 2]` that are drawn alike, and what is said of each."""
+
+    name: str
+    points: np.ndarray
+    said: Sequence[str]
+
+
+def mark(i: int) -> str:
+    """Returns the class of the points of the i-th cloud: filled, then open, in every colour."""
+    return ("ring " if i // figures.COLOURS % 2 else "point ") + figures.colour(i)
+
+
+def scatter_plot(clouds: Sequence[Cloud], *, x_label: str, y_label: str, alt: str) -> Html:
+    """Draws points, a unit being as long on one axis as on the other.
+
+    Args:
+      clouds: finite points, at least one; the i-th has the i-th `mark`.
+      x_label: name of the horizontal axis.
+      y_label: name of the vertical axis.
+      alt: what is to be seen, for the alternative text.
+    """
+    xy = np.concatenate([cloud.points for cloud in clouds])
+    middle, half = (xy.max(0) + xy.min(0)) / 2, float(np.ptp(xy, axis=0).max()) * 0.54 or 1.0
+    ranges = [(float(m) - half, float(m) + half) for m in middle]
+    panel = figures.Panel(x_range=ranges[0], y_range=ranges[1], height=figures.WIDTH - 80 + 58)
+    marks = [panel.frame(x_label=x_label, y_label=y_label)]
+    for i, cloud in enumerate(clouds):
+        rows = zip(cloud.points.tolist(), cloud.said, strict=True)
+        for (x, y), said in rows:
+            at = {"cx": float(panel.x(x)), "cy": float(panel.y(y)), "r": 3.2}
+            marks.append(el("circle", el("title", said), **at, class_=mark(i)))
+    return panel.svg(*marks, alt=alt)
+
+
+def marks_key(names: Sequence[str]) -> Html:
+    """Returns the legend of `scatter_plot`."""
+
+    def item(i: int, name: str) -> Html:
+        dot = el("circle", cx=6, cy=6, r=4, class_=mark(i))
+        picture = el("svg", dot, viewBox="0 0 12 12", width=12, aria_hidden="true", class_="mark")
+        return el("li", picture, name)
+
+    return el("ul", [item(i, name) for i, name in enumerate(names)], class_="key")

@@ -2,23 +2,19 @@
 
 import dataclasses
 import itertools
-import zipfile
-import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
-from distill_jax.core.errors import UserError
 from distill_jax.evaluators import trust
-from distill_jax.evaluators._logits import log_softmax
 from distill_jax.report import curves, figures
 from distill_jax.report.distributions import Ridge, cloud, ridges
+from distill_jax.report.example_weight_arrays import FLAGS, Found
 from distill_jax.report.examples import card
-from distill_jax.report.figures import Html, Series, el, join
-from distill_jax.report.folders import Run, lookup
-from distill_jax.report.page import alert, figure, grid, table
-from distill_jax.report.wording import NONE, minus
+from distill_jax.report.figures import Series
+from distill_jax.report.folders import Run
+from distill_jax.report.html import Html, el, join
+from distill_jax.report.page import alert, figure, grid, muted, row, spread, table
 
 GROUPS = {
     1: ("right_far", "teacher right, student far"),
@@ -46,85 +42,11 @@ _NAMES = {
     "ratio_outlier": "mean on outliers",
     "ratio_margin_correlation": "rank correlation with the teacher's margin",
 }
-_FLAGS = {
-    "teacher_shift": ("teacher intact", "teacher damaged"),
-    "label_noisy": ("clean label", "changed label"),
-    "outlier": ("usual example", "outlier"),
-}
 _ARMS = 12  # in figures, at most
 _DOTS = 400  # in a cloud, at most
 _BINS = 20  # of the margin
 _FEW = 8  # examples of a bin, below which it has no band
 _ROWS = 16  # of classes, at most
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Found:
-    """The arrays of trust.npz, checked: n training examples, s signals, k classes.
-
-    Attributes:
-      label: of the run.
-      classes: k names.
-      metrics: of `evaluators.trust`, and the mean weight of every signal.
-      ratio, margin: `[n]`.
-      answers: (top class, its probability) `[n]` of the student and of the teacher.
-      labels, index: `[n]`.
-      flags: bool `[n]` by name.
-      images: (rows, uint8 `[m, h, w, c]`) of the lowest and the highest ratios, if stored.
-      control: what the run did to the weights before they acted; empty for nothing.
-    """
-
-    label: str
-    classes: Sequence[str]
-    metrics: Mapping[str, float]
-    ratio: np.ndarray
-    margin: np.ndarray
-    answers: Mapping[str, tuple[np.ndarray, np.ndarray]]
-    labels: np.ndarray
-    index: np.ndarray
-    flags: Mapping[str, np.ndarray]
-    images: Mapping[str, tuple[np.ndarray, np.ndarray]]
-    control: str
-
-    @classmethod
-    def read(cls, run: Run) -> "Found":
-        """Reads the arrays of a run; raises ValueError where they are not what they should be."""
-        try:
-            with np.load(run.path / "trust.npz", allow_pickle=False) as file:
-                arrays = {name: file[name] for name in file.files}
-            metrics = trust.make()({"example_weights": arrays}, arrays)
-            labels = arrays["label"].astype(np.int64)
-            index, weights = arrays["index"], arrays["weights"].astype(np.float64)
-            if index.shape != labels.shape:
-                raise ValueError(f"index has shape {index.shape}")
-        except KeyError as error:
-            raise ValueError(f"{error.args[0]} is missing") from error
-        except (UserError, OSError, zipfile.BadZipFile, zlib.error) as error:
-            raise ValueError(str(error)) from error
-        names = [str(name) for name in np.ravel(arrays.get("signals", ()))]
-        if len(names) != weights.shape[1]:
-            names = [str(i) for i in range(weights.shape[1])]
-        means = zip(names, weights.mean(axis=0), strict=True)
-        student, teacher = (arrays[role].astype(np.float64) for role in ("student", "teacher"))
-        flags = {name: trust.read_flag(arrays, name, len(labels)) for name in _FLAGS}
-        control = str(lookup(run.config, "weighting.control") or "")
-        return cls(
-            label=run.label,
-            classes=run.class_names(teacher.shape[1]),
-            metrics={**metrics, **{f"mean weight of {n}": float(mean) for n, mean in means}},
-            ratio=trust.teacher_share(weights),
-            margin=trust.teacher_margin(teacher, labels),
-            answers={"student": _answer(student), "teacher": _answer(teacher)},
-            labels=labels,
-            index=index,
-            flags={name: flag for name, flag in flags.items() if flag is not None},
-            images=_images(arrays, len(labels)),
-            control=control if control in ("shuffled", "batch_mean") else "",
-        )
-
-    @property
-    def right(self) -> np.ndarray:
-        return self.answers["teacher"][0] == self.labels
 
 
 def section(
@@ -177,14 +99,12 @@ def section(
     else:
         body = join(numbers if found else None, [block.html() for block in shown])
     return join(
-        el(
-            "p",
+        muted(
             "The ratio is the teacher's share of the weights of an example: at 0 the student does "
             "not hear the teacher, at 1 it hears nothing else. Right and wrong go by the labels "
             "as they are stored. Curves are of held-out examples; all else is of training examples "
             "at the last step."
             + ("" if single else " Pictures show the first finished seed of an arm."),
-            class_="muted",
         ),
         alert("Please note", problems + _controls(first)),
         body,
@@ -225,7 +145,7 @@ class _Block:
         """Returns the panels under their title, each under its own."""
         return join(
             el("h3", self.title, class_="block"),
-            el("p", self.caption, class_="muted"),
+            muted(self.caption),
             self.legend,
             grid([figure(p.arm, p.plot) for p in self.panels]),
         )
@@ -391,7 +311,7 @@ def _spread(margin: np.ndarray, ratio: np.ndarray) -> np.ndarray:
 
 def _comparisons(found: Found, limits: tuple[float, float]) -> tuple[str, str, Html | None]:
     pairs = [(("teacher right", "teacher wrong"), ~found.right)]
-    pairs += [(names, found.flags[flag]) for flag, names in _FLAGS.items() if flag in found.flags]
+    pairs += [(names, found.flags[flag]) for flag, names in FLAGS.items() if flag in found.flags]
     rows = []
     for (usual, marked), mask in pairs:
         if mask.any() and not mask.all():
@@ -434,26 +354,17 @@ def _numbers(seeds: Mapping[str, Sequence[Mapping[str, float]]], heads: Sequence
     """Returns means of the metrics over seeds, one column an arm."""
     every = dict.fromkeys(n for metrics in seeds.values() for found in metrics for n in found)
     names = [n for n in _NAMES if n in every] + [n for n in every if n.startswith("mean weight")]
-
-    def cell(values: Sequence[float]) -> Html:
-        if not values:
-            return el("td", NONE, class_="n")
-        spread = f" ± {np.std(values, ddof=1):.3f}" if len(values) > 1 else ""
-        return el("td", minus(f"{np.mean(values):.3f}") + spread, class_="n")
-
     rows = [
-        [
-            el("th", _NAMES.get(name, name), scope="row"),
-            *(cell([f[name] for f in metrics if name in f]) for metrics in seeds.values()),
-        ]
+        row(
+            _NAMES.get(name, name),
+            (spread([f[name] for f in metrics if name in f], 3) for metrics in seeds.values()),
+        )
         for name in names
     ]
     several = any(len(metrics) > 1 for metrics in seeds.values())
     note = "Mean ± standard deviation over seeds. " if several else ""
     note += "An AUC of 0.5 and a correlation of 0 are what a ratio gets that knows nothing."
-    return join(
-        el("h3", "What the ratio knows"), table(["", *heads], rows), el("p", note, class_="muted")
-    )
+    return join(el("h3", "What the ratio knows"), table(["", *heads], rows), muted(note))
 
 
 def _cards(found: Found, *, most: int) -> Html | None:
@@ -473,8 +384,8 @@ def _card(found: Found, row: int, image: np.ndarray) -> Html:
         (name, i, found.classes[int(choice[row])], float(p[row]), bool(choice[row] == truth))
         for i, (name, (choice, p)) in enumerate(found.answers.items(), 1)
     ]
-    marks = [names[1] for flag, names in _FLAGS.items() if flag in found.flags]
-    hits = [found.flags[flag][row] for flag in _FLAGS if flag in found.flags]
+    marks = [names[1] for flag, names in FLAGS.items() if flag in found.flags]
+    hits = [found.flags[flag][row] for flag in FLAGS if flag in found.flags]
     ratio = float(found.ratio[row])
     gauge = el(
         "svg",
@@ -506,24 +417,6 @@ def _controls(found: Mapping[str, Found]) -> list[str]:
         for arm, seed in found.items()
         if seed.control
     ]
-
-
-def _answer(logits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the top class and its probability `[n]`."""
-    return logits.argmax(axis=1), np.exp(log_softmax(logits).max(axis=1))
-
-
-def _images(arrays: Mapping[str, Any], n: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Returns stored rows and images that fit each other."""
-    found = {}
-    for name in ("low", "high"):
-        rows, images = arrays.get(name), arrays.get(f"{name}_images")
-        if rows is None or images is None or rows.dtype.kind not in "iu" or rows.ndim != 1:
-            continue
-        fits = images.ndim == 4 and images.dtype == np.uint8 and len(images) == len(rows) > 0
-        if fits and rows.min() >= 0 and rows.max() < n:
-            found[name] = rows, images
-    return found
 
 
 def _range(ratios: np.ndarray) -> tuple[float, float]:

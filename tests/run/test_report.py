@@ -13,6 +13,7 @@ import pytest
 from distill_jax.core.errors import UserError
 from distill_jax.evaluators import calibration, classification
 from distill_jax.report import curves, figures, quality, write_run_report, write_study_report
+from distill_jax.report.html import el
 
 EVIL = "<script>alert('x')</script>&\"quoted\""
 CLASSES = ("T-shirt", "Trouser", "Pullover", "Dress", "Coat", "Sandal")
@@ -442,5 +443,5 @@ def test_ticks_are_round_and_inside(low, high):
 
 
 def test_elements_escape_what_is_not_html():
-    got = figures.el("p", "a<b", [figures.el("b", 1), None], class_='x"y', data_n=0.5)
+    got = el("p", "a<b", [el("b", 1), None], class_='x"y', data_n=0.5)
     assert got == '<p class="x&quot;y" data-n="0.50">a&lt;b<b>1</b></p>'

@@ -125,7 +125,7 @@ def test_extreme_examples_are_shown_with_what_was_said(tmp_path):
         said = CLASSES[arrays["teacher"][row].argmax()]
         right = arrays["teacher"][row].argmax() == arrays["label"][row]
         assert f"{'✓' if right else '✗'} {said}" in card.partition("teacher</span>")[2]
-        for flag, (_, name) in trust._FLAGS.items():
+        for flag, (_, name) in trust.FLAGS.items():
             assert (f'class="badge">{name}<' in card) == (arrays[flag][row] != 0)
 
 
@@ -163,7 +163,7 @@ def test_what_is_missing_is_absent(tmp_path, flag):
     kept = {n: x for n, x in arrays.items() if n not in ("signals", "low", "high_images")}
     np.savez(tmp_path / "run/trust.npz", allow_pickle=False, **kept)
     text = trust_section(checked(write_run_report(tmp_path / "run")))
-    for name, titles in trust._FLAGS.items():
+    for name, titles in trust.FLAGS.items():
         assert (titles[0] in text) == (name == flag)
     assert "Mean ratio over time" not in text
     assert "mean weight of 1" in text
