@@ -166,9 +166,9 @@ class Box:
 
     def seal(self, step: str) -> None:
         """Writes the checksums of a step anew, as an attacker would."""
-        from distill_jax.run import checkpoint
+        from distill_jax.trainer.io import step_folder
 
-        checkpoint.seal(self / step)
+        step_folder.seal(self / step)
 
     def flip(self, name: str, at: float, bit: int = 0) -> None:
         data = bytearray((self / name).read_bytes())
@@ -315,7 +315,7 @@ def _drop_override() -> None:
 
 
 def _hook(box: Box, hook: str) -> None:
-    from distill_jax.run import checkpoint
+    from distill_jax.trainer.io import checkpoint
 
     save, pid, saved = checkpoint.Checkpointer.save, os.getpid(), []
 

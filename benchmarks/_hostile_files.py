@@ -69,7 +69,7 @@ SYMBOLS: dict[str, tuple[str, dict[str, Any]]] = {
         "distill_jax.run.resolve:resolve",
         {"package": "models", "name": "evil:make", "where": "x"},
     ),
-    "walk-rmtree": ("distill_jax.run.workdir:shutil.rmtree", {"path": "{box}/precious"}),
+    "walk-rmtree": ("distill_jax.trainer.io.step_folder:shutil.rmtree", {"path": "{box}/precious"}),
     "own-write": (
         "distill_jax.run.workdir:write_json",
         {"path": "{box}/precious/thesis.txt", "value": 1},

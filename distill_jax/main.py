@@ -106,9 +106,9 @@ def _intact(parsed: flags.Flags | None) -> str:
     if parsed.mode == "eval":
         return "the run is as it was"
     with contextlib.suppress(Exception):
-        from distill_jax.run import checkpoint
+        from distill_jax.run import workdir
 
-        return checkpoint.intact(parsed.workdir, study=parsed.mode == "study")
+        return workdir.intact(parsed.workdir, study=parsed.mode == "study")
     return "what was saved before is untouched"
 
 

@@ -43,10 +43,11 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 if (ROOT / "distill_jax").is_dir():  # a source tree, whether installed or not
     sys.path.insert(0, str(ROOT))
 
-from distill_jax import stored  # noqa: E402
 from distill_jax.core.errors import UserError  # noqa: E402
 from distill_jax.run import config_files, console, crash, paths  # noqa: E402
 from distill_jax.run import workdir as rules  # noqa: E402
+from distill_jax.trainer.io import files  # noqa: E402
+from distill_jax.trainer.io.paths import absolute, check_folder, check_places  # noqa: E402
 
 PREEMPTED = 75
 
@@ -272,13 +273,13 @@ def _outcome(code: int) -> str:
 def _result(folder: pathlib.Path, *, warn: bool = False) -> dict[str, Any] | None:
     """Returns the result of a finished trial, None where it is not finished or is damaged."""
     try:
-        found = stored.read_json(folder / "result.json", shape={"status": str})
+        found = files.read_json(folder / "result.json", shape={"status": str})
         if found["status"] != "done":
             return None
-        return stored.read_json(folder / "result.json", shape={"best": dict})
-    except stored.MissingFile:
+        return files.read_json(folder / "result.json", shape={"best": dict})
+    except files.MissingFile:
         return None
-    except stored.DamagedFile as error:
+    except files.DamagedFile as error:
         if warn:
             print(f"warning: {error}", file=sys.stderr)
         return None
@@ -294,10 +295,10 @@ def table(trials: Sequence[Mapping[str, Any]], folders: Sequence[pathlib.Path]) 
         if (result := _result(folder, warn=True)) is None:
             continue
         try:
-            config = stored.read_json(folder / "config.json", shape={"eval": dict})
+            config = files.read_json(folder / "config.json", shape={"eval": dict})
             metric, mode = (config["eval"][name] for name in ("metric", "mode"))
             value = result["best"].get(metric)
-        except (stored.DamagedFile, KeyError, TypeError) as error:
+        except (files.DamagedFile, KeyError, TypeError) as error:
             what = str(error) if isinstance(error, UserError) else "its config.json is damaged"
             notes.append(f"left out: {folder.name}: {what}")
             continue
@@ -342,7 +343,7 @@ def _carry_out(flags: argparse.Namespace) -> int:
     crash.doing("reading the sweep")
     space = read_space(flags.config)
     trials = draw(space, n=flags.random, seed=flags.seed) if flags.random else grid(space)
-    workdir = paths.absolute(flags.workdir, where="--workdir")
+    workdir = absolute(flags.workdir, where="--workdir")
     lines = commands(trials, config=flags.config, workdir=workdir, args=flags.args)
     folders = [pathlib.Path(line[4].partition("=")[2]) for line in lines]
     listed = [{"folder": f.name, "values": t} for f, t in zip(folders, trials, strict=True)]
@@ -354,14 +355,14 @@ def _carry_out(flags: argparse.Namespace) -> int:
     if flags.dry_run or flags.backend == "print":
         print("\n".join(shlex.join(line) for line in lines))
         return 0
-    stored.check_folder(workdir, where="--workdir")
-    stored.check_places(workdir, files=("sweep.json", "sweep.sh", "crash.txt"))
+    check_folder(workdir, where="--workdir")
+    check_places(workdir, files=("sweep.json", "sweep.sh", "crash.txt"))
     with rules.claim(workdir, "sweep", with_peers=False):
         _check_listing(workdir / "sweep.json", listed, folders)
-        rules.write_text(workdir / "sweep.json", listing)
+        files.write_text(workdir / "sweep.json", listing)
         if flags.backend == "slurm":
             path = workdir / "sweep.sh"
-            rules.write_text(path, script)
+            files.write_text(path, script)
             if shutil.which("sbatch") is None:
                 raise SweepError("there is no sbatch on this machine", where="--backend=slurm")
             return subprocess.run(["sbatch", str(path)], check=False).returncode
@@ -385,8 +386,8 @@ def _check_listing(
 ) -> None:
     """Raises `UserError` where a folder holds another sweep, or one whose list is damaged."""
     try:
-        there = stored.read_value(path)
-    except stored.MissingFile:
+        there = files.read_value(path)
+    except files.MissingFile:
         _refuse_logs(folders)
         return
     if there != json.loads(json.dumps(listed)):

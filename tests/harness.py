@@ -14,8 +14,8 @@ from distill_jax.core import partition, state, steps, tokens
 from distill_jax.core.api import Model, Objective
 from distill_jax.core.errors import ConfigError
 from distill_jax.models.adapters import as_model
-from distill_jax.run.checkpoint import Checkpointer
 from distill_jax.run.resolve import bind
+from distill_jax.trainer.io.checkpoint import Checkpointer
 
 K, SIZE = 5, 6
 

@@ -27,8 +27,8 @@ from distill_jax.core.errors import CheckpointError, ConfigError, UserError
 from distill_jax.data.source import example_ids, example_labels
 from distill_jax.run import build
 from distill_jax.run import config as config_lib
-from distill_jax.run.checkpoint import Checkpointer
 from distill_jax.run.train import evaluation
+from distill_jax.trainer.io.checkpoint import Checkpointer
 
 SPLITS = ("train", "held_out", "test")
 

@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from distill_jax import stored
 from distill_jax.core.errors import UserError
 from distill_jax.evaluators import calibration, classification
 from distill_jax.report import figures, sharing
 from distill_jax.report.statistics import ArmSummary, Estimate, ask, summarise
 from distill_jax.report.wording import NONE, alarm_line, decimals, is_finite, minus
+from distill_jax.trainer.io import files
 
 
 def is_trust(metric: str) -> bool:
@@ -265,11 +265,11 @@ class Study:
 
 def read_json(path: Path, notes: list[str]) -> dict[str, Any]:
     try:
-        parts = stored.RESULT_PARTS if path.name == "result.json" else {}
-        return sharing.scrubbed(stored.read_json(path, optional=parts), path.parent)
-    except stored.MissingFile:
+        parts = files.RESULT_PARTS if path.name == "result.json" else {}
+        return sharing.scrubbed(files.read_json(path, optional=parts), path.parent)
+    except files.MissingFile:
         notes.append(f"{path.name} is missing")
-    except stored.DamagedFile as error:
+    except files.DamagedFile as error:
         notes.append(f"{path.name} {error.what}")
     return {}
 
@@ -280,8 +280,8 @@ def _read_records(path: Path, notes: list[str]) -> list[dict[str, Any]]:
         notes.append(f"{path.name} is missing")
         return []
     try:
-        lines = stored.read_lines(path)
-    except stored.DamagedFile as error:
+        lines = files.read_lines(path)
+    except files.DamagedFile as error:
         notes.append(f"{path.name} {error.what}")
         return []
     if damaged := sum(line.row is None for line in lines):
@@ -291,7 +291,7 @@ def _read_records(path: Path, notes: list[str]) -> list[dict[str, Any]]:
 
 def read_alarms(folder: Path) -> list[str]:
     """Returns the alarms in the folder of a run, finished or not, one line each."""
-    rows = stored.read_rows(folder / "alarms.jsonl")
+    rows = files.read_rows(folder / "alarms.jsonl")
     lines = [alarm_line(r) for r in rows if {"step", "rule", "metric", "message"} <= r.keys()]
     return sharing.scrubbed(lines, folder)
 

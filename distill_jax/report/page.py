@@ -9,7 +9,7 @@ import numpy as np
 from distill_jax.report.figures import png
 from distill_jax.report.html import Html, el
 from distill_jax.report.wording import NONE, decimals, minus
-from distill_jax.stored import write_text
+from distill_jax.trainer.io.files import write_text
 
 
 class _Section(NamedTuple):

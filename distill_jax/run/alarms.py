@@ -13,9 +13,9 @@ import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from distill_jax import stored
 from distill_jax.report.wording import alarm_line
 from distill_jax.run import writers
+from distill_jax.trainer.io.files import read_rows
 
 History = Sequence[tuple[int, float]]
 Rule = Callable[[History], str | None]
@@ -185,7 +185,7 @@ class Alarms:
         self.found: list[Alarm] = []
         if folder is None:
             return
-        for row in stored.read_rows(folder / "metrics.jsonl", until=resume_step):
+        for row in read_rows(folder / "metrics.jsonl", until=resume_step):
             self._remember(row["step"], row)
         rows = writers.resume_lines(folder / "alarms.jsonl", resume_step, log_line=log_line)
         self.found = [Alarm(**row) for row in rows if row.keys() == set(Alarm._fields)]

@@ -31,7 +31,7 @@ from ml_collections import config_dict
 
 from distill_jax.core.errors import ConfigError, nearest
 from distill_jax.evaluators._directions import direction
-from distill_jax.stored import DamagedFile, parse_json
+from distill_jax.trainer.io.files import DamagedFile, parse_json
 
 if TYPE_CHECKING:
 

@@ -15,7 +15,7 @@ from typing import Any
 from distill_jax import configs
 from distill_jax.core import errors
 from distill_jax.core.errors import ConfigError, UserError, nearest
-from distill_jax.run import paths
+from distill_jax.trainer.io.paths import expand
 
 
 def shipped() -> dict[str, pathlib.Path]:
@@ -37,7 +37,7 @@ def find(name: str) -> pathlib.Path:
     Raises:
       UserError: there is no such file, or two shipped configs have this name.
     """
-    path = paths.expand(name, where="--config")
+    path = expand(name, where="--config")
     if path.is_file():
         return path
     files = shipped()

@@ -15,11 +15,12 @@ from typing import Any
 
 from absl import flags
 
-from distill_jax import stored
 from distill_jax.core.errors import ConfigError, UserError, nearest
 from distill_jax.run import config as config_lib
 from distill_jax.run import config_files, paths, resolve, unused
 from distill_jax.run import workdir as workdir_lib
+from distill_jax.trainer.io.files import read_text
+from distill_jax.trainer.io.paths import absolute, check_folder, check_places, for_checkpoints
 
 MODES = {
     "train": "train, evaluate and report; continues where the workdir stops",
@@ -132,7 +133,7 @@ def parse(argv: Sequence[str]) -> Flags:
             hint = "--config=FILE[:ARG], for example --config=configs/distill/kd.py:smoke"
             raise UserError("no config is given", where="--config", hint=hint)
         if os.path.lexists(file):
-            spec, config = str(file), config_lib.from_json(stored.read_text(file))
+            spec, config = str(file), config_lib.from_json(read_text(file))
         elif (found := workdir_lib.stored_config(workdir)) is not None:
             spec, config = str(workdir), found
         else:
@@ -262,7 +263,7 @@ def _workdir(text: str | None, mode: str) -> pathlib.Path | None:
             return None
         hint = "--workdir=runs/NAME, the folder for checkpoints, metrics and the report"
         raise UserError(f"mode {mode} needs a folder", where="--workdir", hint=hint)
-    workdir = paths.for_checkpoints(paths.absolute(text, where="--workdir"), where="--workdir")
+    workdir = for_checkpoints(absolute(text, where="--workdir"), where="--workdir")
     if mode == "eval" and not os.path.lexists(workdir):
         hint = "evaluation reads the workdir of a finished run"
         raise UserError(f"{workdir} does not exist", where="--workdir", hint=hint)
@@ -271,8 +272,10 @@ def _workdir(text: str | None, mode: str) -> pathlib.Path | None:
             raise UserError(f"{workdir} is a file", where="--workdir", hint="name a folder")
         return workdir
     hint = "choose another folder or change its permissions"
-    stored.check_folder(workdir, where="--workdir", hint=hint)
-    stored.check_places(workdir, files=stored.WRITTEN[mode], folders=stored.WRITTEN_FOLDERS[mode])
+    check_folder(workdir, where="--workdir", hint=hint)
+    check_places(
+        workdir, files=workdir_lib.WRITTEN[mode], folders=workdir_lib.WRITTEN_FOLDERS[mode]
+    )
     return workdir
 
 

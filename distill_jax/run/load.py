@@ -15,8 +15,12 @@ from distill_jax.core import partition, rng, steps
 from distill_jax.core.api import Array, Dataset, Model, Params, Provenance, PyTree, Role, State
 from distill_jax.core.errors import CheckpointError, UserError, nearest
 from distill_jax.data.source import ArraySource
-from distill_jax.run import build, checkpoint, paths
+from distill_jax.run import build
 from distill_jax.run import config as config_lib
+from distill_jax.trainer.io.network import read_network
+from distill_jax.trainer.io.paths import NetworkRef
+from distill_jax.trainer.io.step_folder import META, read_meta
+from distill_jax.trainer.io.step_index import find_step
 
 NOWHERE = Provenance("no data", "", 0, "")
 
@@ -187,16 +191,15 @@ def load(
     Raises:
       UserError: there is no such folder, step or role, or a file is damaged.
     """
-    origin = paths.parse_origin(os.fspath(folder), where="folder")
+    origin = NetworkRef.parse(folder, where="folder")
     if origin.part:
         raise UserError(f"{origin.part!r} is a part of a network", where="folder", hint="load all")
     role = role or origin.role
-    found = checkpoint.find_step(origin.path, where="folder", step=step)
-    checkpoint.verify(found)
-    meta = checkpoint.read_meta(found)
+    found = find_step(origin.path, where="folder", step=step)
+    meta = read_meta(found)
     if "config" not in meta:
-        raise CheckpointError(f"{checkpoint.META} holds no config", where=str(found))
-    config = config_lib.from_json(json.dumps(meta["config"]), where=str(found / checkpoint.META))
+        raise CheckpointError(f"{META} holds no config", where=str(found))
+    config = config_lib.from_json(json.dumps(meta["config"]), where=str(found / META))
     trusted = frozenset(trust)
     signature = meta.get("signature")
     if signature is None:  # an earlier version wrote it
@@ -226,7 +229,7 @@ def load(
         trusted=trusted,
         statistics=lambda: (mean, std),
     )
-    params, state = checkpoint.read_network(found, role=role, like=None, where="folder")
+    params, state = read_network(found, role=role, where="folder")
     return Network(
         params=params,
         state=state,

@@ -41,12 +41,15 @@ from distill_jax.core.steps import BoundNets, check_accumulation, mean_loss
 from distill_jax.core.weighted_objective import WeightedObjective
 from distill_jax.data import checks
 from distill_jax.data.source import example_ids
-from distill_jax.run import checkpoint, hyperparameters, paths
 from distill_jax.run import config as config_lib
+from distill_jax.run import hyperparameters
 from distill_jax.run.build import Experiment, batch_shapes
 from distill_jax.run.config import ConfigDict
 from distill_jax.run.findings import Finding
-from distill_jax.stored import NUMBERS, DamagedFile, read_json
+from distill_jax.trainer.io.files import NUMBERS, DamagedFile, read_json
+from distill_jax.trainer.io.paths import NetworkRef
+from distill_jax.trainer.io.step_folder import read_config
+from distill_jax.trainer.io.step_index import find_step
 
 _VALUES = ("normalize", "scale", "downscale")
 """Transforms that change what the numbers of an input mean."""
@@ -295,10 +298,10 @@ def of_teachers(config: ConfigDict, frozen: Sequence[Role], dataset: Dataset) ->
     """What the folder of a frozen network tells of how it was trained."""
     for role in frozen:
         where = f"roles.{role}.init"
-        origin = paths.parse_origin(config.roles[role].init or "", where=where)
+        origin = NetworkRef.parse(config.roles[role].init or "", where=where)
         try:
-            step = checkpoint.find_step(origin.path, where=where)
-            stored = checkpoint.read_config(step)
+            step = find_step(origin.path, where=where)
+            stored = read_config(step)
         except CheckpointError:
             continue  # said when it is read
         try:

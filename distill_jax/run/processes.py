@@ -7,7 +7,6 @@
 import contextlib
 import ctypes
 import functools
-import json
 import os
 import re
 import signal
@@ -20,6 +19,15 @@ from typing import Any, NamedTuple
 
 from distill_jax.core.errors import UserError, text_of
 from distill_jax.run import environment, watch
+from distill_jax.trainer.io import peers
+from distill_jax.trainer.io.peers import any_process as any_process
+from distill_jax.trainer.io.peers import barrier as barrier
+from distill_jax.trainer.io.peers import count as count
+from distill_jax.trainer.io.peers import from_first as from_first
+from distill_jax.trainer.io.peers import is_loss_of_peer as is_loss_of_peer
+from distill_jax.trainer.io.peers import is_main as is_main
+
+peers.waiting = functools.partial(watch.during, "barrier")
 
 PR_SET_PDEATHSIG = 1
 """From Linux's prctl.h: a signal for this process when the thread that started it ends."""
@@ -36,9 +44,6 @@ SHUTDOWN_SECONDS = 3600
 
 PEER_LOST = 71
 """Exit code where another process of the run has ended, or did not come."""
-
-BLOCK = 4096
-"""Bytes of a text that go to the others in one collective: one shape is one compilation."""
 
 LAUNCHER = "DISTILL_JAX_LAUNCHER"
 """Environment variable by which a launcher on this machine gives its children its number."""
@@ -369,33 +374,6 @@ def _reachable(settings: Settings) -> None:
     raise _absent(settings, "nobody listens there")
 
 
-def is_main() -> bool:
-    """Whether this process writes files and speaks: the first one, or the only one."""
-    import jax
-
-    return jax.process_index() == 0
-
-
-def count() -> int:
-    """How many processes take part."""
-    import jax
-
-    return jax.process_count()
-
-
-def any_process(flag: bool) -> bool:
-    """Whether a flag is set in any process. All have to ask at the same point."""
-    import jax
-    import numpy as np
-
-    if jax.process_count() == 1:
-        return flag
-    from jax.experimental import multihost_utils
-
-    with watch.during("barrier", "asking all processes"):
-        return bool(np.asarray(multihost_utils.process_allgather(np.int32(flag))).any())
-
-
 def stop_if_asked(when: str) -> None:
     """Ends the run where a signal asks any process to. All have to ask at the same point.
 
@@ -407,17 +385,6 @@ def stop_if_asked(when: str) -> None:
     """
     if any_process(environment.asked_to_stop()):
         raise environment.Preempted(f"stopped {when}")
-
-
-def is_loss_of_peer(error: BaseException) -> bool:
-    """Whether an error of a collective says that a process at its other end is gone."""
-    while error.__context__ is not None and error.__context__ is not error:
-        error = error.__context__
-    message = text_of(error, most=100_000, lines=None)
-    signs = ("Gloo", "NCCL", "Connection reset", "Connection closed", "Socket closed", "heartbeat")
-    return type(error).__name__ in ("ValueError", "JaxRuntimeError", "XlaRuntimeError") and any(
-        sign in message for sign in signs
-    )
 
 
 def leave(report: Callable[[], int]) -> None:
@@ -436,57 +403,3 @@ def leave(report: Callable[[], int]) -> None:
     if is_main():
         time.sleep(LAST_WORD_SECONDS)
     os._exit(code)
-
-
-def barrier(name: str) -> None:
-    """Waits until every process is here."""
-    import jax
-
-    if jax.process_count() > 1:
-        from jax.experimental import multihost_utils
-
-        with watch.during("barrier", f"barrier {name}"):
-            multihost_utils.sync_global_devices(name)
-
-
-def from_first(decide: Callable[[], Any], *, where: str) -> Any:
-    """Returns what the first process decides; the others wait for it and get the same.
-
-    Args:
-      decide: called in the first process alone; returns something JSON-like.
-      where: path to name in the error of the others.
-
-    Raises:
-      UserError: as `decide` does, in every process.
-    """
-    import jax
-
-    if jax.process_count() == 1:
-        return decide()
-    error, reported = None, ""
-    if jax.process_index() == 0:
-        try:
-            reported = json.dumps({"found": decide()})
-        except UserError as e:
-            error, reported = e, json.dumps({"error": e.what})
-    found = json.loads(_broadcast(reported))
-    if error is not None:
-        raise error
-    if "error" in found:
-        raise UserError(f"process 0 refused: {found['error']}", where=where)
-    return found["found"]
-
-
-def _broadcast(text: str) -> str:
-    """Returns the text of the first process in every process."""
-    import numpy as np
-    from jax.experimental import multihost_utils
-
-    data = text.encode()
-    with watch.during("barrier", "asking process 0"):
-        size = int(multihost_utils.broadcast_one_to_all(np.int32(len(data))))
-        data, blocks = data.ljust(size, b"\0"), []
-        for start in range(0, size, BLOCK):
-            block = np.frombuffer(data[start : start + BLOCK].ljust(BLOCK, b"\0"), np.uint8)
-            blocks.append(np.asarray(multihost_utils.broadcast_one_to_all(block)).tobytes())
-    return b"".join(blocks)[:size].decode()

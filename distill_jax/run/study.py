@@ -18,12 +18,14 @@ from distill_jax.report import sharing, statistics
 from distill_jax.report.tables import decimals, number
 from distill_jax.run import build as build_lib
 from distill_jax.run import config as config_lib
-from distill_jax.run import paths, processes
+from distill_jax.run import processes
 from distill_jax.run import workdir as workdir_lib
 from distill_jax.run.config import ConfigDict
 from distill_jax.run.members import NO_REPLICAS, Member
 from distill_jax.run.members import kind as kind_of
 from distill_jax.run.train import loop
+from distill_jax.trainer.io.files import write_text
+from distill_jax.trainer.io.paths import NetworkRef
 
 _REFERENCE = re.compile(r"arm:(?P<arm>[\w.+-]+)(@(?P<seed>\d+))?(?P<role>#[\w/]+[*]?)?$")
 
@@ -99,7 +101,7 @@ def arm_config(config: ConfigDict, arm: str, seed: int, workdir: pathlib.Path) -
         role = path.removesuffix(".init")
         if not flat.get(f"{role}.model"):
             origin = arm_config(config, match["arm"], seed, workdir).roles
-            part = paths.parse_origin(changes[path], where=path)
+            part = NetworkRef.parse(changes[path], where=path)
             network = origin[part.role]
             changes |= {f"{role}.model": network.model, f"{role}.kwargs": network.kwargs.to_dict()}
     single = config_lib.override(config, {**changes, "seed": seed})
@@ -289,7 +291,7 @@ def _run_study(
     )
     if not processes.is_main():
         return table
-    workdir_lib.write_text(workdir / "table.txt", table + "\n")
+    write_text(workdir / "table.txt", table + "\n")
     path = report.write_study_report(workdir)
     return f"{table}\n\nreport: {path}"
 

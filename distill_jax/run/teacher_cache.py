@@ -46,11 +46,13 @@ from distill_jax.core.steps import BoundNets, teacher_view
 from distill_jax.data import loader
 from distill_jax.data.source import checksum
 from distill_jax.losses.stored_labels import keep_top, restore_top
-from distill_jax.run import checkpoint, environment, paths, processes, watch, workdir
 from distill_jax.run import config as config_lib
+from distill_jax.run import environment, processes, watch, workdir
 from distill_jax.run.config import ConfigDict
 from distill_jax.run.resolve import resolve
-from distill_jax.stored import DamagedFile, MissingFile, check_folder, read_json
+from distill_jax.trainer.io.files import DamagedFile, MissingFile, read_json, write_text
+from distill_jax.trainer.io.paths import absolute, check_folder
+from distill_jax.trainer.io.step_folder import seal, verify
 
 CHUNK_BYTES = 2**25
 """Size of a chunk, about."""
@@ -348,7 +350,7 @@ class Store:
         beside = pathlib.Path(tempfile.mkdtemp(prefix=f"{path.name}.", dir=self.folder))
         for name, values in rows.items():
             np.save(beside / f"{name}.npy", values.view(_stored(values.dtype)))
-        checkpoint.seal(beside)
+        seal(beside)
         if path.exists():  # another run was faster; its rows are the same
             shutil.rmtree(beside)
         else:
@@ -374,7 +376,7 @@ class Store:
         if (view, chunk) not in self._open:
             path = self.path(view, chunk)
             try:
-                checkpoint.verify(path)
+                verify(path)
             except CheckpointError as error:
                 raise CheckpointError(error.what, where=str(path), hint=CLEAR) from None
             rows = len(self.positions(chunk))
@@ -489,7 +491,7 @@ def open_store(
         )
     if jax.process_index() == 0 and not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        workdir.write_text(path, json.dumps(fresh, indent=1))
+        write_text(path, json.dumps(fresh, indent=1))
     processes.barrier("teacher_cache_open")
     return Store(folder, fields, n=n, chunk=stored["chunk"])
 
@@ -519,7 +521,7 @@ def prepare(
       ConfigError: the folder holds answers to other questions.
       Preempted: a signal asked to stop; the chunks that were filled are kept.
     """
-    folder = paths.absolute(config.cache.dir.replace("{seed}", str(config.seed)), where="cache.dir")
+    folder = absolute(config.cache.dir.replace("{seed}", str(config.seed)), where="cache.dir")
     n, stores = len(source), {}
     for role in plan.outputs:
         key = make_key(config, plan, role, source, frozen.get(role))

@@ -20,7 +20,8 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-from distill_jax.run import crash, workdir
+from distill_jax.run import crash
+from distill_jax.trainer.io.files import write_text
 
 HEARTBEAT_SECONDS = 5.0
 """Between two heartbeats."""
@@ -246,7 +247,7 @@ class Watch:
             path = folder / f"heartbeat{self._suffix}.json"
             with contextlib.suppress(OSError):  # a full disk must not end what still computes
                 folder.mkdir(parents=True, exist_ok=True)
-                workdir.write_text(path, content)
+                write_text(path, content)
 
     def _watch(self) -> None:
         pause = min(HEARTBEAT_SECONDS, self._patience / 4 or HEARTBEAT_SECONDS)

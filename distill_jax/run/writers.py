@@ -19,9 +19,9 @@ from typing import Any, Protocol, TextIO
 import numpy as np
 import tqdm
 
-from distill_jax import stored
 from distill_jax.core.errors import UserError, text_of
-from distill_jax.stored import replacing
+from distill_jax.trainer.io import files
+from distill_jax.trainer.io.files import replacing
 
 FLUSH_SECONDS = 120.0
 """Between two times that TensorBoard events are forced to disk."""
@@ -97,9 +97,9 @@ def resume_lines(
     Returns:
       The rows that stay.
     """
-    lines = stored.read_lines(path)
+    lines = files.read_lines(path)
     kept = [(data, row) for data, row in lines if row is not None and row["step"] <= step]
-    damaged = stored.damaged(lines)
+    damaged = files.damaged(lines)
     if damaged:
         aside = path.with_name(path.name + ".damaged")
         with aside.open("ab") as file:

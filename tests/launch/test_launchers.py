@@ -173,8 +173,9 @@ def test_two_processes_train_as_one(resident, tmp_path):
 
 PATCHED = """
 import os, signal, sys
+from distill_jax.trainer.io import checkpoint
 from distill_jax import main
-from distill_jax.run import checkpoint, processes
+from distill_jax.run import processes
 from distill_jax.run.train import evaluation
 from distill_jax.run.train.run import Run
 

@@ -13,6 +13,7 @@ import pytest
 from distill_jax.core.errors import UserError
 from distill_jax.run import environment, processes, watch
 from distill_jax.run.processes import detect, first_host
+from distill_jax.trainer.io import peers
 
 SLURM = {
     "SLURM_JOB_ID": "12345",
@@ -141,7 +142,7 @@ def test_texts_of_any_length_reach_the_others_in_blocks_of_one_shape(monkeypatch
     with watch.Watch([], total=1) as watched:
         for value in ("", "é" * 5000, {"step": 3, "metric": 0.1}):
             assert processes.from_first(lambda value=value: value, where="here") == value
-    assert shapes == {(), (processes.BLOCK,)} and kinds == {"asking process 0"}
+    assert shapes == {(), (peers.BLOCK,)} and kinds == {"asking process 0"}
 
 
 def test_a_signal_to_any_process_ends_all_at_the_same_point(monkeypatch):

@@ -13,7 +13,7 @@ from distill_jax.core import partition, state
 from distill_jax.core.errors import ConfigError
 from distill_jax.losses import contrastive_distillation as losses
 from distill_jax.objectives import crd
-from distill_jax.run.checkpoint import Checkpointer
+from distill_jax.trainer.io.checkpoint import Checkpointer
 from tests import harness
 from tests.reference import difference, draw, unit
 

@@ -21,8 +21,9 @@ from distill_jax.data.source import ArraySource, Subset
 from distill_jax.losses.classification import cross_entropy
 from distill_jax.objectives._distillation import ask_teacher
 from distill_jax.objectives.kd import KD as Hinton
-from distill_jax.run import build, checkpoint, flags, workdir
+from distill_jax.run import build, flags, workdir
 from distill_jax.run import config as config_lib
+from distill_jax.trainer.io import checkpoint
 
 HERE = "tests.run.silent_faults"
 SUPERVISED = "configs/distill/supervised.py:smoke"

@@ -13,9 +13,10 @@ from distill_jax import main
 from distill_jax.core import api
 from distill_jax.core.errors import ConfigError
 from distill_jax.models import mlp
-from distill_jax.run import build, checkpoint, flags
+from distill_jax.run import build, flags
 from distill_jax.run import config as config_lib
 from distill_jax.run.build import method
+from distill_jax.trainer.io.network import read_network
 
 pytestmark = pytest.mark.xdist_group("build errors")  # one run serves all
 
@@ -375,9 +376,7 @@ def test_parameters_that_are_not_finite_are_never_saved(tmp_path, capsys):
     kept = sorted(p.parent.name for p in (tmp_path / "checkpoints").glob("*/digest.json"))
     assert kept
     for step in kept:  # what is kept can be continued from
-        arrays = checkpoint.read_network(
-            tmp_path / "checkpoints" / step, like=_shapes(tmp_path), where="test"
-        )
+        arrays = read_network(tmp_path / "checkpoints" / step, like=_shapes(tmp_path), where="test")
         assert all(np.isfinite(x).all() for x in jax.tree.leaves(arrays[0]))
     rows = (tmp_path / "metrics.jsonl").read_text().splitlines()
     assert all(json.loads(row) for row in rows)

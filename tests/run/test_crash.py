@@ -15,10 +15,11 @@ import pytest
 
 from distill_jax import main, report
 from distill_jax.core.errors import NonFiniteError, UserError
-from distill_jax.run import checkpoint, console, crash, describe, study, watch
+from distill_jax.run import console, crash, describe, study, watch, workdir
 from distill_jax.run.build import data
 from distill_jax.run.train import evaluation, loop
 from distill_jax.run.train import result as result_lib
+from distill_jax.trainer.io import checkpoint, step_folder
 from tests.run.test_survival import make_state
 
 CONFIG = "--config=configs/distill/supervised.py:smoke"
@@ -125,12 +126,12 @@ def test_only_a_checkpoint_that_is_whole_is_promised(tmp_path, damaged, whole):
     for step in (1, 2):
         folder = tmp_path / "checkpoints" / str(step)
         (folder / "meta").mkdir(parents=True)
-        (folder / checkpoint.META).write_text(f'{{"step": {step}}}')
+        (folder / step_folder.META).write_text(f'{{"step": {step}}}')
         (folder / "data").write_text("x")
-        checkpoint.seal(folder)
+        step_folder.seal(folder)
         if step in damaged:
             (folder / "data").write_text("y")
-    found = checkpoint.intact(tmp_path)
+    found = workdir.intact(tmp_path)
     expected = f"the checkpoint of step {whole} is whole" if whole else "no whole checkpoint"
     assert expected in found
 
@@ -278,7 +279,7 @@ def test_closed_full_and_broken_consoles_do_not_end_a_run(tmp_path, how):
 
 HANG = """
 import pathlib, threading, time
-from distill_jax.run import checkpoint
+from distill_jax.trainer.io import checkpoint
 def work(argv):
     import orbax.checkpoint as ocp
     import jax.numpy as jnp

@@ -14,6 +14,8 @@ from distill_jax import main
 from distill_jax.core.errors import UserError
 from distill_jax.run import config as config_lib
 from distill_jax.run import flags
+from distill_jax.run.workdir import WRITTEN
+from distill_jax.trainer.io import paths
 
 GOOD = """
 from distill_jax.run.config import base, role
@@ -203,7 +205,7 @@ def test_a_workdir_without_permission(monkeypatch, number):
     def refuse(**_):
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr(flags.stored.tempfile, "mkdtemp", refuse)
+    monkeypatch.setattr(paths.tempfile, "mkdtemp", refuse)
     with pytest.raises(UserError, match=f"cannot be made or written to: {os.strerror(number)}"):
         parse("--config=good.py --workdir=run")
 
@@ -214,14 +216,14 @@ def test_a_workdir_that_cannot_be_looked_up(monkeypatch, number):
         raise OSError(number, os.strerror(number), str(path))
 
     with monkeypatch.context() as patch:
-        patch.setattr(flags.stored.os, "lstat", refuse)
+        patch.setattr(paths.os, "lstat", refuse)
         with pytest.raises(UserError, match=f"--workdir: .*/run .*: {os.strerror(number)}"):
             flags._workdir("run", "train")
 
 
 @pytest.mark.parametrize("mode", ["train", "study", "eval"])
 def test_a_folder_where_a_file_is_written_is_refused_at_the_door(tmp_path, mode):
-    (tmp_path / "run" / flags.stored.WRITTEN[mode][0]).mkdir(parents=True)
+    (tmp_path / "run" / WRITTEN[mode][0]).mkdir(parents=True)
     with pytest.raises(UserError, match="is a folder, where a file is written"):
         parse(f"--config=good.py --workdir=run --mode={mode}")
 

@@ -11,8 +11,9 @@ import pytest
 from distill_jax import main
 from distill_jax.core.errors import ConfigError
 from distill_jax.data import loader
-from distill_jax.run import build, checkpoint, flags, study
+from distill_jax.run import build, flags, study
 from distill_jax.run import config as config_lib
+from distill_jax.trainer.io import checkpoint
 from tests.reference import softmax
 
 pytestmark = pytest.mark.slow

@@ -8,6 +8,7 @@ import pytest
 from distill_jax.core.errors import UserError
 from distill_jax.run import config as config_lib
 from distill_jax.run import flags, paths
+from distill_jax.trainer.io.paths import NetworkRef, absolute
 
 CONFIG = """
 from distill_jax.run.config import base, role
@@ -98,13 +99,13 @@ def test_another_current_folder_finds_the_same_files(here, tmp_path, monkeypatch
 def test_origins(here, text, path, role, part):
     (here / "real#3" / "teacher").mkdir(parents=True)
     wanted = pathlib.Path(os.path.normpath(here / path))
-    assert paths.parse_origin(text, where="x") == (wanted, role, part)
+    assert NetworkRef.parse(text, where="x") == (wanted, role, part)
 
 
 def test_dots_behind_a_symbolic_link_keep_their_meaning(here, tmp_path):
     (tmp_path / "elsewhere" / "deep").mkdir(parents=True)
     (here / "link").symlink_to(tmp_path / "elsewhere" / "deep")
-    found = paths.absolute("link/../x", where="x")
+    found = absolute("link/../x", where="x")
     assert os.path.realpath(found) == str(tmp_path / "elsewhere" / "x")
 
 
@@ -140,12 +141,12 @@ def test_folders_whose_checkpoints_orbax_cannot_read(here, name):
     with pytest.raises(UserError, match=r"^--workdir: .*(in its path|UTF-8)"):
         flags.parse(["", "--config=c.py", f"--workdir={name}"])
     with pytest.raises(UserError, match=r"^roles\.teacher\.init: "):
-        paths.parse_origin(name, where="roles.teacher.init")
+        NetworkRef.parse(name, where="roles.teacher.init")
 
 
 @pytest.mark.parametrize("name", ["a[", "a]", "a%41", "a{1,2}", "a?", "a*", "größe", "a b", "a:b"])
 def test_odd_names_that_orbax_takes(here, name):
-    assert paths.parse_origin(name, where="x").path == here / name
+    assert NetworkRef.parse(name, where="x").path == here / name
 
 
 def test_a_current_folder_that_is_gone(tmp_path, monkeypatch):
@@ -154,7 +155,7 @@ def test_a_current_folder_that_is_gone(tmp_path, monkeypatch):
     monkeypatch.chdir(gone)
     gone.rmdir()
     with pytest.raises(UserError, match="is no path"):
-        paths.absolute("x", where="--workdir")
+        absolute("x", where="--workdir")
     with pytest.raises(UserError, match="current folder: it is gone"):
         paths.make_importable()
     monkeypatch.chdir(tmp_path)

@@ -14,10 +14,12 @@ from distill_jax.contrib import replicas
 from distill_jax.core import replicas as replicas_lib
 from distill_jax.core.api import Objective, Terms
 from distill_jax.core.errors import NonFiniteError
-from distill_jax.run import build, checkpoint, study
+from distill_jax.run import build, study
 from distill_jax.run import config as config_lib
 from distill_jax.run.environment import Preempted
 from distill_jax.run.train import loop
+from distill_jax.trainer.io import checkpoint
+from distill_jax.trainer.io.network import read_network
 
 LR, KD = (("slow", 0.01), ("fast", 0.05)), (("cool", 2.0), ("warm", 5.0))
 
@@ -91,7 +93,7 @@ def parameters(folder):
     state = experiment.abstract_state
     newest = folder / "checkpoints" / str(max(checkpointed(folder)))
     like = (state.params["student"], state.model_state["student"])
-    return checkpoint.read_network(newest, like=like, where="test")
+    return read_network(newest, like=like, where="test")
 
 
 def checkpointed(folder):

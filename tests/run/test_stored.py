@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from distill_jax import stored
 from distill_jax.core.errors import CheckpointError, ConfigError, UserError
 from distill_jax.report import folders
-from distill_jax.run import alarms, checkpoint, teacher_cache, workdir, writers
+from distill_jax.run import alarms, teacher_cache, workdir, writers
 from distill_jax.run.train.result import format_result
+from distill_jax.run.workdir import results
+from distill_jax.trainer.io import files, paths, step_folder
 
 DAMAGE = {
     "missing": (None, "does not exist"),
@@ -44,8 +45,8 @@ def put(path: pathlib.Path, content: bytes | str | None) -> pathlib.Path:
 def test_a_damaged_object_is_named_with_what_is_wrong(tmp_path, kind):
     content, message = DAMAGE[kind]
     path = put(tmp_path / "x.json", content)
-    with pytest.raises(stored.DamagedFile) as error:
-        stored.read_json(path)
+    with pytest.raises(files.DamagedFile) as error:
+        files.read_json(path)
     assert str(error.value).startswith(f"{path}: ") and message in str(error.value)
     assert error.value.exit_code == 2
 
@@ -54,10 +55,10 @@ def test_a_damaged_object_is_named_with_what_is_wrong(tmp_path, kind):
 def test_a_value_of_another_type_is_damage(tmp_path, value):
     path = tmp_path / "x.json"
     path.write_text(f'{{"step": {value}}}')
-    with pytest.raises(stored.DamagedFile, match="'step' is"):
-        stored.read_json(path, shape={"step": int})
+    with pytest.raises(files.DamagedFile, match="'step' is"):
+        files.read_json(path, shape={"step": int})
     path.write_text('{"step": 3}')
-    assert stored.read_json(path, shape={"step": int}) == {"step": 3}
+    assert files.read_json(path, shape={"step": int}) == {"step": 3}
 
 
 @pytest.mark.parametrize("kind", DAMAGE)
@@ -68,9 +69,9 @@ def test_every_reader_of_an_object_refuses_or_reports_damage(tmp_path, kind):
     (step / "meta" / "metadata").write_text("{}")
     put(step / "digest.json", content)
     with pytest.raises(CheckpointError):
-        checkpoint.verify(step)
+        step_folder.verify(step)
     with pytest.raises(CheckpointError):
-        checkpoint.read_meta(step)
+        step_folder.read_meta(step)
     notes: list[str] = []
     assert folders.read_json(put(tmp_path / "env.json", content), notes) == {}
     assert len(notes) == 1 and notes[0].startswith("env.json ")
@@ -156,8 +157,8 @@ def test_a_result_with_any_part_of_another_type_is_read_or_made_again(tmp_path, 
     """What `read_result` returns can be printed, whatever a file holds in one place."""
     for odd in ODD:
         content = json.dumps(replaced(FINISHED, path, odd)).encode()
-        read = functools.partial(stored.parse_json, content)
-        monkeypatch.setattr(workdir, "read_json", read)
+        read = functools.partial(files.parse_json, content)
+        monkeypatch.setattr(results, "read_json", read)
         said: list[str] = []
         result = workdir.read_result(tmp_path, log_line=said.append)
         assert result is not None or said or path in ((), ("status",))
@@ -174,9 +175,9 @@ def test_a_result_with_any_part_of_another_type_is_read_or_made_again(tmp_path, 
         ({}, {"a": int}, "has no 'a'"),
         ({}, {"a?": int}, ""),
         ({"a": "x"}, {"a?": int}, "'a' is a string"),
-        ({"a": 10**400}, {"a": stored.NUMBER}, "'a' is 1000"),
-        ({"a": {"b": None}}, {"a": stored.NUMBERS}, "'a.b' is null"),
-        ({"a": [1, 2.5, []]}, {"a": [stored.NUMBER]}, "'a[2]' is a list"),
+        ({"a": 10**400}, {"a": files.NUMBER}, "'a' is 1000"),
+        ({"a": {"b": None}}, {"a": files.NUMBERS}, "'a.b' is null"),
+        ({"a": [1, 2.5, []]}, {"a": [files.NUMBER]}, "'a[2]' is a list"),
         ({"a": [{"b": 1}, {}]}, {"a": [{"b": int}]}, "has no 'a[1].b'"),
         ({"a": 3}, {"a": [int]}, "'a' is 3"),
         ({"a": 1, "b": "x"}, {"b": str, "*": int}, ""),
@@ -184,7 +185,7 @@ def test_a_result_with_any_part_of_another_type_is_read_or_made_again(tmp_path, 
     ],
 )
 def test_a_value_is_of_a_shape_or_the_first_difference_is_named(value, wanted, what):
-    found = stored.mismatch(value, wanted)
+    found = files.mismatch(value, wanted)
     assert found.startswith(what) and bool(found) == bool(what)
 
 
@@ -230,7 +231,7 @@ def chunk(folder, **changes):
     for name, content in changes.items():
         file = path / f"{name}.npy"
         file.write_bytes(content) if isinstance(content, bytes) else np.save(file, content)
-    checkpoint.seal(path)
+    step_folder.seal(path)
     return store
 
 
@@ -285,20 +286,20 @@ def test_a_folder_that_cannot_be_made_is_refused_at_the_door(tmp_path, place, me
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
     before = sorted(tmp_path.iterdir())
     with pytest.raises(UserError, match=message) as error:
-        stored.check_folder(tmp_path / place, where="--workdir")
+        paths.check_folder(tmp_path / place, where="--workdir")
     assert str(error.value).startswith("--workdir: ")
-    stored.check_folder(tmp_path / "new" / "folder", where="--workdir")
+    paths.check_folder(tmp_path / "new" / "folder", where="--workdir")
     assert sorted(tmp_path.iterdir()) == before
 
 
 def test_a_folder_where_a_file_belongs_and_the_reverse_are_refused(tmp_path):
     (tmp_path / "result.json").mkdir()
     (tmp_path / "checkpoints").touch()
-    stored.check_places(tmp_path, files=["metrics.jsonl"], folders=["tensorboard"])
+    paths.check_places(tmp_path, files=["metrics.jsonl"], folders=["tensorboard"])
     with pytest.raises(UserError, match=r"result\.json: is a folder, where a file is written"):
-        stored.check_places(tmp_path, files=["result.json"])
+        paths.check_places(tmp_path, files=["result.json"])
     with pytest.raises(UserError, match="checkpoints: is a file, where a folder is written"):
-        stored.check_places(tmp_path, folders=["checkpoints"])
+        paths.check_places(tmp_path, folders=["checkpoints"])
 
 
 def test_a_config_that_is_damaged_is_refused_with_where_else_it_is(tmp_path):

@@ -23,12 +23,14 @@ from distill_jax.core.errors import CheckpointError, ConfigError
 from distill_jax.data import loader
 from distill_jax.data.source import ArraySource
 from distill_jax.objectives.supervised import Supervised
-from distill_jax.run import build, checkpoint, flags, processes, workdir
+from distill_jax.run import build, flags, processes, workdir
 from distill_jax.run import config as config_lib
-from distill_jax.run.checkpoint import Checkpointer
 from distill_jax.run.environment import Preempted
 from distill_jax.run.train import loop
 from distill_jax.run.train.run import Run
+from distill_jax.trainer.io import _orbax, peers, step_folder, step_index
+from distill_jax.trainer.io.checkpoint import Checkpointer
+from distill_jax.trainer.io.network import read_network
 from tests import harness
 
 ONE = jax.sharding.SingleDeviceSharding(jax.devices()[0])
@@ -51,7 +53,7 @@ def like(tree):
 
 
 def restore(folder, **kwargs):
-    checkpointer = Checkpointer(folder, keep=3)
+    checkpointer = Checkpointer(folder, keep=3, rescue=workdir.RESCUE)
     try:
         found = checkpointer.restore(like(make_state(0)), **kwargs)
         assert found is not None
@@ -109,7 +111,7 @@ def reseal(folder, /, **changes):
     """Changes the metadata of a step, with the right checksums."""
     path = folder / "meta/metadata"
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
-    checkpoint.seal(folder)
+    step_folder.seal(folder)
 
 
 def wrong_signatures():
@@ -122,7 +124,8 @@ def wrong_signatures():
         "statistics": [[0.5], [0.2]],
         "networks": {"student": network},
     }
-    assert workdir._is_signature(right) and workdir._is_signature(right | {"statistics": None})
+    for whole in (right, right | {"statistics": None}):
+        assert not step_folder._wrong_values({"signature": whole})
     wrong = {
         "classes": [3, [1]],
         "cardinalities": [None, ["x"]],
@@ -155,14 +158,14 @@ WRONG_META = {
 def test_metadata_of_a_wrong_type_are_damage(folder, name, value):
     reseal(folder / "3", **{name: value})
     with pytest.raises(CheckpointError, match=rf"checkpoints/3: .*{name}"):
-        workdir.read_meta(folder / "3")
-    meta = workdir.newest_meta(folder)
+        step_folder.read_meta(folder / "3")
+    meta = step_index.newest_meta(folder)
     assert meta is not None and meta["step"] == 2
 
 
 def test_a_step_with_damaged_metadata_gives_way_to_the_one_before(folder):
     reseal(folder / "3", seconds="x")
-    assert "checkpoint of step 2 is whole" in checkpoint.intact(folder.parent)
+    assert "checkpoint of step 2 is whole" in workdir.intact(folder.parent)
     assert restore(folder)[0] == 2 and (folder / "3.damaged").is_dir()
 
 
@@ -184,7 +187,7 @@ def test_metadata_of_another_state_are_refused(folder):
 @pytest.mark.parametrize("name", ["²", "03", "9" * 200, "-3"])
 def test_a_folder_is_a_step_only_by_the_name_that_is_written(folder, name):
     shutil.copytree(folder / "3", folder / name)
-    assert workdir.finished_steps(folder) == [1, 2, 3]
+    assert step_index.finished_steps(folder) == [1, 2, 3]
     assert restore(folder) == (3, (), 1)
     checkpointer = Checkpointer(folder, keep=1)
     checkpointer.save(make_state(4), {}, metric=0.1)
@@ -278,11 +281,11 @@ def test_reading_beside_a_run_moves_nothing(folder):
 
 
 def test_a_network_is_not_read_from_the_second_best_step_in_silence(folder):
-    assert checkpoint.find_step(folder, where="here") == folder / "1"
+    assert step_index.find_step(folder, where="here") == folder / "1"
     (folder / "1/digest.json").unlink()
     with pytest.raises(CheckpointError, match=r"step 1 (.|\n)*it was the best(.|\n)*checkpoints/2"):
-        checkpoint.find_step(folder, where="here")
-    assert checkpoint.find_step(folder / "2", where="here") == folder / "2"
+        step_index.find_step(folder, where="here")
+    assert step_index.find_step(folder / "2", where="here") == folder / "2"
 
 
 @pytest.fixture
@@ -296,14 +299,14 @@ def test_links_do_not_lead_out_of_a_step(network, name):
     """With right checksums; a link to a folder hides its files from them."""
     outside = (network / name).rename(network.parents[2] / "outside")
     (network / name).symlink_to(outside)
-    checkpoint.seal(network.parent)
+    step_folder.seal(network.parent)
     with pytest.raises(CheckpointError, match=f"role.student/{name} is a symbolic link"):
-        checkpoint.read_network(network.parent, like=None, where="here")
+        read_network(network.parent, like=None, where="here")
     (network / name).unlink()
     outside.rename(network / "inside")
     (network / name).symlink_to(network / "inside")
-    checkpoint.seal(network.parent)
-    checkpoint.read_network(network.parent, like=None, where="here")
+    step_folder.seal(network.parent)
+    read_network(network.parent, like=None, where="here")
 
 
 def test_a_step_is_no_link(network, tmp_path):
@@ -311,8 +314,8 @@ def test_a_step_is_no_link(network, tmp_path):
     step.rename(tmp_path / "outside")
     step.symlink_to(tmp_path / "outside")
     with pytest.raises(CheckpointError, match="step 1 is missing"):
-        checkpoint.find_step(step.parent, where="here")
-    assert checkpoint.find_step(step, where="here") == step  # named by the user
+        step_index.find_step(step.parent, where="here")
+    assert step_index.find_step(step, where="here") == step  # named by the user
 
 
 def test_names_of_arrays_do_not_lead_out_of_a_step(network, tmp_path):
@@ -326,9 +329,9 @@ def test_names_of_arrays_do_not_lead_out_of_a_step(network, tmp_path):
     for is_database in (True, False):
         stored = found | {"use_ocdbt": is_database, "tree_metadata": {str((name,)): leaf}}
         (network / "_METADATA").write_text(json.dumps(stored))
-        checkpoint.seal(network.parent)
+        step_folder.seal(network.parent)
         with pytest.raises(CheckpointError) as error:
-            checkpoint.read_network(network.parent, like=None, where="here")
+            read_network(network.parent, like=None, where="here")
         assert ("as this program stores them" in str(error.value)) == (not is_database)
 
 
@@ -379,7 +382,7 @@ def test_databases_do_not_refer_to_files_outside(tmp_path, inside, place):
 
 def test_a_deletion_that_was_interrupted_leaves_no_step_behind(folder, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr("distill_jax.run.workdir.shutil.rmtree", lambda *_, **__: None)
+        patch.setattr("distill_jax.trainer.io.step_folder.shutil.rmtree", lambda *_, **__: None)
         checkpointer = Checkpointer(folder, keep=1)
         checkpointer.save(make_state(4), {}, metric=0.1)
         checkpointer.close()
@@ -422,7 +425,7 @@ def test_a_save_that_finds_no_room_is_told_and_the_earlier_step_is_whole(folder)
 def test_the_reason_of_the_operating_system_comes_first(text, reported):
     outer = RuntimeError("a save failed")
     outer.__cause__ = ValueError(text)
-    found = checkpoint._root_cause(outer)
+    found = _orbax.root_cause(outer)
     assert found.startswith(reported) and len(found) < 350 and "and more" not in found
     assert found.count(reported) == 1
 
@@ -501,7 +504,8 @@ def test_a_process_that_is_lost_during_a_save_is_no_full_disk(folder, monkeypatc
 def test_the_first_process_says_what_a_folder_holds(saved, tmp_path, monkeypatch):
     """What is computed together hangs on it, so a listing of one's own must not decide."""
     reported = {}
-    monkeypatch.setattr(processes, "from_first", lambda decide, where: reported["here"])
+    for module in (processes, peers):
+        monkeypatch.setattr(module, "from_first", lambda decide, where: reported["here"])
     config = flags.load("configs/distill/supervised.py:smoke")
     reported["here"] = {"status": "done"}
     assert loop.train(config, tmp_path, log_line=lambda line: None) is reported["here"]

@@ -13,9 +13,10 @@ import distill_jax
 from distill_jax import main, report
 from distill_jax.core.errors import ConfigError, DataUnavailable, UserError
 from distill_jax.data import npz_file, tfds
-from distill_jax.run import build, checkpoint, flags, preflight, teacher_cache
+from distill_jax.run import build, flags, preflight, teacher_cache
 from distill_jax.run import config as config_lib
 from distill_jax.run.resolve import names_in, resolve
+from distill_jax.trainer.io import step_folder
 
 PACKAGES = ("objectives", "models", "data", "evaluators", "weighting")
 
@@ -79,8 +80,8 @@ def test_code_outside_is_refused_before_it_is_imported(foreign, package, name):
 @pytest.mark.parametrize(
     ("package", "name"),
     [
-        ("models", "distill_jax.run.checkpoint:os.system"),
-        ("models", "distill_jax.run.checkpoint:seal"),
+        ("models", "distill_jax.run.watch:os.system"),
+        ("models", "distill_jax.trainer.io.step_folder:seal"),
         ("models", "distill_jax.models.mlp:jax.numpy.zeros"),
         ("models", "distill_jax.models.mlp:nn.Dense"),
         ("models", "distill_jax.models.mlp:MLP.init"),
@@ -252,8 +253,8 @@ def checkpoint_of(folder, name, **kwargs):
     network = {"model": name, "kwargs": kwargs}
     config = {"roles": {"student": network}, "data": base_config().data.to_dict()}
     meta = {"step": 5, "metric": None, "config": config}
-    (step / checkpoint.META).write_text(json.dumps(meta))
-    checkpoint.seal(step)
+    (step / step_folder.META).write_text(json.dumps(meta))
+    step_folder.seal(step)
     return folder
 
 
@@ -282,7 +283,7 @@ def test_a_network_that_the_checkpoint_does_not_have(tmp_path):
 
 def test_a_checkpoint_that_tells_something_else_than_was_written(tmp_path):
     folder = checkpoint_of(tmp_path / "teacher", "mlp")
-    meta = folder / "checkpoints" / "5" / checkpoint.META
+    meta = folder / "checkpoints" / "5" / step_folder.META
     meta.write_text(meta.read_text().replace('"mlp"', '"vit"'))
     with pytest.raises(UserError, match="differs from what was written"):
         build.build(kd_config(folder), shapes_only=True)
@@ -326,7 +327,7 @@ def test_stored_answers_are_not_unpickled(tmp_path, payload):
     store = teacher_cache.Store(tmp_path, {"logits": np.zeros((1, 2), np.float32)}, n=1, chunk=1)
     store.path(0, 0).mkdir()
     np.save(store.path(0, 0) / "logits.npy", payload)
-    checkpoint.seal(store.path(0, 0))
+    step_folder.seal(store.path(0, 0))
     with pytest.raises(UserError, match="Python objects"):
         store.read(0, np.zeros(1, np.int64))
 

@@ -17,11 +17,13 @@ from distill_jax import main
 from distill_jax.core.errors import CheckpointError, ConfigError, NonFiniteError, UserError
 from distill_jax.data import npz_file, source
 from distill_jax.run import build, config, flags, study, workdir
-from distill_jax.run import checkpoint as checkpoint_lib
 from distill_jax.run.environment import Preempted
 from distill_jax.run.train import evaluation, loop
 from distill_jax.run.train.result import format_result
 from distill_jax.run.train.run import Run
+from distill_jax.run.workdir import lock
+from distill_jax.trainer.io import step_folder, step_index
+from distill_jax.trainer.io.files import write_text
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -210,7 +212,7 @@ def test_a_start_that_fails_leaves_the_folder_as_it_was(begun, tmp_path, there):
 
 def test_a_start_that_was_killed_binds_nothing(begun, tmp_path):
     _, made, experiment = begun
-    workdir.write_text(tmp_path / workdir.MARK, '{"kind": "run"}')
+    write_text(tmp_path / workdir.MARK, '{"kind": "run"}')
     (tmp_path / "config.json").write_text(config.to_json(config.override(made, {"seed": 5})))
     (tmp_path / "metrics.jsonl").write_text('{"step": 1, "train/loss": 7.0}\n')
     assert not workdir.is_run(tmp_path)
@@ -305,7 +307,7 @@ def test_of_many_that_find_a_stale_lock_one_takes_it_over(tmp_path):
 def test_a_lock_of_another_machine_is_judged_by_its_signs_of_life(tmp_path, monkeypatch, alive):
     path = tmp_path / workdir.LOCK
     path.write_text(json.dumps({"token": "x", "host": "far", "pid": 7, "boot": "another"}))
-    monkeypatch.setattr(workdir, "STALE_SECONDS", 60.0 if alive else 0.5)
+    monkeypatch.setattr(lock, "STALE_SECONDS", 60.0 if alive else 0.5)
     said = []
 
     def wait(line):
@@ -327,7 +329,7 @@ def test_a_lock_of_another_machine_is_judged_by_its_signs_of_life(tmp_path, monk
 def test_a_lock_of_another_machine_without_signs_for_long_is_taken_over_at_once(tmp_path):
     path = tmp_path / workdir.LOCK
     path.write_text(json.dumps({"token": "x", "host": "far", "pid": 7, "boot": "another"}))
-    earlier = time.time() - 2 * workdir.STALE_SECONDS
+    earlier = time.time() - 2 * lock.STALE_SECONDS
     os.utime(path, (earlier, earlier))
     with workdir.hold(tmp_path, log_line=pytest.fail):
         assert owner(tmp_path)["pid"] == os.getpid()
@@ -348,7 +350,7 @@ def test_a_copy_of_a_folder_in_use_is_another_folder(tmp_path, monkeypatch, is_c
     original.mkdir()
     with workdir.hold(original):
         shutil.copytree(original, copy)
-        monkeypatch.setattr(workdir, "_held", {})  # as another process sees it
+        monkeypatch.setattr(lock, "_held", {})  # as another process sees it
         ended = threading.Event()
 
         def beat():
@@ -406,14 +408,14 @@ def test_a_damaged_result_is_kept_beside_the_one_that_is_made_again(tmp_path):
 
 def test_an_owner_notices_that_it_was_taken_for_dead(tmp_path):
     with workdir.hold(tmp_path):
-        lock = workdir._held[tmp_path]
+        held = lock._held[tmp_path]
         old = time.time() - 100
-        os.utime(lock.path, (old, old))
-        lock.beat()
-        assert lock.path.stat().st_mtime > old + 50
+        os.utime(held.path, (old, old))
+        held.beat()
+        assert held.path.stat().st_mtime > old + 50
         workdir.check_held(tmp_path)
-        lock.path.write_text(json.dumps(owner(tmp_path) | {"token": "x"}))
-        lock.beat()
+        held.path.write_text(json.dumps(owner(tmp_path) | {"token": "x"}))
+        held.beat()
         with pytest.raises(workdir.InUse, match="has taken this folder over"):
             workdir.check_held(tmp_path)
     assert owner(tmp_path)["token"] == "x"  # which is another's by now
@@ -439,7 +441,7 @@ def test_a_folder_that_cannot_be_written_has_a_message(tmp_path, monkeypatch):
     def refuse(*_):
         raise OSError(30, "Read-only file system")
 
-    monkeypatch.setattr(workdir, "_acquire", refuse)
+    monkeypatch.setattr(lock, "_acquire", refuse)
     with pytest.raises(UserError, match="cannot be written: Read-only file system"):
         loop.train(config.base(), tmp_path / "new")
     assert not list(tmp_path.iterdir())
@@ -552,7 +554,7 @@ def test_a_run_goes_on_with_the_network_it_began_with(begun, tmp_path, monkeypat
     monkeypatch.undo()
     again = {"make_experiment": lambda _: experiment, "log_line": said.append}
     loop.train(made, tmp_path / "teacher", **again)  # whose best state is another now, or not
-    step = checkpoint_lib.find_step(tmp_path / "teacher", where="test")
+    step = step_index.find_step(tmp_path / "teacher", where="test")
     if step.name == "1":
         shutil.rmtree(step)
         (tmp_path / "teacher/checkpoints/index.json").unlink()
@@ -595,7 +597,7 @@ def test_the_best_step_is_chosen_by_the_config_of_the_checkpoints(tmp_path, mode
     for number in (1, 2):
         meta = {"step": number, "metric": float(number), "config": {"eval": {"mode": mode}}}
         write_step(tmp_path / f"run/checkpoints/{number}", meta)
-    assert checkpoint_lib.find_step(tmp_path / "run", where="here").name == str(step)
+    assert step_index.find_step(tmp_path / "run", where="here").name == str(step)
 
 
 def test_another_environment_is_warned_of_and_listed(copied, monkeypatch):
@@ -693,9 +695,9 @@ def test_starting_over_is_asked_for_in_words(capsys):
 
 
 def write_step(folder, meta):
-    (folder / workdir.META).parent.mkdir(parents=True)
-    (folder / workdir.META).write_text(json.dumps(meta))
-    checkpoint_lib.seal(folder)
+    (folder / step_folder.META).parent.mkdir(parents=True)
+    (folder / step_folder.META).write_text(json.dumps(meta))
+    step_folder.seal(folder)
     return folder
 
 
@@ -721,9 +723,9 @@ def write_step(folder, meta):
 )
 def test_metadata_of_another_shape_are_damage_though_their_checksum_is_right(tmp_path, change):
     right = {"step": 6, "metric": 0.5, "metrics": {"held_out/accuracy": 0.5}, "unlogged": []}
-    assert workdir.read_meta(write_step(tmp_path / "right/6", right)) == right
+    assert step_folder.read_meta(write_step(tmp_path / "right/6", right)) == right
     with pytest.raises(CheckpointError, match=next(iter(change))):
-        workdir.read_meta(write_step(tmp_path / "wrong/6", {**right, **change}))
+        step_folder.read_meta(write_step(tmp_path / "wrong/6", {**right, **change}))
 
 
 @pytest.mark.parametrize(
@@ -732,7 +734,7 @@ def test_metadata_of_another_shape_are_damage_though_their_checksum_is_right(tmp
     + [(name, None) for name in ("", "-1", "1.0", "6.damaged", "6\n", "6.orbax-checkpoint-tmp")],
 )
 def test_only_plain_numbers_name_steps(name, step):
-    assert workdir.step_number(name) == step
+    assert step_folder.step_number(name) == step
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,10 @@ import pytest
 from distill_jax.core.api import TrainState
 from distill_jax.core.errors import CheckpointError, ConfigError
 from distill_jax.models import vit
-from distill_jax.run import build, checkpoint, flags
+from distill_jax.run import build, flags
 from distill_jax.run import config as config_lib
+from distill_jax.trainer.io import checkpoint
+from distill_jax.trainer.io.network import read_network
 
 SUPERVISED = "configs/distill/supervised.py:smoke"
 KD = "configs/distill/kd.py:smoke"
@@ -134,15 +136,13 @@ def test_positions_of_another_size_of_image(tmp_path):
     saver.close()
     like = jax.eval_shape(lambda: init(16))
     with pytest.raises(CheckpointError) as error:
-        checkpoint.read_network(tmp_path, like=like, where="roles.student.init")
+        read_network(tmp_path, like=like, where="roles.student.init")
     text = str(error.value)
     assert text.startswith("roles.student.init: ") and "positions: (1, 5, 8) in the check" in text
     assert text.endswith(
         "learned positions are of one size of image: give that on which it was trained"
     )
-    found, _ = checkpoint.read_network(
-        tmp_path, like=(params, model_state), where="roles.student.init"
-    )
+    found, _ = read_network(tmp_path, like=(params, model_state), where="roles.student.init")
     np.testing.assert_array_equal(found["positions"], params["positions"])
 
 

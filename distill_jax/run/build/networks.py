@@ -28,11 +28,14 @@ from distill_jax.core.errors import ConfigError, explained, nearest
 from distill_jax.core.precision import cast
 from distill_jax.core.weighted_objective import WeightedObjective
 from distill_jax.models import adapters
-from distill_jax.run import checkpoint, paths, teacher_cache
+from distill_jax.run import teacher_cache
 from distill_jax.run.build.data import Batches, Data
 from distill_jax.run.build.method import Method
 from distill_jax.run.config import ConfigDict
 from distill_jax.run.resolve import bind, resolve
+from distill_jax.trainer.io.paths import NetworkRef
+from distill_jax.trainer.io.step_folder import read_config
+from distill_jax.trainer.io.step_index import find_step
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -122,15 +125,15 @@ def role_spec(config: ConfigDict, role: Role) -> tuple[str, dict]:
     if not spec.init:
         raise ConfigError("no model is named", where=f"roles.{role}.model")
     where = f"roles.{role}.init"
-    origin = paths.parse_origin(spec.init, where=where)
+    origin = NetworkRef.parse(spec.init, where=where)
     if origin.part:
         raise ConfigError(
             f"{origin.role}/{origin.part} is a part of a network, whose model must be named",
             where=f"roles.{role}.model",
             hint="linear_head for the last layer of a classifier",
         )
-    step = checkpoint.find_step(origin.path, where=where)
-    roles = checkpoint.read_config(step)["roles"]
+    step = find_step(origin.path, where=where)
+    roles = read_config(step)["roles"]
     try:
         return roles[origin.role]["model"], dict(roles[origin.role]["kwargs"])
     except (KeyError, TypeError, ValueError):

@@ -22,9 +22,11 @@ from distill_jax.core.api import (
 from distill_jax.core.weighted_objective import WeightedObjective
 from distill_jax.data import loader
 from distill_jax.data.source import example_ids
-from distill_jax.run import checkpoint, paths, processes, teacher_cache, watch
+from distill_jax.run import processes, teacher_cache, watch
 from distill_jax.run.build.experiment import Experiment, evaluation_batch
 from distill_jax.run.config import ConfigDict
+from distill_jax.trainer.io.network import read_network
+from distill_jax.trainer.io.paths import NetworkRef
 from distill_jax.trainer.passes import dataset_pass
 
 
@@ -189,8 +191,8 @@ def _read(
     experiment: Experiment, config: ConfigDict, role: Role, params: PyTree, model_state: PyTree
 ):
     like, where = (params, model_state), f"roles.{role}.init"
-    path, source, part = paths.parse_origin(config.roles[role].init, where=where)
-    values = checkpoint.read_network(path, role=source, part=part, like=like, where=where)
+    ref = NetworkRef.parse(config.roles[role].init, where=where)
+    values = read_network(ref.path, role=ref.role, part=ref.part, like=like, where=where)
     if role in experiment.cached:
         return values
     put = lambda x, to: jax.device_put(np.asarray(x, to.dtype), to.sharding)  # noqa: E731

@@ -18,10 +18,11 @@ from distill_jax.run import build as build_lib
 from distill_jax.run import diagnosis, processes, watch
 from distill_jax.run import workdir as workdir_lib
 from distill_jax.run.build import Experiment
-from distill_jax.run.checkpoint import Checkpointer
 from distill_jax.run.config import ConfigDict
 from distill_jax.run.train.inputs import read_inputs
 from distill_jax.run.train.result import lost_line
+from distill_jax.trainer.io.checkpoint import Checkpointer
+from distill_jax.trainer.io.step_index import newest_meta
 from distill_jax.trainer.passes import dataset_pass
 
 
@@ -189,12 +190,15 @@ def evaluate_run(
         )
     workdir_lib.check_config(config, workdir)
     experiment = make_experiment(config)
-    meta = processes.from_first(
-        lambda: workdir_lib.newest_meta(workdir / "checkpoints"), where=str(workdir)
-    )
+    meta = processes.from_first(lambda: newest_meta(workdir / "checkpoints"), where=str(workdir))
     if meta is not None:
         workdir_lib.check_inputs(meta.get("inputs"), read_inputs(experiment, config), workdir)
-    checkpointer = Checkpointer(workdir / "checkpoints", mode=config.eval.mode, read_only=True)
+    checkpointer = Checkpointer(
+        workdir / "checkpoints",
+        mode=config.eval.mode,
+        read_only=True,
+        rescue=workdir_lib.RESCUE,
+    )
     frozen = build_lib.frozen_networks(experiment, config)
     found: dict[str, dict[str, float]] = {}
     warnings: dict[str, None] = {}

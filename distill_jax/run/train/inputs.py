@@ -2,11 +2,12 @@
 
 from typing import Any
 
-from distill_jax.run import paths, processes
+from distill_jax.run import processes
 from distill_jax.run import workdir as workdir_lib
 from distill_jax.run.build import Experiment
-from distill_jax.run.checkpoint import network_checksum
 from distill_jax.run.config import ConfigDict
+from distill_jax.trainer.io.network import network_checksum
+from distill_jax.trainer.io.paths import NetworkRef
 
 
 def read_inputs(experiment: Experiment, config: ConfigDict) -> dict[str, Any]:
@@ -21,8 +22,8 @@ def read_inputs(experiment: Experiment, config: ConfigDict) -> dict[str, Any]:
         for role, spec in config.roles.items():
             if spec.init:
                 where = f"roles.{role}.init"
-                path, source, _ = paths.parse_origin(spec.init, where=where)
-                found[role] = network_checksum(path, role=source, where=where)
+                ref = NetworkRef.parse(spec.init, where=where)
+                found[role] = network_checksum(ref.path, role=ref.role, where=where)
         return found
 
     return {

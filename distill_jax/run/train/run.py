@@ -18,12 +18,14 @@ from distill_jax.run import build as build_lib
 from distill_jax.run import config as config_lib
 from distill_jax.run import workdir as workdir_lib
 from distill_jax.run.build import Experiment
-from distill_jax.run.checkpoint import Checkpointer
 from distill_jax.run.config import ConfigDict
 from distill_jax.run.environment import Preempted
 from distill_jax.run.train import result as result_lib
 from distill_jax.run.train.evaluation import scalars
 from distill_jax.run.train.inputs import read_inputs
+from distill_jax.trainer.io.checkpoint import Checkpointer
+from distill_jax.trainer.io.files import peek
+from distill_jax.trainer.io.step_index import newest_meta
 
 SKIPPED_IN_A_ROW = 100
 """After so many steps in a row that were skipped for not being finite, a run is given up."""
@@ -72,7 +74,9 @@ class Run:
         # Side by side, one run may be a checkpoint ahead of another when the process dies.
         keep = config.checkpoint.keep if share == 1 else max(2, config.checkpoint.keep)
         folder = workdir / "checkpoints"
-        self.checkpointer = Checkpointer(folder, keep=keep, mode=config.eval.mode)
+        self.checkpointer = Checkpointer(
+            folder, keep=keep, mode=config.eval.mode, rescue=workdir_lib.RESCUE
+        )
         self.error: NonFiniteError | None = None
         self.log: Any = None
         self.latest: dict[str, float] = {}
@@ -88,7 +92,7 @@ class Run:
         self.training_seconds = 0.0
 
     def _check_inputs(self, workdir: pathlib.Path) -> None:
-        read = lambda: workdir_lib.newest_meta(workdir / "checkpoints")  # noqa: E731
+        read = lambda: newest_meta(workdir / "checkpoints")  # noqa: E731
         meta = processes.from_first(read, where=str(workdir))
         if meta is not None:
             workdir_lib.check_inputs(meta.get("inputs"), self.inputs, workdir)
@@ -97,7 +101,7 @@ class Run:
         """Warns of an environment that differs from that of the start before."""
         before = meta.get("environment")
         if before is None:  # a checkpoint of version 0.1
-            before = workdir_lib.arithmetic(workdir_lib.peek(self.workdir / "env.json") or {})
+            before = workdir_lib.arithmetic(peek(self.workdir / "env.json") or {})
         now = workdir_lib.arithmetic(self.environment)
         changes = workdir_lib.environment_changes(before, now)
         if changes:

@@ -1,41 +1,20 @@
-"""Reads and writes the files of a folder: JSON that may be damaged, text that is whole or absent.
+"""Text and JSON files: read with what is wrong with them named, and written whole or not at all.
 
 Every stored JSON file is read here. What is wrong with one is a `DamagedFile` that names it;
 nothing is replaced by a default in silence. Needs no JAX.
 """
 
 import contextlib
-import errno
 import json
 import math
 import os
 import pathlib
 import stat
-import tempfile
 import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from distill_jax.core.errors import UserError, text_of
-
-_OF_RUN = ("config.json", "env.json", "metrics.jsonl", "alarms.jsonl", "heartbeat.json")
-_AT_END = ("predictions.npz", "embeddings.npz", "masks.npz", "trust.npz", "result.json")
-_DAMAGED = ("metrics.jsonl.damaged", "alarms.jsonl.damaged", "result.json.damaged")
-_OF_TROUBLE = ("stall.txt", "crash.txt", *_DAMAGED)
-
-WRITTEN: Mapping[str, Sequence[str]] = {
-    "train": (*_OF_RUN, *_AT_END, *_OF_TROUBLE, "report.html"),
-    "study": ("study.json", "table.txt", "report.html", "crash.txt"),
-    "eval": ("eval.json", "crash.txt"),
-}
-"""Files that a mode writes into its folder."""
-
-WRITTEN_FOLDERS: Mapping[str, Sequence[str]] = {
-    "train": ("checkpoints", "tensorboard"),
-    "study": (),
-    "eval": (),
-}
-"""Folders that a mode makes in its folder."""
 
 Shape = Mapping[str, Any]
 """Keys of an object, with the types of their values.
@@ -44,6 +23,7 @@ A type is one of Python or a tuple of them, of which `Mapping` and `dict` are an
 `[t]` stands for lists of that type, a shape for an object that has its keys. A key "name?" may be
 absent, and "*" stands for all keys that are not named; others are free.
 """
+
 
 NUMBER = (int, float)
 NUMBERS: Shape = {"*": NUMBER}
@@ -96,9 +76,7 @@ def read_bytes(path: pathlib.Path, *, hint: str = "") -> bytes:
     except (FileNotFoundError, NotADirectoryError) as error:
         raise MissingFile("does not exist", where=str(path), hint=hint) from error
     except (OSError, ValueError, MemoryError) as error:
-        raise DamagedFile(
-            f"cannot be read: {_reason(error)}", where=str(path), hint=hint
-        ) from error
+        raise DamagedFile(f"cannot be read: {reason(error)}", where=str(path), hint=hint) from error
 
 
 def read_text(path: pathlib.Path, *, hint: str = "") -> str:
@@ -190,6 +168,14 @@ def read_value(path: pathlib.Path) -> Any:
     return _parse(read_text(path), path, "")
 
 
+def peek(path: pathlib.Path) -> Any:
+    """Returns what a JSON file holds, None where it is absent or cannot be read."""
+    try:
+        return read_value(path)
+    except DamagedFile:
+        return None
+
+
 class Line(NamedTuple):
     """A line of a JSON-lines file: its bytes, and its object, None where it is damaged."""
 
@@ -224,6 +210,25 @@ def damaged(lines: Iterable[Line]) -> list[Line]:
     return [line for line in lines if line.row is None and line.data.endswith(b"\n")]
 
 
+@contextlib.contextmanager
+def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
+    """Yields a fresh path beside `path`, which takes its place once the block has succeeded."""
+    temporary = path.with_name(f".{path.stem}.tmp-{uuid.uuid4().hex[:8]}{path.suffix}")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise
+
+
+def write_text(path: pathlib.Path, text: str) -> None:
+    """Writes a text file whole or not at all."""
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
 def _row(line: bytes, path: pathlib.Path) -> dict[str, Any] | None:
     if not line.endswith(b"\n"):
         return None
@@ -244,11 +249,12 @@ def _parse(text: str, path: pathlib.Path | str, hint: str) -> Any:
     try:
         return json.loads(text)
     except (ValueError, RecursionError, MemoryError) as error:
-        what = "is empty" if not text.strip() else f"is not JSON: {_reason(error)}"
+        what = "is empty" if not text.strip() else f"is not JSON: {reason(error)}"
         raise DamagedFile(what, where=str(path), hint=hint) from error
 
 
-def _reason(error: BaseException) -> str:
+def reason(error: BaseException) -> str:
+    """Returns why a file could not be read or written, one line."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     if isinstance(error, RecursionError):
@@ -259,102 +265,3 @@ def _reason(error: BaseException) -> str:
 def _spell(value: Any) -> str:
     names = {dict: "an object", list: "a list", str: "a string", type(None): "null"}
     return names.get(type(value), repr(value)[:40])
-
-
-@contextlib.contextmanager
-def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
-    """Yields a fresh path beside `path`, which takes its place once the block has succeeded."""
-    temporary = path.with_name(f".{path.stem}.tmp-{uuid.uuid4().hex[:8]}{path.suffix}")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise
-
-
-def write_text(path: pathlib.Path, text: str) -> None:
-    """Writes a text file whole or not at all."""
-    with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
-
-
-def check_places(
-    folder: pathlib.Path, *, files: Iterable[str] = (), folders: Iterable[str] = ()
-) -> None:
-    """Checks that nothing of another kind stands where files and folders will be written.
-
-    Raises:
-      UserError: a folder, a device or a pipe where a file belongs, or a file where a folder does.
-    """
-    for name, wanted in [*((n, "file") for n in files), *((n, "folder") for n in folders)]:
-        path = folder / name
-        try:
-            mode = path.stat().st_mode
-        except FileNotFoundError:
-            continue
-        except OSError as error:
-            raise UserError(_reason(error), where=str(path), hint="move it away") from error
-        fits = stat.S_ISREG(mode) if wanted == "file" else stat.S_ISDIR(mode)
-        if not fits:
-            kind = "folder" if stat.S_ISDIR(mode) else "file" if stat.S_ISREG(mode) else "device"
-            what = f"is a {kind}, where a {wanted} is written"
-            raise UserError(what, where=str(path), hint="move it away, or choose another folder")
-
-
-def check_folder(path: pathlib.Path, *, where: str, hint: str = "choose another folder") -> None:
-    """Checks that a folder can be made and written to, by writing beside where it would be.
-
-    Permissions, quotas, read-only file systems, immutable folders and pseudo file systems such as
-    `/proc` all show in this way alone. What is tried is removed again.
-
-    Args:
-      path: the folder; it, and folders above it, may be absent.
-      where: flag or config path to name in the error.
-      hint: what would be right.
-
-    Raises:
-      UserError: it cannot.
-    """
-    try:
-        present = _nearest_present(path)
-        if present.is_symlink() and not present.exists():
-            what = f"{present} is a symbolic link to {os.readlink(present)}, which leads nowhere"
-            raise UserError(what, where=where, hint=hint)
-        if not present.is_dir():
-            raise UserError(f"{present} is a file", where=where, hint="name a folder")
-        tried = tempfile.mkdtemp(prefix=".distill_jax_", dir=present)
-    except (OSError, ValueError) as error:
-        what = f"{path} cannot be made or written to: {_reason(error)}"
-        raise UserError(what, where=where, hint=hint) from error
-    try:
-        file = pathlib.Path(tried, "file")
-        file.write_bytes(b"x")
-    except OSError as error:
-        what = f"{path} cannot be made or written to: {_reason(error)}"
-        raise UserError(what, where=where, hint=hint) from error
-    finally:
-        with contextlib.suppress(OSError):
-            pathlib.Path(tried, "file").unlink(missing_ok=True)
-            os.rmdir(tried)
-
-
-def _nearest_present(path: pathlib.Path) -> pathlib.Path:
-    """Returns the path, or the lowest folder above it that exists.
-
-    Raises:
-      OSError: the path cannot be looked at, or a name in it is too long.
-    """
-    present = path
-    while True:
-        try:
-            os.lstat(present)
-            break
-        except (FileNotFoundError, NotADirectoryError):
-            present = present.parent
-    longest = os.pathconf(present, "PC_NAME_MAX") if present.is_dir() else 255
-    for part in path.relative_to(present).parts:
-        if len(os.fsencode(part)) > longest:
-            raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG), part)
-    return present

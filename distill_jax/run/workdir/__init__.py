@@ -1,0 +1,62 @@
+"""Folders that the program writes: whose they are, who writes them, and what a run consists of.
+
+The rules, each in one function:
+
+- `claim`: one writer per folder, files of other programs are left alone, and a start that fails
+  leaves the folder as it was. `foreign` finds those files; `hold` is the lock alone.
+- `is_run`: a folder is a run once it holds a finished checkpoint or a result.
+- `set_aside`: starting over moves what is there into a subfolder.
+- `check_config`: a run continues under the config that is stored in its newest checkpoint.
+- `check_inputs`: a run continues with the data and the networks that it began with, by checksum.
+- `environment_changes`: versions, devices and precision that differ from the start before.
+
+Nothing here imports JAX at the top, so that launchers may use it.
+"""
+
+from distill_jax.run.workdir.continuation import (
+    RESCUE,
+    RUNTIME_ONLY,
+    START_OVER,
+    Alike,
+    check_config,
+    check_inputs,
+    data_checksums,
+    explain_divergence,
+    stored_config,
+)
+from distill_jax.run.workdir.history import arithmetic, describe, environment_changes
+from distill_jax.run.workdir.lock import LOCK, InUse, check_held, hold
+from distill_jax.run.workdir.names import MARK, WRITTEN, WRITTEN_FOLDERS
+from distill_jax.run.workdir.ownership import claim, foreign, is_run, refuse_foreign, set_aside
+from distill_jax.run.workdir.results import intact, read_result, write_json, write_result
+
+__all__ = [
+    "LOCK",
+    "MARK",
+    "NEUTRAL",
+    "RESCUE",
+    "START_OVER",
+    "WRITTEN",
+    "WRITTEN_FOLDERS",
+    "Alike",
+    "InUse",
+    "arithmetic",
+    "check_config",
+    "check_held",
+    "check_inputs",
+    "claim",
+    "data_checksums",
+    "describe",
+    "environment_changes",
+    "explain_divergence",
+    "foreign",
+    "hold",
+    "intact",
+    "is_run",
+    "read_result",
+    "refuse_foreign",
+    "set_aside",
+    "stored_config",
+    "write_json",
+    "write_result",
+]

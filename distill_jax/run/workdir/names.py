@@ -1,0 +1,35 @@
+"""Names of what is written into folders."""
+
+from collections.abc import Mapping, Sequence
+
+MARK = ".distill_jax.json"
+"""States that this program made the folder, and what for."""
+
+_RUN = (
+    *("config.json", "env.json", "metrics.jsonl", "alarms.jsonl", "heartbeat.json", "stall.txt"),
+    *("predictions.npz", "embeddings.npz", "masks.npz", "trust.npz", "result.json", "report.html"),
+)
+_STUDY = ("study.json", "table.txt", "report.html")
+_DAMAGED = ("metrics.jsonl.damaged", "alarms.jsonl.damaged", "result.json.damaged")
+
+WRITTEN: Mapping[str, Sequence[str]] = {
+    "train": (*_RUN, *_DAMAGED, "crash.txt"),
+    "study": (*_STUDY, "crash.txt"),
+    "eval": ("eval.json", "crash.txt"),
+}
+"""Files that a mode writes into its folder."""
+
+WRITTEN_FOLDERS: Mapping[str, Sequence[str]] = {
+    "train": ("checkpoints", "tensorboard"),
+    "study": (),
+    "eval": (),
+}
+"""Folders that a mode makes in its folder."""
+
+NAMES: Mapping[str, Sequence[str]] = {
+    "run": (*_RUN, "heartbeat-*.json", "stall-*.txt", "eval.json", *WRITTEN_FOLDERS["train"]),
+    "study": _STUDY,
+    "sweep": ("sweep.json", "sweep.sh"),
+    "cache": ("key.json", "[0-9]" * 5 + "-" + "[0-9]" * 5),
+}
+"""What belongs to a folder of each kind, as patterns of names."""

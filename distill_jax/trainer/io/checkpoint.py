@@ -1,0 +1,223 @@
+"""Training states: Orbax behind save and restore, on any mesh and any number of processes.
+
+One folder a step, see `step_folder`. Orbax writes to a temporary folder and renames it; afterwards
+the folder is sealed with checksums and entered into the index of steps.
+"""
+
+import contextlib
+import math
+import threading
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from distill_jax.core.api import PyTree, TrainState
+from distill_jax.core.errors import CheckpointError
+from distill_jax.trainer.io import peers
+from distill_jax.trainer.io._orbax import (
+    check_structure,
+    reading,
+    root_cause,
+    silence_failures,
+    stored_shapes,
+)
+from distill_jax.trainer.io.paths import check_folder
+from distill_jax.trainer.io.step_folder import CHECKSUMS, ROLE
+from distill_jax.trainer.io.step_index import Steps
+
+UNSAVED = "is the disk full, or the folder not writable? steps saved before are untouched"
+
+
+class Restored(NamedTuple):
+    """A state and what was stored beside it; `skipped` names damaged newer steps."""
+
+    state: TrainState
+    meta: Mapping[str, Any]
+    skipped: tuple[str, ...]
+
+
+def _items(state: TrainState) -> dict[str, PyTree]:
+    """Splits a state into the items of a checkpoint; empty trees are left out."""
+    networks = {**state.params, **state.targets}
+    items: dict[str, PyTree] = {
+        ROLE + role: {"params": params, "state": state.model_state.get(role, {})}
+        for role, params in networks.items()
+    }
+    items["optimizer"] = {"step": state.step, "opt_state": state.opt_state}
+    items["memory"] = state.memory
+    return {name: tree for name, tree in items.items() if jax.tree.leaves(tree)}
+
+
+def _join(items: Mapping[str, PyTree], like: TrainState) -> TrainState:
+    def networks(roles):
+        return {role: items[ROLE + role]["params"] for role in roles}
+
+    return TrainState(
+        step=items["optimizer"]["step"],
+        params=networks(like.params),
+        targets=networks(like.targets),
+        model_state={role: items[ROLE + role]["state"] for role in like.model_state},
+        opt_state=items["optimizer"]["opt_state"],
+        memory=items.get("memory", like.memory),
+    )
+
+
+@jax.jit
+def _copy_state(state: TrainState) -> TrainState:
+    """Returns a state in buffers of its own; one program for all runs of a study."""
+    return jax.tree.map(jnp.copy, state)
+
+
+class Checkpointer(Steps):
+    """Saves and restores the steps of one `checkpoints` folder, which the first save creates.
+
+    Args:
+      See `Steps`.
+    """
+
+    _orbax: Any = None
+    _finish: threading.Thread | None = None
+    _error: BaseException | None = None
+
+    def _checkpointer(self):
+        if self._orbax is None:
+            import orbax.checkpoint as ocp
+
+            silence_failures()
+            self._orbax = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler())
+        return self._orbax
+
+    def save(self, state: TrainState, meta: Mapping[str, Any], *, metric: float | None) -> None:
+        """Starts to save a state; returns once the state may be donated again.
+
+        Args:
+          state: the training state.
+          meta: JSON-like values stored beside it, see `step_folder.META_PARTS`.
+          metric: the selection metric at this step, or None where it was not measured. NaN, which
+            compares with nothing, is stored as None.
+        """
+        import orbax.checkpoint as ocp
+
+        self.wait()
+        if metric is not None and math.isnan(metric):
+            metric = None
+        step = int(state.step)
+        folder = self.folder / str(step)
+
+        def is_there() -> bool:
+            # Orbax's threads wait minutes for a folder that cannot be made.
+            check_folder(self.folder, where=str(self.folder), hint=UNSAVED)
+            return (folder / CHECKSUMS).exists()
+
+        if peers.from_first(is_there, where=str(folder)):
+            return
+        if jax.process_index() == 0:
+            self.make_room(step)
+        if jax.default_backend() == "cpu":
+            # On CPU, Orbax's host copy aliases the buffer that the next step is given to reuse.
+            state = jax.block_until_ready(_copy_state(state))
+        args: dict[str, Any] = {
+            name: ocp.args.PyTreeSave(tree) for name, tree in _items(state).items()
+        }
+        meta = {**meta, "step": step, "metric": metric}
+        args["meta"] = ocp.args.JsonSave(meta)
+        try:
+            self._checkpointer().save(folder, args=ocp.args.Composite(**args))
+        except (OSError, ValueError) as e:
+            if peers.is_loss_of_peer(e):
+                raise
+            raise self._not_saved(e) from e
+        self._finish = threading.Thread(target=self._seal, args=(step, metric), name="checkpoint")
+        self._finish.start()
+
+    def _seal(self, step: int, metric: float | None) -> None:
+        try:
+            self._checkpointer().wait_until_finished()
+            if jax.process_index() == 0:
+                self.add(step, metric)
+        except BaseException as e:
+            self._error = e
+
+    def _not_saved(self, error: BaseException) -> CheckpointError:
+        return CheckpointError(
+            f"could not be saved: {root_cause(error)}",
+            where=str(self.folder),
+            hint=UNSAVED,
+        )
+
+    def wait(self) -> None:
+        """Waits for the save under way.
+
+        Raises:
+          CheckpointError: it failed; the steps saved before it are untouched.
+        """
+        if self._finish is not None:
+            self._finish.join()
+            self._finish = None
+            # The first process seals: the others must not look for the best step before.
+            peers.barrier("checkpoint")
+        if self._error is not None:
+            error, self._error = self._error, None
+            if isinstance(error, CheckpointError) or peers.is_loss_of_peer(error):
+                raise error
+            raise self._not_saved(error) from error
+
+    def close(self, *, failed: bool = False) -> None:
+        """Waits for the save under way and lets go of threads; raises as `wait` does.
+
+        Args:
+          failed: an error ends the run. Of several processes it may be this one's alone, and the
+            others are not waited for.
+        """
+        if failed and peers.count() > 1:
+            return
+        try:
+            self.wait()
+        finally:
+            if self._orbax is not None:
+                with contextlib.suppress(Exception):  # told by `wait`
+                    self._orbax.close()
+                self._orbax = None
+
+    def restore(self, like: TrainState, *, step: int | None = None) -> Restored | None:
+        """Restores the newest undamaged step, or the one asked for.
+
+        Damaged newer steps are set aside, and so is the best one, see `lost`. Of several processes
+        the first one decides.
+
+        Args:
+          like: the state as `jax.ShapeDtypeStruct`s with the shardings to restore onto, which
+            may be those of another mesh than the state was saved from.
+          step: the step to restore; by default the newest that is whole.
+
+        Returns:
+          None where the folder holds no finished step.
+
+        Raises:
+          CheckpointError: every step is damaged or missing, or the one that is asked for, or the
+            structure differs from `like`.
+        """
+        import orbax.checkpoint as ocp
+
+        found, skipped = peers.from_first(lambda: self.find(step), where=str(self.folder))
+        if found is None:
+            return None
+        folder = self.folder / str(found)
+        args: dict[str, Any] = {}
+        for name, tree in _items(like).items():
+            shardings = jax.tree.map(
+                lambda x: ocp.ArrayRestoreArgs(
+                    sharding=x.sharding, global_shape=x.shape, dtype=x.dtype
+                ),
+                tree,
+            )
+            args[name] = ocp.args.PyTreeRestore(tree, restore_args=shardings)
+            check_structure(folder, name, stored_shapes(folder, name), tree)
+        with reading(folder):
+            items = self._checkpointer().restore(folder, args=ocp.args.Composite(**args))
+        state, meta = _join(items, like), self.meta(found)
+        if int(state.step) != meta["step"]:
+            raise CheckpointError(f"holds the state of step {int(state.step)}", where=str(folder))
+        return Restored(state, meta, tuple(skipped))
