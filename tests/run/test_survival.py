@@ -415,7 +415,7 @@ def test_a_save_that_finds_no_room_is_told_and_the_earlier_step_is_whole(folder)
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "reported"),
     [
         (f'Error writing "{"long/" * 200}": Too many open files [OS error 24]', "Too many open "),
         ("No space left on device", "No space left on device"),

@@ -33,8 +33,8 @@ from distill_jax.run.workdir.results import intact, read_result, write_json, wri
 __all__ = [
     "LOCK",
     "MARK",
-    "NEUTRAL",
     "RESCUE",
+    "RUNTIME_ONLY",
     "START_OVER",
     "WRITTEN",
     "WRITTEN_FOLDERS",
