@@ -9,7 +9,7 @@ import numpy as np
 from distill_jax.evaluators import trust
 from distill_jax.report import curves, figures
 from distill_jax.report.distributions import Ridge, cloud, ridges
-from distill_jax.report.example_weight_arrays import FLAGS, Found
+from distill_jax.report.example_weight_arrays import FLAGS, StoredWeights
 from distill_jax.report.examples import card
 from distill_jax.report.figures import Series
 from distill_jax.report.folders import Run
@@ -71,7 +71,7 @@ def section(
             problems += [f"{run.label}: {n}" for n in run.notes if n.startswith("trust.npz")]
             if run.example_weight_arrays:
                 try:
-                    seeds.append(Found.read(run))
+                    seeds.append(StoredWeights.read(run))
                 except ValueError as error:
                     problems.append(f"{run.label}: trust.npz cannot be used: {error}")
         if seeds:
@@ -117,7 +117,7 @@ def _has_curves(runs: Sequence[Run]) -> bool:
     return any(name in record for run in runs for record in run.records for name in names)
 
 
-def _folded(found: Iterable[Found], cards: Sequence[Html | None]) -> Html:
+def _folded(found: Iterable[StoredWeights], cards: Sequence[Html | None]) -> Html:
     """Returns cards that open at a click, the first of them open."""
     parts = [(seed.label, part) for seed, part in zip(found, cards, strict=True) if part]
     return join(
@@ -233,8 +233,8 @@ def _area_chart(lines: Mapping[int, Series], y_label: str) -> Html:
 
 
 def _of_examples(
-    found: Mapping[str, Found],
-    draw: Callable[[Found, tuple[float, float]], tuple[str, str, Html | None]],
+    found: Mapping[str, StoredWeights],
+    draw: Callable[[StoredWeights, tuple[float, float]], tuple[str, str, Html | None]],
 ) -> _Block | None:
     """Draws the ratios of the examples of every arm, between the same limits."""
     if not found:
@@ -246,7 +246,7 @@ def _of_examples(
     return _Block(title, caption, panels) if panels else None
 
 
-def _margins(found: Found, limits: tuple[float, float]) -> tuple[str, str, Html]:
+def _margins(found: StoredWeights, limits: tuple[float, float]) -> tuple[str, str, Html]:
     counts, lines = _bands(found.margin, found.ratio)
     chosen = _spread(found.margin, found.ratio)
     dots = {
@@ -309,7 +309,7 @@ def _spread(margin: np.ndarray, ratio: np.ndarray) -> np.ndarray:
     return np.concatenate(chosen)
 
 
-def _comparisons(found: Found, limits: tuple[float, float]) -> tuple[str, str, Html | None]:
+def _comparisons(found: StoredWeights, limits: tuple[float, float]) -> tuple[str, str, Html | None]:
     pairs = [(("teacher right", "teacher wrong"), ~found.right)]
     pairs += [(names, found.flags[flag]) for flag, names in FLAGS.items() if flag in found.flags]
     rows = []
@@ -326,7 +326,7 @@ def _comparisons(found: Found, limits: tuple[float, float]) -> tuple[str, str, H
     return "Ratio where something is wrong", caption, plot
 
 
-def _by_class(found: Found, limits: tuple[float, float]) -> tuple[str, str, Html]:
+def _by_class(found: StoredWeights, limits: tuple[float, float]) -> tuple[str, str, Html]:
     damaged = found.flags.get("teacher_shift", np.zeros(len(found.ratio), bool))
     members = [found.labels == c for c in range(len(found.classes))]
     present = [c for c, part in enumerate(members) if part.any()]
@@ -367,7 +367,7 @@ def _numbers(seeds: Mapping[str, Sequence[Mapping[str, float]]], heads: Sequence
     return join(el("h3", "What the ratio knows"), table(["", *heads], rows), muted(note))
 
 
-def _cards(found: Found, *, most: int) -> Html | None:
+def _cards(found: StoredWeights, *, most: int) -> Html | None:
     parts = []
     for name, title in (("low", "Lowest ratio"), ("high", "Highest ratio")):
         if name in found.images:
@@ -378,7 +378,7 @@ def _cards(found: Found, *, most: int) -> Html | None:
     return join(parts) if parts else None
 
 
-def _card(found: Found, row: int, image: np.ndarray) -> Html:
+def _card(found: StoredWeights, row: int, image: np.ndarray) -> Html:
     truth = int(found.labels[row])
     said = [
         (name, i, found.classes[int(choice[row])], float(p[row]), bool(choice[row] == truth))
@@ -409,7 +409,7 @@ def _card(found: Found, row: int, image: np.ndarray) -> Html:
     )
 
 
-def _controls(found: Mapping[str, Found]) -> list[str]:
+def _controls(found: Mapping[str, StoredWeights]) -> list[str]:
     words = {"shuffled": "shuffled within the batch", "batch_mean": "replaced by their batch mean"}
     return [
         f"{arm}: ratios are shown as the weighting gives them; before they acted they were "

@@ -22,13 +22,13 @@ FLAGS = {
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Found:
-    """The arrays of trust.npz, checked: n training examples, s signals, k classes.
+class StoredWeights:
+    """The arrays of trust.npz, checked: n training examples, s loss terms, k classes.
 
     Attributes:
       label: of the run.
       classes: k names.
-      metrics: of `evaluators.trust`, and the mean weight of every signal.
+      metrics: of `evaluators.trust`, and the mean weight of every loss term.
       ratio, margin: `[n]`.
       answers: (top class, its probability) `[n]` of the student and of the teacher.
       labels, index: `[n]`.
@@ -50,7 +50,7 @@ class Found:
     control: str
 
     @classmethod
-    def read(cls, run: Run) -> "Found":
+    def read(cls, run: Run) -> "StoredWeights":
         """Reads the arrays of a run; raises ValueError where they are not what they should be."""
         try:
             with np.load(run.path / "trust.npz", allow_pickle=False) as file:
