@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from distill_jax.analysis import walk
 from distill_jax.core import bilevel, optim, partition, replicas
 from distill_jax.core.api import PyTree, Role, TrainState
 from distill_jax.core.errors import CheckpointError
@@ -78,8 +79,10 @@ class Replicas:
             jax.eval_shape(jax.random.key, 0),
             {path: x[0] for path, x in self.scalars.items()},
         )
-        found = replicas.primitives(traced.jaxpr)
-        self.strategy = strategy or replicas.choose_strategy(found, backend=jax.default_backend())
+        primitives = walk.primitives(traced)
+        self.strategy = strategy or replicas.choose_strategy(
+            primitives, backend=jax.default_backend()
+        )
 
     def _with(self, scalars: replicas.Scalars) -> Experiment:
         """Returns the experiment with traced scalars in place of numbers."""

@@ -16,7 +16,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from distill_jax.core import hypergradient, replay, rng, structure
+from distill_jax.analysis import dependence
+from distill_jax.core import hypergradient, replay, rng
 from distill_jax.core.api import (
     Array,
     Batch,
@@ -31,6 +32,7 @@ from distill_jax.core.api import (
     TrainState,
 )
 from distill_jax.core.errors import ConfigError, nearest
+from distill_jax.core.partition import named_leaves
 from distill_jax.core.state import check_terms
 from distill_jax.core.steps import (
     BoundNets,
@@ -420,8 +422,8 @@ def last_layer(model: Model, params: Params, state: State, inputs: tuple[Any, ..
                 )
         return found["embedding"], found["logits"]
 
-    embedding, logits = structure.dependencies(outputs, params, state, *inputs)
-    chosen = [i in logits - embedding for i in range(len(jax.tree.leaves(params)))]
+    embedding, logits = dependence.of(outputs, params, state, *inputs)
+    chosen = [f"0/{name}" in logits.on - embedding.on for name in named_leaves(params)]
     if not any(chosen):
         raise ConfigError(
             "no parameter lies between embedding and logits",

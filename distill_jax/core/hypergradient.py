@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from distill_jax.core import replay
+from distill_jax.analysis import walk
 from distill_jax.core.api import Array, Params, PyTree
 
 Forward = Callable[[Params], PyTree]
@@ -267,7 +267,7 @@ def regular(fn: Callable[..., PyTree]) -> Callable[..., PyTree]:
 
         jaxpr = jax.make_jaxpr(flat_fn)(*flat)
         assert out_structure is not None
-        return jax.tree.unflatten(out_structure, replay.evaluate(jaxpr, flat, _apply_regular))
+        return jax.tree.unflatten(out_structure, walk.evaluate(jaxpr, flat, _apply_regular))
 
     return call
 
@@ -276,7 +276,7 @@ def _apply_regular(eqn: Any, inputs: list[Any]) -> list[Any]:
     name = eqn.primitive.name
     if name in _REGULAR and jnp.issubdtype(inputs[0].dtype, jnp.floating):
         return [_REGULAR[name](*inputs)]
-    return replay.bind(eqn, inputs)
+    return walk.bind(eqn, inputs)
 
 
 @jax.custom_jvp

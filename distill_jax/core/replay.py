@@ -9,17 +9,16 @@ its derivative is estimated from the rows.
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
+import numpy as np
+from jax.extend.core import ClosedJaxpr, Jaxpr
 
+from distill_jax.analysis import walk
 from distill_jax.core.api import Array, Batch, Params, PyTree
-
-_Eqn = Any
-"""An equation of a jaxpr; JAX does not export its type."""
 
 
 class _CannotReplay(Exception):
@@ -64,13 +63,13 @@ class Plan:
         known: list[Array] = []
         kept = iter(self.kept)
 
-        def apply(eqn: _Eqn, inputs: list[Any]) -> list[Any]:
-            outputs = bind(eqn, inputs)
+        def apply(eqn: walk.Equation, inputs: list[Any]) -> list[Any]:
+            outputs = walk.bind(eqn, inputs)
             if next(kept):
                 known.append(outputs[0])
             return outputs
 
-        leaves = evaluate(self.whole, jax.tree.leaves((params, batch)), apply)
+        leaves = walk.evaluate(self.whole, jax.tree.leaves((params, batch)), apply)
         return jax.tree.unflatten(self.structure, leaves), known
 
     def replay(
@@ -90,15 +89,15 @@ class Plan:
         """
         values, kept = iter(known), iter(self.kept)
 
-        def apply(eqn: _Eqn, inputs: list[Any]) -> list[Any]:
-            outputs = bind(eqn, inputs)
+        def apply(eqn: walk.Equation, inputs: list[Any]) -> list[Any]:
+            outputs = walk.bind(eqn, inputs)
             if how := next(kept):
                 value = next(values)
                 value = value / how.divisor if how.axis is None else take(value, how.axis)
                 outputs = [_instead(outputs[0], value)]
             return outputs
 
-        leaves = evaluate(self.some, jax.tree.leaves((params, rows)), apply)
+        leaves = walk.evaluate(self.some, jax.tree.leaves((params, rows)), apply)
         return jax.tree.unflatten(self.structure, leaves)
 
 
@@ -121,51 +120,12 @@ def make_plan(
     some = jax.make_jaxpr(fn)(params, rows)
     b, part = (jax.tree.leaves(x)[0].shape[0] for x in (batch, rows))
     of_params = [None] * len(jax.tree.leaves(params))
-    follow = _Follow(b, part)
+    axes = [*of_params, *(0 for _ in jax.tree.leaves(batch))]
     try:
-        follow.closed(whole, some, [*of_params, *(0 for _ in jax.tree.leaves(batch))])
+        _, kept = _follow(whole, some, axes, b=b, stride=b // part)
     except _CannotReplay:
         return None
-    return Plan(whole, some, follow.kept, jax.tree.structure(shapes))
-
-
-def evaluate(
-    closed: ClosedJaxpr, args: list[Any], apply: Callable[[_Eqn, list[Any]], list[Any]]
-) -> list[Any]:
-    """Evaluates a traced function, equation by equation, also inside `jit` and `checkpoint`.
-
-    Args:
-      closed: the function.
-      args: its flat arguments.
-      apply: gives the outputs of an equation for its inputs, see `bind`.
-    """
-    jaxpr = closed.jaxpr
-    values: dict[Any, Any] = dict(zip(jaxpr.constvars, closed.consts, strict=True))
-    values |= dict(zip(jaxpr.invars, args, strict=True))
-
-    def read(atom: Any) -> Any:
-        return atom.val if isinstance(atom, Literal) else values[atom]
-
-    for eqn in jaxpr.eqns:
-        inputs = [read(atom) for atom in eqn.invars]
-        inner = _inlined(eqn)
-        outputs = evaluate(inner, inputs, apply) if inner else apply(eqn, inputs)
-        values |= dict(zip(eqn.outvars, outputs, strict=True))
-    return [read(atom) for atom in jaxpr.outvars]
-
-
-def bind(eqn: _Eqn, inputs: list[Any]) -> list[Any]:
-    """Returns the outputs of an equation as it stands."""
-    outputs = eqn.primitive.bind(*inputs, **eqn.primitive.get_bind_params(eqn.params))
-    return outputs if eqn.primitive.multiple_results else [outputs]
-
-
-def _inlined(eqn: _Eqn) -> ClosedJaxpr | None:
-    """Returns the function that `jit` or `jax.checkpoint` calls."""
-    if eqn.primitive.name not in ("jit", "pjit", "checkpoint", "remat2"):
-        return None
-    inner = eqn.params["jaxpr"]
-    return inner if isinstance(inner, ClosedJaxpr) else ClosedJaxpr(inner, ())
+    return Plan(whole, some, kept, jax.tree.structure(shapes))
 
 
 @jax.custom_jvp
@@ -194,63 +154,78 @@ _SUMS = {"dot_general", "reduce_sum"}
 _EXTREMES = {"reduce_max", "reduce_min"}
 
 
-class _Follow:
+class _Listing(walk.Rules):
+    """Lists the equations of a function, and shapes of its constants, in the order of a walk."""
+
+    def __init__(self):
+        self.listed: list[Any] = []
+
+    def constant(self, value: Any) -> None:
+        self.listed.append(np.shape(value))
+
+    def equation(self, eqn: walk.Equation, inputs: list[Any]) -> list[None]:
+        self.listed.append(eqn)
+        return [None] * len(eqn.outvars)
+
+
+def _follow(
+    whole: ClosedJaxpr, some: ClosedJaxpr, axes: list[_Axis], *, b: int, stride: int
+) -> tuple[list[_Axis], list[_Kept | None]]:
     """Follows the rows of a batch through two traces of one function.
 
-    Attributes:
-      kept: what is kept of each equation so far.
-    """
+    Args:
+      whole: the trace for the batch.
+      some: the trace for the part.
+      axes: where the rows of the arguments are.
+      b: size of the batch.
+      stride: how many times that of the part.
 
-    def __init__(self, b: int, part: int):
-        self.b, self.stride = b, b // part
+    Returns:
+      Where the rows of the outputs are, and what is kept of each equation.
+
+    Raises:
+      _CannotReplay: see `make_plan`.
+    """
+    listing = _Listing()
+    walk.interpret(some, [None] * len(axes), listing)
+    rows = _Rows(b, stride, iter(listing.listed))
+    outputs = walk.interpret(whole, axes, rows)
+    if next(rows.others, None) is not None:
+        raise _CannotReplay
+    return outputs, rows.kept
+
+
+class _Rows(walk.Rules):
+    """Where the rows of each value are; `others` lists the trace for the part."""
+
+    def __init__(self, b: int, stride: int, others: Iterator[Any]):
+        self.b, self.stride, self.others = b, stride, others
         self.kept: list[_Kept | None] = []
 
-    def closed(
-        self, whole: ClosedJaxpr, some: ClosedJaxpr, axes: list[_Axis], *, inside: bool = False
-    ) -> list[_Axis]:
-        """Returns where the rows of the outputs are.
+    def constant(self, value: Any) -> _Axis:
+        return None if next(self.others, None) == np.shape(value) else _LOST
 
-        Args:
-          whole: the trace for the batch.
-          some: the trace for the part.
-          axes: where the rows of the arguments are.
-          inside: whether the function is one equation for `evaluate`.
-
-        Raises:
-          _CannotReplay: see `make_plan`.
-        """
-        pairs = list(zip(whole.jaxpr.eqns, some.jaxpr.eqns, strict=False))
-        if len(whole.jaxpr.eqns) != len(some.jaxpr.eqns) or any(
-            eqn.primitive is not other.primitive for eqn, other in pairs
-        ):
+    def equation(self, eqn: walk.Equation, inputs: list[_Axis]) -> list[_Axis]:
+        other = next(self.others, None)
+        if getattr(other, "primitive", None) is not eqn.primitive:
             raise _CannotReplay
-        found: dict[Any, _Axis] = dict(zip(whole.jaxpr.invars, axes, strict=True))
-        for var, other in zip(whole.jaxpr.constvars, some.jaxpr.constvars, strict=True):
-            found[var] = _LOST if _differ(var, other) else None
-        read = lambda atom: None if isinstance(atom, Literal) else found[atom]  # noqa: E731
-        for eqn, other in pairs:
-            inputs = [read(atom) for atom in eqn.invars]
-            if (called := _inlined(eqn)) and (again := _inlined(other)):
-                outputs = self.closed(called, again, inputs, inside=inside)
-            else:
-                outputs, kept = self.equation(eqn, other, inputs)
-                if not inside:
-                    self.kept.append(kept)
-                elif kept and kept.axis is None:
-                    raise _CannotReplay
-            found |= dict(zip(eqn.outvars, outputs, strict=True))
-        return [read(atom) for atom in whole.jaxpr.outvars]
+        outputs, kept = self.follow(eqn, other, inputs)
+        self.kept.append(kept)
+        return outputs
 
-    def equation(
-        self, eqn: _Eqn, other: _Eqn, axes: list[_Axis]
+    def follow(
+        self, eqn: walk.Equation, other: walk.Equation, axes: list[_Axis]
     ) -> tuple[list[_Axis], _Kept | None]:
         """Returns where the rows of an equation's outputs are, and what is kept of it."""
         name = eqn.primitive.name
         differ = [_differ(*pair) for pair in zip(eqn.outvars, other.outvars, strict=True)]
         rows = [axis for axis in axes if axis is not None]
-        if name == "custom_jvp_call":
+        if name == "custom_jvp_call":  # one equation, so that its sums cannot be kept
             jaxprs = eqn.params["call_jaxpr"], other.params["call_jaxpr"]
-            return self.closed(*jaxprs, axes, inside=True), None
+            outputs, kept = _follow(*jaxprs, axes, b=self.b, stride=self.stride)
+            if any(one and one.axis is None for one in kept):
+                raise _CannotReplay
+            return outputs, None
         if not rows:
             if name in _RANDOM and any(differ):
                 raise _CannotReplay
@@ -273,7 +248,7 @@ class _Follow:
             return lost, None
         return [axis for _ in differ], _Kept(axis, 1) if name in _COSTLY else None
 
-    def axis(self, eqn: _Eqn, axes: list[int | None]) -> _Axis:
+    def axis(self, eqn: walk.Equation, axes: list[int | None]) -> _Axis:
         """Returns where the rows of the outputs are: nowhere if the equation takes all at once."""
         name, params = eqn.primitive.name, eqn.params
         shape = eqn.outvars[0].aval.shape
@@ -313,7 +288,7 @@ class _Follow:
         return _LOST
 
 
-def _of_product(eqn: _Eqn, axes: list[int | None]) -> _Axis:
+def _of_product(eqn: walk.Equation, axes: list[int | None]) -> _Axis:
     (contracted, batch) = eqn.params["dimension_numbers"]
     places: list[int | None] = []
     for side, axis in enumerate(axes):
@@ -338,7 +313,7 @@ def _of_product(eqn: _Eqn, axes: list[int | None]) -> _Axis:
     return places[0] if together else _LOST
 
 
-def _untouched(eqn: _Eqn, axis: int) -> bool:
+def _untouched(eqn: walk.Equation, axis: int) -> bool:
     """Says whether an operation that works along axes leaves this one alone."""
     name, params = eqn.primitive.name, eqn.params
     if name == "concatenate":

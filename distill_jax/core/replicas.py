@@ -82,20 +82,6 @@ def over_replicas(
     )
 
 
-def primitives(jaxpr: Any) -> set[str]:
-    """Returns the names of the primitives of a traced program, those of its parts too."""
-    names = set()
-    for equation in jaxpr.eqns:
-        names.add(equation.primitive.name)
-        for part in jax.tree.leaves(
-            list(equation.params.values()), is_leaf=lambda x: hasattr(x, "eqns")
-        ):
-            inner = getattr(part, "jaxpr", part)
-            if hasattr(inner, "eqns"):
-                names |= primitives(inner)
-    return names
-
-
 def choose_strategy(primitives: set[str], *, backend: str) -> str:
     """Returns the fastest way for a step of these primitives.
 

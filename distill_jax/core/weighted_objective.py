@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from distill_jax.analysis import dependence
 from distill_jax.core.api import (
     Array,
     Batch,
@@ -27,7 +28,6 @@ from distill_jax.core.errors import ConfigError, nearest
 from distill_jax.core.partition import named_leaves
 from distill_jax.core.state import Shapes, zeros
 from distill_jax.core.steps import BoundNets
-from distill_jax.core.structure import dead_leaves, dependencies
 
 CONTROLS = ("none", "frozen", "joint", "shuffled", "batch_mean")
 """How a weighting with networks is trained or its weights are used: as it is meant ("none"); never
@@ -251,7 +251,7 @@ def dead_parameters(
         return jax.grad(along)(params)
 
     key = jax.eval_shape(jax.random.key, 0)
-    dead = dead_leaves(gradient, params, evidence, direction, key)
+    dead = dependence.dead_leaves(gradient, params, evidence, direction, key)
     names = named_leaves(params)
     found = [name.partition("/") for name, is_dead in zip(names, dead, strict=True) if is_dead]
     return [(role, path) for role, _, path in found]
@@ -274,9 +274,8 @@ def roles_of_class_means(
         return weighted.class_sums(nets, batch, memory)[0]
 
     key = jax.eval_shape(jax.random.key, 0)
-    on = dependencies(sums, params, state, dict(shapes.batch), shapes.memory, key)
-    names = named_leaves(params)
-    return {name.partition("/")[0] for i, name in enumerate(names) if i in on}
+    used = dependence.inputs_used(sums, params, state, dict(shapes.batch), shapes.memory, key)
+    return {name.split("/")[1] for name in used if name.startswith("0/")}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,10 +13,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from distill_jax.core import bilevel, hypergradient, structure, tokens
+from distill_jax.analysis import dependence
+from distill_jax.core import bilevel, hypergradient, tokens
 from distill_jax.core.weighted_objective import WeightedObjective
 from distill_jax.run.build import Experiment
-from distill_jax.run.findings import Finding
+from distill_jax.run.preflight.finding import Finding
 
 
 def findings(experiment: Experiment) -> Iterator[Finding]:
@@ -189,7 +190,7 @@ def of_optimizer(experiment: Experiment) -> Iterator[Finding]:
     def pulled(grads: Any, opt_state: Any, params: Any, cotangent: Any) -> Any:
         return hypergradient.pull_back(tx.inner, grads, opt_state, params, cotangent)
 
-    if all(structure.dead_leaves(pulled, *args)):
+    if all(dependence.dead_leaves(pulled, *args)):
         yield Finding(
             "error",
             "its update does not change with the size of a gradient, as that of methods that "

@@ -39,7 +39,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from distill_jax.core import partition, rng, structure
+from distill_jax.analysis import dependence
+from distill_jax.core import partition, rng
 from distill_jax.core.api import Array, Batch, Model, Outputs, PyTree, Role, Source, Transform
 from distill_jax.core.errors import CheckpointError, ConfigError, nearest
 from distill_jax.core.steps import BoundNets, teacher_view
@@ -282,11 +283,8 @@ def make_plan(
     def see(key, batch, step):
         return teacher_view(transform(key, batch, step))
 
-    found = structure.dependencies(see, key, raw, jnp.int32(0))
-    on = set().union(*jax.tree.leaves(found, is_leaf=lambda x: isinstance(x, set)))
-    names = list(partition.named_leaves((key, dict(raw), jnp.int32(0))))
-    used = {names[i] for i in on}
-    if names[-1] in used:
+    used = dependence.inputs_used(see, key, dict(raw), jnp.int32(0))
+    if "2" in used:
         raise ConfigError(
             "what the teacher sees depends on the step, as after mixup or cutmix",
             where="cache.dir",
@@ -304,7 +302,7 @@ def make_plan(
         networks=networks,
         view=jax.eval_shape(see, key, raw, jnp.int32(0)),
         views=(config.data.views or epochs) if by_epoch else 1,
-        by_seed=names[0] in used,
+        by_seed="0" in used,
         top_k=spec.top_k,
         rest=spec.rest,
         dtype=spec.dtype,

@@ -11,7 +11,8 @@ import numpy as np
 import optax
 import pytest
 
-from distill_jax.core import partition, rng, steps, structure
+from distill_jax.analysis import dependence
+from distill_jax.core import partition, rng, steps
 from distill_jax.core.errors import ConfigError
 from tests import harness
 
@@ -130,8 +131,8 @@ def test_frozen_networks_get_no_gradient_and_no_state(name):
         terms = made.objective.loss(nets, batch, states[0].memory, states[0].step)
         return steps.mean_loss(terms, batch["mask"], batch["mask"].sum())[0]
 
-    found = structure.dependence_of(jax.grad(loss), made.frozen) if made.frozen else {}
-    assert all(fact.zero for fact in jax.tree.leaves(found, is_leaf=structure.is_dependence))
+    gradient = dependence.of(jax.grad(loss), made.frozen) if made.frozen else {}
+    assert all(leaf.zero for leaf in jax.tree.leaves(gradient))
     for part in (states[0].params, states[0].model_state, states[0].targets):
         assert not set(part) & set(made.frozen)
 

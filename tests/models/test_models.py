@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from distill_jax.core import structure
+from distill_jax.analysis import dependence
 from distill_jax.core.errors import ConfigError
 from distill_jax.models import convnet, mlp, resnet, vit, wide_resnet
 
@@ -234,7 +234,7 @@ def test_dropout_follows_its_key_and_asks_for_it(name, kwargs):
     first, again, other = (np.asarray(jitted(seed, x)) for seed in (0, 0, 1))
     np.testing.assert_array_equal(first, again)
     assert (first != other).any()
-    assert structure.dependencies(functools.partial(logits, train=False), 0, x) == {1}
+    assert dependence.inputs_used(functools.partial(logits, train=False), 0, x) == {"1"}
     with pytest.raises(ConfigError, match=r"no key[\s\S]*dropout"):
         jax.eval_shape(lambda: model.apply(params, state, x, train=True, rngs={})[0])
 

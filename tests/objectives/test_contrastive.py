@@ -12,6 +12,7 @@ import optax
 import pytest
 from distill_jax.configs.ssl import simclr
 
+from distill_jax.analysis import walk
 from distill_jax.core import partition, replicas
 from distill_jax.core.errors import ConfigError
 from distill_jax.losses import contrastive
@@ -288,8 +289,8 @@ def test_forms_communicate_as_they_say(form, found):
     z, exchanges = jnp.zeros((2 * B, V, D)), {"all_gather", "ppermute"}
     trace = jax.make_jaxpr(functools.partial(some_losses, form))
     with jax.sharding.use_abstract_mesh(partition.make_mesh().abstract_mesh):
-        assert replicas.primitives(trace(z)) & exchanges == found
-    assert not replicas.primitives(trace(z)) & exchanges
+        assert walk.primitives(trace(z)) & exchanges == found
+    assert not walk.primitives(trace(z)) & exchanges
 
 
 def test_ring_within_replicas():

@@ -11,7 +11,7 @@ from distill_jax.core import state as state_lib
 from distill_jax.core.steps import BoundNets, mean_loss
 from distill_jax.core.weighted_objective import WeightedObjective
 from distill_jax.objectives.kd import KD
-from distill_jax.run import preflight
+from distill_jax.run.preflight import trace
 from distill_jax.weighting import annealed, teacher_margin
 from tests import harness
 from tests.reference import cross_entropy, softmax
@@ -45,7 +45,7 @@ def hiding(*, mixed=False):
 def leaks(made):
     trainable = tuple(r for r in made.objective.roles if not harness.is_frozen(r))
     fields = {"objective": made.objective, "models": made.models, "shapes": made.shapes}
-    return preflight.trace(
+    return trace.trace(
         types.SimpleNamespace(**fields, trainable=trainable, total_steps=10)  # pyright: ignore
     ).leaks
 

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import pytest
 from jax import lax
 
+from distill_jax.analysis import walk
 from distill_jax.losses import clustering, contrastive, isotropy, noncontrastive, ranking
 from distill_jax.models import prototypes
 
@@ -41,22 +42,12 @@ LOSSES = {
 }
 
 
-def products(jaxpr):
-    """The precision of every product in a jaxpr and those inside."""
-    for equation in jaxpr.eqns:
-        if equation.primitive is lax.dot_general_p:
-            yield equation.params["precision"]
-        for inner in jax.tree.leaves(equation.params):
-            inner = getattr(inner, "jaxpr", inner)
-            if hasattr(inner, "eqns"):
-                yield from products(inner)
-
-
 @pytest.mark.parametrize("name", LOSSES)
 def test_products_are_of_full_precision(name):
     def total(x):
         return sum(jnp.sum(leaf) for leaf in jax.tree.leaves(LOSSES[name](x)))
 
-    found = list(products(jax.make_jaxpr(jax.grad(total))(VIEWS).jaxpr))
+    equations = walk.equations(jax.make_jaxpr(jax.grad(total))(VIEWS))
+    found = [e.params["precision"] for e in equations if e.primitive is lax.dot_general_p]
     assert found
     assert set(found) == {(lax.Precision.HIGHEST, lax.Precision.HIGHEST)}

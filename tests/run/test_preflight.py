@@ -10,6 +10,8 @@ from distill_jax.core import partition
 from distill_jax.core.errors import ConfigError
 from distill_jax.run import build, flags, preflight, study, unused
 from distill_jax.run import config as config_lib
+from distill_jax.run.preflight import constants, data, unread
+from distill_jax.run.preflight.teachers import teacher_saw
 from tests.run import silent_faults
 
 STUDY = "configs/studies/demo.py:smoke"
@@ -91,15 +93,15 @@ def test_doubts_are_said_once():
 
 def test_repeated_examples_are_counted():
     dataset = silent_faults.some_repeated()
-    [finding] = preflight.of_data(dataset)
+    [finding] = data.of_parts(dataset)
     assert (finding.kind, "8 of 64 examples of the test part" in finding.what) == ("warning", True)
 
 
 def test_a_smaller_share_held_out_by_a_teacher_is_a_doubt():
     config = flags.load(silent_faults.SUPERVISED)
     stored = config.data.to_dict()
-    assert not list(preflight.teacher_saw({"data": stored}, config, where="x"))
-    [finding] = preflight.teacher_saw({"data": {**stored, "held_out": 0.05}}, config, where="x")
+    assert not list(teacher_saw({"data": stored}, config, where="x"))
+    [finding] = teacher_saw({"data": {**stored, "held_out": 0.05}}, config, where="x")
     assert finding.kind == "warning"
 
 
@@ -131,9 +133,7 @@ def test_arms_of_the_demo_pass():
 
 def test_a_field_that_only_the_host_reads_counts_as_read():
     config = flags.load("configs/studies/paper_rad.py:smoke")
-    names = preflight._named_in_class(
-        type(build.build(_arm(config, "robust"), shapes_only=True).objective)
-    )
+    names = unread.named_in(type(build.build(_arm(config, "robust"), shapes_only=True).objective))
     assert "policy" in names
 
 
@@ -186,8 +186,8 @@ def dkd(classes, **kwargs):
 
 def test_a_term_that_is_constant_on_these_data_is_found():
     """With two classes one class is left beside the label's, and its share of the rest is 1."""
-    assert preflight.constant_terms(dkd(2)) == {"nckd": 0.0}
-    assert preflight.constant_terms(dkd(3)) == {}
+    assert constants.constant_terms(dkd(2)) == {"nckd": 0.0}
+    assert constants.constant_terms(dkd(3)) == {}
     with pytest.raises(ConfigError, match="'nckd' is 0 whatever the networks return"):
         warnings_of(dkd(2))
     assert any("'nckd'" in line for line in warnings_of(dkd(2), alone=False))
@@ -202,4 +202,4 @@ def test_a_constant_loss_is_refused():
 
 
 def test_an_empty_queue_is_no_constant_term():
-    assert preflight.constant_terms(experiment_of("configs/ssl/moco.py:smoke")) == {}
+    assert constants.constant_terms(experiment_of("configs/ssl/moco.py:smoke")) == {}

@@ -13,8 +13,9 @@ import distill_jax
 from distill_jax import main, report
 from distill_jax.core.errors import ConfigError, DataUnavailable, UserError
 from distill_jax.data import npz_file, tfds
-from distill_jax.run import build, flags, preflight, teacher_cache
+from distill_jax.run import build, flags, teacher_cache
 from distill_jax.run import config as config_lib
+from distill_jax.run.preflight import teachers
 from distill_jax.run.resolve import names_in, resolve
 from distill_jax.trainer.io import step_folder
 
@@ -365,5 +366,5 @@ def test_names_in_what_is_only_reported_are_not_imported(foreign, tmp_path):
     (tmp_path / "study" / "study.json").write_text(json.dumps(study))
     report.write_run_report(run)
     report.write_study_report(tmp_path / "study")
-    list(preflight.teacher_saw({"data": base_config().data.to_dict()}, base_config(), where=""))
+    list(teachers.teacher_saw({"data": base_config().data.to_dict()}, base_config(), where=""))
     assert not foreign.exists()

@@ -10,12 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from distill_jax.analysis import dependence
 from distill_jax.core import (
     bilevel,
     partition,
     state,
     steps,
-    structure,
     weighted_objective,
 )
 from distill_jax.core.api import (
@@ -299,12 +299,12 @@ def _alike(model: Model, inputs: tuple[Any, ...]) -> tuple[list[str], bool]:
         return partition.named_leaves(model.init(key, *inputs)[0])
 
     key = jax.eval_shape(lambda: jax.random.key(0))
-    dependences = structure.dependence_of(start, key, *inputs)
-    fixed = [name for name, dependence in dependences.items() if not dependence.inputs & 1]
+    leaves = dependence.of(start, key, *inputs)
+    fixed = [name for name, leaf in leaves.items() if "0" not in leaf.on]
     ran = jax.jit(lambda: {n: start(jax.random.key(0), *state.zeros(inputs))[n] for n in fixed})
     values = jax.device_get(ran()) if fixed else {}
     alike = [name for name in fixed if np.ptp(np.asarray(values[name], np.float64))]
-    return alike, len(fixed) < len(dependences)
+    return alike, len(fixed) < len(leaves)
 
 
 def _check_cache(config: ConfigDict, objective: Objective, tx: Any) -> None:

@@ -1,4 +1,4 @@
-"""What checks before a run find."""
+"""What the checks before a run yield."""
 
 from typing import NamedTuple
 
@@ -7,9 +7,9 @@ class Finding(NamedTuple):
     """Something that does not do what it says.
 
     Attributes:
-      kind: "mistake"; "doubt"; "comparison", what only a study may want, a mistake elsewhere and a
-        doubt there; "unused", a mistake but where an arm has inherited it; or "memory", a mistake
-        but where nothing is run.
+      kind: "error" or "warning"; "comparison", an error in a single run and a warning in an arm of
+        a study, which may want it; "unused", an error unless an arm has inherited it; "memory", an
+        error unless nothing is run.
       what: one sentence without a full stop.
       where: the config path.
       hint: what would be right.

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from distill_jax.core import structure
+from distill_jax.analysis import dependence, softmax, walk
 
 X = jax.ShapeDtypeStruct((4, 3), jnp.float32)
 
@@ -59,12 +59,12 @@ DEAD = {
 
 @pytest.mark.parametrize("name", DEAD)
 def test_dead_leaves_are_found(name):
-    assert structure.dead_leaves(loss_of(DEAD[name]), X) == [False, True]
+    assert dependence.dead_leaves(loss_of(DEAD[name]), X) == [False, True]
 
 
 def test_a_straight_through_rule_keeps_a_leaf_alive():
     grad = loss_of(lambda p, x: x * p["a"][None] + straight_through(x * p["b"][None]))
-    assert structure.dead_leaves(grad, X) == [False, False]
+    assert dependence.dead_leaves(grad, X) == [False, False]
 
 
 def test_dependencies_pass_loops_and_skip_zeros():
@@ -72,8 +72,10 @@ def test_dependencies_pass_loops_and_skip_zeros():
         total = jax.lax.fori_loop(0, 3, lambda i, c: c + y.sum(), 0.0)
         return {"loop": total, "zero": 0.0 * x + z, "all": x + total}
 
-    found = structure.dependencies(fn, X, X, X)
-    assert found == {"loop": {1}, "zero": {2}, "all": {0, 1}}
+    on = {name: set(result.on) for name, result in dependence.of(fn, X, X, X).items()}
+    assert on == {"loop": {"1"}, "zero": {"2"}, "all": {"0", "1"}}
+    nested = lambda x, y: x + y["b"]  # noqa: E731
+    assert dependence.inputs_used(nested, X, {"a": X, "b": X}) == {"0", "1/b"}
 
 
 TWICE = {
@@ -100,4 +102,9 @@ def test_a_softmax_of_a_softmax_is_found(name):
     fn = (TWICE | ONCE)[name]
     gradient = lambda x: jax.grad(lambda x: fn(x).astype(jnp.float32).sum())(x)  # noqa: E731
     for traced in (fn, gradient):
-        assert bool(structure.analyse(traced, X).repeated) == (name in TWICE)
+        assert softmax.repeated(walk.trace(traced, X)) == (name in TWICE)
+
+
+def test_probabilities_are_known_as_such():
+    assert softmax.gives_probabilities(lambda x: {"logits": x, "p": jax.nn.softmax(x)}, X)
+    assert not softmax.gives_probabilities(jax.nn.log_softmax, X)

@@ -1,0 +1,1 @@
+"""What traced functions show: one walk over their equations (`walk`) and the rules that use it."""

@@ -1,0 +1,95 @@
+"""What the folder of a frozen network tells of how it was trained, beside the config of the run."""
+
+import json
+import pathlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from distill_jax.core.api import Dataset, Role
+from distill_jax.core.errors import CheckpointError
+from distill_jax.run.config import ConfigDict
+from distill_jax.run.preflight.finding import Finding
+from distill_jax.trainer.io.files import NUMBERS, DamagedFile, read_json
+from distill_jax.trainer.io.paths import NetworkRef
+from distill_jax.trainer.io.step_folder import read_config
+from distill_jax.trainer.io.step_index import find_step
+
+
+def findings(config: ConfigDict, frozen: Sequence[Role], dataset: Dataset) -> Iterator[Finding]:
+    """Yields frozen networks that learned from other inputs, classes or examples, or hardly."""
+    for role in frozen:
+        where = f"roles.{role}.init"
+        origin = NetworkRef.parse(config.roles[role].init or "", where=where)
+        try:
+            step = find_step(origin.path, where=where)
+            stored = read_config(step)
+        except CheckpointError:
+            continue  # reported when it is read
+        try:
+            yield from teacher_saw(stored, config, where=where)
+        except (KeyError, TypeError, AttributeError):  # written by another version
+            what = f"cannot be compared with the data here: {step} describes its own differently"
+            yield Finding("warning", what, where)
+        result = _result(step)
+        theirs, ours = tuple(result.get("classes", ())), dataset.classes
+        if theirs and ours and not origin.part and theirs != ours:
+            if len(theirs) != len(ours):
+                continue
+            what = "the same classes in another order"
+            if sorted(theirs) != sorted(ours):
+                what = f"other classes ({theirs[0]!r}, ... for {ours[0]!r}, ...)"
+            hint = "a network of the classes of the data"
+            yield Finding("error", f"was trained on {what}", where, hint)
+        accuracy = result.get("best", {}).get("held_out/accuracy")
+        if accuracy is not None and ours and accuracy < 1.5 / len(ours):
+            what = f"its held-out accuracy is {accuracy:.3f}, chance is {1 / len(ours):.3f}"
+            yield Finding("warning", what, where)
+
+
+def _result(step: pathlib.Path) -> dict[str, Any]:
+    for folder in step.parents[:2]:
+        try:
+            result = read_json(folder / "result.json", shape={"classes": list, "best": NUMBERS})
+        except DamagedFile:
+            continue
+        if all(isinstance(name, str) for name in result["classes"]):
+            return result
+    return {}
+
+
+def teacher_saw(stored: Mapping[str, Any], config: ConfigDict, *, where: str) -> Iterator[Finding]:
+    """Compares what a network was trained on with what it is asked about.
+
+    Args:
+      stored: the config of the run that trained it.
+      config: of the run that asks it.
+      where: the config path of its checkpoint.
+    """
+    theirs, ours = stored["data"], config.data.to_dict()
+    if _inputs(theirs) != _inputs(ours):
+        kind = "error" if theirs["name"] == ours["name"] else "warning"
+        what = f"was evaluated on inputs after {_spell(theirs)}, and is asked after {_spell(ours)}"
+        yield Finding(kind, what, where, "the same data.eval_transforms and transform_kwargs")
+    same = theirs["name"] == ours["name"] and theirs["kwargs"] == ours["kwargs"]
+    if same and theirs["held_out"] < ours["held_out"]:
+        what = (
+            f"held out {theirs['held_out']:g} of the data and saw examples that are held out here "
+            f"({ours['held_out']:g})"
+        )
+        yield Finding("warning", what, where)
+
+
+def _inputs(data: Mapping[str, Any]) -> list[Any]:
+    """What happens to the numbers of an input in evaluation, comparable."""
+    transforms = [
+        [name, data["transform_kwargs"].get(name, {})] for name in data["eval_transforms"]
+    ]
+    return json.loads(json.dumps(transforms))
+
+
+def _spell(data: Mapping[str, Any]) -> str:
+    parts = [
+        f"{name}({', '.join(f'{k}={v}' for k, v in kwargs.items())})"
+        for name, kwargs in _inputs(data)
+    ]
+    return ", ".join(parts) or "no transforms"
