@@ -97,9 +97,6 @@ _ALL = {
 
 
 class _Rules(walk.Rules):
-    def enters(self, eqn: walk.Equation) -> bool:
-        return True
-
     def constant(self, value: Any) -> _Value:
         if isinstance(value, jax.Array):  # a key, or spread over other processes: not to be read
             plain = not jnp.issubdtype(value.dtype, jax.dtypes.extended)

@@ -54,9 +54,6 @@ class _Rules(walk.Rules):
         self.repeated = False
         self.exponents: list[_Value] = []  # alive, so that no other value has its identity
 
-    def enters(self, eqn: walk.Equation) -> bool:
-        return True
-
     def constant(self, value: Any) -> _Value:
         return _Value("" if np.ndim(value) else "row")
 

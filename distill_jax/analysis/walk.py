@@ -15,16 +15,19 @@ from jax.extend.core import Literal
 Equation = Any
 """An equation of a jaxpr; JAX does not export its type."""
 
-INLINED = frozenset({"jit", "pjit", "checkpoint", "remat2"})
-"""Calls that leave values and derivatives as they are where the called function is inlined."""
+_INLINED = ("jit", "pjit", "checkpoint", "remat2")
 
 
 class Rules:
-    """A domain of values for `interpret`, and what equations do in it."""
+    """A domain of values for `interpret`, and what equations do in it.
 
-    def enters(self, eqn: Equation) -> bool:
-        """Says whether the walk goes into the functions that an equation calls."""
-        return eqn.primitive.name in INLINED
+    Attributes:
+      enters_all: whether loops, branches and functions with derivative rules of their own are
+        entered, and not only `jit` and `jax.checkpoint`, which change nothing where they are
+        inlined.
+    """
+
+    enters_all = True
 
     def constant(self, value: Any) -> Any:
         """Returns the value of a constant or a literal."""
@@ -80,9 +83,9 @@ def interpret(jaxpr: Any, inputs: Sequence[Any], rules: Rules) -> list[Any]:
 
     for eqn in jaxpr.eqns:
         given = [read(atom) for atom in eqn.invars]
-        outputs = _enter(eqn, given, rules) if rules.enters(eqn) else None
-        if outputs is None:
-            outputs = rules.equation(eqn, given)
+        enters = rules.enters_all or eqn.primitive.name in _INLINED
+        outputs = _enter(eqn, given, rules) if enters else None
+        outputs = rules.equation(eqn, given) if outputs is None else outputs
         values |= dict(zip(eqn.outvars, outputs, strict=True))
     return [read(atom) for atom in jaxpr.outvars]
 
@@ -132,9 +135,17 @@ def evaluate(
 
     Calls are inlined; a loop or a branch is one equation. The inputs may be traced.
     """
-    rules = Rules()
-    rules.equation = apply
-    return interpret(jaxpr, inputs, rules)
+    return interpret(jaxpr, inputs, _Evaluation(apply))
+
+
+class _Evaluation(Rules):
+    enters_all = False
+
+    def __init__(self, apply: Callable[[Equation, list[Any]], Sequence[Any]]):
+        self.apply = apply
+
+    def equation(self, eqn: Equation, inputs: list[Any]) -> Sequence[Any]:
+        return self.apply(eqn, inputs)
 
 
 def bind(eqn: Equation, inputs: Sequence[Any]) -> list[Any]:

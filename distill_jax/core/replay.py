@@ -157,6 +157,8 @@ _EXTREMES = {"reduce_max", "reduce_min"}
 class _Listing(walk.Rules):
     """Lists the equations of a function, and shapes of its constants, in the order of a walk."""
 
+    enters_all = False
+
     def __init__(self):
         self.listed: list[Any] = []
 
@@ -197,6 +199,8 @@ def _follow(
 
 class _Rows(walk.Rules):
     """Where the rows of each value are; `others` lists the trace for the part."""
+
+    enters_all = False
 
     def __init__(self, b: int, stride: int, others: Iterator[Any]):
         self.b, self.stride, self.others = b, stride, others

@@ -12,8 +12,9 @@ import jax
 import pytest
 
 from distill_jax.core import partition
-from distill_jax.run import build, flags, hyperparameters, study, unused
+from distill_jax.run import build, flags, study, unused
 from distill_jax.run import config as config_lib
+from distill_jax.run.preflight import hyperparameters
 
 ROOT = pathlib.Path(__file__).parents[2]
 GOLDEN = ROOT / "tests" / "golden"

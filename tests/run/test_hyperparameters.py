@@ -14,8 +14,9 @@ import pytest
 
 from distill_jax.core import optim, state
 from distill_jax.core.errors import ConfigError
-from distill_jax.run import build, flags, hyperparameters, preflight, resolve
+from distill_jax.run import build, flags, preflight, resolve
 from distill_jax.run import config as config_lib
+from distill_jax.run.preflight import hyperparameters
 
 DURATION = re.compile(r"(^|_)(epochs|steps|warmup|ramp|frozen|hold|delay|until|after)(_|$)")
 FACTS = {"total_steps", "steps_per_epoch"}

@@ -113,8 +113,8 @@ def _of_batch(experiment: Experiment, traced: Traced) -> Iterator[Finding]:
     if traced.leaks:
         percent = experiment.config.data.corrupt.get("labels_percent")
         where = f"data.corrupt.labels_{'percent' if percent else 'per_class'}"
-        weighted = isinstance(experiment.objective, WeightedObjective)
-        by = f" weighed by {type(experiment.objective.weighting).__name__}" if weighted else ""
+        weighting = getattr(experiment.objective, "weighting", None)
+        by = f" weighed by {type(weighting).__name__}" if weighting else ""
         hint = (
             "set data.corrupt.drop_unlabelled, or take a method that uses a label only where "
             "labelled is above 0"
