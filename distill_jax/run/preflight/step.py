@@ -131,14 +131,14 @@ def _of_class_means(experiment: Experiment) -> Iterator[Finding]:
     if not isinstance(objective, WeightedObjective):
         return
     roles = weighted_objective.roles_of_class_means(objective, experiment.models, experiment.shapes)
+    who = type(objective.weighting).__name__
     for role in sorted(roles - set(experiment.frozen)):
-        yield Finding(
-            "error",
-            f"{type(objective.weighting).__name__} compares with class means of a teacher, which are "
-            f"taken before the first step, and {role} moves",
-            "weighting.name",
-            f"freeze {role}, or take blocks or a granularity that need no class means",
+        what = (
+            f"{who} compares with class means of a teacher, which are taken before the first step, "
+            f"and {role} moves"
         )
+        hint = f"freeze {role}, or take blocks or a granularity that need no class means"
+        yield Finding("error", what, "weighting.name", hint)
 
 
 def _of_terms(experiment: Experiment, traced: Traced) -> Iterator[Finding]:

@@ -40,9 +40,9 @@ class Traced:
       dead: paths of trainable parameters, by role, whose gradient is zero by structure.
       moves: "role/path" of all trainable parameters that the loss depends on, also through what
         has no gradient.
-      roles: networks that the loss, the memory or the survey depends on.
+      roles: networks that the loss, the memory or the dataset pass depends on.
       batch: names of parts of the batch that they depend on.
-      leaks: those of `LABELS` that gradient, memory or survey depend on where every label is
+      leaks: those of `LABELS` that gradient, memory or dataset pass depend on where every label is
         hidden.
       coef: of each term, what its coefficient depends on.
       repeated: whether a softmax is taken of a softmax.

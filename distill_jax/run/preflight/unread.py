@@ -25,8 +25,9 @@ def findings(experiment: Experiment, read: Mapping[str, set[str]]) -> Iterator[F
         if not objective.weighting.by_gradient:
             things["weighting"] = objective.weighting
     for group, thing in things.items():
-        fields = defaults(thing)
-        used = read[group] | (named_in(type(thing)) if getattr(thing, "surveys", False) else set())
+        fields, used = defaults(thing), read[group]
+        if getattr(thing, "needs_dataset_pass", False):
+            used = used | named_in(type(thing))
         for name, value in config[group].kwargs.items():
             if name in fields and name not in used and value != fields[name]:
                 what = (
@@ -62,7 +63,7 @@ def noting(thing: Any, read: set[str]) -> Any:
 
     copy = object.__new__(type(cls.__name__, (cls,), {"__getattribute__": __getattribute__}))
     copy.__dict__.update(vars(thing))
-    for name in ("roles", "auxiliary", "couples_batch", "surveys"):  # of the framework
+    for name in ("roles", "auxiliary", "couples_batch", "needs_dataset_pass"):  # of the framework
         getattr(copy, name, None)
     return copy
 
