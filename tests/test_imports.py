@@ -65,6 +65,17 @@ def test_core_is_pure():
         assert "print(" not in path.read_text()
 
 
+def test_the_report_stands_apart():
+    """It knows runs by the files of their folders, and of what writes these their reader alone."""
+    ours = {name for p in (ROOT / "report").glob("*.py") for name in module_level(p)}
+    others = {name for name in ours if name.split(".")[1] not in ("report", "evaluators")}
+    assert others <= {
+        "distill_jax._lazy",
+        "distill_jax.core.errors",
+        "distill_jax.trainer.io.files",
+    }
+
+
 def test_help_needs_no_jax():
     code = (
         "import sys, distill_jax.main as m\n"

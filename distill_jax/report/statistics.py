@@ -9,6 +9,7 @@ import numpy as np
 from scipy import special
 
 from distill_jax.core.errors import ConfigError, NonFiniteError, nearest
+from distill_jax.report.tables import decimals
 
 
 class Estimate(NamedTuple):
@@ -222,6 +223,38 @@ def format_table(
         for row in (columns, ["-" * width for width in widths], *rows)
     ]
     return "\n".join([title, *lines])
+
+
+def comparison(
+    compared: Mapping[str, Mapping[str, Sequence[ArmSummary]]],
+    *,
+    titles: Mapping[str, str],
+    mode: str,
+    published: Mapping[str, float],
+) -> str:
+    """Returns the answers to the questions of a study, and a table for each question and state.
+
+    Args:
+      compared: rows of `summarise` by state and question; "" where nothing is asked. Sentences
+        answer the questions of the state "value".
+      titles: names of the metric by state.
+      mode: "max" if higher is better, "min" if lower is.
+      published: as in `format_table`.
+    """
+    every = [row for tables in compared.values() for rows in tables.values() for row in rows]
+    digits = decimals(max((abs(row.value.mean) for row in every if row.value), default=0))
+    parts = [
+        answer(question, rows, metric=titles["value"], mode=mode, digits=digits)
+        for question, rows in compared.get("value", {}).items()
+        if question
+    ]
+    for state, tables in compared.items():
+        for question, rows in tables.items():
+            title = f"{question}: {titles[state]}" if question else titles[state]
+            parts.append(
+                format_table(rows, metric=title, mode=mode, digits=digits, published=published)
+            )
+    return "\n\n".join(parts)
 
 
 def _seed_order(seed: str) -> tuple[int, str]:

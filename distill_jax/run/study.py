@@ -1,144 +1,33 @@
-"""Studies: arms times seeds from one config, finished work skipped, one comparison at the end.
-
-An arm may start from another's network: `init = "arm:teacher"` means the run of arm `teacher`
-with the same seed, `"arm:teacher@0"` the one with seed 0.
-"""
+"""Studies: arms times seeds from one config, finished work skipped, one comparison at the end."""
 
 import json
 import pathlib
-import re
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 from distill_jax import report
-from distill_jax.core.errors import ConfigError, NonFiniteError, nearest
+from distill_jax.core.errors import NonFiniteError
 from distill_jax.evaluators._directions import direction
 from distill_jax.report import sharing, statistics
-from distill_jax.report.tables import decimals, number
+from distill_jax.report.tables import number
 from distill_jax.run import build as build_lib
 from distill_jax.run import config as config_lib
 from distill_jax.run import processes
 from distill_jax.run import workdir as workdir_lib
+from distill_jax.run.arms import (
+    arm_config,
+    check,
+    leaves,
+    ordered_arms,
+    references,
+    run_folder,
+)
 from distill_jax.run.config import ConfigDict
 from distill_jax.run.members import NO_REPLICAS, Member
 from distill_jax.run.members import kind as kind_of
 from distill_jax.run.train import loop
 from distill_jax.trainer.io.files import write_text
-from distill_jax.trainer.io.paths import NetworkRef
-
-_REFERENCE = re.compile(r"arm:(?P<arm>[\w.+-]+)(@(?P<seed>\d+))?(?P<role>#[\w/]+[*]?)?$")
-
-
-def _references(changes: Mapping[str, Any]) -> dict[str, re.Match]:
-    """Returns the config paths that name another arm's network."""
-    found = {}
-    for path, value in changes.items():
-        if isinstance(value, str) and value.startswith("arm:"):
-            match = _REFERENCE.match(value)
-            if match is None:
-                raise ConfigError(
-                    f"{value!r} names no arm", where=path, hint="write arm:NAME or arm:NAME@SEED"
-                )
-            found[path] = match
-    return found
-
-
-def _values(config: ConfigDict, changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the leaves of an arm's config by path, before references are resolved."""
-    flat = config_lib.flatten(config_lib.override(config, changes))
-    return {path: v for path, v in flat.items() if not path.startswith("study.")}
-
-
-def ordered_arms(config: ConfigDict) -> list[str]:
-    """Returns the arms such that each comes after those it starts from.
-
-    Raises:
-      ConfigError: an arm starts from one that does not exist, or from itself in a circle.
-    """
-    arms = config_lib.arms(config)
-    needs: dict[str, set[str]] = {}
-    for arm, changes in arms.items():
-        references = _references(_values(config, changes))
-        needs[arm] = set()
-        for path, match in references.items():
-            source, seed = match["arm"], match["seed"]
-            if source not in arms:
-                raise ConfigError(
-                    f"starts from an arm {source!r} that the study does not have",
-                    where=f"study.arms.{arm}.{path}",
-                    hint=nearest(source, arms),
-                )
-            if seed is not None and int(seed) not in config.study.seeds:
-                raise ConfigError(
-                    f"starts from seed {seed}, which the study does not run",
-                    where=f"study.arms.{arm}.{path}",
-                    hint=f"seeds: {config.study.seeds}",
-                )
-            needs[arm].add(source)
-    order: list[str] = []
-    while len(order) < len(arms):
-        ready = [arm for arm in arms if arm not in order and needs[arm] <= set(order)]
-        if not ready:
-            left = [arm for arm in arms if arm not in order]
-            raise ConfigError(
-                f"the arms {', '.join(left)} start from each other in a circle", where="study.arms"
-            )
-        order.append(ready[0])
-    return order
-
-
-def arm_config(config: ConfigDict, arm: str, seed: int, workdir: pathlib.Path) -> ConfigDict:
-    """Returns the config of one run: the arm's changes, its seed, and paths for its sources.
-
-    A role that starts from another arm and names no model gets the network of that arm.
-    """
-    changes = dict(config_lib.arms(config)[arm])
-    flat = _values(config, changes)
-    for path, match in _references(flat).items():
-        source = run_folder(workdir, match["arm"], int(match["seed"] or seed))
-        changes[path] = str(source) + (match["role"] or "")
-        role = path.removesuffix(".init")
-        if not flat.get(f"{role}.model"):
-            origin = arm_config(config, match["arm"], seed, workdir).roles
-            part = NetworkRef.parse(changes[path], where=path)
-            network = origin[part.role]
-            changes |= {f"{role}.model": network.model, f"{role}.kwargs": network.kwargs.to_dict()}
-    single = config_lib.override(config, {**changes, "seed": seed})
-    single.study = config_lib.base().study
-    return single
-
-
-def run_folder(workdir: pathlib.Path, arm: str, seed: int) -> pathlib.Path:
-    return workdir / arm / f"seed{seed}"
-
-
-def check(config: ConfigDict) -> None:
-    """Raises `ConfigError` unless every arm is a valid config and the comparison is defined."""
-    if not config.study.arms or not config.study.seeds:
-        raise ConfigError(
-            "the config defines no study",
-            where="study",
-            hint="set study.arms and study.seeds, or use --mode=train",
-        )
-    if not config.study.reference:
-        raise ConfigError(
-            "no reference arm is named",
-            where="study.reference",
-            hint=nearest("", config.study.arms),
-        )
-    if config.study.tuned and not config.eval.metric:
-        raise ConfigError(
-            "tuned arms are chosen by eval.metric, which is empty",
-            where="study.tuned",
-            hint="set eval.metric, such as held_out/accuracy",
-        )
-    for arm in ordered_arms(config):
-        try:
-            single = arm_config(config, arm, config.study.seeds[0], pathlib.Path())
-            config_lib.validate(single)
-        except ConfigError as e:
-            raise ConfigError(e.what, where=f"study.arms.{arm}: {e.where}", hint=e.hint) from e
 
 
 class _OneExperiment:
@@ -264,30 +153,10 @@ def _run_study(
                     f" ({took:.0f} s, {time.perf_counter() - began:.0f} s in all)"
                 )
             compared = _write(config, workdir, statuses)
-    metric, mode = config.study.metric, _mode(config)
-    titles = {"value": metric, "best": f"{metric} of the state of the best {config.eval.metric}"}
-    every = [row for tables in compared.values() for rows in tables.values() for row in rows]
-    digits = decimals(max((abs(row.value.mean) for row in every if row.value), default=0))
-    shown = {"mode": mode, "digits": digits}
-    answers = [
-        statistics.answer(question, rows, metric=metric, **shown)
-        for question, rows in compared.get("value", {}).items()
-        if question
-    ]
-    table = "\n\n".join(
-        [
-            *answers,
-            *(
-                statistics.format_table(
-                    rows,
-                    metric=f"{question}: {titles[state]}" if question else titles[state],
-                    published=config.study.published,
-                    **shown,
-                )
-                for state, tables in compared.items()
-                for question, rows in tables.items()
-            ),
-        ]
+    metric, best = config.study.metric, f"the state of the best {config.eval.metric}"
+    titles = {"value": metric, "best": f"{metric} of {best}"}
+    table = statistics.comparison(
+        compared, titles=titles, mode=_mode(config), published=config.study.published
     )
     if not processes.is_main():
         return table
@@ -305,7 +174,7 @@ def _groups(config: ConfigDict, order: list[str], workdir: pathlib.Path) -> list
     arms = config_lib.arms(config)
     groups: list[tuple[str, list[Member]]] = []
     for arm in order:
-        sources = {m["arm"] for m in _references(_values(config, arms[arm])).values()}
+        sources = {m["arm"] for m in references(leaves(config, arms[arm])).values()}
         earlier = (i for i, (_, g) in enumerate(groups) if sources & {m.arm for m in g})
         first = max(earlier, default=-1) + 1 if config.study.replicas != "no" else len(groups)
         reported = "" if arm in config.study.sources else config.study.metric
