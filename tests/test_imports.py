@@ -14,7 +14,7 @@ ALLOWED = {
     "losses": {"core"},
     "weighting": {"core"},
     "objectives": {"core", "losses"},
-    "models": {"core"},
+    "models": {"core", "weights"},
     "data": {"core"},
     "evaluators": {"core"},
     "trainer": {"core", "losses", "data", "models"},

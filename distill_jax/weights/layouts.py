@@ -48,6 +48,24 @@ def _by_part(x: np.ndarray, sizes: Sizes) -> np.ndarray:
     return x.reshape(heads, 3, -1, *x.shape[1:]).swapaxes(0, 1).reshape(x.shape)
 
 
+def _pairs_apart(heads: str) -> Convert:
+    """From rows of a head in pairs (rotary positions of llama.cpp) to halves, transposed."""
+
+    def convert(x: np.ndarray, sizes: Sizes) -> np.ndarray:
+        n = sizes[heads]
+        return x.reshape(n, -1, 2, x.shape[-1]).swapaxes(1, 2).reshape(x.shape).T
+
+    return convert
+
+
+def _pairs_together(heads: str) -> Convert:
+    def convert(x: np.ndarray, sizes: Sizes) -> np.ndarray:
+        n, x = sizes[heads], x.T
+        return x.reshape(n, 2, -1, x.shape[-1]).swapaxes(1, 2).reshape(x.shape)
+
+    return convert
+
+
 def _patches(x: np.ndarray, sizes: Sizes) -> np.ndarray:
     """From a convolution `[d, c, p, p]` of stride p to a product with patches, `[p p c, d]`."""
     return x.transpose(2, 3, 1, 0).reshape(-1, len(x))
@@ -125,6 +143,9 @@ LAYOUTS: Mapping[str, Layout] = {
     "qkv_kernel": Layout(lambda x, s: _by_head(x, s).T, lambda x, s: _by_part(x.T, s)),
     "qkv_bias": Layout(_by_head, _by_part),
     "positions": Layout(_same, _same, _resize_positions),
+    # [heads c, in] whose rows rotary positions turn in pairs, to columns that they turn by halves
+    "rotary_heads": Layout(_pairs_apart("heads"), _pairs_together("heads")),
+    "rotary_groups": Layout(_pairs_apart("groups"), _pairs_together("groups")),
 }
 
 KINDS: Mapping[str, tuple[tuple[str, str, str], ...]] = {

@@ -415,4 +415,5 @@ def invert_map(
             f"{family.name} has no names for {listed(nameless)}",
             hint="a network of the family without additions",
         )
-    return result | {c: result[o] for c, o in family.tied.items() if o in result}
+    copies = {copy: result[o] for copy, o in family.tied.items() if o in result}
+    return copies | result

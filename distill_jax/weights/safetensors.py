@@ -1,10 +1,13 @@
-"""Reader of safetensors: a length, a JSON header, and one buffer that tensors cover exactly.
+"""Safetensors: a length, a JSON header, and one buffer that tensors cover exactly.
 
 https://github.com/huggingface/safetensors#format
 """
 
 import functools
 import json
+import os
+import pathlib
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -156,3 +159,51 @@ def _check_cover(file: File, ranges: list[tuple[int, int, str]], size: int) -> N
             at, before = end, name
     if at < size:
         raise file.error(f"no tensor has the last {size - at} bytes")
+
+
+def write(
+    path: str | os.PathLike[str],
+    tensors: Mapping[str, np.ndarray],
+    metadata: Mapping[str, str] | None = None,
+) -> None:
+    """Writes a safetensors file. A file of this name is replaced when the new one is complete.
+
+    Args:
+      path: of the file.
+      tensors: arrays by name.
+      metadata: text by name, the file's `__metadata__`.
+
+    Raises:
+      WeightsError: an array of a dtype that the format lacks, or a file that cannot be written.
+    """
+    names = {dtype: name for name, dtype in DTYPES.items()}
+    header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    place, at = pathlib.Path(path), 0
+    # Wide types first, so that every tensor is aligned.
+    order = sorted(tensors, key=lambda name: (-tensors[name].dtype.itemsize, name))
+    for name in order:
+        spec = tensors[name].dtype.newbyteorder("<")
+        if spec not in names:
+            raise WeightsError(
+                f"tensor {shown(name)} has the dtype {spec}, which safetensors lacks",
+                where=common.place(place),
+                hint=f"one of {', '.join(DTYPES)}",
+            )
+        end = at + tensors[name].nbytes
+        shape = list(tensors[name].shape)
+        header[name] = {"dtype": names[spec], "shape": shape, "data_offsets": [at, end]}
+        at = end
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    part = place.with_name(f"{place.name}.part")
+    try:
+        with part.open("wb") as file:
+            file.write(len(text).to_bytes(8, "little") + text)
+            for name in order:
+                x = tensors[name]
+                file.write(x.astype(x.dtype.newbyteorder("<"), copy=False).tobytes())
+        part.replace(place)
+    except OSError as error:
+        raise WeightsError(
+            f"cannot be written: {error.strerror or error}", where=common.place(place)
+        ) from error
