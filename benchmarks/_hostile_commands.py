@@ -34,8 +34,8 @@ def get_config(arg=""):
     config.roles.student = config_lib.role("mlp", hidden=(8,))
     config.evaluators = {"classification": {}}
     config.batch_size = 16
-    config.total.steps = 9
-    config.eval.every.steps = 3
+    config.total = 9
+    config.eval.every = 3
     config.optim.name = "momentum"
     config.optim.lr = 0.05
     config.log.every_steps = 2
@@ -904,7 +904,7 @@ def _names() -> None:
         "a foreign package `configs` in the working directory",
         lambda box: box.write("configs/common.py", "raise ValueError('not this one')\n"),
         train(
-            "--config.total.steps=4",
+            "--config.total=4",
             config=f"{_root()}/configs/distill/supervised.py:smoke",
             env={"DISTILL_JAX_CACHE": "off"},
         ),
@@ -924,12 +924,12 @@ def _values() -> None:
     wrong = [
         "optim.lr=nan", "optim.lr=inf", "optim.lr=-0.1", "optim.lr=0.1,0.2", "optim.lr=",
         "optim.lr=fast", "batch_size=16.0", "batch_size=0x10", "batch_size=-16",
-        "batch_size=true", "batch_size=99999999999999999999", "total.steps=0", "total.steps=-3",
-        "total.steps=none", "total.epochs=nan", "total.epochs=inf", "total.epochs=-1",
-        "total.epochs=0", "total.examples=0", "eval.every.percent=nan", "eval.every.percent=0",
-        "eval.every.percent=-5", "eval.every.steps=0", "checkpoint.every.epochs=nan",
-        "checkpoint.every.percent=inf", "checkpoint.every.steps=-1", "optim.warmup.percent=nan",
-        "optim.warmup.steps=-1", "optim.warmup.percent=250", "seed=-1", "seed=4294967296",
+        "batch_size=true", "batch_size=99999999999999999999", "total=0", "total=-3",
+        "total=none", "total=nan epochs", "total=inf epochs", "total=-1 epochs",
+        "total=0 epochs", "total=0 examples", "eval.every=nan percent", "eval.every=0 percent",
+        "eval.every=-5 percent", "eval.every=0", "checkpoint.every=nan epochs",
+        "checkpoint.every=inf percent", "checkpoint.every=-1", "optim.warmup=nan percent",
+        "optim.warmup=-1", "optim.warmup=250 percent", "seed=-1", "seed=4294967296",
         "seed=1.0", "seed=nan", "data.held_out=1", "data.held_out=nan", "data.held_out=-0.1",
         "data.held_out=0.9999", "data.held_out=1e-9", "accum_steps=0", "accum_steps=3",
         "accum_steps=-4", "roles.student.kwargs.hidden=(0,)", "roles.student.kwargs.hidden=(-8,)",
@@ -994,8 +994,8 @@ def _values() -> None:
         )
     case(
         "d-two-units",
-        "two lengths at once",
-        refused("--config.total.steps=9", "--config.total.epochs=1", says=("total", "exactly one")),
+        "a length by its unit, as in earlier versions",
+        refused("--config.total.epochs=9", says=("total", '--config.total="9 epochs"')),
     )
     case(
         "d-flag-twice",
@@ -1601,7 +1601,7 @@ def _resume() -> None:
     for name, flag, says in (
         ("seed", "--config.seed=3", "seed"),
         ("lr", "--config.optim.lr=0.06", "optim.lr"),
-        ("steps", "--config.total.steps=12", "total.steps"),
+        ("steps", "--config.total=12", "total"),
         ("metric", "--config.eval.metric=held_out/macro_f1", "eval.metric"),
         ("decay", "--config.optim.weight_decay=0.001", "weight_decay"),
         ("network", "--config.roles.student.kwargs.hidden=(16,)", "hidden"),

@@ -52,7 +52,7 @@ SCENARIOS: dict[str, tuple[str, Mapping[str, object]]] = {
 """Name: config and what it changes. Between them they have every part of a state: parameters, two
 optimizers, a moving average, batch statistics, a table and a bank of a row for each example."""
 
-COMMON = {"log.tensorboard": False, "log.every_steps": 5, "eval.every.steps": 10}
+COMMON = {"log.tensorboard": False, "log.every_steps": 5, "eval.every": 10}
 
 
 def flags(name, workdir, *, teacher, changes):

@@ -82,8 +82,8 @@ def losses(name: str, precision: str, layout: str, folder: pathlib.Path) -> list
     workdir = folder / name / precision / layout
     flags = [
         f"--config.precision={precision}",
-        f"--config.total.steps={STEPS}",
-        f"--config.eval.every.steps={STEPS}",
+        f"--config.total={STEPS}",
+        f"--config.eval.every={STEPS}",
         "--config.log.every_steps=1",
         *(flag.format(teacher=folder / "teacher") for flag in extra),
     ]

@@ -75,12 +75,12 @@ def make_config(name: str, changes=(), *, every: int = EVERY):
     config.log.tensorboard = False
     if not every:
         return config
-    config.total = {"steps": STEPS, "epochs": None, "examples": None}
+    config.total = STEPS
     config.batch_size = BATCH
     config.log.every_steps = every
     config.eval.metric = ""
     config.data.held_out = 0.0
-    config.eval.every = {"steps": STEPS, "epochs": None, "percent": None}
+    config.eval.every = STEPS
     changes = dict(changes)
     if (decay := changes.pop("decay", None)) is not None:
         for role, spec in config.roles.items():
@@ -149,7 +149,7 @@ def cost(name: str, *, seconds: float) -> dict[str, float]:
     sides = []
     for watched in (True, False):
         config = make_config(name, every=every)
-        config.total.steps = 10**6
+        config.total = 10**6
         quiet = mock.patch.object(build.Experiment, "watches", new=False)
         with contextlib.nullcontext() if watched else quiet:
             experiment = build.build(config)

@@ -85,7 +85,7 @@ def make_config(net: str, variant: str, folder: str) -> Any:
     config.data.held_out, config.eval.metric = 0.0, ""
     config.data.train_transforms = config.data.eval_transforms = ("scale",)
     config.optim.name, config.optim.lr, config.optim.schedule = "momentum", 0.01, "constant"
-    config.batch_size, config.total.epochs = facts["batch"], 1000.0
+    config.batch_size, config.total = facts["batch"], "1000 epochs"
     config.objective.name = "supervised"
     config.roles.student = network(STUDENTS[net])
     if variant != "jax_student":

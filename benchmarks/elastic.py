@@ -66,10 +66,10 @@ class RecordedKD(kd.KD):
 def command(name, workdir, teacher, *, precision, layout, processes):
     changes = {
         "precision": precision,
-        "total.steps": STEPS,
+        "total": STEPS,
         "log.every_steps": 1,
-        "eval.every.steps": 6,
-        "checkpoint.every.steps": 100,
+        "eval.every": 6,
+        "checkpoint.every": 100,
         **layout,
     }
     if name == "ema_teacher":

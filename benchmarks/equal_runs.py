@@ -5,7 +5,8 @@
   python benchmarks/equal_runs.py compare /tmp/before /tmp/after
 
 Runs distillation, bilevel trust, contrastive and masked self-supervision, and a study of four runs
-side by side, all on generated images and one CPU device. Compares every array of the last
+side by side, all on generated images and one CPU device. What `smoke` leaves open between checkouts
+is set here, durations in the spelling of the checkout. Compares every array of the last
 checkpoint byte by byte, rows of `metrics.jsonl` and `result.json` without clocks, and the names of
 the files. It reads checkpoints with Orbax itself, not with the code that it compares.
 """
@@ -14,13 +15,24 @@ import argparse
 import json
 import os
 import pathlib
+import re
 import subprocess
 import sys
 import warnings
 
 CLOCKS = {"seconds", "compute"}
 NAMES = {"networks"}  # checksums of files, some of whose names Orbax draws
-SAME = ["--config.mesh.cpu_devices=1", "--config.seed=0"]
+SAME = [
+    "--config.mesh.cpu_devices=1",
+    "--config.seed=0",
+    "--config.total=12",
+    "--config.optim.warmup=2",
+    "--config.eval.every=6",
+    "--config.log.every_steps=4",
+    "--config.data.kwargs.num_classes=4",
+]
+PROBE = ["--config.evaluators.few_label_probe.draws=2"]
+DURATION = re.compile(r"--config\.(total|[a-z.]+\.(?:warmup|every))=(\d+)")
 SUPERVISED = "--config=configs/distill/supervised.py:smoke"
 TEACHER = "--config.roles.teacher.init={out}/teacher"
 STUDY = [
@@ -32,13 +44,13 @@ STUDY = [
 RUNS = {
     "teacher": [
         "--config=configs/distill/supervised.py:smoke",
-        "--config.checkpoint.every.steps=6",
+        "--config.checkpoint.every=6",
     ],
     "kd": ["--config=configs/distill/kd.py:smoke", TEACHER, "--config.watch.nonfinite=skip"],
     "kd_cached": ["--config=configs/distill/kd_cached.py:smoke", TEACHER],
     "tgeo_kd": ["--config=configs/bilevel/tgeo_kd.py:smoke", TEACHER],
-    "simclr": ["--config=configs/ssl/simclr.py:smoke"],
-    "ijepa": ["--config=configs/ssl/ijepa.py:smoke"],
+    "simclr": ["--config=configs/ssl/simclr.py:smoke", *PROBE],
+    "ijepa": ["--config=configs/ssl/ijepa.py:smoke", *PROBE],
     "replicas": [SUPERVISED, *STUDY, "--config.study.replicas=yes"],
     "alone": [SUPERVISED, *STUDY, "--config.study.replicas=no"],
 }
@@ -51,13 +63,14 @@ def train(checkout, out, names):
     for name, args in RUNS.items():
         if names and name not in names:
             continue
-        args = [arg.format(out=out) if "{out}" in arg else arg for arg in args]
+        args = [arg.format(out=out) if "{out}" in arg else arg for arg in (*args, *SAME)]
+        if not (checkout / "distill_jax/core/durations.py").exists():  # a key for each unit
+            args = [DURATION.sub(r"--config.\1.steps=\2", arg) for arg in args]
         command = [
             sys.executable,
             "-m",
             "distill_jax.main",
             *args,
-            *SAME,
             f"--workdir={out / name}",
         ]
         done = subprocess.run(

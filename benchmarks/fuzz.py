@@ -185,7 +185,7 @@ def run(seed: int, number: int, folder: pathlib.Path) -> dict:
     if not any(a.startswith("--workdir") for a in argv):
         flags.insert(1, f"--workdir={workdir}")
     if trains:  # four steps of what the case left alone
-        flags.append("--config.total.steps=4")
+        flags.append("--config.total=4")
         if any(name in argv[0] for name in ("kd.py", "kd_cached.py")):
             flags.insert(len(argv[:1]), f"--config.roles.teacher.init={folder / 'teacher'}")
     out, err = io.StringIO(), io.StringIO()

@@ -51,7 +51,7 @@ class Case:
         self.more = []  # flags of the next command alone
 
     def command(self):
-        changes = {"total.steps": STEPS, "checkpoint.every.steps": EVERY, "mesh.cpu_devices": 1}
+        changes = {"total": STEPS, "checkpoint.every": EVERY, "mesh.cpu_devices": 1}
         args = survival.flags(self.name, self.workdir, teacher=self.teacher, changes=changes)
         args, self.more = [*args, *self.more], []
         return [sys.executable, "-m", "distill_jax.main", *args]

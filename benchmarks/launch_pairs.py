@@ -32,8 +32,8 @@ def command(workdir: pathlib.Path) -> list[str]:
     values = {
         "roles.student.model": "mlp",
         "roles.student.kwargs.hidden": "(16,)",
-        "total.steps": STEPS,
-        "eval.every.steps": 40,
+        "total": STEPS,
+        "eval.every": 40,
         "log.every_steps": 10,
         "log.tensorboard": False,
         "mesh.cpu_devices": 1,

@@ -37,7 +37,7 @@ def make_config(net: str, *, replicas: bool):
     config.roles.student = config_lib.role(model, **kwargs)
     config.data.train_transforms = ("normalize",)
     del config.data.transform_kwargs["random_crop"]
-    config.total.epochs = 12.0
+    config.total = "12 epochs"
     config.log.tensorboard = False
     config.study.arms = {"alone": {}}
     config.study.reference, config.study.seeds = "alone", tuple(range(RUNS))

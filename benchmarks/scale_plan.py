@@ -57,7 +57,7 @@ def vit_config(mesh: dict[str, int], extra: dict[str, Any]) -> Any:
         config.roles[role] = config_lib.role("vit", variant="large", patch_size=16)
     config.roles.teacher.frozen, config.roles.teacher.init = True, "unread"
     config.precision = "bfloat16"
-    config.batch_size, config.total.epochs = BATCH, 300.0
+    config.batch_size, config.total = BATCH, "300 epochs"
     if mesh.get("model", 1) > 1:
         config.partition.rules = config.partition.frozen_rules = ("transformer",)
     return config_lib.override(

@@ -62,7 +62,7 @@ def make_config(point: dict[str, Any]) -> Any:
     config.data.kwargs = {"n_train": point["n"], "num_classes": point["num_classes"]}
     config.data.resident = "yes"
     config.data.train_transforms = config.data.eval_transforms = ("scale",)
-    config.batch_size, config.total.epochs = point["batch"], 100.0
+    config.batch_size, config.total = point["batch"], "100 epochs"
     config.optim.name = "momentum"
     config.objective.name = point["objective"]
     config.roles.student = config_lib.role(point["model"], **{point["key"]: point["student"]})

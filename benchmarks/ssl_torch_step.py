@@ -73,7 +73,7 @@ def make_config(method: str, size: int) -> Any:
     config.data.train_transforms = config.data.eval_transforms = ()
     config.data.transform_kwargs = {}
     config.data.held_out, config.eval.metric, config.evaluators = 0.0, "", {}
-    config.batch_size, config.total.steps = BATCH, 100_000
+    config.batch_size, config.total = BATCH, 100_000
     return config
 
 

@@ -70,8 +70,8 @@ def main():
             launches.append(float(line[1]))
             phases.append({k: float(v) for k, v in (p.split() for p in line[2].split(", "))})
 
-    longer = ["--config.total.steps=60", "--config.checkpoint.every.steps=20"]
-    longer += ["--config.eval.every.steps=15"]
+    longer = ["--config.total=60", "--config.checkpoint.every=20"]
+    longer += ["--config.eval.every=15"]
     args = [sys.executable, "-c", COUNT, f"--config={KD}", f"--workdir={root / 'count'}", teacher]
     counts = run([*args, *longer], env=env)
     match = re.search(r"COUNTS (.*)", counts.stdout)

@@ -2,12 +2,9 @@
 
 from distill_jax.run import config as config_lib
 
-GENERATED = {"mean": (0.506,), "std": (0.182,)}
-"""Mean and standard deviation of generated images."""
-
 
 def parse(arg: str, *options: str) -> set[str]:
-    """Splits `file.py:smoke,full` into its options.
+    """Splits `file.py:full,noisy` into its options; `smoke`, which every file has, is not given.
 
     Raises:
       ValueError: for an option that the file does not have.
@@ -33,37 +30,10 @@ def fashion_mnist(*, full: bool = False):
     config.optim.name = "nesterov"
     config.optim.lr = 0.1
     config.optim.weight_decay = 5e-4
-    config.optim.warmup.epochs = 1.0
-    config.eval.every.epochs = 1.0
+    config.optim.warmup = "1 epoch"
+    config.eval.every = "1 epoch"
     config.eval.metric = "held_out/accuracy"
     return config
-
-
-def smoke(config):
-    """Shrinks a config to seconds: generated images, a few steps."""
-    config.data.name = "synthetic"
-    config.data.kwargs = {"n_train": 256, "n_test": 64, "image_size": 16, "channels": 1}
-    if "normalize" in config.data.transform_kwargs:
-        config.data.transform_kwargs.normalize = dict(GENERATED)
-    config.batch_size = 32
-    config.total = {"steps": 12, "epochs": None, "examples": None}
-    config.optim.warmup = {"steps": 2, "epochs": None, "percent": None}
-    config.eval.every = {"steps": 6, "epochs": None, "percent": None}
-    config.log.every_steps = 4
-    shorten(config)
-    for changes in config.study.arms.values():
-        shorten(changes)
-    return config
-
-
-def shorten(changes):
-    """Shortens schedules and queues of an objective to what fits 4 steps on 232 examples."""
-    kwargs = changes.get("objective", {}).get("kwargs", {})
-    for name in kwargs:
-        if name.endswith("_epochs"):
-            kwargs[name] = min(kwargs[name], 0.25)
-        elif name == "queue":
-            kwargs[name] = min(kwargs[name], 96)
 
 
 def table(name: str):
@@ -74,19 +44,5 @@ def table(name: str):
     config.optim.name = "nesterov"
     config.optim.lr = 0.05
     config.optim.weight_decay = 1e-4
-    config.optim.warmup.steps = 30
-    return config
-
-
-def smoke_table(config):
-    """Shrinks a config on a table to seconds: generated rows, a few steps."""
-    config.data.name = "synthetic_table"
-    config.data.kwargs = {"n_train": 512, "n_test": 128}
-    config.data.corrupt = {}
-    config.batch_size = 32
-    config.total = {"steps": 12, "epochs": None, "examples": None}
-    config.optim.warmup = {"steps": 2, "epochs": None, "percent": None}
-    config.bilevel.warmup = {"steps": 2, "epochs": None, "percent": None}
-    config.eval.every = {"steps": 6, "epochs": None, "percent": None}
-    config.log.every_steps = 4
+    config.optim.warmup = "30 steps"
     return config

@@ -72,7 +72,7 @@ METHODS = {
     ),
     "jeffreys": Method("divergence", _weight(1.0, kind="jeffreys", label_weight=0.0)),
     "js": Method("divergence", _weight(9.0, kind="js", label_weight=1.0, temperature=4.0)),
-    "dkd": Method("dkd", _weight(1.0, alpha=1.0, beta=8.0, warmup_epochs=2.0)),
+    "dkd": Method("dkd", _weight(1.0, alpha=1.0, beta=8.0, warmup="2 epochs")),
     "dist": Method("dist", _weight(1.0, beta=2.0, gamma=2.0, temperature=4.0)),
     "standardized": Method("logit_standardization", _weight(9.0)),
     "tf_kd": Method("tf_kd", _weight(1.0), family="self"),

@@ -1,6 +1,5 @@
 """Pieces of the studies that test a paper's claim at a small scale."""
 
-from distill_jax.configs import common
 from distill_jax.run import config as config_lib
 
 
@@ -16,26 +15,11 @@ def small(name: str, *, steps: int, lr: float = 0.05, **data):
     config.evaluators = {"classification": {}}
     config.optim.name = "nesterov"
     config.optim.lr = lr
-    config.total.steps = steps
-    config.eval.every.steps = steps
+    config.total = steps
+    config.eval.every = steps
     config.log.every_steps = 100
     config.log.tensorboard = False
     config.study.seeds = (1, 2, 3, 4, 5)  # seed 0 served to set some of the studies up
-    return config
-
-
-def smoke(config):
-    """Shrinks a study to seconds: a few steps, two seeds, on generated images where it can be."""
-    if config.data.name == "digits":
-        config = common.smoke(config)
-    config.total = {"steps": 4, "epochs": None, "examples": None}
-    config.optim.warmup = {"steps": None, "epochs": None, "percent": None}
-    config.eval.every = {"steps": 4, "epochs": None, "percent": None}
-    config.log.every_steps = 2
-    for changes in config.study.arms.values():
-        if "total" in changes:
-            changes.total.steps = 4
-    config.study.seeds = (0, 1)
     return config
 
 

@@ -1,6 +1,5 @@
 """What the configs of self-supervised pretraining share: data, views, encoders and evaluation."""
 
-from distill_jax.configs import common
 from distill_jax.run import config as config_lib
 
 SIZES = {"digits": 8, "fashion_mnist_5k": 28}
@@ -38,14 +37,14 @@ def base(name: str = "digits", arch: str = "convnet"):
     config.data.eval_transforms = ("scale",)
     config.data.transform_kwargs.views = {"count": 2, "transforms": VIEWS[name]}
     config.batch_size = 128
-    config.total.steps = 600
+    config.total = "600 steps"
     config.roles.student = encoder(arch, image_size=SIZES[name])
     config.optim.name = "adamw"
     config.optim.lr = 2e-3
     config.optim.weight_decay = 1e-4
-    config.optim.warmup.steps = 30
+    config.optim.warmup = "30 steps"
     config.evaluators = {"knn": {}, "few_label_probe": {}, "representation": {}}
-    config.eval.every.steps = 300
+    config.eval.every = "300 steps"
     config.eval.metric = "held_out/knn_accuracy"
     config.log.every_steps = 50
     return config
@@ -68,7 +67,7 @@ def table(name: str = "letter"):
     config.optim.lr = 1e-3
     config.optim.weight_decay = 0.0
     config.evaluators.downstream = {}
-    config.eval.every.steps = config.total.steps  # heads take longer than the steps between
+    config.eval.every = config.total  # heads take longer than the steps between
     return config
 
 
@@ -161,30 +160,6 @@ def standardize(config):
 def read_target(config):
     """Lets evaluators read the moving average `target` in place of the student."""
     config.evaluators = {evaluator: {"role": "target"} for evaluator in config.evaluators}
-
-
-def smoke(config):
-    """Shrinks a config to seconds: generated images of the same size, a few steps."""
-    size = SIZES[config.data.name]
-    config = common.smoke(config)
-    config.data.kwargs.image_size = size
-    config.total.steps = 4
-    config.optim.warmup.steps = 1
-    config.eval.every.steps = 4
-    config.log.every_steps = 2
-    return config
-
-
-def smoke_table(config):
-    """Shrinks a config on a table to seconds: generated rows, a few steps."""
-    config.data.name = "synthetic_table"
-    config.data.kwargs = {"n_train": 256, "n_test": 64}
-    config.batch_size = 32
-    config.total.steps = 4
-    config.optim.warmup.steps = 1
-    config.eval.every.steps = 4
-    config.log.every_steps = 2
-    return config
 
 
 def as_arm(config, reference) -> dict:

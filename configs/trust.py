@@ -99,7 +99,7 @@ def tuned(*, full: bool) -> dict:
 
 def _every_step(arm: dict) -> dict:
     """Weights by gradient are taken anew in every step."""
-    return {**arm, "bilevel": {"every": 1, "warmup": {"epochs": None, "steps": None}}}
+    return {**arm, "bilevel": {"every": 1, "warmup": None}}
 
 
 def _all_data(arm: dict) -> dict:

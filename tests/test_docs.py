@@ -204,8 +204,8 @@ def few_arms(config):
 def shrunk(args):
     """A command line with sizes of seconds: generated images, few steps, two arms, one seed."""
     config = flags.parse(["", *args]).config
-    more = {"batch_size": 32, "total.steps": 4, "optim.warmup.steps": 1, "eval.every.steps": 2}
-    more["checkpoint.every.steps"] = 2
+    more = {"batch_size": 32, "total": 4, "optim.warmup": 1, "eval.every": 2}
+    more["checkpoint.every"] = 2
     if config.data.name.startswith("fashion_mnist"):
         more |= {"data.name": "synthetic"} | {f"data.kwargs.{k}": v for k, v in IMAGES.items()}
     for name in config.evaluators:
@@ -213,7 +213,7 @@ def shrunk(args):
             more[f"evaluators.{name}"] = "none"
     more |= few_arms(config)
     if config.weighting.name or "weighting" in str(list(arms(config).values())):
-        more["bilevel.warmup.steps"] = 1
+        more["bilevel.warmup"] = 1
     return [*args, *(f"--config.{key}={value}" for key, value in more.items())]
 
 

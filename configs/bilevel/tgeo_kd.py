@@ -16,7 +16,7 @@ from distill_jax.run import config as config_lib
 
 
 def get_config(arg: str = ""):
-    options = common.parse(arg, "full", "smoke")
+    options = common.parse(arg, "full")
     config = common.fashion_mnist(full="full" in options)
     config.objective.name = "kd"
     config.objective.kwargs = {"temperature": 4.0}
@@ -27,13 +27,9 @@ def get_config(arg: str = ""):
     config.roles.weighting = config_lib.role("ratio_mlp", hidden=(128,))
     config.weighting.name = "trilateral"
     config.bilevel.every = 4
-    config.bilevel.warmup.epochs = 1.0
+    config.bilevel.warmup = "1 epoch"
     config.bilevel.outer_batch = 0.5
     config.bilevel.optim.lr = 3e-3
     config.evaluators = {"classification": {}, "calibration": {}, "trust": {}}
-    config.total.epochs = 20.0
-    if "smoke" in options:
-        config = common.smoke(config)
-        config.bilevel.every = 2
-        config.bilevel.warmup = {"steps": 3, "epochs": None, "percent": None}
+    config.total = "20 epochs"
     return config

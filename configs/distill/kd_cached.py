@@ -17,5 +17,5 @@ from distill_jax.configs.distill import kd
 def get_config(arg: str = ""):
     config = kd.get_config(arg)
     config.data.views = 10
-    config.cache.dir = "runs/kd_answers" + ("_smoke" if "smoke" in arg else "") + "/seed{seed}"
+    config.cache.dir = "runs/kd_answers/seed{seed}"
     return config

@@ -14,12 +14,12 @@ from distill_jax.configs import common, self_supervised
 
 
 def get_config(arg: str = ""):
-    options = common.parse(arg, "fashion", "smoke")
+    options = common.parse(arg, "fashion")
     config = self_supervised.base("fashion_mnist_5k" if "fashion" in options else "digits")
     config.objective.name = "barlow_twins"
     config.objective.kwargs = {"trade_off": 0.0051}
     config.roles.projector = self_supervised.head(128, (128, 128), last_bias=False)
-    return self_supervised.smoke(config) if "smoke" in options else config
+    return config
 
 
 def sweep():

@@ -15,7 +15,7 @@ from distill_jax.configs import common, self_supervised
 
 
 def get_config(arg: str = ""):
-    options = common.parse(arg, "fashion", "no_predictor", "smoke")
+    options = common.parse(arg, "fashion", "no_predictor")
     config = self_supervised.base("fashion_mnist_5k" if "fashion" in options else "digits")
     config.objective.name = "byol"
     config.roles.projector = self_supervised.head()
@@ -26,7 +26,7 @@ def get_config(arg: str = ""):
     config.roles.target = self_supervised.average("student")
     config.roles.target_projector = self_supervised.average("projector")
     config.roles.target_projector.decay = config.roles.target.get_ref("decay")
-    return self_supervised.smoke(config) if "smoke" in options else config
+    return config
 
 
 def sweep():

@@ -11,13 +11,13 @@ from distill_jax.configs import common, self_supervised
 
 
 def get_config(arg: str = ""):
-    options = common.parse(arg, "fashion", "smoke")
+    options = common.parse(arg, "fashion")
     config = self_supervised.base("fashion_mnist_5k" if "fashion" in options else "digits")
     config.objective.name = "cacr"
     config.objective.kwargs = {"t_plus": 1.0, "t_minus": 2.0, "uniform": False}
     config.data.transform_kwargs.views.count = 3
     config.roles.projector = self_supervised.head()
-    return self_supervised.smoke(config) if "smoke" in options else config
+    return config
 
 
 def sweep():

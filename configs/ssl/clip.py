@@ -13,7 +13,7 @@ from distill_jax.run import config as config_lib
 
 
 def get_config(arg: str = ""):
-    options = common.parse(arg, "sigmoid", "halves", "fashion", "smoke")
+    options = common.parse(arg, "sigmoid", "halves", "fashion")
     config = self_supervised.base("fashion_mnist_5k" if "fashion" in options else "digits")
     config.objective.name = "clip"
     config.objective.kwargs = {"pairing": "sigmoid" if "sigmoid" in options else "softmax"}
@@ -23,7 +23,7 @@ def get_config(arg: str = ""):
     config.roles.projector = self_supervised.head()
     start = {"initial": 0.1, "bias": -10.0} if "sigmoid" in options else {"initial": 0.07}
     config.roles.temperature = config_lib.role("temperature", **start)
-    return self_supervised.smoke(config) if "smoke" in options else config
+    return config
 
 
 def sweep():

@@ -15,14 +15,11 @@ images and a few steps.
 
 from distill_jax.configs.ssl import dino
 
-from distill_jax.configs import common
-
 
 def get_config(arg: str = ""):
-    options = common.parse(arg, "fashion", "smoke")
     config = dino.get_config(arg)
     config.roles.student.init = "runs/dino#target"
-    config.objective.kwargs.heads_epochs = 0.25 if "smoke" in options else 3.0
+    config.objective.kwargs.heads_only = "3 epochs"
     config.optim.lr = 2e-4
     for role in ("target", "target_projector", "target_prototypes"):
         config.roles[role].decay = 0.996
@@ -31,4 +28,4 @@ def get_config(arg: str = ""):
 
 def sweep():
     """What `launch/sweep.py` tries."""
-    return {"objective.kwargs.heads_epochs": [0.0, 3.0], "optim.lr": [1e-4, 5e-4]}
+    return {"objective.kwargs.heads_only": ["0 epochs", "3 epochs"], "optim.lr": [1e-4, 5e-4]}

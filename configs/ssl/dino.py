@@ -20,19 +20,19 @@ PROTOTYPES = 128
 
 
 def get_config(arg: str = ""):
-    options = common.parse(arg, "fashion", "sinkhorn", "smoke")
+    options = common.parse(arg, "fashion", "sinkhorn")
     name = "fashion_mnist_5k" if "fashion" in options else "digits"
     config = self_supervised.base(name)
     config.objective.name = "dino"
     config.objective.kwargs = {
         "num_prototypes": PROTOTYPES,
         "centring": "sinkhorn" if "sinkhorn" in options else "mean",
-        "frozen_epochs": 1.0,
+        "freeze_prototypes": "1 epoch",
     }
     self_supervised.add_clusters(config, prototypes=PROTOTYPES)
     self_supervised.add_local_views(config, name)
     self_supervised.read_target(config)
-    return self_supervised.smoke(config) if "smoke" in options else config
+    return config
 
 
 def sweep():

@@ -16,7 +16,7 @@ from distill_jax.run import config as config_lib
 
 
 def get_config(arg: str = ""):
-    options = common.parse(arg, "fashion", "smoke")
+    options = common.parse(arg, "fashion")
     config = self_supervised.base("fashion_mnist_5k" if "fashion" in options else "digits")
     config.objective.name = "finetune"
     config.roles.head = config_lib.role("linear_head")
@@ -24,9 +24,9 @@ def get_config(arg: str = ""):
     config.data.transform_kwargs = {}
     config.data.corrupt = {"labels_per_class": 10, "drop_unlabelled": True}
     config.batch_size = 64
-    config.total.steps = 200
+    config.total = "200 steps"
     config.optim.lr = 1e-3
-    config.eval.every.steps = 50
+    config.eval.every = "50 steps"
     config.eval.metric = "held_out/accuracy"
     for name in list(config.evaluators):
         del config.evaluators[name]
@@ -34,7 +34,7 @@ def get_config(arg: str = ""):
         "classification": {"role": "prediction"},
         "calibration": {"role": "prediction"},
     }
-    return self_supervised.smoke(config) if "smoke" in options else config
+    return config
 
 
 def sweep():

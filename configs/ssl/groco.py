@@ -11,12 +11,12 @@ from distill_jax.configs import common, self_supervised
 
 
 def get_config(arg: str = ""):
-    options = common.parse(arg, "fashion", "smoke")
+    options = common.parse(arg, "fashion")
     config = self_supervised.base("fashion_mnist_5k" if "fashion" in options else "digits")
     config.objective.name = "groco"
     config.objective.kwargs = {"negatives": 10, "steepness": 1.0}
     config.roles.projector = self_supervised.head()
-    return self_supervised.smoke(config) if "smoke" in options else config
+    return config
 
 
 def sweep():

@@ -20,7 +20,7 @@ PROTOTYPES = 64
 
 
 def get_config(arg: str = ""):
-    options = common.parse(arg, "fashion", "dinov2", "smoke")
+    options = common.parse(arg, "fashion", "dinov2")
     name = "fashion_mnist_5k" if "fashion" in options else "digits"
     config = self_supervised.base(name, "vit")
     # Small crops have another grid of patches.
@@ -28,7 +28,7 @@ def get_config(arg: str = ""):
     config.objective.name = "ibot"
     config.objective.kwargs = {
         "num_prototypes": PROTOTYPES,
-        "frozen_epochs": 1.0,
+        "freeze_prototypes": "1 epoch",
         "temperature": 0.02,
     }
     self_supervised.add_clusters(config, prototypes=PROTOTYPES)
@@ -44,7 +44,7 @@ def get_config(arg: str = ""):
     self_supervised.standardize(config)
     self_supervised.read_target(config)
     config.optim.lr = 5e-4
-    return self_supervised.smoke(config) if "smoke" in options else config
+    return config
 
 
 def sweep():

@@ -20,7 +20,7 @@ from distill_jax.run import config as config_lib
 
 
 def get_config(arg: str = ""):
-    options = common.parse(arg, "fashion", "no_average", "collapse", "no_norm", "smoke")
+    options = common.parse(arg, "fashion", "no_average", "collapse", "no_norm")
     name = "fashion_mnist_5k" if "fashion" in options else "digits"
     config = self_supervised.masked(name, "block_masks", targets=4)
     config.data.transform_kwargs.random_resized_crop.flip = 0.0
@@ -39,7 +39,7 @@ def get_config(arg: str = ""):
     if average:
         config.roles.target = self_supervised.average("student", decay=0.996, schedule="linear")
         self_supervised.read_target(config)
-    return self_supervised.smoke(config) if "smoke" in options else config
+    return config
 
 
 def sweep():

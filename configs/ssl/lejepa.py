@@ -16,7 +16,7 @@ from distill_jax.configs import common, self_supervised
 
 
 def get_config(arg: str = ""):
-    options = common.parse(arg, "fashion", "vit", "collapse", "smoke")
+    options = common.parse(arg, "fashion", "vit", "collapse")
     name = "fashion_mnist_5k" if "fashion" in options else "digits"
     config = self_supervised.base(name, "vit" if "vit" in options else "convnet")
     if "vit" in options:  # small crops have another grid of patches
@@ -25,7 +25,7 @@ def get_config(arg: str = ""):
     config.objective.kwargs = {"trade_off": 0.0 if "collapse" in options else 0.05}
     config.roles.projector = self_supervised.head(features=32)
     self_supervised.add_local_views(config, name)
-    return self_supervised.smoke(config) if "smoke" in options else config
+    return config
 
 
 def sweep():

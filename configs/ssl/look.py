@@ -10,11 +10,11 @@ from distill_jax.configs import common, self_supervised
 
 
 def get_config(arg: str = ""):
-    options = common.parse(arg, "fashion", "smoke")
+    options = common.parse(arg, "fashion")
     config = self_supervised.base("fashion_mnist_5k" if "fashion" in options else "digits")
     config.objective.name = "look"
     config.objective.kwargs = {"neighbours": 20, "temperature": 0.1}
-    return self_supervised.smoke(config) if "smoke" in options else config
+    return config
 
 
 def sweep():

@@ -18,7 +18,7 @@ from distill_jax.run import config as config_lib
 
 
 def get_config(arg: str = ""):
-    options = common.parse(arg, "fashion", "smoke")
+    options = common.parse(arg, "fashion")
     name = "fashion_mnist_5k" if "fashion" in options else "digits"
     config = self_supervised.masked(name, "random_masks", ratio=0.75)
     config.objective.name = "mae"
@@ -26,7 +26,7 @@ def get_config(arg: str = ""):
     config.roles.decoder = config_lib.role(
         "token_predictor", width=64, depth=2, heads=4, grid=(4, 4)
     )
-    return self_supervised.smoke(config) if "smoke" in options else config
+    return config
 
 
 def sweep():

@@ -12,7 +12,7 @@ from distill_jax.configs import common, self_supervised
 
 
 def get_config(arg: str = ""):
-    options = common.parse(arg, "fashion", "smoke")
+    options = common.parse(arg, "fashion")
     config = self_supervised.base("fashion_mnist_5k" if "fashion" in options else "digits")
     config.objective.name = "moco"
     config.objective.kwargs = {"temperature": 0.2, "queue": 512, "dim": 64}
@@ -21,7 +21,7 @@ def get_config(arg: str = ""):
     average = {"decay": 0.99, "schedule": "constant"}
     config.roles.target = self_supervised.average("student", **average)
     config.roles.target_projector = self_supervised.average("projector", **average)
-    return self_supervised.smoke(config) if "smoke" in options else config
+    return config
 
 
 def sweep():

@@ -10,7 +10,7 @@ from distill_jax.configs import common, self_supervised
 
 
 def get_config(arg: str = ""):
-    options = common.parse(arg, "fashion", "vit", "smoke")
+    options = common.parse(arg, "fashion", "vit")
     name, arch = "fashion_mnist_5k" if "fashion" in options else "digits", "convnet"
     if "vit" in options:
         arch = "vit"
@@ -21,7 +21,7 @@ def get_config(arg: str = ""):
     config.roles.predictor = self_supervised.head(last_norm=True)
     config.roles.target = self_supervised.average("student")
     config.roles.target_projector = self_supervised.average("projector")
-    return self_supervised.smoke(config) if "smoke" in options else config
+    return config
 
 
 def sweep():

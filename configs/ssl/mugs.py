@@ -15,13 +15,13 @@ PROTOTYPES, QUEUE, WIDTH = 64, 2048, 64
 
 
 def get_config(arg: str = ""):
-    options = common.parse(arg, "fashion", "instances", "clusters", "smoke")
+    options = common.parse(arg, "fashion", "instances", "clusters")
     name = "fashion_mnist_5k" if "fashion" in options else "digits"
     config = self_supervised.base(name)
     config.objective.name = "mugs"
     config.objective.kwargs = {
         "num_prototypes": PROTOTYPES,
-        "frozen_epochs": 1.0,
+        "freeze_prototypes": "1 epoch",
         "queue": QUEUE,
         "dim": WIDTH,
         "instance_weight": 0.0 if "clusters" in options else 0.5,
@@ -34,7 +34,7 @@ def get_config(arg: str = ""):
     config.roles.instance_projector = config_lib.role("projector", **head)
     config.roles.instance_predictor = config_lib.role("projector", **head)
     config.roles.target_instance_projector = self_supervised.average("instance_projector")
-    return self_supervised.smoke(config) if "smoke" in options else config
+    return config
 
 
 def sweep():

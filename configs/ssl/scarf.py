@@ -15,14 +15,14 @@ from distill_jax.configs import common, self_supervised
 
 
 def get_config(arg: str = ""):
-    options = common.parse(arg, "adult", "smoke")
+    options = common.parse(arg, "adult")
     config = self_supervised.table("adult" if "adult" in options else "letter")
     config.data.train_transforms = ("views",)
     config.data.transform_kwargs = {"views": self_supervised.CORRUPTED}
     config.objective.name = "simclr"
     config.objective.kwargs.temperature = 1.0
     config.roles.projector = self_supervised.head()
-    return self_supervised.smoke_table(config) if "smoke" in options else config
+    return config
 
 
 def sweep():

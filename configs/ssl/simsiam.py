@@ -16,14 +16,14 @@ from distill_jax.configs import common, self_supervised
 
 
 def get_config(arg: str = ""):
-    options = common.parse(arg, "fashion", "smoke")
+    options = common.parse(arg, "fashion")
     config = self_supervised.base("fashion_mnist_5k" if "fashion" in options else "digits")
     config.objective.name = "simsiam"
     config.roles.projector = self_supervised.head(128, (128, 128), last_norm=True)
     config.roles.predictor = self_supervised.head(128, (32,))
     config.optim.name = "momentum"
     config.optim.lr = 0.1
-    return self_supervised.smoke(config) if "smoke" in options else config
+    return config
 
 
 def sweep():

@@ -18,10 +18,9 @@ from distill_jax.run import config as config_lib
 
 
 def get_config(arg: str = ""):
-    options = common.parse(arg, "adult", "letter", "no_average", "collapse", "smoke")
-    smoke = "smoke" in options
+    options = common.parse(arg, "adult", "letter", "no_average", "collapse")
     name = next((name for name in ("letter", "adult") if name in options), "digits")
-    config = self_supervised.table("adult" if smoke else name)
+    config = self_supervised.table(name)
     config.data.train_transforms = (*config.data.train_transforms, "column_masks")
     config.data.transform_kwargs = {"column_masks": {"context": 0.3, "target": 0.3, "targets": 4}}
     config.objective.name = "tjepa"
@@ -32,7 +31,7 @@ def get_config(arg: str = ""):
     if average:
         config.roles.target = self_supervised.average("student", schedule="linear")
         self_supervised.read_target(config)
-    return self_supervised.smoke_table(config) if smoke else config
+    return config
 
 
 def sweep():

@@ -13,12 +13,12 @@ from distill_jax.configs import common, self_supervised
 
 
 def get_config(arg: str = ""):
-    options = common.parse(arg, "fashion", "smoke")
+    options = common.parse(arg, "fashion")
     config = self_supervised.base("fashion_mnist_5k" if "fashion" in options else "digits")
     config.objective.name = "vicreg"
     config.objective.kwargs = {"invariance": 25.0, "variance": 25.0, "covariance": 1.0}
     config.roles.projector = self_supervised.head(128, (128, 128), last_bias=False)
-    return self_supervised.smoke(config) if "smoke" in options else config
+    return config
 
 
 def sweep():

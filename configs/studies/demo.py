@@ -58,7 +58,7 @@ def clean(share: float = 1.0) -> dict:
 
 
 def trained(steps: int, lr: float) -> dict:
-    return {"total": {"steps": steps}, "optim": {"lr": lr}}
+    return {"total": f"{steps} steps", "optim": {"lr": lr}}
 
 
 def tgeo(control: str = "none", lr: float = 1e-2, **network) -> dict:
@@ -94,7 +94,7 @@ def candidates() -> dict[str, dict[str, dict]]:
         for ratio, t, lr in itertools.product((0.5, 0.7, 0.9), (2.0, 4.0), (0.05, 0.1))
     }
     mixed = {
-        f"{ratio}_{steps}": {**trust.kd(ratio, temperature=4.0), "total": {"steps": steps}}
+        f"{ratio}_{steps}": {**trust.kd(ratio, temperature=4.0), "total": f"{steps} steps"}
         for ratio, steps in itertools.product((0.1, 0.3, 0.5, 0.7), (200, 500, 1000))
     }
     return {
@@ -108,7 +108,7 @@ def candidates() -> dict[str, dict[str, dict]]:
 
 
 def get_config(arg: str = ""):
-    options = common.parse(arg, "smoke", "choose")
+    options = common.parse(arg, "choose")
     config = common.fashion_mnist()
     config.objective.name = "supervised"
     config.roles.student = config_lib.role("mlp", hidden=(128,))
@@ -119,10 +119,10 @@ def get_config(arg: str = ""):
     config.data.eval_transforms = ("downscale", "normalize")
     del config.data.transform_kwargs["random_crop"]
     config.optim.lr = 0.05
-    config.optim.warmup = {"steps": None, "epochs": None, "percent": 4.0}
-    config.total.steps = 1000
-    config.eval.every = {"steps": None, "epochs": None, "percent": 20.0}
-    config.bilevel.warmup.epochs = 1.0
+    config.optim.warmup = "4 %"
+    config.total = "1000 steps"
+    config.eval.every = "20 %"
+    config.bilevel.warmup = "1 epoch"
     teacher = {
         "roles": {"student": {"model": "convnet", "kwargs": {"widths": (16, 32, 64)}}},
         "data": {"corrupt": CLEAN},
@@ -154,12 +154,4 @@ def get_config(arg: str = ""):
             "the held-out images alone": ("tgeo_kd", "clean_alone"),
         }
     config.study.arms["teacher"] = teacher
-    if "smoke" in options:
-        config = common.smoke(config)
-        config.data.held_out = 0.2
-        for changes in config.study.arms.values():
-            if "total" in changes:
-                del changes["total"]
-        config.bilevel.warmup = {"steps": 2, "epochs": None, "percent": None}
-        config.study.seeds = (0, 1)
     return config

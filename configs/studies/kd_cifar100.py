@@ -81,8 +81,8 @@ TEMPERATURE, ALPHA = 4.0, 0.9
 
 
 def get_config(arg: str = ""):
-    options = common.parse(arg, "smoke", "all", *PAIRS)
-    pairs = sorted(options - {"smoke", "all"}) or ["resnet56-resnet20"]
+    options = common.parse(arg, "all", *PAIRS)
+    pairs = sorted(options - {"all"}) or ["resnet56-resnet20"]
     if len(pairs) > 1:
         raise ValueError(f"choose one of {', '.join(pairs)}")
     teacher, student = PAIRS[pairs[0]]
@@ -101,7 +101,7 @@ def get_config(arg: str = ""):
     config.roles.student = config_lib.role(model, **kwargs)
     config.evaluators = {"classification": {}, "calibration": {}}
     config.batch_size = 64
-    config.total.epochs = 240.0
+    config.total = "240 epochs"
     config.optim.name = "momentum"
     config.optim.lr = LOW_LR if "net_v" in student else LR
     config.optim.schedule = "step"
@@ -109,7 +109,7 @@ def get_config(arg: str = ""):
     config.optim.weight_decay = 5e-4
     config.optim.decay_mask = ((r".", True),)
     config.eval.metric = ""
-    config.checkpoint.every.epochs = 10.0
+    config.checkpoint.every = "10 epochs"
     config.checkpoint.keep = 1
     model, kwargs = NETWORKS[teacher]
     config.study.arms = {
@@ -130,7 +130,7 @@ def get_config(arg: str = ""):
         methods["crd"]["objective"]["kwargs"]["num_negatives"] = 16384
         methods["dkd"]["objective"]["kwargs"] |= {
             "beta": DKD_BETA.get(pairs[0], 8.0),
-            "warmup_epochs": 20.0,
+            "warmup": "20 epochs",
         }
         config.study.arms.update({name: a for name, a in methods.items() if name != "kd"})
         for role, name in (("student", student), ("teacher", teacher)):
@@ -160,23 +160,4 @@ def get_config(arg: str = ""):
     config.study.seeds = (0, 1, 2, 3, 4)
     config.study.reference = "alone"
     config.study.title = f"CIFAR-100, {teacher} to {student}"
-    return _smoke(config) if "smoke" in options else config
-
-
-def _smoke(config):
-    config = common.smoke(config)
-    config.data.kwargs = {
-        "n_train": 200,
-        "n_test": 100,
-        "image_size": 8,
-        "channels": 3,
-        "num_classes": 100,
-    }
-    config.batch_size = 8
-    config.total.steps = 8
-    config.optim.warmup.steps = None
-    config.checkpoint.every = {"steps": 4, "epochs": None, "percent": None}
-    config.study.seeds = (0,)
-    if "dkd" in config.study.arms:
-        config.study.arms.dkd.objective.kwargs.warmup_epochs = 0.0
     return config

@@ -39,7 +39,7 @@ TEACHER = {"model": "convnet", "kwargs": {"widths": (16, 32, 64)}}
 
 
 def get_config(arg: str = ""):
-    options = common.parse(arg, "smoke", "mlp", "tune")
+    options = common.parse(arg, "mlp", "tune")
     student = "mlp" if "mlp" in options else "convnet"
     model, kwargs = STUDENTS[student]
     config = common.fashion_mnist()
@@ -50,8 +50,8 @@ def get_config(arg: str = ""):
     del config.data.transform_kwargs["random_crop"]
     config.batch_size = 64
     config.optim.lr = 0.05
-    config.total.epochs = 10.0
-    config.eval.every.epochs = 2.0
+    config.total = "10 epochs"
+    config.eval.every = "2 epochs"
     config.checkpoint.keep = 1
     pair = {"maps": student == "convnet", "equal": False, "light": True}
     config.study.arms = {"alone": {}, "teacher": {"roles": {"student": TEACHER}}}
@@ -69,7 +69,4 @@ def get_config(arg: str = ""):
         config.study.arms.update(distillation.arms(**pair, scales=scales))
         config.study.seeds = (0, 1, 2, 3, 4)
     config.study.reference = "alone"
-    if "smoke" in options:
-        config = common.smoke(config)
-        config.study.seeds = config.study.seeds[:1]
     return config

@@ -25,8 +25,7 @@ POLICIES = {
 }
 
 
-def get_config(arg: str = ""):
-    options = common.parse(arg, "smoke")
+def get_config():
     config = common.fashion_mnist()
     config.objective.name = "supervised"
     config.roles.student = config_lib.role("convnet", widths=(8, 16, 32))
@@ -35,10 +34,10 @@ def get_config(arg: str = ""):
     del config.data.transform_kwargs["random_crop"]
     config.data.transform_kwargs.random_resized_crop = {"area": (0.05, 0.6)}
     config.data.views = 10
-    config.total.epochs = 20.0
-    config.eval.every.epochs = 2.0
+    config.total = "20 epochs"
+    config.eval.every = "2 epochs"
 
-    answers = "runs/ferkd_answers" + ("_smoke" if "smoke" in options else "")
+    answers = "runs/ferkd_answers"
 
     def arm(teacher: str = "teacher", *, store: bool = True, crop: dict | None = None, **policy):
         changes: dict = {
@@ -66,7 +65,4 @@ def get_config(arg: str = ""):
     config.study.seeds = (0, 1, 2, 3, 4)
     config.study.reference = "keep"
     config.study.title = "FerKD: labels of crops kept, calibrated, discarded"
-    if "smoke" in options:
-        config = common.smoke(config)
-        config.study.seeds = (0,)
     return config

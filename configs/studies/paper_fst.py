@@ -9,11 +9,10 @@ without. Arms: labels alone, the mean teacher (the reference), one with a faster
 four times the steps (the compute of K = 3), one and three deep virtual steps, three wide ones.
 """
 
-from distill_jax.configs import common, papers
+from distill_jax.configs import papers
 
 
-def get_config(arg: str = ""):
-    options = common.parse(arg, "smoke")
+def get_config():
     config = papers.small("digits", steps=600, lr=0.05)
     config.data.corrupt = {"labels_per_class": 5}
     config.roles.student.kwargs = {"hidden": (128,), "dropout": 0.3}
@@ -30,11 +29,11 @@ def get_config(arg: str = ""):
         "labels_alone": {},
         "mean_teacher": teacher(),
         "fresher": teacher(decay=0.96),
-        "same_compute": teacher(total={"steps": 2400}),
+        "same_compute": teacher(total="2400 steps"),
         "deep_1": teacher(lookahead={"steps": 1}),
         "deep_3": teacher(lookahead={"steps": 3}),
         "wide_3": teacher(lookahead={"steps": 3, "kind": "wide"}),
     }
     config.study.reference = "mean_teacher"
     config.study.title = "FST: does looking ahead help a mean teacher?"
-    return papers.smoke(config) if "smoke" in options else config
+    return config

@@ -10,12 +10,11 @@ do not learn, HARD, HARD without keeping the teacher's answer, and distillation 
 bound above. Nobody tells the augmentor that shifts matter.
 """
 
-from distill_jax.configs import common, papers
+from distill_jax.configs import papers
 from distill_jax.run import config as config_lib
 
 
-def get_config(arg: str = ""):
-    options = common.parse(arg, "smoke")
+def get_config():
     config = papers.small("shifted_signals", steps=1000, lr=2e-3)
     config.data.train_transforms = ()
     config.data.eval_transforms = ()
@@ -47,4 +46,4 @@ def get_config(arg: str = ""):
     }
     config.study.sources = ("teacher",)
     config.study.reference = "kd"
-    return papers.smoke(config) if "smoke" in options else config
+    return config

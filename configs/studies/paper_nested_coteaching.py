@@ -40,11 +40,10 @@ def second_stage(first: str, **kwargs) -> dict:
     """Co-teaching from the networks of another arm."""
     arm = pair(forget=NOISE, split=True, **kwargs)
     roles = {r: {**spec, "init": f"arm:{first}#{r}"} for r, spec in arm["roles"].items()}
-    return {**arm, "roles": roles, "total": {"epochs": 10.0}, "optim": {"lr": 0.005}}
+    return {**arm, "roles": roles, "total": "10 epochs", "optim": {"lr": 0.005}}
 
 
-def get_config(arg: str = ""):
-    options = common.parse(arg, "smoke")
+def get_config():
     config = common.fashion_mnist()
     config.objective.name = "nested_coteaching"
     config.roles.student = config_lib.role("mlp", hidden=(256, 256))
@@ -57,14 +56,14 @@ def get_config(arg: str = ""):
         "calibration": {"role": "prediction"},
     }
     config.optim.lr = 0.05
-    config.total.epochs = 30.0
-    config.eval.every.epochs = 5.0
-    first = {"total": {"epochs": 20.0}}
+    config.total = "30 epochs"
+    config.eval.every = "5 epochs"
+    first = {"total": "20 epochs"}
     config.study.arms = {
         "ce": pair(),
         "dropout": pair(dropout=0.5),
         "nested": pair(nested=True),
-        "co": pair(forget=NOISE, ramp_epochs=10.0),
+        "co": pair(forget=NOISE, ramp="10 epochs"),
         "ce_first": {**pair(), **first},
         "nested_first": {**pair(nested=True), **first},
         "ce_then_co": second_stage("ce_first"),
@@ -74,10 +73,4 @@ def get_config(arg: str = ""):
     config.study.seeds = (0, 1, 2, 3, 4)
     config.study.reference = "ce"
     config.study.title = "Learning with noisy labels"
-    if "smoke" in options:
-        config = common.smoke(config)
-        config.data.kwargs.num_classes = 10
-        for arm in ("ce_first", "nested_first", "ce_then_co", "nested_then_co"):
-            config.study.arms[arm].total = {"steps": 6, "epochs": None}
-        config.study.seeds = (0, 1)
     return config

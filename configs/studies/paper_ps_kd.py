@@ -23,16 +23,15 @@ def ps_kd(alpha: float, table: str = "predictions") -> dict:
     return {"objective": {"name": "ps_kd", "kwargs": {"alpha": alpha, "table": table}}}
 
 
-def get_config(arg: str = ""):
-    options = common.parse(arg, "smoke")
+def get_config():
     config = common.fashion_mnist()
     config.objective.name = "supervised"
     config.roles.student = config_lib.role("mlp", hidden=(256, 256))
     config.data.train_transforms = ("horizontal_flip", "normalize")
     del config.data.transform_kwargs["random_crop"]
     config.optim.lr = 0.05
-    config.total.epochs = 40.0
-    config.eval.every.epochs = 5.0
+    config.total = "40 epochs"
+    config.eval.every = "5 epochs"
     config.study.arms = {
         "ce": {},
         "ls_10": {"objective": {"kwargs": {"label_smoothing": 0.1}}},
@@ -45,7 +44,4 @@ def get_config(arg: str = ""):
     config.study.reference = "ce"
     config.study.metric = "test/nll"
     config.study.title = "Progressive self-distillation"
-    if "smoke" in options:
-        config = common.smoke(config)
-        config.study.seeds = (0, 1)
     return config

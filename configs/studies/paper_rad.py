@@ -11,11 +11,10 @@ the robust policy; and that with half of the true error rate. The scout saw the 
 alone.
 """
 
-from distill_jax.configs import common, papers
+from distill_jax.configs import papers
 
 
-def get_config(arg: str = ""):
-    options = common.parse(arg, "smoke")
+def get_config():
     config = papers.small("digits", steps=300)
     config.data.corrupt = {"labels_per_class": 5}
     config.batch_size = 256
@@ -44,4 +43,4 @@ def get_config(arg: str = ""):
     config.study.sources = ("scout", "teacher")
     config.study.reference = "margin_planted"
     config.study.title = "RAD: which examples to ask a teacher about?"
-    return papers.smoke(config) if "smoke" in options else config
+    return config

@@ -11,11 +11,10 @@ from the network without penalty; IRMv1 and V-REx from the found features. Nearl
 part is one batch.
 """
 
-from distill_jax.configs import common, papers
+from distill_jax.configs import papers
 
 
-def get_config(arg: str = ""):
-    options = common.parse(arg, "smoke")
+def get_config():
     config = papers.small("coloured_digits", steps=400, lr=1e-3)
     config.optim.name = "adamw"
     config.optim.weight_decay = 3.0
@@ -31,7 +30,7 @@ def get_config(arg: str = ""):
 
     rounds = papers.frozen(teacher1="erm", teacher2="round_1")
     config.study.arms = {
-        "erm": {"total": {"steps": 60}},
+        "erm": {"total": "60 steps"},
         "irm": invariant("irm"),
         "vrex": invariant("vrex"),
         "irm_from_erm": invariant("irm", "erm"),
@@ -49,4 +48,4 @@ def get_config(arg: str = ""):
     config.study.sources = ("round_1", "found")
     config.study.reference = "erm"
     config.study.title = "RFC: invariance from found features"
-    return papers.smoke(config) if "smoke" in options else config
+    return config

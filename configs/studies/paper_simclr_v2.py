@@ -18,7 +18,7 @@ HIDDEN = (128, 128)
 
 
 def get_config(arg: str = ""):
-    options = common.parse(arg, "smoke", "draw1", "draw2")
+    options = common.parse(arg, "draw1", "draw2")
     config = self_supervised.base("digits")
     chain = config.data.transform_kwargs.views.transforms
     pretraining = {
@@ -36,7 +36,7 @@ def get_config(arg: str = ""):
     for name in list(config.evaluators):
         del config.evaluators[name]
     config.eval.metric = "held_out/accuracy"
-    config.eval.every.steps = config.total.steps  # no state is chosen by labels: the last counts
+    config.eval.every = config.total  # no state is chosen by labels: the last counts
     config.objective.name = "supervised"
 
     def wide(width: str, **kwargs) -> dict:
@@ -56,7 +56,7 @@ def get_config(arg: str = ""):
             "objective": {"name": "finetune", "kwargs": {"projector": bool(layer)}},
             "roles": roles,
             "optim": {"lr": 1e-3},
-            "total": {"steps": 300},
+            "total": "300 steps",
             "evaluators": {"classification": {"role": "prediction"}},
         }
 
@@ -101,13 +101,4 @@ def get_config(arg: str = ""):
     config.study.reference = "narrow"
     config.study.seeds = (1, 2, 3, 4, 5)
     config.study.title = "SimCLRv2: few labels, then distillation"
-    if "smoke" in options:
-        config = self_supervised.smoke(config)
-        config.data.kwargs.num_classes = 10
-        for changes in config.study.arms.values():
-            if "total" in changes:
-                changes.total.steps = 4
-            if "batch_size" in changes:
-                changes.batch_size = 10
-        config.study.seeds = (0, 1)
     return config

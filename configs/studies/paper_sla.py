@@ -30,8 +30,7 @@ def sla(mode: str, role: str, *, features: int = 0, classes: int | None = None) 
     return {**arm, "roles": roles} if roles else arm
 
 
-def get_config(arg: str = ""):
-    options = common.parse(arg, "smoke")
+def get_config():
     config = common.fashion_mnist()
     config.objective.name = "supervised"
     config.roles.student = config_lib.role("mlp", hidden=(256, 256))
@@ -39,10 +38,10 @@ def get_config(arg: str = ""):
     config.data.train_transforms = ("horizontal_flip", "normalize")
     del config.data.transform_kwargs["random_crop"]
     config.batch_size = 64
-    config.total.steps = 800
+    config.total = "800 steps"
     config.optim.lr = 0.05
-    config.optim.warmup = {"steps": 40, "epochs": None, "percent": None}
-    config.eval.every = {"steps": 200, "epochs": None, "percent": None}
+    config.optim.warmup = "40 steps"
+    config.eval.every = "200 steps"
     config.study.arms = {
         "baseline": {},
         "baseline_256": {"batch_size": 256},
@@ -56,10 +55,4 @@ def get_config(arg: str = ""):
     config.study.seeds = (0, 1, 2, 3, 4)
     config.study.reference = "baseline_256"
     config.study.title = "Label augmentation by rotation"
-    if "smoke" in options:
-        config = common.smoke(config)
-        config.data.kwargs.num_classes = 10
-        config.data.held_out = 0.25
-        config.study.arms.baseline_256.batch_size = 128
-        config.study.seeds = (0, 1)
     return config

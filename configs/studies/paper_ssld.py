@@ -11,11 +11,10 @@ divergence; and a fine-tuning on labels after it. Their difference between the t
 0.2 points, which this cannot resolve.
 """
 
-from distill_jax.configs import common, papers
+from distill_jax.configs import papers
 
 
-def get_config(arg: str = ""):
-    options = common.parse(arg, "smoke")
+def get_config():
     config = papers.small("digits", steps=400)
     config.data.corrupt = {"labels_per_class": 10, "outliers": 0.5}
     config.roles.student.kwargs = {"hidden": (32,)}
@@ -37,7 +36,7 @@ def get_config(arg: str = ""):
         "mined_tuned": {
             "roles": {"student": {"init": "arm:mined"}},
             "optim": {"lr": 0.002},
-            "total": {"steps": 100},
+            "total": "100 steps",
         },
         "teacher": {
             "data": {"corrupt": {"labels_per_class": 0, "outliers": 0.0}},
@@ -47,4 +46,4 @@ def get_config(arg: str = ""):
     config.study.sources = ("teacher",)
     config.study.reference = "labelled"
     config.study.title = "SSLD: unlabelled images, all of them or the mined ones?"
-    return papers.smoke(config) if "smoke" in options else config
+    return config

@@ -63,9 +63,9 @@ def coarser(arm: dict, groups: tuple[int, ...]) -> dict:
 
 
 def get_config(arg: str = ""):
-    options = common.parse(arg, "smoke", "imbalanced", *GROUPS)
+    options = common.parse(arg, "imbalanced", *GROUPS)
     config = self_supervised.base("digits")
-    config.eval.every.steps = config.total.steps
+    config.eval.every = config.total
     config.objective.name = "simclr"
     chain = config.data.transform_kwargs.views.transforms
     # What makes views and masks is each arm's own.
@@ -113,10 +113,4 @@ def get_config(arg: str = ""):
         if coarse
         else ""
     )
-    if "smoke" in options:
-        config = self_supervised.smoke(config)
-        config.study.seeds = (0,)
-        if "ijepa" in config.study.arms:
-            kwargs = config.study.arms.ijepa.data.transform_kwargs
-            kwargs.normalize = dict(common.GENERATED)
     return config

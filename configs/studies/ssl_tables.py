@@ -26,11 +26,11 @@ RIVALS = ("byol", "simsiam", "vicreg", "barlow_twins")
 
 
 def get_config(arg: str = ""):
-    options = common.parse(arg, "smoke", *TABLES)
+    options = common.parse(arg, *TABLES)
     name = next((name for name in TABLES if name in options), "letter")
     config = self_supervised.table(name)
     config.batch_size = 256
-    config.total.steps = config.eval.every.steps = 1000
+    config.total = config.eval.every = "1000 steps"
     # Linear probes of wide embeddings take the longest of all.
     config.evaluators.probe = {"c": (1e-3, 1e-2, 1e-1), "max_examples": 4000}
     config.roles.student.kwargs.width = 16
@@ -67,9 +67,4 @@ def get_config(arg: str = ""):
     config.study.metric = "test/probe_accuracy"
     config.study.seeds = (1, 2, 3)
     config.study.title = f"Self-supervised methods on a table: {name}"
-    if "smoke" in options:
-        config = self_supervised.smoke_table(config)
-        config.evaluators.few_label_probe = {"draws": 2}
-        config.evaluators.downstream = {"trees": 2}
-        config.study.seeds = (0,)
     return config

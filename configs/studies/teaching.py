@@ -17,22 +17,20 @@ from distill_jax.configs import common
 from distill_jax.run import config as config_lib
 
 
-def get_config(arg: str = ""):
-    options = common.parse(arg, "smoke")
+def get_config():
     config = common.fashion_mnist()
     config.objective.name = "supervised"
     config.roles.student = config_lib.role("convnet", widths=(8, 16, 32))
     config.data.train_transforms = ("downscale", *config.data.train_transforms)
     config.data.eval_transforms = ("downscale", *config.data.eval_transforms)
-    config.total.epochs = 20.0
-    config.eval.every.epochs = 2.0
+    config.total = "20 epochs"
+    config.eval.every = "2 epochs"
     taught = {
         "objective": {"name": "kd", "kwargs": {"temperature": 1.0, "alpha": 1.0}},
         "roles": {"teacher": {"init": "arm:teacher", "frozen": True}},
         "evaluators": {"agreement": {}},
     }
-    smoke = "_smoke" if "smoke" in options else ""
-    stored = {"dir": f"runs/teaching_answers{smoke}/seed{{seed}}"}
+    stored = {"dir": "runs/teaching_answers/seed{seed}"}
     crops = tuple(config.data.train_transforms)
     config.study.arms = {
         "teacher": {"roles": {"student": {"kwargs": {"widths": (16, 32, 64)}}}},
@@ -46,7 +44,4 @@ def get_config(arg: str = ""):
     config.study.seeds = (0, 1, 2, 3, 4)
     config.study.reference = "same"
     config.study.title = "Consistent and inconsistent teaching"
-    if "smoke" in options:
-        config = common.smoke(config)
-        config.study.seeds = (0, 1)
     return config

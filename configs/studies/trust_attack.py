@@ -14,7 +14,7 @@ from distill_jax.run import config as config_lib
 
 
 def get_config(arg: str = ""):
-    options = common.parse(arg, "smoke", "nsl_kdd", *trust.SCENARIOS)
+    options = common.parse(arg, "nsl_kdd", *trust.SCENARIOS)
     fault = trust.scenario(options)
     config = common.table("nsl_kdd" if "nsl_kdd" in options else "kdd99_attack_types")
     if "nsl_kdd" in options:
@@ -24,11 +24,11 @@ def get_config(arg: str = ""):
     config.data.held_out = 0.2
     config.data.corrupt = trust.SCENARIOS.get(fault, {})
     config.batch_size = 128
-    config.total.steps = 600
-    config.eval.every.steps = 100
+    config.total = "600 steps"
+    config.eval.every = "100 steps"
     config.eval.metric = "held_out/macro_f1"
     config.bilevel.every = 2
-    config.bilevel.warmup.steps = 30
+    config.bilevel.warmup = "30 steps"
     config.bilevel.outer_batch = 0.5
     config.bilevel.optim.lr = 3e-3
     teacher: dict = {
@@ -43,7 +43,4 @@ def get_config(arg: str = ""):
     config.study.metric = "test/macro_f1"
     data = ", NSL-KDD" if "nsl_kdd" in options else ""
     config.study.title = f"Learned trust, attack detection{data}{': ' + fault if fault else ''}"
-    if "smoke" in options:
-        config = common.smoke_table(config)
-        config.study.seeds = (0, 1)
     return config

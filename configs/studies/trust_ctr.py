@@ -17,7 +17,7 @@ DATA = {"census": "census_income", "criteo": "criteo", "avazu": "avazu"}
 
 
 def get_config(arg: str = ""):
-    options = common.parse(arg, "smoke", *DATA, *trust.SCENARIOS)
+    options = common.parse(arg, *DATA, *trust.SCENARIOS)
     fault = trust.scenario(options)
     chosen = sorted(options & set(DATA))
     config = common.table(DATA[chosen[0]] if chosen else "adult")
@@ -27,16 +27,16 @@ def get_config(arg: str = ""):
     config.data.held_out = 0.1
     config.data.corrupt = trust.SCENARIOS.get(fault, {})
     config.batch_size = 256
-    config.total.steps = 1000
+    config.total = "1000 steps"
     config.optim.name = "adam"
     config.optim.lr = 1e-3
     config.optim.weight_decay = 0.0
-    config.optim.warmup.steps = 50
-    config.eval.every.steps = 250
+    config.optim.warmup = "50 steps"
+    config.eval.every = "250 steps"
     config.eval.batch_size = 4096
     config.eval.metric = "held_out/auc"
     config.bilevel.every = 2
-    config.bilevel.warmup.steps = 50
+    config.bilevel.warmup = "50 steps"
     config.bilevel.outer_batch = 0.5
     config.bilevel.optim.lr = 3e-3
     teacher: dict = {
@@ -52,7 +52,4 @@ def get_config(arg: str = ""):
     config.study.reference = "kd_50"
     config.study.metric = "test/auc"
     config.study.title = f"Learned trust, click-through{': ' + fault if fault else ''}"
-    if "smoke" in options:
-        config = common.smoke_table(config)
-        config.study.seeds = (0, 1)
     return config

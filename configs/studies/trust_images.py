@@ -22,7 +22,7 @@ from distill_jax.run import config as config_lib
 
 def get_config(arg: str = ""):
     faults = trust.SCENARIOS | trust.OUTLIERS
-    options = common.parse(arg, "smoke", "full", *faults)
+    options = common.parse(arg, "full", *faults)
     fault = trust.scenario(options, faults)
     config = common.fashion_mnist(full="full" in options)
     config.objective.name = "supervised"
@@ -30,10 +30,10 @@ def get_config(arg: str = ""):
     config.data.train_transforms = ("normalize",)
     del config.data.transform_kwargs["random_crop"]
     config.data.corrupt = faults.get(fault, {})
-    config.total.epochs = 8.0
-    config.eval.every.epochs = 2.0
+    config.total = "8 epochs"
+    config.eval.every = "2 epochs"
     config.bilevel.every = 2
-    config.bilevel.warmup.epochs = 1.0
+    config.bilevel.warmup = "1 epoch"
     config.bilevel.outer_batch = 0.5
     config.bilevel.optim.lr = 3e-3
     teacher: dict = {"roles": {"student": {"kwargs": {"widths": (16, 32, 64)}}}}
@@ -44,8 +44,4 @@ def get_config(arg: str = ""):
     config.study.seeds = (0, 1, 2, 3, 4)
     config.study.reference = "kd_50"
     config.study.title = f"Learned trust, images{': ' + fault if fault else ''}"
-    if "smoke" in options:
-        config = common.smoke(config)
-        config.bilevel.warmup = {"steps": 2, "epochs": None, "percent": None}
-        config.study.seeds = (0, 1)
     return config

@@ -9,12 +9,11 @@ wrong", on test examples that neither the student nor the ratio network has seen
 network that is never trained.
 """
 
-from distill_jax.configs import common, trust
+from distill_jax.configs import trust
 from distill_jax.run import config as config_lib
 
 
-def get_config(arg: str = ""):
-    options = common.parse(arg, "smoke")
+def get_config():
     config = config_lib.base()
     config.data.name = "synthetic"
     config.data.kwargs = {"n_train": 3000, "n_test": 1000, "image_size": 12, "num_classes": 10}
@@ -28,10 +27,10 @@ def get_config(arg: str = ""):
     config.evaluators = {"classification": {}}
     config.optim.name = "momentum"
     config.optim.lr = 0.05
-    config.total.steps = 600
-    config.eval.every.steps = 100
+    config.total = "600 steps"
+    config.eval.every = "100 steps"
     config.bilevel.optim.lr = 1e-2
-    config.bilevel.warmup.steps = 20
+    config.bilevel.warmup = "20 steps"
     arms = trust.arms(
         teacher={"roles": {"student": {"kwargs": {"hidden": (128,)}}}},
         temperature=4.0,
@@ -44,8 +43,4 @@ def get_config(arg: str = ""):
     config.study.reference = "tgeo_frozen"
     config.study.metric = "test/teacher_wrong_auc"
     config.study.title = "Does the ratio network find a teacher that is wrong?"
-    if "smoke" in options:
-        config = common.smoke(config)
-        config.bilevel.warmup = {"steps": 2, "epochs": None, "percent": None}
-        config.study.seeds = (0, 1)
     return config

@@ -162,9 +162,9 @@ class Objective(Protocol):
         statistics). Gradient accumulation is then refused.
       auxiliary: those of its networks whose logits are not of the classes of the data.
       needs_dataset_pass: whether it looks at the whole training part once, before the first step.
-      schedules: its arguments that are durations, in epochs where the name ends in "_epochs" and
-        else in steps: "ramp", at whose end a value reaches its last, or "hold", before whose end
-        something does not happen. A run must be long enough for them.
+      schedules: its arguments that are durations (`core.durations`): "ramp", at whose end a value
+        reaches its last, or "hold", before whose end something does not happen. A run must be long
+        enough for them.
     """
 
     roles: ClassVar[tuple[Role, ...]]

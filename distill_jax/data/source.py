@@ -176,6 +176,21 @@ def split_held_out(source: Source, *, fraction: float, seed: int) -> tuple[Subse
     )
 
 
+def first(dataset: Dataset, n: int) -> Dataset:
+    """Returns a data set with at most n examples in each part, drawn evenly; 0 keeps all."""
+
+    def part(whole: Source) -> Source:
+        if not 0 < n < len(whole):
+            return whole
+        some = np.sort(
+            np.random.Generator(np.random.Philox(key=[0, n])).permutation(len(whole))[:n]
+        )
+        return Subset(whole, some, f"{n} examples")
+
+    parts = {name: part(getattr(dataset, name)) for name in ("train", "held_out", "test")}
+    return dataset._replace(**parts)
+
+
 def make_dataset(
     train: Source,
     test: Source,

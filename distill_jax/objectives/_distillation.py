@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 import jax
 
-from distill_jax.core import ranges
+from distill_jax.core import durations, ranges
 from distill_jax.core.api import Array, Batch, Nets, Objective, Outputs, PyTree, Role, State, Terms
 from distill_jax.core.errors import ConfigError, nearest
 from distill_jax.losses.classification import distillation_kl, shift_logits
@@ -165,3 +165,11 @@ def check_positive(**values: Any) -> None:
 def check_not_negative(**values: Any) -> None:
     """Raises `ConfigError` for a hyperparameter below 0."""
     ranges.within("[0, inf)", where="objective.kwargs", **values)
+
+
+def check_durations(objective: Any, *names: str) -> None:
+    """Raises `ArgumentError` for a duration that is none, or needs a length that is not given."""
+    if objective.steps_per_epoch is not None:
+        check_positive(steps_per_epoch=objective.steps_per_epoch)
+    for name in names:
+        durations.steps(getattr(objective, name), name, steps_per_epoch=objective.steps_per_epoch)

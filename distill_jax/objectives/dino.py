@@ -10,7 +10,7 @@ learned prototypes (`models/prototypes.py`).
 Caron et al. 2020, SwAV; Ruan et al. 2023, arXiv:2210.07277; Oquab et al. 2023, DINOv2, section 4).
 
 Deviation: the temperature of the average rises with every step and is final after
-`temperature_epochs`. The authors' program raises it once an epoch and has the final value in the
+`temperature_warmup`. The authors' program raises it once an epoch and has the final value in the
 last of these epochs, one earlier.
 
 Where networks have batch statistics, those of the student are kept of its whole views, as it will
@@ -27,6 +27,7 @@ import jax.numpy as jnp
 
 from distill_jax.core import spectrum
 from distill_jax.core.api import Array, Batch, Key, Nets, Objective, PyTree, Role, State, Terms
+from distill_jax.core.durations import steps
 from distill_jax.core.errors import ConfigError, nearest
 from distill_jax.losses.clustering import (
     between_views,
@@ -35,7 +36,7 @@ from distill_jax.losses.clustering import (
     sinkhorn,
     view_entropies,
 )
-from distill_jax.objectives._distillation import check_not_negative, check_positive
+from distill_jax.objectives._distillation import check_durations, check_positive
 from distill_jax.objectives._views import apply, encode, project, views_of
 
 CENTRINGS = ("mean", "sinkhorn", "none")
@@ -75,12 +76,12 @@ class DINO(Objective):
       temperature: of the average's softmax, positive; as high as the student's is a control in
         which assignments become uniform.
       first_temperature: where the temperature starts, positive; the paper 0.04.
-      temperature_epochs: in which it gets to `temperature`, linearly; the paper 30 of 300.
-      frozen_epochs: in which prototypes stay as they are; the paper 1.
-      heads_epochs: in which heads learn alone and the encoder has no gradient, for one that was
-        trained before; its weight decay goes on.
-      steps_per_epoch: length of an epoch; a run gives it. By default an epoch is one step, so that
-        durations in epochs are numbers of steps.
+      temperature_warmup: duration in which it gets to `temperature`, linearly; the paper has 30 of
+        300 epochs.
+      freeze_prototypes: duration in which prototypes stay as they are; the paper has 1 epoch.
+      heads_only: duration in which heads learn alone and the encoder has no gradient, for one that
+        was trained before; its weight decay goes on.
+      steps_per_epoch: length of an epoch; a run gives it, and durations in epochs need it.
     """
 
     num_prototypes: int = 1024
@@ -89,16 +90,16 @@ class DINO(Objective):
     student_temperature: float = 0.1
     temperature: float = 0.04
     first_temperature: float = 0.04
-    temperature_epochs: float = 0.0
-    frozen_epochs: float = 0.0
-    heads_epochs: float = 0.0
-    steps_per_epoch: float = 1.0
+    temperature_warmup: float | str = 0
+    freeze_prototypes: float | str = 0
+    heads_only: float | str = 0
+    steps_per_epoch: float | None = None
 
     couples_batch: ClassVar[bool] = True
     schedules: ClassVar[Mapping[str, str]] = {
-        "temperature_epochs": "ramp",
-        "frozen_epochs": "hold",
-        "heads_epochs": "hold",
+        "temperature_warmup": "ramp",
+        "freeze_prototypes": "hold",
+        "heads_only": "hold",
     }
     roles: ClassVar[tuple[Role, ...]] = (
         "student",
@@ -116,11 +117,7 @@ class DINO(Objective):
             temperature=self.temperature,
             first_temperature=self.first_temperature,
         )
-        check_not_negative(
-            temperature_epochs=self.temperature_epochs,
-            frozen_epochs=self.frozen_epochs,
-            heads_epochs=self.heads_epochs,
-        )
+        check_durations(self, *self.schedules)
         if self.centring not in CENTRINGS:
             raise ConfigError(
                 f"unknown centring {self.centring!r}",
@@ -156,13 +153,13 @@ class DINO(Objective):
 
     def hold(self, x: Array, step: Array) -> Array:
         """Returns what the encoder says, without gradient as long as heads learn alone."""
-        if not self.heads_epochs:
+        if not (alone := self.steps("heads_only")):
             return x
-        return jnp.where(self.within(self.heads_epochs, step), jax.lax.stop_gradient(x), x)
+        return jnp.where(step < alone, jax.lax.stop_gradient(x), x)
 
-    def within(self, epochs: float, step: Array) -> Array:
-        """Returns whether a step is among those of the first epochs."""
-        return step < epochs * self.steps_per_epoch
+    def steps(self, name: str) -> float:
+        """Returns a duration by its name in steps."""
+        return steps(getattr(self, name), name, steps_per_epoch=self.steps_per_epoch)
 
     def encode_local(self, nets: Nets, batch: Batch, step: Array) -> Array | None:
         """Returns the student's embeddings of small crops, `[b, w, d]`, None where none are."""
@@ -210,9 +207,9 @@ class DINO(Objective):
     def compare(self, nets: Nets, role: Role, z: Array, step: Array) -> tuple[Array, State]:
         """Returns the student's cosines with its prototypes, `[b, v, k]`, and their state."""
         s, state = project(nets, role, z)
-        if self.frozen_epochs:
+        if held := self.steps("freeze_prototypes"):
             frozen, _ = apply(nets, role, z, output="output", stop_gradient_params=True)
-            s = jnp.where(self.within(self.frozen_epochs, step), frozen, s)
+            s = jnp.where(step < held, frozen, s)
         return s, state
 
     def assign(
@@ -260,10 +257,9 @@ class DINO(Objective):
 
     def temperature_at(self, step: Array) -> Array | float:
         """Returns the temperature of the average's softmax."""
-        steps = self.temperature_epochs * self.steps_per_epoch
-        if not steps:
+        if not (warmup := self.steps("temperature_warmup")):
             return self.temperature
-        done = jnp.minimum(step / steps, 1)
+        done = jnp.minimum(step / warmup, 1)
         return self.first_temperature + (self.temperature - self.first_temperature) * done
 
 

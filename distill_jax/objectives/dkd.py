@@ -16,12 +16,13 @@ from typing import ClassVar
 import jax.numpy as jnp
 
 from distill_jax.core.api import Array, Batch, Nets, Outputs, PyTree
+from distill_jax.core.durations import steps
 from distill_jax.losses.logits import decoupled_kl, standardize
 from distill_jax.objectives._distillation import (
     Distillation,
     Signals,
+    check_durations,
     check_not_negative,
-    check_positive,
     check_same_classes,
 )
 
@@ -36,25 +37,24 @@ class DKD(Distillation):
       alpha: weight of the target part, 0 or more; 1 throughout the paper.
       beta: weight of the other part, 0 or more. On CIFAR-100 from 1 to 8, larger where the
         teacher is further ahead of the student, with T = 4; on ImageNet 0.5 with T = 1.
-      warmup_epochs: epochs over which the coefficient of both parts rises linearly to its value,
-        0 or more; 20 in the paper, of 240 on CIFAR-100.
+      warmup: duration over which the coefficient of both parts rises linearly to its value; the
+        paper has 20 epochs, of 240 on CIFAR-100.
       standardize: whether logits are standardised first (Sun et al. 2024, arXiv:2403.01427).
-      steps_per_epoch: length of an epoch; a run gives it. By default an epoch is one step, so that
-        durations in epochs are numbers of steps.
+      steps_per_epoch: length of an epoch; a run gives it, and durations in epochs need it.
     """
 
     alpha: float = 1.0
     beta: float = 8.0
-    warmup_epochs: float = 20.0
+    warmup: float | str = "20 epochs"
     standardize: bool = False
-    steps_per_epoch: float = 1.0
+    steps_per_epoch: float | None = None
 
-    schedules: ClassVar[Mapping[str, str]] = {"warmup_epochs": "ramp"}
+    schedules: ClassVar[Mapping[str, str]] = {"warmup": "ramp"}
 
     def __post_init__(self):
         super().__post_init__()
-        check_not_negative(alpha=self.alpha, beta=self.beta, warmup_epochs=self.warmup_epochs)
-        check_positive(steps_per_epoch=self.steps_per_epoch)
+        check_not_negative(alpha=self.alpha, beta=self.beta)
+        check_durations(self, "warmup")
 
     def loss_terms(
         self,
@@ -72,7 +72,7 @@ class DKD(Distillation):
         mixed = batch.get("label_probs")
         target = batch["label"] if mixed is None else mixed.argmax(-1)
         tckd, nckd = decoupled_kl(*logits, target, temperature=self.temperature)
-        warmup = self.warmup_epochs * self.steps_per_epoch
+        warmup = steps(self.warmup, "warmup", steps_per_epoch=self.steps_per_epoch)
         ramp = jnp.minimum((step + 1) / max(warmup, 1), 1) * self.weight
         return Signals(
             values={"tckd": tckd, "nckd": nckd},

@@ -5,7 +5,7 @@ Nested dropout (Chen et al. 2022, arXiv:2206.13140; 2021, arXiv:2104.13766) orde
 `p(k)` proportional to `exp(-(k / sigma)^2)`. Few features remember few wrong labels.
 
 Co-teaching (Han et al. 2018, arXiv:1804.06872): of a batch each of two networks picks the share
-`R(t) = 1 - forget_rate * min(t / ramp_epochs, 1)` with the smallest loss, t counted in epochs, and
+`R(t) = 1 - forget_rate * min(t / ramp, 1)` with the smallest loss, t counted in epochs, and
 the other one learns from it. Both rank over the batch of all devices. The prediction is the mean
 of their logits.
 
@@ -25,9 +25,10 @@ import jax
 import jax.numpy as jnp
 
 from distill_jax.core.api import Array, Batch, Nets, Objective, Outputs, PyTree, State, Terms
+from distill_jax.core.durations import steps
 from distill_jax.core.errors import ConfigError
 from distill_jax.losses.selection import nested_width, small_loss_weights, truncate
-from distill_jax.objectives._distillation import check_not_negative, endpoint
+from distill_jax.objectives._distillation import check_durations, check_not_negative, endpoint
 from distill_jax.objectives.supervised import label_loss, shown
 
 NETWORKS, HEADS = ("student", "peer"), ("head", "peer_head")
@@ -52,32 +53,33 @@ class NestedCoteaching(Objective):
       peers: whether there are two networks. With a forget rate of 0 they learn independently.
       forget_rate: share of the batch that is left out at the end of the ramp, in [0, 1); about
         the share of wrong labels. Published: 0.2 to 0.3 after nested dropout.
-      ramp_epochs: over which it grows from 0; 0 makes it constant, as published after nested
-        dropout. 10 in Han et al., where training starts from scratch.
+      ramp: duration over which it grows from 0, epoch by epoch; 0 makes it constant, as published
+        after nested dropout. 10 epochs in Han et al., where training starts from scratch.
       split: whether each network ranks half of the batch (even rows the student, odd rows the
         peer) and learns from the other's half; else both rank the whole.
       sigma: width of nested dropout; 0 is none. Published: 10 with 10 classes, 100 with 100.
       keep: features at ranking and prediction, k*; 0 is all of them. Chosen on held-out data.
       seed: of the sequence of k.
       num_classes: k, from the data.
-      steps_per_epoch: length of an epoch; a run gives it. By default an epoch is one step, so that
-        durations in epochs are numbers of steps.
+      steps_per_epoch: length of an epoch; a run gives it, and durations in epochs need it. Without
+        it the ramp goes step by step.
     """
 
     peers: bool = True
     forget_rate: float = 0.2
-    ramp_epochs: float = 0.0
+    ramp: float | str = 0
     split: bool = False
     sigma: float = 0.0
     keep: int = 0
     seed: int = 0
     num_classes: int
-    steps_per_epoch: float = 1.0
+    steps_per_epoch: float | None = None
 
-    schedules: ClassVar[Mapping[str, str]] = {"ramp_epochs": "ramp"}
+    schedules: ClassVar[Mapping[str, str]] = {"ramp": "ramp"}
 
     def __post_init__(self):
-        check_not_negative(ramp_epochs=self.ramp_epochs, sigma=self.sigma, keep=self.keep)
+        check_durations(self, "ramp")
+        check_not_negative(sigma=self.sigma, keep=self.keep)
         if not 0 <= self.forget_rate < 1:
             raise ConfigError(
                 f"forget_rate is {self.forget_rate}",
@@ -114,10 +116,12 @@ class NestedCoteaching(Objective):
 
     def rate(self, step: Array) -> Array:
         """Returns R(t), the share of a batch that is kept."""
-        if not self.ramp_epochs:
+        ramp = steps(self.ramp, "ramp", steps_per_epoch=self.steps_per_epoch)
+        if not ramp:
             return jnp.asarray(1 - self.forget_rate)
-        epoch = jnp.floor(step / self.steps_per_epoch)
-        return 1 - self.forget_rate * jnp.minimum(epoch / self.ramp_epochs, 1)
+        per_epoch = self.steps_per_epoch or 1
+        epoch = jnp.floor(step / per_epoch)
+        return 1 - self.forget_rate * jnp.minimum(epoch / (ramp / per_epoch), 1)
 
     def loss(self, nets: Nets, batch: Batch, memory: PyTree, step: Array) -> Terms:
         own = [_rows(batch, i if self.split else None) for i in range(len(self.networks))]

@@ -5,7 +5,7 @@ learned gates, with what comes from its deeper stages, and compared with the tea
 hierarchical context loss, mean squares at several pooled sizes.
 
 The pyramid has the full size and 4x4, 2x2 and 1x1, as far as these are smaller than the map.
-`warmup_epochs` lets the weight grow over the first epochs, as public programs of the method do.
+`warmup` lets the weight grow over the first epochs, as public programs of the method do.
 
 Networks: student; teacher; fusion, model `review_fusion`. Published stages end in the pooled
 feature, and those of the teacher are from before the activation:
@@ -20,8 +20,9 @@ from typing import ClassVar
 import jax.numpy as jnp
 
 from distill_jax.core.api import Array, Batch, Nets, Outputs, PyTree
+from distill_jax.core.durations import steps
 from distill_jax.losses.features import hierarchical_distance
-from distill_jax.objectives._distillation import Signals, check_not_negative
+from distill_jax.objectives._distillation import Signals, check_durations
 from distill_jax.objectives._features import StageDistillation, connected
 
 
@@ -31,21 +32,20 @@ class ReviewKD(StageDistillation):
 
     Attributes:
       weight: of the distance; 0.5 to 10.
-      warmup_epochs: epochs over which the weight grows linearly to its value; 0 to 20.
-      steps_per_epoch: length of an epoch; a run gives it. By default an epoch is one step, so that
-        durations in epochs are numbers of steps.
+      warmup: duration over which the weight grows linearly to its value; 0 to 20 epochs.
+      steps_per_epoch: length of an epoch; a run gives it, and durations in epochs need it.
     """
 
     weight: float = 1.0
-    warmup_epochs: float = 0.0
-    steps_per_epoch: float = 1.0
+    warmup: float | str = 0
+    steps_per_epoch: float | None = None
 
-    schedules: ClassVar[Mapping[str, str]] = {"warmup_epochs": "ramp"}
+    schedules: ClassVar[Mapping[str, str]] = {"warmup": "ramp"}
     roles: ClassVar[tuple[str, ...]] = ("student", "teacher", "fusion")
 
     def __post_init__(self):
         super().__post_init__()
-        check_not_negative(warmup_epochs=self.warmup_epochs)
+        check_durations(self, "warmup")
 
     def loss_terms(
         self,
@@ -61,9 +61,8 @@ class ReviewKD(StageDistillation):
         fused = connected(outputs, targets, role="fusion")
         distances = [hierarchical_distance(s, t) for s, t in zip(fused, targets, strict=True)]
         coef: dict[str, float | Array] = {}
-        if self.warmup_epochs:
-            ramp = (step + 1) / (self.warmup_epochs * self.steps_per_epoch)
-            coef["review"] = self.weight * jnp.minimum(ramp, 1.0)
+        if warmup := steps(self.warmup, "warmup", steps_per_epoch=self.steps_per_epoch):
+            coef["review"] = self.weight * jnp.minimum((step + 1) / warmup, 1.0)
         return Signals(
             values={"review": sum(distances[1:], start=distances[0])},
             coef=coef,

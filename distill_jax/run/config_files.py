@@ -6,6 +6,7 @@ A path wins; else the name is that of a shipped config, with or without its fold
 
 import contextlib
 import pathlib
+import re
 import runpy
 import sys
 import traceback
@@ -13,9 +14,16 @@ from collections.abc import Iterator
 from typing import Any
 
 from distill_jax import configs
-from distill_jax.core import errors
+from distill_jax.core import durations, errors
 from distill_jax.core.errors import ConfigError, UserError, nearest
+from distill_jax.run import old_configs
 from distill_jax.trainer.io.paths import expand
+
+_UNITS = re.compile(
+    rf"(?P<path>[\w.]*\b(?:{'|'.join({p.rpartition('.')[2] for p in old_configs.DURATIONS})}))"
+    rf"(?:\.|\[['\"])(?P<unit>{'|'.join(durations.UNITS)})(?:['\"]\])? *= *(?P<value>[\d._e]+)"
+)
+"""A duration by its unit, as in earlier versions: `config.total.epochs = 20`."""
 
 
 def shipped() -> dict[str, pathlib.Path]:
@@ -114,6 +122,11 @@ def _raised(error: BaseException, path: pathlib.Path) -> UserError:
     text = errors.text_of(error, most=1000, lines=None).replace("\\n", " ")
     if isinstance(error, KeyError):
         text = text.strip("'\"")
+    if match := _UNITS.search(line) if isinstance(error, (AttributeError, TypeError)) else None:
+        with contextlib.suppress(ValueError):
+            new = old_configs.one_duration({match["unit"]: match["value"]})
+            what = "a duration is one value, not a group of units"
+            return ConfigError(what, where=where, hint=f'write {match["path"]} = "{new}"')
     return ConfigError(
         f"{type(error).__name__}: {text}", where=where, hint=f"in: {line[:200]}" if line else ""
     )

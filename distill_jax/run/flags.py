@@ -43,11 +43,11 @@ modes:
 
 example:
   python -m distill_jax.main --config=configs/distill/kd.py:smoke --workdir=runs/kd \\
-      --config.optim.lr=0.05 --config.total.epochs=10
+      --config.optim.lr=0.05 --config.total="10 epochs"
 
 common overrides (every key and its meaning: distill_jax/run/config.py):
   --config.seed=1                              another initialization, order and augmentation
-  --config.total.steps=1000                    length of training; replaces the file's unit
+  --config.total="20 epochs"                   length of training; a number alone counts steps
   --config.batch_size=256                      examples per step, over all devices
   --config.optim.lr=0.05                       peak learning rate
   --config.optim.clip_norm=none                optional values are unset by none
@@ -144,6 +144,7 @@ def parse(argv: Sequence[str]) -> Flags:
     # A stored config is somebody's data: what it names is not imported for that alone.
     trusted = modules.union(*map(resolve.NAME.findall, overrides.values()))
     before = config
+    config_lib.refuse_old_keys(overrides, prefix="--config.")
     config = config_lib.override(config, overrides)
     config_lib.validate(config)
     # A stored config may be that of an arm, which may leave unread what it inherited.
@@ -284,12 +285,15 @@ def load(spec: str) -> config_lib.ConfigDict:
 
     Args:
       spec: `"path.py"` or the name of a shipped config, such as `"kd"` or `"distill/kd"`;
-        with `":arg"` behind it, `get_config(arg)` is called.
+        with `":arg"` behind it, `get_config(arg)` is called. Commas separate options; `smoke` is
+        one of every config, see `config.smoke`, and not given to `get_config`.
 
     Raises:
       UserError: for a file that is absent, raises, or returns something else than a config.
     """
-    name, colon, arg = (spec, "", "") if os.path.isfile(spec) else spec.partition(":")
+    name, _, arg = (spec, "", "") if os.path.isfile(spec) else spec.partition(":")
+    options = arg.split(",") if arg else []
+    arg = ",".join(option for option in options if option != "smoke")
     path = config_files.find(name)
     found = config_files.run(path)
     get_config = found.get("get_config")
@@ -298,11 +302,11 @@ def load(spec: str) -> config_lib.ConfigDict:
         raise ConfigError(
             "get_config is not defined", where=name, hint=nearest("get_config", functions)
         )
-    args = (arg,) if colon else ()
+    args = (arg,) if arg else ()
     try:
         inspect.signature(get_config).bind(*args)
     except TypeError:
-        hint = f"drop ':{arg}'" if colon else f"write --config={name}:ARG"
+        hint = f"drop ':{arg}'" if arg else f"write --config={name}:ARG"
         what = f"get_config{inspect.signature(get_config)} does not take {len(args)} arguments"
         raise ConfigError(what, where=spec, hint=hint) from None
     with config_files.explained(path):
@@ -313,4 +317,4 @@ def load(spec: str) -> config_lib.ConfigDict:
             where=name,
             hint="return a config that starts from distill_jax.run.config.base()",
         )
-    return config
+    return config_lib.smoke(config) if "smoke" in options else config

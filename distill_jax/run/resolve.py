@@ -27,6 +27,7 @@ from distill_jax.core.errors import (
     raised_by_code,
     text_of,
 )
+from distill_jax.run import old_configs
 
 _NOUNS = {"data": "data set"}
 NAME = re.compile(r"[\w.]+:[\w.]+")
@@ -213,11 +214,11 @@ def bind(
         label = fn.__module__.rpartition(".")[2]
     for name in kwargs:
         if name not in keywords and not open_ended:
-            raise ConfigError(
-                f"{label} does not accept {name!r}",
-                where=f"{where}.{name}",
-                hint=nearest(name, keywords),
-            )
+            hint = nearest(name, keywords)
+            if (new := old_configs.METHODS.get(name)) in keywords:
+                hint = f'write {where}.{new}="{kwargs[name]} epochs"'
+            what = f"{label} does not accept {name!r}"
+            raise ConfigError(what, where=f"{where}.{name}", hint=hint)
     bound = {name: value for name, value in provided.items() if name in keywords} | kwargs
     for name, parameter in keywords.items():
         if name not in bound and parameter.default is inspect.Parameter.empty:

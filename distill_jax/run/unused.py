@@ -33,7 +33,8 @@ def check(config: ConfigDict, *, changes: Mapping[str, Any] | None = None, befor
       ConfigError: naming the path.
     """
     arms = config_lib.arms(config)
-    inherited = {unread.path: unread for unread in unread_values(config_lib.flatten(config))}
+    whole = config_lib.flatten(config)
+    inherited = {unread.path: unread for unread in unread_values(whole)}
     if before is not None:
         earlier = {unread.path for unread in unread_values(config_lib.flatten(before))}
         groups = tuple(f"{path}." for path in changes or ())
@@ -42,19 +43,17 @@ def check(config: ConfigDict, *, changes: Mapping[str, Any] | None = None, befor
             for path, unread in inherited.items()
             if path in earlier or f"{path}.".startswith(groups)
         }
+    single = config_lib.without_study(config)
     for arm, changes in arms.items():
-        here = {unread.path: unread for unread in unread_values(_leaves(config, changes))}
+        flat = config_lib.flatten(config_lib.override(single, changes))
+        flat |= {path: value for path, value in whole.items() if path.startswith("study.")}
+        here = {unread.path: unread for unread in unread_values(flat)}
         for path, unread in here.items():
             if path in changes:
                 raise _refusal(unread, f"study.arms.{arm}.{path}")
         inherited = {path: unread for path, unread in inherited.items() if path in here}
     for unread in inherited.values():
         raise _refusal(unread, unread.path)
-
-
-def _leaves(config: ConfigDict, changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the leaves of an arm, which is compared with others."""
-    return config_lib.flatten(config_lib.override(config, changes))
 
 
 def _refusal(unread: Unread, where: str) -> ConfigError:
@@ -68,7 +67,7 @@ def unread_values(flat: Mapping[str, Any]) -> Iterator[Unread]:
         parts = path.split(".", 2)
         if parts[0] == "roles" and len(parts) == 3:
             roles[parts[1]][parts[2]] = value
-    changed = [p for p, v in flat.items() if v not in ({}, None) and v != _default(p)]
+    changed = [p for p, v in flat.items() if v not in ({}, None) and v != config_lib.default(p)]
 
     def below(*groups: str) -> list[str]:
         return [p for p in changed for group in groups if p == group or p.startswith(f"{group}.")]
@@ -119,13 +118,3 @@ def unread_values(flat: Mapping[str, Any]) -> Iterator[Unread]:
             why = f"no model is named, so it is that of {source or 'the run in init'}"
             hint = "leave it out, or name the model too"
             yield from unread(below(f"{where}.kwargs"), why, hint)
-
-
-def _default(path: str) -> Any:
-    if path.startswith("roles."):
-        return _ROLE.get(path.split(".", 2)[-1])
-    return _BASE.get(path)
-
-
-_BASE = config_lib.flatten(config_lib.base())
-_ROLE = config_lib.flatten(config_lib.role())

@@ -1,9 +1,11 @@
 """Every shipped config is valid, builds on shapes alone, and is dumped to `tests/golden`.
 
+A dump has what differs from `config.base()`, and for an arm of a study what it changes beyond its
+own entries, such as arguments that go with another method. Their `smoke` builds likewise.
+
 After a deliberate change: `UPDATE_GOLDEN=1 pytest tests/contract/test_configs.py`.
 """
 
-import json
 import math
 import os
 import pathlib
@@ -21,13 +23,17 @@ GOLDEN = ROOT / "tests" / "golden"
 FILES = sorted(
     p for p in (ROOT / "configs").rglob("*.py") if "def get_config" in p.read_text("utf-8")
 )
-CASES = [(path, arg) for path in FILES for arg in ("", "smoke")]
 MANY = ("kd_", "trust_", "paper_", "ssl_")
 """Studies of many arms: how their names begin."""
 
+CASES = [
+    pytest.param(path, marks=[pytest.mark.slow] if path.stem.startswith(MANY) else [], id=path.stem)
+    for path in FILES
+]
 
-def load(path, arg):
-    config = flags.load(f"{path}:{arg}" if arg else str(path))
+
+def load(spec):
+    config = flags.load(spec)
     config_lib.validate(config)
     unused.check(config)
     config.mesh.data = 1
@@ -43,25 +49,49 @@ def runs(config):
     return {a: study.arm_config(config, a, seed, pathlib.Path("runs")) for a in config.study.arms}
 
 
-def dump(name, config, base):
-    """What an arm changes in the config of its study, or a config whole, and its parameters."""
+def built(config):
     experiment = build.build(config, shapes_only=True)
     assert not list(hyperparameters.findings(experiment)), "what a config ships with fits its run"
-    lines = [f"== {name}".rstrip()]
-    lines += config_lib.differences(base, config) if name else [resolved(config)]
+    return experiment
+
+
+def changes(config):
+    """What a config has beside the defaults."""
+    flat = config_lib.flatten(config)
+    del flat["mesh.data"]
+    return {path: value for path, value in flat.items() if value != config_lib.default(path)}
+
+
+def lines(flat):
+    return [f"{path}: {flat[path]!r}" for path in sorted(flat)]
+
+
+def networks(experiment, *, leaves):
+    """The sizes of the networks that a run trains, and their parameters."""
     state = experiment.abstract_state
     for role, params in (*state.params.items(), *state.targets.items()):
-        leaves = partition.named_leaves(params)
-        total = sum(math.prod(x.shape) for x in leaves.values())
-        lines.append(f"-- {role}: {total} parameters")
-        if not name:
-            lines += [f"{path} {tuple(leaf.shape)} {leaf.dtype}" for path, leaf in leaves.items()]
-    lines.append(f"-- {experiment.total_steps} steps")
-    return "\n".join(lines)
+        named = partition.named_leaves(params)
+        yield f"-- {role}: {sum(math.prod(x.shape) for x in named.values())} parameters"
+        if leaves:
+            yield from (f"{path} {tuple(leaf.shape)} {leaf.dtype}" for path, leaf in named.items())
+    yield f"-- {experiment.total_steps} steps"
 
 
-def resolved(config):
-    return json.dumps(json.loads(config_lib.to_json(config)), indent=1)
+def dump(config):
+    whole = changes(config)
+    text = lines(whole)
+    if not config.study.arms:
+        return [*text, *networks(built(config), leaves=True)]
+    arms = config_lib.arms(config)
+    for arm, single in runs(config).items():
+        own = changes(single)
+        follows = {path: own.get(path, "(default)") for path in own.keys() | whole.keys()}
+        for path, value in follows.copy().items():
+            stands = arms[arm].get(path, whole.get(path)) == value
+            if path.startswith("study.") or path == "seed" or stands:
+                del follows[path]
+        text += [f"== {arm}", *lines(follows), *networks(built(single), leaves=False)]
+    return text
 
 
 @pytest.fixture(autouse=True)
@@ -73,35 +103,32 @@ def one_device(monkeypatch):
     )
 
 
-@pytest.mark.parametrize(
-    "path, arg",
-    [
-        pytest.param(*case, marks=[pytest.mark.slow] if case[0].stem.startswith(MANY) else [])
-        for case in CASES
-    ],
-    ids=lambda x: getattr(x, "stem", x),
-)
-def test_config_builds_and_matches_its_golden_dump(path, arg):
-    config = load(path, arg)
-    study_config = config.copy_and_resolve_references()
-    study_config.study = config_lib.base().study
-    arms = runs(config)
-    parts = [resolved(config)] if config.study.arms else []
-    text = "\n".join([*parts, *(dump(n, one, study_config) for n, one in arms.items())]) + "\n"
-    name = "_".join((*path.relative_to(ROOT / "configs").with_suffix("").parts, arg)).rstrip("_")
-    golden = GOLDEN / f"{name}.txt"
+@pytest.mark.parametrize("path", CASES)
+def test_config_builds_and_matches_its_golden_dump(path):
+    text = "\n".join(dump(load(str(path)))) + "\n"
+    golden = GOLDEN / f"{name_of(path)}.txt"
     if os.environ.get("UPDATE_GOLDEN"):
         golden.write_text(text)
     assert golden.exists(), f"no golden dump: {golden.name}"
     assert text == golden.read_text(), "the resolved experiment changed; see the module docstring"
 
 
+@pytest.mark.parametrize("path", CASES)
+def test_smoke_builds_and_is_small(path):
+    config = load(f"{path}:smoke")
+    assert len(config.study.arms) * len(config.study.seeds) <= config_lib.MOST_RUNS
+    for run in runs(config).values():
+        experiment = built(run)
+        assert experiment.total_steps == 12
+        assert len(experiment.dataset.train) <= 512
+
+
+def name_of(path):
+    return "_".join(path.relative_to(ROOT / "configs").with_suffix("").parts)
+
+
 def test_no_stale_golden_dumps():
-    known = {
-        "_".join((*p.relative_to(ROOT / "configs").with_suffix("").parts, a)).rstrip("_")
-        for p, a in CASES
-    }
-    assert {p.stem for p in GOLDEN.glob("*.txt")} == known
+    assert {p.stem for p in GOLDEN.glob("*.txt")} == {name_of(path) for path in FILES}
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: p.stem)

@@ -103,7 +103,7 @@ def test_views_come_back_in_turn():
 
 
 def make_config(**changes):
-    config = common.smoke(common.fashion_mnist())
+    config = config_lib.smoke(common.fashion_mnist())
     config.objective.name = "kd"
     config.roles.student = config_lib.role("mlp", hidden=(8,))
     config.roles.teacher = config_lib.role("mlp", hidden=(16,))

@@ -205,7 +205,7 @@ def killed(self, pending, step):
     return read(self, pending, step)
 Run.read = killed
 """
-    args = ["--config.log.every_steps=4", "--config.total.steps=400"]
+    args = ["--config.log.every_steps=4", "--config.total=400"]
     code, told = run_patched(patch, *args, f"--workdir={tmp_path}")
     assert code == 71, told
     assert f"[{1 - index}] error: another process of this run has ended" in told
@@ -227,7 +227,7 @@ def falling(experiment, outputs, facts, split, parts=None):
     return {**found, "held_out/accuracy": 1 / len(calls)} if split == "held_out" else found
 evaluation.measure = falling
 """
-    args = ["--config.eval.every.steps=3", f"--workdir={tmp_path}"]
+    args = ["--config.eval.every=3", f"--workdir={tmp_path}"]
     code, told = run_patched(stale, *args)
     assert code == 0, told
     found = json.loads((tmp_path / "result.json").read_text())

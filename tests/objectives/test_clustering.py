@@ -182,12 +182,14 @@ def test_dino_with_sinkhorn_balances_all_whole_views():
 
 @pytest.mark.parametrize(("step", "want"), [(0, 0.02), (2, 0.03), (4, 0.04), (9, 0.04)])
 def test_temperature_rises(step, want):
-    objective = dino.make(first_temperature=0.02, temperature_epochs=2.0, steps_per_epoch=2.0)
+    objective = dino.make(
+        first_temperature=0.02, temperature_warmup="2 epochs", steps_per_epoch=2.0
+    )
     np.testing.assert_allclose(objective.temperature_at(jnp.int32(step)), want, rtol=1e-6)
 
 
 def test_prototypes_and_encoder_wait_and_then_learn():
-    waiting = {"frozen_epochs": 1.0, "heads_epochs": 1.0}
+    waiting = {"freeze_prototypes": "1 epoch", "heads_only": 2}
     made, batch = harness.setup("dino", kwargs=waiting), harness.make_batch()
     state = jax.jit(made.init)(jax.random.key(0))
     step = jax.jit(made.step)

@@ -497,7 +497,7 @@ def test_networks_and_batches_that_do_not_fit():
 
 def test_ring_of_a_run_goes_through_its_mesh(monkeypatch):
     monkeypatch.setattr(jax.stages.Lowered, "compile", jax.stages.Lowered.as_text)
-    config = simclr.get_config("smoke")
+    config = config_lib.smoke(simclr.get_config())
     config.roles.student = config_lib.role("mlp", hidden=(8,), num_classes=0)
     config.roles.projector = config_lib.role("projector", features=4)
     config.objective.kwargs.form = "ring"

@@ -289,7 +289,7 @@ def test_wrong_connectors_are_refused():
     [
         (ab.make, {"margin": 0.0}),
         (factor_transfer.make, {"reconstruction_weight": -1.0}),
-        (review_kd.make, {"warmup_epochs": -1.0}),
+        (review_kd.make, {"warmup": -1.0}),
         (simkd.make, {"regression_weight": -1.0}),
     ],
 )
@@ -358,7 +358,7 @@ def test_boundaries_are_those_before_the_activation():
 
 @pytest.mark.parametrize("step, share", [(0, 1 / 8), (3, 4 / 8), (7, 1.0), (90, 1.0)])
 def test_the_weight_of_a_review_grows(step, share):
-    objective = review_kd.make(weight=3.0, warmup_epochs=2.0, steps_per_epoch=4.0)
+    objective = review_kd.make(weight=3.0, warmup="2 epochs", steps_per_epoch=4.0)
     outputs = {"stage1": jnp.zeros((2, 1, 1, 3))}
 
     def nets(role, own, like, *, train):
@@ -414,7 +414,7 @@ def test_softmax_regression_asks_the_teachers_classifier():
 def teacher(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("teacher") / "run"
     command = ["distill-jax", "--config=configs/distill/supervised.py:smoke"]
-    command += ["--config.total.steps=4", "--config.eval.every.steps=4"]
+    command += ["--config.total=4", "--config.eval.every=4"]
     assert main.main([*command, f"--workdir={workdir}"]) == 0
     return workdir
 

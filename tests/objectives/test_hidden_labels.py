@@ -22,7 +22,7 @@ HONEST = {
     "fitnet": {},
     "kd": {},
     "multi_teacher": {"combination": "confidence"},
-    "nested_coteaching": {"ramp_epochs": 0.0},
+    "nested_coteaching": {"ramp": 0},
     "self_training": {"threshold": 0.1},
     "simclr_v2": {"alpha": 0.5},
 }

@@ -219,7 +219,7 @@ def label_term(s):
 
 def test_dkd_adds_its_parts_after_the_warmup():
     objective = dkd.make(
-        weight=0.5, alpha=2.0, beta=3.0, temperature=T, warmup_epochs=2, steps_per_epoch=5.0
+        weight=0.5, alpha=2.0, beta=3.0, temperature=T, warmup="2 epochs", steps_per_epoch=5.0
     )
     loss = jax.jit(lambda step: loss_of(terms_of(objective, step=step)))
     for step, ramp in ((0, 0.1), (4, 0.5), (9, 1.0), (30, 1.0)):
@@ -227,7 +227,7 @@ def test_dkd_adds_its_parts_after_the_warmup():
             2 * CASES["tckd"][1](STUDENT, TEACHER) + 3 * CASES["nckd"][1](STUDENT, TEACHER)
         )
         np.testing.assert_allclose(loss(step), want, rtol=1e-5)
-    at_once = dkd.make(warmup_epochs=0, steps_per_epoch=5.0)
+    at_once = dkd.make(warmup=0)
     assert float(jax.jit(lambda: terms_of(at_once).coef["nckd"])()) == at_once.beta
 
 

@@ -129,7 +129,7 @@ def test_selection_has_no_gradient_and_the_kept_have_that_of_their_mean():
 
 
 def test_the_forget_rate_grows_by_epoch():
-    made = harness.make_objective("nested_coteaching", forget_rate=0.4, ramp_epochs=2.0)
+    made = harness.make_objective("nested_coteaching", forget_rate=0.4, ramp="2 epochs")
     rates = jax.jit(jax.vmap(made.rate))(np.array([0, 1, 2, 3, 4, 9]))
     np.testing.assert_allclose(rates, [1.0, 1.0, 0.8, 0.8, 0.6, 0.6], rtol=1e-6)
 

@@ -106,7 +106,7 @@ def config(mode, role):
     found.data.name = "synthetic"
     found.data.kwargs = {"n_train": 64, "n_test": 16, "image_size": 6, "channels": 1}
     found.data.train_transforms = found.data.eval_transforms = ("scale",)
-    found.batch_size, found.total.steps = 16, 2
+    found.batch_size, found.total = 16, 2
     found.objective.name = "sla"
     found.objective.kwargs = {"mode": mode}
     classes = {"num_classes": 0} if mode == "sla" else {}

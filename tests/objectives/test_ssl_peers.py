@@ -216,7 +216,7 @@ def test_warm_up_of_dinos_temperature():
         num_prototypes=D,
         first_temperature=0.02,
         temperature=0.06,
-        temperature_epochs=float(epochs),
+        temperature_warmup=f"{epochs} epochs",
         steps_per_epoch=float(per_epoch),
     )
     at = np.arange(epochs) * per_epoch * epochs / (epochs - 1)

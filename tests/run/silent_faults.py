@@ -390,7 +390,7 @@ FAULTS = (
         "a weighting that waits longer than training",
         "public code of TGeo-KD: the outer variables see nothing",
         TGEO,
-        (*TEACHER, "bilevel.warmup.steps=40"),
+        (*TEACHER, "bilevel.warmup=40"),
         ("would never learn",),
     ),
     Fault(
@@ -475,7 +475,7 @@ FAULTS = (
         "a warmup that is longer than training",
         "NVlabs-style recipes on short runs",
         SUPERVISED,
-        ("optim.warmup.steps=40",),
+        ("optim.warmup=40",),
         ("warmup of 40",),
     ),
     Fault(

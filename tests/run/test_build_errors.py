@@ -47,7 +47,7 @@ CORPUS = [
         ["weighting.name=collections:UserDict", "weighting.kwargs={}"],
         ["weighting.name: collections:UserDict returned a UserDict"],
     ),
-    ("endless training", SUPERVISED, "train", ["total.steps=4000000000000"], ["total", "32 bits"]),
+    ("endless training", SUPERVISED, "train", ["total=4000000000000"], ["total", "32 bits"]),
     (
         "milestones",
         "configs/studies/kd_cifar100.py:smoke",
@@ -220,11 +220,11 @@ CORPUS = [
     ("teacher absent", KD, "train", ["roles.teacher.init=runs/no_such"], ["does not exist"]),
     ("teacher without weights", KD, "train", ["roles.teacher.init=none"], ["without weights"]),
     (
-        "two durations",
+        "a duration by its unit",
         KD,
         "train",
-        ["total.steps=5", "total.epochs=2"],
-        ["total", "epochs=2.0 and steps=5"],
+        ["total.epochs=2"],
+        ["total.epochs", 'write --config.total="2 epochs"'],
     ),
     ("study metric", STUDY, "study", ["study.metric=test/acuracy"], ["test/accuracy"]),
     ("study reference", STUDY, "study", ["study.reference=alon"], ["'alon'", "alone"]),
@@ -363,15 +363,15 @@ def _shapes(workdir):
 
 def test_nan_loss_is_refused(tmp_path, capsys):
     argv = [f"--config={SUPERVISED}", f"--workdir={tmp_path}", "--config.optim.lr=1e30"]
-    argv += ["--config.optim.warmup.steps=1", "--config.log.every_steps=12"]
-    argv += ["--config.eval.every.steps=12"]
+    argv += ["--config.optim.warmup=1", "--config.log.every_steps=12"]
+    argv += ["--config.eval.every=12"]
     refused(argv, capsys, ["at step 3", "last finite losses were 1.", "optim.lr"], code=3)
 
 
 def test_parameters_that_are_not_finite_are_never_saved(tmp_path, capsys):
     argv = [f"--config={SUPERVISED}", f"--workdir={tmp_path}", "--config.optim.lr=1e30"]
-    argv += ["--config.optim.warmup.steps=1", "--config.log.every_steps=2"]
-    argv += ["--config.checkpoint.every.steps=1"]
+    argv += ["--config.optim.warmup=1", "--config.log.every_steps=2"]
+    argv += ["--config.checkpoint.every=1"]
     refused(argv, capsys, ["last finite losses were", "optim.lr", "of step"], code=3)
     kept = sorted(p.parent.name for p in (tmp_path / "checkpoints").glob("*/digest.json"))
     assert kept

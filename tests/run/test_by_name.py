@@ -33,8 +33,8 @@ def make_config(symbol: str, **kwargs):
     config.objective.name = "supervised"
     config.roles.student = named(symbol, **kwargs)
     config.evaluators = {"classification": {}}
-    config.batch_size, config.total.steps, config.log.every_steps = 16, 6, 2
-    config.eval.every.steps = 3
+    config.batch_size, config.total, config.log.every_steps = 16, 6, 2
+    config.eval.every = 3
     config.log.tensorboard = False
     return config
 

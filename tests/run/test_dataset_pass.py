@@ -56,7 +56,7 @@ def config(**changes):
     made.roles.student = config_lib.role("mlp", hidden=(4,))
     made.evaluators = {"classification": {}}
     made.batch_size = 16
-    made.total.steps = 4
+    made.total = 4
     made.eval.batch_size = 32
     return config_lib.override(made, changes)
 

@@ -100,7 +100,7 @@ def test_a_ring_sends_what_it_must():
 
 
 def make_config(student, teacher, *, batch_norm=False, **mesh):
-    config = kd.get_config("smoke")
+    config = config_lib.smoke(kd.get_config())
     for role, hidden in {"student": student, "teacher": teacher}.items():
         config.roles[role].model = "mlp"
         config.roles[role].kwargs = {"hidden": hidden, "batch_norm": batch_norm}

@@ -86,9 +86,9 @@ def config_of(**changes):
     config.objective.name = "supervised"
     config.roles.student = config_lib.role(f"{HERE}:dropping")
     config.evaluators = {"classification": {}}
-    config.batch_size, config.total.steps = 8, 6
+    config.batch_size, config.total = 8, 6
     config.log.every_steps, config.log.tensorboard = 2, False
-    config.eval.every.steps = 6
+    config.eval.every = 6
     return config_lib.override(config, {"mesh.data": 1, **changes})
 
 
@@ -124,7 +124,7 @@ def test_a_gradient_that_is_not_finite_stops_where_the_loss_is(tmp_path):
 
 
 def test_the_derivative_of_a_root_is_told_from_a_learning_rate(tmp_path):
-    rooted = {"objective.name": f"{HERE}:Rooted", "checkpoint.every.steps": 2}
+    rooted = {"objective.name": f"{HERE}:Rooted", "checkpoint.every": 2}
     error = fails(config_of(**rooted), tmp_path / "first")
     assert "at step 1, where" in error.what and "that is before any update" in error.what
     assert "the learning rate has not acted yet" in error.hint

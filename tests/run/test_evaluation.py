@@ -22,7 +22,7 @@ def make_config(**changes):
     config.roles.student = config_lib.role("mlp", hidden=(32,))
     config.evaluators = {"classification": {}}
     config.batch_size = config.eval.batch_size = 32
-    config.total.steps = 2
+    config.total = 2
     return config_lib.override(config, changes)
 
 
@@ -76,7 +76,7 @@ def test_what_ends_a_run_is_no_late_compilation(tmp_path, monkeypatch):
 
     monkeypatch.setattr(evaluation, "measure", worse)
     said = []
-    config = make_config(**{"total.steps": 3, "eval.every.steps": 1, "log.tensorboard": False})
+    config = make_config(**{"total": 3, "eval.every": 1, "log.tensorboard": False})
     result = loop.train(config, tmp_path, log_line=said.append)
     assert result["best"]["step"] == 1
     assert not [line for line in said if "compiled again" in line]

@@ -3,6 +3,7 @@
 import errno
 import os
 import pathlib
+import re
 import subprocess
 import sys
 import textwrap
@@ -29,7 +30,7 @@ def get_config(arg="full"):
     config.roles.teacher.frozen = True
     config.roles.teacher.init = "runs/teacher"
     config.data.name, config.evaluators.calibration = "digits", {}
-    config.total.epochs = 1 if arg == "smoke" else 30
+    config.total = "1 epoch" if arg == "short" else "30 epochs"
     return config
 """
 
@@ -49,7 +50,7 @@ WAYS_OUT = (
 # Config files that cannot be used: name -> text.
 FILES = {
     "good": GOOD,
-    "no_arg": GOOD.replace('arg="full"', "").replace('1 if arg == "smoke" else 30', "1"),
+    "no_arg": GOOD.replace('arg="full"', "").replace('"1 epoch" if arg == "short" else ', ""),
     "needs_arg": GOOD.replace('arg="full"', "arg"),
     "raises": "def get_config():\n    return undefined_name\n",
     "raises_on_import": "import no_such_package\n\ndef get_config():\n    pass\n",
@@ -79,6 +80,13 @@ FILES = {
     ),
     "unlocked": GOOD.replace("    return config", "    config.unlock()\n    return config"),
     "invalid": GOOD.replace('"digits"', '""'),
+    "unit": GOOD.replace("    return config", "    config.total.epochs = 20.0\n    return config"),
+    "unset": GOOD.replace(
+        "    return config", "    config.eval.every['steps'] = 5\n    return config"
+    ),
+    "units": GOOD.replace(
+        "    return config", "    config.total = {'epochs': 20}\n    return config"
+    ),
 }
 
 
@@ -178,7 +186,19 @@ CORPUS = [
     ("a group", BASE + "--config.optim=adam", ["optim: a group cannot be replaced", "optim.name"]),
     ("an unlocked config", BASE.replace("good", "unlocked") + "--config.sed=1", ["'seed'"]),
     ("invalid value", BASE + "--config.precision=fp16", ["precision", "did you mean 'bfloat16'"]),
-    ("two units", BASE + "--config.total.steps=1 --config.total.epochs=1", ["ambiguous duration"]),
+    (
+        "a unit in a file",
+        "--workdir=run --config=unit.py",
+        ["unit.py:14", 'config.total = "20 epochs"'],
+    ),
+    ("a unit of none", "--workdir=run --config=unset.py", ['write config.eval.every = "5 steps"']),
+    ("units in a file", "--workdir=run --config=units.py", ['total="20 epochs"', "one value"]),
+    (
+        "a unit as a key",
+        BASE + "--config.total.epochs=20",
+        ["total.epochs: a duration is one value", 'write --config.total="20 epochs"'],
+    ),
+    ("a wrong unit", BASE + "--config.total=1eopch", ["total: '1eopch'", "did you mean 'epochs'"]),
 ]
 
 
@@ -235,12 +255,12 @@ def test_flags_of_absl_itself_are_unknown(flag):
 
 
 def test_a_full_command_line(tmp_path):
-    line = "--config=good.py:smoke --workdir=runs/a --config.optim.lr=0.5 --config.mesh.data -1"
+    line = "--config=good.py:short --workdir=runs/a --config.optim.lr=0.5 --config.mesh.data -1"
     line += " --noconfig.roles.teacher.frozen --mode train --config.objective.kwargs.temperature=2"
     found = parse(line)
-    assert found.mode == "train" and found.config_spec == "good.py:smoke"
+    assert found.mode == "train" and found.config_spec == "good.py:short"
     assert found.workdir == tmp_path / "runs" / "a" and not found.workdir.exists()
-    assert found.config.total.epochs == 1.0 and found.config.optim.lr == 0.5
+    assert found.config.total == "1 epoch" and found.config.optim.lr == 0.5
     assert found.config.mesh.data == -1 and found.config.roles.teacher.frozen is False
     assert found.config.objective.kwargs.temperature == 2.0
     assert found.config.is_locked
@@ -275,10 +295,45 @@ def test_parsing_has_no_memory(monkeypatch):
     assert parse(BASE).config.seed == 0
 
 
+@pytest.mark.parametrize("spec", ["good.py:smoke", "good.py:short,smoke", "no_arg.py:smoke"])
+def test_smoke_is_one_change_of_any_config(spec):
+    config = parse(f"--workdir=run --config={spec} --config.seed=1").config
+    assert (config.total, config.eval.every, config.batch_size) == ("12 steps", "6 steps", 32)
+    assert config.data.name == "synthetic" and config.objective.name == "kd"
+    assert config.seed == 1
+
+
+def test_smoke_takes_a_part_of_data_of_your_own(tmp_path):
+    (tmp_path / "own.py").write_text(GOOD.replace('"digits"', '"mine:data"'))
+    config = parse("--workdir=run --config=own.py:smoke").config
+    assert (config.data.name, config.data.at_most) == ("mine:data", 256)
+
+
+def test_smoke_of_a_study_keeps_its_arms_and_shortens_them(tmp_path):
+    arms = {
+        "a": {"total": "500 steps", "batch_size": 256, "cache": {"dir": "runs/c/seed{seed}"}},
+        "b": {"objective": {"kwargs": {"queue": 4096, "warmup": "20 epochs", "temperature": 2.0}}},
+        "c": {"data": {"held_out": 0.0, "name": "digits"}, "bilevel": {"warmup": "1 epoch"}},
+    }
+    change = (
+        f"    config.study.arms = {arms}\n    config.study.seeds = (3, 4, 5)\n    return config"
+    )
+    (tmp_path / "study.py").write_text(GOOD.replace("    return config", change))
+    study = flags.load("study.py:smoke").study
+    assert study.seeds == (3, 4)
+    assert study.arms.a.to_dict() == {"batch_size": 32, "cache": {"dir": "runs/c/seed{seed}_smoke"}}
+    assert study.arms.b.objective.kwargs.to_dict() == {
+        "queue": 96,
+        "warmup": "2 steps",
+        "temperature": 2.0,
+    }
+    assert study.arms.c.bilevel.warmup == "3 steps" and study.arms.c.data.held_out == 0.0
+
+
 def test_an_edited_config_file_is_read_again(tmp_path):
-    assert parse(BASE).config.total.epochs == 30
+    assert parse(BASE).config.total == "30 epochs"
     (tmp_path / "good.py").write_text(GOOD.replace("30", "40"))
-    assert parse(BASE).config.total.epochs == 40
+    assert parse(BASE).config.total == "40 epochs"
     assert not (tmp_path / "__pycache__").exists()
 
 
@@ -322,7 +377,8 @@ def test_help_is_short_fast_and_free_of_jax(capsys):
 
 
 def test_every_override_in_the_help_works():
-    shown = [word for word in flags.usage().split() if word.startswith("--config.")]
+    usage = re.sub(r'="(\d+) (\w+)"', r"=\1\2", flags.usage())  # a shell takes the quotes away
+    shown = [word for word in usage.split() if word.startswith("--config.")]
     values = [word.rstrip("\\") for word in shown if "KEY" not in word]
     assert len(values) >= 8
     selection = [word for word in values if ".eval." in word]

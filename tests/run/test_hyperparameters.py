@@ -18,7 +18,9 @@ from distill_jax.run import build, flags, preflight, resolve
 from distill_jax.run import config as config_lib
 from distill_jax.run.preflight import hyperparameters
 
-DURATION = re.compile(r"(^|_)(epochs|steps|warmup|ramp|frozen|hold|delay|until|after)(_|$)")
+DURATION = re.compile(
+    r"(^|_)(epochs|steps|warmup|ramp|freeze|frozen|only|hold|delay|until|after)(_|$)"
+)
 FACTS = {"total_steps", "steps_per_epoch"}
 
 
@@ -47,21 +49,25 @@ def test_every_duration_of_a_method_is_declared(make):
 DKD = {
     "objective__name": "dkd",
     "objective__kwargs": "{}",
-    "total__steps": 20,
+    "total": 20,
 }
 
 
 @pytest.mark.parametrize(
     ("spec", "overrides", "where"),
     [
-        ("configs/ssl/dino.py:smoke", {"objective__kwargs__frozen_epochs": 100.0}, "frozen_epochs"),
-        ("configs/ssl/dino.py:smoke", {"objective__kwargs__heads_epochs": 1.0}, "heads_epochs"),
+        (
+            "configs/ssl/dino.py:smoke",
+            {"objective__kwargs__freeze_prototypes": "9 epochs"},
+            "freeze_prototypes",
+        ),
+        ("configs/ssl/dino.py:smoke", {"objective__kwargs__heads_only": 12}, "heads_only"),
         (
             "configs/ssl/ibot.py:smoke",
-            {"objective__kwargs__temperature_epochs": 30.0},
-            "temperature_epochs",
+            {"objective__kwargs__temperature_warmup": "30 epochs"},
+            "temperature_warmup",
         ),
-        ("configs/distill/kd.py:smoke", DKD, "warmup_epochs"),  # 20 by default
+        ("configs/distill/kd.py:smoke", DKD, "warmup"),  # 20 epochs by default
     ],
 )
 def test_a_schedule_that_is_longer_than_training_is_refused(spec, overrides, where):
@@ -72,22 +78,22 @@ def test_a_schedule_that_is_longer_than_training_is_refused(spec, overrides, whe
 def test_a_schedule_of_just_the_length_of_training():
     """A ramp may end with training, and what is held back must begin before that."""
     base = experiment("configs/ssl/dino.py:smoke")
-    whole = base.total_steps / base.steps_per_epoch
+    whole = base.total_steps
 
     def found(**kwargs):
-        objective = dataclasses.replace(base.objective, frozen_epochs=0.0, **kwargs)
+        objective = dataclasses.replace(base.objective, freeze_prototypes=0, **kwargs)
         return list(hyperparameters.of_schedules(dataclasses.replace(base, objective=objective)))
 
-    assert not found(temperature_epochs=whole)
-    assert found(temperature_epochs=whole * 1.01)
-    assert found(heads_epochs=whole)
-    assert not found(heads_epochs=whole * 0.99)
+    assert not found(temperature_warmup=whole)
+    assert found(temperature_warmup=whole * 1.01)
+    assert found(heads_only=whole)
+    assert not found(heads_only=whole * 0.99)
 
 
 def test_the_last_step_of_the_longest_ramp_has_the_whole_weight():
-    found = experiment("configs/distill/kd.py:smoke", **DKD, objective__kwargs__warmup_epochs=1.0)
+    found = experiment("configs/distill/kd.py:smoke", **DKD, objective__kwargs__warmup="1 epoch")
     longest = found.total_steps / found.steps_per_epoch
-    objective = dataclasses.replace(found.objective, warmup_epochs=longest)
+    objective = dataclasses.replace(found.objective, warmup=f"{longest} epochs")
     found = dataclasses.replace(found, objective=objective)
     assert not list(hyperparameters.findings(found))
     nets, batch = state.ShapeNets(found.models), state.zeros(found.shapes.batch)
@@ -131,8 +137,10 @@ def test_the_share_of_examples_that_meet_themselves():
 
 
 def test_a_refusal_comes_before_training():
-    with pytest.raises(ConfigError, match=r"objective\.kwargs\.frozen_epochs: it lasts"):
-        late = experiment("configs/ssl/dino.py:smoke", objective__kwargs__frozen_epochs=9.0)
+    with pytest.raises(ConfigError, match=r"objective\.kwargs\.freeze_prototypes: it lasts"):
+        late = experiment(
+            "configs/ssl/dino.py:smoke", objective__kwargs__freeze_prototypes="9 epochs"
+        )
         preflight.warn(late, print, alone=True)
 
 
@@ -156,7 +164,7 @@ def test_what_cannot_fit_is_refused_on_shapes():
 def test_the_bytes_of_a_run(monkeypatch):
     """Parameters, momentum and counter, and a batch of float images with labels and bookkeeping."""
     found = wide(50)
-    parameters = 256 * 50 + 50 + 50 * 4 + 4
+    parameters = 256 * 50 + 50 + 50 * 10 + 10
     batch = 32 * (256 + 1 + 1 + 1 + 1)  # pixels, label, mask, index, epoch
     optimizer = sum(
         x.size * x.dtype.itemsize for x in jax.tree.leaves(found.abstract_state.opt_state)

@@ -79,7 +79,7 @@ def test_every_method_is_an_arm(pair):
 def test_arms_have_the_published_recipes(pair, beta):
     arms = kd_cifar100.get_config(f"{pair},all").study.arms
     assert arms.dkd.objective.kwargs.beta == beta
-    assert arms.dkd.objective.kwargs.warmup_epochs == 20
+    assert arms.dkd.objective.kwargs.warmup == "20 epochs"
     assert arms.cc.objective.kwargs.to_dict() == {"weight": 0.02, "form": "successive"}
     for role in ("projector", "projector_of_teacher"):
         assert arms.cc.roles[role].kwargs.features == 128
@@ -176,7 +176,7 @@ def test_one_pair_trains_on_generated_images(tmp_path, capsys):
     narrow = [f"--config.roles.student.kwargs.width_multiplier={1 / 16}", "--config.mesh.data=8"]
     assert main.main([*argv, *narrow]) == 0, capsys.readouterr().err
     found = json.loads((tmp_path / "kd" / "seed0" / "result.json").read_text())
-    assert found["steps"] == 8 and len(found["classes"]) == 100
+    assert found["steps"] == 12 and len(found["classes"]) == 100
     assert not found["best"]
     table = (tmp_path / "table.txt").read_text().splitlines()
     figures = published.CIFAR100["vgg13-vgg8"]

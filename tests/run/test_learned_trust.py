@@ -111,7 +111,7 @@ def test_a_stopped_run_ends_as_an_uninterrupted_one(finished, teacher, tmp_path,
             os.kill(os.getpid(), signal.SIGTERM)
 
     monkeypatch.setattr(checkpoint.Checkpointer, "save", save_and_stop)
-    argv = command(tmp_path / "run", teacher, "checkpoint.every.steps=4")
+    argv = command(tmp_path / "run", teacher, "checkpoint.every=4")
     assert main.main(argv) == 75 and saved[-1] < 12
     monkeypatch.setattr(checkpoint.Checkpointer, "save", save)
     assert main.main(argv) == 0
@@ -170,7 +170,7 @@ def test_weights_by_gradient_need_every_step(teacher, tmp_path, capsys):
     config.evaluators = {"classification": {}}
     with pytest.raises(ConfigError, match="in every step"):
         build.build(config)
-    config.bilevel.every, config.bilevel.warmup.steps = 1, None
+    config.bilevel.every, config.bilevel.warmup = 1, None
     assert build.build(config).variants == ("outer",)
 
 

@@ -32,8 +32,8 @@ def images(tmp_path_factory):
     config.objective.name = "supervised"
     config.roles.student = config_lib.role("tests.run.nets_by_name:Net")
     config.evaluators = {"classification": {}}
-    config.batch_size, config.total.steps, config.log.every_steps = 16, 6, 3
-    config.eval.every.steps = config.checkpoint.every.steps = 2
+    config.batch_size, config.total, config.log.every_steps = 16, 6, 3
+    config.eval.every = config.checkpoint.every = 2
     return train(config, tmp_path_factory.mktemp("images") / "run")
 
 
@@ -45,7 +45,7 @@ def table(tmp_path_factory):
     config.objective.name = "supervised"
     config.roles.student = config_lib.role("tabular_mlp", hidden=(4,))
     config.evaluators = {"classification": {}}
-    config.batch_size, config.total.steps = 16, 2
+    config.batch_size, config.total = 16, 2
     return train(config, tmp_path_factory.mktemp("table") / "run")
 
 

@@ -24,7 +24,7 @@ def get_config():
     config.data.name = "npz_file"
     config.data.kwargs.path = "data.npz"
     config.data.kwargs.layout = "path/like"
-    config.total.steps = 2
+    config.total = 2
     config.study.arms = {
         "alone": {"data": {"kwargs": {"path": "~/other.npz"}}},
         "kd": {"roles": {"teacher": {"init": "arm:alone#student"}}},

@@ -177,7 +177,7 @@ def dkd(classes, **kwargs):
         silent_faults.KD,
         {
             "objective.name": "dkd",
-            "objective.kwargs.warmup_epochs": 0.0,
+            "objective.kwargs.warmup": 0,
             "data.kwargs.num_classes": classes,
             **changes,
         },

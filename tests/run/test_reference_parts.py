@@ -52,8 +52,8 @@ def config(**changes):
     made.roles.student = config_lib.role("mlp", hidden=(5,))
     made.evaluators = {"knn": {"k": 3}, "representation": {}}
     made.batch_size = 16
-    made.total.steps = 4
-    made.eval.every.steps = 2
+    made.total = 4
+    made.eval.every = 2
     made.eval.batch_size = 32
     made.eval.metric = "held_out/rankme"
     made.log.tensorboard = False
@@ -209,7 +209,7 @@ def test_a_run_chooses_by_rank_and_reports_its_embeddings(tmp_path):
 
 
 def test_replicas_measure_what_single_runs_do(tmp_path):
-    made = config(**{"data.resident": "yes", "total.steps": 2})
+    made = config(**{"data.resident": "yes", "total": 2})
     members = []
     for seed in (0, 1):
         one = config_lib.override(made, {"seed": seed})

@@ -35,9 +35,9 @@ def make_config(**overrides):
     config.objective.name = "supervised"
     config.roles.student = config_lib.role("mlp", hidden=(8,))
     config.evaluators = {"classification": {}}
-    config.batch_size, config.total.steps, config.log.every_steps = 16, 12, 4
-    config.optim.name, config.optim.warmup.steps = "momentum", 2
-    config.eval.every.steps = 4
+    config.batch_size, config.total, config.log.every_steps = 16, 12, 4
+    config.optim.name, config.optim.warmup = "momentum", 2
+    config.eval.every = 4
     config.log.tensorboard = False
     config.study.replicas = "yes"
     config.study.seeds = (0, 1)
@@ -219,7 +219,7 @@ def members(tmp_path, config, arms=("slow",)):
 @pytest.mark.slow
 def test_a_convolutional_network_goes_side_by_side(tmp_path):
     change = {"roles.student.model": "convnet", "roles.student.kwargs": {"widths": (2, 2)}}
-    config = make_config(**change, **{"total.steps": 3})
+    config = make_config(**change, **{"total": 3})
     with jax.enable_x64(True):
         replicas.train(
             members(tmp_path / "replicas", config), strategy="loop", log_line=lambda line: None
@@ -262,7 +262,7 @@ def measured(row):
 
 @pytest.mark.slow
 def test_replicas_that_died_apart_go_on_from_their_last_common_step(tmp_path):
-    config = make_config(**{"checkpoint.every.steps": 4})
+    config = make_config(**{"checkpoint.every": 4})
     group = members(tmp_path, config)
     replicas.train(group, log_line=lambda line: None)
     expected = [parameters(member.workdir) for member in group]
@@ -327,7 +327,7 @@ class Switched(Objective):
 
 
 def test_reasons_are_said(tmp_path):
-    config = make_config(**{"data.resident": "no", "total.steps": 3})
+    config = make_config(**{"data.resident": "no", "total": 3})
     config.study.arms = {"slow": {}}
     said = []
     study.run_study(config, tmp_path, log_line=said.append)

@@ -78,7 +78,7 @@ def test_a_run_names_neither_its_place_nor_its_host(tmp_path, monkeypatch):
     config.objective.name = "supervised"
     config.roles.student = config_lib.role("mlp", hidden=(4,))
     config.evaluators = {"classification": {}}
-    config.batch_size, config.total.steps, config.log.every_steps = 16, 2, 1
+    config.batch_size, config.total, config.log.every_steps = 16, 2, 1
     config.log.tensorboard = True
     loop.train(config, place / "teacher", log_line=lambda line: None)
     config.objective.name = "kd"

@@ -530,7 +530,7 @@ SMALL = [
     "--config=configs/distill/supervised.py:smoke",
     "--config.roles.student.model=mlp",
     "--config.roles.student.kwargs.hidden=(4,)",
-    "--config.total.steps=3",
+    "--config.total=3",
     "--config.log.tensorboard=false",
 ]
 
@@ -646,9 +646,9 @@ def watched_config(*overrides):
             "--config.objective.name=tests.run.test_survival:Watched",
             "--config.roles.student.model=mlp",
             "--config.roles.student.kwargs.hidden=(4,)",
-            "--config.total.steps=7",
+            "--config.total=7",
             "--config.log.every_steps=3",
-            "--config.eval.every.steps=4",
+            "--config.eval.every=4",
             "--config.log.tensorboard=false",
             *overrides,
         ]
@@ -661,7 +661,7 @@ def stop_after_a_step(line):
 
 
 def test_a_run_that_stops_after_every_step_says_the_same(tmp_path):
-    config = watched_config("--config.checkpoint.every.steps=2")  # once before the first log
+    config = watched_config("--config.checkpoint.every=2")  # once before the first log
     experiment = build.build(config)
 
     def train(folder, log_line=lambda line: None):

@@ -62,8 +62,8 @@ def make_config():
     config.objective.name = "supervised"
     config.roles.student = config_lib.role("mlp", hidden=(64,))
     config.evaluators = {"classification": {}}
-    config.batch_size, config.total.steps, config.log.every_steps = 64, 2, 1
-    config.eval.every.steps = 1
+    config.batch_size, config.total, config.log.every_steps = 64, 2, 1
+    config.eval.every = 1
     config.log.tensorboard = False
     return config
 

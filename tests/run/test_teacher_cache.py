@@ -29,9 +29,9 @@ def numpy_teacher(images, *, index, raw):
 
 
 def make_config(folder: pathlib.Path | None = None, **changes):
-    config = common.smoke(common.fashion_mnist())
+    config = config_lib.smoke(common.fashion_mnist())
     config.data.kwargs.n_train = 96
-    config.total.steps = STEPS
+    config.total = STEPS
     config.objective.name = "kd"
     config.roles.student = config_lib.role("mlp", hidden=(8,))
     config.roles.teacher = config_lib.role("mlp", hidden=(16,))

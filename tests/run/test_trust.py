@@ -61,7 +61,7 @@ def base_config():
     config.data.eval_transforms = config.data.train_transforms = ("scale",)
     config.data.transform_kwargs.scale = {}
     config.evaluators.classification = {}
-    config.batch_size, config.total.steps = 32, 2
+    config.batch_size, config.total = 32, 2
     return config
 
 

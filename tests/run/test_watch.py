@@ -427,8 +427,8 @@ def make_config(**changes):
     config.data.train_transforms = config.data.eval_transforms = ("scale",)
     config.roles.student = config_lib.role("mlp", hidden=(4,))
     config.evaluators = {"classification": {}}
-    config.batch_size, config.total.steps, config.log.every_steps = 8, 12, 2
-    config.eval.every.steps, config.checkpoint.every.steps = 3, 6
+    config.batch_size, config.total, config.log.every_steps = 8, 12, 2
+    config.eval.every, config.checkpoint.every = 3, 6
     config.log.tensorboard = False
     return config_lib.override(config, {"watch.nonfinite": "skip", **changes})
 

@@ -42,8 +42,8 @@ def arguments(data, folder, *overrides):
         "--config.roles.student.model=mlp",
         "--config.roles.student.kwargs.hidden=(4,)",
         "--config.batch_size=8",
-        "--config.total.steps=3",
-        "--config.checkpoint.every.steps=1",
+        "--config.total=3",
+        "--config.checkpoint.every=1",
         "--config.log.tensorboard=false",
         *overrides,
     ]

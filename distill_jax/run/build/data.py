@@ -17,7 +17,7 @@ from distill_jax.core.api import (
     Transform,
 )
 from distill_jax.core.errors import ConfigError, explained, nearest
-from distill_jax.data import checks, corruption, transforms
+from distill_jax.data import checks, corruption, source, transforms
 from distill_jax.run import config as config_lib
 from distill_jax.run import crash
 from distill_jax.run.config import ConfigDict
@@ -196,6 +196,7 @@ def open_dataset(
         provided={"held_out": config.data.held_out},
     )()
     dataset, report = checks.open_dataset(dataset, where="data.name")
+    dataset = source.first(dataset, config.data.at_most)
     corrupt = functools.partial(corruption.corrupt, dataset)
     faults = config.data.corrupt.to_dict()
     if config_lib.data_follow_seed(config):

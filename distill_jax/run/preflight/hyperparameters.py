@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from distill_jax.analysis import dependence
-from distill_jax.core import bilevel, hypergradient, tokens
+from distill_jax.core import bilevel, durations, hypergradient, tokens
 from distill_jax.core.weighted_objective import WeightedObjective
 from distill_jax.run.build import Experiment
 from distill_jax.run.preflight.finding import Finding
@@ -43,18 +43,19 @@ def of_schedules(experiment: Experiment) -> Iterator[Finding]:
     for group, part in _parts(experiment).items():
         for name, kind in getattr(part, "schedules", {}).items():
             value = getattr(part, name)
-            in_epochs = name.endswith("_epochs")
-            steps = value * experiment.steps_per_epoch if in_epochs else value
-            least = total / experiment.steps_per_epoch if in_epochs else total
+            steps = durations.steps(value, name, steps_per_epoch=experiment.steps_per_epoch)
+            least = f"{total} steps"
+            if isinstance(value, str) and "epoch" in value:
+                least = f"{total / experiment.steps_per_epoch:.4g} epochs"
             if kind == "hold" and steps >= total:
                 what = f"it lasts {steps:.0f} of {total} steps, so what it delays would never begin"
-                hint = f"less than {least:.4g}, or longer training"
+                hint = f"less than {least}, or longer training"
             elif kind == "ramp" and steps > total:
                 what = (
                     f"it ends after {steps:.0f} steps, and training after {total}: its last value "
                     "would never be reached"
                 )
-                hint = f"at most {least:.4g}, or longer training"
+                hint = f"at most {least}, or longer training"
             else:
                 continue
             yield Finding("error", what, f"{group}.kwargs.{name}", hint)

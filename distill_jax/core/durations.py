@@ -1,0 +1,94 @@
+"""Durations: a number of steps, or a number with a unit, such as "20 epochs".
+
+`500`, `"500 steps"`, `"20 epochs"`, `"100000 examples"`, and `"10 %"` of training.
+"""
+
+import math
+import re
+
+from distill_jax.core.errors import ArgumentError, ArgumentTypeError, nearest
+
+UNITS = ("steps", "epochs", "examples", "percent")
+
+_NAMES = {"": "steps", "%": "percent", **{u: u for u in UNITS}, **{u[:-1]: u for u in UNITS[:3]}}
+_TEXT = re.compile(r"\s*([-+]?(?:[\d_.]+(?:e[-+]?\d+)?|nan|inf))\s*([^\W\d_]*|%)\s*", re.IGNORECASE)
+
+
+def parse(value: int | float | str, name: str = "duration") -> tuple[float, str]:
+    """Returns the number and the unit of a duration, one of `UNITS`.
+
+    Args:
+      value: a number of steps, or a text; without a unit it counts steps.
+      name: the argument to name in errors.
+
+    Raises:
+      ArgumentError: for a text that is no duration, or a number that is negative or not finite.
+      ArgumentTypeError: for anything but a number or a text.
+    """
+    hint = "a number of steps, or '20 epochs', '500 steps', '100000 examples', '10 %'"
+    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+        raise ArgumentTypeError(f"{value!r} is not a duration", where=name, hint=hint)
+    number, unit = value, "steps"
+    if isinstance(value, str):
+        match = _TEXT.fullmatch(value)
+        try:
+            number = float(match[1]) if match else math.nan
+        except ValueError:
+            match = None
+        if match is None:
+            raise ArgumentError(f"{value!r} is not a duration", where=name, hint=hint)
+        if match[2].lower() not in _NAMES:
+            unknown = f"{value!r} has an unknown unit {match[2]!r}"
+            raise ArgumentError(unknown, where=name, hint=nearest(match[2], UNITS))
+        unit = _NAMES[match[2].lower()]
+        if number.is_integer():
+            number = int(number)
+    if not 0 <= number < math.inf:
+        raise ArgumentError(f"{value!r} is not positive", where=name, hint=hint)
+    if unit == "percent" and number > 100:
+        raise ArgumentError(f"{value!r} is more than all of it", where=name)
+    return number, unit
+
+
+def spell(number: float, unit: str = "steps") -> str:
+    """Returns a duration as one value: `"20 epochs"`, `"1 step"`, `"10 %"`."""
+    text = str(number) if isinstance(number, int) else f"{number:.17g}"
+    if isinstance(number, float) and float(f"{number:.15g}") == number:
+        text = f"{number:.15g}"
+    if unit == "percent":
+        return f"{text} %"
+    return f"{text} {unit[:-1] if text == '1' else unit}"
+
+
+def steps(
+    value: int | float | str,
+    name: str = "duration",
+    *,
+    steps_per_epoch: float | None = None,
+    total_steps: int | None = None,
+    batch_size: int | None = None,
+) -> float:
+    """Returns a duration in steps, not rounded.
+
+    Args:
+      value: a number of steps, or a text.
+      name: the argument to name in errors.
+      steps_per_epoch: length of an epoch; durations in epochs need it.
+      total_steps: length of training; durations in percent need it.
+      batch_size: examples of a step; durations in examples need it.
+
+    Raises:
+      ArgumentError: as `parse`, and where the unit needs an argument that is not given.
+    """
+    number, unit = parse(value, name)
+    if unit == "steps":
+        return number
+    argument, scale = {
+        "epochs": ("steps_per_epoch", steps_per_epoch),
+        "percent": ("total_steps", None if total_steps is None else total_steps / 100),
+        "examples": ("batch_size", None if batch_size is None else 1 / batch_size),
+    }[unit]
+    if scale is None:
+        hint = f"give {argument}, or a number of steps"
+        raise ArgumentError(f"{value!r} needs {argument}", where=name, hint=hint)
+    return number * scale
