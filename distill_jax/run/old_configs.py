@@ -12,10 +12,21 @@ from typing import Any
 from distill_jax.core import durations
 from distill_jax.core.errors import ConfigError
 
-RENAMED: dict[str, str] = {}
-"""Old path of a key or a group -> its new path, in configs and in the arms of studies."""
+RENAMED = {
+    "weigher": "weighting",
+    "roles.weigher": "roles.weighting",
+    "weighting.signals": "weighting.loss_terms",
+    "bilevel.part": "bilevel.jvp_fraction",
+    "bilevel.order": "bilevel.outer_update",
+    "study.lanes": "study.replicas",
+    "objective.kwargs.kd_weight": "objective.kwargs.distillation_weight",
+}
+"""Old path of a key or group -> its new path, in this order, in configs and in arms of studies."""
 
-RENAMED_VALUES: dict[str, Mapping[Any, Any]] = {}
+RENAMED_VALUES: dict[str, Mapping[Any, Any]] = {
+    "bilevel.outer_update": {"real": "after_step", "virtual": "lookahead"},
+    "weighting.kwargs.normalize": {"signals": "loss_terms"},
+}
 """New path of a key -> {old value: new value}."""
 
 DURATIONS = ("total", "optim.warmup", "bilevel.warmup", "eval.every", "checkpoint.every")
@@ -67,6 +78,14 @@ def one_duration(units: Mapping[str, Any]) -> str | None:
     if len(given) > 1:
         raise ValueError(f"ambiguous duration: {' and '.join(f'{u}={units[u]}' for u in given)}")
     return next((durations.spell(*one) for one in given.values()), None)
+
+
+def renamed(path: str) -> str:
+    """Returns the new path of a key or of what is below a group, the same where it has none."""
+    for old, new in RENAMED.items():
+        if f"{path}.".startswith(f"{old}."):
+            path = new + path[len(old) :]
+    return path
 
 
 def _one_value(config: dict[str, Any], whole: Mapping[str, Any]) -> None:

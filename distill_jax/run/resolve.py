@@ -215,6 +215,9 @@ def bind(
     for name in kwargs:
         if name not in keywords and not open_ended:
             hint = nearest(name, keywords)
+            new = old_configs.renamed(f"{where}.{name}").removeprefix(f"{where}.")
+            if new != name and new in keywords:
+                hint = f"write {where}.{new}={kwargs[name]}"
             if (new := old_configs.METHODS.get(name)) in keywords:
                 hint = f'write {where}.{new}="{kwargs[name]} epochs"'
             what = f"{label} does not accept {name!r}"

@@ -567,6 +567,12 @@ def test_a_stored_config_of_an_earlier_version_is_that_of_this_one():
     found = config_lib.from_json(json.dumps(old))
     assert config_lib.differences(found, config) == []
     assert config_lib.differences(config_lib.from_json(config_lib.to_json(config)), config) == []
+    old["weigher"] = old.pop("weighting")
+    old["weigher"]["signals"] = old["weigher"].pop("loss_terms")
+    old["bilevel"]["order"] = {"after_step": "real"}[old["bilevel"].pop("outer_update")]
+    old["bilevel"]["part"] = old["bilevel"].pop("jvp_fraction")
+    old["study"]["lanes"] = old["study"].pop("replicas")
+    assert config_lib.differences(config_lib.from_json(json.dumps(old)), config) == []
     old["total"]["steps"] = 9
     assert "ambiguous duration: steps=9 and epochs=3.0" in refusal(
         config_lib.from_json, json.dumps(old)

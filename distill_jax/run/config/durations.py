@@ -105,7 +105,13 @@ def refuse_units(path: str, units: Mapping[str, Any], *, prefix: str = "") -> No
 
 
 def refuse_old_keys(values: Mapping[str, Any], *, prefix: str = "") -> None:
-    """Refuses paths such as `total.epochs`; see `refuse_units`."""
+    """Refuses paths of earlier versions, such as `total.epochs`, with those of this one."""
+    for path, value in values.items():
+        new = old_configs.renamed(path)
+        if new != path and not path.startswith(("roles.", "objective.")):
+            value = old_configs.RENAMED_VALUES.get(new, {}).get(value, value)
+            hint = f"write {prefix}{new}={value}"
+            raise ConfigError(f"it is called {new}", where=path, hint=hint)
     for group in DURATIONS:
         units = {u: values[f"{group}.{u}"] for u in durations.UNITS if f"{group}.{u}" in values}
         if units:

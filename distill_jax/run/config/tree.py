@@ -7,6 +7,7 @@ from typing import Any
 
 from distill_jax.core import durations
 from distill_jax.core.errors import ArgumentError, ConfigError, nearest
+from distill_jax.run import old_configs
 from distill_jax.run.config.schema import DURATIONS, OPEN, ConfigDict, base, role
 
 
@@ -25,6 +26,8 @@ def unknown(parent: str, key: str, node: Any) -> ConfigError:
     what, where = f"unknown config key {key!r}", f"{parent}.{key}".lstrip(".")
     if not isinstance(node, ConfigDict):
         return ConfigError(what, where=where, hint=f"{parent} is a value, not a group")
+    if (new := old_configs.renamed(where)) != where:
+        return ConfigError(what, where=where, hint=f"it is called {new}")
     hint = nearest(key, node)
     elsewhere = [p for p in flatten(base()) if p.rpartition(".")[2] == key]
     if elsewhere:
