@@ -29,7 +29,6 @@ SAME = [
     "--config.optim.warmup=2",
     "--config.eval.every=6",
     "--config.log.every_steps=4",
-    "--config.data.kwargs.num_classes=4",
 ]
 PROBE = ["--config.evaluators.few_label_probe.draws=2"]
 DURATION = re.compile(r"--config\.(total|[a-z.]+\.(?:warmup|every))=(\d+)")
@@ -102,7 +101,8 @@ def arrays(run):
     for path in sorted(last.rglob("_METADATA")):
         tree = ocp.PyTreeCheckpointer().restore(path.parent)
         for keys, leaf in jax.tree_util.tree_leaves_with_path(tree):
-            found[f"{path.parent.name}{jax.tree_util.keystr(keys)}"] = leaf
+            name = f"{path.parent.name}{jax.tree_util.keystr(keys)}"
+            found[name.replace("weigher", "weighting")] = leaf  # as earlier checkouts call it
     return last.name, found
 
 
@@ -130,6 +130,7 @@ def differences(one, other):
     yield from (f"{name}: {len(found)} arrays" for name in () if not found)
     for name in ("metrics.jsonl", "result.json"):
         texts = [(folder / name).read_text() for folder in (one, other)]
+        texts = [text.replace("weigher", "weighting") for text in texts]
         if name.endswith("l"):
             values = [[json.loads(line) for line in text.splitlines()] for text in texts]
         else:

@@ -33,7 +33,7 @@ def sla(mode: str, role: str, *, features: int = 0, classes: int | None = None) 
 def get_config():
     config = common.fashion_mnist()
     config.objective.name = "supervised"
-    config.roles.student = config_lib.role("mlp", hidden=(256, 256))
+    config.roles.student = config_lib.role("mlp", hidden=(256, 256), num_classes=10)
     config.data.held_out = 0.8  # what is left to train on is the low-data regime of the paper
     config.data.train_transforms = ("horizontal_flip", "normalize")
     del config.data.transform_kwargs["random_crop"]

@@ -28,26 +28,30 @@ def parse(value: int | float | str, name: str = "duration") -> tuple[float, str]
     hint = "a number of steps, or '20 epochs', '500 steps', '100000 examples', '10 %'"
     if isinstance(value, bool) or not isinstance(value, (int, float, str)):
         raise ArgumentTypeError(f"{value!r} is not a duration", where=name, hint=hint)
-    number, unit = value, "steps"
     if isinstance(value, str):
-        match = _TEXT.fullmatch(value)
-        try:
-            number = float(match[1]) if match else math.nan
-        except ValueError:
-            match = None
-        if match is None:
-            raise ArgumentError(f"{value!r} is not a duration", where=name, hint=hint)
-        if match[2].lower() not in _NAMES:
-            unknown = f"{value!r} has an unknown unit {match[2]!r}"
-            raise ArgumentError(unknown, where=name, hint=nearest(match[2], UNITS))
-        unit = _NAMES[match[2].lower()]
-        if number.is_integer():
-            number = int(number)
+        number, unit = _read(value, name, hint)
+    else:
+        number, unit = value, "steps"
     if not 0 <= number < math.inf:
         raise ArgumentError(f"{value!r} is not positive", where=name, hint=hint)
     if unit == "percent" and number > 100:
         raise ArgumentError(f"{value!r} is more than all of it", where=name)
     return number, unit
+
+
+def _read(text: str, name: str, hint: str) -> tuple[float, str]:
+    match = _TEXT.fullmatch(text)
+    try:
+        number = float(match[1]) if match else math.nan
+    except ValueError:
+        match, number = None, math.nan
+    if match is None:
+        raise ArgumentError(f"{text!r} is not a duration", where=name, hint=hint)
+    unit = _NAMES.get(match[2].lower())
+    if unit is None:
+        unknown = f"{text!r} has an unknown unit {match[2]!r}"
+        raise ArgumentError(unknown, where=name, hint=nearest(match[2], UNITS))
+    return int(number) if number.is_integer() else number, unit
 
 
 def spell(number: float, unit: str = "steps") -> str:

@@ -27,19 +27,16 @@ class UserError(Exception):
         super().__init__("\n  ".join(part for part in parts if part))
 
 
-class ArgumentError(UserError, ValueError):
-    """An argument that the library cannot use; `where` is its name.
+class ConfigError(UserError):
+    """A config that cannot be run as written."""
 
-    A config that gave the argument turns it into a `ConfigError` that names the path: `at`.
-    """
+
+class ArgumentError(ConfigError, ValueError):
+    """An argument that the library cannot use; `where` is its name."""
 
 
 class ArgumentTypeError(ArgumentError, TypeError):
     """An argument of a type that the library cannot use."""
-
-
-class ConfigError(UserError):
-    """A config that cannot be run as written."""
 
 
 class DataUnavailable(UserError):

@@ -164,7 +164,7 @@ def test_what_cannot_fit_is_refused_on_shapes():
 def test_the_bytes_of_a_run(monkeypatch):
     """Parameters, momentum and counter, and a batch of float images with labels and bookkeeping."""
     found = wide(50)
-    parameters = 256 * 50 + 50 + 50 * 10 + 10
+    parameters = 256 * 50 + 50 + 50 * 4 + 4
     batch = 32 * (256 + 1 + 1 + 1 + 1)  # pixels, label, mask, index, epoch
     optimizer = sum(
         x.size * x.dtype.itemsize for x in jax.tree.leaves(found.abstract_state.opt_state)

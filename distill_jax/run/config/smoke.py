@@ -1,17 +1,19 @@
 """`--config=NAME:smoke`: any config in seconds, to see that it runs."""
 
 import contextlib
+import re
 from typing import Any
 
 from distill_jax.core import durations
 from distill_jax.core.errors import ArgumentError
 from distill_jax.run.config.overrides import override
-from distill_jax.run.config.schema import ConfigDict
+from distill_jax.run.config.schema import ConfigDict, lock
+from distill_jax.run.config.tree import flatten
 
 MOST_RUNS = 40
 """Runs of a study beyond which every arm has one seed in place of two."""
 
-_IMAGES = {"n_train": 256, "n_test": 64, "image_size": 16, "channels": 1, "num_classes": 10}
+_IMAGES = {"n_train": 256, "n_test": 64, "image_size": 16, "channels": 1}
 _DIGITS = {**_IMAGES, "image_size": 8}
 _CIFAR = {**_DIGITS, "channels": 3, "n_train": 200, "n_test": 100, "num_classes": 100}
 _TABLE = {"n_train": 512, "n_test": 128}
@@ -27,6 +29,8 @@ GENERATED = {
 PIXELS = {"mean": (0.506,), "std": (0.182,)}
 """Mean and standard deviation of generated images."""
 
+_CLASSES = re.compile(r"(study\.arms\.[^.]+\.)?roles\.\w+\.kwargs\.num_classes")
+
 SMALLER = {"downstream": {"trees": 2}, "few_label_probe": {"draws": 2}}
 """Arguments of evaluators that take long."""
 
@@ -34,14 +38,18 @@ SMALLER = {"downstream": {"trees": 2}, "few_label_probe": {"draws": 2}}
 def smoke(config: ConfigDict) -> ConfigDict:
     """Returns a config with few steps, small batches, few generated examples and two evaluations.
 
-    Data sets that are not in `GENERATED` are your own: the first examples are taken of them. Every
-    arm of a study is kept, with two seeds, or one where that would be more than `MOST_RUNS`.
+    Generated data have as many classes as a network of the config is given. Of data sets that are
+    not in `GENERATED`, such as your own, a few examples are taken. Every arm of a study is kept,
+    with two seeds, or one where that would be more than `MOST_RUNS` runs.
     """
     config = override(config, {})
     generated = config.data.name in GENERATED
     images = generated and GENERATED[config.data.name][0] == "synthetic"
     if generated:
         config.data.name, config.data.kwargs = GENERATED[config.data.name]
+        classes = [n for path, n in flatten(config).items() if _CLASSES.fullmatch(path) and n]
+        if classes:
+            config.data.kwargs.num_classes = max(classes)
     else:
         config.data.at_most = 256
     config.total, config.eval.every, config.log.every_steps = "12 steps", "6 steps", 4
@@ -56,7 +64,7 @@ def smoke(config: ConfigDict) -> ConfigDict:
                 del changes["total"]
     arms = max(1, len(config.study.arms))
     config.study.seeds = config.study.seeds[: 2 if 2 * arms <= MOST_RUNS else 1]
-    return config
+    return lock(config)
 
 
 def _shrink(changes: Any, *, images: bool) -> None:
