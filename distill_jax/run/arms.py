@@ -31,10 +31,9 @@ def references(changes: Mapping[str, Any]) -> dict[str, re.Match]:
     return matches
 
 
-def leaves(config: ConfigDict, changes: Mapping[str, Any]) -> dict[str, Any]:
+def leaves(single: ConfigDict, changes: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the leaves of an arm's config by path, before references are resolved."""
-    flat = config_lib.flatten(config_lib.override(config, changes))
-    return {path: v for path, v in flat.items() if not path.startswith("study.")}
+    return config_lib.flatten(config_lib.override(single, changes))
 
 
 def ordered_arms(config: ConfigDict) -> list[str]:
@@ -45,8 +44,9 @@ def ordered_arms(config: ConfigDict) -> list[str]:
     """
     arms = config_lib.arms(config)
     needs: dict[str, set[str]] = {}
+    single = config_lib.without_study(config)
     for arm, changes in arms.items():
-        sources = references(leaves(config, changes))
+        sources = references(leaves(single, changes))
         needs[arm] = set()
         for path, match in sources.items():
             source, seed = match["arm"], match["seed"]
@@ -80,20 +80,25 @@ def arm_config(config: ConfigDict, arm: str, seed: int, workdir: pathlib.Path) -
 
     A role that starts from another arm and names no model gets the network of that arm.
     """
-    changes = dict(config_lib.arms(config)[arm])
-    flat = leaves(config, changes)
+    single = config_lib.without_study(config)
+    return _arm_config(single, config_lib.arms(config), arm, seed, workdir)
+
+
+def _arm_config(
+    single: ConfigDict, arms: Mapping[str, Any], arm: str, seed: int, workdir: pathlib.Path
+) -> ConfigDict:
+    changes = dict(arms[arm])
+    flat = leaves(single, changes)
     for path, match in references(flat).items():
         source = run_folder(workdir, match["arm"], int(match["seed"] or seed))
         changes[path] = str(source) + (match["role"] or "")
         role = path.removesuffix(".init")
         if not flat.get(f"{role}.model"):
-            origin = arm_config(config, match["arm"], seed, workdir).roles
+            origin = _arm_config(single, arms, match["arm"], seed, workdir).roles
             part = NetworkRef.parse(changes[path], where=path)
             network = origin[part.role]
             changes |= {f"{role}.model": network.model, f"{role}.kwargs": network.kwargs.to_dict()}
-    single = config_lib.override(config, {**changes, "seed": seed})
-    single.study = config_lib.base().study
-    return single
+    return config_lib.override(single, {**changes, "seed": seed})
 
 
 def run_folder(workdir: pathlib.Path, arm: str, seed: int) -> pathlib.Path:
@@ -120,9 +125,10 @@ def check(config: ConfigDict) -> None:
             where="study.tuned",
             hint="set eval.metric, such as held_out/accuracy",
         )
+    whole, arms = config_lib.without_study(config), config_lib.arms(config)
     for arm in ordered_arms(config):
         try:
-            single = arm_config(config, arm, config.study.seeds[0], pathlib.Path())
+            single = _arm_config(whole, arms, arm, config.study.seeds[0], pathlib.Path())
             config_lib.validate(single)
         except ConfigError as e:
             raise ConfigError(e.what, where=f"study.arms.{arm}: {e.where}", hint=e.hint) from e
