@@ -2,7 +2,7 @@
 
   python benchmarks/silent_faults.py [NAME ...]
 
-Every fault of `tests/run/silent_faults.py` is run as a command line in one process. Seconds are
+Every fault of `tests/silent_faults.py` is run as a command line in one process. Seconds are
 from the command line to the refusal; the start of Python and of JAX is not among them (the first
 command is given twice, and the second counts). The seconds of the processor, of all threads, are
 beside them, since others may share the machine. Writes `benchmarks/results/silent_faults.json`,
@@ -24,7 +24,7 @@ sys.path.insert(0, str(ROOT))
 import jax  # noqa: E402
 
 from distill_jax import main  # noqa: E402
-from tests.run import silent_faults  # noqa: E402
+from tests import silent_faults  # noqa: E402
 
 
 def run(fault, folder: pathlib.Path, workdir: pathlib.Path):
@@ -37,16 +37,12 @@ def run(fault, folder: pathlib.Path, workdir: pathlib.Path):
     lines = out.getvalue().splitlines() + err.getvalue().splitlines()
     warnings = [line for line in lines if line.startswith("warning:")]
     error = err.getvalue().partition("error: ")[2]
-    refused = code == 2 and all(word in error for word in fault.message)
-    warned = code == 0 and any(all(w in line for w in fault.message) for line in warnings)
-    found = "refused" if refused else "warned" if warned and fault.message else "silent"
-    found = f"exit {code}" if code not in (0, 2) or (code == 2 and not refused) else found
     message = error.strip() if code else "; ".join(warnings)
     return {
         "name": fault.name,
         "source": fault.source,
         "expected": fault.expected,
-        "found": found,
+        "found": silent_faults.outcome(fault, code, out.getvalue(), err.getvalue()),
         "seconds": round(seconds, 3),
         "processor_seconds": round(busy, 3),
         "message": message.replace(str(folder), "TEACHERS").replace(str(workdir), "WORKDIR"),

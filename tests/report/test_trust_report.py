@@ -16,7 +16,7 @@ from distill_jax.report import (
     write_run_report,
     write_study_report,
 )
-from tests.run.test_report import CLASSES, EVIL, checked, write_run, write_study
+from tests.report.test_report import CLASSES, EVIL, checked, write_run, write_study
 
 FLAGS = ("teacher_shift", "label_noisy", "outlier")
 TIMES = "\u00d7"
