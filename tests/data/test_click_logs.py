@@ -10,19 +10,10 @@ import pytest
 
 from distill_jax.core.errors import ConfigError, DataUnavailable
 from distill_jax.data import _tables, avazu, criteo, loader, source
+from tests.data.test_tables import assert_equal, rows_of
 
 BUCKETS = 50
 N = 40
-
-
-def rows_of(part):
-    rows = part.read(np.arange(len(part)))
-    return rows["input"]["categorical"], rows["input"]["numeric"], rows["label"]
-
-
-def assert_equal(a, b):
-    for x, y in zip(rows_of(a), rows_of(b), strict=True):
-        np.testing.assert_array_equal(x, y)
 
 
 def criteo_rows(n=N, seed=0):

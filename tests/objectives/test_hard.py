@@ -166,13 +166,16 @@ def test_a_wrapped_shift_is_a_roll():
     np.testing.assert_allclose(got, np.roll(images, -3, axis=2), atol=1e-5)
 
 
-@pytest.mark.parametrize("kwargs", [{"adversary": "both"}, {"bound": 0.0}, {"teacher_weight": -1}])
-def test_hyperparameters_are_checked(kwargs):
+@pytest.mark.parametrize(
+    "make, kwargs",
+    [
+        (hard.make, {"adversary": "both"}),
+        (hard.make, {"bound": 0.0}),
+        (hard.make, {"teacher_weight": -1}),
+        (augmentor_affine.make, {"border": "mirror"}),
+        (augmentor_affine.make, {"scale": 0.0}),
+    ],
+)
+def test_hyperparameters_are_checked(make, kwargs):
     with pytest.raises(ConfigError, match=next(iter(kwargs))):
-        hard.make(**kwargs)
-
-
-@pytest.mark.parametrize("kwargs", [{"border": "mirror"}, {"scale": 0.0}])
-def test_the_augmentor_is_checked(kwargs):
-    with pytest.raises(ConfigError, match=next(iter(kwargs))):
-        augmentor_affine.make(**kwargs)
+        make(**kwargs)

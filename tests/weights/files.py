@@ -1,11 +1,17 @@
-"""Writers of small files of weights, right and wrong, byte by byte."""
+"""Writers of small files of weights, right and wrong, byte by byte, and what refuses them."""
 
 import io
 import json
 import pathlib
 import pickle
 import struct
+import tracemalloc
 import zipfile
+
+import pytest
+
+from distill_jax import weights
+from distill_jax.weights import common
 
 FIXTURES = pathlib.Path(__file__).parent / "fixtures"
 
@@ -122,3 +128,23 @@ def npy(descr="<f4", shape="(4,)", data=FOUR, order="False", version=b"\x01\x00"
     header = f"{{'descr': '{descr}', 'fortran_order': {order}, 'shape': {shape}, }}".encode()
     header += b" " * (-(len(header) + 11) % 64) + b"\n"
     return b"\x93NUMPY" + version + struct.pack("<H", len(header)) + header + data
+
+
+FACTOR = 32
+"""Times its own size that a file may make the reader allocate, beyond `common.SLACK`."""
+
+
+def refused(path, match):
+    tracemalloc.start()
+    try:
+        with pytest.raises(weights.WeightsError, match=match) as error:
+            found = weights.read(path)
+            weights.summary(found)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    size = sum(part.stat().st_size for part in [path, *path.glob("*")] if part.is_file())
+    assert peak <= FACTOR * size + common.SLACK, peak
+    assert str(path.parent) in error.value.where
+    assert "\x1b" not in str(error.value) and len(str(error.value)) < 1500
+    return error.value
