@@ -1,5 +1,4 @@
-"""The step of a bilevel problem: a student learns from weighed signals, a weighting from the
-student.
+"""The step of a bilevel problem: a student learns from weighted terms, a weighting from it.
 
     inner:  theta' = theta + update(grad_theta mean_i sum_s w_is(omega) L_is(theta))
     outer:  omega descends the loss of theta' on held-out examples
@@ -39,10 +38,8 @@ from distill_jax.core.steps import (
     Decay,
     Frozen,
     StepFn,
+    finish_step,
     mean_loss,
-    move_targets,
-    nonfinite,
-    skip,
 )
 from distill_jax.core.weighted_objective import WeightedObjective
 
@@ -81,9 +78,8 @@ class Bilevel:
       method: "exact"; "finite_difference", which is there to compare with; "last_layer", exact for
         a student whose other layers are held fixed in both levels, and cheap.
       outer_update: "after_step": the inner step is the step of training, and the weighting learns
-        after it;
-        "lookahead": the weighting learns from a step that is then made again with the new weights
-        (Shu et al. 2019, algorithm 1).
+        after it; "lookahead": the weighting learns from a step that is then made again with the
+        new weights (Shu et al. 2019, algorithm 1).
       unroll: inner steps that the outer gradient goes through, on as many batches; more than one
         with outer_update=lookahead only.
       jvp_fraction: share 1/m of the training batch over which the product is taken, every m-th
@@ -107,41 +103,33 @@ class Bilevel:
     def __post_init__(self):
         for name, options in (("method", METHODS), ("outer_update", UPDATES)):
             if (value := getattr(self, name)) not in options:
-                hint = nearest(value, options)
-                raise ConfigError(f"unknown {name} {value!r}", where=f"bilevel.{name}", hint=hint)
-        if (
-            not 0 < self.jvp_fraction <= 1
-            or abs(1 / self.jvp_fraction - round(1 / self.jvp_fraction)) > 1e-6
-        ):
-            raise ConfigError(
-                f"jvp_fraction is {self.jvp_fraction}",
-                where="bilevel.jvp_fraction",
-                hint="1 divided by a whole number",
-            )
+                raise _refusal(name, f"unknown {name} {value!r}", nearest(value, options))
+        fraction = self.jvp_fraction
+        if not 0 < fraction <= 1 or abs(1 / fraction - round(1 / fraction)) > 1e-6:
+            what = f"jvp_fraction is {fraction}"
+            raise _refusal("jvp_fraction", what, "1 divided by a whole number")
         if self.unroll < 1:
-            raise ConfigError(f"unroll is {self.unroll}", where="bilevel.unroll", hint="at least 1")
-        if self.unroll > 1 and (self.outer_update, self.method, self.jvp_fraction) != (
-            "lookahead",
-            "exact",
-            1.0,
-        ):
-            raise ConfigError(
+            raise _refusal("unroll", f"unroll is {self.unroll}", "at least 1")
+        how = self.outer_update, self.method, fraction
+        if self.unroll > 1 and how != ("lookahead", "exact", 1.0):
+            raise _refusal(
+                "unroll",
                 f"{self.unroll} inner steps with outer_update={self.outer_update}, "
-                f"method={self.method}, jvp_fraction={self.jvp_fraction}",
-                where="bilevel.unroll",
-                hint="several steps need outer_update=lookahead, method=exact and jvp_fraction=1",
+                f"method={self.method}, jvp_fraction={fraction}",
+                "several steps need outer_update=lookahead, method=exact and jvp_fraction=1",
             )
-        if self.method == "last_layer" and self.jvp_fraction < 1:
-            raise ConfigError(
-                "the last layer's product costs next to nothing on the whole batch",
-                where="bilevel.jvp_fraction",
-                hint="set jvp_fraction to 1",
-            )
+        if self.method == "last_layer" and fraction < 1:
+            what = "the last layer's product costs next to nothing on the whole batch"
+            raise _refusal("jvp_fraction", what, "set jvp_fraction to 1")
 
     @property
     def stride(self) -> int:
         """m of `jvp_fraction = 1 / m`."""
         return round(1 / self.jvp_fraction)
+
+
+def _refusal(name: str, what: str, hint: str) -> ConfigError:
+    return ConfigError(what, where=f"bilevel.{name}", hint=hint)
 
 
 class _Outs(NamedTuple):
@@ -222,11 +210,8 @@ class _Trace:
         terms = self.weighted.loss_terms_of(nets, held_out, self.memory, self.step)
         for name in self.options.outer_terms:
             if name not in terms.values:
-                raise ConfigError(
-                    f"the objective has no term {name!r}",
-                    where="bilevel.outer_loss",
-                    hint=nearest(name, terms.values),
-                )
+                hint = nearest(name, terms.values)
+                raise _refusal("outer_loss", f"the objective has no term {name!r}", hint)
         mask, values = held_out["mask"], [terms.values[n] for n in self.options.outer_terms]
         return (mask * sum(values)).sum() / jnp.maximum(mask.sum(), 1)
 
@@ -320,11 +305,8 @@ class _Trace:
         """Returns every m-th row of an array whose `axis` holds b rows of equal length."""
         b, stride = self.mask.shape[0], self.options.stride
         if b % stride:
-            raise ConfigError(
-                f"a batch of {b} does not divide into {stride} parts",
-                where="bilevel.jvp_fraction",
-                hint="choose a part that divides batch_size",
-            )
+            what = f"a batch of {b} does not divide into {stride} parts"
+            raise _refusal("jvp_fraction", what, "choose a part that divides batch_size")
         before, size, after = x.shape[:axis], x.shape[axis], x.shape[axis + 1 :]
         x = x.reshape(*before, b // stride, stride, size // b, *after)
         x = jax.lax.dynamic_index_in_dim(x, first, axis + 1, keepdims=False)
@@ -359,37 +341,15 @@ class _Trace:
     def gradient_in_weights(self, u: Params) -> Array:
         """Returns the gradient `[b, s]` of the outer loss in the weights themselves."""
         change, own = self.change(u).values, self.terms.weights
-        shares = {
-            name: self.mask * own.get(name, 1) / self.total for name in self.weighted.loss_terms
-        }
-        columns = [share * change[name] for name, share in shares.items()]
-        return jnp.stack(columns, axis=1)
+        share = lambda name: self.mask * own.get(name, 1) / self.total  # noqa: E731
+        return jnp.stack([share(n) * change[n] for n in self.weighted.loss_terms], axis=1)
 
-    def _last_layer(self, params: Params) -> "_Part":
+    def _last_layer(self, params: Params) -> hypergradient.SomeLeaves:
         chosen = []
         for role in sorted(params):  # the order of the leaves of a dict
             state = self.model_state[role]
             chosen += last_layer(self.models[role], params[role], state, (self.train["input"],))
-        return _Part(chosen)
-
-
-class _Part(NamedTuple):
-    """Some leaves of a tree.
-
-    Attributes:
-      chosen: whether each leaf is one of them.
-    """
-
-    chosen: list[bool]
-
-    def pick(self, tree: PyTree) -> list[Array]:
-        return [x for x, c in zip(jax.tree.leaves(tree), self.chosen, strict=True) if c]
-
-    def merge(self, tree: PyTree, some: list[Array]) -> Any:
-        """Returns the tree with `some` in place of its chosen leaves."""
-        new, (leaves, structure) = iter(some), jax.tree.flatten(tree)
-        merged = [next(new) if c else x for x, c in zip(leaves, self.chosen, strict=True)]
-        return jax.tree.unflatten(structure, merged)
+        return hypergradient.SomeLeaves(chosen)
 
 
 class _Made(NamedTuple):
@@ -415,21 +375,16 @@ def last_layer(model: Model, params: Params, state: State, inputs: tuple[Any, ..
         found, _ = model.apply(params, state, *inputs, train=False, rngs={})
         for name in ("embedding", "logits"):
             if name not in found:
-                raise ConfigError(
-                    f"the network gives no {name!r}, which tells its last layer",
-                    where="bilevel.method",
-                    hint="use method=exact, or return the output from the network",
-                )
+                what = f"the network gives no {name!r}, which tells its last layer"
+                hint = "use method=exact, or return the output from the network"
+                raise _refusal("method", what, hint)
         return found["embedding"], found["logits"]
 
     embedding, logits = dependence.of(outputs, params, state, *inputs)
     chosen = [f"0/{name}" in logits.on - embedding.on for name in named_leaves(params)]
     if not any(chosen):
-        raise ConfigError(
-            "no parameter lies between embedding and logits",
-            where="bilevel.method",
-            hint="use method=exact",
-        )
+        what = "no parameter lies between embedding and logits"
+        raise _refusal("method", what, "use method=exact")
     return chosen
 
 
@@ -449,7 +404,7 @@ def make_bilevel_step(
     """Builds one of the two steps between which the host chooses.
 
     Args:
-      weighed: the objective and its weighting.
+      weighted: the objective and its weighting.
       models: a network for each role.
       optimizers: of both levels.
       bilevel: how the outer gradient is taken.
@@ -461,13 +416,19 @@ def make_bilevel_step(
       grad_norm: whether the metrics have the norm of the inner gradient.
       skip_nonfinite: whether a step changes nothing where its loss, its gradient, or those of the
         outer level are not finite, see `steps.skip`.
-      tell_nonfinite: whether the metrics have `nonfinite`, 1 in such steps, else 0.
+      report_nonfinite: whether the metrics have `nonfinite`, 1 in such steps, else 0.
 
     Returns:
       `(state, frozen, batch, key) -> (state, metrics)`; with `outer` the metrics also have
       `outer_loss`, before the weighting's update, and `outer_grad_norm`.
     """
-    ema = ema or {}
+    finish = functools.partial(
+        finish_step,
+        ema=ema or {},
+        grad_norm=grad_norm,
+        skip_nonfinite=skip_nonfinite,
+        report_nonfinite=report_nonfinite,
+    )
     made = _Made(weighted, models, optimizers, bilevel, precision)
     by_gradient = weighted.weighting.by_gradient
     lookahead = bilevel.outer_update == "lookahead" or by_gradient
@@ -513,31 +474,15 @@ def make_bilevel_step(
             omega, outer_state = learn(trace.outer_gradient(direction(grads, inner)))
 
         terms, params = trace.terms, {**inner, **omega}
-        model_state = {**state.model_state, **terms.state}
-        targets = move_targets(
-            state.targets,
-            params,
-            model_state,
-            ema=ema,
+        return finish(
+            state,
+            {role: params[role] for role in state.params},
+            {"inner": inner_state, "outer": outer_state},
+            {**state.model_state, **terms.state},
+            state.memory if terms.memory is None else terms.memory,
+            grads,
+            {**inner_metrics, **metrics},
             returned=set(terms.state),
-            step=state.step,
         )
-        metrics = {**inner_metrics, **metrics}
-        if grad_norm:
-            metrics["grad_norm"] = optax.tree.norm(grads)
-        new_state = TrainState(
-            step=state.step + 1,
-            params={role: params[role] for role in state.params},
-            targets=targets,
-            model_state=model_state,
-            opt_state={"inner": inner_state, "outer": outer_state},
-            memory=state.memory if terms.memory is None else terms.memory,
-        )
-        outer_metrics = {k: v for k, v in metrics.items() if k.startswith("outer_")}
-        if report_nonfinite:
-            metrics["nonfinite"] = nonfinite(metrics["loss"], (grads, outer_metrics))
-        if skip_nonfinite:
-            new_state, metrics = skip(state, new_state, metrics, (grads, outer_metrics))
-        return new_state, metrics
 
     return step

@@ -16,7 +16,7 @@ of `F`, transposed, gives `g`, so that the forward pass is made once.
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -187,8 +187,11 @@ def unrolled(
         visited.append((params, opt_state, grads))
         params, opt_state = _apply(tx, grads, opt_state, params)
     value, adjoint = outer_value_and_grad(params)
-    moving = _Floats(opt_state)
-    state_adjoint = jax.tree.map(jnp.zeros_like, moving.floats(opt_state))
+    floats_of = [
+        jnp.issubdtype(jnp.result_type(x), jnp.floating) for x in jax.tree.leaves(opt_state)
+    ]
+    moving = SomeLeaves(floats_of)
+    state_adjoint = jax.tree.map(jnp.zeros_like, moving.pick(opt_state))
     total = jax.tree.map(jnp.zeros_like, omega)
     for k in reversed(range(steps)):
         params, opt_state, grads = visited[k]
@@ -196,9 +199,9 @@ def unrolled(
 
         def advance(grads, floats, params, opt_state=opt_state):
             new = _apply(tx, grads, moving.merge(opt_state, floats), params)
-            return new[0], moving.floats(new[1])
+            return new[0], moving.pick(new[1])
 
-        _, pull = jax.vjp(regular(advance), grads, moving.floats(opt_state), params)
+        _, pull = jax.vjp(regular(advance), grads, moving.pick(opt_state), params)
         u, state_adjoint, through = pull((adjoint, state_adjoint))
         _, (hessian_product, d_omega) = jax.jvp(
             lambda p, k=k: grad_fn(p, omega, k), (params,), (u,)
@@ -226,20 +229,23 @@ def _apply(tx, grads, opt_state, params):
     return optax.apply_updates(params, updates), opt_state
 
 
-class _Floats:
-    """Takes the floating-point leaves out of a tree and puts others in."""
+class SomeLeaves(NamedTuple):
+    """Takes some leaves out of a tree and puts others in.
 
-    def __init__(self, like: PyTree):
-        leaves, self.structure = jax.tree.flatten(like)
-        self.chosen = [jnp.issubdtype(jnp.result_type(x), jnp.floating) for x in leaves]
+    Attributes:
+      chosen: whether each leaf is one of them.
+    """
 
-    def floats(self, tree: PyTree) -> list[Array]:
+    chosen: list[bool]
+
+    def pick(self, tree: PyTree) -> list[Array]:
         return [x for x, c in zip(jax.tree.leaves(tree), self.chosen, strict=True) if c]
 
-    def merge(self, tree: PyTree, floats: list[Array]) -> PyTree:
-        new = iter(floats)
-        leaves = zip(jax.tree.leaves(tree), self.chosen, strict=True)
-        return jax.tree.unflatten(self.structure, [next(new) if c else x for x, c in leaves])
+    def merge(self, tree: PyTree, some: list[Array]) -> Any:
+        """Returns the tree with `some` in place of its chosen leaves."""
+        new, (leaves, structure) = iter(some), jax.tree.flatten(tree)
+        merged = [next(new) if c else x for x, c in zip(leaves, self.chosen, strict=True)]
+        return jax.tree.unflatten(structure, merged)
 
 
 # Regular derivatives.

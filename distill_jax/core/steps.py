@@ -1,6 +1,7 @@
 """Step builders: from per-example terms to a pure `(state, frozen, batch, key)` step."""
 
 import copy
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -161,7 +162,7 @@ def make_train_step(
       grad_norm: whether the metrics have the norm of the whole gradient; costs a pass over it.
       skip_nonfinite: whether a step whose loss or gradient is not finite changes nothing, see
         `skip`; costs a pass over gradient and state.
-      tell_nonfinite: whether the metric `nonfinite` is 1 in steps whose loss or gradient is not
+      report_nonfinite: whether the metric `nonfinite` is 1 in steps whose loss or gradient is not
         finite, else 0; costs a pass over the gradient. Activations may drop NaN, so that a loss is
         finite where its gradient is not.
       watch_every: steps between two looks at the spread of the embeddings, see `collapse`; 0 is
@@ -170,8 +171,14 @@ def make_train_step(
     Raises:
       ConfigError: accumulation is asked of an objective that couples the examples of a batch.
     """
-    ema = ema or {}
     check_accumulation(objective, accum_steps)
+    finish = functools.partial(
+        finish_step,
+        ema=ema or {},
+        grad_norm=grad_norm,
+        skip_nonfinite=skip_nonfinite,
+        report_nonfinite=report_nonfinite,
+    )
     if unroll is None:
         unroll = jax.default_backend() == "cpu"
 
@@ -220,27 +227,64 @@ def make_train_step(
         model_state, memory = carry
 
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
-        params: Any = optax.apply_updates(state.params, updates)
-        targets = move_targets(
-            state.targets, params, model_state, ema=ema, returned=returned, step=state.step
+        return finish(
+            state,
+            optax.apply_updates(state.params, updates),
+            opt_state,
+            model_state,
+            memory,
+            grads,
+            metrics,
+            returned=returned,
         )
-        new_state = TrainState(
-            step=state.step + 1,
-            params=params,
-            targets=targets,
-            model_state=model_state,
-            opt_state=opt_state,
-            memory=memory,
-        )
-        if grad_norm:
-            metrics = {**metrics, "grad_norm": optax.tree.norm(grads)}
-        if report_nonfinite:
-            metrics = {**metrics, "nonfinite": nonfinite(metrics["loss"], grads)}
-        if skip_nonfinite:
-            new_state, metrics = skip(state, new_state, metrics, grads)
-        return new_state, metrics
 
     return step
+
+
+def finish_step(
+    old: TrainState,
+    params: Any,
+    opt_state: PyTree,
+    model_state: dict[Role, State],
+    memory: PyTree,
+    grads: PyTree,
+    metrics: dict[str, Array],
+    *,
+    returned: set[Role],
+    ema: Mapping[Role, tuple[Role, Decay]],
+    grad_norm: bool,
+    skip_nonfinite: bool,
+    report_nonfinite: bool,
+) -> tuple[TrainState, dict[str, Array]]:
+    """Returns the state after an update, with averages moved, and the metrics of the step.
+
+    Args:
+      old: the state before the step.
+      params: by role, after the update; so are `opt_state`, `model_state` and `memory`.
+      grads: of the training loss. Metrics named `outer_*` must be finite as well.
+      metrics: scalars of the step.
+      returned: roles whose state the objective itself updates.
+      ema, grad_norm, skip_nonfinite, report_nonfinite: as in `make_train_step`.
+    """
+    targets = move_targets(
+        old.targets, params, model_state, ema=ema, returned=returned, step=old.step
+    )
+    if grad_norm:
+        metrics = {**metrics, "grad_norm": optax.tree.norm(grads)}
+    new = TrainState(
+        step=old.step + 1,
+        params=params,
+        targets=targets,
+        model_state=model_state,
+        opt_state=opt_state,
+        memory=memory,
+    )
+    watched = grads, {name: x for name, x in metrics.items() if name.startswith("outer_")}
+    if report_nonfinite:
+        metrics = {**metrics, "nonfinite": nonfinite(metrics["loss"], watched)}
+    if skip_nonfinite:
+        new, metrics = skip(old, new, metrics, watched)
+    return new, metrics
 
 
 def skip(
