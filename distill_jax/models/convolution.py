@@ -31,6 +31,9 @@ _PATCH_BYTES = 4 * 2**20
 _FEW = 36
 """Kernel entries for one output up to which patches are cheaper than XLA's convolution."""
 
+_UNROLLED = 8
+"""Most groups of channels that are convolutions of their own."""
+
 _GROUPS = 8
 """Most parts of a batch whose kernel gradients are added at the end, not on the way."""
 
@@ -59,8 +62,31 @@ def conv2d(x: Array, kernel: Array, *, stride: int = 1, groups: int = 1) -> Arra
         return _conv_p.bind(x, kernel, stride=stride)
     if groups == x.shape[-1] == kernel.shape[3]:
         return _depthwise(x, kernel, stride=stride)
+    if groups > _UNROLLED:
+        return _grouped(x, kernel, stride=stride, groups=groups)
     parts = zip(jnp.split(x, groups, -1), jnp.split(kernel, groups, -1), strict=True)
     return jnp.concatenate([_conv_p.bind(*part, stride=stride) for part in parts], -1)
+
+
+def conv2d_same(x: Array, kernel: Array, *, stride: int = 1, groups: int = 1) -> Array:
+    """Cross-correlates images with a kernel under TensorFlow's "SAME" padding.
+
+    Each axis gets as few zeros as `ceil(n / stride)` outputs need, and the odd one at the end. With
+    a stride, windows then begin elsewhere than those of `conv2d`: zeros in front move the latter
+    there, and its first outputs, which see them, are dropped. Arguments are those of `conv2d`.
+    """
+    pads, cuts = [(0, 0)], [slice(None)]
+    for n, k in zip(x.shape[1:3], kernel.shape[:2], strict=True):
+        outputs = -(-n // stride)
+        low = max((outputs - 1) * stride + k - n, 0) // 2
+        skipped = -(-(k // 2 - low) // stride)
+        front = stride * skipped - (k // 2 - low)
+        length = stride * (skipped + outputs - 1) + 1  # of an axis with as many outputs
+        pads.append((front, max(0, length - front - n)))
+        cuts.append(slice(skipped, skipped + outputs))
+    if any(map(any, pads)):
+        x = jnp.pad(x, [*pads, (0, 0)])
+    return conv2d(x, kernel, stride=stride, groups=groups)[tuple(cuts)]
 
 
 def _conv(x: Array, kernel: Array, *, stride: int, groups: int = 1) -> Array:
@@ -87,6 +113,23 @@ def _forward(x: Array, kernel: Array, *, stride: int) -> Array:
     ]
     left = jnp.concatenate(patches, -1).reshape(-1, kh * kw * c)
     return (left @ kernel.reshape(-1, d)).reshape(b, rows, columns, d)
+
+
+def _grouped(x: Array, kernel: Array, *, stride: int, groups: int) -> Array:
+    """Multiplies the patches of each group with its kernels, all groups in one product."""
+    (kh, kw, c, d), (b, h, w, _) = kernel.shape, x.shape
+    rows, columns = (-(-n // stride) for n in (h, w))
+    x = jnp.pad(x, ((0, 0), (kh // 2,) * 2, (kw // 2,) * 2, (0, 0)))
+    x = x.reshape(*x.shape[:3], groups, c)
+    ends = stride * (rows - 1) + 1, stride * (columns - 1) + 1
+    patches = [
+        x[:, i : i + ends[0] : stride, j : j + ends[1] : stride]
+        for i in range(kh)
+        for j in range(kw)
+    ]
+    left = jnp.concatenate(patches, -1)
+    right = kernel.reshape(kh * kw * c, groups, d // groups)
+    return jnp.einsum("bhwgc,cgd->bhwgd", left, right).reshape(b, rows, columns, d)
 
 
 def _depthwise(x: Array, kernel: Array, *, stride: int) -> Array:

@@ -11,7 +11,7 @@ from flax.linen.dtypes import promote_dtype
 from jax import lax
 
 from distill_jax.core.api import Array
-from distill_jax.models.convolution import conv2d
+from distill_jax.models.convolution import conv2d, conv2d_same
 
 he_normal = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 """He et al. 2015 for ReLU networks, by fan-out as in the distillation literature."""
@@ -21,21 +21,35 @@ dense_uniform = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
 
 class Conv(nn.Module):
-    """`conv2d` with a learned kernel and no bias (a batch norm follows); parameters as `nn.Conv`.
+    """`conv2d` with a learned kernel, without a bias by default; parameters as `nn.Conv`.
 
-    Unlike "SAME", the padding does not depend on the stride, as in the distillation literature.
+    Attributes:
+      features: output channels.
+      kernel_size: side of the kernel, odd.
+      stride: step between outputs.
+      groups: see `conv2d`.
+      use_bias: whether a bias is added; a batch norm makes it needless.
+      same: whether images are padded as TensorFlow's "SAME" does, where the padding depends on the
+        stride, in place of half a kernel on every side.
     """
 
     features: int
     kernel_size: int = 3
     stride: int = 1
     groups: int = 1
+    use_bias: bool = False
+    same: bool = False
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         shape = (self.kernel_size, self.kernel_size, x.shape[-1] // self.groups, self.features)
         x, kernel = promote_dtype(x, self.param("kernel", he_normal, shape))
-        return conv2d(x, kernel, stride=self.stride, groups=self.groups)
+        apply = conv2d_same if self.same else conv2d
+        x = apply(x, kernel, stride=self.stride, groups=self.groups)
+        if self.use_bias:
+            bias = self.param("bias", nn.initializers.zeros, (self.features,))
+            x += bias.reshape(1, 1, 1, -1).astype(x.dtype)
+        return x
 
 
 class BatchNorm(nn.Module):

@@ -24,20 +24,31 @@ VARIANTS = (
 
 
 class Block(nn.Module):
-    """Two 3x3 convolutions and a shortcut; returns the sum before and after the activation."""
+    """Two 3x3 convolutions and a shortcut; returns the sum before and after the activation.
+
+    With `averages` the shortcut averages over its stride before it projects.
+    """
 
     features: int
     stride: int
+    averages: bool = False
 
     @nn.compact
     def __call__(self, x: Array, *, train: bool) -> tuple[Array, Array]:
         y = BatchNorm()(Conv(self.features, stride=self.stride)(x), train=train)
         y = BatchNorm()(Conv(self.features)(jax.nn.relu(y)), train=train)
         if x.shape != y.shape:
-            x = Conv(self.features, kernel_size=1, stride=self.stride)(x)
+            x, stride = averaged(x, self.stride) if self.averages else (x, self.stride)
+            x = Conv(self.features, kernel_size=1, stride=stride)(x)
             x = BatchNorm()(x, train=train)
         y += x
         return y, jax.nn.relu(y)
+
+
+def averaged(x: Array, stride: int) -> tuple[Array, int]:
+    """Returns means over squares of `stride`, fewer pixels at the ends, and the stride left."""
+    window = (stride, stride)
+    return nn.avg_pool(x, window, window, "SAME", count_include_pad=False), 1
 
 
 class ResNet(nn.Module):

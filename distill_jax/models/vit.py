@@ -1,4 +1,8 @@
-"""Vision transformers (Dosovitskiy et al. 2021) with pre-normalization and learned positions."""
+"""Vision transformers (Dosovitskiy et al. 2021) with pre-normalization and learned positions.
+
+Also DeiT's distillation token (Touvron et al. 2021, arXiv:2012.12877) and the layer scale and
+registers of DINOv2 (Darcet et al. 2024, arXiv:2309.16588).
+"""
 
 import math
 from typing import NamedTuple
@@ -61,19 +65,27 @@ class Block(nn.Module):
     mlp_ratio: int
     dropout: float
     drop_path: float
+    layer_scale: float = 0.0
+    exact_gelu: bool = False
+    epsilon: float = 1e-6
 
     @nn.compact
     def __call__(self, x: Array, *, train: bool) -> Array:
-        def residual(x, branch):
+        def residual(x, branch, gain):
+            if self.layer_scale:
+                first = nn.initializers.constant(self.layer_scale)
+                scale = self.param(gain, first, x.shape[-1:])
+                branch *= scale.reshape(1, 1, -1).astype(branch.dtype)
             if self.dropout:
                 branch = nn.Dropout(self.dropout)(branch, deterministic=not train)
             if self.drop_path:
                 branch = DropPath(self.drop_path)(branch, train=train)
             return x + branch
 
-        x = residual(x, Attention(self.heads)(LayerNorm()(x)))
-        y = Dense(self.mlp_ratio * x.shape[-1], kernel_init=_xavier)(LayerNorm()(x))
-        return residual(x, Dense(x.shape[-1], kernel_init=_xavier)(gelu(y)))
+        x = residual(x, Attention(self.heads)(LayerNorm(self.epsilon)(x)), "gain1")
+        y = Dense(self.mlp_ratio * x.shape[-1], kernel_init=_xavier)(LayerNorm(self.epsilon)(x))
+        y = jax.nn.gelu(y, approximate=False) if self.exact_gelu else gelu(y)
+        return residual(x, Dense(x.shape[-1], kernel_init=_xavier)(y), "gain2")
 
 
 class ViT(nn.Module):
@@ -89,13 +101,19 @@ class ViT(nn.Module):
     positions: str
     mask_token: bool
     tubelet: int
+    distilled: bool
+    registers: int
+    layer_scale: float
+    exact_gelu: bool
+    class_position: bool
+    epsilon: float
 
     @nn.compact
     def __call__(
         self, x: Array, keep: Array | None = None, mask: Array | None = None, train: bool = False
     ) -> Outputs:
         width, depth, heads = self.size
-        b, p, u = len(x), self.patch_size, self.tubelet
+        p, u = self.patch_size, self.tubelet
         grid = tokens.grid_of(x.shape[1:], patch_size=p, tubelet=u)
         outputs = {}
         x = tokens.patchify(x, patch_size=p, tubelet=u)
@@ -110,10 +128,10 @@ class ViT(nn.Module):
                 where="mask_token",
                 hint="set mask_token to true",
             )
-        front = int(self.pool == "cls")
-        if front:
-            cls = self.param("cls", nn.initializers.zeros, (1, 1, width)).astype(x.dtype)
-            x = jnp.concatenate([jnp.broadcast_to(cls, (b, 1, width)), x], axis=1)
+        names = [*["cls"] * (self.pool == "cls"), *["distilled"] * self.distilled]
+        front = [self._token(name, x) for name in names]
+        located = self.class_position
+        x = jnp.concatenate([*front, x], axis=1) if located else x
         if self.positions == "learned":
             known = self.get_variable("params", "positions", x)
             if known.shape[1] != x.shape[1]:
@@ -125,22 +143,48 @@ class ViT(nn.Module):
             x += self.param("positions", normal, (1, *x.shape[1:])).astype(x.dtype)
         else:
             fixed = tokens.fourier_positions(grid, width)
-            x += jnp.pad(fixed, ((front, 0), (0, 0)))[None].astype(x.dtype)
+            x += jnp.pad(fixed, ((len(front) * located, 0), (0, 0)))[None].astype(x.dtype)
+        x = x if located else jnp.concatenate([*front, x], axis=1)
+        first = len(front)
+        if self.registers:
+            token = self._token("registers", x, self.registers)
+            x = jnp.concatenate([x[:, :first], token, x[:, first:]], axis=1)
+            first += self.registers
         if keep is not None:
-            x = jnp.concatenate([x[:, :front], tokens.take(x[:, front:], keep)], axis=1)
+            x = jnp.concatenate([x[:, :first], tokens.take(x[:, first:], keep)], axis=1)
         if self.dropout:
             x = nn.Dropout(self.dropout)(x, deterministic=not train)
         for index in range(depth):
             rate = self.drop_path * index / max(1, depth - 1)
-            x = Block(heads, self.mlp_ratio, self.dropout, rate)(x, train=train)
+            block = Block(
+                heads,
+                self.mlp_ratio,
+                self.dropout,
+                rate,
+                self.layer_scale,
+                self.exact_gelu,
+                self.epsilon,
+            )
+            x = block(x, train=train)
             outputs[f"block{index + 1}"] = x
         for stage in range(1, 4):
             outputs[f"stage{stage}"] = outputs[f"block{math.ceil(stage * depth / 3)}"]
-        x = outputs["tokens"] = LayerNorm()(x)
-        x = outputs["embedding"] = x[:, 0] if self.pool == "cls" else x.mean(1)
+        x = outputs["tokens"] = LayerNorm(self.epsilon)(x)
+        pooled = x[:, 0] if self.pool == "cls" else x[:, self.registers :].mean(1)
+        outputs["embedding"] = pooled
         if self.num_classes:
-            outputs["logits"] = Dense(self.num_classes)(x)
+            outputs["logits"] = Dense(self.num_classes)(pooled)
+        if self.num_classes and self.distilled:
+            head = Dense(self.num_classes, name="head_distilled")
+            outputs["class_logits"] = outputs["logits"]
+            outputs["distilled_logits"] = head(x[:, 1])
+            outputs["logits"] = (outputs["class_logits"] + outputs["distilled_logits"]) / 2
         return outputs
+
+    def _token(self, name: str, x: Array, number: int = 1) -> Array:
+        """Returns learned tokens for every example of `x`, `[b, number, d]`."""
+        token = self.param(name, nn.initializers.zeros, (1, number, x.shape[-1])).astype(x.dtype)
+        return jnp.broadcast_to(token, (len(x), number, x.shape[-1]))
 
 
 def make(
@@ -158,6 +202,12 @@ def make(
     positions: str = "learned",
     mask_token: bool = False,
     tubelet: int = 2,
+    distilled: bool = False,
+    registers: int = 0,
+    layer_scale: float = 0.0,
+    gelu: str = "tanh",
+    class_position: bool = True,
+    epsilon: float = 1e-6,
 ) -> Model:
     """Returns a vision transformer for images `[b, h, w, c]`; learned positions fix their size.
 
@@ -185,6 +235,13 @@ def make(
       positions: "learned", or "fourier": fixed sines and cosines along each side.
       mask_token: whether there is a token for masked patches.
       tubelet: frames of a patch of a clip.
+      distilled: whether there is a second class token with a last layer of its own; `logits` are
+        then the mean of `class_logits` and `distilled_logits`.
+      registers: number of tokens beside the class token that stand for nothing.
+      layer_scale: first gain of each channel of the branches, 0 for none.
+      gelu: "tanh", or "exact" as in networks that were trained in PyTorch.
+      class_position: whether class tokens have positions too.
+      epsilon: of the layer norms.
 
     Raises:
       ConfigError: an unknown variant, pool or kind of positions, or a width that the heads do not
@@ -194,6 +251,13 @@ def make(
     ranges.within(f"[0, {ranges.DEEPEST}]", whole=True, depth=depth)
     ranges.sizes(patch_size=patch_size, mlp_ratio=mlp_ratio, tubelet=tubelet)
     ranges.rates(dropout=dropout, drop_path=drop_path)
+    ranges.counts(registers=registers)
+    ranges.within("[0, 1000]", layer_scale=layer_scale)
+    ranges.within("(0, 1]", epsilon=epsilon)
+    if gelu not in (forms := ("tanh", "exact")):
+        raise ConfigError(f"no GELU {gelu!r}", where="gelu", hint=nearest(gelu, forms))
+    if distilled and pool != "cls":
+        raise ConfigError("goes with a class token", where="distilled", hint='pool="cls"')
     if variant not in VARIANTS:
         raise ConfigError(
             f"no vision transformer {variant!r}", where="variant", hint=nearest(variant, VARIANTS)
@@ -224,5 +288,11 @@ def make(
             positions,
             mask_token,
             tubelet,
+            distilled,
+            registers,
+            layer_scale,
+            gelu == "exact",
+            class_position,
+            epsilon,
         )
     )

@@ -101,10 +101,10 @@ def resize_grid(x: np.ndarray, grid: Sequence[int]) -> np.ndarray:
 def _resize_positions(x: np.ndarray, shape: tuple[int, ...], sizes: Sizes) -> np.ndarray:
     """Resizes embeddings `[1, front + h w, d]` of a square grid; the front ones stay.
 
-    `sizes` may have `front`, the number of tokens before the patches (1), and `grid`, the height
-    and width in patches to reach (a square by default).
+    `sizes` may have `grid`, the height and width in patches to reach (a square by default).
     """
-    front = sizes.get("front", 1)
+    classes = (sizes.get("pool", "cls") == "cls") + bool(sizes.get("distilled", False))
+    front = classes if sizes.get("class_position", True) else 0
     side = math.isqrt(x.shape[1] - front)
     grid = sizes.get("grid") or (math.isqrt(shape[1] - front),) * 2
     if side * side + front != x.shape[1] or math.prod(grid) + front != shape[1]:

@@ -9,6 +9,7 @@ finds none is listed. Names of parameters are paths in the nested dictionaries, 
 import dataclasses
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -34,11 +35,13 @@ class Rule(NamedTuple):
       target: its path here. Several paths get equal parts of the last axis.
       kind: a layer of `layouts.KINDS`, whose tensors' names are appended to both, or a layout of
         `layouts.LAYOUTS` for a single tensor.
+      sizes: what this layer has for the layout in place of the network's, such as `heads`.
     """
 
     source: str | tuple[str, ...]
     target: str | tuple[str, ...]
     kind: str = "same"
+    sizes: Mapping[str, Any] = MappingProxyType({})
 
 
 Rules = Sequence[Rule]
@@ -91,13 +94,14 @@ class TensorRule(NamedTuple):
     sources: tuple[Pattern, ...]
     targets: tuple[Pattern, ...]
     layout: str
+    sizes: Mapping[str, Any]
 
 
 def _tensors(rule: Rule) -> Iterable[TensorRule]:
     sources = (rule.source,) if isinstance(rule.source, str) else rule.source
     targets = (rule.target,) if isinstance(rule.target, str) else rule.target
     if rule.kind in layouts.LAYOUTS:
-        yield _tensor(sources, targets, rule.kind)
+        yield _tensor(sources, targets, rule.kind, rule.sizes)
         return
     for theirs, ours, layout in layouts.KINDS[rule.kind]:
         collection, _, name = ours.rpartition(":")
@@ -106,14 +110,18 @@ def _tensors(rule: Rule) -> Iterable[TensorRule]:
             tuple(f"{source}.{theirs}" for source in sources),
             tuple(f"{front}{target}/{name}" for target in targets),
             layout,
+            rule.sizes,
         )
 
 
-def _tensor(sources: tuple[str, ...], targets: tuple[str, ...], layout: str) -> TensorRule:
+def _tensor(
+    sources: tuple[str, ...], targets: tuple[str, ...], layout: str, sizes: Mapping[str, Any]
+) -> TensorRule:
     return TensorRule(
         tuple(compiled(source, sources[0]) for source in sources),
         tuple(compiled(target, sources[0]) for target in targets),
         layout,
+        sizes,
     )
 
 
@@ -254,7 +262,7 @@ class _Filler:
             if self.replaces and all(map(self.of_head, targets)):
                 continue
             parts = [self._load(n) for n in names]
-            array = self._fitted(parts, names, targets, rule.layout)
+            array = self._fitted(parts, names, targets, rule)
             split = np.split(array, len(targets), axis=-1) if len(targets) > 1 else [array]
             for target, value in zip(targets, split, strict=True):
                 self._put(target, value, names)
@@ -268,7 +276,7 @@ class _Filler:
             )
         return array
 
-    def _fitted(self, parts, names, targets, layout: str) -> np.ndarray:
+    def _fitted(self, parts, names, targets, rule: TensorRule) -> np.ndarray:
         dtype = np.dtype(self.wanted[targets[0]].dtype)
         array = np.concatenate(parts) if len(parts) > 1 else parts[0]
         array = array.astype(np.promote_types(dtype, np.float32))
@@ -280,11 +288,11 @@ class _Filler:
                 what = f"{names[0]}: {array.shape[1]} channels to {channels}"
                 array = layouts.adapt_channels(array, channels)
                 self.adapted.append(what)
-        chosen = layouts.LAYOUTS[layout]
+        chosen, sizes = layouts.LAYOUTS[rule.layout], {**self.sizes, **rule.sizes}
         try:
-            found = chosen.forward(array, self.sizes)
+            found = chosen.forward(array, sizes)
             if found.shape != shape and chosen.resize is not None:
-                resized = chosen.resize(found, shape, self.sizes)
+                resized = chosen.resize(found, shape, sizes)
                 self.adapted.append(f"{names[0]}: {found.shape} to {resized.shape}")
                 found = resized
         except KeyError as error:
@@ -403,7 +411,7 @@ def invert_map(
             if not all(target in values for target in targets):
                 continue
             joined = np.concatenate([values[target] for target in targets], axis=-1)
-            array = layouts.LAYOUTS[rule.layout].backward(joined, sizes)
+            array = layouts.LAYOUTS[rule.layout].backward(joined, {**sizes, **rule.sizes})
             for name, part in zip(names, np.split(array, len(names)), strict=True):
                 result[name] = np.ascontiguousarray(part).reshape(part.shape)
                 if name.endswith(".running_var"):

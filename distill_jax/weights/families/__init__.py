@@ -83,13 +83,16 @@ def recognise(weights: Mapping[str, np.ndarray]) -> Recognised:
             hint=f"families: {', '.join(sorted(families()))}",
         )
     best = max(score for score, _ in found)
-    chosen = [one for score, one in found if score == best]
+    chosen = {}  # by where they begin: several tables may know one network, of which one is enough
+    for score, one in sorted(found, key=lambda pair: len(pair[1].prefix)):
+        if score == best:
+            chosen.setdefault(one.prefix + one.family.signature[0], one)
     if len(chosen) > 1:
-        names = [f"{one.family.name} at {one.prefix!r}" for one in chosen]
+        names = [f"{one.family.name} at {one.prefix!r}" for one in chosen.values()]
         raise MappingError(
             f"may be {' or '.join(names)}", where=where, hint="the family and the prefix, named"
         )
-    return chosen[0]
+    return next(iter(chosen.values()))
 
 
 def _prefixes(specs: Specs, signature: tuple[str, ...]) -> list[str]:
@@ -102,8 +105,10 @@ def _prefixes(specs: Specs, signature: tuple[str, ...]) -> list[str]:
 
 
 def _covered(known: Family, kwargs: Mapping[str, Any], inside: Specs) -> int:
-    """Returns how many names the table has rules for, less those that it has none for."""
+    """Returns how many names have a place in the table, less those that have none."""
     rules = known.tensors(kwargs)
-    names = [n for n in inside if not matches(n, known.ignored) and n not in known.tied]
-    matched = sum(any(s.match(n) is not None for r in rules for s in r.sources) for n in names)
-    return 2 * matched - len(names)
+    placed = 0
+    for name in inside:
+        ruled = any(s.match(name) is not None for rule in rules for s in rule.sources)
+        placed += ruled or name in known.tied or matches(name, known.ignored)
+    return 2 * placed - len(inside)

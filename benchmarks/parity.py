@@ -1,0 +1,178 @@
+"""Compares networks with those of timm, stage by stage, with every parameter and buffer redrawn.
+
+    python benchmarks/parity.py --peers=<python of an environment with torch, timm and safetensors>
+
+For each network of `tests/weights/drawn.py` that Python draws all weights, runs the network on two
+images and writes weights and stages; this one reads the file, recognises the family and the size,
+fills the network by the table of names and compares. Both run apart from each other.
+"""
+
+import argparse
+import importlib
+import json
+import pathlib
+import subprocess
+import sys
+import tempfile
+
+import numpy as np
+
+ROOT = pathlib.Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+from tests.weights import drawn  # noqa: E402
+
+RESULTS = ROOT / "benchmarks/results/parity.json"
+DIGESTS = ROOT / "tests/weights/fixtures/parity.json"
+BOUND = 1e-4
+
+
+def run(case: drawn.Case, **options) -> tuple[dict, dict]:
+    """Returns weights and outputs of the other library's network."""
+    import timm
+    import torch
+
+    torch.set_num_threads(1)
+    module, _, function = case.reference.partition(":")
+    if function:
+        network = getattr(importlib.import_module(module), function)(**options, **case.options)
+    else:
+        network = timm.create_model(module, **{**options, **case.options})
+    network.eval()
+    state = network.state_dict()
+    filled = {
+        key: torch.from_numpy(np.array(drawn.draw(key, tuple(value.shape)))).to(value.dtype)
+        for key, value in state.items()
+        if not key.endswith("relative_position_index")
+    }
+    network.load_state_dict(filled, strict=False)
+    found = {}
+
+    def keep(output: str):
+        def hook(module, inputs, value):
+            found[output] = value.permute(0, 2, 3, 1) if _is_nchw(case, output, value) else value
+
+        return hook
+
+    modules = dict(network.named_modules())
+    for output, module in case.stages.items():
+        modules[module].register_forward_hook(keep(output))
+    with torch.inference_mode():
+        x = torch.from_numpy(drawn.images(case.side)).permute(0, 3, 1, 2)
+        found["logits"] = network(x)
+    return filled, {name: value.numpy() for name, value in found.items()}
+
+
+def reference(name: str, folder: pathlib.Path) -> None:
+    """Writes weights and outputs of a network, to be read by another Python."""
+    from safetensors.torch import save_file
+
+    filled, found = run(drawn.CASES[name])
+    save_file(filled, str(folder / f"{name}.safetensors"))
+    np.savez(folder / f"{name}.npz", **found)
+    print(json.dumps(_versions()))
+
+
+def _versions() -> dict[str, str]:
+    import timm
+    import torch
+
+    return {"timm": timm.__version__, "torch": torch.__version__}
+
+
+def digests() -> None:
+    """Stores a few values of every stage of the small networks."""
+    table = {}
+    for name, case in drawn.DIGESTS.items():
+        _, found = run(case, num_classes=drawn.CLASSES)
+        table[name] = {
+            stage: {
+                "shape": list(value.shape),
+                "std": float(f"{value.std():.6g}"),
+                "values": [float(f"{x:.8g}") for x in drawn.sample(value)],
+            }
+            for stage, value in found.items()
+        }
+    rows = [f' "{name}": {json.dumps(stages)}' for name, stages in table.items()]
+    versions = json.dumps(_versions())
+    DIGESTS.write_text("{\n" + ",\n".join([f' "versions": {versions}', *rows]) + "\n}\n")
+
+
+def _is_nchw(case: drawn.Case, output: str, value) -> bool:
+    return value.ndim == 4 and case.model != "swin"
+
+
+def compare(name: str, folder: pathlib.Path) -> dict:
+    """Returns the largest error of each stage, in its standard deviations."""
+    import jax
+
+    from distill_jax import weights
+    from distill_jax.weights import families
+    from distill_jax.weights.mapping import apply_map, invert_map
+
+    case = drawn.CASES[name]
+    found = weights.read(folder / f"{name}.safetensors")
+    recognised = families.recognise(found)
+    make = importlib.import_module(f"distill_jax.models.{case.model}").make
+    classes = recognised.kwargs["num_classes"]
+    model = make(**{**recognised.kwargs, **case.kwargs, "num_classes": classes})
+    x = drawn.images(case.side)
+    template = jax.eval_shape(model.init, jax.random.key(0), x)
+    params, state, report = apply_map(found, recognised.family, *template, sizes=recognised.kwargs)
+    back = invert_map(params, state, recognised.family, sizes=recognised.kwargs)
+    mapped = set(found) - set(report.ignored)
+    returned = mapped <= set(back) and all(np.array_equal(back[k], found[k]) for k in mapped)
+    outputs, _ = jax.jit(lambda p, s, x: model.apply(p, s, x, train=False))(params, state, x)
+    stages = np.load(folder / f"{name}.npz")
+    errors = {}
+    for stage in stages.files:
+        ours, theirs = np.asarray(outputs[stage]), stages[stage]
+        assert ours.shape == theirs.shape, (name, stage, ours.shape, theirs.shape)
+        errors[stage] = float(np.abs(ours - theirs).max() / theirs.std())
+    return {
+        "family": recognised.family.name,
+        "recognised": {k: v for k, v in recognised.kwargs.items() if k != "num_classes"},
+        "parameters": int(sum(leaf.size for leaf in jax.tree.leaves(params))),
+        "tensors": report.tensors,
+        "returned": returned,
+        "largest": max(errors.values()),
+        "stages": errors,
+    }
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--peers", help="Python with torch, timm and safetensors")
+    parser.add_argument("--reference", metavar="NAME", help="write what this network gives there")
+    parser.add_argument("--folder", type=pathlib.Path)
+    parser.add_argument("--only", default="", help="names that begin so")
+    parser.add_argument("--out", type=pathlib.Path, default=RESULTS)
+    parser.add_argument("--digests", action="store_true", help="rewrite the stored values there")
+    given = parser.parse_args()
+    if given.digests:
+        digests()
+        return 0
+    if given.reference:
+        reference(given.reference, given.folder)
+        return 0
+    table, versions = {}, {}
+    names = [name for name in drawn.CASES if name.startswith(given.only)]
+    for name in names:
+        with tempfile.TemporaryDirectory() as folder:
+            there = [given.peers, __file__, f"--reference={name}", f"--folder={folder}"]
+            done = subprocess.run(there, capture_output=True, text=True, check=False)
+            if done.returncode:
+                print(done.stderr)
+                return 1
+            versions = json.loads(done.stdout.splitlines()[-1])
+            table[name] = compare(name, pathlib.Path(folder))
+        print(f"{name:34} {table[name]['largest']:.1e} {table[name]['returned']}", flush=True)
+    known = (
+        json.loads(given.out.read_text())["networks"] if given.only and given.out.exists() else {}
+    )
+    result = {"bound": BOUND, "versions": versions, "networks": known | table}
+    given.out.write_text(json.dumps(result, indent=1) + "\n")
+    return int(any(row["largest"] > BOUND or not row["returned"] for row in table.values()))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

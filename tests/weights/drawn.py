@@ -1,0 +1,243 @@
+"""Weights that two programs draw alike from names and shapes alone, and the networks to compare.
+
+Needs NumPy only: `benchmarks/parity.py` runs this beside PyTorch.
+"""
+
+import zlib
+from typing import Any, NamedTuple
+
+import numpy as np
+
+TOKENS = ("cls_token", "dist_token", "reg_token", "pos_embed", "_token", "position_embeddings")
+
+
+def draw(name: str, shape: tuple[int, ...]) -> np.ndarray:
+    """Returns values for a parameter or buffer: none is trivial, gains are in [0.5, 1.5]."""
+    rng = np.random.default_rng(zlib.crc32(name.encode()))
+    last = name.rpartition(".")[2]
+    gains = last in ("weight", "gamma", "lambda1", "running_var")
+    if last == "num_batches_tracked":
+        return np.array(7)
+    if gains and len(shape) == 1:
+        values = rng.uniform(0.5, 1.5, shape)
+    elif len(shape) < 2 or last.endswith(TOKENS):
+        values = 0.2 * rng.normal(size=shape)
+    else:
+        values = rng.normal(size=shape) / np.sqrt(np.prod(shape[1:]))
+    return values.astype(np.float32)
+
+
+def images(side: int, number: int = 2) -> np.ndarray:
+    return np.random.default_rng(0).normal(size=(number, side, side, 3)).astype(np.float32)
+
+
+def sample(stage: np.ndarray, number: int = 16) -> np.ndarray:
+    """Returns values of one stage at places that are drawn from its size."""
+    flat = stage.reshape(-1)
+    places = np.random.default_rng(flat.size).choice(flat.size, min(number, flat.size), False)
+    return flat[np.sort(places)].astype(np.float32)
+
+
+class Case(NamedTuple):
+    """A network of another library and ours.
+
+    Attributes:
+      reference: name of the network in timm, or `module:function` that builds it.
+      options: its arguments there.
+      model: module of `distill_jax.models`.
+      kwargs: its arguments here.
+      family: the table of names.
+      stages: modules there whose outputs are compared, by the name of the output here.
+      side: of the images.
+    """
+
+    reference: str
+    options: dict[str, Any]
+    model: str
+    kwargs: dict[str, Any]
+    family: str
+    stages: dict[str, str]
+    side: int = 64
+
+
+def _stages(pattern: str, first: int, last: int, shift: int = 0, **more: str) -> dict[str, str]:
+    named = {f"stage{i}": pattern.format(i + shift) for i in range(first, last + 1)}
+    return {**named, **more}
+
+
+def _resnet(name: str, shortcut: bool = False, **kwargs: Any) -> Case:
+    family = "resnet-d/timm" if shortcut else "resnet/torchvision"
+    stem = {"stem": "deep", "shortcut": "average"} if shortcut else {"stem": "imagenet"}
+    return Case(
+        name,
+        {},
+        "resnet_four_stages",
+        {"variant": name.removesuffix("d"), **stem, **kwargs},
+        family,
+        _stages("layer{}", 1, 4, stem="act1"),
+    )
+
+
+def _inverted(name: str, model: str, stages: int, **kwargs: Any) -> Case:
+    return Case(
+        name,
+        {},
+        model,
+        kwargs,
+        f"{model}/timm",
+        _stages("blocks.{}", 1, stages, -1, stem="bn1"),
+    )
+
+
+def _vit(name: str, depth: int, options: dict[str, Any], **kwargs: Any) -> Case:
+    named = {f"block{i}": f"blocks.{i - 1}" for i in range(1, depth + 1)}
+    given = {"depth": depth, "gelu": "exact", "variant": "tiny", **kwargs}
+    return Case(
+        name,
+        options,
+        "vit",
+        given,
+        "vit/timm",
+        named | {"tokens": "norm", "patches": "patch_embed"},
+    )
+
+
+_TF = {"padding": "same", "epsilon": 1e-3}
+_CONVNEXT = _stages("stages.{}", 1, 4, -1, stem="stem")
+_REGNET = _stages("s{}", 1, 4, stem="stem")
+_SWIN = _stages("layers.{}", 1, 4, -1, stem="patch_embed")
+
+CASES = {
+    case.reference: case
+    for case in (
+        _resnet("resnet18"),
+        _resnet("resnet34"),
+        _resnet("resnet50"),
+        _resnet("resnet101"),
+        _resnet("resnet152"),
+        _resnet("resnet50d", True),
+        _inverted("efficientnet_b0", "efficientnet", 7, padding="symmetric", epsilon=1e-5),
+        _inverted("tf_efficientnet_b0", "efficientnet", 7, **_TF),
+        _inverted("tf_efficientnet_b1", "efficientnet", 7, variant="b1", **_TF),
+        _inverted("tf_efficientnet_lite0", "efficientnet", 7, variant="lite0", **_TF),
+        _inverted("mobilenetv2_100", "mobilenet", 7),
+        _inverted("mobilenetv3_large_100", "mobilenet", 6, variant="v3_large"),
+        _inverted("mobilenetv3_small_100", "mobilenet", 5, variant="v3_small"),
+        Case("regnetx_002", {}, "regnet", {"variant": "x_002"}, "regnet/timm", _REGNET),
+        Case("regnety_004", {}, "regnet", {"variant": "y_004"}, "regnet/timm", _REGNET),
+        Case("convnext_tiny", {}, "convnext", {"variant": "tiny"}, "convnext/timm", _CONVNEXT),
+        Case(
+            "convnextv2_atto",
+            {},
+            "convnext",
+            {"variant": "atto", "version": 2},
+            "convnext/timm",
+            _CONVNEXT,
+        ),
+        _vit("vit_tiny_patch16_224", 12, {"img_size": 64}, variant="tiny", patch_size=16),
+        _vit(
+            "deit_tiny_distilled_patch16_224",
+            12,
+            {"img_size": 64},
+            patch_size=16,
+            distilled=True,
+        ),
+        _vit(
+            "vit_small_patch14_reg4_dinov2",
+            12,
+            {"img_size": 56, "num_classes": 1000},
+            width=384,
+            heads=6,
+            patch_size=14,
+            registers=4,
+            layer_scale=1e-5,
+            class_position=False,
+        )._replace(side=56),
+        Case(
+            "swin_tiny_patch4_window7_224",
+            {"img_size": 64, "window_size": 4},
+            "swin",
+            {"variant": "tiny", "window": 4},
+            "swin/timm",
+            _SWIN,
+        ),
+    )
+}
+
+
+_NARROW_CONVNEXT = {"widths": (8, 16, 24, 32), "repeats": (1, 1, 2, 1)}
+_NARROW_VIT = {"img_size": 32, "patch_size": 8, "embed_dim": 64, "depth": 2, "num_heads": 1}
+
+DIGESTS = {
+    "resnet18": _resnet("resnet18", max_depth=1)._replace(options={"layers": (1, 1, 1, 1)}),
+    "resnet50d": _resnet("resnet50d", True, max_depth=1, width=16)._replace(
+        options={"layers": (1, 1, 1, 1), "channels": (16, 32, 64, 128), "stem_width": 8}
+    ),
+    "efficientnet": Case(
+        "timm.models.efficientnet:_gen_efficientnet",
+        {
+            "variant": "tf_efficientnet_b0",
+            "channel_multiplier": 0.25,
+            "depth_multiplier": 0.5,
+            "pad_type": "same",
+            "bn_eps": 1e-3,
+        },
+        "efficientnet",
+        {"variant": "b0", "width_multiplier": 0.25, "depth_multiplier": 0.5},
+        "efficientnet/timm",
+        _stages("blocks.{}", 1, 7, -1, stem="bn1"),
+        side=33,
+    ),
+    "mobilenet": _inverted("mobilenetv3_small_100", "mobilenet", 5, variant="v3_small"),
+    "regnet": Case("regnety_002", {}, "regnet", {"variant": "y_002"}, "regnet/timm", _REGNET, 32),
+    "convnext": Case(
+        "convnext_atto",
+        {"dims": (8, 16, 24, 32), "depths": (1, 1, 2, 1)},
+        "convnext",
+        {"variant": "atto", **_NARROW_CONVNEXT},
+        "convnext/timm",
+        _CONVNEXT,
+    ),
+    "convnext_v2": Case(
+        "convnextv2_tiny",
+        {"dims": (8, 16, 24, 32), "depths": (1, 1, 2, 1)},
+        "convnext",
+        {"variant": "tiny", "version": 2, **_NARROW_CONVNEXT},
+        "convnext/timm",
+        _CONVNEXT,
+        side=70,
+    ),
+    "deit": _vit(
+        "deit_tiny_distilled_patch16_224",
+        2,
+        _NARROW_VIT,
+        width=64,
+        heads=1,
+        patch_size=8,
+        distilled=True,
+    )._replace(side=32),
+    "dinov2": _vit(
+        "vit_small_patch14_reg4_dinov2",
+        2,
+        {**_NARROW_VIT, "num_heads": 2, "num_classes": 10},
+        width=64,
+        heads=2,
+        patch_size=8,
+        registers=4,
+        layer_scale=1e-5,
+        class_position=False,
+    )._replace(side=32),
+    "swin": Case(
+        "swin_tiny_patch4_window7_224",
+        {"img_size": 48, "window_size": 4, "embed_dim": 32, "depths": (2, 2), "num_heads": (1, 2)},
+        "swin",
+        {"window": 4, "width": 32, "repeats": (2, 2), "heads": (1, 2)},
+        "swin/timm",
+        _stages("layers.{}", 1, 2, -1, stem="patch_embed"),
+        side=48,
+    ),
+}
+"""Small networks whose outputs are stored, so that no other library is needed to compare."""
+
+CLASSES = 10
+"""Of the last layers of `DIGESTS`."""
