@@ -17,7 +17,7 @@ ALLOWED = {
     "models": {"core", "weights"},
     "data": {"core"},
     "evaluators": {"core"},
-    "trainer": {"core", "losses", "data", "models"},
+    "trainer": {"analysis", "core", "losses", "data", "models"},
     "weights": {"core"},
     "_lazy": set(),
     "report": {"core", "evaluators", "trainer"},
@@ -74,6 +74,16 @@ def test_the_report_stands_apart():
         "distill_jax.core.errors",
         "distill_jax.trainer.io.files",
     }
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "trainer").rglob("*.py")), ids=lambda p: p.name)
+def test_the_trainer_has_no_config_and_no_console(path):
+    """Files are touched in `trainer/io` alone."""
+    names = {name.split(".")[0] for name in imported(path)}
+    assert not names & {"absl", "argparse", "ml_collections", "time", "signal"}
+    assert "print(" not in path.read_text()
+    if "io" not in path.relative_to(ROOT).parts:
+        assert not names & {"os", "pathlib", "shutil", "tempfile", "orbax"}
 
 
 def test_help_needs_no_jax():

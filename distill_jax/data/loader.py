@@ -74,7 +74,7 @@ class ResidentLoader:
       batch_size: global batch size.
       seed: of the order.
       sharding: replicates `data` and `window` over a mesh; by default the first device.
-      teacher_outputs: stored answers to the examples (`run.teacher_cache.Answers`), which `fetch`
+      teacher_outputs: stored answers to the examples (`trainer.io.teacher_cache`), which `fetch`
         adds.
 
     Attributes:
@@ -213,7 +213,7 @@ class StreamLoader:
         arrays in memory; threads pay where reading waits for a disk or decodes.
       prefetch: batches read ahead.
       sharding: of the batch axis over a mesh; by default all rows, on the first device.
-      teacher_outputs: stored answers to the examples (`run.teacher_cache.Answers`), which batches
+      teacher_outputs: stored answers to the examples (`trainer.io.teacher_cache`), which batches
         carry.
 
     Raises:

@@ -11,10 +11,10 @@ import pytest
 
 from distill_jax.core.errors import CheckpointError, ConfigError, UserError
 from distill_jax.report import folders
-from distill_jax.run import alarms, teacher_cache, workdir, writers
+from distill_jax.run import alarms, workdir, writers
 from distill_jax.run.train.result import format_result
 from distill_jax.run.workdir import results
-from distill_jax.trainer.io import files, paths, step_folder
+from distill_jax.trainer.io import files, paths, step_folder, teacher_cache
 
 DAMAGE = {
     "missing": (None, "does not exist"),
@@ -257,12 +257,11 @@ def test_a_chunk_of_a_teacher_cache_that_does_not_fit_is_refused(tmp_path, conte
 def test_a_damaged_teacher_cache_is_refused(tmp_path, kind):
     content, message = DAMAGE[kind]
     put(tmp_path / "key.json", content)
-    fake: Any = type("Plan", (), {"fields": {"teacher": FIELDS}})()
     if kind == "missing":
-        assert teacher_cache.open_store(tmp_path, {"seed": 1}, fake, "teacher", 8).chunk > 1
+        assert teacher_cache.open_store(tmp_path, {"seed": 1}, FIELDS, 8).chunk > 1
         return
     with pytest.raises(UserError, match=r"key\.json") as error:
-        teacher_cache.open_store(tmp_path, {"seed": 1}, fake, "teacher", 8)
+        teacher_cache.open_store(tmp_path, {"seed": 1}, FIELDS, 8)
     assert message in str(error.value) and "delete this folder" in str(error.value)
 
 

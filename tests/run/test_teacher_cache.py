@@ -16,6 +16,8 @@ from distill_jax.core.errors import CheckpointError, ConfigError, UserError
 from distill_jax.data.source import example_ids
 from distill_jax.run import build, describe, environment, teacher_cache, workdir
 from distill_jax.run import config as config_lib
+from distill_jax.trainer.io import peers
+from distill_jax.trainer.io.teacher_cache import store
 
 STEPS = 7  # of 32 of 87 examples: 2.6 epochs
 WEIGHTS = np.random.RandomState(0).randn(256, 4).astype(np.float32)
@@ -159,10 +161,10 @@ def test_another_teacher_is_refused_and_a_folder_may_name_the_seed(tmp_path):
 
 
 def test_an_interrupted_filling_goes_on_and_damage_is_noticed(tmp_path, monkeypatch):
-    monkeypatch.setattr(teacher_cache, "CHUNK_BYTES", 16 * 40)  # 40 rows of 4 float32
+    monkeypatch.setattr(store, "CHUNK_BYTES", 16 * 40)  # 40 rows of 4 float32
     config = make_config(tmp_path)
     experiment, frozen = make_experiment(config)
-    write, written = teacher_cache.Store.write, []
+    write, written = store.Store.write, []
 
     def write_two(self, view, chunk, rows):
         if len(written) == 2:
@@ -171,7 +173,7 @@ def test_an_interrupted_filling_goes_on_and_damage_is_noticed(tmp_path, monkeypa
         written.append((view, chunk))
 
     with monkeypatch.context() as patch:
-        patch.setattr(teacher_cache.Store, "write", write_two)
+        patch.setattr(store.Store, "write", write_two)
         with pytest.raises(KeyboardInterrupt):
             build.stored_teacher_outputs(experiment, config, frozen, lambda line: None)
     said = []
@@ -322,28 +324,29 @@ def test_only_the_stored_question_is_answered():
 
 
 def test_processes_divide_the_chunks(tmp_path, monkeypatch):
-    monkeypatch.setattr(teacher_cache, "CHUNK_BYTES", 16 * 40)
+    monkeypatch.setattr(store, "CHUNK_BYTES", 16 * 40)
     told = {}  # the first process decides what is missing
     first = lambda decide, where: told.setdefault(where, decide())  # noqa: E731
-    monkeypatch.setattr(teacher_cache.processes, "from_first", first)
-    monkeypatch.setattr(teacher_cache.processes, "barrier", lambda name: None)
-    monkeypatch.setattr(teacher_cache.processes, "any_process", lambda flag: flag)
+    for module in (peers, teacher_cache.processes):
+        monkeypatch.setattr(module, "from_first", first)
+    monkeypatch.setattr(peers, "barrier", lambda name: None)
+    monkeypatch.setattr(peers, "any_process", lambda flag: flag)
     config = make_config(tmp_path)
     experiment, frozen = make_experiment(config)
-    monkeypatch.setattr(teacher_cache.jax, "process_count", lambda: 2)
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
     found = []
     for process in (0, 1):
-        monkeypatch.setattr(teacher_cache.jax, "process_index", lambda process=process: process)
+        monkeypatch.setattr(jax, "process_index", lambda process=process: process)
         build.stored_teacher_outputs(experiment, config, frozen, lambda line: None)
         found.append(len(list((tmp_path / "teacher").glob("0*"))))
     assert found == [5, 9]
 
 
 def test_a_signal_ends_the_filling_and_what_is_filled_is_kept(tmp_path, monkeypatch):
-    monkeypatch.setattr(teacher_cache, "CHUNK_BYTES", 16 * 40)
+    monkeypatch.setattr(store, "CHUNK_BYTES", 16 * 40)
     config = make_config(tmp_path)
     experiment, frozen = make_experiment(config)
-    write, written = teacher_cache.Store.write, []
+    write, written = store.Store.write, []
 
     def stopped(self, view, chunk, rows):
         write(self, view, chunk, rows)
@@ -351,7 +354,7 @@ def test_a_signal_ends_the_filling_and_what_is_filled_is_kept(tmp_path, monkeypa
         if len(written) == 2:
             signal.raise_signal(signal.SIGTERM)
 
-    monkeypatch.setattr(teacher_cache.Store, "write", stopped)
+    monkeypatch.setattr(store.Store, "write", stopped)
     with environment.stop_on_signal(), pytest.raises(environment.Preempted):
         build.stored_teacher_outputs(experiment, config, frozen, lambda line: None)
     assert len(list((tmp_path / "teacher").glob("0*"))) == len(written) == 2
@@ -368,11 +371,11 @@ def test_runs_may_make_one_cache_at_the_same_time(tmp_path, monkeypatch):
 
     def race(source, to):
         monkeypatch.setattr(os, "replace", replace)
-        teacher_cache.open_store(tmp_path / "teacher", {"key": 1}, plan, "teacher", 8)
+        store.open_store(tmp_path / "teacher", {"key": 1}, plan.fields["teacher"], 8)
         replace(source, to)
 
     monkeypatch.setattr(os, "replace", race)
-    teacher_cache.open_store(tmp_path / "teacher", {"key": 1}, plan, "teacher", 8)
+    store.open_store(tmp_path / "teacher", {"key": 1}, plan.fields["teacher"], 8)
     assert [path.name for path in (tmp_path / "teacher").iterdir()] == ["key.json"]
 
 

@@ -13,11 +13,11 @@ import distill_jax
 from distill_jax import main, report
 from distill_jax.core.errors import ConfigError, DataUnavailable, UserError
 from distill_jax.data import npz_file, tfds
-from distill_jax.run import build, flags, teacher_cache
+from distill_jax.run import build, flags
 from distill_jax.run import config as config_lib
 from distill_jax.run.preflight import teachers
 from distill_jax.run.resolve import names_in, resolve
-from distill_jax.trainer.io import step_folder
+from distill_jax.trainer.io import step_folder, teacher_cache
 
 PACKAGES = ("objectives", "models", "data", "evaluators", "weighting")
 

@@ -32,11 +32,11 @@ from distill_jax.core.api import (
 from distill_jax.core.replicas import REPLICA
 from distill_jax.core.weighted_objective import WeightedObjective
 from distill_jax.data import checks
-from distill_jax.run import teacher_cache
 from distill_jax.run.build.data import batch_shapes, make_transform
 from distill_jax.run.build.method import Outer
 from distill_jax.run.build.networks import role_spec
 from distill_jax.run.config import ConfigDict
+from distill_jax.trainer.io.teacher_cache import Plan
 from distill_jax.trainer.options import LookAhead, Options
 
 RAW_WIDTH = 4096
@@ -92,7 +92,7 @@ class Experiment:
     resident: bool
     image_size: int
     trusted: Collection[str]
-    cache: teacher_cache.Plan | None = None
+    cache: Plan | None = None
     notes: tuple[str, ...] = ()
     caches: Caches = dataclasses.field(init=False, repr=False, default_factory=Caches)
 

@@ -11,9 +11,9 @@ from distill_jax.core.api import (
     PyTree,
 )
 from distill_jax.data import loader
-from distill_jax.run import teacher_cache
 from distill_jax.run.build.data import batch_shapes
 from distill_jax.run.build.experiment import Experiment
+from distill_jax.trainer.io.teacher_cache import TeacherOutputs
 
 
 def feed_shapes(experiment: Experiment, variant: str = "inner") -> PyTree:
@@ -69,7 +69,7 @@ class Feed:
         *,
         seed: int,
         start: int,
-        teacher_outputs: teacher_cache.TeacherOutputs | None = None,
+        teacher_outputs: TeacherOutputs | None = None,
     ):
         self._outer, self._resident = experiment.outer, experiment.resident
         mesh, dataset = experiment.mesh, experiment.dataset

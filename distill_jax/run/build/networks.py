@@ -36,6 +36,7 @@ from distill_jax.run.resolve import bind, resolve
 from distill_jax.trainer.io.paths import NetworkRef
 from distill_jax.trainer.io.step_folder import read_config
 from distill_jax.trainer.io.step_index import find_step
+from distill_jax.trainer.io.teacher_cache import Plan, teacher_fn_model
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -70,7 +71,8 @@ def make_networks(
     models = _make_models(config, provided, trusted)
     teacher = teacher_cache.find_teacher(config, trusted) if config.cache.teacher else None
     if teacher is not None:
-        models |= teacher_cache.teacher_fn_model(config, teacher, steps.teacher_view(batches.batch))
+        view, (role,) = steps.teacher_view(batches.batch), config.cache.roles
+        models[role] = teacher_fn_model(teacher, view, where="cache.teacher")
     if config.cache.dir:
         models = teacher_cache.select_outputs(config, models)
     with explained(f"{config.objective.name} fails on these networks", where="objective"):
@@ -95,7 +97,7 @@ def plan_cache(
     networks: Networks,
     *,
     mesh: Mesh,
-) -> teacher_cache.Plan | None:
+) -> Plan | None:
     """Returns which answers of a teacher are stored; None where none are."""
     if not config.cache.dir:
         return None

@@ -27,6 +27,7 @@ from distill_jax.run.build.experiment import Experiment, evaluation_batch
 from distill_jax.run.config import ConfigDict
 from distill_jax.trainer.io.network import read_network
 from distill_jax.trainer.io.paths import NetworkRef
+from distill_jax.trainer.io.teacher_cache import TeacherOutputs
 from distill_jax.trainer.passes import dataset_pass
 
 
@@ -163,7 +164,7 @@ def stored_teacher_outputs(
     config: ConfigDict,
     frozen: steps.Frozen,
     log_line: Callable[[str], None],
-) -> teacher_cache.TeacherOutputs | None:
+) -> TeacherOutputs | None:
     """Opens the answers that a run reads instead of asking, and fills in what is missing.
 
     Args:
