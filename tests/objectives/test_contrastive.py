@@ -21,7 +21,7 @@ from distill_jax.objectives import _queue
 from distill_jax.run import build
 from distill_jax.run import config as config_lib
 from tests import harness
-from tests.reference import difference, draw, unit
+from tests.reference import difference, draw, softmax, unit
 
 B, V, D = 8, 3, 5
 TAU = 0.3
@@ -99,9 +99,7 @@ def loop_soft_con(z, q):
 
 
 def test_soft_con_and_its_hard_limit():
-    q = np.exp(draw(B, 4, seed=1))
-    q /= q.sum(1, keepdims=True)
-    mask = jnp.asarray(MASK)
+    q, mask = softmax(draw(B, 4, seed=1)), jnp.asarray(MASK)
     check(
         lambda z, q: contrastive.soft_con(z, q, mask, temperature=TAU),
         loop_soft_con,
@@ -135,11 +133,7 @@ def test_the_example_of_soft_con_runs():
 
 def test_debiased_probs():
     logits, prior = draw(2, V, 4), np.array([0.4, 0.3, 0.2, 0.1])
-    want = np.zeros((2, 4))
-    for i in range(2):
-        for v in range(V):
-            e = [math.exp(logits[i, v, c] / 0.5) / prior[c] ** 0.7 for c in range(4)]
-            want[i] += np.array(e) / sum(e) / V
+    want = softmax(logits / 0.5 - 0.7 * np.log(prior)).mean(1)
     got = contrastive.debiased_probs(
         jnp.asarray(logits), jnp.asarray(prior), temperature=0.5, power=0.7
     )
@@ -150,11 +144,7 @@ def test_marginal_divergence():
     prior, power = np.array([0.4, 0.3, 0.2, 0.1]), 1.1
 
     def loop(logits):
-        p = np.zeros(4)
-        for i in REAL:
-            e = np.exp(logits[i] / 0.5)
-            p += e / e.sum() / len(REAL)
-        p = p / prior**power
+        p = softmax(logits[REAL], 0.5).mean(0) / prior**power
         p = p / p.sum()
         return math.log(4) + sum(x * math.log(x) for x in p)
 
