@@ -65,6 +65,9 @@ def test_from_a_wheel(tree, tmp_path):
         for name in ("LICENSE", "DATA_LICENSES.md"):  # beside the data that they are about
             [found] = [entry for entry in file.namelist() if entry.rpartition("/")[2] == name]
             assert file.read(found) == (ROOT / name).read_bytes()
+        files = {p for p in (tree / "distill_jax").rglob("*.*") if p.suffix not in (".py", ".pyc")}
+        assert {p.relative_to(tree).as_posix() for p in files} <= {*file.namelist()}
+        assert tree / "distill_jax/report/page.css" in files
     site = tmp_path / "site"
     pip("install", "--quiet", "--no-deps", "--target", str(site), str(wheel))
     assert not (site / "distill_jax" / "configs" / "__init__.py").exists()
