@@ -122,19 +122,14 @@ def cloud(
             box = {"x": panel.left + j * width + 0.5, "y": 54 - h, "width": width - 1, "height": h}
             marks.append(el("rect", el("title", f"n = {count}"), **box, class_="bar c0"))
     if x_range[0] < 0 < x_range[1]:
-        zero = float(panel.x(0.0))
-        marks.append(el("line", x1=zero, x2=zero, y1=panel.top, y2=panel.bottom, class_="zero"))
+        marks.append(panel.line(x=0.0))
     for i, (name, x, y) in dots.items():
         path = "".join(f"M{a:.1f} {b:.1f}h0" for a, b in zip(panel.x(x), panel.y(y), strict=True))
         marks.append(el("path", el("title", name), d=path, class_="dots " + colour(i)))
     for line in lines:
         x = panel.x(line.x)
         if line.low is not None and line.high is not None:
-            outline = points(
-                np.concatenate([x, x[::-1]]),
-                np.concatenate([panel.y(line.high), panel.y(line.low)[::-1]]),
-            )
-            marks.append(el("polygon", points=outline, class_="band strong c0"))
+            marks.append(panel.band(line.x, line.low, line.high, "band strong c0"))
         marks.append(el("polyline", points=points(x, panel.y(line.y)), class_="curve middle c0"))
     ends = [f"{v:.3g} at {x:.2g}" for line in lines for x, v in zip(line.x, line.y, strict=True)]
     said = f"; medians: {ends[0]}, {ends[-1]}" if ends else ""

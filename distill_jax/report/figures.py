@@ -145,13 +145,11 @@ class Panel:
         """Returns grid lines, tick labels and axis names."""
         parts = []
         for v in (log_ticks if self.log_x else ticks)(*self.x_range):
-            x = float(self.x(v))
-            parts.append(el("line", x1=x, x2=x, y1=self.top, y2=self.bottom, class_="grid"))
-            parts.append(el("text", short(v), x=x, y=self.bottom + 18, text_anchor="middle"))
+            at = {"x": float(self.x(v)), "y": self.bottom + 18, "text_anchor": "middle"}
+            parts += [self.line(x=v, class_="grid"), el("text", short(v), **at)]
         for v in (log_ticks if self.log else ticks)(*self.y_range) if y_ticks else ():
-            y = float(self.y(v))
-            parts.append(el("line", x1=self.left, x2=self.right, y1=y, y2=y, class_="grid"))
-            parts.append(el("text", short(v), x=self.left - 8, y=y + 4, text_anchor="end"))
+            at = {"x": self.left - 8, "y": float(self.y(v)) + 4, "text_anchor": "end"}
+            parts += [self.line(y=v, class_="grid"), el("text", short(v), **at)]
         middle = (self.left + self.right) / 2
         name = {"text_anchor": "middle", "class_": "axis"}
         parts.append(el("text", x_label, x=middle, y=self.height - 8, **name))
@@ -160,6 +158,23 @@ class Panel:
             turn = f"rotate(-90 14 {y:.0f})"
             parts.append(el("text", y_label, x=14, y=y, transform=turn, **name))
         return join(parts)
+
+    def line(self, *, x: Any = None, y: Any = None, class_: str = "zero") -> Html:
+        """Returns a line through the whole plot, at one x or at one y."""
+        x1, x2 = (self.left, self.right) if x is None else [float(self.x(x))] * 2
+        y1, y2 = (self.top, self.bottom) if y is None else [float(self.y(y))] * 2
+        return el("line", x1=x1, x2=x2, y1=y1, y2=y2, class_=class_)
+
+    def band(self, x: np.ndarray, low: np.ndarray, high: np.ndarray, class_: str) -> Html:
+        """Returns the area `[n]` between two lines."""
+        edge = np.concatenate([self.y(high), self.y(low)[::-1]])
+        outline = points(np.concatenate([self.x(x), self.x(x)[::-1]]), edge)
+        return el("polygon", points=outline, class_=class_)
+
+    def name(self, text: str, y: float, *, class_: str = "name") -> Html:
+        """Returns the name of a row, left of the plot, as much of it as there is room for."""
+        shown = shortened(text, (self.left - 24) // 7)
+        return el("text", el("title", text), shown, x=self.left - 14, y=y, class_=class_)
 
     def svg(self, *marks: Any, alt: str) -> Html:
         """Returns the figure around its marks."""
@@ -211,15 +226,10 @@ def line_chart(
     )
     marks = [panel.frame(x_label=x_label)]
     if level is not None:
-        y = float(panel.y(level))
-        marks.append(el("line", x1=panel.left, x2=panel.right, y1=y, y2=y, class_="zero"))
+        marks.append(panel.line(y=level))
     for i, s in series.items():
         if s.low is not None and s.high is not None:
-            outline = points(
-                np.concatenate([panel.x(s.x), panel.x(s.x)[::-1]]),
-                np.concatenate([panel.y(s.high), panel.y(s.low)[::-1]]),
-            )
-            marks.append(el("polygon", points=outline, class_="band " + colour(i)))
+            marks.append(panel.band(s.x, s.low, s.high, "band " + colour(i)))
     for i, s in series.items():
         tip = el("title", f"{s.name}: {s.y[-1]:.4g} at {x_label} {short(s.x[-1])}")
         x, y = panel.x(s.x), panel.y(s.y)
@@ -272,14 +282,11 @@ def dot_plot(
     )
     marks = [panel.frame(x_label=x_label, y_ticks=False)]
     if zero:
-        x = float(panel.x(0.0))
-        marks.append(el("line", x1=x, x2=x, y1=panel.top, y2=panel.bottom, class_="zero"))
-    letters = (left - 24) // 7
+        marks.append(panel.line(x=0.0))
     for j, row in enumerate(rows):
         i = j if colours is None else colours.get(row.name)
         y = panel.top + 46 * j + 23
-        name = shortened(row.name, letters)
-        marks.append(el("text", el("title", row.name), name, x=left - 14, y=y + 4, class_="name"))
+        marks.append(panel.name(row.name, y + 4))
         if row.interval:
             low, high = (float(panel.x(v)) for v in row.interval)
             tip = el("title", f"95 % interval [{row.interval[0]:.4g}, {row.interval[1]:.4g}]")
@@ -330,13 +337,9 @@ def bar_chart(
         x_range=(0.0, 1.1 * top), y_range=(0, 1), left=left, height=58 + pitch * len(rows)
     )
     marks = [panel.frame(x_label=x_label, y_ticks=False)]
-    letters = (left - 24) // 7
     for j, row in enumerate(rows):
         middle = panel.top + pitch * (j + 0.5)
-        name = shortened(row.name, letters)
-        marks.append(
-            el("text", el("title", row.name), name, x=left - 14, y=middle + 4, class_="name")
-        )
+        marks.append(panel.name(row.name, middle + 4))
         for n, (i, kind) in enumerate(kinds.items()):
             y = middle - 7 * len(kinds) + 14 * n
             if i not in row.values:
@@ -348,8 +351,7 @@ def bar_chart(
             tip = el("title", f"{row.name}, {kind}: {said}")
             marks.append(el("rect", tip, **box, class_="bar " + colour(i)))
             marks.append(el("text", said, x=end + 5, y=y + 10, class_="note"))
-    x = float(panel.x(level))
-    marks.append(el("line", x1=x, x2=x, y1=panel.top, y2=panel.bottom, class_="zero"))
+    marks.append(panel.line(x=level))
     said = "; ".join(
         f"{row.name} {', '.join(f'{kinds[i]} {v:.2f}{unit}' for i, v in row.values.items())}"
         for row in rows
