@@ -110,9 +110,9 @@ def make_experiments(members: Sequence[Member], make_experiment) -> list[Experim
         raise NotImplementedError(why)
     devices = list(first.mesh.devices.flat)
     mesh = replicas.make_replica_mesh(len(members), devices)
-    made = {members[0].arm: dataclasses.replace(first, mesh=mesh)}
+    made = {members[0].arm: first.on_mesh(mesh)}
     for member in members:
         if member.arm not in made:
             built = build_lib.build(member.config, trusted=first.trusted)
-            made[member.arm] = dataclasses.replace(built, mesh=mesh, dataset=first.dataset)
+            made[member.arm] = dataclasses.replace(built.on_mesh(mesh), dataset=first.dataset)
     return [made[member.arm] for member in members]

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from distill_jax.analysis import walk
-from distill_jax.core import bilevel, optim, partition, replicas
+from distill_jax.core import optim, partition, replicas
 from distill_jax.core.api import PyTree, Role, TrainState
 from distill_jax.core.errors import CheckpointError
 from distill_jax.run import build as build_lib
@@ -90,16 +90,14 @@ class Replicas:
         if not scalars:
             return e
         objective = {path[1:]: x for path, x in scalars.items() if path[0] == "objective"}
-        tx: Any = e.tx
+        optimizer = e.trainer.optimizer
         if _LR in scalars:
             arguments = build_lib.schedule_args(e.config, e.steps_per_epoch, e.total_steps)
             arguments["lr"] = scalars[_LR]
-            tx, _ = optim.make_optimizer(total_steps=e.total_steps, **arguments)
-            if isinstance(e.tx, bilevel.Optimizers):
-                tx = e.tx._replace(inner=tx)
-        return dataclasses.replace(
-            e, objective=replicas.with_scalars(e.objective, objective), tx=tx
-        )
+            optimizer, _ = optim.make_optimizer(total_steps=e.total_steps, **arguments)
+        changed = replicas.with_scalars(e.objective, objective)
+        trainer = dataclasses.replace(e.trainer, objective=changed, optimizer=optimizer)
+        return dataclasses.replace(e, trainer=trainer)
 
     def _step(self, variant: str) -> Callable:
         def step(state, frozen, fed, key, scalars):
@@ -230,7 +228,7 @@ class Replicas:
         """The jitted `(state, frozen, batch, scalars) -> {role: {name: [r, b, ...]}}`."""
 
         def predict(state, frozen, batch, scalars):
-            return build_lib.predict(self._with(scalars)).__wrapped__(state, frozen, batch)
+            return self._with(scalars).predict.__wrapped__(state, frozen, batch)
 
         mapped = replicas.over_replicas(
             predict,

@@ -178,6 +178,7 @@ def infer(
     rules: Rules,
     min_size: int = 2**14,
     where: str = "partition.rules",
+    strict: bool = True,
 ) -> PyTree:
     """Chooses a sharding for every leaf of a tree of shapes.
 
@@ -191,6 +192,7 @@ def infer(
       rules: `{regular expression: one mesh axis or None for each array axis}`.
       min_size: smallest number of elements worth splitting.
       where: config path of the rules, for errors.
+      strict: whether each rule must match something.
 
     Raises:
       ConfigError: a rule matches nothing, names an unknown axis, or does not divide its leaf.
@@ -208,7 +210,7 @@ def infer(
 
     shardings = jax.tree_util.tree_map_with_path(choose, tree)
     for pattern in rules:
-        if pattern not in used:
+        if strict and pattern not in used:
             raise ConfigError(
                 f"partition rule {pattern!r} matches no parameter",
                 where=where,

@@ -411,34 +411,3 @@ def rising_decay(start: float, schedule: str, total: int) -> Decay:
 
 def _lerp(old: PyTree, new: PyTree, decay: float | Array) -> PyTree:
     return jax.tree.map(lambda o, n: (decay * o + (1 - decay) * n).astype(o.dtype), old, new)
-
-
-def make_predict(
-    models: Mapping[Role, Model],
-    outputs: Mapping[Role, tuple[str, ...]],
-    *,
-    precision: str = "float32",
-    derived: Mapping[str, Callable[[Nets, Batch, PyTree, Array], Outputs]] | None = None,
-) -> Callable[[TrainState, Frozen, Batch], Mapping[Role, Outputs]]:
-    """Returns a pure `(state, frozen, batch) -> {role: {name: [b, ...]}}` in evaluation mode.
-
-    Args:
-      models: a network for each role.
-      outputs: names of the outputs that are wanted, by role or by name of `derived`.
-      precision: compute type of the networks.
-      derived: outputs that are not of one network: `(nets, batch, memory, step) -> outputs`.
-    """
-    derived = derived or {}
-
-    def predict(state: TrainState, frozen: Frozen, batch: Batch):
-        nets = bind_networks(models, state, frozen, key=jax.random.key(0), precision=precision)
-        result = {}
-        for role, names in outputs.items():
-            if role in derived:
-                found = derived[role](nets, batch, state.memory, state.step)
-            else:
-                found, _ = nets(role, batch["input"])
-            result[role] = {name: found[name] for name in names}
-        return result
-
-    return predict

@@ -68,13 +68,7 @@ def store(
     @functools.partial(jax.jit, out_shardings=partition.replicated(experiment.mesh))
     def look(state, frozen, batch):
         batch = transform(key, batch, jnp.int32(0))
-        nets = steps.bind_networks(
-            experiment.gathered_models,
-            state,
-            frozen,
-            key=key,
-            precision=experiment.config.precision,
-        )
+        nets = experiment.trainer.bind(state, frozen, key)
         made = experiment.objective.pictures(nets, batch, state.memory, state.step)
         return {k: batch[k] for k in ("input", "hidden", "targets")}, made
 

@@ -44,6 +44,7 @@ class Options:
       mesh: devices, from `core.partition.make_mesh`; by default all devices along the batch.
       partition_rules: `{regular expression: mesh axis or None for each array axis}` over the paths
         of the parameters, see `core.partition.infer`.
+      frozen_partition_rules: the same of the frozen networks.
       partition_min_size: smallest number of elements of a parameter that `fsdp` splits.
 
     Raises:
@@ -58,6 +59,7 @@ class Options:
     lookahead: LookAhead | None = None
     mesh: Mesh | None = None
     partition_rules: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    frozen_partition_rules: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     partition_min_size: int = 2**14
 
     def __post_init__(self):

@@ -1,8 +1,9 @@
 """`Trainer`: an objective, its networks and an optimizer as an initial state and a jitted step."""
 
 import collections
+import dataclasses
 import functools
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -10,15 +11,19 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import struct
+from jax.sharding import Mesh
 
-from distill_jax.core import bilevel, partition, rng, state, steps, weighted_objective
+from distill_jax.core import bilevel as bilevel_lib
+from distill_jax.core import partition, rng, state, steps, weighted_objective
 from distill_jax.core.api import (
     Array,
     Batch,
     Evaluator,
     Key,
     Model,
+    Nets,
     Objective,
+    Outputs,
     Params,
     PyTree,
     Role,
@@ -28,8 +33,9 @@ from distill_jax.core.api import (
 )
 from distill_jax.core.errors import ConfigError, nearest
 from distill_jax.core.weighted_objective import WeightedObjective
+from distill_jax.trainer import checks
 from distill_jax.trainer.options import Options
-from distill_jax.trainer.passes import dataset_pass
+from distill_jax.trainer.passes import Wanted, dataset_pass, wanted_by
 from distill_jax.trainer.update import make_update
 
 IN_FLIGHT = 8
@@ -38,6 +44,9 @@ busier, and on CPU collectives of many programs at once can wait for each other.
 
 Weights = tuple[Params, State]
 """Parameters and state of a network."""
+
+Prepare = Callable[[Any, Array, Key], Any]
+"""`(fed, step, key) -> batch`: what a step is given as what the update takes; pure."""
 
 
 @struct.dataclass
@@ -60,6 +69,7 @@ class TrainerState:
         return self.train.step
 
 
+@dataclasses.dataclass(frozen=True, eq=False, init=False)
 class Trainer:
     """Trains networks by an objective.
 
@@ -67,7 +77,8 @@ class Trainer:
       objective: the method, such as `objectives.KD()`, or a `WeightedObjective`.
       optimizer: an optax optimizer of the trained networks.
       student: network of the role "student".
-      networks: other trained networks by role (projectors, predictors, a weighting network).
+      networks: other trained networks by role (projectors, predictors, a weighting network); as an
+        attribute, all of them.
       frozen: networks that are not trained, by role: a `Model` that brings its weights along, such
         as `from_nnx(module)`, or `(Model, params, state)`.
       averages: `{role: (source, decay)}`, moving averages of trained networks; the decay is a
@@ -92,6 +103,16 @@ class Trainer:
       state, metrics = trainer.step(state, batch)
     """
 
+    objective: Objective
+    optimizer: optax.GradientTransformation
+    networks: Mapping[Role, Model]
+    frozen: Mapping[Role, Model | tuple[Model, Params, State]]
+    averages: Mapping[Role, tuple[Role, steps.Decay]]
+    transform: Transform | None
+    outer_optimizer: optax.GradientTransformation | None
+    bilevel: bilevel_lib.Bilevel | None
+    options: Options
+
     def __init__(
         self,
         objective: Objective,
@@ -103,97 +124,60 @@ class Trainer:
         averages: Mapping[Role, tuple[Role, steps.Decay]] | None = None,
         transform: Transform | None = None,
         outer_optimizer: optax.GradientTransformation | None = None,
-        bilevel: bilevel.Bilevel | None = None,
+        bilevel: bilevel_lib.Bilevel | None = None,
         options: Options | None = None,
     ):
-        self.objective = objective
-        self.options = options or Options()
-        self.mesh = self.options.mesh or partition.make_mesh()
-        self.averages = dict(averages or {})
-        self.transform = transform
-        trained = {**({"student": student} if student is not None else {}), **(networks or {})}
-        self._weights: dict[Role, Weights] = {}
-        still: dict[Role, Model] = {}
-        for role, given in (frozen or {}).items():
-            if isinstance(given, Model):
-                still[role] = given
-            else:
-                still[role], *weights = given
-                self._weights[role] = tuple(weights)  # pyright: ignore[reportArgumentType]
-        for role, (source, _) in self.averages.items():
-            if source not in trained:
-                raise ConfigError(
-                    f"averages[{role!r}] follows {source!r}, which is not a trained network",
-                    hint=nearest(source, trained),
-                )
-        followers = {role: trained[source] for role, (source, _) in self.averages.items()}
-        groups = {"trained": trained, "frozen": still, "averages": followers}
-        self.models: dict[Role, Model] = {}
-        for name, group in groups.items():
-            for role, model in group.items():
-                if role in self.models:
-                    raise ConfigError(f"the network {role!r} is given twice", where=name)
-                if not isinstance(model, Model):
-                    raise ConfigError(
-                        f"the network {role!r} is a {type(model).__name__}",
-                        where=name,
-                        hint="wrap it: from_nnx(module) or from_linen(module)",
-                    )
-                self.models[role] = model
-        self.trained, self.frozen = tuple(trained), tuple(still)
-        for role in objective.roles:
-            if role not in self.models:
-                raise ConfigError(
-                    f"{type(objective).__name__} needs a network {role!r}",
-                    hint=f"it needs {', '.join(objective.roles)}; given: {', '.join(self.models)}",
-                )
-        self.bilevel = bilevel
-        self.optimizer: Any = optimizer
-        if outer_optimizer is not None:
-            self.optimizer = self._two_levels(optimizer, outer_optimizer)
-        elif bilevel is not None:
+        first = {} if student is None else {"student": student}
+        vars(self).update(
+            objective=objective,
+            optimizer=optimizer,
+            networks={**first, **(networks or {})},
+            frozen=frozen or {},
+            averages=averages or {},
+            transform=transform,
+            outer_optimizer=outer_optimizer,
+            bilevel=bilevel,
+            options=options or Options(),
+        )
+        checks.check_roles(objective, self.models)
+        if self.outer_optimizer is None and self.bilevel is not None:
             raise ConfigError("bilevel needs an outer_optimizer")
-        if self.options.lookahead is not None and self.options.lookahead.kind == "wide":
-            raise ConfigError("a step takes one batch, and wide look-ahead takes several")
-        steps.check_accumulation(objective, self.options.accum_steps)
-        self._in_flight: collections.deque[Array] = collections.deque()
-
-    def _two_levels(self, inner: Any, outer: Any) -> Any:
-        if not isinstance(self.objective, WeightedObjective):
+        if self.two_levels and not isinstance(self.objective, WeightedObjective):
             raise ConfigError("outer_optimizer needs a WeightedObjective")
-        if self.options.accum_steps > 1:
+        if self.two_levels and self.options.accum_steps > 1:
             raise ConfigError("accum_steps is 1 where the weighting is learned")
-        roles = tuple(r for r in weighted_objective.networks(self.objective) if r in self.trained)
-        self.bilevel = self.bilevel or bilevel.Bilevel()
-        return bilevel.Optimizers(inner, outer, roles)
+        steps.check_accumulation(self.objective, self.options.accum_steps)
+
+    # What follows from the arguments.
+
+    @functools.cached_property
+    def models(self) -> Mapping[Role, Model]:
+        """All networks."""
+        return checks.all_models(self.networks, self.frozen, self.averages)
+
+    @functools.cached_property
+    def mesh(self) -> Mesh:
+        """The devices."""
+        return self.options.mesh or partition.make_mesh()
+
+    @property
+    def two_levels(self) -> bool:
+        """Whether the weighting has an optimizer of its own."""
+        return self.outer_optimizer is not None
+
+    @property
+    def tx(self) -> Any:
+        """The optimizer of the step: `optimizer`, or `bilevel.Optimizers`."""
+        if self.outer_optimizer is None:
+            return self.optimizer
+        roles = tuple(r for r in weighted_objective.networks(self.objective) if r in self.networks)
+        return bilevel_lib.Optimizers(self.optimizer, self.outer_optimizer, roles)
 
     # Batches.
 
-    @property
-    def _reads_index(self) -> bool:
-        """Whether the objective keeps a value of each training example."""
-        objective: Any = self.objective
-        while isinstance(objective, WeightedObjective):
-            objective = objective.objective
-        return hasattr(objective, "num_examples")
-
-    def _check_batch(self, batch: Batch, name: str = "batch") -> int:
-        if not isinstance(batch, Mapping) or "input" not in batch:
-            given = ", ".join(batch) if isinstance(batch, Mapping) else type(batch).__name__
-            raise ConfigError(f"{name} has no 'input', but {given or 'nothing'}")
-        sizes = {len(x) for x in jax.tree.leaves(dict(batch))}
-        if len(sizes) != 1:
-            shapes = {k: jax.tree.map(lambda x: x.shape, v) for k, v in batch.items()}
-            raise ConfigError(f"the arrays of {name} differ in length: {shapes}")
-        if "index" not in batch and self._reads_index:
-            raise ConfigError(
-                f"{name} has no 'index'",
-                hint=f"{type(self.objective).__name__} keeps a value of each training example: "
-                "give its position in the training set, int32 [b]",
-            )
-        b = sizes.pop()
+    def _check_batch(self, batch: Batch, name: str = "batch") -> None:
+        b = checks.check_batch(self.objective, batch, name)
         partition.check_batch(b, self.mesh, accum_steps=self.options.accum_steps, where=name)
-        return b
 
     def _filled(self, batch: Batch, step: Array) -> Batch:
         """Adds `mask`, `index` and `epoch` where they are missing; every example is then new."""
@@ -211,6 +195,12 @@ class Trainer:
         if self.transform is not None:
             batch = self.transform(rng.stream(key, "transform"), batch, step)
         return batch
+
+    def _prepared_both(self, fed: Mapping[str, Batch], step: Array, key: Key) -> Any:
+        over_batch = partition.over_batch(self.mesh)
+        held_out = jax.lax.with_sharding_constraint(dict(fed["held_out"]), over_batch)
+        train = self._prepared(fed["train"], step, key)
+        return {"train": train, "held_out": self._filled(held_out, step)}
 
     # State.
 
@@ -231,6 +221,58 @@ class Trainer:
         models = {role: model for role, model in self.models.items() if role in called}
         return state.infer_shapes(self.objective, models, prepared)
 
+    def make_init(self, shapes: state.Shapes) -> Callable[[Key], TrainState]:
+        """Returns the pure `key -> state before the first step`."""
+        sources = {role: source for role, (source, _) in self.averages.items()}
+        return state.make_init(
+            self.objective,
+            self.models,
+            self.tx,
+            shapes,
+            trainable=tuple(self.networks),
+            ema=sources,
+        )
+
+    def abstract_state(self, shapes: state.Shapes) -> TrainState:
+        """Returns the training state as shapes with shardings.
+
+        Raises:
+          ConfigError: a partition rule matches nothing or does not divide its parameter.
+        """
+        return self._placed(jax.eval_shape(self.make_init(shapes), jax.random.key(0)))
+
+    def abstract_frozen(self, shapes: state.Shapes) -> steps.Frozen:
+        """Returns the frozen networks as shapes with shardings."""
+        found = {r: (shapes.roles[r].params, shapes.roles[r].state) for r in self.frozen}
+        return self._placed(found, "frozen_partition_rules")
+
+    def _placed(self, tree: PyTree, rules: str = "partition_rules", *, strict: bool = True) -> Any:
+        """Returns shapes with their shardings; not strict where `tree` is a part of the state."""
+        shardings = partition.infer(
+            tree,
+            self.mesh,
+            rules=dict(getattr(self.options, rules)),
+            min_size=self.options.partition_min_size,
+            where=rules,
+            strict=strict,
+        )
+        return jax.tree.map(
+            lambda x, to: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=to), tree, shardings
+        )
+
+    def compile_init(self, shapes: state.Shapes) -> Callable[[Key], TrainState]:
+        """Compiles `key -> state before the first step`, which is created into its shardings.
+
+        On CPU the initialisers are compiled without optimisation: they run once, and compiling
+        them well takes longer than running them.
+        """
+        shardings = jax.tree.map(lambda x: x.sharding, self.abstract_state(shapes))
+        dtype, replicated = jax.random.key(0).dtype, partition.replicated(self.mesh)
+        key = jax.ShapeDtypeStruct((), dtype, sharding=replicated)
+        lowered = jax.jit(self.make_init(shapes), out_shardings=shardings).lower(key)
+        fast: dict[str, str | bool] = {"xla_backend_optimization_level": "0"}
+        return lowered.compile(compiler_options=fast if jax.default_backend() == "cpu" else None)
+
     def init(self, key: Key, batch: Batch) -> TrainerState:
         """Returns the state before the first step.
 
@@ -239,76 +281,88 @@ class Trainer:
           batch: an example of a batch; its shapes and types alone matter.
         """
         shapes = self.shapes(batch)
-        init = state.make_init(
-            self.objective,
-            self.models,
-            self.optimizer,
-            shapes,
-            trainable=self.trained,
-            ema={role: source for role, (source, _) in self.averages.items()},
-        )
-        shardings = self._shardings(jax.eval_shape(init, key))
-        train = jax.jit(init, out_shardings=shardings)(key)
+        key = jax.device_put(key, partition.replicated(self.mesh))
+        train = self.compile_init(shapes)(key)
         frozen = {}
-        for role in self.frozen:
-            weights = self._weights.get(role)
-            if weights is None:
+        for role, given in self.frozen.items():
+            if isinstance(given, Model):
                 inputs = state.zeros(shapes.roles[role].inputs)
-                weights = self.models[role].init(rng.stream(key, "init", role), *inputs)
+                weights = given.init(rng.stream(key, "init", role), *inputs)
+            else:
+                weights = given[1:]
             frozen[role] = jax.device_put(weights, partition.replicated(self.mesh))
-        return TrainerState(train, frozen, jax.device_put(key, partition.replicated(self.mesh)))
-
-    def _shardings(self, shapes: PyTree) -> PyTree:
-        return partition.infer(
-            shapes,
-            self.mesh,
-            rules=dict(self.options.partition_rules),
-            min_size=self.options.partition_min_size,
-            where="partition_rules",
-        )
+        return TrainerState(train, frozen, key)
 
     # Steps.
 
-    def pure_step(self, *, outer: bool = False) -> steps.StepFn:
+    def pure_step(
+        self,
+        prepare: Prepare | None = None,
+        *,
+        outer: bool = False,
+        names: Sequence[str] | None = None,
+    ) -> Callable[[TrainState, steps.Frozen, Any, Key], tuple[TrainState, Any]]:
         """Returns the step as a pure function, to be transformed or compiled by the caller.
 
         Args:
+          prepare: `(fed, step, key) -> batch`; by default it fills in what a batch does not have,
+            and transforms it.
           outer: whether the weighting learns in this step, which then takes
             `{"train": batch, "held_out": batch}`.
+          names: of metrics that the step returns as one array `[m]`. Each output of a compiled step
+            costs the host some microseconds, which shows where steps are short.
 
         Returns:
-          `(train_state, frozen, batch, key) -> (train_state, metrics)`.
-        """
-        update = make_update(
-            self.objective,
-            self.models,
-            self.optimizer,
-            self.options,
-            averages=self.averages,
-            two_level=self.bilevel,
-            outer=outer,
-        )
+          `(train_state, frozen, fed, key) -> (train_state, metrics)`.
 
-        def step(train: TrainState, frozen: steps.Frozen, batch: Batch, key: Key):
-            if outer:
-                held = jax.lax.with_sharding_constraint(
-                    dict(batch["held_out"]), partition.over_batch(self.mesh)
-                )
-                prepared = {
-                    "train": self._prepared(batch["train"], train.step, key),
-                    "held_out": self._filled(held, train.step),
-                }
-            else:
-                prepared = self._prepared(batch, train.step, key)
-            return update(train, frozen, prepared, key)
+        Raises:
+          ConfigError: look-ahead needs several batches a step, and `prepare` is not given.
+        """
+        ahead, prepare_one = (
+            self.options.lookahead,
+            self._prepared_both if outer else self._prepared,
+        )
+        if prepare is None and ahead is not None and ahead.kind == "wide":
+            raise ConfigError("a step takes one batch, and wide look-ahead takes several")
+        prepare = prepare or prepare_one
+
+        def step(train: TrainState, frozen: steps.Frozen, fed: Any, key: Key):
+            update = make_update(
+                self.objective,
+                self.gathered(train, frozen),
+                self.tx,
+                self.options,
+                averages=self.averages,
+                two_level=self.bilevel,
+                outer=outer,
+            )
+            train, metrics = update(train, frozen, prepare(fed, train.step, key), key)
+            return train, metrics if names is None else jnp.stack([metrics[n] for n in names])
 
         return step
+
+    def gathered(self, train: TrainState, frozen: steps.Frozen) -> Mapping[Role, Model]:
+        """Returns the networks as they are applied under `jit`, see `partition.gathered`."""
+        if self.mesh.shape["fsdp"] == 1:
+            return self.models
+        learned = self._placed(train, strict=False)
+        still = self._placed(frozen, "frozen_partition_rules", strict=False)
+        held = {**learned.params, **learned.targets, **{r: p for r, (p, _) in still.items()}}
+        where = jax.tree.map(lambda x: x.sharding, held)
+        return {
+            role: partition.gathered(model, where[role]) if role in where else model
+            for role, model in self.models.items()
+        }
+
+    @functools.cached_property
+    def _in_flight(self) -> collections.deque[Array]:
+        return collections.deque()
 
     @functools.cached_property
     def _jitted(self) -> Mapping[bool, Callable]:
         return {
             outer: jax.jit(self.pure_step(outer=outer), donate_argnums=0)
-            for outer in ((False, True) if self.bilevel else (False,))
+            for outer in ((False, True) if self.two_levels else (False,))
         }
 
     def step(
@@ -333,7 +387,7 @@ class Trainer:
         self._check_batch(batch)
         fed: Any = dict(batch)
         if held_out is not None:
-            if not self.bilevel:
+            if not self.two_levels:
                 raise ConfigError("held_out needs an outer_optimizer")
             self._check_batch(held_out, "held_out")
             fed = {"train": fed, "held_out": dict(held_out)}
@@ -366,26 +420,46 @@ class Trainer:
         """Returns `(params, state)` of the student."""
         return self.network(state, "student")
 
+    def bind(self, train: TrainState, frozen: steps.Frozen, key: Key | None = None) -> Nets:
+        """Returns all networks at a state, under `jit`; without a key nothing drawn matters."""
+        key = jax.random.key(0) if key is None else key
+        models, precision = self.gathered(train, frozen), self.options.precision
+        return steps.bind_networks(models, train, frozen, key=key, precision=precision)
+
+    def outputs(
+        self, train: TrainState, frozen: steps.Frozen, batch: Batch, wanted: Wanted
+    ) -> Mapping[str, Outputs]:
+        """Returns `{name: {output: [b, ...]}}` in evaluation mode; pure.
+
+        Args:
+          train: state of the training.
+          frozen: the frozen networks.
+          batch: after its transforms.
+          wanted: names of outputs, by network or by name among the predictions of the objective.
+            What a weighting does goes by the name "trust".
+        """
+        nets, found = self.bind(train, frozen), {}
+        for name, outputs in wanted:
+            if name in self.models:
+                made, _ = nets(name, batch["input"])
+            elif name == "trust" and isinstance(self.objective, WeightedObjective):
+                made = self.objective.example_weights(nets, batch, train.memory, train.step)
+            else:
+                predict = self.objective.predictions
+                made = predict(nets, batch, train.memory, train.step)[name]
+            found[name] = {output: made[output] for output in outputs or made}
+        return found
+
     @functools.cached_property
     def _predict(self) -> Callable:
-        def run(train, frozen, inputs, role, names):
-            nets = steps.bind_networks(
-                self.models,
-                train,
-                frozen,
-                key=jax.random.key(0),
-                precision=self.options.precision,
-            )
-            outputs, _ = nets(role, inputs)
-            return {name: outputs[name] for name in names or outputs}
-
-        return jax.jit(run, static_argnames=("role", "names"))
+        return jax.jit(self.outputs, static_argnames="wanted")
 
     def predict(
         self, state: TrainerState, inputs: PyTree, *, role: Role = "student"
     ) -> Mapping[str, Array]:
         """Returns the outputs of a network in evaluation mode, `{name: [b, ...]}`."""
-        return self._predict(state.train, state.frozen, inputs, role=role, names=None)
+        wanted = ((role, None),)
+        return self._predict(state.train, state.frozen, {"input": inputs}, wanted=wanted)[role]
 
     def evaluate(
         self,
@@ -403,18 +477,13 @@ class Trainer:
         Returns:
           `{metric: value}`, scalars and arrays.
         """
-        wanted: dict[Role, tuple[str, ...]] = {}
-        for evaluator in evaluators.values():
-            for role, names in evaluator.outputs.items():
-                wanted[role] = tuple(dict.fromkeys((*wanted.get(role, ()), *names)))
+        wanted = wanted_by(evaluators)
 
-        def outputs(batch: Batch) -> Mapping[Role, Mapping[str, Array]]:
-            return {
-                role: self._predict(
-                    state.train, state.frozen, batch["input"], role=role, names=names
-                )
-                for role, names in wanted.items()
-            }
+        def outputs(batch: Batch) -> Mapping[str, Outputs]:
+            seen = (
+                batch if any(n not in self.models for n, _ in wanted) else {"input": batch["input"]}
+            )
+            return self._predict(state.train, state.frozen, seen, wanted=wanted)
 
         start = 0
 

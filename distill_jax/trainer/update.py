@@ -1,10 +1,10 @@
-"""The step of a trainer: the pieces of the core that its options ask for."""
+"""The update of a trainer: the pieces of the core that its options ask for."""
 
 from collections.abc import Mapping
 from typing import Any
 
-from distill_jax.core import bilevel, lookahead, steps
-from distill_jax.core.api import Model, Objective, Role
+from distill_jax.core import bilevel, collapse, lookahead, steps
+from distill_jax.core.api import Model, Objective, Role, Terms
 from distill_jax.core.weighted_objective import WeightedObjective
 from distill_jax.trainer.options import Options
 
@@ -19,7 +19,7 @@ def make_update(
     two_level: bilevel.Bilevel | None = None,
     outer: bool = False,
 ) -> steps.StepFn:
-    """Returns the pure step `(train_state, frozen, batch, key) -> (train_state, metrics)`.
+    """Returns the pure `(train_state, frozen, batch, key) -> (train_state, metrics)`.
 
     Args:
       objective: the training method.
@@ -30,9 +30,6 @@ def make_update(
       two_level: how the outer gradient is taken, where the optimizer has two levels.
       outer: whether the weighting learns in this step, which then takes
         `{"train": batch, "held_out": batch}`.
-
-    Raises:
-      ConfigError: accumulation is asked of an objective that couples the examples of a batch.
     """
     shared: dict[str, Any] = {
         "precision": options.precision,
@@ -57,3 +54,27 @@ def make_update(
     if options.lookahead is None:
         return update
     return lookahead.make_lookahead_step(update, ema=averages, **options.lookahead._asdict())
+
+
+def metric_names(
+    terms: Terms, options: Options, *, two_levels: bool = False, outer: bool = False
+) -> tuple[str, ...]:
+    """Returns the names of the metrics of an update: total loss, terms, weights, and the rest.
+
+    Args:
+      terms: of the objective, as shapes.
+      options: of the step.
+      two_levels: whether the weighting has an optimizer of its own.
+      outer: whether it learns in this step.
+    """
+    names = (
+        "loss",
+        *terms.values,
+        *(f"weight/{name}" for name in terms.weights),
+        *terms.example_info,
+    )
+    names += ("outer_loss", "outer_grad_norm") if outer else ()
+    names += ("grad_norm",) if options.grad_norm else ()
+    names += {"keep": (), "report": ("nonfinite",), "skip": ("skipped",)}[options.nonfinite]
+    watches = options.watch_every > 0 and not two_levels
+    return (*names, *collapse.names(terms.embeddings)) if watches else names

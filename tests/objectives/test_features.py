@@ -448,7 +448,7 @@ def test_a_classifier_is_taken_over_from_a_run(teacher):
     frozen = build.frozen_networks(experiment, config)
     current = build.initial_state(experiment, jax.random.key(0), config)
     batch = next(iter(loader.eval_batches(experiment.dataset.test, batch_size=8)))
-    predicted = build.predict(experiment)(current, frozen, batch)
+    predicted = experiment.predict(current, frozen, batch)
     transform = build.make_transform(experiment.config, experiment.dataset, train=False)
 
     @jax.jit

@@ -124,7 +124,7 @@ def test_evaluators_read_the_predictions(mode):
     experiment = build.build(config(mode, "aggregated"))
     state = jax.jit(experiment.init)(jax.random.key(0))
     batch = next(loader.eval_batches(experiment.dataset.test, batch_size=16))
-    got = build.predict(experiment)(state, {}, batch)["aggregated"]["logits"]
+    got = experiment.predict(state, {}, batch)["aggregated"]["logits"]
     transform = build.make_transform(experiment.config, experiment.dataset, train=False)
     seen = np.asarray(jax.jit(transform)(jax.random.key(0), batch, jnp.int32(0))["input"])
 

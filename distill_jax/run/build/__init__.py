@@ -8,7 +8,7 @@ from distill_jax.run.build.feed import Feed, feed_shapes
 from distill_jax.run.build.method import Outer, schedule_args
 from distill_jax.run.build.networks import make_model, provided_to_models
 from distill_jax.run.build.phases import build
-from distill_jax.run.build.programs import compile_step, is_finite, make_step, predict
+from distill_jax.run.build.programs import compile_step, is_finite, make_step
 from distill_jax.run.build.start import (
     for_evaluation,
     frozen_networks,
@@ -40,7 +40,6 @@ __all__ = [
     "make_transform",
     "on_device",
     "open_dataset",
-    "predict",
     "predict_controls",
     "provided_to_models",
     "schedule_args",

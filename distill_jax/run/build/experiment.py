@@ -1,8 +1,9 @@
 """`Experiment`: a config as data, pure functions and shapes."""
 
+import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -11,24 +12,17 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from distill_jax.core import (
-    bilevel,
-    collapse,
-    partition,
-    rng,
-    state,
-    steps,
-)
+from distill_jax.core import partition, rng, state, steps
 from distill_jax.core.api import (
     Batch,
     Dataset,
     Evaluator,
     Model,
     Objective,
-    PyTree,
     Role,
     Transform,
 )
+from distill_jax.core.errors import ConfigError
 from distill_jax.core.replicas import REPLICA
 from distill_jax.core.weighted_objective import WeightedObjective
 from distill_jax.data import checks
@@ -37,7 +31,9 @@ from distill_jax.run.build.method import Outer
 from distill_jax.run.build.networks import role_spec
 from distill_jax.run.config import ConfigDict
 from distill_jax.trainer.io.teacher_cache import Plan
-from distill_jax.trainer.options import LookAhead, Options
+from distill_jax.trainer import Trainer
+from distill_jax.trainer.passes import wanted_by
+from distill_jax.trainer.update import metric_names
 
 RAW_WIDTH = 4096
 """Inputs of more numbers than this are no control of embeddings."""
@@ -48,45 +44,45 @@ class Caches:
     """What is found out about an experiment once.
 
     Attributes:
-      init: the compiled `key -> TrainState`.
       steps: the compiled steps by name.
-      predict: see `programs.predict`.
       controls: the programs of controls, see `controls.Programs`.
       measured: names of the scalars that evaluators measure, by split.
       warned: whether its warnings were printed.
     """
 
-    init: Callable | None = None
     steps: dict[str, Any] = dataclasses.field(default_factory=dict)
-    predict: Callable | None = None
     controls: Any = None
     measured: dict[str, list[str]] = dataclasses.field(default_factory=dict)
     warned: bool = False
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Experiment:
-    """A config as data, pure functions and shapes; the same for every seed.
+    """A trainer, and what only a run has beside it: data, evaluators, lengths; for every seed.
 
     What is compiled of it and done with it are functions over it, see the modules beside this one.
 
     A copy by `dataclasses.replace` has empty caches.
+
+    Attributes:
+      trainer: computes.
+      shapes: of its networks, losses and memories on a batch.
+      data: what was found in the data set.
+      schedule: of the learning rate.
+      outer: when the weighting learns; None where it does not.
+      resident: whether the examples lie on the devices.
+      cache: which answers of a teacher are stored.
+      notes: warnings about the first weights of networks.
     """
 
     config: ConfigDict
-    mesh: Mesh
+    trainer: Trainer
+    shapes: state.Shapes
     dataset: Dataset
     data: checks.Report = dataclasses.field(default_factory=checks.Report)
-    objective: Objective
-    models: Mapping[Role, Model]
     evaluators: Mapping[str, Evaluator]
-    shapes: state.Shapes
-    tx: Any
     schedule: optax.Schedule
     outer: Outer | None
-    trainable: tuple[Role, ...]
-    frozen: tuple[Role, ...]
-    ema: Mapping[Role, tuple[Role, steps.Decay]]
     total_steps: int
     steps_per_epoch: float
     resident: bool
@@ -96,13 +92,38 @@ class Experiment:
     notes: tuple[str, ...] = ()
     caches: Caches = dataclasses.field(init=False, repr=False, default_factory=Caches)
 
+    @property
+    def mesh(self) -> Mesh:
+        return self.trainer.mesh
+
+    @property
+    def objective(self) -> Objective:
+        return self.trainer.objective
+
+    @property
+    def models(self) -> Mapping[Role, Model]:
+        return self.trainer.models
+
+    @property
+    def tx(self) -> Any:
+        return self.trainer.tx
+
+    @property
+    def trainable(self) -> tuple[Role, ...]:
+        return tuple(self.trainer.networks)
+
+    @property
+    def frozen(self) -> tuple[Role, ...]:
+        """Networks that never learn; a function that answers in place of one is none."""
+        return tuple(role for role in self.trainer.frozen if role in self.config.roles)
+
+    @property
+    def ema(self) -> Mapping[Role, tuple[Role, steps.Decay]]:
+        return self.trainer.averages
+
     def variant(self, step: int) -> str:
         """Returns which of the compiled steps is due: "outer" where the weighting learns too."""
         return "outer" if self.outer is not None and self.outer.due(step) else "inner"
-
-    def transform(self, *, train: bool) -> Transform:
-        """Returns the transforms of training or evaluation batches."""
-        return make_transform(self.config, self.dataset, train=train, trusted=self.trusted)
 
     @property
     def variants(self) -> tuple[str, ...]:
@@ -110,6 +131,15 @@ class Experiment:
         if self.outer is None:
             return ("inner",)
         return ("outer",) if (self.outer.every, self.outer.warmup) == (1, 0) else ("inner", "outer")
+
+    def transform(self, *, train: bool) -> Transform:
+        """Returns the transforms of training or evaluation batches."""
+        return make_transform(self.config, self.dataset, train=train, trusted=self.trusted)
+
+    def on_mesh(self, mesh: Mesh) -> "Experiment":
+        """Returns the same experiment on other devices."""
+        options = dataclasses.replace(self.trainer.options, mesh=mesh)
+        return dataclasses.replace(self, trainer=dataclasses.replace(self.trainer, options=options))
 
     @functools.cached_property
     def overlaps(self) -> Mapping[str, checks.Overlap]:
@@ -144,80 +174,42 @@ class Experiment:
         }
 
     @functools.cached_property
-    def init(self) -> Callable:
-        """`key -> TrainState`, pure."""
-        sources = {role: source for role, (source, _) in self.ema.items()}
-        return state.make_init(
-            self.objective,
-            self.models,
-            self.tx,
-            self.shapes,
-            trainable=self.trainable,
-            ema=sources,
-        )
-
-    @functools.cached_property
     def abstract_state(self) -> Any:
         """The training state as shapes with shardings."""
-        shapes = jax.eval_shape(self.init, jax.random.key(0))
-        return self._with_shardings(shapes, "rules")
+        with _rules_of_config():
+            return self.trainer.abstract_state(self.shapes)
 
     @functools.cached_property
     def abstract_frozen(self) -> Any:
-        shapes = {r: (self.shapes.roles[r].params, self.shapes.roles[r].state) for r in self.frozen}
-        return self._with_shardings(shapes, "frozen_rules")
+        with _rules_of_config():
+            return self.trainer.abstract_frozen(self.shapes)
 
-    def _with_shardings(self, shapes: PyTree, name: str) -> PyTree:
-        shardings = partition.infer(
-            shapes,
-            self.mesh,
-            rules=rules_of(self.config, name),
-            min_size=self.config.partition.min_size,
-            where=f"partition.{name}",
-        )
-        return jax.tree.map(_with_sharding, shapes, shardings)
+    @functools.cached_property
+    def init(self) -> Callable:
+        """The compiled `key -> TrainState`, before warm starts."""
+        with _rules_of_config():
+            return self.trainer.compile_init(self.shapes)
+
+    @functools.cached_property
+    def predict(self) -> Callable:
+        """The jitted `(state, frozen, batch) -> {role: {name: [b, ...]}}` of the evaluators."""
+        wanted = wanted_by(self.evaluators)
+
+        def run(state, frozen, batch):
+            batch = evaluation_batch(self, batch, state.step)
+            return self.trainer.outputs(state, frozen, batch, wanted)
+
+        return jax.jit(run, out_shardings=partition.replicated(self.mesh))
 
     def metric_names(self, variant: str = "inner") -> tuple[str, ...]:
-        """Names of a step's metrics: total loss, terms, weights, and what was asked for."""
-        terms = self.shapes.terms
-        outer = ("outer_loss", "outer_grad_norm") if variant == "outer" else ()
-        norm = ("grad_norm",) if self.config.log.grad_norm else ()
-        reported = {"skip": ("skipped",), "stop": ("nonfinite",)}[self.config.watch.nonfinite]
-        weights = (f"weight/{name}" for name in terms.weights)
-        found = ("loss", *terms.values, *weights, *terms.metrics, *outer, *norm, *reported)
-        return (*found, *collapse.names(terms.embeddings)) if self.watches else found
-
-    @functools.cached_property
-    def gathered_models(self) -> Mapping[Role, Model]:
-        """The networks as steps apply them, see `partition.gathered`."""
-        if self.mesh.shape["fsdp"] == 1:
-            return self.models
-        state, frozen = self.abstract_state, self.abstract_frozen
-        held = {**state.params, **state.targets, **{r: p for r, (p, _) in frozen.items()}}
-        where = jax.tree.map(lambda x: x.sharding, held)
-        return {
-            role: partition.gathered(model, where[role]) if role in where else model
-            for role, model in self.models.items()
-        }
-
-    @functools.cached_property
-    def options(self) -> Options:
-        """Options of the step."""
-        config, ahead = self.config, self.config.lookahead
-        return Options(
-            precision=config.precision,
-            accum_steps=config.accum_steps,
-            grad_norm=config.log.grad_norm,
-            nonfinite="skip" if config.watch.nonfinite == "skip" else "report",
-            watch_every=config.log.every_steps if self.watches else 0,
-            lookahead=LookAhead(ahead.steps, ahead.kind, ahead.restore) if ahead.steps else None,
-            mesh=self.mesh,
+        """Names of a step's metrics."""
+        trainer = self.trainer
+        return metric_names(
+            self.shapes.terms,
+            trainer.options,
+            two_levels=trainer.two_levels,
+            outer=variant == "outer",
         )
-
-    @property
-    def watches(self) -> bool:
-        """Whether steps look at the spread of embeddings."""
-        return not isinstance(self.tx, bilevel.Optimizers) and not self.config.lookahead.steps
 
     @property
     def devices(self) -> int:
@@ -353,5 +345,13 @@ def rules_of(config: ConfigDict, name: str) -> partition.Rules:
     return partition.read_rules(config.partition[name], where=f"partition.{name}")
 
 
-def _with_sharding(x, sharding) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+@contextlib.contextmanager
+def _rules_of_config() -> Iterator[None]:
+    """Gives errors about `Options` of partitions the path of the rules in the config."""
+    try:
+        yield
+    except ConfigError as e:
+        if "partition_" not in e.where:
+            raise
+        kind, _, name = e.where.partition("partition_")
+        raise ConfigError(e.what, where=f"partition.{kind}{name}", hint=e.hint) from e

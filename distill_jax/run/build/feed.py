@@ -1,60 +1,48 @@
-"""Batches of one run as arguments of a step."""
+"""Batches of one run: as arguments of a step, and from these as a step takes them."""
 
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
-from distill_jax.core import (
-    partition,
-)
-from distill_jax.core.api import (
-    PyTree,
-)
+from distill_jax.core import partition, rng
+from distill_jax.core.api import Array, Batch, Key, PyTree, Transform
 from distill_jax.data import loader
 from distill_jax.run.build.data import batch_shapes
 from distill_jax.run.build.experiment import Experiment
 from distill_jax.trainer.io.teacher_cache import TeacherOutputs
+from distill_jax.trainer.trainer import Prepare
 
 
 def feed_shapes(experiment: Experiment, variant: str = "inner") -> PyTree:
     """Returns what a `Feed` gives a step, as shapes with shardings."""
+    mesh, cache = experiment.mesh, experiment.cache
 
     def one(source, b):
         if experiment.resident:
-            sharding = partition.replicated(experiment.mesh)
-            return loader.resident_shapes(source, sharding=sharding)
-        example = batch_shapes(source, b)
-        sharding = partition.over_batch(experiment.mesh)
-        return jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), example
+            return loader.resident_shapes(source, sharding=partition.replicated(mesh))
+        sharding = partition.over_batch(mesh)
+        return {}, jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+            batch_shapes(source, b),
         )
 
-    train = one(experiment.dataset.train, experiment.config.batch_size)
-    if experiment.cache is not None:
-        train = _with_answers(experiment, train)
+    b = experiment.config.batch_size
+    data, window = one(experiment.dataset.train, b)
+    if cache is not None and experiment.resident:
+        table = cache.shapes(len(experiment.dataset.train), partition.replicated(mesh))
+        window["teacher_outputs"] = dict.fromkeys(("now", "next")[: cache.views], table)
+    elif cache is not None:
+        window["teacher_outputs"] = cache.shapes(b, partition.over_batch(mesh))
     if variant == "inner":
-        return train
+        return data, window
     assert experiment.outer is not None
-    return {
-        "train": train,
-        "held_out": one(experiment.dataset.held_out, experiment.outer.batch_size),
-    }
-
-
-def _with_answers(experiment: Experiment, train: Any) -> PyTree:
-    cache, mesh = experiment.cache, experiment.mesh
-    assert cache is not None
-    if not experiment.resident:
-        shapes = cache.shapes(experiment.config.batch_size, partition.over_batch(mesh))
-        return {**train, "teacher_outputs": shapes}
-    table = cache.shapes(len(experiment.dataset.train), partition.replicated(mesh))
-    data, window = train
-    tables = {name: table for name in ("now", "next")[: cache.views]}
-    return data, {**window, "teacher_outputs": tables}
+    held_out = one(experiment.dataset.held_out, experiment.outer.batch_size)
+    return {"train": (data, window), "held_out": held_out}
 
 
 class Feed:
-    """Batches of one run as arguments of a step: resident arrays with a window, or streams.
+    """Batches of one run as arguments of a step: `(data, window)`, see `data.loader`.
 
     Args:
       experiment: what is run.
@@ -71,27 +59,21 @@ class Feed:
         start: int,
         teacher_outputs: TeacherOutputs | None = None,
     ):
-        self._outer, self._resident = experiment.outer, experiment.resident
-        mesh, dataset = experiment.mesh, experiment.dataset
+        self._outer, mesh = experiment.outer, experiment.mesh
 
         def make(source, batch_size, start, teacher_outputs=None):
-            if self._resident:
-                return loader.ResidentLoader(
-                    source,
-                    batch_size=batch_size,
-                    seed=seed,
-                    sharding=partition.replicated(mesh),
-                    teacher_outputs=teacher_outputs,
-                )
-            return loader.StreamLoader(
-                source,
-                batch_size=batch_size,
-                seed=seed,
-                start=start,
-                sharding=partition.over_batch(mesh),
-                teacher_outputs=teacher_outputs,
-            )
+            shared: dict[str, Any] = {
+                "batch_size": batch_size,
+                "seed": seed,
+                "teacher_outputs": teacher_outputs,
+            }
+            if experiment.resident:
+                whole = partition.replicated(mesh)
+                return loader.ResidentLoader(source, sharding=whole, **shared)
+            split = partition.over_batch(mesh)
+            return loader.StreamLoader(source, start=start, sharding=split, **shared)
 
+        dataset = experiment.dataset
         self._train = make(dataset.train, experiment.config.batch_size, start, teacher_outputs)
         self._held_out: Any = None
         if self._outer is not None:
@@ -100,18 +82,63 @@ class Feed:
 
     def __call__(self, step: int, variant: str = "inner") -> PyTree:
         """Returns what the step of that name takes at `step`."""
-        train = self._window(self._train, step)
+        train = (self._train.data, self._train.window(step))
         if variant == "inner":
             return train
         assert self._outer is not None
         index = max(0, self._outer.count(step))
-        return {"train": train, "held_out": self._window(self._held_out, index)}
-
-    def _window(self, source: Any, step: int) -> PyTree:
-        return (source.data, source.window(step)) if self._resident else source.window(step)
+        return {"train": train, "held_out": (self._held_out.data, self._held_out.window(index))}
 
     def close(self) -> None:
         """Ends the threads of streams."""
         for source in (self._train, self._held_out):
             if isinstance(source, loader.StreamLoader):
                 source.close()
+
+
+def make_prepare(experiment: Experiment, variant: str = "inner") -> Prepare:
+    """Returns the pure `(fed, step, key) -> batch` that a step begins with.
+
+    The batch is as `Trainer.pure_step` takes it: that of `step`; a stack of as many as the step
+    looks ahead; or, where the weighting learns, `{"train": ..., "held_out": batch}`.
+    """
+    size, outer, ahead = experiment.config.batch_size, experiment.outer, experiment.config.lookahead
+    train, evaluation = experiment.transform(train=True), experiment.transform(train=False)
+    over_batch = partition.over_batch(experiment.mesh)
+
+    def batch_of(fed: Any, step: Array, key: Key, batch_size: int, transform: Transform) -> Batch:
+        data, window = fed
+        if experiment.resident:
+            window = loader.fetch_resident(data, window, step, batch_size=batch_size)
+        batch: Any = jax.lax.with_sharding_constraint(window, over_batch)
+        teacher_outputs = batch.pop("teacher_outputs", None)
+        batch = transform(key, batch, step)
+        if teacher_outputs is not None:
+            assert experiment.cache is not None
+            batch = {**batch, "teacher_outputs": experiment.cache.decode(teacher_outputs)}
+        return batch
+
+    def batches(fed: Any, step: Array, key: Key, count: int) -> Batch:
+        key = rng.stream(key, "transform")
+        found = [batch_of(fed, step + k, key, size, train) for k in range(count)]
+        return jax.tree.map(lambda *x: jnp.stack(x), *found)
+
+    def one(fed: Any, step: Array, key: Key) -> Batch:
+        return batch_of(fed, step, rng.stream(key, "transform"), size, train)
+
+    def both(fed: Any, step: Array, key: Key) -> Any:
+        assert outer is not None
+        unroll, held_key = outer.options.unroll, rng.stream(key, "held_out", "transform")
+        seen = (
+            batches(fed["train"], step, key, unroll) if unroll > 1 else one(fed["train"], step, key)
+        )
+        index, b = outer.count(step), outer.batch_size
+        return {
+            "train": seen,
+            "held_out": batch_of(fed["held_out"], index, held_key, b, evaluation),
+        }
+
+    if variant == "outer":
+        return both
+    wide = ahead.steps if ahead.kind == "wide" else 0
+    return (lambda fed, step, key: batches(fed, step, key, wide)) if wide else one

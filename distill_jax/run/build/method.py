@@ -63,14 +63,16 @@ class Method:
 
     Attributes:
       objective: weighed where the config names a weighting.
-      tx: the optimizer, or `bilevel.Optimizers`.
+      optimizer: of the networks that learn from the training loss.
+      outer_optimizer: of the weighting, where it has one of its own.
       schedule: of the learning rate.
       outer: when the weighting learns; None where it does not.
       ema: `{role: (source, decay)}`.
     """
 
     objective: Objective
-    tx: Any
+    optimizer: optax.GradientTransformation
+    outer_optimizer: optax.GradientTransformation | None
     schedule: optax.Schedule
     outer: Outer | None
     ema: Mapping[Role, tuple[Role, steps.Decay]]
@@ -98,7 +100,7 @@ def make_method(
       trusted: as in `resolve`.
     """
     dataset, total_steps = data.dataset, data.total_steps
-    tx, schedule = optim.make_optimizer(
+    optimizer, schedule = optim.make_optimizer(
         total_steps=total_steps, **schedule_args(config, data.steps_per_epoch, total_steps)
     )
     ema = {role: _moving_average(config.roles[role], total_steps) for role in averages}
@@ -115,10 +117,17 @@ def make_method(
     )
     objective = _weighted(config, objective, dataset, total_steps, trusted)
     _check_lookahead(config, dataset, ema, resident=data.resident)
-    tx, outer = _two_levels(config, objective, tx, trainable, data)
+    outer_optimizer, outer = _two_levels(config, objective, trainable, data)
     if outer is not None:
         _check_outer(config, outer, dataset, mesh, resident=data.resident)
-    return Method(objective=objective, tx=tx, schedule=schedule, outer=outer, ema=ema)
+    return Method(
+        objective=objective,
+        optimizer=optimizer,
+        outer_optimizer=outer_optimizer,
+        schedule=schedule,
+        outer=outer,
+        ema=ema,
+    )
 
 
 def check_made(made: Any, name: str, kind: str, has: Sequence[str], *, where: str) -> None:
@@ -165,15 +174,15 @@ def _weighted(
 
 
 def _two_levels(
-    config: ConfigDict, objective: Objective, tx: Any, trainable: tuple[Role, ...], data: Data
-) -> tuple[Any, Outer | None]:
-    """Returns the optimizers, and when the weighting learns; None where it does not."""
+    config: ConfigDict, objective: Objective, trainable: tuple[Role, ...], data: Data
+) -> tuple[optax.GradientTransformation | None, Outer | None]:
+    """Returns the weighting's optimizer, and when it learns; None where it has none or does not."""
     if not isinstance(objective, WeightedObjective):
-        return tx, None
+        return None, None
     roles = tuple(role for role in weighted_objective.networks(objective) if role in trainable)
     by_gradient = objective.weighting.by_gradient
     if not by_gradient and (not roles or objective.control == "joint"):
-        return tx, None
+        return None, None
     spec = config.bilevel
     if config.accum_steps > 1:
         raise ConfigError(
@@ -197,9 +206,8 @@ def _two_levels(
     except ConfigError as e:
         where = f"bilevel.{e.where}" if e.where.startswith("optim") else e.where
         raise ConfigError(e.what, where=where, hint=e.hint) from e
-    optimizers = bilevel.Optimizers(tx, outer_tx, roles)
     if objective.control == "frozen":
-        return optimizers, None
+        return outer_tx, None
     outer = Outer(
         options=bilevel.Bilevel(
             method=spec.method,
@@ -219,7 +227,7 @@ def _two_levels(
             where="bilevel.every" if outer.every != 1 else "bilevel.warmup",
             hint="set bilevel.every to 1 and no warmup",
         )
-    return optimizers, outer
+    return outer_tx, outer
 
 
 def _check_outer(config, outer: Outer, dataset: Dataset, mesh: Mesh, *, resident: bool) -> None:

@@ -12,7 +12,6 @@ from jax.sharding import Mesh
 
 from distill_jax.analysis import dependence
 from distill_jax.core import (
-    bilevel,
     partition,
     state,
     steps,
@@ -21,7 +20,6 @@ from distill_jax.core import (
 from distill_jax.core.api import (
     Dataset,
     Model,
-    Objective,
     Role,
 )
 from distill_jax.core.errors import ConfigError, explained, nearest
@@ -101,7 +99,7 @@ def plan_cache(
     """Returns which answers of a teacher are stored; None where none are."""
     if not config.cache.dir:
         return None
-    _check_cache(config, method.objective, method.tx)
+    _check_cache(config, method)
     shapes = networks.shapes
     return teacher_cache.make_plan(
         config,
@@ -309,14 +307,14 @@ def _alike(model: Model, inputs: tuple[Any, ...]) -> tuple[list[str], bool]:
     return alike, len(fixed) < len(leaves)
 
 
-def _check_cache(config: ConfigDict, objective: Objective, tx: Any) -> None:
-    if isinstance(tx, bilevel.Optimizers):
+def _check_cache(config: ConfigDict, method: Method) -> None:
+    if method.outer_optimizer is not None:
         raise ConfigError(
             "a weighting that learns asks the teacher about held-out examples too",
             where="cache.dir",
             hint="set cache.dir to nothing, or take a weighting without networks",
         )
-    if config.cache.teacher and (objective.needs_dataset_pass or config.weighting.name):
+    if config.cache.teacher and (method.objective.needs_dataset_pass or config.weighting.name):
         raise ConfigError(
             "only training examples are asked about, in the views of training",
             where="cache.teacher",

@@ -16,10 +16,12 @@ from distill_jax.run import config as config_lib
 from distill_jax.run.build.data import make_batches, read_data
 from distill_jax.run.build.evaluators import make_evaluators
 from distill_jax.run.build.experiment import Experiment, readable, rules_of
-from distill_jax.run.build.method import make_method
-from distill_jax.run.build.networks import make_networks, plan_cache
+from distill_jax.run.build.method import Method, make_method
+from distill_jax.run.build.networks import Networks, make_networks, plan_cache
 from distill_jax.run.config import ConfigDict
 from distill_jax.run.resolve import names_in, resolve
+from distill_jax.trainer import Options, Trainer
+from distill_jax.trainer.options import LookAhead
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -81,19 +83,13 @@ def build(
     warnings = (*data.report.warnings, *batches.warnings)
     return Experiment(
         config=config,
-        mesh=names.mesh,
+        trainer=make_trainer(config, names, method, networks),
+        shapes=networks.shapes,
         dataset=data.dataset,
         data=dataclasses.replace(data.report, warnings=warnings),
-        objective=method.objective,
-        models=networks.models,
         evaluators=make_evaluators(config, outputs, data.dataset, names.trusted),
-        shapes=networks.shapes,
-        tx=method.tx,
         schedule=method.schedule,
         outer=method.outer,
-        trainable=names.trainable,
-        frozen=names.frozen,
-        ema=method.ema,
         total_steps=data.total_steps,
         steps_per_epoch=data.steps_per_epoch,
         resident=data.resident,
@@ -101,6 +97,33 @@ def build(
         trusted=names.trusted,
         cache=cache,
         notes=networks.notes,
+    )
+
+
+def make_trainer(config: ConfigDict, names: Names, method: Method, networks: Networks) -> Trainer:
+    """Returns the trainer of a config, for which a function in place of a teacher is frozen."""
+    models, ahead = networks.models, config.lookahead
+    learned, averages = set(names.trainable), set(method.ema)
+    return Trainer(
+        method.objective,
+        optimizer=method.optimizer,
+        networks={role: models[role] for role in names.trainable},
+        frozen={role: m for role, m in models.items() if role not in learned | averages},
+        averages=method.ema,
+        outer_optimizer=method.outer_optimizer,
+        bilevel=method.outer.options if method.outer else None,
+        options=Options(
+            precision=config.precision,
+            accum_steps=config.accum_steps,
+            grad_norm=config.log.grad_norm,
+            nonfinite="skip" if config.watch.nonfinite == "skip" else "report",
+            watch_every=0 if ahead.steps else config.log.every_steps,
+            lookahead=LookAhead(ahead.steps, ahead.kind, ahead.restore) if ahead.steps else None,
+            mesh=names.mesh,
+            partition_rules=rules_of(config, "rules"),
+            frozen_partition_rules=rules_of(config, "frozen_rules"),
+            partition_min_size=config.partition.min_size,
+        ),
     )
 
 

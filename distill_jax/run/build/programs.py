@@ -1,4 +1,4 @@
-"""The programs of an experiment: the step, what evaluators read, whether parameters are finite."""
+"""The programs of an experiment: its steps, and whether parameters are finite."""
 
 import functools
 from collections.abc import Callable
@@ -7,83 +7,25 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from distill_jax.core import (
-    partition,
-    rng,
-    steps,
-)
-from distill_jax.core.api import (
-    PyTree,
-    Role,
-)
-from distill_jax.core.weighted_objective import WeightedObjective
-from distill_jax.data import loader
-from distill_jax.run.build.experiment import Experiment, evaluation_batch
-from distill_jax.trainer.update import make_update
+from distill_jax.core import partition
+from distill_jax.core.api import PyTree
+from distill_jax.run.build.experiment import Experiment
+from distill_jax.run.build.feed import make_prepare
 
 
 def make_step(experiment: Experiment, variant: str = "inner") -> Callable:
-    """Returns the jitted step `(state, frozen, fed, key) -> (state, metrics)`.
+    """Returns the jitted step `(state, frozen, fed, key) -> (state, metrics [m])`.
 
-    It donates the state. The metrics are one array `[m]` in the order of `metric_names`: each
-    output of a step costs the host some microseconds, which shows where steps are short.
+    It donates the state. The metrics are in the order of `metric_names`.
     """
-    config, outer = experiment.config, experiment.outer
-    update = make_update(
-        experiment.objective,
-        experiment.gathered_models,
-        experiment.tx,
-        experiment.options,
-        averages=experiment.ema,
-        two_level=outer.options if outer else None,
+    step = experiment.trainer.pure_step(
+        make_prepare(experiment, variant),
         outer=variant == "outer",
+        names=experiment.metric_names(variant),
     )
-    ahead = config.lookahead
-    wide = ahead.steps if ahead.kind == "wide" else 0
-    names = experiment.metric_names(variant)
-    train, evaluation = experiment.transform(train=True), experiment.transform(train=False)
-    over_batch = partition.over_batch(experiment.mesh)
-
-    def batch_of(fed, step, batch_size, transform, key):
-        if experiment.resident:
-            data, window = fed
-            fed = loader.fetch_resident(data, window, step, batch_size=batch_size)
-        batch = jax.lax.with_sharding_constraint(fed, over_batch)
-        teacher_outputs = batch.pop("teacher_outputs", None)
-        batch = transform(key, batch, step)
-        if teacher_outputs is not None:
-            assert experiment.cache is not None
-            batch = {**batch, "teacher_outputs": experiment.cache.decode(teacher_outputs)}
-        return batch
-
-    def train_batch(fed, step, key):
-        return batch_of(fed, step, config.batch_size, train, rng.stream(key, "transform"))
-
-    def future_batches(fed, step, key):
-        batches = [train_batch(fed, step + k, key) for k in range(wide)]
-        return jax.tree.map(lambda *x: jnp.stack(x), *batches)
-
-    def both_batches(fed, step, key):
-        assert outer is not None
-        ahead = [train_batch(fed["train"], step + k, key) for k in range(outer.options.unroll)]
-        together = jax.tree.map(lambda *x: jnp.stack(x), *ahead)
-        held_key = rng.stream(key, "held_out", "transform")
-        held_out = batch_of(
-            fed["held_out"], outer.count(step), outer.batch_size, evaluation, held_key
-        )
-        return {"train": together if len(ahead) > 1 else ahead[0], "held_out": held_out}
-
-    def step(state, frozen, fed, key):
-        make = both_batches if variant == "outer" else future_batches if wide else train_batch
-        state, metrics = update(state, frozen, make(fed, state.step, key), key)
-        return state, jnp.stack([metrics[name] for name in names])
-
     shardings = jax.tree.map(lambda x: x.sharding, experiment.abstract_state)
-    return jax.jit(
-        step,
-        donate_argnums=0,
-        out_shardings=(shardings, partition.replicated(experiment.mesh)),
-    )
+    out = (shardings, partition.replicated(experiment.mesh))
+    return jax.jit(step, donate_argnums=0, out_shardings=out)
 
 
 def compile_step(experiment: Experiment, fed: PyTree, variant: str = "inner") -> Callable:
@@ -99,35 +41,6 @@ def compile_step(experiment: Experiment, fed: PyTree, variant: str = "inner") ->
             lowered = step.lower(experiment.abstract_state, frozen, fed, key)
         experiment.caches.steps[variant] = lowered.compile()
     return experiment.caches.steps[variant]
-
-
-def predict(experiment: Experiment) -> Callable:
-    """Returns the jitted `(state, frozen, batch) -> {role: {name: [b, ...]}}` of the evaluators."""
-    if experiment.caches.predict is None:
-        experiment.caches.predict = _make_predict(experiment)
-    return experiment.caches.predict
-
-
-def _make_predict(experiment: Experiment) -> Callable:
-    wanted: dict[Role, tuple[str, ...]] = {}
-    for evaluator in experiment.evaluators.values():
-        for role, names in evaluator.outputs.items():
-            wanted[role] = tuple(dict.fromkeys((*wanted.get(role, ()), *names)))
-    objective = experiment.objective
-    derived: dict[str, Callable] = {
-        name: lambda *args, name=name: objective.predictions(*args)[name]
-        for name in experiment.shapes.predictions
-    }
-    if isinstance(objective, WeightedObjective):
-        derived["example_weights"] = objective.example_weights
-    predict = steps.make_predict(
-        experiment.gathered_models, wanted, precision=experiment.config.precision, derived=derived
-    )
-
-    def run(state, frozen, batch):
-        return predict(state, frozen, evaluation_batch(experiment, batch, state.step))
-
-    return jax.jit(run, out_shardings=partition.replicated(experiment.mesh))
 
 
 @functools.cache

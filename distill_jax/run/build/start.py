@@ -9,16 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from distill_jax.core import (
-    partition,
-    steps,
-    weighted_objective,
-)
-from distill_jax.core.api import (
-    Key,
-    PyTree,
-    Role,
-)
+from distill_jax.core import partition, steps, weighted_objective
+from distill_jax.core.api import Key, PyTree, Role
 from distill_jax.core.weighted_objective import WeightedObjective
 from distill_jax.data import loader
 from distill_jax.data.source import example_ids
@@ -34,20 +26,11 @@ from distill_jax.trainer.passes import dataset_pass
 def initial_state(experiment: Experiment, key: Key, config: ConfigDict) -> Any:
     """Creates the state straight into its shardings, then loads warm starts.
 
-    On CPU the initialisers are compiled without optimisation: they run once, and compiling
-    them well takes longer than running them.
-
     Args:
       key: the root key of the run.
       config: the config of the run, which names the networks to start from.
     """
-    if experiment.caches.init is None:
-        shardings = jax.tree.map(lambda x: x.sharding, experiment.abstract_state)
-        lowered = jax.jit(experiment.init, out_shardings=shardings).lower(key)
-        fast: dict[str, str | bool] = {"xla_backend_optimization_level": "0"}
-        options = fast if jax.default_backend() == "cpu" else None
-        experiment.caches.init = lowered.compile(compiler_options=options)
-    new = experiment.caches.init(key)
+    new = experiment.init(key)
     for role in experiment.trainable:
         if config.roles[role].init:
             params, model_state = _read(
@@ -67,14 +50,6 @@ def initial_state(experiment: Experiment, key: Key, config: ConfigDict) -> Any:
     return new
 
 
-def _bound(experiment: Experiment, state: Any, frozen: steps.Frozen) -> steps.BoundNets:
-    """Returns all networks at a state; nothing that is drawn from the key matters."""
-    precision = experiment.config.precision
-    return steps.bind_networks(
-        experiment.models, state, frozen, key=jax.random.key(0), precision=precision
-    )
-
-
 def with_class_means(experiment: Experiment, state: Any, frozen: steps.Frozen) -> Any:
     """Fills the class-mean table, where the weighting needs one, from the training part alone."""
     if not isinstance(experiment.objective, WeightedObjective) or "class_means" not in state.memory:
@@ -83,17 +58,11 @@ def with_class_means(experiment: Experiment, state: Any, frozen: steps.Frozen) -
 
     def sums(state, frozen, batch):
         batch = evaluation_batch(experiment, batch, state.step)
-        nets = _bound(experiment, state, frozen)
+        nets = experiment.trainer.bind(state, frozen)
         return objective.class_sums(nets, batch, state.memory)
 
-    run = jax.jit(sums, out_shardings=partition.replicated(experiment.mesh))
-    batches = loader.eval_batches(experiment.dataset.train, batch_size=experiment.eval_batch_size)
-    parts = []
-    for batch in batches:
-        watch.alive()
-        processes.stop_if_asked("before the class means were known")
-        parts.append(jax.device_get(run(state, frozen, batch)))
-    total = jax.tree.map(lambda *x: np.sum(np.stack(x, dtype=np.float64), axis=0), *parts)
+    sums, _ = _survey(experiment, sums, state, frozen, "the class means were known", axis=None)
+    total = jax.tree.map(lambda x: x.astype(np.float64).sum(axis=0), sums)
     old = state.memory["class_means"]
     means = weighted_objective.class_means(
         *jax.tree.map(jnp.asarray, jax.tree.map(np.float32, total))
@@ -111,22 +80,36 @@ def with_dataset_pass(experiment: Experiment, state: Any, frozen: steps.Frozen, 
 
     def ask(state, frozen, batch):
         batch = evaluation_batch(experiment, batch, state.step)
-        nets = _bound(experiment, state, frozen)
+        nets = experiment.trainer.bind(state, frozen)
         return dict(objective.dataset_pass(nets, batch, state.memory, state.step))
 
-    run = jax.jit(ask, out_shardings=partition.replicated(experiment.mesh))
-
-    def alive() -> None:
-        watch.alive()
-        processes.stop_if_asked("before the survey was done")
-
-    batches = loader.eval_batches(experiment.dataset.train, batch_size=experiment.eval_batch_size)
-    rows, _ = dataset_pass(functools.partial(run, state, frozen), batches, on_batch=alive)
+    rows, _ = _survey(experiment, ask, state, frozen, "the survey was done")
     generator = np.random.Generator(np.random.Philox(key=[seed, zlib.crc32(b"survey")]))
     ids = example_ids(experiment.dataset.train)
     memory = objective.init_memory(rows, ids, jax.device_get(state.memory), generator)
     put = lambda new, old: jax.device_put(np.asarray(new, old.dtype), old.sharding)  # noqa: E731
     return state.replace(memory=jax.tree.map(put, memory, state.memory))
+
+
+def _survey(
+    experiment: Experiment,
+    fn: Callable,
+    state: Any,
+    frozen: steps.Frozen,
+    done: str,
+    *,
+    axis: int | None = 0,
+) -> tuple[Any, Any]:
+    """Passes `fn(state, frozen, batch)` over the training part, see `dataset_pass`."""
+    run = jax.jit(fn, out_shardings=partition.replicated(experiment.mesh))
+    batches = loader.eval_batches(experiment.dataset.train, batch_size=experiment.eval_batch_size)
+
+    def alive() -> None:
+        watch.alive()
+        processes.stop_if_asked(f"before {done}")
+
+    run = functools.partial(run, state, frozen)
+    return dataset_pass(run, batches, on_batch=alive, axis=axis)
 
 
 def frozen_networks(experiment: Experiment, config: ConfigDict) -> steps.Frozen:

@@ -60,7 +60,7 @@ def predictions(
 ) -> tuple[Any, dict[str, np.ndarray]]:
     """Returns the outputs `{role: {name: [n, ...]}}` that evaluators read, and facts `[n]`."""
     frozen = build_lib.for_evaluation(experiment, frozen)
-    predict = lambda batch: build_lib.predict(experiment)(state, frozen, batch)  # noqa: E731
+    predict = lambda batch: experiment.predict(state, frozen, batch)  # noqa: E731
     return collect(experiment, predict, split, rows=rows)
 
 
