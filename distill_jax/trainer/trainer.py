@@ -140,13 +140,13 @@ class Trainer:
             options=options or Options(),
         )
         checks.check_roles(objective, self.models)
-        if self.outer_optimizer is None and self.bilevel is not None:
+        if not self.two_levels and bilevel is not None:
             raise ConfigError("bilevel needs an outer_optimizer")
-        if self.two_levels and not isinstance(self.objective, WeightedObjective):
+        if self.two_levels and not isinstance(objective, WeightedObjective):
             raise ConfigError("outer_optimizer needs a WeightedObjective")
         if self.two_levels and self.options.accum_steps > 1:
             raise ConfigError("accum_steps is 1 where the weighting is learned")
-        steps.check_accumulation(self.objective, self.options.accum_steps)
+        steps.check_accumulation(objective, self.options.accum_steps)
 
     # What follows from the arguments.
 
@@ -223,15 +223,9 @@ class Trainer:
 
     def make_init(self, shapes: state.Shapes) -> Callable[[Key], TrainState]:
         """Returns the pure `key -> state before the first step`."""
-        sources = {role: source for role, (source, _) in self.averages.items()}
-        return state.make_init(
-            self.objective,
-            self.models,
-            self.tx,
-            shapes,
-            trainable=tuple(self.networks),
-            ema=sources,
-        )
+        ema = {role: source for role, (source, _) in self.averages.items()}
+        given = (self.objective, self.models, self.tx, shapes)
+        return state.make_init(*given, trainable=tuple(self.networks), ema=ema)
 
     def abstract_state(self, shapes: state.Shapes) -> TrainState:
         """Returns the training state as shapes with shardings.
@@ -480,9 +474,8 @@ class Trainer:
         wanted = wanted_by(evaluators)
 
         def outputs(batch: Batch) -> Mapping[str, Outputs]:
-            seen = (
-                batch if any(n not in self.models for n, _ in wanted) else {"input": batch["input"]}
-            )
+            derived = any(name not in self.models for name, _ in wanted)
+            seen = batch if derived else {"input": batch["input"]}
             return self._predict(state.train, state.frozen, seen, wanted=wanted)
 
         start = 0
