@@ -10,18 +10,21 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 
-from distill_jax.contrib import replicas_loop
 from distill_jax.contrib.replicas_program import Replicas
 from distill_jax.core import replicas
+from distill_jax.core.api import TrainState
 from distill_jax.core.errors import NonFiniteError
 from distill_jax.run import build as build_lib
 from distill_jax.run import environment, preflight, processes, workdir
 from distill_jax.run.build import Experiment
 from distill_jax.run.config import ConfigDict
 from distill_jax.run.members import NO_REPLICAS, Member, kind
+from distill_jax.run.train import hooks
+from distill_jax.run.train.finish import Group, evaluate, finish
 from distill_jax.run.train.run import Run
-from distill_jax.run.train.stepping import Clock, Stop
+from distill_jax.run.train.stepping import Clock, Stepper, Stop
 
 __all__ = ["NO_REPLICAS", "Member", "Replicas", "kind", "make_experiments", "refusal", "train"]
 
@@ -99,8 +102,54 @@ def _train(
         for member, experiment in zip(members, program.experiments, strict=True)
     ]
     program.runs = runs
+    group = Group(runs)
     with environment.stop_on_signal() as stop:
-        return replicas_loop.train_runs(runs, program, Stop(stop), clock, log_line)
+        stepper = Stepper(program, runs, clock=clock, log_line=log_line)
+        with stepper.opened(title(members)) as (state, step):
+            state = steps(group, program, stepper, Stop(stop), state, step)
+            with stepper.ending():
+                results = finish(group, program, stepper, state)
+            stepper.watch.enter("done" if group.going else "failed")
+            return results
+
+
+def title(members: Sequence[Member]) -> str:
+    """Returns what the progress is of."""
+    arms = dict.fromkeys(member.arm for member in members)
+    if not any(arms):
+        return "train"
+    seeds = dict.fromkeys(str(member.seed) for member in members)
+    return f"{' '.join(arms)} seed{'s'[: len(seeds) > 1]} {' '.join(seeds)}"
+
+
+def steps(
+    group: Group, program: Replicas, stepper: Stepper, stop: Stop, state: TrainState, step: int
+) -> TrainState:
+    """Takes the steps that are left, with what is due between them."""
+    schedule = stepper.schedule
+    while step < schedule.total and group.going:
+        event = schedule.next(step)
+        state, step, rows = stepper.advance(state, step, until=event, stop=stop)
+        own = [[(variant, values[i]) for variant, values in rows] for i, _ in enumerate(group.runs)]
+        reported = {"stalls": stepper.stalls(), "seconds": stepper.seconds}
+        means = group.each(hooks.read, own, step=step, **reported)
+        losses = [found["loss"] for found in means.values() if "loss" in found]
+        stepper.progress.update(step, loss=float(np.mean(losses)) if losses else None)
+        due = schedule.at(step, event=event)
+        if step == event:
+            for run in group.runs:
+                run.unlogged = []
+        if due.log:
+            group.each(hooks.log, means, step=step)
+        measured: dict[int, dict[str, Any] | None] = dict.fromkeys(range(len(group.runs)))
+        if due.evaluate:
+            measured |= evaluate(group, program, state, step, "held_out")
+        stopping = stop.asked(step)
+        if due.save or stopping or any(run.improves(measured[i]) for i, run in group.going):
+            group.each(hooks.save, program.split(state), measured)
+        if stopping and step < schedule.total:
+            hooks.stop(group.runs, step)
+    return state
 
 
 def make_experiments(members: Sequence[Member], make_experiment) -> list[Experiment]:

@@ -14,7 +14,6 @@ from distill_jax.core import optim, partition, replicas
 from distill_jax.core.api import PyTree, Role, TrainState
 from distill_jax.core.errors import CheckpointError
 from distill_jax.run import build as build_lib
-from distill_jax.run import watch
 from distill_jax.run.build import Experiment
 from distill_jax.run.members import Member
 from distill_jax.run.train import evaluation
@@ -74,10 +73,9 @@ class Replicas:
         variant = self.experiment.variants[-1]
         traced = jax.make_jaxpr(self._step(variant))(
             self.experiment.abstract_state,
-            self.experiment.abstract_frozen,
+            (self.experiment.abstract_frozen, {path: x[0] for path, x in self.scalars.items()}),
             build_lib.feed_shapes(self.experiment, variant),
             jax.eval_shape(jax.random.key, 0),
-            {path: x[0] for path, x in self.scalars.items()},
         )
         primitives = walk.primitives(traced)
         self.strategy = strategy or replicas.choose_strategy(
@@ -100,7 +98,8 @@ class Replicas:
         return dataclasses.replace(e, trainer=trainer)
 
     def _step(self, variant: str) -> Callable:
-        def step(state, frozen, fed, key, scalars):
+        def step(state, online, fed, key):
+            frozen, scalars = online
             return build_lib.make_step(self._with(scalars), variant).__wrapped__(
                 state, frozen, fed, key
             )
@@ -124,7 +123,7 @@ class Replicas:
         replicated = partition.replicated(self.mesh)
         seeds = [member.seed for member in self.members]
         keys = [jax.device_put(jax.random.key(seed), replicated) for seed in seeds]
-        self.keys = jax.device_put(jnp.stack(self._pad(keys)), self.sharding)
+        self.key = jax.device_put(jnp.stack(self._pad(keys)), self.sharding)
         read: dict[tuple[str | None, ...], Any] = {}
         frozen = []
         for member, experiment in zip(self.members, self.experiments, strict=True):
@@ -138,6 +137,7 @@ class Replicas:
             else self.join([networks[role] for networks in frozen])
             for role in self.experiment.frozen
         }
+        self.online = (self.frozen, self.scalars)
         step, states = self._restore()
         if step == 0:
             rows = zip(self.runs, keys, frozen, strict=True)
@@ -168,19 +168,18 @@ class Replicas:
             for i, m in enumerate(self.members)
         ]
         self._windows: dict[str, tuple[list[Any], PyTree]] = {}
-        self.update: dict[str, Any] = {}
+        self.update: dict[str, Callable] = {}
         for variant in experiment.variants:
-            fed = self._feed(step, variant)
+            fed = self.feed(step, variant)
             mapped = replicas.over_replicas(
                 self._step(variant),
                 mesh=self.mesh,
-                shared=(False, self._shared_frozen, self._shared_fed(variant), False, False),
+                shared=(False, self._shared_online, self._shared_fed(variant), False),
                 strategy=self.strategy,
             )
-
             jitted = jax.jit(mapped, donate_argnums=0, out_shardings=self.sharding)
             state = self._abstract_state()
-            lowered = jitted.lower(state, self.frozen, fed, self.keys, self.scalars)
+            lowered = jitted.lower(state, self.online, fed, self.key)
             self.update[variant] = lowered.compile()
 
     def _abstract_state(self) -> PyTree:
@@ -191,14 +190,14 @@ class Replicas:
         )
 
     @property
-    def _shared_frozen(self) -> dict[Role, bool]:
-        return {role: role in self.shared_roles for role in self.experiment.frozen}
+    def _shared_online(self) -> tuple[dict[Role, bool], bool]:
+        return {role: role in self.shared_roles for role in self.experiment.frozen}, False
 
     def _shared_fed(self, variant: str) -> PyTree:
         one = (True, False)  # data, window
         return one if variant == "inner" else {"train": one, "held_out": one}
 
-    def _feed(self, step: int, variant: str) -> PyTree:
+    def feed(self, step: int, variant: str = "inner", /) -> PyTree:
         """Returns the data and the stacked windows of all replicas."""
         given = [feed(step, variant) for feed in self.feeds]
         if variant == "inner":
@@ -215,37 +214,33 @@ class Replicas:
             self._windows[part] = (windows, stacked)
         return stacked
 
-    def __call__(self, state: TrainState, step: int) -> tuple[TrainState, tuple[str, Any]]:
-        variant = self.experiment.variant(step)
-        watch.enter("data")
-        fed = self._feed(step, variant)
-        watch.enter("dispatch")
-        state, metrics = self.update[variant](state, self.frozen, fed, self.keys, self.scalars)
-        return state, (variant, metrics)
-
     @functools.cached_property
     def predict(self) -> Callable:
-        """The jitted `(state, frozen, batch, scalars) -> {role: {name: [r, b, ...]}}`."""
+        """The jitted `(state, online, batch) -> {role: {name: [r, b, ...]}}`."""
 
-        def predict(state, frozen, batch, scalars):
+        def predict(state, online, batch):
+            frozen, scalars = online
             return self._with(scalars).predict.__wrapped__(state, frozen, batch)
 
         mapped = replicas.over_replicas(
             predict,
             mesh=self.mesh,
-            shared=(False, self._shared_frozen, True, False),
+            shared=(False, self._shared_online, True),
             strategy=self.strategy,
         )
         return jax.jit(mapped)
 
     def collect(self, state, split, rows=None):
-        predict = lambda batch: self.predict(state, self.frozen, batch, self.scalars)  # noqa: E731
+        predict = lambda batch: self.predict(state, self.online, batch)  # noqa: E731
         outputs, example_info = evaluation.collect(
             self.experiment, predict, split, rows=rows, axis=1
         )
         return [
             jax.tree.map(lambda x, i=i: x[i], outputs) for i in range(len(self.members))
         ], example_info
+
+    def draw(self, state: TrainState) -> None:
+        """Draws nothing: pictures are of a run by itself."""
 
     @property
     def flops_per_step(self) -> float | None:

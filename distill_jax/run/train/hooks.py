@@ -1,6 +1,6 @@
 """What is done between the steps of a run. Runs side by side share these functions."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -41,26 +41,6 @@ def log(run: Run, means: Mapping[str, float], *, step: int) -> None:
         run.write_means(step, means)
 
 
-def evaluate(
-    run: Run, collect: Callable[..., tuple[Any, Any]], step: int, split: str
-) -> dict[str, Any]:
-    """Measures a split and logs it; returns the metrics.
-
-    Args:
-      run: the run.
-      collect: `(split, rows=None) -> (outputs, facts)`.
-      step: of the state.
-      split: name of a part of the data, which may be empty.
-    """
-    if len(getattr(run.experiment.dataset, split)) == 0:
-        run.write_measured(step, {})
-        return {}
-    with watch.during("evaluation", f"evaluation of {split}"):
-        outputs, example_info = collect(split)
-        parts = evaluation.collect_parts(run.experiment, collect, split, (outputs, example_info))
-        return measure(run, outputs, parts, example_info=example_info, step=step, split=split)
-
-
 def measure(
     run: Run,
     outputs: Any,
@@ -89,18 +69,16 @@ def save(run: Run, state: TrainState, measured: Mapping[str, Any] | None) -> Non
         run.save(state, measured)
 
 
-def stop(run: Run, step: int) -> None:
-    """Ends a run whose state is saved.
+def stop(runs: Sequence[Run], step: int) -> None:
+    """Ends runs whose states are saved.
 
     Raises:
       Preempted: always.
     """
-    run.checkpointer.wait()
-    raise Preempted(stopped_at(step, run.experiment.total_steps))
-
-
-def stopped_at(step: int, total: int) -> str:
-    return f"stopped at step {step} of {total}; the state is saved"
+    for run in runs:
+        run.checkpointer.wait()
+    total = runs[0].experiment.total_steps
+    raise Preempted(f"stopped at step {step} of {total}; the state is saved")
 
 
 def chosen(

@@ -1,8 +1,7 @@
 """The loop of one run: steps, and what is due between them, in a fixed order."""
 
-import functools
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 from distill_jax.core.api import TrainState
@@ -12,7 +11,8 @@ from distill_jax.run import environment, preflight, processes
 from distill_jax.run import workdir as workdir_lib
 from distill_jax.run.build import Experiment
 from distill_jax.run.config import ConfigDict
-from distill_jax.run.train import artifacts, evaluation, hooks, result
+from distill_jax.run.train import hooks
+from distill_jax.run.train.finish import Group, evaluate, finish
 from distill_jax.run.train.program import SingleRun
 from distill_jax.run.train.run import Run
 from distill_jax.run.train.stepping import Clock, Stepper, Stop
@@ -58,41 +58,30 @@ def train(
         if not workdir_lib.is_run(workdir):  # one that goes on was looked at before
             preflight.warn(experiment, log_line, alone=not arm)
         run = Run(config, workdir, experiment, arm=arm, reported=reported, log_line=log_line)
+        program, title = SingleRun(run), f"{arm} seed {config.seed}" if arm else "train"
         with environment.stop_on_signal() as stop:
-            outcome = train_run(run, Stop(stop), clock, log_line)
-        if isinstance(outcome, NonFiniteError) and not arm:
+            stepper = Stepper(program, [run], clock=clock, log_line=log_line)
+            with stepper.opened(title) as (state, step):
+                try:
+                    state = steps(run, program, stepper, Stop(stop), state, step)
+                    with stepper.ending():
+                        [outcome] = finish(Group([run]), program, stepper, state)
+                except NonFiniteError as error:
+                    outcome = error
+                failed = isinstance(outcome, NonFiniteError)
+                stepper.watch.enter("failed" if failed else "done")
+        if failed and not arm:
             raise workdir_lib.explain_divergence(outcome, workdir)
-    if isinstance(outcome, NonFiniteError):
+    if failed:
         raise outcome  # out of the claim: a study keeps the log of a run that diverged
     return outcome
-
-
-def train_run(
-    run: Run, stop: Stop, clock: Clock, log_line: Callable[[str], None]
-) -> dict[str, Any] | NonFiniteError:
-    """Returns the result of a run, or the error with which it diverged."""
-    program = SingleRun(run)
-    stepper = Stepper(
-        program, [run.workdir], run.config, run.experiment, clock=clock, log_line=log_line
-    )
-    title = f"{run.arm} seed {run.config.seed}" if run.arm else "train"
-    with stepper.opened([run], title) as (state, step):
-        try:
-            state = steps(run, program, stepper, stop, state, step)
-            with stepper.ending():
-                found = finish(run, program, stepper, state)
-        except NonFiniteError as error:
-            stepper.watch.enter("failed")
-            return error
-        stepper.watch.enter("done")
-        return found
 
 
 def steps(
     run: Run, program: SingleRun, stepper: Stepper, stop: Stop, state: TrainState, step: int
 ) -> TrainState:
     """Takes the steps that are left, with what is due between them."""
-    schedule = stepper.schedule
+    schedule, group = stepper.schedule, Group([run])
     while step < schedule.total:
         event = schedule.next(step)
         state, step, rows = stepper.advance(state, step, until=event, stop=stop)
@@ -103,59 +92,12 @@ def steps(
             run.unlogged = []
         if due.log:
             hooks.log(run, means, step=step)
-        measured = {}
-        if due.evaluate:
-            collect = functools.partial(program.collect, state)
-            measured = hooks.evaluate(run, collect, step, "held_out")
+        measured = evaluate(group, program, state, step, "held_out") if due.evaluate else {}
+        if run.error is not None:
+            raise run.error
         stopping = stop.asked(step)
-        if due.save or stopping or run.improves(measured):
-            hooks.save(run, state, measured)
+        if due.save or stopping or run.improves(measured.get(0)):
+            hooks.save(run, state, measured.get(0))
         if stopping and step < schedule.total:
-            hooks.stop(run, step)
+            hooks.stop([run], step)
     return state
-
-
-def finish(run: Run, program: SingleRun, stepper: Stepper, state: TrainState) -> dict[str, Any]:
-    """Measures the last and the best state on the test split and writes the result."""
-    experiment, total = run.experiment, run.experiment.total_steps
-
-    collect = functools.partial(program.collect, state)
-    with stepper.watch.during("checkpoint"):
-        best = run.best()
-    if len(experiment.dataset.test):
-        hooks.evaluate(run, collect, total, "test")
-    if artifacts.has_example_weights(experiment):
-        rows = artifacts.example_weight_rows(experiment)
-        outputs, example_info = collect("train", rows=rows)
-        artifacts.write_example_weights(run, rows, outputs["example_weights"], example_info)
-    with stepper.watch.during("evaluation", "pictures"):
-        program.draw(state)
-    measured = measure_earlier(run, program, stepper, best)
-    stepper.clock.lap("finish")
-    for stall in stepper.stalls():
-        run.alarms.add(stall)
-    compute = result.of_compute(
-        experiment,
-        run.config,
-        flops_per_step=program.flops_per_step,
-        paces=stepper.paces,
-        phases=stepper.clock.phases,
-        watch=stepper.watch,
-    )
-    return run.finish(hooks.chosen(run, best, measured), compute)
-
-
-def measure_earlier(
-    run: Run, program: SingleRun, stepper: Stepper, best: Mapping[str, Any] | None
-) -> dict[str, Any]:
-    """Measures the best state on the test split, where it is not the last."""
-    experiment = run.experiment
-    if best is None or best["step"] == experiment.total_steps or not len(experiment.dataset.test):
-        return {}
-    restored = run.checkpointer.restore(experiment.abstract_state, step=best["step"])
-    assert restored is not None
-    collect = functools.partial(program.collect, restored.state)
-    with stepper.watch.during("evaluation", "evaluation of the best state"):
-        outputs, example_info = collect("test")
-        parts = evaluation.collect_parts(experiment, collect, "test", (outputs, example_info))
-    return evaluation.measure(experiment, outputs, example_info, "test", parts)

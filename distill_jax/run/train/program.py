@@ -1,6 +1,6 @@
 """What computes the steps of a run: the state to start from, the compiled steps, outputs."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import jax
@@ -9,7 +9,7 @@ import numpy as np
 from distill_jax.core import partition
 from distill_jax.core.api import TrainState
 from distill_jax.run import build as build_lib
-from distill_jax.run import environment, masked, processes, watch
+from distill_jax.run import environment, masked, processes
 from distill_jax.run.train.evaluation import predictions
 from distill_jax.run.train.run import Run
 
@@ -18,7 +18,16 @@ class Program(Protocol):
     """What steps are taken of: one run, or several that go side by side.
 
     Every array has a leading axis of runs where there are several.
+
+    Attributes:
+      update: the compiled steps `(state, online, fed, key) -> (state, metrics [(r,) m])` by name.
+      online: what of the frozen networks a step applies.
+      key: the root key.
     """
+
+    update: dict[str, Callable]
+    online: Any
+    key: Any
 
     def start(self) -> tuple[TrainState, int]:
         """Returns the state to go on from, and its step."""
@@ -28,8 +37,26 @@ class Program(Protocol):
         """Compiles what is needed from `step` on."""
         ...
 
-    def __call__(self, state: TrainState, step: int) -> tuple[TrainState, tuple[str, Any]]:
-        """Takes a step; returns the new state, the step's name and its metrics `[(r,) m]`."""
+    def feed(self, step: int, variant: str = "inner", /) -> Any:
+        """Returns what the step of that name takes at `step`."""
+        ...
+
+    def collect(
+        self, state: TrainState, split: str, rows: np.ndarray | None = None
+    ) -> tuple[list[Any], dict[str, np.ndarray]]:
+        """Returns the outputs of each run on a split, and the facts beside them."""
+        ...
+
+    def split(self, state: TrainState) -> list[TrainState]:
+        """Returns the state of each run."""
+        ...
+
+    def join(self, states: Sequence[TrainState]) -> TrainState:
+        """Returns the states of all runs as one."""
+        ...
+
+    def draw(self, state: TrainState) -> None:
+        """Stores pictures for the report."""
         ...
 
     @property
@@ -85,22 +112,19 @@ class SingleRun:
             for v in experiment.variants
         }
 
-    def __call__(self, state: TrainState, step: int) -> tuple[TrainState, tuple[str, Any]]:
-        variant = self.experiment.variant(step)
-        watch.enter("data")
-        fed = self.feed(step, variant)
-        watch.enter("dispatch")
-        state, metrics = self.update[variant](state, self.online, fed, self.key)
-        return state, (variant, metrics)
-
     def collect(
         self, state: TrainState, split: str, rows: np.ndarray | None = None
-    ) -> tuple[Any, dict[str, np.ndarray]]:
-        """Returns the outputs on a split and the facts beside them, see `evaluation.collect`."""
-        return predictions(self.experiment, state, self.frozen, split, rows=rows)
+    ) -> tuple[list[Any], dict[str, np.ndarray]]:
+        outputs, example_info = predictions(self.experiment, state, self.frozen, split, rows=rows)
+        return [outputs], example_info
+
+    def split(self, state: TrainState) -> list[TrainState]:
+        return [state]
+
+    def join(self, states: Sequence[TrainState]) -> TrainState:
+        return states[0]
 
     def draw(self, state: TrainState) -> None:
-        """Stores pictures for the report."""
         masked.store(
             self.run.workdir,
             self.experiment,

@@ -1,7 +1,6 @@
 """Steps between two events: what is due when, how far the host runs ahead, when to stop."""
 
 import contextlib
-import pathlib
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
@@ -97,9 +96,7 @@ class Stepper:
 
     Args:
       program: computes.
-      folders: run folders that get the heartbeat.
-      config: of the run, or of the first of several.
-      experiment: what is run.
+      runs: of the program.
       clock: phases of the time.
       log_line: prints a line.
 
@@ -111,17 +108,16 @@ class Stepper:
     def __init__(
         self,
         program: Program,
-        folders: Sequence[pathlib.Path],
-        config: ConfigDict,
-        experiment: Experiment,
+        runs: Sequence[Run],
         *,
         clock: Clock,
         log_line: Callable[[str], None],
     ):
-        self.program, self.clock, self.log_line = program, clock, log_line
-        self.schedule = Schedule(config, experiment)
+        self.program, self.runs, self.clock, self.log_line = program, runs, clock, log_line
+        config, self._variant = runs[0].config, runs[0].experiment.variant
+        self.schedule = Schedule(config, runs[0].experiment)
         self.watch = Watch(
-            folders,
+            [run.workdir for run in runs],
             total=self.schedule.total,
             stall_seconds=config.watch.stall_seconds,
             on_stall=config.watch.on_stall,
@@ -132,11 +128,10 @@ class Stepper:
         clock.lap("build")
 
     @contextlib.contextmanager
-    def opened(self, runs: Sequence[Run], title: str) -> Iterator[tuple[TrainState, int]]:
+    def opened(self, title: str) -> Iterator[tuple[TrainState, int]]:
         """Starts the program and opens its runs; gives the state to go on from, and its step.
 
         Args:
-          runs: of the program.
           title: what the progress is of.
 
         Raises:
@@ -144,7 +139,7 @@ class Stepper:
         """
         with contextlib.ExitStack() as stack:
             stack.enter_context(self.watch)
-            for run in runs:
+            for run in self.runs:
                 stack.push(run.close)
             processes.stop_if_asked("before the next step")
             state, step = self.program.start()
@@ -154,7 +149,7 @@ class Stepper:
             self.program.compile(step)
             stack.callback(self.program.close)
             self.clock.lap("compile")
-            for run in runs:
+            for run in self.runs:
                 run.open(step)
             self.progress = writers.Progress(
                 self.schedule.total,
@@ -180,11 +175,15 @@ class Stepper:
         self, state: TrainState, step: int, *, until: int, stop: Stop
     ) -> tuple[TrainState, int, Rows]:
         """Takes steps until `until`, or until asked to stop; returns the metrics of each."""
-        begin, started, pending = step, time.perf_counter(), []
+        begin, started, pending, program = step, time.perf_counter(), [], self.program
         while step < until and not stop.asked(step):
-            state, metrics = self.program(state, step)
+            variant = self._variant(step)
+            self.watch.enter("data")
+            fed = program.feed(step, variant)
+            self.watch.enter("dispatch")
+            state, metrics = program.update[variant](state, program.online, fed, program.key)
             step += 1
-            pending.append(metrics)
+            pending.append((variant, metrics))
             if len(pending) % IN_FLIGHT == 0:
                 self.watch.enter("device")
                 pending[-IN_FLIGHT][1].block_until_ready()
@@ -192,7 +191,7 @@ class Stepper:
             self.watch.step = step
             self.progress.update(step)
             if step == self._first + 1:
-                self._first_step(step, metrics[1])
+                self._first_step(step, metrics)
         self.watch.enter("device")
         rows = [(variant, np.asarray(values)) for variant, values in pending]
         self.watch.enter("other")
