@@ -167,7 +167,9 @@ def cost(name: str, *, seconds: float) -> dict[str, float]:
         for i in (0, 1) if step % 2 else (1, 0):
             program, state = sides[i]
             start = time.perf_counter()
-            sides[i][1], (_, metrics) = program(state, step)
+            fed = program.feed(step)
+            update = program.update["inner"]
+            sides[i][1], metrics = update(state, program.online, fed, program.key)
             jax.block_until_ready((sides[i][1], metrics))
             kind = "unwatched" if i else "logged" if (step + 1) % every == 0 else "other"
             if step >= every:

@@ -102,7 +102,8 @@ def make_step(net: str, variant: str):
     def advance():
         nonlocal state, step
         for _ in range(count):
-            state, (_, metrics) = program(state, step)
+            fed = program.feed(step)
+            state, metrics = program.update["inner"](state, program.online, fed, program.key)
             metrics.block_until_ready()
             step += 1
         return jax.device_get(metrics).ravel()[0]

@@ -11,10 +11,9 @@ import pytest
 from distill_jax import report
 from distill_jax.core.errors import NonFiniteError
 from distill_jax.report.sharing import scrubbed
+from distill_jax.run import build, watch
 from distill_jax.run import config as config_lib
-from distill_jax.run import watch
 from distill_jax.run.train import evaluation, loop
-from distill_jax.run.train.program import SingleRun
 
 
 @pytest.mark.parametrize(
@@ -84,18 +83,18 @@ def test_a_run_names_neither_its_place_nor_its_host(tmp_path, monkeypatch):
     config.objective.name = "kd"
     config.roles.teacher = config_lib.role("mlp", hidden=(4,))
     config.roles.teacher.update(init=str(place / "teacher"), frozen=True)
-    workdir, step = place / "kd", SingleRun.__call__
+    workdir, feed = place / "kd", build.Feed.__call__
 
-    def stalled(self, state, at):
-        if at == 1:
+    def stalled(self, step, variant="inner"):
+        if step == 1:
             current = watch._current
             assert current is not None
             current._patience, current._told = 1e-9, None
             current.check()
-        return step(self, state, at)
+        return feed(self, step, variant)
 
     with monkeypatch.context() as patch:
-        patch.setattr(SingleRun, "__call__", stalled)
+        patch.setattr(build.Feed, "__call__", stalled)
         loop.train(config, workdir, log_line=lambda line: None)
     evaluation.evaluate_run(config, workdir)
     report.write_run_report(workdir)

@@ -13,7 +13,6 @@ from distill_jax.run import build, preflight, study
 from distill_jax.run import config as config_lib
 from distill_jax.run.environment import Preempted
 from distill_jax.run.train import loop
-from distill_jax.run.train.program import SingleRun
 
 from .nets_by_name import PIXELS
 
@@ -154,15 +153,15 @@ def test_a_study_of_such_networks_side_by_side(tmp_path):
 def test_such_a_run_resumes_bitwise(tmp_path, monkeypatch):
     config = make_config("Net")
     loop.train(config, tmp_path / "whole", log_line=lambda line: None)
-    step = SingleRun.__call__
+    feed = build.Feed.__call__
 
-    def stop(self, state, at):
-        if at == 3:
+    def stop(self, step, variant="inner"):
+        if step == 3:
             os.kill(os.getpid(), signal.SIGTERM)
-        return step(self, state, at)
+        return feed(self, step, variant)
 
     with monkeypatch.context() as patch:
-        patch.setattr(SingleRun, "__call__", stop)
+        patch.setattr(build.Feed, "__call__", stop)
         with pytest.raises(Preempted):
             loop.train(config, tmp_path / "parts", log_line=lambda line: None)
     said = []

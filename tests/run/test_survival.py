@@ -548,9 +548,9 @@ def test_a_signal_before_training_ends_the_program_with_75(tmp_path, monkeypatch
 def test_a_signal_after_the_last_step_of_a_run_ends_its_study(tmp_path, monkeypatch):
     def last(*_):
         signal.raise_signal(signal.SIGTERM)
-        return {"metrics": {"test/accuracy": 0.5}, "best": {}}
+        return [{"metrics": {"test/accuracy": 0.5}, "best": {}}]
 
-    monkeypatch.setattr(loop, "train_run", last)
+    monkeypatch.setattr(loop, "finish", last)
     arms = "{'a': {}, 'b': {'optim.lr': 0.2}}"
     study = ["--mode=study", f"--config.study.arms={arms}", "--config.study.reference=a"]
     more = ["--config.study.seeds=(0,)", "--config.study.metric=test/accuracy"]
