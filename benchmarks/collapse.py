@@ -152,8 +152,7 @@ def cost(name: str, *, seconds: float) -> dict[str, float]:
         experiment = build.build(config)
         if not watched:
             options = dataclasses.replace(experiment.trainer.options, watch_every=0)
-            trainer = dataclasses.replace(experiment.trainer, options=options)
-            experiment = dataclasses.replace(experiment, trainer=trainer)
+            experiment = experiment.with_trainer(options=options)
         workdir = pathlib.Path(tempfile.mkdtemp())
         program = SingleRun(
             Run(config, workdir, experiment, arm="", reported="", log_line=lambda line: None)

@@ -94,8 +94,7 @@ class Replicas:
             arguments["lr"] = scalars[_LR]
             optimizer, _ = optim.make_optimizer(total_steps=e.total_steps, **arguments)
         changed = replicas.with_scalars(e.objective, objective)
-        trainer = dataclasses.replace(e.trainer, objective=changed, optimizer=optimizer)
-        return dataclasses.replace(e, trainer=trainer)
+        return e.with_trainer(objective=changed, optimizer=optimizer)
 
     def _step(self, variant: str) -> Callable:
         def step(state, online, fed, key):

@@ -1,6 +1,5 @@
 """Training and evaluation print one table; one number of operations stands everywhere."""
 
-import dataclasses
 import json
 import re
 
@@ -84,7 +83,7 @@ def test_console_result_report_and_description_count_the_operations_of_all_devic
     # Of all devices: what one device alone computes, but for what each does for itself, which in a
     # network of this size is not little: the optimizer, and looking for what is not finite.
     mesh = partition.make_mesh(devices=jax.devices()[:1])
-    alone = dataclasses.replace(build.build(config), mesh=mesh)
+    alone = build.build(config).on_mesh(mesh)
     build.compile_step(alone, build.feed_shapes(alone))
     assert alone.flops_per_step == pytest.approx(result["compute"]["flops_per_step"], rel=0.2)
     evaluated = evaluation.evaluate_run(config, tmp_path)

@@ -1,7 +1,5 @@
 """What evaluation computes on each device, and which end of a metric a study calls better."""
 
-import dataclasses
-
 import jax
 import numpy as np
 import pytest
@@ -32,11 +30,11 @@ def test_devices_divide_what_is_predicted():
     flops, said = [], []
     for n in (1, 4):
         mesh = partition.make_mesh(devices=jax.devices()[:n])
-        experiment = dataclasses.replace(whole, mesh=mesh)
+        experiment = whole.on_mesh(mesh)
         state = build.initial_state(experiment, jax.random.key(0), experiment.config)
-        compiled = build.predict(experiment).lower(state, {}, batch).compile()
+        compiled = experiment.predict.lower(state, {}, batch).compile()
         flops.append(compiled.cost_analysis()["flops"])
-        said.append(np.asarray(build.predict(experiment)(state, {}, batch)["student"]["logits"]))
+        said.append(np.asarray(experiment.predict(state, {}, batch)["student"]["logits"]))
     assert flops[1] < 0.3 * flops[0]
     np.testing.assert_allclose(*said, rtol=1e-5, atol=1e-6)
 

@@ -82,7 +82,7 @@ def test_a_schedule_of_just_the_length_of_training():
 
     def found(**kwargs):
         objective = dataclasses.replace(base.objective, freeze_prototypes=0, **kwargs)
-        return list(hyperparameters.of_schedules(dataclasses.replace(base, objective=objective)))
+        return list(hyperparameters.of_schedules(base.with_trainer(objective=objective)))
 
     assert not found(temperature_warmup=whole)
     assert found(temperature_warmup=whole * 1.01)
@@ -94,7 +94,7 @@ def test_the_last_step_of_the_longest_ramp_has_the_whole_weight():
     found = experiment("configs/distill/kd.py:smoke", **DKD, objective__kwargs__warmup="1 epoch")
     longest = found.total_steps / found.steps_per_epoch
     objective = dataclasses.replace(found.objective, warmup=f"{longest} epochs")
-    found = dataclasses.replace(found, objective=objective)
+    found = found.with_trainer(objective=objective)
     assert not list(hyperparameters.findings(found))
     nets, batch = state.ShapeNets(found.models), state.zeros(found.shapes.batch)
     coef = [objective.loss(nets, batch, {}, step).coef["nckd"] for step in (0, 9, 19)]
@@ -109,7 +109,7 @@ def test_a_queue_of_more_than_an_epoch_is_a_doubt(epochs, share):
     base = experiment("configs/ssl/moco.py:smoke")
     n = len(base.dataset.train)
     objective = dataclasses.replace(base.objective, queue=round(epochs * n))
-    found = list(hyperparameters.of_queues(dataclasses.replace(base, objective=objective)))
+    found = list(hyperparameters.of_queues(base.with_trainer(objective=objective)))
     assert len(found) == (share is not None)
     for finding in found:
         assert finding.kind == "warning" and share in finding.what
@@ -120,9 +120,9 @@ def test_keys_of_several_views_count_by_example():
     base = experiment("configs/ssl/mugs.py:smoke")
     n = len(base.dataset.train)
     objective = dataclasses.replace(base.objective, queue=2 * n)
-    assert not list(hyperparameters.of_queues(dataclasses.replace(base, objective=objective)))
+    assert not list(hyperparameters.of_queues(base.with_trainer(objective=objective)))
     objective = dataclasses.replace(base.objective, queue=3 * n)
-    [finding] = hyperparameters.of_queues(dataclasses.replace(base, objective=objective))
+    [finding] = hyperparameters.of_queues(base.with_trainer(objective=objective))
     assert f"at most {n} keys" in finding.what
 
 
@@ -243,5 +243,5 @@ def test_the_weigher_learns_through_the_optimizer(name, make, works, monkeypatch
     kwargs = {} if name in ("sgd", "momentum", "nesterov") else {"weight_decay": 0.0}
     arguments |= {"name": name, "kwargs": {}, **kwargs}
     inner, _ = optim.make_optimizer(total_steps=base.total_steps, **arguments)
-    found = dataclasses.replace(base, tx=base.tx._replace(inner=inner))
+    found = base.with_trainer(optimizer=inner)
     assert (not list(hyperparameters.of_optimizer(found))) == works

@@ -234,17 +234,17 @@ def test_a_convolutional_network_goes_side_by_side(tmp_path):
 def test_a_stopped_group_ends_as_an_uninterrupted_one(tmp_path, monkeypatch):
     config = make_config()
     replicas.train(members(tmp_path / "whole", config), log_line=lambda line: None)
-    step = replicas.Replicas.__call__
+    feed = replicas.Replicas.feed
 
-    def stop_at(self, state, at):
-        if at == 6:
+    def stop_at(self, step, variant="inner"):
+        if step == 6:
             os.kill(os.getpid(), signal.SIGTERM)
-        return step(self, state, at)
+        return feed(self, step, variant)
 
-    monkeypatch.setattr(replicas.Replicas, "__call__", stop_at)
+    monkeypatch.setattr(replicas.Replicas, "feed", stop_at)
     with pytest.raises(Preempted):
         replicas.train(members(tmp_path / "parts", config), log_line=lambda line: None)
-    monkeypatch.setattr(replicas.Replicas, "__call__", step)
+    monkeypatch.setattr(replicas.Replicas, "feed", feed)
     said = []
     replicas.train(members(tmp_path / "parts", config), log_line=said.append)
     assert any("continuing from step 7" in line for line in said)

@@ -136,10 +136,13 @@ class Experiment:
         """Returns the transforms of training or evaluation batches."""
         return make_transform(self.config, self.dataset, train=train, trusted=self.trusted)
 
+    def with_trainer(self, **changes: Any) -> "Experiment":
+        """Returns a copy whose trainer differs in these arguments."""
+        return dataclasses.replace(self, trainer=dataclasses.replace(self.trainer, **changes))
+
     def on_mesh(self, mesh: Mesh) -> "Experiment":
-        """Returns the same experiment on other devices."""
-        options = dataclasses.replace(self.trainer.options, mesh=mesh)
-        return dataclasses.replace(self, trainer=dataclasses.replace(self.trainer, options=options))
+        """Returns a copy on other devices."""
+        return self.with_trainer(options=dataclasses.replace(self.trainer.options, mesh=mesh))
 
     @functools.cached_property
     def overlaps(self) -> Mapping[str, checks.Overlap]:
