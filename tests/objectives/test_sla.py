@@ -122,7 +122,7 @@ def config(mode, role):
 @pytest.mark.parametrize("mode", ["sla", "da"])
 def test_evaluators_read_the_predictions(mode):
     experiment = build.build(config(mode, "aggregated"))
-    state = jax.jit(experiment.init)(jax.random.key(0))
+    state = experiment.init(jax.random.key(0))
     batch = next(loader.eval_batches(experiment.dataset.test, batch_size=16))
     got = experiment.predict(state, {}, batch)["aggregated"]["logits"]
     transform = build.make_transform(experiment.config, experiment.dataset, train=False)
