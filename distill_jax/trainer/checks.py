@@ -67,8 +67,8 @@ def check_batch(objective: Objective, batch: Batch, name: str) -> int:
         each training example is not told which examples they are.
     """
     if not isinstance(batch, Mapping) or "input" not in batch:
-        found = ", ".join(batch) if isinstance(batch, Mapping) else type(batch).__name__
-        raise ConfigError(f"{name} has no 'input', but {found or 'nothing'}")
+        given = ", ".join(batch) if isinstance(batch, Mapping) else type(batch).__name__
+        raise ConfigError(f"{name} has no 'input', but {given or 'nothing'}")
     sizes = {len(x) for x in jax.tree.leaves(dict(batch))}
     if len(sizes) != 1:
         shapes = {k: jax.tree.map(lambda x: x.shape, v) for k, v in batch.items()}
