@@ -430,13 +430,13 @@ class Trainer:
           frozen: the frozen networks.
           batch: after its transforms.
           wanted: names of outputs, by network or by name among the predictions of the objective.
-            What a weighting does goes by the name "trust".
+            What a weighting does goes by the name "example_weights".
         """
         nets, found = self.bind(train, frozen), {}
         for name, outputs in wanted:
             if name in self.models:
                 made, _ = nets(name, batch["input"])
-            elif name == "trust" and isinstance(self.objective, WeightedObjective):
+            elif name == "example_weights" and isinstance(self.objective, WeightedObjective):
                 made = self.objective.example_weights(nets, batch, train.memory, train.step)
             else:
                 predict = self.objective.predictions

@@ -71,7 +71,7 @@ def metric_names(
         "loss",
         *terms.values,
         *(f"weight/{name}" for name in terms.weights),
-        *terms.example_info,
+        *terms.metrics,
     )
     names += ("outer_loss", "outer_grad_norm") if outer else ()
     names += ("grad_norm",) if options.grad_norm else ()
