@@ -30,8 +30,8 @@ from distill_jax.run.build.data import batch_shapes, make_transform
 from distill_jax.run.build.method import Outer
 from distill_jax.run.build.networks import role_spec
 from distill_jax.run.config import ConfigDict
-from distill_jax.trainer.io.teacher_cache import Plan
 from distill_jax.trainer import Trainer
+from distill_jax.trainer.io.teacher_cache import Plan
 from distill_jax.trainer.passes import wanted_by
 from distill_jax.trainer.update import metric_names
 
