@@ -47,6 +47,10 @@ class CheckpointError(UserError):
     """A checkpoint that is absent, damaged, or of another structure than the run."""
 
 
+class ExportError(UserError):
+    """A network that a format cannot hold, or a format whose packages are not installed."""
+
+
 class NonFiniteError(UserError):
     """A loss term that became NaN or infinite."""
 

@@ -55,7 +55,7 @@ def patchify(x: Array, *, patch_size: int, tubelet: int = 1) -> Array:
       ConfigError: see `grid_of`.
     """
     grid = grid_of(x.shape[1:], patch_size=patch_size, tubelet=tubelet)
-    b, p, c = len(x), patch_size, x.shape[-1]
+    b, p, c = x.shape[0], patch_size, x.shape[-1]
     if len(grid) == 2:
         x = x.reshape(b, grid[0], p, grid[1], p, c).swapaxes(2, 3)
     else:
@@ -68,13 +68,13 @@ def unpatchify(patches: Array, *, shape: Sequence[int]) -> Array:
     """Puts square patches `[b, t, p p c]` together to images `[b, *shape]`: undoes `patchify`."""
     h, w, c = shape
     p = math.isqrt(patches.shape[-1] // c)
-    x = patches.reshape(len(patches), h // p, w // p, p, p, c).swapaxes(2, 3)
-    return x.reshape(len(patches), h, w, c)
+    x = patches.reshape(patches.shape[0], h // p, w // p, p, p, c).swapaxes(2, 3)
+    return x.reshape(patches.shape[0], h, w, c)
 
 
 def take(tokens: Array, indices: Array) -> Array:
     """Returns chosen tokens: `[b, t, d]` at `[b, ...]` is `[b, ..., d]`."""
-    flat = indices.reshape(len(indices), -1, 1)
+    flat = indices.reshape(indices.shape[0], -1, 1)
     return jnp.take_along_axis(tokens, flat, axis=1).reshape(*indices.shape, tokens.shape[-1])
 
 

@@ -130,7 +130,7 @@ def features(
     if not cardinalities:
         return numeric
     embedded = Fields(cardinalities, embedding_dim, name="fields")(ids, numeric[:, :0])
-    return jnp.concatenate([embedded.reshape(len(ids), -1), numeric], axis=1)
+    return jnp.concatenate([embedded.reshape(ids.shape[0], -1), numeric], axis=1)
 
 
 class Linear(nn.Module):

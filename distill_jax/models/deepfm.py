@@ -48,7 +48,7 @@ class DeepFM(nn.Module):
         v = fields(ids, numeric)
         pooled = interactions(v)
         tower = _tables.Tower(self.hidden, self.dropout, self.batch_norm, name="deep")
-        embedding, outputs = tower(v.reshape(len(v), -1), train=train)
+        embedding, outputs = tower(v.reshape(v.shape[0], -1), train=train)
         z = _tables.Wide(self.cardinalities, scores, name="wide")(ids, numeric)
         if binary:
             z += pooled.sum(1, keepdims=True)

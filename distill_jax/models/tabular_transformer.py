@@ -41,7 +41,7 @@ class TabularTransformer(nn.Module):
         h = h if keep is None else tokens.take(h, keep)
         if self.registers:
             cls = self.param("cls", uniform, (self.registers, width)).astype(h.dtype)
-            cls = jnp.broadcast_to(cls[None], (len(h), self.registers, width))
+            cls = jnp.broadcast_to(cls[None], (h.shape[0], self.registers, width))
             h = jnp.concatenate([cls, h], axis=1)
         outputs = {}
         for index in range(depth):
@@ -54,7 +54,7 @@ class TabularTransformer(nn.Module):
         if self.pool == "cls":
             embedding = jax.nn.relu(h[:, 0])
         else:
-            embedding = h.mean(1) if self.pool == "mean" else h.reshape(len(h), -1)
+            embedding = h.mean(1) if self.pool == "mean" else h.reshape(h.shape[0], -1)
         outputs["embedding"] = embedding
         if self.num_classes:
             outputs["logits"] = Dense(self.num_classes)(embedding)

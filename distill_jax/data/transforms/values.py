@@ -72,8 +72,9 @@ def make_columns() -> Transform:
 
     def apply(key: Key, batch: Batch, step: Array) -> Batch:
         del key, step
-        pixels = scale(batch["input"]).reshape(len(batch["input"]), -1)
-        none = jnp.zeros((len(pixels), 0), jnp.int32)
+        pixels = scale(batch["input"])
+        pixels = pixels.reshape(pixels.shape[0], -1)
+        none = jnp.zeros((pixels.shape[0], 0), jnp.int32)
         return {**batch, "input": {"categorical": none, "numeric": pixels}}
 
     return apply
