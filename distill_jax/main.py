@@ -46,6 +46,7 @@ DOING = {
     "eval": "evaluating",
     "describe": "describing the config",
     "study": "running the study",
+    "export": "exporting the network",
 }
 """What is being done, until something says more, by mode."""
 
@@ -103,7 +104,7 @@ def _intact(parsed: flags.Flags | None) -> str:
     """Returns what a run that ended left whole; looks, and promises nothing else."""
     if parsed is None or parsed.workdir is None or parsed.mode == "describe":
         return "nothing was trained or changed"
-    if parsed.mode == "eval":
+    if parsed.mode in ("eval", "export"):
         return "the run is as it was"
     with contextlib.suppress(Exception):
         from distill_jax.run import workdir
@@ -216,6 +217,12 @@ def _do(parsed: flags.Flags) -> None:
         )
         if main_process:
             print(table)
+    elif parsed.mode == "export":
+        from distill_jax.run import export
+
+        assert workdir is not None
+        if main_process:
+            print(export.export_run(workdir, trusted=trusted, **parsed.export))
     elif parsed.mode == "eval":
         assert workdir is not None
         table = evaluation.evaluate_run(config, workdir, make_experiment=make_experiment)

@@ -19,13 +19,18 @@ ALLOWED = {
     "evaluators": {"core"},
     "trainer": {"analysis", "core", "losses", "data", "models"},
     "weights": {"core"},
+    "export": {"core", "models"},
     "_lazy": set(),
     "report": {"core", "evaluators", "trainer"},
     "configs": set(),
     "launch": set(),
     "run": {
         *("core", "losses", "weighting", "objectives", "models", "data", "evaluators"),
+<<<<<<< HEAD
         *("analysis", "configs", "trainer", "contrib", "report"),
+=======
+        *("configs", "trainer", "contrib", "report", "stored", "export", "weights"),
+>>>>>>> e0bee89 (Export of trained networks by command and from Python, with parity cards)
     },
     "contrib": {"analysis", "core", "run"},
     "main": {"core", "run", "report"},

@@ -15,7 +15,7 @@ from distill_jax.export import onnx_simplify
 from distill_jax.export.flatten import Operation, Slot, flatten
 from distill_jax.export.onnx_graph import Graph, Node, Value, fold, numpy_dtype, static_size
 from distill_jax.export.onnx_ops import RULES
-from distill_jax.export.program import BATCH, Program, require, symbolic_batch
+from distill_jax.export.program import BATCH, Program, any_batch, require, symbolic_batch
 
 OPSET = 18
 IR_VERSION = 8
@@ -52,7 +52,8 @@ def to_onnx(program: Program) -> bytes:
 def _convert(program: Program) -> tuple[Graph, dict[str, Any], dict[str, Any]]:
     symbol = symbolic_batch()
     batch = program.batch(symbol)
-    closed, shapes = jax.make_jaxpr(program.traced, return_shape=True)(program.weights, batch)
+    with any_batch():
+        closed, shapes = jax.make_jaxpr(program.traced, return_shape=True)(program.weights, batch)
     named = program.named_weights
     slots = [Slot(jax.typeof(x), x) for x in named.values()]
     slots += [Slot(jax.core.ShapedArray(x.shape, x.dtype)) for _, x in sorted(batch.items())]

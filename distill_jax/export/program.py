@@ -1,15 +1,16 @@
 """What is exported: a pure function of named inputs, its weights and its description."""
 
+import contextlib
 import dataclasses
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from types import ModuleType
 from typing import Any
 
 import jax
 import numpy as np
 
-from distill_jax.core.errors import ExportError
+from distill_jax.core.errors import ExportError, raised_at, text_of
 from distill_jax.core.partition import named_leaves
 from distill_jax.models import convolution
 
@@ -55,6 +56,27 @@ class Program:
 def symbolic_batch() -> Any:
     """Returns a symbol for the size of the batch."""
     return jax.export.symbolic_shape(BATCH)[0]
+
+
+@contextlib.contextmanager
+def any_batch() -> Iterator[None]:
+    """Explains what a network does that works for a batch of known size alone.
+
+    Raises:
+      ExportError: it takes the size of the batch for a Python number.
+    """
+    try:
+        yield
+    except (TypeError, jax.errors.InconclusiveDimensionOperation) as error:
+        if "_DimExpr" not in str(error) and not isinstance(
+            error, jax.errors.InconclusiveDimensionOperation
+        ):
+            raise
+        raise ExportError(
+            f"takes the size of the batch for a number: {text_of(error)}",
+            where=f"the network ({raised_at(error)})",
+            hint="write x.shape[0] in place of len(x), or -1 in reshape",
+        ) from error
 
 
 def require(module: str, *, extra: str, what: str) -> ModuleType:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import jax
 
-from distill_jax.export.program import Program, require, symbolic_batch
+from distill_jax.export.program import Program, any_batch, require, symbolic_batch
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 
@@ -41,9 +41,8 @@ def to_stablehlo(
         return program.traced(program.weights, inputs)
 
     batch = program.batch(symbolic_batch())
-    if weights == "apart":
-        shapes = {n: jax.ShapeDtypeStruct(x.shape, x.dtype) for n, x in named.items()}
-        exported = jax.export.export(jax.jit(apart), platforms=platforms)(shapes, batch)
-    else:
-        exported = jax.export.export(jax.jit(inside), platforms=platforms)(batch)
+    shapes = {n: jax.ShapeDtypeStruct(x.shape, x.dtype) for n, x in named.items()}
+    function, arguments = (apart, (shapes, batch)) if weights == "apart" else (inside, (batch,))
+    with any_batch():
+        exported = jax.export.export(jax.jit(function), platforms=platforms)(*arguments)
     return bytes(exported.serialize())

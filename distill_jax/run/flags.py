@@ -25,12 +25,15 @@ from distill_jax.trainer.io.paths import absolute, check_folder, check_places, f
 MODES = {
     "train": "train, evaluate and report; continues where the workdir stops",
     "eval": "evaluate the best checkpoint of a workdir; the config defaults to the one in there",
+    "export": "write the best checkpoint of a workdir as files of other programs",
     "describe": "print networks, parameters, memory and cost of a config or of a workdir's",
     "study": "train every arm with every seed, then compare them",
 }
 
-STORED = ("eval", "describe")
+STORED = ("eval", "describe", "export")
 """Modes that take their config from the workdir where none is given."""
+
+EXPORT_FLAGS = ("formats", "outputs", "preprocessing", "role")
 
 PROCESS_FLAGS = ("coordinator", "num_processes", "process_id")
 
@@ -63,6 +66,12 @@ common overrides (every key and its meaning: distill_jax/run/config.py):
   --start_over                                 set aside what the workdir holds of an earlier run,
                                                or of all runs of a study, and begin at step 0
 
+mode export, into export/ of the workdir (docs/export.md):
+  --formats=stablehlo,onnx,safetensors         also onnx_int8 and tflite
+  --outputs=probabilities,embedding            what the files return, by default probabilities
+  --nopreprocessing                            leaves the evaluation transforms out
+  --role=student                               which network
+
 code of your own, `package.module:Symbol` in a config, is found from the current folder. What the
 config file and the command line name is imported. What files of a run name is not, where no config
 is given or a network is taken from the run that trained it, unless you say so:
@@ -88,6 +97,7 @@ class Flags:
       overrides: what the command line changed, as text by dotted path.
       trusted: names and modules that may be imported, see `resolve.resolve`.
       start_over: whether what the workdir holds is set aside before a run or a study begins.
+      export: arguments of `run.export.export_run` that mode export has.
       coordinator: address of process 0, where given.
       num_processes: how many processes there are, where given.
       process_id: which of them this is, where given.
@@ -100,6 +110,7 @@ class Flags:
     overrides: Mapping[str, str]
     trusted: frozenset[str]
     start_over: bool = False
+    export: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     coordinator: str | None = None
     num_processes: int | None = None
     process_id: int | None = None
@@ -125,7 +136,11 @@ def parse(argv: Sequence[str]) -> Flags:
         print(usage())
         raise SystemExit(0)
     spec, overrides, rest = _split(argv)
-    mode, workdir, start_over, modules, processes = _parse_plain(rest)
+    mode, workdir, start_over, modules, options, processes = _parse_plain(rest)
+    if mode == "export" and (spec is not None or overrides):
+        where = f"--config.{next(iter(overrides))}" if overrides else "--config"
+        what = "mode export takes the config that the checkpoint holds"
+        raise UserError(what, where=where, hint="leave it out")
     from_run = spec is None
     if spec is None:
         file = workdir / "config.json" if workdir and mode in STORED else None
@@ -154,7 +169,7 @@ def parse(argv: Sequence[str]) -> Flags:
         trusted |= resolve.names_in(config)
     config = paths.of_config(config)
     flags.FLAGS.mark_as_parsed()  # libraries such as grain refuse to work before
-    return Flags(config, workdir, mode, spec, overrides, trusted, start_over, **processes)
+    return Flags(config, workdir, mode, spec, overrides, trusted, start_over, options, **processes)
 
 
 def _split(argv: Sequence[str]) -> tuple[str | None, dict[str, str], list[str]]:
@@ -196,13 +211,17 @@ def _split(argv: Sequence[str]) -> tuple[str | None, dict[str, str], list[str]]:
 
 def _parse_plain(
     argv: Sequence[str],
-) -> tuple[str, pathlib.Path | None, bool, frozenset[str], dict[str, Any]]:
-    """Returns mode, workdir, whether to start over, trusted modules and the processes."""
+) -> tuple[str, pathlib.Path | None, bool, frozenset[str], dict[str, Any], dict[str, Any]]:
+    """Returns mode, workdir, whether to start over, trusted modules, exports and processes."""
     values = flags.FlagValues()
     flags.DEFINE_string("workdir", None, "folder of the run", flag_values=values)
     flags.DEFINE_string("mode", "train", "what to do", flag_values=values)
     flags.DEFINE_boolean("start_over", False, "set aside what is there", flag_values=values)
     flags.DEFINE_multi_string("trust", [], "modules that stored files may name", flag_values=values)
+    flags.DEFINE_list("formats", None, "what to export", flag_values=values)
+    flags.DEFINE_list("outputs", None, "what exports return", flag_values=values)
+    flags.DEFINE_boolean("preprocessing", None, "raw inputs of exports", flag_values=values)
+    flags.DEFINE_string("role", None, "network to export", flag_values=values)
     flags.DEFINE_string("coordinator", None, "address of process 0", flag_values=values)
     flags.DEFINE_integer("num_processes", None, "how many there are", flag_values=values)
     flags.DEFINE_integer("process_id", None, "which of them this is", flag_values=values)
@@ -226,11 +245,17 @@ def _parse_plain(
     start_over = bool(values["start_over"].value)
     if start_over and mode not in ("train", "study"):
         raise UserError(f"mode {mode} starts nothing", where="--start_over", hint="leave it out")
+    options = {name: values[name].value for name in EXPORT_FLAGS}
+    options = {name: value for name, value in options.items() if value is not None}
+    if options and mode != "export":
+        where = f"--{next(iter(options))}"
+        raise UserError(f"mode {mode} exports nothing", where=where, hint="--mode=export")
     return (
         mode,
         _workdir(values["workdir"].value, mode),
         start_over,
         _modules(values["trust"].value or ()),
+        options,
         processes,
     )
 
@@ -245,7 +270,16 @@ def _modules(given: Sequence[str]) -> frozenset[str]:
 
 
 def _unknown_flag(name: str) -> UserError:
-    known = ("config", "workdir", "mode", "start_over", "trust", "help", *PROCESS_FLAGS)
+    known = (
+        "config",
+        "workdir",
+        "mode",
+        "start_over",
+        "trust",
+        "help",
+        *EXPORT_FLAGS,
+        *PROCESS_FLAGS,
+    )
     hint = nearest(name, known)
     parts = name.split(".")
     paths = [
@@ -265,8 +299,8 @@ def _workdir(text: str | None, mode: str) -> pathlib.Path | None:
         hint = "--workdir=runs/NAME, the folder for checkpoints, metrics and the report"
         raise UserError(f"mode {mode} needs a folder", where="--workdir", hint=hint)
     workdir = for_checkpoints(absolute(text, where="--workdir"), where="--workdir")
-    if mode == "eval" and not os.path.lexists(workdir):
-        hint = "evaluation reads the workdir of a finished run"
+    if mode in ("eval", "export") and not os.path.lexists(workdir):
+        hint = f"mode {mode} reads the workdir of a finished run"
         raise UserError(f"{workdir} does not exist", where="--workdir", hint=hint)
     if mode == "describe":
         if os.path.lexists(workdir) and not workdir.is_dir():

@@ -1,10 +1,11 @@
-"""A trained network from a run folder, as a function of raw inputs."""
+"""A trained network from a run folder or an export, as a function of raw inputs."""
 
 import dataclasses
 import functools
 import json
 import os
-from collections.abc import Callable, Collection, Mapping
+import pathlib
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -17,12 +18,16 @@ from distill_jax.core.errors import CheckpointError, UserError, nearest
 from distill_jax.data.source import ArraySource
 from distill_jax.run import build
 from distill_jax.run import config as config_lib
+from distill_jax.trainer.io.files import read_json
 from distill_jax.trainer.io.network import read_network
 from distill_jax.trainer.io.paths import NetworkRef
-from distill_jax.trainer.io.step_folder import META, read_meta
+from distill_jax.trainer.io.step_folder import META, SIGNATURE, read_meta, wrong_values
 from distill_jax.trainer.io.step_index import find_step
 
 NOWHERE = Provenance("no data", "", 0, "")
+
+EXPORTED = {"weights": "model.safetensors", "config": "config.json", "format": "distill_jax"}
+"""Names of the files of an exported network, and what its config says that it is."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -39,6 +44,8 @@ class Network:
       classes: class names in the order of the logits; empty where there are none.
       input: shape and dtype of one raw example, `{"shape", "dtype"}`, for a table by group of
         columns.
+      meta: what was stored beside the state: `config`, `signature`, `step`, `inputs` and others.
+      trusted: names that may be imported, as `trust` of `load`.
       transform: `(key, batch, step) -> batch`, the evaluation transforms.
     """
 
@@ -50,7 +57,41 @@ class Network:
     step: int
     classes: tuple[str, ...]
     input: Mapping[str, Any]
+    meta: Mapping[str, Any] = dataclasses.field(repr=False)
+    trusted: frozenset[str] = frozenset()
     transform: Callable = dataclasses.field(repr=False)
+
+    def preprocess(self, inputs: PyTree) -> PyTree:
+        """Returns what the evaluation transforms make of raw inputs `[b, ...]`; pure."""
+        b = jax.tree.leaves(inputs)[0].shape[0]
+        zeros = jnp.zeros(b, jnp.int32)
+        batch = {"input": inputs, "label": zeros, "index": zeros, "epoch": zeros}
+        batch |= {"mask": jnp.ones(b, jnp.float32)}
+        key = rng.stream(jax.random.key(0), "transform")
+        return self.transform(key, batch, jnp.int32(0))["input"]
+
+    def forward(
+        self, params: Params, state: State, inputs: PyTree, *, precision: str = ""
+    ) -> dict[str, Array]:
+        """Returns the outputs of preprocessed inputs; pure. See `apply`.
+
+        Args:
+          params: like `params`.
+          state: like `state`.
+          inputs: preprocessed inputs `[b, ...]`.
+          precision: of the computation, by default that of the run.
+        """
+        nets = steps.BoundNets(
+            {self.role: self.model},
+            {self.role: params},
+            {self.role: state},
+            key=jax.random.key(0),
+            precision=precision or self.config.precision,
+        )
+        outputs = dict(nets(self.role, inputs)[0])
+        if "logits" in outputs:
+            outputs["probabilities"] = jax.nn.softmax(outputs["logits"])
+        return outputs
 
     def apply(self, params: Params, state: State, inputs: PyTree) -> Mapping[str, Array]:
         """Returns the outputs of raw inputs with given weights; pure, for `jit` and `grad`.
@@ -64,23 +105,7 @@ class Network:
           `{name: [b, ...]}`: what the network returns, and `probabilities` `[b, k]` where it
           returns `logits`.
         """
-        b = len(jax.tree.leaves(inputs)[0])
-        zeros = jnp.zeros(b, jnp.int32)
-        batch = {"input": inputs, "label": zeros, "index": zeros, "epoch": zeros}
-        batch |= {"mask": jnp.ones(b, jnp.float32)}
-        key = rng.stream(jax.random.key(0), "transform")
-        batch = self.transform(key, batch, jnp.int32(0))
-        nets = steps.BoundNets(
-            {self.role: self.model},
-            {self.role: params},
-            {self.role: state},
-            key=jax.random.key(0),
-            precision=self.config.precision,
-        )
-        outputs = dict(nets(self.role, batch["input"])[0])
-        if "logits" in outputs:
-            outputs["probabilities"] = jax.nn.softmax(outputs["logits"])
-        return outputs
+        return self.forward(params, state, self.preprocess(inputs))
 
     @functools.cached_property
     def _mesh(self) -> jax.sharding.Mesh:
@@ -147,6 +172,47 @@ class Network:
 
         return to_nnx((self.params, self.state), like=like)
 
+    def export(
+        self,
+        folder: str | os.PathLike,
+        *,
+        formats: Sequence[str] = ("stablehlo", "onnx", "safetensors"),
+        outputs: Sequence[str] = (),
+        preprocessing: bool = True,
+        weights: str = "inside",
+        examples: int = 1000,
+    ) -> pathlib.Path:
+        """Writes the network for other programs, with a parity card for each file.
+
+        Args:
+          folder: where to; made where it is absent.
+          formats: of "stablehlo", "onnx", "onnx_int8", "tflite" and "safetensors".
+          outputs: names of the outputs; by default `probabilities`, or all of a network without.
+          preprocessing: whether inputs are raw, and the evaluation transforms are exported too.
+          weights: of stablehlo: "inside" the file, or "apart", in `model.safetensors`.
+          examples: largest number of test examples for the cards, and of training examples for
+            the calibration of int8.
+
+        Returns:
+          the folder.
+
+        Raises:
+          UserError: an unknown format or output, a network that a format cannot hold, a format
+            whose packages are not installed, or a folder with files of another program. Nothing is
+            written then.
+        """
+        from distill_jax.run import export
+
+        return export.export(
+            self,
+            folder,
+            formats=formats,
+            outputs=outputs,
+            preprocessing=preprocessing,
+            weights=weights,
+            examples=examples,
+        )
+
 
 def _check(array: Any, wanted: Mapping[str, Any], name: str) -> np.ndarray:
     """Returns an array `[n, ...]` of the expected type.
@@ -181,7 +247,8 @@ def load(
     """Loads a trained network.
 
     Args:
-      folder: a run, its `checkpoints` folder or one step of it, `folder#role` for a role.
+      folder: a run, its `checkpoints` folder or one step of it, `folder#role` for a role; or an
+        export that has `model.safetensors`.
       step: "best" by the metric that selects checkpoints, "last", or a number of steps; a folder
         of one step needs none.
       role: the network; by default that behind the "#", else "student".
@@ -195,12 +262,54 @@ def load(
     if origin.part:
         raise UserError(f"{origin.part!r} is a part of a network", where="folder", hint="load all")
     role = role or origin.role
+    trusted = frozenset(trust)
+    if (origin.path / EXPORTED["weights"]).is_file():
+        return _load_export(origin.path, trusted)
     found = find_step(origin.path, where="folder", step=step)
     meta = read_meta(found)
     if "config" not in meta:
         raise CheckpointError(f"{META} holds no config", where=str(found))
-    config = config_lib.from_json(json.dumps(meta["config"]), where=str(found / META))
-    trusted = frozenset(trust)
+    made = _network(meta, role, found, trusted)
+    params, state = read_network(found, role=role, where="folder")
+    return dataclasses.replace(made, params=params, state=state)
+
+
+def _load_export(folder: pathlib.Path, trusted: frozenset[str]) -> Network:
+    """Reads what `Network.export` has written as safetensors."""
+    from distill_jax import weights
+
+    place = folder / EXPORTED["config"]
+    meta = read_json(
+        place,
+        shape={"format": str, "role": str, "step": int, "sha256": str, "config": Mapping},
+        optional={"signature": SIGNATURE, "inputs": (Mapping, type(None))},
+    )
+    if meta["format"] != EXPORTED["format"]:
+        raise CheckpointError(f"is of {meta['format']!r}", where=str(place))
+    if what := wrong_values(meta):
+        raise CheckpointError(what, where=str(place))
+    made = _network(meta, meta["role"], folder, trusted)
+    tree = weights.read(folder / EXPORTED["weights"], sha256=meta["sha256"]).nested("/")
+    tree = {part: tree.get(part, {}) for part in ("params", "state")}
+    tree = jax.tree.map(np.array, tree)
+    return dataclasses.replace(made, params=tree["params"], state=tree["state"])
+
+
+def _network(
+    meta: Mapping[str, Any], role: Role, folder: pathlib.Path, trusted: frozenset[str]
+) -> Network:
+    """Returns a network without its weights.
+
+    Args:
+      meta: what was stored beside the state.
+      role: the network.
+      folder: that holds `meta`, for messages.
+      trusted: see `load`.
+
+    Raises:
+      UserError: the config is damaged, or names no such network or code that is not trusted.
+    """
+    config = config_lib.from_json(json.dumps(meta["config"]), where=str(folder))
     signature = meta.get("signature")
     if signature is None:  # an earlier version wrote it
         signature = build.build(config, shapes_only=True, trusted=trusted).signature
@@ -209,7 +318,7 @@ def load(
         hint = nearest(role, networks)
         if role in config.roles and config.roles[role].init:
             hint = f"it is frozen there: load {config.roles[role].init}"
-        raise CheckpointError(f"no network {role!r} was trained", where=str(found), hint=hint)
+        raise CheckpointError(f"no network {role!r} was trained", where=str(folder), hint=hint)
     classes, spec = tuple(signature["classes"]), networks[role]
     model = build.make_model(
         spec["model"],
@@ -229,15 +338,16 @@ def load(
         trusted=trusted,
         statistics=lambda: (mean, std),
     )
-    params, state = read_network(found, role=role, where="folder")
     return Network(
-        params=params,
-        state=state,
+        params={},
+        state={},
         model=model,
         config=config,
         role=role,
         step=meta["step"],
         classes=classes,
         input=signature["input"],
+        meta={**meta, "signature": signature},
+        trusted=trusted,
         transform=transform,
     )

@@ -16,6 +16,7 @@ WRITTEN: Mapping[str, Sequence[str]] = {
     "train": (*_RUN, *_DAMAGED, "crash.txt"),
     "study": (*_STUDY, "crash.txt"),
     "eval": ("eval.json", "crash.txt"),
+    "export": ("crash.txt",),
 }
 """Files that a mode writes into its folder."""
 
@@ -23,11 +24,13 @@ WRITTEN_FOLDERS: Mapping[str, Sequence[str]] = {
     "train": ("checkpoints", "tensorboard"),
     "study": (),
     "eval": (),
+    "export": ("export",),
 }
 """Folders that a mode makes in its folder."""
 
 NAMES: Mapping[str, Sequence[str]] = {
-    "run": (*_RUN, "heartbeat-*.json", "stall-*.txt", "eval.json", *WRITTEN_FOLDERS["train"]),
+    "run": (*_RUN, "heartbeat-*.json", "stall-*.txt", "eval.json", "export", *WRITTEN_FOLDERS["train"]),
+    "export": ("model.*", "config.json", "README.md"),
     "study": _STUDY,
     "sweep": ("sweep.json", "sweep.sh"),
     "cache": ("key.json", "[0-9]" * 5 + "-" + "[0-9]" * 5),

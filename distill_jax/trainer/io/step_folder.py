@@ -150,7 +150,7 @@ def read_meta(step: pathlib.Path) -> Mapping[str, Any]:
         if hashlib.blake2b(data, digest_size=16).hexdigest() != written:
             raise CheckpointError(f"{META} differs from what was written", where=str(step))
         meta = parse_json(data, step / META, shape={"step": int}, optional=META_PARTS)
-        if what := _wrong_values(meta):
+        if what := wrong_values(meta):
             raise DamagedFile(what, where=str(step / META))
     except DamagedFile as e:
         raise CheckpointError(f"cannot be read: {e}", where=str(step)) from e
@@ -159,7 +159,7 @@ def read_meta(step: pathlib.Path) -> Mapping[str, Any]:
     return meta
 
 
-def _wrong_values(meta: Mapping[str, Any]) -> str:
+def wrong_values(meta: Mapping[str, Any]) -> str:
     """Returns what in metadata of the right types has no such values, empty where nothing has."""
     metric, signature = meta.get("metric"), meta.get("signature", {})
     statistics = signature.get("statistics")
