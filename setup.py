@@ -17,6 +17,8 @@ MAPPED = {
     if folder.is_dir() and folder.name != "__pycache__"
 }
 
+EXPORT = ["onnx>=1.17", "onnxruntime>=1.20", "flatbuffers>=24"]
+
 setup(
     name="distill_jax",
     version=VERSION,
@@ -50,8 +52,16 @@ setup(
     ],
     extras_require={
         # pytest 9.2 ignores the groups of pytest-xdist 3.8.
-        "test": ["pytest>=8,<9.2", "pytest-xdist>=3.6", "scikit-learn>=1.5"],
-        "lint": ["ruff>=0.14", "pyright[nodejs]>=1.1.400", "scikit-learn>=1.5", "pytest>=8,<9.2"],
+        "test": ["pytest>=8,<9.2", "pytest-xdist>=3.6", "scikit-learn>=1.5", *EXPORT],
+        "export": EXPORT,
+        "tflite": ["litert-converter>=0.5", "ai-edge-litert>=2.1"],
+        "lint": [
+            "ruff>=0.14",
+            "pyright[nodejs]>=1.1.400",
+            "scikit-learn>=1.5",
+            "pytest>=8,<9.2",
+            *EXPORT,
+        ],
     },
     entry_points={
         "console_scripts": [

@@ -70,7 +70,7 @@ def flatten(
     """
     operations: list[Operation] = []
     consts = [Slot(jax.typeof(value), value) for value in closed.consts]
-    outputs = _inline(closed.jaxpr, [*consts, *inputs], operations, "")
+    outputs = _inline(closed.jaxpr, [*consts, *inputs], operations, ("", ""))
     needed, kept = set(map(id, outputs)), []
     for operation in reversed(operations):
         if any(id(slot) in needed for slot in operation.outputs):
@@ -87,8 +87,9 @@ def flatten(
 
 
 def _inline(
-    jaxpr: Jaxpr, inputs: Sequence[Slot], operations: list[Operation], above: str
+    jaxpr: Jaxpr, inputs: Sequence[Slot], operations: list[Operation], above: tuple[str, str]
 ) -> list[Slot]:
+    """Appends the operations of a program; `above` is place and source of the call of it."""
     slots: dict[Any, Slot] = dict(zip([*jaxpr.constvars, *jaxpr.invars], inputs, strict=True))
 
     def read(atom: Any) -> Slot:
@@ -96,17 +97,17 @@ def _inline(
 
     for eqn in jaxpr.eqns:
         operands = [read(atom) for atom in eqn.invars]
-        place = "/".join(part for part in (above, str(eqn.source_info.name_stack)) if part)
+        place = "/".join(part for part in (above[0], str(eqn.source_info.name_stack)) if part)
+        source = _source(eqn.source_info.traceback) or above[1]
         inner = eqn.params.get(CALLS.get(eqn.primitive.name, ""))
         if inner is not None:
             if isinstance(inner, ClosedJaxpr):
                 consts = [Slot(jax.typeof(value), value) for value in inner.consts]
-                results = _inline(inner.jaxpr, [*consts, *operands], operations, place)
+                results = _inline(inner.jaxpr, [*consts, *operands], operations, (place, source))
             else:
-                results = _inline(inner, operands, operations, place)
+                results = _inline(inner, operands, operations, (place, source))
         else:
             results = [Slot(var.aval) for var in eqn.outvars]
-            source = _source(eqn.source_info.traceback)
             operations.append(
                 Operation(eqn.primitive, eqn.params, operands, results, place, source)
             )

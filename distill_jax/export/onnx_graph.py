@@ -7,10 +7,11 @@ care, so most transposes and broadcasts never become nodes.
 
 import dataclasses
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from distill_jax.core.errors import ExportError
@@ -224,10 +225,9 @@ def broadcast_order(values: Sequence[Value]) -> tuple[int, ...]:
 def fold(operation: Any, arrays: Sequence[Any]) -> list[Any]:
     """Returns what a primitive gives for constants, computed on the CPU."""
     with jax.default_device(jax.devices("cpu")[0]):
-        results = operation.primitive.bind(*map(jax.numpy.asarray, arrays), **operation.params)
+        results = operation.primitive.bind(*map(jnp.asarray, arrays), **operation.params)
     results = results if operation.primitive.multiple_results else [results]
-    return [x if jax.dtypes.issubdtype(x.dtype, jax.dtypes.extended) else np.asarray(x)
-            for x in results]  # fmt: skip
+    return [x if jnp.issubdtype(x.dtype, jax.dtypes.extended) else np.asarray(x) for x in results]
 
 
 def static_size(shape: Sequence[Any]) -> int | None:
@@ -245,6 +245,3 @@ def numpy_dtype(dtype: Any, place: str) -> np.dtype:
     if found.kind not in "biuf":
         raise ExportError(f"{found} is no type of ONNX Runtime", where=place or "the network")
     return found
-
-
-Rules = Mapping[str, Any]

@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.core import ShapedArray
 
 from distill_jax.core.errors import ExportError
 from distill_jax.export import onnx_simplify
@@ -56,7 +57,7 @@ def _convert(program: Program) -> tuple[Graph, dict[str, Any], dict[str, Any]]:
         closed, shapes = jax.make_jaxpr(program.traced, return_shape=True)(program.weights, batch)
     named = program.named_weights
     slots = [Slot(jax.typeof(x), x) for x in named.values()]
-    slots += [Slot(jax.core.ShapedArray(x.shape, x.dtype)) for _, x in sorted(batch.items())]
+    slots += [Slot(ShapedArray(x.shape, x.dtype)) for _, x in sorted(batch.items())]
     operations, results, depends = flatten(closed, slots)
     _check(operations, depends)
     graph = Graph(symbol)

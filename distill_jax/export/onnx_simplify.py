@@ -86,8 +86,8 @@ def _softmax(graph: Graph, made: dict[str, Node], node: Node) -> None:
         top = made.get(top.inputs[-1] if top.op == "Max" else top.inputs[0])
     if top is None or top.op != "ReduceMax" or top.inputs[0] != shifted.inputs[0]:
         return
-    axes = [graph.constants.get(n.inputs[1]) for n in (top, total)]
-    if any(a is None or a.shape != (1,) for a in axes) or axes[0] != axes[1]:
+    axes = [graph.constants[n.inputs[1]].tolist() for n in (top, total)]
+    if axes[0] != axes[1] or len(axes[0]) != 1:
         return
     node.op, node.inputs = "Softmax", [shifted.inputs[0]]
-    node.attributes = {"axis": int(axes[0][0])}
+    node.attributes = {"axis": axes[0][0]}

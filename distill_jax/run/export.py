@@ -100,7 +100,7 @@ def export(
                 path.write_bytes(data)
     for found in cards.values():
         if found["warning"]:
-            warnings.warn(found["warning"], stacklevel=3)
+            warnings.warn(str(found["warning"]), stacklevel=3)
     return target
 
 
@@ -346,7 +346,7 @@ def _collect(run: Run, batches: Sequence[Mapping[str, np.ndarray]]) -> dict[str,
 
 def _single_thread(program: Program, inputs: Mapping[str, np.ndarray]) -> Run:
     """Returns the network in JAX, compiled for one thread."""
-    options = {"xla_cpu_multi_thread_eigen": False}
+    options: dict[str, str | bool] = {"xla_cpu_multi_thread_eigen": False}
     function = jax.jit(program.function).lower(program.weights, dict(inputs))
     compiled = function.compile(compiler_options=options)
     held = jax.device_put(program.weights)
@@ -389,7 +389,7 @@ def _run_stablehlo(data: bytes, program: Program, weights: str) -> Run:
     exported = jax.export.deserialize(bytearray(data))
     front = (program.named_weights,) if weights == "apart" else ()
     front = jax.device_put(front)
-    options = {"xla_cpu_multi_thread_eigen": False}
+    options: dict[str, str | bool] = {"xla_cpu_multi_thread_eigen": False}
     compiled: dict[int, Any] = {}
 
     def run(inputs: Mapping[str, np.ndarray]) -> Mapping[str, Any]:

@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 import warnings
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -136,7 +137,8 @@ def test_what_is_asked_for(images, tmp_path):
     exported = jax.export.deserialize(bytearray((out / "model.stablehlo").read_bytes()))
     tensors = dict(dj.weights.read(out / "model.safetensors"))
     by_onnx = dict(zip(names, session.run(names, prepared), strict=True))
-    for found in (by_onnx, exported.call(tensors, prepared)):
+    by_stablehlo: Any = exported.call(tensors, prepared)
+    for found in (by_onnx, by_stablehlo):
         assert set(found) == {"embedding", "logits"}
         for name, value in found.items():
             np.testing.assert_allclose(value, wanted[name], rtol=1e-4, atol=1e-5)
