@@ -34,7 +34,7 @@ class Value:
     """
 
     shape: tuple[Any, ...]
-    dtype: np.dtype
+    dtype: Any
     order: tuple[int, ...]
     ones: frozenset[int] = frozenset()
     name: str = ""
@@ -90,8 +90,12 @@ class Graph:
 
     def unique(self, name: str) -> str:
         """Returns the name, with a number behind it where it is taken."""
-        count = self._taken[name] = self._taken.get(name, -1) + 1
-        return f"{name}_{count}" if count else name
+        found = name
+        while found in self._taken:
+            self._taken[name] += 1
+            found = f"{name}_{self._taken[name]}"
+        self._taken[found] = 0
+        return found
 
     def emit(self, op: str, *inputs: str, outputs: int = 1, **attributes: Any) -> list[str]:
         """Adds a node and returns the names of its results."""
@@ -118,7 +122,7 @@ class Graph:
     def value(self, name: str, aval: Any, order: Sequence[int] = (), ones: Iterable[int] = ()):
         """Returns the value of the shape and type of `aval` that a tensor stores."""
         order = tuple(order) or tuple(range(len(aval.shape)))
-        return Value(tuple(aval.shape), np.dtype(aval.dtype), order, frozenset(ones), name)
+        return Value(tuple(aval.shape), aval.dtype, order, frozenset(ones), name)
 
     def folded(self, array: Any, aval: Any, label: str = "", **layout: Any) -> Value:
         """Returns a constant."""

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.core import ShapedArray
 
@@ -105,7 +106,10 @@ def _check(operations: Sequence[Operation], depends: Sequence[bool]) -> None:
 def _read(graph: Graph, values: dict[int, Value], slot: Slot) -> Value:
     if id(slot) in values:
         return values[id(slot)]
-    return graph.folded(np.asarray(slot.constant, slot.aval.dtype), slot.aval)
+    constant = slot.constant
+    if not jnp.issubdtype(slot.aval.dtype, jax.dtypes.extended):
+        constant = np.asarray(constant, slot.aval.dtype)
+    return graph.folded(constant, slot.aval)
 
 
 def _apply(graph: Graph, operation: Operation, operands: Sequence[Value]) -> list[Value]:

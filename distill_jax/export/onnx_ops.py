@@ -82,7 +82,10 @@ def _like(operation: Operation, value: float) -> np.ndarray:
 _UNARY = {
     **{name: name.capitalize() for name in ("exp", "log", "tanh", "sqrt", "abs", "sign", "floor")},
     **{name: name.capitalize() for name in ("ceil", "erf", "sin", "cos", "tan", "not")},
-    **{name: name.capitalize() for name in ("asin", "acos", "atan", "sinh", "cosh")},
+    **{
+        name: name.capitalize()
+        for name in ("asin", "acos", "atan", "sinh", "cosh", "asinh", "acosh")
+    },
     "neg": "Neg",
     "logistic": "Sigmoid",
     "stop_gradient": "Identity",
@@ -214,14 +217,26 @@ def _reshape(graph: Graph, operation: Operation, values: Sequence[Value]) -> lis
 
 @_rule("squeeze")
 def _squeeze(graph: Graph, operation: Operation, values: Sequence[Value]) -> list[Value]:
-    (value,), aval = values, operation.outputs[0].aval
     gone = operation.params["dimensions"]
+    return [_without(graph, values[0], gone, operation.outputs[0].aval)]
+
+
+def _without(graph: Graph, value: Value, gone: Sequence[int], aval: Any) -> Value:
+    """Returns a value without axes of size 1."""
     left = [a for a in range(value.rank) if a not in gone]
     order = [left.index(a) for a in value.order if a not in gone]
     at = [i for i, a in enumerate(value.order) if a in gone]
     name = graph.one("Squeeze", graph.stored(value), graph.ints(at))
-    ones = [left.index(a) for a in value.ones]
-    return [graph.value(name, aval, order, ones)]
+    return graph.value(name, aval, order, [left.index(a) for a in value.ones])
+
+
+@_rule("stack")
+def _stack(graph: Graph, operation: Operation, values: Sequence[Value]) -> list[Value]:
+    axis = operation.params["axis"]
+    at = graph.ints([axis])
+    names = [graph.one("Unsqueeze", graph.plain(value), at) for value in values]
+    name = graph.one("Concat", *names, axis=axis)
+    return [graph.value(name, operation.outputs[0].aval)]
 
 
 @_rule("transpose")
@@ -316,6 +331,8 @@ def _gather(graph: Graph, operation: Operation, values: Sequence[Value]) -> list
     value, indices = values
     numbers, sizes = operation.params["dimension_numbers"], operation.params["slice_sizes"]
     axes = numbers.start_index_map
+    if indices.is_constant and indices.rank == 1:
+        return _part(graph, operation, value, dict(zip(axes, indices.array, strict=True)))
     whole = all(size == value.shape[a] or (a in axes and size == 1) for a, size in enumerate(sizes))
     if (
         len(axes) != 1
@@ -343,6 +360,24 @@ def _gather(graph: Graph, operation: Operation, values: Sequence[Value]) -> list
     offsets = list(numbers.offset_dims)
     batch = [a for a in range(len(aval.shape)) if a not in offsets]
     return [graph.value(name, aval, [*offsets[:axis], *batch, *offsets[axis:]])]
+
+
+def _part(graph: Graph, operation: Operation, value: Value, starts: dict[int, Any]) -> list[Value]:
+    """One box at a known position, as indexing reads it where the batch is a symbol."""
+    parts, aval = {}, operation.outputs[0].aval
+    sizes = operation.params["slice_sizes"]
+    for axis, size in enumerate(sizes):
+        start = int(starts.get(axis, 0))
+        if start == 0 and size == value.shape[axis]:
+            continue
+        if not isinstance(size, int) or not isinstance(value.shape[axis], int):
+            raise refuse(operation, "a part of the batch is cut out")
+        if not 0 <= start <= value.shape[axis] - size:
+            raise refuse(operation, "a position outside")
+        parts[axis] = (start, start + size, 1)
+    value = _sliced(graph, value, jax.ShapeDtypeStruct(sizes, aval.dtype), parts)
+    gone = operation.params["dimension_numbers"].collapsed_slice_dims
+    return [_without(graph, value, gone, aval)] if gone else [value]
 
 
 @_rule("dynamic_slice")

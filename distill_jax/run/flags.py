@@ -25,7 +25,7 @@ from distill_jax.trainer.io.paths import absolute, check_folder, check_places, f
 MODES = {
     "train": "train, evaluate and report; continues where the workdir stops",
     "eval": "evaluate the best checkpoint of a workdir; the config defaults to the one in there",
-    "export": "write the best checkpoint of a workdir as files of other programs",
+    "export": "write the best network for other programs: --formats=onnx,... (docs/export.md)",
     "describe": "print networks, parameters, memory and cost of a config or of a workdir's",
     "study": "train every arm with every seed, then compare them",
 }
@@ -62,15 +62,8 @@ common overrides (every key and its meaning: distill_jax/run/config.py):
   --config.evaluators.calibration=none         a role or an evaluator is deleted
   --config.roles.teacher.init=runs/teacher     start from the checkpoint of another run
   --config.precision=bfloat16                  compute type
-
   --start_over                                 set aside what the workdir holds of an earlier run,
                                                or of all runs of a study, and begin at step 0
-
-mode export, into export/ of the workdir (docs/export.md):
-  --formats=stablehlo,onnx,safetensors         also onnx_int8 and tflite
-  --outputs=probabilities,embedding            what the files return, by default probabilities
-  --nopreprocessing                            leaves the evaluation transforms out
-  --role=student                               which network
 
 code of your own, `package.module:Symbol` in a config, is found from the current folder. What the
 config file and the command line name is imported. What files of a run name is not, where no config
