@@ -26,11 +26,7 @@ ALLOWED = {
     "launch": set(),
     "run": {
         *("core", "losses", "weighting", "objectives", "models", "data", "evaluators"),
-<<<<<<< HEAD
-        *("analysis", "configs", "trainer", "contrib", "report"),
-=======
-        *("configs", "trainer", "contrib", "report", "stored", "export", "weights"),
->>>>>>> e0bee89 (Export of trained networks by command and from Python, with parity cards)
+        *("analysis", "configs", "trainer", "contrib", "report", "export", "weights"),
     },
     "contrib": {"analysis", "core", "run"},
     "main": {"core", "run", "report"},

@@ -13,7 +13,7 @@ import numpy as np
 from jax.core import ShapedArray
 
 from distill_jax.core.errors import ExportError
-from distill_jax.export import onnx_simplify
+from distill_jax.export import onnx_products, onnx_shapes, onnx_simplify
 from distill_jax.export.flatten import Operation, Slot, flatten
 from distill_jax.export.onnx_graph import Graph, Node, Value, fold, numpy_dtype, static_size
 from distill_jax.export.onnx_ops import RULES
@@ -22,6 +22,9 @@ from distill_jax.export.program import BATCH, Program, any_batch, require, symbo
 OPSET = 18
 IR_VERSION = 8
 """That of operator set 18; ONNX Runtime reads both from 1.14 on."""
+
+RULE_MODULES = (onnx_products, onnx_shapes)
+"""Modules that fill `RULES` beside `onnx_ops`."""
 
 _LAZY = ("broadcast_in_dim", "transpose")
 """Primitives of constants that take no memory."""

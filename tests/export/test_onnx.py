@@ -2,12 +2,14 @@
 
 import dataclasses
 import json
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
+from jax.extend.core import Primitive
 
 import distill_jax as dj
 from distill_jax.core.errors import ExportError
@@ -32,7 +34,6 @@ NETWORKS = {
     "resnet": {"depth": 8},
     "vit": {"width": 12, "depth": 2, "heads": 3},
     "mlp": {"hidden": (8,)},
-    "mobilenet_v2": {"width_multiplier": 0.1, "expansion": 1},
     "tabular_mlp": {"hidden": (8,)},
     "wide_deep": {"hidden": (8,)},
     "deepfm": {"hidden": (8,)},
@@ -40,6 +41,7 @@ NETWORKS = {
     "tabular_transformer": {"width": 8, "depth": 1, "heads": 2},
 }
 SLOW = {
+    "mobilenet_v2": {"width_multiplier": 0.1, "expansion": 1},
     "vgg": {},
     "wide_resnet": {"depth": 10, "width_multiplier": 1},
     "shufflenet_v1": {},
@@ -189,6 +191,7 @@ OPERATIONS = {
     "contracted": lambda x: jnp.einsum("bij,ij->b", x, X) * jnp.einsum("bij,bij->b", x, x),
     "outer": lambda x: jnp.einsum("bi,bj->bij", x[:, 0], x[:, 1]),
     "remainder": lambda x: jax.checkpoint(jnp.sin)(x) + jax.jit(jnp.cos)(x),
+    "tiles": lambda x: jnp.tile(x, (1, 2, 1)) - jnp.stack(jnp.unstack(x, axis=1)[:1], 1),
     "stacks": lambda x: jnp.stack([x, 2 * x], 1) + jnp.stack([x, x], 3).transpose(0, 3, 1, 2),
     "constants": lambda x: x * jnp.linspace(0, 1, 5) [None, None] + jnp.arange(6.0)[None, :, None],
     "steps": lambda x: lax.dynamic_slice(x, (0, 1, 2), (x.shape[0], 3, 3)),
@@ -223,7 +226,7 @@ IMAGE_OPERATIONS = {
     "used_twice": lambda x: (lambda y: y * ROW + y)(conv(x)),
     "flipped_between": lambda x: conv(conv(x)[:, :, ::-1, :4])[:, 1:].transpose(0, 2, 1, 3),
 }  # fmt: skip
-KERNEL = np.random.default_rng(1).normal(size=(3, 3, 4, 6)).astype(np.float32)
+KERNEL: Any = np.random.default_rng(1).normal(size=(3, 3, 4, 6)).astype(np.float32)
 ROW = np.random.default_rng(2).normal(size=(1, 1, 1, 6)).astype(np.float32)
 
 
@@ -309,7 +312,7 @@ def test_safetensors_are_read_back(tmp_path):
 
 def test_every_rule_belongs_to_a_primitive_of_jax():
     """A renamed primitive would otherwise be refused without anybody noticing."""
-    named = {p.name for p in vars(lax).values() if isinstance(p, jax.extend.core.Primitive)}
+    named = {p.name for p in vars(lax).values() if isinstance(p, Primitive)}
     ours = {"conv2d", "name", "stop_gradient", "copy", "copy_p", "pvary", "add_any"}
     assert set(RULES) - ours - named <= {"sharding_constraint", "optimization_barrier", "split"}
 

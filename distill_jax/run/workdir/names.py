@@ -29,7 +29,14 @@ WRITTEN_FOLDERS: Mapping[str, Sequence[str]] = {
 """Folders that a mode makes in its folder."""
 
 NAMES: Mapping[str, Sequence[str]] = {
-    "run": (*_RUN, "heartbeat-*.json", "stall-*.txt", "eval.json", "export", *WRITTEN_FOLDERS["train"]),
+    "run": (
+        *_RUN,
+        "heartbeat-*.json",
+        "stall-*.txt",
+        "eval.json",
+        "export",
+        *WRITTEN_FOLDERS["train"],
+    ),
     "export": ("model.*", "config.json", "README.md"),
     "study": _STUDY,
     "sweep": ("sweep.json", "sweep.sh"),
