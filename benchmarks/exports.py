@@ -94,7 +94,7 @@ def train(name: str, folder: pathlib.Path) -> None:
     config.optim.lr = 0.01
     config.batch_size, config.total.steps = 32, steps
     config.log.tensorboard = False
-    loop.train(config, folder, log=lambda line: None)
+    loop.train(config, folder, log_line=lambda line: None)
 
 
 def measure(name: str, folder: pathlib.Path, formats: str) -> dict[str, Any]:
