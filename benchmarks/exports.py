@@ -92,7 +92,7 @@ def train(name: str, folder: pathlib.Path) -> None:
     config.evaluators = {"classification": {}}
     config.roles.student = config_lib.role(model, **kwargs)
     config.optim.lr = 0.01
-    config.batch_size, config.total.steps = 32, steps
+    config.batch_size, config.total = 32, steps
     config.log.tensorboard = False
     loop.train(config, folder, log_line=lambda line: None)
 

@@ -46,7 +46,7 @@ def train(config, folder):
     config.log.tensorboard = False
     config.objective.name = "supervised"
     config.evaluators = {"classification": {}}
-    config.batch_size, config.total.steps = 16, 4
+    config.batch_size, config.total = 16, 4
     loop.train(config, folder, log_line=lambda line: None)
     return folder
 
