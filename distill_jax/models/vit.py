@@ -184,7 +184,7 @@ class ViT(nn.Module):
     def _token(self, name: str, x: Array, number: int = 1) -> Array:
         """Returns learned tokens for every example of `x`, `[b, number, d]`."""
         token = self.param(name, nn.initializers.zeros, (1, number, x.shape[-1])).astype(x.dtype)
-        return jnp.broadcast_to(token, (len(x), number, x.shape[-1]))
+        return jnp.broadcast_to(token, (x.shape[0], number, x.shape[-1]))
 
 
 def make(
