@@ -87,16 +87,23 @@ def test_the_trainer_has_no_config_and_no_console(path):
         assert not names & {"os", "pathlib", "shutil", "tempfile", "orbax"}
 
 
-def test_help_needs_no_jax():
-    code = (
-        "import sys, distill_jax.main as m\n"
-        "try: m.main(['x', '--help'])\n"
-        "except SystemExit as e: assert not e.code\n"
-        "assert 'jax' not in sys.modules and 'tensorflow' not in sys.modules\n"
-    )
+HELP = """
+import sys, distill_jax.main as m
+try: m.main(['x', '--help'])
+except SystemExit as e: assert not e.code
+"""
+
+
+@pytest.mark.parametrize(
+    "code, printed",
+    [(HELP, "usage"), ("import sys; from distill_jax.report import of_run, of_study", "")],
+    ids=["help", "report"],
+)
+def test_what_needs_no_jax(code, printed):
+    code += "\nassert not {'jax', 'tensorflow'} & {*sys.modules}"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert "usage" in done.stdout
+    assert printed in done.stdout
 
 
 def module_level(path):
