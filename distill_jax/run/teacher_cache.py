@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
-from distill_jax.core.api import Batch, Model, PyTree, Role, Source, Transform
+from distill_jax.core.api import Model, PyTree, Role, Source
 from distill_jax.core.errors import ConfigError, nearest
 from distill_jax.data.source import checksum
 from distill_jax.run import config as config_lib
@@ -60,26 +60,15 @@ def select_outputs(config: ConfigDict, models: Mapping[Role, Model]) -> dict[Rol
     return selected
 
 
-def make_plan(
-    config: ConfigDict, *, epochs: int, transform: Transform, raw: Batch, **shapes: Any
-) -> cache.Plan:
-    """Decides what is stored.
-
-    Args:
-      config: with `cache.dir` set.
-      epochs: that training touches.
-      transform: of training batches.
-      raw: shapes of a batch before it.
-      **shapes: further arguments of `trainer.io.teacher_cache.make_plan`.
+def make_plan(config: ConfigDict, *, epochs: int, **shapes: Any) -> cache.Plan:
+    """Decides what is stored in training over `epochs`; `shapes` as of the library's function.
 
     Raises:
       ConfigError: the view depends on the step or on how examples meet in a batch.
     """
-    spec = config.cache
+    spec, paths = config.cache, {"transform": "cache.dir", "top_k": "cache.top_k"}
     try:
         return cache.make_plan(
-            transform=transform,
-            raw=raw,
             views=config.data.views or epochs,
             batch_size=config.batch_size,
             top_k=spec.top_k,
@@ -88,8 +77,8 @@ def make_plan(
             **shapes,
         )
     except ConfigError as error:
-        path = {"transform": "cache.dir", "top_k": "cache.top_k"}.get(error.where, error.where)
-        raise ConfigError(error.what, where=path, hint=error.hint) from error
+        where = paths.get(error.where, error.where)
+        raise ConfigError(error.what, where=where, hint=error.hint) from error
 
 
 def make_key(
@@ -138,15 +127,7 @@ def prepare(
     log_line: Callable[[str], None],
     **networks: Any,
 ) -> cache.TeacherOutputs:
-    """Opens the cache of a run and fills what is missing.
-
-    Args:
-      config: of the run, with its seed.
-      plan: from `make_plan`.
-      source: training examples.
-      frozen: parameters and state of the networks.
-      log_line: prints a line.
-      **networks: further arguments of `trainer.io.teacher_cache.prepare`.
+    """Opens the cache of a run and fills what is missing; arguments as of the library's function.
 
     Raises:
       ConfigError: the folder holds outputs for other inputs or networks.

@@ -1,3 +1,4 @@
+# ruff: noqa: F401
 """Folders that the program writes: whose they are, who writes them, and what a run consists of.
 
 The rules, each in one function:
@@ -15,7 +16,6 @@ Nothing here imports JAX at the top, so that launchers may use it.
 
 from distill_jax.run.workdir.continuation import (
     RESCUE,
-    RUNTIME_ONLY,
     START_OVER,
     Alike,
     check_config,
@@ -27,36 +27,5 @@ from distill_jax.run.workdir.continuation import (
 from distill_jax.run.workdir.history import arithmetic, describe, environment_changes
 from distill_jax.run.workdir.lock import LOCK, InUse, check_held, hold
 from distill_jax.run.workdir.names import MARK, WRITTEN, WRITTEN_FOLDERS
-from distill_jax.run.workdir.ownership import claim, foreign, is_run, refuse_foreign, set_aside
+from distill_jax.run.workdir.ownership import claim, is_run, refuse_foreign
 from distill_jax.run.workdir.results import intact, read_result, write_json, write_result
-
-__all__ = [
-    "LOCK",
-    "MARK",
-    "RESCUE",
-    "RUNTIME_ONLY",
-    "START_OVER",
-    "WRITTEN",
-    "WRITTEN_FOLDERS",
-    "Alike",
-    "InUse",
-    "arithmetic",
-    "check_config",
-    "check_held",
-    "check_inputs",
-    "claim",
-    "data_checksums",
-    "describe",
-    "environment_changes",
-    "explain_divergence",
-    "foreign",
-    "hold",
-    "intact",
-    "is_run",
-    "read_result",
-    "refuse_foreign",
-    "set_aside",
-    "stored_config",
-    "write_json",
-    "write_result",
-]

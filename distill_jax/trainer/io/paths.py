@@ -144,6 +144,7 @@ def check_folder(path: pathlib.Path, *, where: str, hint: str = "choose another 
     Raises:
       UserError: it cannot.
     """
+    tried = ""
     try:
         present = _nearest_present(path)
         if present.is_symlink() and not present.exists():
@@ -152,19 +153,15 @@ def check_folder(path: pathlib.Path, *, where: str, hint: str = "choose another 
         if not present.is_dir():
             raise UserError(f"{present} is a file", where=where, hint="name a folder")
         tried = tempfile.mkdtemp(prefix=".distill_jax_", dir=present)
+        pathlib.Path(tried, "file").write_bytes(b"x")
     except (OSError, ValueError) as error:
         what = f"{path} cannot be made or written to: {reason(error)}"
         raise UserError(what, where=where, hint=hint) from error
-    try:
-        file = pathlib.Path(tried, "file")
-        file.write_bytes(b"x")
-    except OSError as error:
-        what = f"{path} cannot be made or written to: {reason(error)}"
-        raise UserError(what, where=where, hint=hint) from error
     finally:
-        with contextlib.suppress(OSError):
-            pathlib.Path(tried, "file").unlink(missing_ok=True)
-            os.rmdir(tried)
+        if tried:
+            with contextlib.suppress(OSError):
+                pathlib.Path(tried, "file").unlink(missing_ok=True)
+                os.rmdir(tried)
 
 
 def _nearest_present(path: pathlib.Path) -> pathlib.Path:

@@ -1,3 +1,4 @@
+# ruff: noqa: F401
 """Outputs of frozen networks for every training example, stored once and read in every step.
 
 A view of an example is a function of (seed, epoch, example), so the outputs for it stay valid
@@ -31,15 +32,3 @@ from distill_jax.trainer.io.teacher_cache.plan import (
     teacher_fn_model,
 )
 from distill_jax.trainer.io.teacher_cache.store import Store, TeacherOutputs, open_store
-
-__all__ = [
-    "Plan",
-    "Stopped",
-    "Store",
-    "TeacherOutputs",
-    "make_plan",
-    "open_store",
-    "prepare",
-    "select_outputs",
-    "teacher_fn_model",
-]
