@@ -1,13 +1,15 @@
 """The entrypoint: `python -m distill_jax.main --config=FILE --workdir=DIR [--mode=MODE] ...`."""
 
 import contextlib
+import dataclasses
 import errno
 import functools
 import multiprocessing
 import os
 import pathlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 from distill_jax.core.errors import (
     ConfigError,
@@ -60,27 +62,61 @@ def main(argv: Sequence[str]) -> int:
     not come, 75 stopped by a signal with the state saved, 130 interrupted by a second Ctrl-C.
     """
     crash.doing("reading the command line")
-    parsed: flags.Flags | None = None
-    folder = _named_folder(argv)  # where the trace of an error goes
-    crash.in_threads()
-    try:
-        parsed = flags.parse(argv)
-        folder = None if parsed.mode == "describe" else parsed.workdir
-        with crash.threads(folder, suffix=_suffix(parsed)):
-            try:
-                code = _run(parsed)
-            except Exception as e:
-                if _is_joined():
-                    from distill_jax.run import processes
+    with _Command(_named_folder(argv)) as command:
+        parsed = command.parsed = flags.parse(argv)
+        command.folder = None if parsed.mode == "describe" else parsed.workdir
+        with _started(command, parsed):
+            if parsed.mode != "train":
+                _do(parsed)
+                return command.code
+            with console.deferring_interrupts():
+                from distill_jax.run import build, processes, workdir
+                from distill_jax.run.train import loop
+                from distill_jax.run.train.result import format_result
 
-                    processes.leave(functools.partial(_report, e, parsed, folder))
-                raise
-        return crash.UNEXPECTED if crash.in_threads() and code == 0 else code
-    except KeyboardInterrupt:
-        print(f"interrupted while {crash.done_so_far()}; {_intact(parsed)}", file=sys.stderr)
-        return crash.INTERRUPTED
-    except Exception as e:
-        return _report(e, parsed, folder)
+            crash.doing(DOING["train"])
+            log_line = _log_line if processes.is_main() else _silent
+            make, folder = functools.partial(build.build, trusted=parsed.trusted), parsed.workdir
+            assert folder is not None
+            with workdir.claim(folder, "run", start_over=parsed.start_over, log_line=log_line):
+                result = loop.train(parsed.config, folder, make_experiment=make, log_line=log_line)
+                if processes.is_main():
+                    print(format_result(result))
+                    from distill_jax import report  # not before the first step
+
+                    crash.doing("writing the report")
+                    print(f"report: {report.write_run_report(folder)}")
+    return command.code
+
+
+@dataclasses.dataclass
+class _Command:
+    """A command line while it runs; within it, what is raised becomes a message and a code.
+
+    Attributes:
+      folder: where the trace of an error goes.
+      parsed: the command line, once it is understood.
+      code: the exit code.
+    """
+
+    folder: pathlib.Path | None
+    parsed: flags.Flags | None = None
+    code: int = 0
+
+    def __enter__(self) -> "_Command":
+        crash.in_threads()
+        return self
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> bool:
+        if isinstance(error, KeyboardInterrupt):
+            left = f"interrupted while {crash.done_so_far()}; {_intact(self.parsed)}"
+            print(left, file=sys.stderr)
+            self.code = crash.INTERRUPTED
+        elif isinstance(error, Exception):
+            self.code = _report(error, self.parsed, self.folder)
+        elif error is None and crash.in_threads() and self.code == 0:
+            self.code = crash.UNEXPECTED
+        return isinstance(error, KeyboardInterrupt | Exception)
 
 
 def _named_folder(argv: Sequence[str]) -> pathlib.Path | None:
@@ -153,9 +189,40 @@ def _report(
     return crash.report(error, folder=folder, intact=_intact(parsed), suffix=_suffix(parsed))
 
 
-def _run(parsed: flags.Flags) -> int:
-    # Imported late: `--help` and mistakes in the command line answer before JAX is loaded.
-    crash.doing("starting JAX")
+@contextlib.contextmanager
+def _started(command: _Command, parsed: flags.Flags) -> Iterator[None]:
+    """Starts JAX and joins the other processes; ends what is stopped by a signal with its code."""
+    with crash.threads(command.folder, suffix=_suffix(parsed)):
+        try:
+            # Imported late: `--help` and mistakes in the command line answer before JAX is loaded.
+            crash.doing("starting JAX")
+            with console.deferring_interrupts():
+                from distill_jax.run import environment
+            _start_jax(parsed)
+            continues = parsed.mode in ("train", "study")
+            with environment.stop_on_signal() if continues else contextlib.nullcontext():
+                try:
+                    yield
+                except environment.Preempted as e:
+                    without = " without --start_over" if parsed.start_over else ""
+                    print(f"{e}; the same command{without} continues it", file=sys.stderr)
+                    command.code = e.exit_code
+                except BaseException as e:
+                    if isinstance(e, Exception) or not raised_by_code(e):
+                        raise
+                    left = f"{type(e).__name__}: {text_of(e)}"
+                    what = f"code that the config names left the program ({left})"
+                    hint = "let it return, or raise"
+                    raise ConfigError(what, where=raised_at(e), hint=hint) from e
+        except Exception as e:
+            if _is_joined():
+                from distill_jax.run import processes
+
+                processes.leave(functools.partial(_report, e, parsed, command.folder))
+            raise
+
+
+def _start_jax(parsed: flags.Flags) -> None:
     with console.deferring_interrupts():
         from distill_jax.run import environment, processes
     settings = None
@@ -170,74 +237,44 @@ def _run(parsed: flags.Flags) -> int:
     processes.initialize(settings)
     environment.check_devices()
     environment.cache_compiled_programs()
-    with contextlib.ExitStack() as stack:
-        if parsed.mode in ("train", "study"):  # what can be continued
-            stack.enter_context(environment.stop_on_signal())
-        try:
-            _do(parsed)
-        except environment.Preempted as e:
-            without = " without --start_over" if parsed.start_over else ""
-            print(f"{e}; the same command{without} continues it", file=sys.stderr)
-            return e.exit_code
-        except BaseException as e:
-            if isinstance(e, Exception) or not raised_by_code(e):
-                raise
-            what = f"code that the config names left the program ({type(e).__name__}: {text_of(e)})"
-            raise ConfigError(what, where=raised_at(e), hint="let it return, or raise") from e
-    return 0
-
-
-def _do(parsed: flags.Flags) -> None:
-    with console.deferring_interrupts():
-        from distill_jax.run import build, processes
-        from distill_jax.run import workdir as workdir_lib
-        from distill_jax.run.train import evaluation, loop
-        from distill_jax.run.train.result import format_result
-
-    make_experiment = functools.partial(build.build, trusted=parsed.trusted)
     if processes.count() > 1:
         # Replicas are chosen by time, which processes measure differently.
         parsed.config.study.replicas = "no"
-    main_process = processes.is_main()
-    crash.doing(DOING[parsed.mode])
-    log_line = _log_line if main_process else _silent
 
+
+def _do(parsed: flags.Flags) -> None:
+    """Does what is no single training run, and prints what comes out."""
+    with console.deferring_interrupts():
+        from distill_jax.run import build, processes
+        from distill_jax.run.train import evaluation
+
+    crash.doing(DOING[parsed.mode])
+    log_line = _log_line if processes.is_main() else _silent
     config, workdir, trusted = parsed.config, parsed.workdir, parsed.trusted
     if parsed.mode == "describe":
         from distill_jax.run import describe
 
         print(describe.describe(config, trusted=trusted))
-    elif parsed.mode == "study":
+        return
+    assert workdir is not None
+    if parsed.mode == "study":
         from distill_jax.run import study
 
-        assert workdir is not None
         over = parsed.start_over
         table = study.run_study(
             config, workdir, trusted=trusted, start_over=over, log_line=log_line
         )
-        if main_process:
-            print(table)
     elif parsed.mode == "export":
         from distill_jax.run import export
 
-        assert workdir is not None
-        if main_process:
-            print(export.export_run(workdir, trusted=trusted, **parsed.export))
-    elif parsed.mode == "eval":
-        assert workdir is not None
-        table = evaluation.evaluate_run(config, workdir, make_experiment=make_experiment)
-        if main_process:
-            print(table)
+        if not processes.is_main():
+            return
+        table = export.export_run(workdir, trusted=trusted, **parsed.export)
     else:
-        assert workdir is not None
-        with workdir_lib.claim(workdir, "run", start_over=parsed.start_over, log_line=log_line):
-            result = loop.train(config, workdir, make_experiment=make_experiment, log_line=log_line)
-            if main_process:
-                print(format_result(result))
-                from distill_jax import report  # not before the first step
-
-                crash.doing("writing the report")
-                print(f"report: {report.write_run_report(workdir)}")
+        make_experiment = functools.partial(build.build, trusted=trusted)
+        table = evaluation.evaluate_run(config, workdir, make_experiment=make_experiment)
+    if processes.is_main():
+        print(table)
 
 
 def _log_line(line: str) -> None:

@@ -16,6 +16,7 @@ from distill_jax.models import mlp
 from distill_jax.run import build, flags
 from distill_jax.run import config as config_lib
 from distill_jax.run.build import method
+from distill_jax.run.train import loop
 from distill_jax.trainer.io.network import read_network
 
 pytestmark = pytest.mark.xdist_group("build errors")  # one run serves all
@@ -307,10 +308,10 @@ def test_code_of_a_config_cannot_leave_the_program(slot, name, tmp_path, capsys)
 
 @pytest.mark.parametrize("error", [SystemExit(0), SystemExit(), GeneratorExit()])
 def test_leaving_at_any_later_time_is_a_mistake(error, tmp_path, capsys, monkeypatch):
-    def leaves(parsed):
+    def leaves(*_, **__):
         raise error
 
-    monkeypatch.setattr(main, "_do", leaves)
+    monkeypatch.setattr(loop, "train", leaves)
     argv = [f"--config={SUPERVISED}", f"--workdir={tmp_path / 'run'}"]
     refused(argv, capsys, ["test_build_errors.py:", type(error).__name__, "left the program"])
 

@@ -431,15 +431,15 @@ def test_the_reason_of_the_operating_system_comes_first(text, reported):
 
 
 def test_a_full_disk_ends_the_program_without_a_traceback(monkeypatch, capsys, tmp_path):
-    def full(parsed):
+    def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device", "runs/x/metrics.jsonl")
 
-    monkeypatch.setattr(main, "_run", full)
+    monkeypatch.setattr(main, "_do", full)
     command = ["distill-jax", "--config=configs/distill/kd.py:smoke", "--mode=describe"]
     assert main.main(command) == 2
     reported = capsys.readouterr().err
     assert reported.startswith("error: runs/x/metrics.jsonl: the disk is full")
-    monkeypatch.setattr(main, "_run", lambda parsed: os.stat("/nowhere/at/all"))
+    monkeypatch.setattr(main, "_do", lambda parsed: os.stat("/nowhere/at/all"))
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     assert main.main(command) == 1
 
@@ -449,7 +449,7 @@ def test_too_little_memory_ends_the_program_without_a_traceback(monkeypatch, cap
     def greedy(parsed):
         zeros(2**56, np.int8)
 
-    monkeypatch.setattr(main, "_run", greedy)
+    monkeypatch.setattr(main, "_do", greedy)
     command = ["distill-jax", "--config=configs/distill/kd.py:smoke", "--mode=describe"]
     assert main.main(command) == 2
     reported = capsys.readouterr().err
