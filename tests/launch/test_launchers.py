@@ -27,7 +27,7 @@ def load(name):
     return module
 
 
-local, jobset, sweep = load("local"), load("jobset"), load("sweep")
+local, jobset = load("local"), load("jobset")
 
 
 def script(name, *args, **environ):

@@ -10,7 +10,9 @@ import sys
 import numpy as np
 import pytest
 
-from tests.launch.test_launchers import python, sweep
+from tests.launch.test_launchers import load, python
+
+sweep = load("sweep")
 
 
 def test_grid_and_draws():
