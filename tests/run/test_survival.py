@@ -125,7 +125,7 @@ def wrong_signatures():
         "networks": {"student": network},
     }
     for whole in (right, right | {"statistics": None}):
-        assert not step_folder._wrong_values({"signature": whole})
+        assert not step_folder.wrong_values({"signature": whole})
     wrong = {
         "classes": [3, [1]],
         "cardinalities": [None, ["x"]],
