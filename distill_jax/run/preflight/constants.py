@@ -79,15 +79,22 @@ def constant_terms(experiment: Experiment) -> dict[str, float]:
         ends = {name: (value.min(), value.max()) for name, value in terms.values.items()}
         return memory if terms.memory is None else terms.memory, ends
 
-    init, probe = jax.jit(method.memory), jax.jit(once, compiler_options=options)
+    def start(batch: Batch) -> PyTree:
+        return method.memory(jax.random.key(0), batch)
+
+    start_now, probe = (jax.jit(fn, compiler_options=options) for fn in (start, once))
     found: list[Any] = []
     try:
         random = np.random.default_rng(1)
         for i, scale in enumerate((0.3, 1.0, 3.0, 10.0, 30.0)):
             pool = scale * random.standard_normal(2**15).astype(np.float32)
             batches = [_batch(experiment, pool, seed) for seed in range(2)]
-            memory = init(jax.random.key(0), batches[0])
-            for batch in batches if jax.tree.leaves(memory) else batches[:1]:
+            memory = jax.eval_shape(start, batches[0])
+            if jax.tree.leaves(memory):
+                memory = start_now(batches[0])
+            else:
+                del batches[1:]
+            for batch in batches:
                 memory, ends = probe(pool, batch, memory, np.int32(i * (total - 1) // 4))
             found.append(jax.device_get(ends))
     except UserError:
