@@ -23,6 +23,7 @@ from tests.weights import drawn  # noqa: E402
 
 RESULTS = ROOT / "benchmarks/results/parity.json"
 DIGESTS = ROOT / "tests/weights/fixtures/parity.json"
+FOLDER = "transformers/"
 BOUND = 1e-4
 
 
@@ -66,10 +67,46 @@ def reference(name: str, folder: pathlib.Path) -> None:
     """Writes weights and outputs of a network, to be read by another Python."""
     from safetensors.torch import save_file
 
-    filled, found = run(drawn.CASES[name])
-    save_file(filled, str(folder / f"{name}.safetensors"))
-    np.savez(folder / f"{name}.npz", **found)
+    if name.startswith(FOLDER):
+        found = run_folder(drawn.FOLDERS[name.removeprefix(FOLDER)], folder)
+    else:
+        filled, found = run(drawn.CASES[name])
+        (folder / "config.json").write_text(json.dumps({"architecture": name}))
+        save_file(filled, str(folder / "model.safetensors"))
+    np.savez(folder / "stages.npz", **found)
     print(json.dumps(_versions()))
+
+
+def run_folder(case: drawn.Case, folder: pathlib.Path) -> dict:
+    """Writes a folder of transformers with drawn weights, and returns what its network gives."""
+    import torch
+    import transformers
+    from safetensors.torch import load_file, save_file
+
+    _, config, model = case.reference.split(":")
+    kind = getattr(transformers, model)
+    kind(getattr(transformers, config)(**case.options)).save_pretrained(folder)
+    path = str(folder / "model.safetensors")
+    drawn_ones = {
+        k: torch.from_numpy(drawn.draw(k, tuple(v.shape))) for k, v in load_file(path).items()
+    }
+    save_file(drawn_ones, path, metadata={"format": "pt"})
+    network = kind.from_pretrained(folder, attn_implementation="eager").eval()
+    body = next(iter(network.children())) if "logits" in _outputs_of(model) else network
+    found = {}
+    hook = body.register_forward_hook(lambda m, i, out: found.update(tokens=out.last_hidden_state))
+    with torch.inference_mode():
+        x = torch.from_numpy(drawn.images(case.side)).permute(0, 3, 1, 2)
+        out = network(x, output_hidden_states=True)
+    hook.remove()
+    found["block1"] = out.hidden_states[1]
+    if "logits" in out:
+        found["logits"] = out.logits
+    return {name: value.numpy() for name, value in found.items()}
+
+
+def _outputs_of(model: str) -> tuple[str, ...]:
+    return ("logits",) if "Classification" in model else ()
 
 
 def _versions() -> dict[str, str]:
@@ -81,9 +118,13 @@ def _versions() -> dict[str, str]:
 
 def digests() -> None:
     """Stores a few values of every stage of the small networks."""
-    table = {}
+    table, outputs = {}, {}
     for name, case in drawn.DIGESTS.items():
-        _, found = run(case, num_classes=drawn.CLASSES)
+        _, outputs[name] = run(case, num_classes=drawn.CLASSES)
+    for name, case in drawn.FOLDERS.items():
+        with tempfile.TemporaryDirectory() as folder:
+            outputs[f"{FOLDER}{name}"] = run_folder(case, pathlib.Path(folder))
+    for name, found in outputs.items():
         table[name] = {
             stage: {
                 "shape": list(value.shape),
@@ -105,32 +146,34 @@ def compare(name: str, folder: pathlib.Path) -> dict:
     """Returns the largest error of each stage, in its standard deviations."""
     import jax
 
-    from distill_jax import weights
-    from distill_jax.weights import families
-    from distill_jax.weights.mapping import apply_map, invert_map
+    from distill_jax.weights import certificates, pretrained
+    from distill_jax.weights.mapping import invert_map
 
-    case = drawn.CASES[name]
-    found = weights.read(folder / f"{name}.safetensors")
-    recognised = families.recognise(found)
-    make = importlib.import_module(f"distill_jax.models.{case.model}").make
-    classes = recognised.kwargs["num_classes"]
-    model = make(**{**recognised.kwargs, **case.kwargs, "num_classes": classes})
+    folders = name.startswith(FOLDER)
+    case = drawn.FOLDERS[name.removeprefix(FOLDER)] if folders else drawn.CASES[name]
+    opened = pretrained.open_pretrained(f"hf:{folder}")
+    found, known, kwargs = opened.weights, opened.family, opened.kwargs
+    for key, value in case.kwargs.items():
+        told = kwargs.get(key, value)
+        assert told == value or key in ("variant", "layer_scale"), (name, key, told, value)
+    model = certificates.network(opened)
     x = drawn.images(case.side)
     template = jax.eval_shape(model.init, jax.random.key(0), x)
-    params, state, report = apply_map(found, recognised.family, *template, sizes=recognised.kwargs)
-    back = invert_map(params, state, recognised.family, sizes=recognised.kwargs)
+    params, state, report = opened.fill(*template)
+    back = invert_map(params, state, known, sizes=kwargs)
+    back = {f"{opened.prefix}{key}": value for key, value in back.items()}
     mapped = set(found) - set(report.ignored)
     returned = mapped <= set(back) and all(np.array_equal(back[k], found[k]) for k in mapped)
     outputs, _ = jax.jit(lambda p, s, x: model.apply(p, s, x, train=False))(params, state, x)
-    stages = np.load(folder / f"{name}.npz")
+    stages = np.load(folder / "stages.npz")
     errors = {}
     for stage in stages.files:
         ours, theirs = np.asarray(outputs[stage]), stages[stage]
         assert ours.shape == theirs.shape, (name, stage, ours.shape, theirs.shape)
         errors[stage] = float(np.abs(ours - theirs).max() / theirs.std())
     return {
-        "family": recognised.family.name,
-        "recognised": {k: v for k, v in recognised.kwargs.items() if k != "num_classes"},
+        "family": known.name,
+        "recognised": {k: v for k, v in kwargs.items() if k != "num_classes"},
         "parameters": int(sum(leaf.size for leaf in jax.tree.leaves(params))),
         "tensors": report.tensors,
         "returned": returned,
@@ -155,7 +198,8 @@ def main() -> int:
         reference(given.reference, given.folder)
         return 0
     table, versions = {}, {}
-    names = [name for name in drawn.CASES if name.startswith(given.only)]
+    names = [*drawn.CASES, *(f"{FOLDER}{name}" for name in drawn.FOLDERS)]
+    names = [name for name in names if name.startswith(given.only)]
     for name in names:
         with tempfile.TemporaryDirectory() as folder:
             there = [given.peers, __file__, f"--reference={name}", f"--folder={folder}"]

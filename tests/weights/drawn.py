@@ -42,7 +42,8 @@ class Case(NamedTuple):
     """A network of another library and ours.
 
     Attributes:
-      reference: name of the network in timm, or `module:function` that builds it.
+      reference: name of the network in timm, `module:function` that builds it, or
+        `transformers:Config:Model`, which goes through a stored folder.
       options: its arguments there.
       model: module of `distill_jax.models`.
       kwargs: its arguments here.
@@ -165,6 +166,53 @@ CASES = {
 }
 
 
+def _of_transformers(kind: str, model: str, options: dict[str, Any], **kwargs: Any) -> Case:
+    sizes = {
+        "hidden_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "intermediate_size": 256,
+        "image_size": 32,
+        "patch_size": 8,
+        "num_labels": CLASSES,
+    }
+    return Case(
+        f"transformers:{kind}Config:{model}",
+        {**sizes, **options},
+        "vit",
+        {
+            **{"width": 64, "depth": 2, "heads": 4, "patch_size": 8, "gelu": "exact"},
+            **kwargs,
+        },
+        "",
+        {"block1": "hidden_states.1", "tokens": "last_hidden_state"},
+        side=32,
+    )
+
+
+CLASSES = 10
+"""Of the last layers of `DIGESTS` and `FOLDERS`."""
+
+FOLDERS = {
+    "vit": _of_transformers("ViT", "ViTForImageClassification", {}, epsilon=1e-12)._replace(
+        family="vit/transformers"
+    ),
+    "deit": _of_transformers(
+        "DeiT", "DeiTForImageClassificationWithTeacher", {}, epsilon=1e-12, distilled=True
+    )._replace(family="deit/transformers"),
+    "dinov2": _of_transformers("Dinov2", "Dinov2Model", {}, layer_scale=1.0)._replace(
+        family="dinov2-headless/transformers"
+    ),
+    "dinov2_registers": _of_transformers(
+        "Dinov2WithRegisters",
+        "Dinov2WithRegistersModel",
+        {"num_register_tokens": 4},
+        layer_scale=1.0,
+        registers=4,
+    )._replace(family="dinov2-headless/transformers"),
+}
+"""Folders of transformers."""
+
 _NARROW_CONVNEXT = {"widths": (8, 16, 24, 32), "repeats": (1, 1, 2, 1)}
 _NARROW_VIT = {"img_size": 32, "patch_size": 8, "embed_dim": 64, "depth": 2, "num_heads": 1}
 
@@ -238,6 +286,3 @@ DIGESTS = {
     ),
 }
 """Small networks whose outputs are stored, so that no other library is needed to compare."""
-
-CLASSES = 10
-"""Of the last layers of `DIGESTS`."""

@@ -21,18 +21,18 @@ from tests.weights import drawn, files
 
 ROOT = pathlib.Path(__file__).parents[2]
 STORED = json.loads((files.FIXTURES / "parity.json").read_text())
-SLOW = ("efficientnet", "mobilenet", "regnet", "convnext", "convnext_v2", "dinov2", "resnet18")
-CASES = [
-    pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in drawn.DIGESTS
-]
+NETWORKS = drawn.DIGESTS | {f"transformers/{name}": c for name, c in drawn.FOLDERS.items()}
+FAST = ("resnet50d", "deit", "swin", "transformers/vit")
+CASES = [pytest.param(name, marks=() if name in FAST else pytest.mark.slow) for name in NETWORKS]
 
 
 @functools.cache
 def network(name):
     """The model, its first parameters and state as shapes, and its compiled forward pass."""
-    case = drawn.DIGESTS[name]
+    case = NETWORKS[name]
     make = importlib.import_module(f"distill_jax.models.{case.model}").make
-    model = make(**case.kwargs, num_classes=drawn.CLASSES)
+    classes = 0 if "dinov2" in name and name not in drawn.DIGESTS else drawn.CLASSES
+    model = make(**case.kwargs, num_classes=classes)
     x = drawn.images(case.side)
     template = jax.eval_shape(model.init, jax.random.key(0), x)
     apply = jax.jit(lambda params, state: model.apply(params, state, x, train=False)[0])
