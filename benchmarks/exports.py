@@ -10,7 +10,6 @@ compared with those of `dj.load` on the run. `--tflite` adds LiteRT, which needs
 
 import argparse
 import json
-import os
 import pathlib
 import subprocess
 import sys
@@ -113,9 +112,8 @@ def measure(name: str, folder: pathlib.Path, formats: str) -> dict[str, Any]:
     out = run / "export"
     np.savez(out / "x.npz", **(x if isinstance(x, dict) else {"input": x}))
     sizes = ",".join(map(str, SIZES))
-    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
     line = [sys.executable, "-c", SERVE, str(out), sizes]
-    done = subprocess.run(line, cwd=out, env=environment, capture_output=True, text=True)
+    done = subprocess.run(line, cwd=out, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     wanted = predict(x)
     rows: dict[str, Any] = {}

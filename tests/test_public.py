@@ -69,10 +69,14 @@ def test_example(path, tmp_path, monkeypatch, capsys):
     assert len(lines) <= 40, len(lines)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", [str(path)])
-    if path.stem == "serve":
+    if path.stem.startswith("serve"):
         config = flags.load("distill/supervised:smoke")
         config.roles.student = config_lib.role("mlp", hidden=(4,))
         config.log.tensorboard, config.total = False, 6
         loop.train(config, tmp_path / "runs" / "teacher", log_line=lambda line: None)
+    if path.stem == "serve_onnx":
+        pytest.importorskip("onnxruntime")
+        run = tmp_path / "runs" / "teacher"
+        dj.load(run).export(run / "export", formats=("onnx",), examples=4)
     exec(compile(source, str(path), "exec"), {"__name__": "__main__"})
     assert capsys.readouterr().out
