@@ -32,7 +32,7 @@ from distill_jax.run import build, workdir
 from distill_jax.run import config as config_lib
 from distill_jax.run.load import EXPORTED, Network, load
 from distill_jax.trainer.io.files import RESULT_PARTS, read_json, replacing
-from distill_jax.trainer.io.paths import check_folder
+from distill_jax.trainer.io.paths import NetworkRef, check_folder
 
 FILES: Mapping[str, str] = {
     "stablehlo": "model.stablehlo",
@@ -293,7 +293,7 @@ def _about(network: Network, dataset: Any, missing: str) -> dict[str, Any]:
 def _of_teacher(init: str) -> dict[str, Any]:
     """Returns data and licence of the run that trained a network, where it can be read."""
     try:
-        path = pathlib.Path(init.partition("#")[0]) / "result.json"
+        path = NetworkRef.parse(init, where="init").path / "result.json"
         found = read_json(path, optional=RESULT_PARTS)["provenance"]["train"]
         return {"data": found["name"], "licence": found.get("licence", "")}
     except (UserError, KeyError, TypeError):
