@@ -72,7 +72,9 @@ def random(folder):
         )
         assert not any(info.values()), info
         stages = stages_of(model.eval(), torch_inputs(language.inputs(net)))
-        np.savez(folder / f"{net}.npz", **stages)
+        exact = stages_of(model.double(), torch_inputs(language.inputs(net)))
+        last = "logits" if "logits" in exact else "hidden" if "hidden" in exact else "block2"
+        np.savez(folder / f"{net}.npz", **stages, **{f"float64 {last}": exact[last]})
         kept = {}
         for stage, x in stages.items():
             std = float(language.seen(net, x).std())
@@ -121,7 +123,7 @@ def smollm(folder, source):
         str(path.parent), gguf_file=path.name, attn_implementation="eager", dtype=torch.float32
     ).eval()
     tokenizer = transformers.AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name)
-    kept = {}
+    kept: dict = {}
     for name, text in (("capital", "The capital of Italy is"), ("passage", PASSAGE)):
         tokens = np.array([tokenizer(text, add_special_tokens=False)["input_ids"]], np.int32)
         with torch.no_grad():
@@ -133,7 +135,10 @@ def smollm(folder, source):
     kept["greedy"] = greedy.numpy().astype(np.int32)
     words = [tokenizer.decode([i]) for i in range(len(tokenizer))]
     (folder / "words.json").write_text(json.dumps(words))
-    np.savez(folder / "smollm.npz", **kept)
+    with torch.no_grad():
+        tokens = torch.tensor(kept["passage_tokens"]).long()
+        kept["passage_float64"] = model.double()(tokens).logits.numpy()
+    np.savez(folder / "smollm2.npz", **kept)
 
 
 def versions():

@@ -63,11 +63,18 @@ def language_model(
         params = jax.tree.map(np.asarray, params)
     else:
         params, _ = jax.eval_shape(model.init, jax.random.key(0), like)
+    # Also where JAX makes parameters in 64 bits.
+    params = jax.tree.map(_narrow, params)
     mapped = mapping.apply_map(found.weights, found.family, params, sizes=arguments, head=head)
     return LanguageModel(model, mapped.params, arguments, found.config, mapped.report)
 
 
-_RUNTIME_ONLY = ("attention", "remat", "dropout", "top", "pool", "normalize", "max_length")
+def _narrow(x: Any) -> Any:
+    shape = isinstance(x, jax.ShapeDtypeStruct)
+    return jax.ShapeDtypeStruct(x.shape, np.float32) if shape else np.asarray(x, np.float32)
+
+
+_RUNTIME_ONLY = ("attention", "remat", "dropout", "top", "pool", "normalize")
 """Arguments that a `config.json` does not tell, or that do not matter there."""
 
 

@@ -22,6 +22,11 @@ NETS = {
 CAUSAL = ("gpt2", "llama", "clip_text")
 
 
+def mostly_slow(names, *fast):
+    """Names as parameters, of which the fast suite takes a few: the masks are one code."""
+    return [n if n in fast else pytest.param(n, marks=pytest.mark.slow) for n in names]
+
+
 def drawn(like, seed=0):
     """Parameters by NumPy, gains near 1 and biases not 0."""
     random = np.random.default_rng(seed)
@@ -134,7 +139,7 @@ def test_the_last_token_moves_earlier_states_unless_the_network_is_causal(name):
         assert (moved > 1e-5).all()
 
 
-@pytest.mark.parametrize("name", NETS)
+@pytest.mark.parametrize("name", mostly_slow(NETS, "gpt2", "bert"))
 @pytest.mark.parametrize("left", [2, 0])
 def test_padding_changes_nothing(name, left):
     tokens = np.full((2, 6), 7, np.int32)
@@ -149,7 +154,7 @@ def test_padding_changes_nothing(name, left):
         np.testing.assert_allclose(padded["embedding"], alone["embedding"], rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["gpt2", "llama", "bert"])
+@pytest.mark.parametrize("name", mostly_slow(("gpt2", "llama", "bert"), "llama"))
 def test_packed_documents_do_not_see_each_other(name):
     segments = np.array([[3, 3, 5, 5, 5, 5]] * 2, np.int32)
     packed = apply(name, segments=segments)["hidden"]
@@ -158,7 +163,7 @@ def test_packed_documents_do_not_see_each_other(name):
         np.testing.assert_allclose(packed[:, part], alone, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["llama", "bert"])
+@pytest.mark.parametrize("name", mostly_slow(("llama", "bert"), "bert"))
 def test_what_is_asked_of_the_logits(name):
     ask = np.random.default_rng(2).integers(0, 40, (2, 6, 3)).astype(np.int32)
     outputs = apply(name, ask=ask, changes={"top": 5})
@@ -173,12 +178,21 @@ def test_what_is_asked_of_the_logits(name):
     close(np.exp(outputs["tail_log_prob"]), rest)
 
 
-def test_where_the_embedding_is_taken():
-    mask = np.array([[1, 1, 1, 1, 0, 0], [0, 1, 1, 1, 1, 1]], np.float32)
-    rows = np.arange(2)
-    for pool, columns in {"cls": [0, 1], "last": [3, 5]}.items():
-        outputs = apply("llama", mask=mask, changes={"pool": pool})
-        np.testing.assert_array_equal(outputs["embedding"], outputs["hidden"][rows, columns])
+MASK = np.array([[1, 1, 1, 1, 0, 0], [0, 1, 1, 1, 1, 1]], np.float32)
+
+
+@pytest.mark.parametrize(
+    ("pool", "columns"),
+    [("last", [3, 5]), pytest.param("cls", [0, 1], marks=pytest.mark.slow)],
+)
+def test_the_embedding_is_that_of_a_token(pool, columns):
+    outputs = apply("llama", mask=MASK, changes={"pool": pool})
+    np.testing.assert_array_equal(outputs["embedding"], outputs["hidden"][np.arange(2), columns])
+
+
+@pytest.mark.slow
+def test_the_embedding_is_a_mean_or_at_the_end_token():
+    mask, rows = MASK, np.arange(2)
     outputs = apply("llama", mask=mask, changes={"normalize": True})
     mean = (outputs["hidden"] * mask[..., None]).sum(1) / mask.sum(1, keepdims=True)
     mean /= np.linalg.norm(mean, axis=-1, keepdims=True)
@@ -198,7 +212,12 @@ def test_a_classifier_of_the_embedding():
 
 
 @pytest.mark.parametrize(
-    ("name", "given"), [("llama", "mask"), ("llama", None), ("bert", "segments")]
+    ("name", "given"),
+    [
+        ("llama", "mask"),
+        pytest.param("llama", None, marks=pytest.mark.slow),
+        pytest.param("bert", "segments", marks=pytest.mark.slow),
+    ],
 )
 def test_the_attention_of_jax_is_ours(name, given):
     inputs = {
@@ -212,6 +231,7 @@ def test_the_attention_of_jax_is_ours(name, given):
     np.testing.assert_allclose(other[seen], ours[seen], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_blocks_computed_again_have_the_same_derivatives():
     """Backwards, and forwards as bilevel steps need them."""
 
@@ -246,7 +266,14 @@ def test_a_token_that_does_not_exist_is_nan():
     assert np.isnan(hidden[0, 2:]).all() and np.isfinite(hidden[1]).all()
 
 
-@pytest.mark.parametrize(("name", "groups"), [("llama", 2), ("llama", 1), ("gpt2", 4)], ids=str)
+@pytest.mark.parametrize(
+    ("name", "groups"),
+    [
+        ("llama", 2),
+        pytest.param("llama", 1, marks=pytest.mark.slow),
+        pytest.param("gpt2", 4, marks=pytest.mark.slow),
+    ],
+)
 def test_heads_are_split_over_devices(name, groups):
     """Each device has whole heads, and exchanges one sum in each branch of a block."""
     run, params = network(name, groups=groups)
