@@ -9,7 +9,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from distill_jax.core import partition, rng
 from distill_jax.core.api import Batch, Model, PyTree, Role, Source, Transform
@@ -18,6 +17,7 @@ from distill_jax.data import loader
 from distill_jax.trainer.io import peers
 from distill_jax.trainer.io.teacher_cache.plan import Plan, StoredOutputs, call_teacher
 from distill_jax.trainer.io.teacher_cache.store import Store, TeacherOutputs, open_store
+from distill_jax.trainer.passes import dataset_pass
 
 
 class Stopped(Exception):
@@ -77,9 +77,8 @@ def prepare(
             run = _make_run(plan, role, models, frozen.get(role), transform, seed, precision)
             for start in range(0, len(missing), jax.process_count()):
                 for view, chunk in missing[start:][jax.process_index() :][:1]:
-                    rows = _fill(plan, source, store, run, view, chunk, stop)
-                    if rows is not None:
-                        store.write(view, chunk, rows)
+                    with contextlib.suppress(Stopped):  # which all processes hear of below
+                        store.write(view, chunk, _fill(plan, source, store, run, view, chunk, stop))
                 if peers.any_process(stop()):
                     raise Stopped(f"while the outputs of {role} were stored")
     peers.barrier("teacher_cache_filled")
@@ -131,16 +130,17 @@ def _fill(
     view: int,
     chunk: int,
     stop: Callable[[], bool],
-) -> StoredOutputs | None:
+) -> StoredOutputs:
     """Returns the rows of a chunk, from batches of the size that devices see in training.
 
-    None where `stop` says so.
+    Raises:
+      Stopped: `stop` said so.
     """
     size = plan.batch_size // plan.devices * jax.local_device_count()
-    parts = []
-    for batch in loader.chunk_batches(source, store.positions(chunk), batch_size=size, epoch=view):
-        real = batch["mask"] > 0
+    batches = loader.chunk_batches(source, store.positions(chunk), batch_size=size, epoch=view)
+
+    def check() -> None:
         if stop():
-            return None
-        parts.append({name: x[real] for name, x in run(batch).items()})
-    return jax.tree.map(lambda *xs: np.concatenate(xs), *parts)
+            raise Stopped(f"at chunk {chunk}")
+
+    return dataset_pass(run, batches, on_batch=check)[0]
