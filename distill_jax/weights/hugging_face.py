@@ -58,6 +58,15 @@ _TYPES: Mapping[str, _Type] = {
 }
 
 
+def is_language(config: Mapping[str, Any], named: str = "") -> bool:
+    """Returns whether a config is of a network that `read` reads.
+
+    CLIP has two towers; its text tower is meant only where the family `named` is that of texts.
+    """
+    kind = str(config.get("model_type"))
+    return kind in _TYPES and (kind != "clip" or named == language.CLIP_TEXT.name)
+
+
 def family_of(config: Mapping[str, Any]) -> Family:
     """Returns the table of the names that a model of a config has, without their prefix."""
     return _TYPES[config["model_type"]].family

@@ -6,7 +6,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from distill_jax.weights import cards, common, packages
+from distill_jax.weights import cards, common, hugging_face, packages
 from distill_jax.weights.common import Weights, WeightsError
 from distill_jax.weights.families import family, recognise
 from distill_jax.weights.formats import read
@@ -51,7 +51,7 @@ class Pretrained(NamedTuple):
 def is_pretrained(source: str) -> bool:
     """Returns whether a string names weights of others, rather than a run or checkpoint of ours."""
     return source.startswith(("hf:", "package:")) or source.endswith(
-        (".safetensors", ".pth", ".pt", ".bin", ".npz", ".safetensors.index.json")
+        (".safetensors", ".pth", ".pt", ".bin", ".npz", ".gguf", ".safetensors.index.json")
     )
 
 
@@ -59,8 +59,8 @@ def open_pretrained(source: str, *, named: str = "") -> Pretrained:
     """Opens weights and recognises the network that they are of.
 
     Args:
-      source: the path of a file of weights, `hf:<folder>` for a folder with `config.json` and
-        weights, or `package:<name>` for one of `packages.PACKAGES`.
+      source: the path of a file of weights (a GGUF file among them), `hf:<folder>` for a folder
+        with `config.json` and weights, or `package:<name>` for one of `packages.PACKAGES`.
       named: the family, where the names of the tensors do not tell it.
 
     Raises:
@@ -78,11 +78,16 @@ def open_pretrained(source: str, *, named: str = "") -> Pretrained:
         provenance |= {"sha256": entry.sha256, "licence": entry.licence, "origin": entry.origin}
     else:
         path = pathlib.Path(place).expanduser()
-        weights = read(path)
         folder = path if path.is_dir() else path.parent
         if kind == "hf":
             config = _json(folder / "config.json", required=True)
             card = _card(folder, config)
+        if path.suffix == ".gguf" or hugging_face.is_language(config, named):
+            found = hugging_face.read(path if path.is_file() else folder)
+            if path.is_file():
+                provenance["sha256"] = sha256_of(path)
+            return Pretrained(found.weights, found.family, found.arguments, "", None, provenance)
+        weights = read(path)
         if path.is_file():
             provenance["sha256"] = sha256_of(path)
     recognised = recognise(weights)

@@ -16,6 +16,7 @@ from distill_jax import weights
 from distill_jax.core.errors import ConfigError, UserError
 from distill_jax.models import _layouts, pretrained, transformer
 from distill_jax.weights import hugging_face, mapping
+from distill_jax.weights.pretrained import is_pretrained, open_pretrained
 from tests.weights import language_nets as nets
 from tests.weights import test_gguf
 
@@ -87,6 +88,31 @@ def test_every_stage_is_that_of_transformers(name, tmp_path):
     net = pretrained.language_model(folder_of(name, tmp_path))
     assert net.report.tensors == len(stored(name)["shapes"]) and not net.report.kept
     assert distance(name, outputs_of(name, net)) < 1e-5
+
+
+@pytest.mark.parametrize("name", ["qwen2", "bert_classes", "clip_text"])
+def test_the_door_of_all_weights_opens_them(name, tmp_path):
+    """By `hf:<folder>` and by a GGUF file, as `init` of a role names them."""
+    net = pretrained.language_model(folder_of(name, tmp_path))
+    opened = open_pretrained(f"hf:{tmp_path}")
+    assert is_pretrained(f"hf:{tmp_path}") and opened.family.model == "transformer"
+    assert opened.kwargs == net.arguments
+    filled = opened.fill(net.params).params
+    assert jax.tree.all(jax.tree.map(lambda a, b: (a == b).all(), filled, net.params))
+
+
+def test_the_door_opens_gguf(tmp_path):
+    path = tmp_path / "x.gguf"
+    path.write_bytes(gguf_of("llama", 500.0))
+    assert is_pretrained(str(path))
+    opened = open_pretrained(str(path))
+    assert opened.kwargs["heads"] == 6 and len(opened.provenance["sha256"]) == 64
+
+
+def test_clip_is_its_text_tower_where_that_is_named():
+    config = {"model_type": "clip"}
+    assert not hugging_face.is_language(config)
+    assert hugging_face.is_language(config, "clip_text/transformers")
 
 
 def swapped(name, pair):
