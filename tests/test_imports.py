@@ -2,6 +2,7 @@
 
 import ast
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -144,3 +145,53 @@ def test_modules_import_each_other_in_no_circle():
     assert cycles({"a": {"b"}, "b": {"c"}, "c": {"b"}}) == ["b", "c"]
     graph = {name: set(module_level(path)) - {name} for name, path in MODULES.items()}
     assert cycles(graph) == []
+
+
+LIBRARY = (
+    "analysis",
+    "core",
+    "losses",
+    "weighting",
+    "objectives",
+    "models",
+    "data",
+    "evaluators",
+    "trainer",
+)
+CONFIG_PATH = re.compile(
+    r"\b(optim|roles|bilevel|lookahead|evaluators|eval|partition|cache)\.[a-z_{]"
+    r"|\b(objective|weighting)\.(kwargs|name|loss_terms|control)\b"
+    r"|\bdata\.(kwargs|held_out|train_transforms|eval_transforms|transform_kwargs|corrupt)\b"
+)
+
+
+def texts_of_errors(tree):
+    """Yields the strings of raised errors, and of the places that are named to checks."""
+    for node in ast.walk(tree):
+        inside = [node.exc] if isinstance(node, ast.Raise) and node.exc else []
+        if isinstance(node, ast.keyword) and node.arg in ("where", "hint"):
+            inside = [node.value]
+        names = [getattr(x, "id", "") for x in node.targets] if isinstance(node, ast.Assign) else []
+        if isinstance(node, ast.Assign) and {"where", "hint", "what", "WHERE"} & set(names):
+            inside = [node.value]
+        for part in inside:
+            for child in ast.walk(part):
+                if isinstance(child, ast.Constant) and isinstance(child.value, str):
+                    yield child
+
+
+@pytest.mark.parametrize("package", LIBRARY)
+def test_errors_of_the_library_name_arguments_and_no_keys_of_a_config(package):
+    found = [
+        f"{path.name}:{text.lineno}: {text.value!r}"
+        for path in sorted((ROOT / package).rglob("*.py"))
+        for text in texts_of_errors(ast.parse(path.read_text("utf-8")))
+        if CONFIG_PATH.search(text.value)
+    ]
+    assert not found
+
+
+def test_the_search_for_keys_of_a_config_finds_them():
+    source = 'where = "roles.x"\nraise E("bad", where=f"optim.{k}", hint="set data.kwargs.a")\n'
+    found = [text.value for text in texts_of_errors(ast.parse(source))]
+    assert sum(bool(CONFIG_PATH.search(text)) for text in found) >= 3

@@ -30,7 +30,7 @@ from distill_jax.core.api import (
     Terms,
     TrainState,
 )
-from distill_jax.core.errors import ConfigError, nearest
+from distill_jax.core.errors import ArgumentError, nearest
 from distill_jax.core.partition import named_leaves
 from distill_jax.core.state import check_terms
 from distill_jax.core.steps import (
@@ -128,8 +128,8 @@ class Bilevel:
         return round(1 / self.jvp_fraction)
 
 
-def _refusal(name: str, what: str, hint: str) -> ConfigError:
-    return ConfigError(what, where=f"bilevel.{name}", hint=hint)
+def _refusal(name: str, what: str, hint: str) -> ArgumentError:
+    return ArgumentError(what, where=name, hint=hint)
 
 
 class _Outs(NamedTuple):
@@ -368,7 +368,7 @@ def last_layer(model: Model, params: Params, state: State, inputs: tuple[Any, ..
     The last layer is what the logits depend on and the embedding does not.
 
     Raises:
-      ConfigError: the network gives no `embedding` or no `logits`, or nothing lies between them.
+      ArgumentError: the network gives no `embedding` or no `logits`, or nothing lies between them.
     """
 
     def outputs(params: Params, state: State, *inputs: Any) -> tuple[Array, Array]:

@@ -3,8 +3,9 @@
 import contextlib
 import difflib
 import dis
+import re
 import traceback
-from collections.abc import Container, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 
 
 class UserError(Exception):
@@ -32,7 +33,11 @@ class ConfigError(UserError):
 
 
 class ArgumentError(ConfigError, ValueError):
-    """An argument that the library cannot use; `where` is its name."""
+    """An argument that the library cannot use.
+
+    `where` is the name of the argument, or of what it belongs to: a network, a transform, an
+    evaluator, the batch. In a run, `run.arguments.located` adds the path of the config.
+    """
 
 
 class ArgumentTypeError(ArgumentError, TypeError):
@@ -96,13 +101,13 @@ def raised_at(error: BaseException) -> str:
 
 @contextlib.contextmanager
 def explained(what: str, *, where: str) -> Iterator[None]:
-    """Turns what is raised within, but for a `UserError`, into a `ConfigError` of one message.
+    """Turns what is raised within, but for a `UserError`, into an `ArgumentError` of one message.
 
     For code that a config chooses and feeds, which may fail in any way on what it was not made for.
 
     Args:
       what: what failed, the beginning of the message.
-      where: the config path.
+      where: the argument, or the path of the config.
     """
     try:
         yield
@@ -114,7 +119,7 @@ def explained(what: str, *, where: str) -> Iterator[None]:
         frames = traceback.extract_tb(error.__traceback__)
         last = next((f for f in reversed(frames) if "site-packages" not in f.filename), frames[-1])
         file = last.filename.rpartition("/")[2]
-        raise ConfigError(
+        raise ArgumentError(
             f"{what}: {type(error).__name__}: {text_of(error)}",
             where=where,
             hint=f"in {file}:{last.lineno}: {(last.line or '')[:200]}",
@@ -122,19 +127,23 @@ def explained(what: str, *, where: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def below(path: str, names: Container[str]) -> Iterator[None]:
-    """Gives errors that name an argument alone its whole config path.
+def below(path: str, names: Collection[str]) -> Iterator[None]:
+    """Gives errors that name an argument the path of the config that holds it.
 
     Args:
       path: of the group that holds the arguments.
-      names: the arguments.
+      names: the arguments; a mapping gives their keys.
     """
     try:
         yield
     except UserError as error:
-        if error.where not in names:
+        name = re.split(r"[.\[]", error.where)[0]
+        if name not in names:
             raise
-        raise type(error)(error.what, where=f"{path}.{error.where}", hint=error.hint) from error
+        key = names[name] if isinstance(names, Mapping) else name
+        kind = ConfigError if isinstance(error, ArgumentError) else type(error)
+        where = f"{path}.{key}{error.where[len(name) :]}"
+        raise kind(error.what, where=where, hint=error.hint) from error
 
 
 def nearest(name: str, options: Iterable[str]) -> str:

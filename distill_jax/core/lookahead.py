@@ -20,7 +20,7 @@ import optax
 
 from distill_jax.core import rng
 from distill_jax.core.api import Array, Batch, Key, PyTree, Role, TrainState
-from distill_jax.core.errors import ConfigError, nearest
+from distill_jax.core.errors import ArgumentError, nearest
 from distill_jax.core.steps import Frozen, StepFn
 
 KINDS = ("deep", "wide")
@@ -53,20 +53,20 @@ def make_lookahead_step(
       unroll: whether virtual steps are unrolled instead of scanned; by default on CPU only.
 
     Raises:
-      ConfigError: a value outside these, or no role that is a moving average.
+      ArgumentError: a value outside these, or no role that is a moving average.
     """
     if steps < 1:
-        raise ConfigError(f"steps is {steps}", where="lookahead.steps", hint="1 or more; 0 is off")
+        raise ArgumentError(f"steps is {steps}", where="steps", hint="1 or more; 0 is off")
     for name, value, options in (("kind", kind, KINDS), ("restore", restore, RESTORE)):
         if value not in options:
-            where, hint = f"lookahead.{name}", nearest(value, options)
-            raise ConfigError(f"unknown value {value!r}", where=where, hint=hint)
+            hint = nearest(value, options)
+            raise ArgumentError(f"unknown value {value!r}", where=name, hint=hint)
     averages = tuple(ema)
     if not averages:
-        raise ConfigError(
+        raise ArgumentError(
             "no role is a moving average, so nothing would look ahead",
-            where="lookahead.steps",
-            hint="set roles.teacher.ema_of=student, or lookahead.steps=0",
+            where="steps",
+            hint="make the teacher a moving average of the student, or set steps to 0",
         )
     if unroll is None:
         unroll = jax.default_backend() == "cpu"

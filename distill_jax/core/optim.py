@@ -12,7 +12,7 @@ import optax
 
 from distill_jax.core import ranges
 from distill_jax.core.api import Array, Params, PyTree
-from distill_jax.core.errors import ConfigError, nearest
+from distill_jax.core.errors import ArgumentError, nearest
 
 Schedule = Callable[[Any], Array]
 """Step -> learning rate, both scalars; traceable."""
@@ -98,22 +98,22 @@ def make_optimizer(
 
     Returns:
       The transformation and the schedule that it follows. Rules that do not fit the parameters
-      raise `ConfigError` in `init`, also under `jax.eval_shape`.
+      raise `ArgumentError` in `init`, also under `jax.eval_shape`.
 
     Raises:
-      ConfigError: for an unknown name or keyword, or arguments that exclude each other.
+      ArgumentError: for an unknown name or keyword, or arguments that exclude each other.
     """
     if name not in OPTIMIZERS:
         hint = nearest(name, OPTIMIZERS)
-        raise ConfigError(f"unknown optimizer {name!r}", where="optim.name", hint=hint)
+        raise ArgumentError(f"unknown optimizer {name!r}", where="name", hint=hint)
     kind = OPTIMIZERS[name]
     kwargs = dict(kwargs)
-    _check_keywords(kind.make, kwargs, label=name, where="optim.kwargs", managed=_MANAGED)
+    _check_keywords(kind.make, kwargs, label=name, where="kwargs", managed=_MANAGED)
     if weight_decay and kind.decay == "none":
-        raise ConfigError(
+        raise ArgumentError(
             f"{name} takes no weight decay",
-            where="optim.weight_decay",
-            hint="did you mean optim.name='adamw'? or set optim.weight_decay=0",
+            where="weight_decay",
+            hint="did you mean name='adamw'? or set weight_decay=0",
         )
     rate = make_schedule(
         schedule, lr=lr, total_steps=total_steps, warmup_steps=warmup_steps, kwargs=schedule_kwargs
@@ -163,16 +163,16 @@ def _step(
     steps = []
     for milestone in milestones:
         if not isinstance(milestone, (int, float)) or math.isnan(milestone):
-            raise ConfigError(
+            raise ArgumentError(
                 f"milestone {milestone!r} is not a number",
-                where="optim.schedule_kwargs.milestones",
+                where="schedule_kwargs.milestones",
                 hint="steps, or fractions between 0 and 1",
             )
         step = round(milestone * end) if 0 < milestone < 1 else int(milestone)
         if not 0 < step < end:
-            raise ConfigError(
+            raise ArgumentError(
                 f"milestone {milestone} is not within training",
-                where="optim.schedule_kwargs.milestones",
+                where="schedule_kwargs.milestones",
                 hint=f"steps from 1 to {end - 1}, or fractions between 0 and 1",
             )
         steps.append(step)
@@ -213,19 +213,19 @@ def make_schedule(
       kwargs: `final` of cosine and linear, `milestones` and `factor` of step, `timescale` of rsqrt.
 
     Raises:
-      ConfigError: for an unknown name or keyword, or a warmup as long as training.
+      ArgumentError: for an unknown name or keyword, or a warmup as long as training.
     """
     if name not in SCHEDULES:
         hint = nearest(name, SCHEDULES)
-        raise ConfigError(f"unknown schedule {name!r}", where="optim.schedule", hint=hint)
+        raise ArgumentError(f"unknown schedule {name!r}", where="schedule", hint=hint)
     if not 0 <= warmup_steps < total_steps:
-        raise ConfigError(
+        raise ArgumentError(
             f"a warmup of {warmup_steps} steps in {total_steps} steps of training",
-            where="optim.warmup",
+            where="warmup_steps",
             hint="warm up for a part of training",
         )
     decay, kwargs = SCHEDULES[name], dict(kwargs or {})
-    where = "optim.schedule_kwargs"
+    where = "schedule_kwargs"
     _check_keywords(decay, kwargs, label=name, where=where, managed=("t", "begin", "end"))
 
     def schedule(step: Any) -> Array:
@@ -250,15 +250,17 @@ def _check_keywords(
     for key in kwargs:
         if key not in accepted:
             hint = nearest(key, accepted)
-            raise ConfigError(f"{label} does not accept {key!r}", where=f"{where}.{key}", hint=hint)
+            raise ArgumentError(
+                f"{label} does not accept {key!r}", where=f"{where}.{key}", hint=hint
+            )
     for key, parameter in accepted.items():
         if parameter.default is inspect.Parameter.empty and key not in kwargs:
-            raise ConfigError(f"{label} needs {key!r}", where=where, hint=f"set {where}.{key}")
+            raise ArgumentError(f"{label} needs {key!r}", where=where, hint=f"set {where}.{key}")
     for key, value in kwargs.items():
         default = accepted[key].default
         if key in _SWITCHES:
             if not isinstance(value, bool):
-                raise ConfigError(f"{value!r} is no switch", where=f"{where}.{key}", hint="true")
+                raise ArgumentError(f"{value!r} is no switch", where=f"{where}.{key}", hint="true")
         elif key in _DTYPES:
             _check_dtype(value, where=f"{where}.{key}")
         elif key in _RANGES and not (value is None and default is None):
@@ -266,7 +268,7 @@ def _check_keywords(
             if default == 0:  # where the published value is an end, it is in the range
                 interval = interval.replace("(0,", "[0,")
             if value is None or isinstance(value, (tuple, list)):
-                raise ConfigError(f"{key} is {value}", where=f"{where}.{key}", hint="one number")
+                raise ArgumentError(f"{key} is {value}", where=f"{where}.{key}", hint="one number")
             ranges.within(interval, where=where, **{key: value})
 
 
@@ -277,7 +279,9 @@ def _check_dtype(value: Any, *, where: str) -> None:
         fits = False
     if not fits:
         hint = "float32, bfloat16, or none for that of the parameters"
-        raise ConfigError(f"{value!r} is no type of floating-point numbers", where=where, hint=hint)
+        raise ArgumentError(
+            f"{value!r} is no type of floating-point numbers", where=where, hint=hint
+        )
 
 
 def decayed(params: Mapping[str, Params], rules: Rules) -> PyTree:
@@ -288,9 +292,9 @@ def decayed(params: Mapping[str, Params], rules: Rules) -> PyTree:
       rules: (regex, decayed); the first match decides, and every leaf needs one.
 
     Raises:
-      ConfigError: where a leaf is matched by no rule, or a rule is found in no leaf.
+      ArgumentError: where a leaf is matched by no rule, or a rule is found in no leaf.
     """
-    where = "optim.decay_mask"
+    where = "decay_mask"
     paths = [
         jax.tree_util.keystr(path, simple=True, separator="/")
         for path, _ in jax.tree_util.tree_leaves_with_path(params)
@@ -298,7 +302,7 @@ def decayed(params: Mapping[str, Params], rules: Rules) -> PyTree:
     patterns = [pattern for pattern, _ in rules]
     for pattern in patterns:
         if not any(re.search(pattern, path) for path in paths):
-            raise ConfigError(
+            raise ArgumentError(
                 f"the rule {pattern!r} matches no parameter",
                 where=where,
                 hint=nearest(pattern, paths[:20]),
@@ -307,7 +311,7 @@ def decayed(params: Mapping[str, Params], rules: Rules) -> PyTree:
     uncovered = [path for path, decision in zip(paths, decisions, strict=True) if decision is None]
     if uncovered:
         listed = ", ".join(uncovered[:5]) + (", ..." if len(uncovered) > 5 else "")
-        raise ConfigError(
+        raise ArgumentError(
             f"no rule matches {listed} ({len(uncovered)} of {len(paths)} parameters)",
             where=where,
             hint=f"{nearest(uncovered[0], patterns)}; a last rule ('.', False) matches the rest",

@@ -15,7 +15,7 @@ import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from distill_jax.core.api import Model, PyTree
-from distill_jax.core.errors import ConfigError, nearest
+from distill_jax.core.errors import ArgumentError, nearest
 
 BATCH_AXES = ("data", "fsdp")
 AXES = (*BATCH_AXES, "model")
@@ -51,7 +51,7 @@ def make_mesh(
     """Builds the mesh; one of the sizes may be -1, meaning all devices that are left.
 
     Raises:
-      ConfigError: the sizes do not multiply to the number of devices.
+      ArgumentError: the sizes do not multiply to the number of devices.
     """
     devices = list(jax.devices() if devices is None else devices)
     n = len(devices)
@@ -64,7 +64,7 @@ def make_mesh(
         given = ", ".join(
             f"{axis}={size}" for axis, size in zip(AXES, (data, fsdp, model), strict=True)
         )
-        raise ConfigError(
+        raise ArgumentError(
             f"a mesh of {given} does not fit {n} device{'s'[: n > 1]}",
             where="mesh",
             hint=f"data * fsdp * model must be {n}; at most one may be -1 (all that is left)",
@@ -109,14 +109,14 @@ def shards_in_context() -> int:
 
 
 def check_batch(batch_size: int, mesh: Mesh, *, accum_steps: int = 1, where: str) -> None:
-    """Raises `ConfigError` where a micro-batch does not split evenly over the mesh."""
+    """Raises `ArgumentError` where a micro-batch does not split evenly over the mesh."""
     shards = batch_shards(mesh)
     n = shards * accum_steps
     if batch_size % n:
         below, above = batch_size // n * n, -(-batch_size // n) * n
         steps = f" in {accum_steps} micro-batches" if accum_steps > 1 else ""
         devices = "devices" if shards == mesh.size else "parts of the mesh"
-        raise ConfigError(
+        raise ArgumentError(
             f"a batch of {batch_size} does not split evenly over {shards} {devices}{steps}",
             where=where,
             hint=f"use a multiple of {n}: {' or '.join(str(b) for b in (below, above) if b)}",
@@ -138,7 +138,7 @@ def read_rules(entries: Iterable[Any], *, where: str) -> Rules:
     """Returns the rules that a config spells as pairs `(regex, axes)` and names of `RULE_SETS`.
 
     Raises:
-      ConfigError: an unknown name, or an entry that is neither.
+      ArgumentError: an unknown name, or an entry that is neither.
     """
     rules: dict[str, Sequence[str | None]] = {}
     for entry in entries:
@@ -146,28 +146,30 @@ def read_rules(entries: Iterable[Any], *, where: str) -> Rules:
             case str(name) if name in RULE_SETS:
                 rules |= RULE_SETS[name]
             case str(name):
-                raise ConfigError(
+                raise ArgumentError(
                     f"no set of rules {name!r}", where=where, hint=nearest(name, RULE_SETS)
                 )
             case (str(pattern), (*axes,)):
                 try:
                     re.compile(pattern)
                 except re.error as error:
-                    raise ConfigError(f"{pattern!r} is not a regex: {error}", where=where) from None
+                    raise ArgumentError(
+                        f"{pattern!r} is not a regex: {error}", where=where
+                    ) from None
                 rules[pattern] = tuple(axes)
             case _:
                 hint = "example: ('Dense_0/kernel$', ('fsdp', None))"
-                raise ConfigError(f"{entry!r} is not a rule", where=where, hint=hint)
+                raise ArgumentError(f"{entry!r} is not a rule", where=where, hint=hint)
     return rules
 
 
 def check_model_axis(mesh: Mesh, *rules: Rules) -> None:
-    """Raises `ConfigError` where devices of the `model` axis would all do the same work."""
+    """Raises `ArgumentError` where devices of the `model` axis would all do the same work."""
     if mesh.shape["model"] > 1 and not any("model" in axes for r in rules for axes in r.values()):
-        raise ConfigError(
+        raise ArgumentError(
             f"no rule splits anything over {mesh.shape['model']} devices",
             where="mesh.model",
-            hint=f"name a set in partition.rules or partition.frozen_rules: {', '.join(RULE_SETS)}",
+            hint=f"name a set in rules or frozen_rules: {', '.join(RULE_SETS)}",
         )
 
 
@@ -177,7 +179,7 @@ def infer(
     *,
     rules: Rules,
     min_size: int = 2**14,
-    where: str = "partition.rules",
+    where: str = "rules",
     strict: bool = True,
 ) -> PyTree:
     """Chooses a sharding for every leaf of a tree of shapes.
@@ -195,7 +197,7 @@ def infer(
       strict: whether each rule must match something.
 
     Raises:
-      ConfigError: a rule matches nothing, names an unknown axis, or does not divide its leaf.
+      ArgumentError: a rule matches nothing, names an unknown axis, or does not divide its leaf.
     """
     used: set[str] = set()
 
@@ -211,7 +213,7 @@ def infer(
     shardings = jax.tree_util.tree_map_with_path(choose, tree)
     for pattern in rules:
         if strict and pattern not in used:
-            raise ConfigError(
+            raise ArgumentError(
                 f"partition rule {pattern!r} matches no parameter",
                 where=where,
                 hint="parameters are named like " + ", ".join(list(named_leaves(tree))[:3]),
@@ -254,12 +256,14 @@ def gathered(model: Model, shardings: PyTree) -> Model:
 
 def _checked_spec(axes, name, shape, mesh, *, where: str) -> PartitionSpec:
     if len(axes) > len(shape):
-        raise ConfigError(f"{len(axes)} axes for {name} of shape {shape}", where=where)
+        raise ArgumentError(f"{len(axes)} axes for {name} of shape {shape}", where=where)
     for axis, size in zip(axes, shape, strict=False):
         if axis is not None and axis not in AXES:
-            raise ConfigError(f"unknown mesh axis {axis!r}", where=where, hint=nearest(axis, AXES))
+            raise ArgumentError(
+                f"unknown mesh axis {axis!r}", where=where, hint=nearest(axis, AXES)
+            )
         if axis is not None and size % mesh.shape[axis]:
-            raise ConfigError(
+            raise ArgumentError(
                 f"axis of size {size} of {name} does not split over {axis}={mesh.shape[axis]}",
                 where=where,
             )

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from distill_jax.core.errors import ConfigError
+from distill_jax.core.errors import ArgumentError
 
 DEEPEST = 2000
 """Layers, blocks or rounds of a network or a method, each of which is traced by itself."""
@@ -28,7 +28,7 @@ def within(interval: str, *, where: str = "", whole: bool = False, **values: Any
       **values: by name; a tuple stands for its items, None is left out.
 
     Raises:
-      ConfigError: naming the first value that does not fit, and what would.
+      ArgumentError: naming the first value that does not fit, and what would.
     """
     match = _INTERVAL.fullmatch(interval)
     assert match, interval
@@ -44,7 +44,7 @@ def within(interval: str, *, where: str = "", whole: bool = False, **values: Any
             below = number and (item < high or (match[4] == "]" and item == high))
             if not (above and below and math.isfinite(item)):
                 path = f"{where}.{name}" if where else name
-                raise ConfigError(f"{name} is {value!r}", where=path, hint=_spell(match, whole))
+                raise ArgumentError(f"{name} is {value!r}", where=path, hint=_spell(match, whole))
 
 
 def _spell(match: re.Match, whole: bool) -> str:

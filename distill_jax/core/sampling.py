@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from distill_jax.core import ranges, rng
 from distill_jax.core.api import Array, Batch, Key, Params, PyTree
-from distill_jax.core.errors import ConfigError
+from distill_jax.core.errors import ArgumentError
 
 
 class Decode(NamedTuple):
@@ -112,11 +112,11 @@ def sample(
       end: the token that ends a sequence; -1 for none.
 
     Raises:
-      ConfigError: an argument that cannot be.
+      ArgumentError: an argument that cannot be.
     """
     b, p = prompt.shape
     if p < 1 or keys.ndim != 2 or len(keys) != b or keys.shape[1] < 1:
-        raise ConfigError(
+        raise ArgumentError(
             f"prompts of shape {(b, p)} and keys of shape {keys.shape}",
             where="prompt",
             hint="at least one token, and keys [b, k] of the same b",

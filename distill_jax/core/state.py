@@ -23,7 +23,7 @@ from distill_jax.core.api import (
     Terms,
     TrainState,
 )
-from distill_jax.core.errors import ConfigError, explained, nearest
+from distill_jax.core.errors import ArgumentError, explained, nearest
 from distill_jax.core.precision import cast
 
 
@@ -62,9 +62,9 @@ class _Outputs(dict):
         self.role = role
 
     def __missing__(self, name: str) -> Array:
-        raise ConfigError(
+        raise ArgumentError(
             f"the objective reads {name!r}, which {self.role} does not return",
-            where=f"roles.{self.role}.model",
+            where=self.role,
             hint=nearest(name, self),
         )
 
@@ -78,18 +78,18 @@ jax.tree_util.register_pytree_node(
 
 @contextlib.contextmanager
 def _blames(role: Role) -> Iterator[None]:
-    """Gives what a network raises on its inputs the config path of the network.
+    """Gives what a network raises on its inputs the name of the network.
 
     A network names an argument of its own alone, and what is no argument by one of `_NO_KEYS`.
     """
     try:
-        with explained("the network fails on its inputs", where=f"roles.{role}"):
+        with explained("the network fails on its inputs", where=role):
             yield
-    except ConfigError as error:
-        if "." in error.where or ":" in error.where:
+    except ArgumentError as error:
+        if error.where == role or "." in error.where or ":" in error.where:
             raise
-        name = "" if error.where in _NO_KEYS else f".kwargs.{error.where}"
-        raise ConfigError(error.what, where=f"roles.{role}{name}", hint=error.hint) from error
+        name = "" if error.where in _NO_KEYS else f".{error.where}"
+        raise ArgumentError(error.what, where=f"{role}{name}", hint=error.hint) from error
 
 
 _NO_KEYS = ("", "input", "roles", "rngs", "data")
@@ -107,7 +107,7 @@ class ShapeNets:
     ) -> tuple[Outputs, State]:
         del stop_gradient_params
         if role not in self.models:
-            raise ConfigError(
+            raise ArgumentError(
                 f"the objective calls a network {role!r} that the config does not define",
                 where="roles",
                 hint=nearest(role, self.models),
@@ -142,11 +142,11 @@ def infer_shapes(objective: Objective, models: Mapping[Role, Model], batch: Batc
       batch: `jax.ShapeDtypeStruct`s of a batch as the objective sees it, after transforms.
 
     Raises:
-      ConfigError: a role is missing or never called, or a term is not one value per example.
+      ArgumentError: a role is missing or never called, or a term is not one value per example.
     """
     for role in objective.roles:
         if role not in models:
-            raise ConfigError(
+            raise ArgumentError(
                 f"objective {type(objective).__name__} needs a network {role!r}",
                 where="roles",
                 hint=f"it needs {', '.join(objective.roles)}; {nearest(role, models)}",
@@ -163,9 +163,9 @@ def infer_shapes(objective: Objective, models: Mapping[Role, Model], batch: Batc
     check_terms(terms, batch["mask"].shape)
     for role in models:
         if role not in nets.seen:
-            raise ConfigError(
+            raise ArgumentError(
                 f"objective {type(objective).__name__} never calls the network {role!r}",
-                where=f"roles.{role}",
+                where=role,
                 hint=f"it calls {', '.join(nets.seen)}; delete the role",
             )
 
@@ -176,18 +176,18 @@ def infer_shapes(objective: Objective, models: Mapping[Role, Model], batch: Batc
 
 
 def check_terms(terms: Terms, shape: tuple[int, ...]) -> None:
-    """Raises `ConfigError` unless values and weights are `[b]` and nothing lacks its value."""
+    """Raises `ArgumentError` unless values and weights are `[b]` and nothing lacks its value."""
     for kind, arrays in (("loss term", terms.values), ("weight", terms.weights)):
         for name, value in arrays.items():
             if value.shape != shape:
-                raise ConfigError(
+                raise ArgumentError(
                     f"{kind} {name!r} has shape {value.shape}, not one value per example {shape}",
                     where="objective",
                     hint="objectives return per-example values; a [b, 1] array would broadcast",
                 )
     for name, value in terms.metrics.items():
         if jnp.shape(value) != ():
-            raise ConfigError(
+            raise ArgumentError(
                 f"fact {name!r} has shape {jnp.shape(value)}, not one value a batch",
                 where="objective",
                 hint="facts are scalars; per-example values are terms",
@@ -195,7 +195,7 @@ def check_terms(terms: Terms, shape: tuple[int, ...]) -> None:
     for kind, names in (("coefficient", terms.coef), ("weight", terms.weights)):
         for name in names:
             if name not in terms.values:
-                raise ConfigError(
+                raise ArgumentError(
                     f"{kind} {name!r} has no loss term",
                     where="objective",
                     hint=nearest(name, terms.values),

@@ -25,7 +25,7 @@ from distill_jax.core.api import (
     Terms,
     TrainState,
 )
-from distill_jax.core.errors import ConfigError
+from distill_jax.core.errors import ArgumentError
 from distill_jax.core.precision import COMPUTE_DTYPES, cast
 from distill_jax.core.state import check_terms
 
@@ -77,11 +77,11 @@ class BoundNets:
 
     def _stored_answer(self, role: Role, inputs: tuple[Any, ...], *, train: bool) -> Outputs:
         if train or len(inputs) != 1 or inputs[0] is not teacher_view(self._batch):
-            raise ConfigError(
+            raise ArgumentError(
                 f"the objective asks {role} about more than its view of the batch in evaluation "
                 "mode, and only answers to that are stored",
-                where="cache.roles",
-                hint=f"leave {role} out, or set cache.dir to nothing",
+                where="teacher_outputs",
+                hint=f"leave {role} out of what is stored, or store nothing",
             )
         return self._batch["teacher_outputs"][role]
 
@@ -118,9 +118,9 @@ def bind_networks(
 
 
 def check_accumulation(objective: Objective, accum_steps: int) -> None:
-    """Raises `ConfigError` where the gradient of a batch is not the sum over micro-batches."""
+    """Raises `ArgumentError` where the gradient of a batch is not the sum over micro-batches."""
     if accum_steps > 1 and objective.couples_batch:
-        raise ConfigError(
+        raise ArgumentError(
             f"objective {type(objective).__name__} couples the examples of a batch, so its "
             f"gradient is not a sum over {accum_steps} micro-batches",
             where="accum_steps",
@@ -169,7 +169,7 @@ def make_train_step(
         never. The metrics of other steps have zeros in their place.
 
     Raises:
-      ConfigError: accumulation is asked of an objective that couples the examples of a batch.
+      ArgumentError: accumulation is asked of an objective that couples the examples of a batch.
     """
     check_accumulation(objective, accum_steps)
     finish = functools.partial(

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from distill_jax.core.api import Array
-from distill_jax.core.errors import ConfigError
+from distill_jax.core.errors import ArgumentError
 
 
 def divisors(n: int) -> str:
@@ -25,17 +25,17 @@ def grid_of(
     """Returns the numbers of patches along each axis of an image or clip `([f,] h, w, c)`.
 
     Raises:
-      ConfigError: they do not divide its sides.
+      ArgumentError: they do not divide its sides.
     """
     *frames, h, w, _ = shape
     if patch_size < 1 or h % patch_size or w % patch_size:
-        raise ConfigError(
+        raise ArgumentError(
             f"an image of {h}x{w} cannot be cut into patches of {patch_size}x{patch_size}",
             where=where,
             hint=f"divisors: {divisors(math.gcd(h, w))}",
         )
     if frames and (tubelet < 1 or frames[0] % tubelet):
-        raise ConfigError(
+        raise ArgumentError(
             f"a clip of {frames[0]} frames cannot be cut into {tubelet} at a time",
             where="tubelet",
             hint=f"divisors: {divisors(frames[0])}",
@@ -52,7 +52,7 @@ def patchify(x: Array, *, patch_size: int, tubelet: int = 1) -> Array:
       tubelet: u, frames of a patch of a clip.
 
     Raises:
-      ConfigError: see `grid_of`.
+      ArgumentError: see `grid_of`.
     """
     grid = grid_of(x.shape[1:], patch_size=patch_size, tubelet=tubelet)
     b, p, c = x.shape[0], patch_size, x.shape[-1]
@@ -85,10 +85,10 @@ def fourier_positions(grid: Sequence[int], width: int) -> np.ndarray:
     arXiv:1706.03762), section 3.5; what is left of the width is 0.
 
     Raises:
-      ConfigError: 2**28 numbers or more.
+      ArgumentError: 2**28 numbers or more.
     """
     if math.prod(grid) * width >= 2**28:
-        raise ConfigError(
+        raise ArgumentError(
             f"positions of {math.prod(grid)} tokens, {width:,} wide",
             where="width",
             hint="below 2**28 numbers in all",

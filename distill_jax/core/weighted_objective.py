@@ -24,7 +24,7 @@ from distill_jax.core.api import (
     State,
     Terms,
 )
-from distill_jax.core.errors import ConfigError, nearest
+from distill_jax.core.errors import ArgumentError, nearest
 from distill_jax.core.partition import named_leaves
 from distill_jax.core.state import Shapes, zeros
 from distill_jax.core.steps import BoundNets
@@ -61,13 +61,11 @@ class WeightedObjective(Objective):
     def __post_init__(self):
         if self.control not in CONTROLS:
             hint = nearest(self.control, CONTROLS)
-            raise ConfigError(
-                f"unknown control {self.control!r}", where="weighting.control", hint=hint
-            )
+            raise ArgumentError(f"unknown control {self.control!r}", where="control", hint=hint)
         if not self.loss_terms or len(set(self.loss_terms)) != len(self.loss_terms):
-            raise ConfigError(
+            raise ArgumentError(
                 f"the signals are {self.loss_terms}",
-                where="weighting.loss_terms",
+                where="loss_terms",
                 hint="name each term that is weighed once",
             )
 
@@ -111,9 +109,9 @@ class WeightedObjective(Objective):
         memory: dict[str, Any] = {"objective": self.objective.memory(key, batch)}
         if "class_means" in self.weighting.needs:
             if not self.num_classes:
-                raise ConfigError(
+                raise ArgumentError(
                     "the weighting compares with class means, and the data has no classes",
-                    where="weighting.name",
+                    where="weighting",
                     hint="choose blocks or another weighting that needs no class means",
                 )
             k = self.num_classes
@@ -125,9 +123,9 @@ class WeightedObjective(Objective):
         terms = self.objective.loss(nets, batch, memory["objective"], step)
         for name in self.loss_terms:
             if name not in terms.values:
-                raise ConfigError(
+                raise ArgumentError(
                     f"the objective has no term {name!r} to weigh",
-                    where="weighting.loss_terms",
+                    where="loss_terms",
                     hint=nearest(name, terms.values),
                 )
         if terms.memory is None:
@@ -151,7 +149,7 @@ class WeightedObjective(Objective):
         """Returns the weighting's `[b, s]`, checked.
 
         Raises:
-          ConfigError: the weighting gave anything but one weight for each example and signal: a
+          ArgumentError: the weighting gave anything but one weight for each example and signal: a
             `[b, 1]` against losses `[b]` would broadcast to all pairs of examples.
         """
         if self.stop_features:
@@ -159,7 +157,7 @@ class WeightedObjective(Objective):
         found = self.weighting(nets, evidence, step)
         expected = (*evidence.mask.shape, len(self.loss_terms))
         if found.shape != expected:
-            raise ConfigError(
+            raise ArgumentError(
                 f"{type(self.weighting).__name__} gave weights of shape {found.shape}, "
                 f"not one for each example and signal {expected}",
                 where="weighting",
@@ -208,10 +206,10 @@ class WeightedObjective(Objective):
         """Returns sums of teacher probabilities by class `[k, k]` and class counts `[k]`."""
         terms = self.loss_terms_of(_Evaluating(nets), batch, memory, jnp.int32(0))
         if "teacher" not in terms.logits:
-            raise ConfigError(
+            raise ArgumentError(
                 f"{type(self.weighting).__name__} compares with class means of a teacher, and "
                 f"{type(self.objective).__name__} has none",
-                where="weighting.name",
+                where="weighting",
             )
         probs = jax.nn.softmax(terms.logits["teacher"])
         known = batch["mask"] * (batch["labelled"] > 0) if "labelled" in batch else batch["mask"]

@@ -21,7 +21,7 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 
 from distill_jax.core.api import Dataset, Provenance
-from distill_jax.core.errors import ConfigError, DataUnavailable
+from distill_jax.core.errors import ArgumentError, DataUnavailable
 from distill_jax.data import shapes, source
 
 CHUNK = 8192
@@ -355,12 +355,10 @@ def make_hash(column: str, buckets: int) -> Callable[[str], int]:
     columns collide independently. No value is unknown; rare ones share buckets with others.
 
     Raises:
-      ConfigError: fewer than 2 buckets.
+      ArgumentError: fewer than 2 buckets.
     """
     if isinstance(buckets, bool) or not isinstance(buckets, int) or buckets < 2:
-        raise ConfigError(
-            f"buckets is {buckets}", where="data.kwargs.buckets", hint="a whole number from 2"
-        )
+        raise ArgumentError(f"buckets is {buckets}", where="buckets", hint="a whole number from 2")
     keyed = hashlib.blake2b(key=column.encode(), digest_size=8)
 
     def bucket(value: str) -> int:
@@ -425,10 +423,10 @@ def make_click_log(
 
     Raises:
       DataUnavailable: no such file, or a line that is not of the layout.
-      ConfigError: an impossible `max_rows` or `test_fraction`.
+      ArgumentError: an impossible `max_rows` or `test_fraction`.
     """
     if max_rows < 0:
-        raise ConfigError(f"max_rows is {max_rows}", where="data.kwargs.max_rows", hint="0 or more")
+        raise ArgumentError(f"max_rows is {max_rows}", where="max_rows", hint="0 or more")
     file = source.existing(path, hint=hint)
     if not file.is_file():
         raise DataUnavailable("is not a file", where=str(file), hint=hint)
@@ -452,9 +450,9 @@ def make_click_log(
         raise DataUnavailable("no examples", where=str(file), hint=hint)
     cut = n - int(test_fraction * n + 0.5) if 0 < test_fraction < 1 else 0
     if not 0 < cut < n:
-        raise ConfigError(
+        raise ArgumentError(
             f"test_fraction {test_fraction} of {n} rows leaves a part empty",
-            where="data.kwargs.test_fraction",
+            where="test_fraction",
             hint="0 < x < 1",
         )
     standardize(numbers[:cut], numbers[cut:n])

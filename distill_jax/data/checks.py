@@ -17,7 +17,7 @@ import jax
 import numpy as np
 
 from distill_jax.core.api import Dataset, Source
-from distill_jax.core.errors import ConfigError, DataUnavailable, nearest
+from distill_jax.core.errors import ArgumentError, DataUnavailable, nearest
 
 PARTS = ("train", "held_out", "test")
 
@@ -138,7 +138,7 @@ def as_labels(labels: Any, *, name: str = "", where: str = "data") -> np.ndarray
         raise refuse(
             description,
             "integers [n] are expected: names, labels = np.unique(labels, return_inverse=True), "
-            "with the names as data.kwargs.classes",
+            "with the names as classes",
         )
     if labels.dtype.kind == "f":
         whole = np.isfinite(labels) & (labels == np.floor(labels))
@@ -157,16 +157,16 @@ def as_labels(labels: Any, *, name: str = "", where: str = "data") -> np.ndarray
     return labels.astype(np.int32, copy=False)
 
 
-def class_names(classes: Any, *, where: str = "data.kwargs.classes") -> tuple[str, ...]:
+def class_names(classes: Any, *, where: str = "classes") -> tuple[str, ...]:
     """Returns names of classes; a string of several is split at its commas.
 
     Raises:
-      ConfigError: a single name, an empty one, or one that occurs twice.
+      ArgumentError: a single name, an empty one, or one that occurs twice.
     """
     if isinstance(classes, str):
         names = tuple(name.strip() for name in classes.split(",")) if classes else ()
         if len(names) == 1:
-            raise ConfigError(
+            raise ArgumentError(
                 f"{classes!r} is one name", where=where, hint="names with commas between: cat,dog"
             )
     else:
@@ -176,7 +176,7 @@ def class_names(classes: Any, *, where: str = "data.kwargs.classes") -> tuple[st
             what = (
                 f"the name {name!r} occurs {names.count(name)} times" if name else "a name is empty"
             )
-            raise ConfigError(what, where=where, hint="one name for each class, in label order")
+            raise ArgumentError(what, where=where, hint="one name for each class, in label order")
     return names
 
 
@@ -207,14 +207,14 @@ def count_classes(parts: Mapping[str, np.ndarray], *, where: str = "data") -> in
     if low != 0:
         raise refuse(
             f"labels are {low} to {high}: there is no class 0",
-            f"subtract {low}, or name all {high + 1} classes with data.kwargs.classes",
+            f"subtract {low}, or name all {high + 1} classes with classes",
         )
     for name, labels in parts.items():
         new = np.setdiff1d(labels, trained)
         if len(new):
             raise refuse(
                 f"labels of the {name} part that no training example has: {_some(new)}",
-                "leave those examples out, or name all classes with data.kwargs.classes",
+                "leave those examples out, or name all classes with classes",
             )
     return high + 1
 
@@ -251,7 +251,7 @@ def check_layout(shape: Sequence[int], dtype: Any, *, name: str, where: str) -> 
                 f"images of {shape[3]} channels",
                 where=where,
                 hint=f"np.transpose(x, {order}) makes them {right}"
-                + ("; of files, data.kwargs.layout=chw does" if axis == 1 else ""),
+                + ("; of files, layout=chw does" if axis == 1 else ""),
             )
 
 
@@ -274,7 +274,7 @@ def open_dataset(dataset: Any, *, where: str = "data") -> tuple[Dataset, Report]
         arrays of another type than numbers; examples without a value or an axis; parts of
         different shapes, types or units; channels on another axis than the last; labels out of
         range.
-      ConfigError: not a data set.
+      ArgumentError: not a data set.
     """
     dataset = _as_dataset(dataset, where=where)
     parts = {name: getattr(dataset, name) for name in PARTS}
@@ -300,7 +300,7 @@ def open_dataset(dataset: Any, *, where: str = "data") -> tuple[Dataset, Report]
 
 def _as_dataset(dataset: Any, *, where: str) -> Dataset:
     if not isinstance(dataset, Dataset):
-        raise ConfigError(
+        raise ArgumentError(
             f"returned a {type(dataset).__name__}",
             where=where,
             hint="a distill_jax.core.api.Dataset of train, held_out, test and classes",
@@ -308,15 +308,15 @@ def _as_dataset(dataset: Any, *, where: str) -> Dataset:
     for name in PARTS:
         part = getattr(dataset, name)
         if not isinstance(part, Source):
-            raise ConfigError(
+            raise ArgumentError(
                 f"its {name} part is a {type(part).__name__}",
                 where=where,
                 hint="an object with read(indices), __len__ and provenance, such as ArraySource",
             )
     if not len(dataset.train):
-        raise ConfigError("the training part is empty", where=where)
+        raise ArgumentError("the training part is empty", where=where)
     if isinstance(dataset.classes, str):
-        raise ConfigError(
+        raise ArgumentError(
             f"classes are the string {dataset.classes!r}", where=where, hint="a tuple of names"
         )
     return dataset._replace(classes=class_names(dataset.classes, where=where))
@@ -342,7 +342,7 @@ def _look(name: str, part: Source) -> _Looked:
     n, where = len(part), part.provenance.origin or "data"
     one = part.read(np.zeros(1, np.int64))
     if not isinstance(one, Mapping) or "input" not in one:
-        raise ConfigError(
+        raise ArgumentError(
             f"read of the {name} part gives no 'input'",
             where=where,
             hint="{'input': [b, ...], 'label': [b]}",
@@ -452,7 +452,7 @@ def _unfit(name: str, part: Any, bad: int, n: int, position: int) -> DataUnavail
     if all(np.isfinite(x).all() for x in inputs if x.dtype.kind in "iuf"):
         unfit = next(x for x in inputs if not _fitting_rows(x).all())
         what = f"that {jax.dtypes.canonicalize_dtype(unfit.dtype)} does not hold"
-        hint = "scale them, or number them anew; precision=float64 keeps 64 bits"
+        hint = "scale them, or number them anew; float64 keeps 64 bits"
     else:
         what = "that are NaN or infinite"
         hint = "leave those examples out or fill them in: np.isfinite(x) finds them"
@@ -670,14 +670,12 @@ def statistics(source: Source) -> tuple[np.ndarray, np.ndarray]:
     deviation 1.
 
     Raises:
-      ConfigError: the input is not one array.
+      ArgumentError: the input is not one array.
     """
     n = len(source)
     one = source.read(np.zeros(1, np.int64))["input"]
     if isinstance(one, Mapping):
-        raise ConfigError(
-            "the input is not one array", where="data.transform_kwargs.normalize", hint="of images"
-        )
+        raise ArgumentError("the input is not one array", where="normalize", hint="of images")
     channels = one.shape[-1]
     if getattr(root(source), "shapes_only", False):
         return np.zeros(channels), np.ones(channels)

@@ -18,7 +18,7 @@ SIZES = {"train": 50_000, "test": 10_000}
 ROW = 2 + 32 * 32 * 3
 HINT = (
     f"unpack {FOLDER} (the binary version of www.cs.toronto.edu/~kriz/cifar.html) into "
-    "$DISTILL_JAX_DATA or name its folder with data.kwargs.root; or prepare 'cifar100' with "
+    "$DISTILL_JAX_DATA or name its folder with the argument root; or prepare 'cifar100' with "
     "TensorFlow Datasets"
 )
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from distill_jax.core.api import Dataset, Source
-from distill_jax.core.errors import ConfigError
+from distill_jax.core.errors import ArgumentError
 from distill_jax.data import digits, shapes, source
 from distill_jax.data.corruption import Corrupted
 
@@ -40,14 +40,14 @@ def make(
       split_seed: seed of that split.
 
     Raises:
-      ConfigError: a share outside [0, 1], or no environment.
+      ArgumentError: a share outside [0, 1], or no environment.
       DataUnavailable: scikit-learn is not installed.
     """
     for share in (wrong, test_agree, *agree):
         if not 0 <= share <= 1:
-            raise ConfigError(f"{share} is no share", where="data.kwargs", hint="from 0 to 1")
+            raise ArgumentError(f"{share} is no share", hint="from 0 to 1")
     if not agree:
-        raise ConfigError("no environment", where="data.kwargs.agree", hint="(0.9, 0.8)")
+        raise ArgumentError("no environment", where="agree", hint="(0.9, 0.8)")
     grey = digits.make(held_out=0.0)
 
     def one(part: str, origin: Source, rates: Sequence[float], first: int) -> Source:

@@ -14,10 +14,10 @@ import jax
 import numpy as np
 
 from distill_jax.core.api import Dataset, Source
-from distill_jax.core.errors import ConfigError, nearest
+from distill_jax.core.errors import ArgumentError, nearest
 from distill_jax.data.source import Subset, example_ids, example_labels, split_held_out
 
-WHERE = "data.corrupt"
+WHERE = "corrupt"
 KINDS = {"label_noise": ("uniform", "pair"), "teacher_damage": ("random", "class")}
 PARTS = ("train", "held_out", "test")
 
@@ -237,38 +237,38 @@ def _check(
 ) -> None:
     for key, share in shares.items():
         if not 0 <= share < 1:
-            raise ConfigError(f"{key} is {share}", where=f"{WHERE}.{key}", hint="0 <= x < 1")
+            raise ArgumentError(f"{key} is {share}", where=f"{WHERE}.{key}", hint="0 <= x < 1")
     for key, kind in kinds.items():
         if kind not in KINDS[key]:
             hint = nearest(kind, KINDS[key])
-            raise ConfigError(f"unknown kind {kind!r}", where=f"{WHERE}.{key}_kind", hint=hint)
+            raise ArgumentError(f"unknown kind {kind!r}", where=f"{WHERE}.{key}_kind", hint=hint)
     if labels_per_class < 0:
         what, where = f"labels_per_class is {labels_per_class}", f"{WHERE}.labels_per_class"
-        raise ConfigError(what, where=where, hint="at least 0")
+        raise ArgumentError(what, where=where, hint="at least 0")
     if not 0 <= labels_percent <= 100:
         what, where = f"labels_percent is {labels_percent}", f"{WHERE}.labels_percent"
-        raise ConfigError(what, where=where, hint="0 <= x <= 100")
+        raise ArgumentError(what, where=where, hint="0 <= x <= 100")
     if labels_per_class and labels_percent:
-        raise ConfigError(
+        raise ArgumentError(
             "labels are kept by number and by share",
             where=f"{WHERE}.labels_percent",
             hint="set one of labels_per_class and labels_percent to 0",
         )
     if drop_unlabelled and not labels_per_class and not labels_percent:
-        raise ConfigError(
+        raise ArgumentError(
             "all examples have labels",
             where=f"{WHERE}.drop_unlabelled",
             hint="set labels_per_class or labels_percent",
         )
     if seed < 0:
-        raise ConfigError(f"seed is {seed}", where=f"{WHERE}.seed", hint="at least 0")
+        raise ArgumentError(f"seed is {seed}", where=f"{WHERE}.seed", hint="at least 0")
     active = [key for key, share in shares.items() if share]
     if not active:
         return
     k = len(dataset.classes)
     top = max(int(example_labels(getattr(dataset, part)).max(initial=0)) for part in PARTS)
     if k < 2 or top >= k:
-        raise ConfigError(
+        raise ArgumentError(
             f"the data have {k} classes" + (f" and a label {top}" if k > 1 else ""),
             where=f"{WHERE}.{active[0]}",
             hint="0, or data with at least 2 classes, all of them named",
@@ -276,7 +276,7 @@ def _check(
     if shares["outliers"]:
         images = dataset.train.read(np.zeros(1, np.int64))["input"]
         if not isinstance(images, np.ndarray) or images.dtype != np.uint8 or images.ndim != 4:
-            raise ConfigError(
+            raise ArgumentError(
                 "the inputs are not images, so there are no noise images like them",
                 where=f"{WHERE}.outliers",
                 hint="0, or inputs that are uint8 [h, w, c]",
@@ -335,22 +335,22 @@ def corrupt(
       seed: any non-negative integer; "run" in a config stands for the seed of the run.
 
     Raises:
-      ConfigError: a share outside [0, 1), an unknown kind, a negative seed, fewer than 2 classes,
+      ArgumentError: a share outside [0, 1), an unknown kind, a negative seed, fewer than 2 classes,
         an imbalance below 1,
         labels that are not among them, or outliers where the inputs are not uint8 images; labels
         kept by number and by share, or nothing to drop.
     """
     if not 0 <= train_on_held_out <= 1 or (train_on_held_out and not len(dataset.held_out)):
-        raise ConfigError(
+        raise ArgumentError(
             f"train_on_held_out is {train_on_held_out} of {len(dataset.held_out)} examples",
             where=f"{WHERE}.train_on_held_out",
-            hint="0 <= x <= 1, with data.held_out above 0",
+            hint="0 <= x <= 1, with held_out above 0",
         )
     shares = {"label_noise": label_noise, "teacher_damage": teacher_damage, "outliers": outliers}
     kinds = {"label_noise": label_noise_kind, "teacher_damage": teacher_damage_kind}
     _check(dataset, shares, kinds, labels_per_class, labels_percent, drop_unlabelled, seed)
     if imbalance < 1 or (imbalance > 1 and len(dataset.classes) < 2):
-        raise ConfigError(
+        raise ArgumentError(
             f"imbalance is {imbalance} and the data have {len(dataset.classes)} classes",
             where=f"{WHERE}.imbalance",
             hint="1 is off; above 1, of data with two classes or more",

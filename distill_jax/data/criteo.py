@@ -11,7 +11,7 @@ from distill_jax.data import _tables
 NUMERIC = tuple(f"I{i}" for i in range(1, 14))
 CATEGORICAL = tuple(f"C{i}" for i in range(1, 27))
 COLUMNS = ("label", *NUMERIC, *CATEGORICAL)
-HINT = "name train.txt of the Criteo challenge, plain or with .gz, with data.kwargs.path"
+HINT = "name train.txt of the Criteo challenge, plain or with .gz, with the argument path"
 LABELS = {"0": 0, "1": 1}
 
 
@@ -40,7 +40,7 @@ def make(
 
     Raises:
       DataUnavailable: no such file, or a line that is not of the layout.
-      ConfigError: impossible `buckets`, `max_rows` or `test_fraction`.
+      ArgumentError: impossible `buckets`, `max_rows` or `test_fraction`.
     """
     hashes = {column: _tables.make_hash(column, buckets) for column in CATEGORICAL}
 

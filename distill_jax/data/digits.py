@@ -37,7 +37,7 @@ def make(*, held_out: float = 0.1, split_seed: int = 0) -> Dataset:
     except ImportError as error:
         raise DataUnavailable(
             "the digits come with scikit-learn, which is not installed",
-            where="data.name",
+            where="dataset",
             hint="pip install scikit-learn",
         ) from error
     digits: Any = load_digits()

@@ -15,7 +15,7 @@ SYSTEM_FOLDER = "/usr/share/datasets/fashion-mnist"
 HINT = (
     "on Debian and Ubuntu: apt-get install dataset-fashion-mnist; elsewhere put the four original "
     "files (github.com/zalandoresearch/fashion-mnist) into $DISTILL_JAX_DATA/fashion-mnist or name "
-    "their folder with data.kwargs.root. data.name = 'fashion_mnist_5k' needs no files"
+    "their folder with the argument root. data.name = 'fashion_mnist_5k' needs no files"
 )
 # Of {"input": images [n, h, w, 1], "label": labels [n]} of the original release.
 DIGESTS = {
@@ -50,7 +50,7 @@ def make(*, root: str = "", held_out: float = 0.1, split_seed: int = 0) -> Datas
             raise DataUnavailable(
                 f"the {part} files are not those of Fashion-MNIST",
                 where=str(folder),
-                hint="read other data of this layout with data.name = 'idx_folder'",
+                hint="read other data of this layout with the data set idx_folder",
             )
         name = f"Fashion-MNIST ({part})"
         parts.append(

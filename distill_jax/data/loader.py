@@ -23,7 +23,7 @@ import numpy as np
 from jax.sharding import Sharding
 
 from distill_jax.core.api import Array, Batch, PyTree, Source
-from distill_jax.core.errors import ConfigError, DataUnavailable
+from distill_jax.core.errors import ArgumentError, DataUnavailable
 from distill_jax.data.source import example_ids
 
 
@@ -46,7 +46,7 @@ def batch_rows(step: int, *, batch_size: int, seed: int, n: int) -> tuple[np.nda
 
 def _check(n: int, batch_size: int) -> None:
     if not 1 <= batch_size <= n:
-        raise ConfigError(
+        raise ArgumentError(
             f"a batch of {batch_size} from {n} training examples",
             where="batch_size",
             hint=f"1 <= batch_size <= {n}: no example may occur twice in a batch's epoch",
@@ -81,7 +81,7 @@ class ResidentLoader:
       data: device arrays `[n, ...]`: what `source.read` gives, and `index`, the example ids.
 
     Raises:
-      ConfigError: a batch larger than the source.
+      ArgumentError: a batch larger than the source.
     """
 
     def __init__(
@@ -217,7 +217,7 @@ class StreamLoader:
         carry.
 
     Raises:
-      ConfigError: a batch larger than the source.
+      ArgumentError: a batch larger than the source.
       DataUnavailable: grain is not installed.
     """
 
@@ -241,8 +241,8 @@ class StreamLoader:
         except ImportError as error:
             raise DataUnavailable(
                 "streaming reads with grain, which is not installed",
-                where="data.resident",
-                hint="pip install grain, or keep the data on the device: data.resident = True",
+                where="resident",
+                hint="pip install grain, or keep the data on the device",
             ) from error
         self.rows = np.arange(batch_size)
         if sharding is not None:
@@ -345,14 +345,14 @@ def eval_batches(
     process reads its contiguous share of every batch. An empty source gives no batches.
 
     Raises:
-      ConfigError: a batch size below 1 or not divisible over the processes.
+      ArgumentError: a batch size below 1 or not divisible over the processes.
     """
     if batch_size < 1:
-        raise ConfigError(f"batch_size is {batch_size}", where="eval.batch_size", hint="at least 1")
+        raise ArgumentError(f"batch_size is {batch_size}", where="batch_size", hint="at least 1")
     if batch_size % process_count:
-        raise ConfigError(
+        raise ArgumentError(
             f"a batch of {batch_size} does not divide over {process_count} processes",
-            where="eval.batch_size",
+            where="batch_size",
             hint=f"a multiple of {process_count}",
         )
     share = batch_size // process_count

@@ -19,7 +19,7 @@ import numpy as np
 
 from distill_jax.core import ranges, rng, tokens
 from distill_jax.core.api import Array, Batch, Key, Transform
-from distill_jax.core.errors import ConfigError
+from distill_jax.core.errors import ArgumentError
 
 Drawn = tuple[Array, Array]
 """`keep` `[n]` and `targets` `[m, n_t]` of one example."""
@@ -55,12 +55,12 @@ def tubes(
 
 
 def _check_patches(name: str, **sizes: int) -> None:
-    ranges.sizes(where=f"data.transform_kwargs.{name}", **sizes)
+    ranges.sizes(where=name, **sizes)
 
 
 def _check(condition: bool, what: str, where: str, hint: str = "") -> None:
     if not condition:
-        raise ConfigError(what, where=f"data.transform_kwargs.{where}", hint=hint)
+        raise ArgumentError(what, where=where, hint=hint)
 
 
 def random_subsets(key: Key, *, t: int, keep: int, targets: int = 1, size: int = 0) -> Drawn:
@@ -192,12 +192,12 @@ def _transform(plan: Callable[[Batch], tuple[int, Callable[[Key], Drawn]]]) -> T
 
 def _grid(batch: Batch, patch_size: int, where: str, *, tubelet: int = 1) -> tuple[int, ...]:
     if isinstance(batch["input"], Mapping) or batch["input"].ndim < 4:
-        raise ConfigError(
+        raise ArgumentError(
             "the input is not an image, so it has no patches",
-            where="data.train_transforms",
+            where="batch",
             hint="for tables there is column_masks",
         )
-    where = f"data.transform_kwargs.{where}.patch_size"
+    where = f"{where}.patch_size"
     return tokens.grid_of(
         batch["input"].shape[1:], patch_size=patch_size, tubelet=tubelet, where=where
     )
@@ -213,7 +213,7 @@ def make_random_masks(*, patch_size: int, ratio: float = 0.75) -> Transform:
       ratio: share of hidden patches; at least one is kept and one hidden.
 
     Raises:
-      ConfigError: a ratio outside (0, 1); when traced, an input that is not an image or that the
+      ArgumentError: a ratio outside (0, 1); when traced, an input that is not an image or that the
         patches do not divide, or an image of a single patch.
     """
     _check_patches("random_masks", patch_size=patch_size)
@@ -253,12 +253,12 @@ def make_block_masks(
         contexts of a batch to its smallest, which leaves 52 to 76.
 
     Raises:
-      ConfigError: impossible numbers; when traced, an input that is not an image or that the
+      ArgumentError: impossible numbers; when traced, an input that is not an image or that the
         patches do not divide, or so few patches that a block leaves none.
     """
     name = "block_masks"
     _check_patches(name, patch_size=patch_size)
-    ranges.depths(where=f"data.transform_kwargs.{name}", targets=targets)
+    ranges.depths(where=name, targets=targets)
     for what, (low, high) in {"scale": scale, "context": context}.items():
         _check(0 < low <= high <= 1, f"{what} is not a range in (0, 1]", f"{name}.{what}")
     _check(0 < aspect[0] <= aspect[1], "aspect is not a range above 0", f"{name}.aspect")
@@ -313,7 +313,7 @@ def make_tube_masks(
       aspect: smallest and largest ratio of a block's height to its width.
 
     Raises:
-      ConfigError: impossible numbers; when traced, an input that is not of clips
+      ArgumentError: impossible numbers; when traced, an input that is not of clips
         `[b, f, h, w, c]`, or that the patches do not divide.
     """
     name = "tube_masks"
@@ -363,19 +363,19 @@ def make_column_masks(*, targets: int = 4, context: float = 0.3, target: float =
       target: share of the columns in a set; at least one is.
 
     Raises:
-      ConfigError: impossible numbers; when traced, an input that is not a table, or too few
+      ArgumentError: impossible numbers; when traced, an input that is not a table, or too few
         columns.
     """
     name = "column_masks"
-    ranges.depths(where=f"data.transform_kwargs.{name}", targets=targets)
+    ranges.depths(where=name, targets=targets)
     for what, share in {"context": context, "target": target}.items():
         _check(0 < share < 1, f"{what} is {share}", f"{name}.{what}", "between 0 and 1")
 
     def plan(batch: Batch):
         if not isinstance(batch["input"], Mapping):
-            raise ConfigError(
+            raise ArgumentError(
                 "the input is not a table, so it has no columns",
-                where="data.train_transforms",
+                where="batch",
                 hint="for images there are random_masks and block_masks",
             )
         d = batch["input"]["categorical"].shape[1] + batch["input"]["numeric"].shape[1]
@@ -434,7 +434,7 @@ def make_patch_masks(
       aspect: smallest and largest ratio of a block's height to its width.
 
     Raises:
-      ConfigError: impossible numbers; when traced, a batch without `views` or with views that the
+      ArgumentError: impossible numbers; when traced, a batch without `views` or with views that the
         patches do not divide.
     """
     name = "patch_masks"
@@ -446,13 +446,13 @@ def make_patch_masks(
     def apply(key: Key, batch: Batch, step: Array) -> Batch:
         del step
         if "views" not in batch:
-            raise ConfigError(
+            raise ArgumentError(
                 "there are no views to mask",
-                where="data.train_transforms",
+                where="batch",
                 hint=f"put 'views' in front of {name!r}",
             )
         v = batch["views"].shape[1]
-        where = f"data.transform_kwargs.{name}.patch_size"
+        where = f"{name}.patch_size"
         sides = tokens.grid_of(batch["views"].shape[2:], patch_size=patch_size, where=where)
         grid = (sides[0], sides[1])
         t = math.prod(grid)

@@ -9,14 +9,14 @@ from the Canadian Institute for Cybersecurity, University of New Brunswick.
 from pathlib import Path
 
 from distill_jax.core.api import Dataset
-from distill_jax.core.errors import ConfigError, DataUnavailable, nearest
+from distill_jax.core.errors import ArgumentError, DataUnavailable, nearest
 from distill_jax.data import _tables, source
 
 TRAIN_FILES = {"KDDTrain+.txt": 125973, "KDDTrain+_20Percent.txt": 25192}
 TEST_FILE, TEST_ROWS = "KDDTest+.txt", 22544
 LAYOUT = (
     f"put {TEST_FILE} and one of {', '.join(TRAIN_FILES)} of the original NSL-KDD "
-    "(www.unb.ca/cic/datasets/nsl.html) into one folder and name it with data.kwargs.path"
+    "(www.unb.ca/cic/datasets/nsl.html) into one folder and name it with the argument path"
 )
 _NAMES = (
     "duration protocol_type service flag src_bytes dst_bytes land wrong_fragment urgent hot "
@@ -63,12 +63,12 @@ def make(*, path: str, train_file: str = "", held_out: float = 0.1, split_seed: 
 
     Raises:
       DataUnavailable: a file is missing, a line has not 43 columns, or an attack is unknown.
-      ConfigError: `train_file` is neither of the two.
+      ArgumentError: `train_file` is neither of the two.
     """
     if train_file and train_file not in TRAIN_FILES:
-        raise ConfigError(
+        raise ArgumentError(
             f"train_file is {train_file!r}",
-            where="data.kwargs.train_file",
+            where="train_file",
             hint=nearest(train_file, TRAIN_FILES),
         )
     folder = source.existing(path, hint=LAYOUT)

@@ -11,7 +11,7 @@ import numpy as np
 from scipy import ndimage
 
 from distill_jax.core.api import Dataset, Source
-from distill_jax.core.errors import ConfigError
+from distill_jax.core.errors import ArgumentError
 from distill_jax.data import digits, shapes, source
 from distill_jax.data.coloured_digits import with_domains
 from distill_jax.data.corruption import Corrupted
@@ -41,14 +41,14 @@ def make(
       split_seed: seed of that split.
 
     Raises:
-      ConfigError: an unknown domain to keep, or no angles.
+      ArgumentError: an unknown domain to keep, or no angles.
       DataUnavailable: scikit-learn is not installed.
     """
     unknown = [domain for domain in keep if not 0 <= domain < len(angles)]
     if unknown or not angles or not test_angles:
-        raise ConfigError(
+        raise ArgumentError(
             f"there is no domain {unknown[0]}" if unknown else "no angles",
-            where="data.kwargs.keep" if unknown else "data.kwargs.angles",
+            where="keep" if unknown else "angles",
             hint=f"domains from 0 to {len(angles) - 1}" if unknown else "at least one",
         )
     upright = digits.make(held_out=0.0)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from distill_jax.core.api import Dataset, Provenance
-from distill_jax.core.errors import ConfigError
+from distill_jax.core.errors import ArgumentError
 
 
 class ZeroSource:
@@ -22,19 +22,19 @@ class ZeroSource:
       dtype: type of the inputs, or a dict of them with the same keys.
 
     Raises:
-      ConfigError: fewer examples than none, or one that is too large to be one.
+      ArgumentError: fewer examples than none, or one that is too large to be one.
     """
 
     shapes_only = True
 
     def __init__(self, n: int, shape: Sequence[int] | Mapping[str, Sequence[int]], dtype: Any):
         if n < 0:
-            raise ConfigError(f"a part of {n} examples", where="data.kwargs", hint="0 or more")
+            raise ArgumentError(f"a part of {n} examples", hint="0 or more")
         sizes = list(shape.values()) if isinstance(shape, Mapping) else [shape]
         if (values := max(math.prod(size) for size in sizes)) >= 2**31:
-            raise ConfigError(
+            raise ArgumentError(
                 f"an example of {values:,} values",
-                where="data.kwargs",
+                where="",
                 hint="below 2**31: the shapes of inputs are wrong",
             )
         self._n, self._shape, self._dtype = n, shape, dtype

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from distill_jax.core.api import Dataset
-from distill_jax.core.errors import ConfigError
+from distill_jax.core.errors import ArgumentError
 from distill_jax.data import shapes, source
 
 FORM = 12
@@ -45,17 +45,17 @@ def make(
       split_seed: seed of that split.
 
     Raises:
-      ConfigError: a size or a range of shifts that cannot be.
+      ArgumentError: a size or a range of shifts that cannot be.
     """
     for key, (first, stop) in (("shifts", shifts), ("test_shifts", test_shifts)):
         if not 0 <= first < stop <= length:
-            raise ConfigError(
+            raise ArgumentError(
                 f"shifts from {first} to below {stop}",
-                where=f"data.kwargs.{key}",
+                where=key,
                 hint=f"a first and one past the last, from 0 to {length}",
             )
     if min(n_train, n_test, num_classes) < 1 or length < FORM:
-        raise ConfigError("a size is too small", where="data.kwargs", hint="see shifted_signals")
+        raise ArgumentError("a size is too small", hint="see shifted_signals")
 
     def generator(purpose: int) -> np.random.Generator:
         return np.random.Generator(np.random.Philox(key=[seed, purpose]))

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from distill_jax.core.api import Dataset, Provenance, PyTree, Source
-from distill_jax.core.errors import ConfigError, DataUnavailable, nearest, text_of
+from distill_jax.core.errors import ArgumentError, DataUnavailable, nearest, text_of
 from distill_jax.data import checks
 
 LAYOUTS = ("hwc", "chw")
@@ -154,10 +154,10 @@ def split_held_out(source: Source, *, fraction: float, seed: int) -> tuple[Subse
       seed: any non-negative integer.
 
     Raises:
-      ConfigError: a fraction outside [0, 1), or one that leaves a part empty.
+      ArgumentError: a fraction outside [0, 1), or one that leaves a part empty.
     """
     if not 0 <= fraction < 1:
-        raise ConfigError(f"held_out is {fraction}", where="data.held_out", hint="0 <= x < 1")
+        raise ArgumentError(f"held_out is {fraction}", where="held_out", hint="0 <= x < 1")
     labels = example_labels(source)
     held = np.zeros(len(source), bool)
     for label in np.unique(labels):
@@ -166,9 +166,9 @@ def split_held_out(source: Source, *, fraction: float, seed: int) -> tuple[Subse
         count = int(fraction * len(members) + 0.5)
         held[generator.permutation(members)[:count]] = True
     if fraction > 0 and (held.all() or not held.any()):
-        raise ConfigError(
+        raise ArgumentError(
             f"held_out {fraction} of {len(source)} examples leaves a part empty",
-            where="data.held_out",
+            where="held_out",
         )
     return (
         Subset(source, np.flatnonzero(~held), f"less held out {fraction:g} (seed {seed})"),
@@ -206,7 +206,7 @@ def make_dataset(
     table states the `cardinalities` of its categorical columns.
 
     Raises:
-      ConfigError: see `split_held_out` and `checks.class_names`.
+      ArgumentError: see `split_held_out` and `checks.class_names`.
       DataUnavailable: labels without names that are not 0 to k - 1, see `checks.count_classes`.
     """
     classes = checks.class_names(classes)
@@ -249,12 +249,10 @@ def make_array_source(
     Raises:
       DataUnavailable: wrong dtype, rank or length, negative labels, or channels that are not where
         the layout says.
-      ConfigError: an unknown layout.
+      ArgumentError: an unknown layout.
     """
     if layout not in LAYOUTS:
-        raise ConfigError(
-            f"layout is {layout!r}", where="data.kwargs.layout", hint=nearest(layout, LAYOUTS)
-        )
+        raise ArgumentError(f"layout is {layout!r}", where="layout", hint=nearest(layout, LAYOUTS))
 
     def refuse(what: str, hint: str) -> DataUnavailable:
         return DataUnavailable(f"{name}: {what}", where=origin, hint=hint)

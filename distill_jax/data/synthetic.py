@@ -3,7 +3,7 @@
 import numpy as np
 
 from distill_jax.core.api import Dataset
-from distill_jax.core.errors import ConfigError
+from distill_jax.core.errors import ArgumentError
 from distill_jax.data import shapes, source
 
 
@@ -36,7 +36,7 @@ def make(
       split_seed: seed of that split.
 
     Raises:
-      ConfigError: a size below 1 or a negative noise.
+      ArgumentError: a size below 1 or a negative noise.
     """
     sizes = {
         "n_train": n_train,
@@ -47,7 +47,7 @@ def make(
     }
     for key, value in {**sizes, "noise": noise + 1}.items():
         if value < 1:
-            raise ConfigError(f"{key} is too small", where=f"data.kwargs.{key}")
+            raise ArgumentError(f"{key} is too small", where=key)
 
     def generator(purpose: int) -> np.random.Generator:
         return np.random.Generator(np.random.Philox(key=[seed, purpose]))

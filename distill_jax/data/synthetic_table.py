@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from distill_jax.core.api import Dataset, Provenance
-from distill_jax.core.errors import ConfigError
+from distill_jax.core.errors import ArgumentError
 from distill_jax.data import _tables, source
 
 
@@ -14,14 +14,14 @@ def class_counts(n: int, *, num_classes: int, imbalance: float) -> list[int]:
     having `imbalance` times that of the last.
 
     Raises:
-      ConfigError: a class would have none.
+      ArgumentError: a class would have none.
     """
     shares = imbalance ** (-np.arange(num_classes) / max(num_classes - 1, 1))
     counts = np.diff(np.rint(n * np.cumsum(shares) / shares.sum()), prepend=0).astype(int)
     if counts.min() < 1:
-        raise ConfigError(
+        raise ArgumentError(
             f"{n} examples leave a class of {num_classes} empty",
-            where="data.kwargs.n_train",
+            where="n_train",
             hint="more examples, or less imbalance",
         )
     return counts.tolist()
@@ -60,7 +60,7 @@ def make(
       split_seed: seed of that split.
 
     Raises:
-      ConfigError: an impossible size or share, or a class without examples.
+      ArgumentError: an impossible size or share, or a class without examples.
     """
     cardinalities = tuple(cardinalities)
     _check(cardinalities, numeric, num_classes, noise, imbalance)
@@ -141,4 +141,4 @@ def _check(
         ("imbalance", imbalance >= 1, "at least 1"),
     ):
         if not good:
-            raise ConfigError(f"{key} cannot be used", where=f"data.kwargs.{key}", hint=hint)
+            raise ArgumentError(f"{key} cannot be used", where=key, hint=hint)

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from distill_jax.core.api import Dataset, Provenance
-from distill_jax.core.errors import ConfigError, DataUnavailable
+from distill_jax.core.errors import ArgumentError, DataUnavailable
 from distill_jax.data import checks, source
 
 DAMAGED = "the files are incomplete: prepare the data set again"
@@ -61,7 +61,7 @@ def find_prepared(name: str, data_dir: str = "") -> Path:
 
     Raises:
       DataUnavailable: not prepared.
-      ConfigError: several configurations are prepared and the name has none.
+      ArgumentError: several configurations are prepared and the name has none.
     """
     data_dir = data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
     path, _, version = name.partition(":")
@@ -75,14 +75,14 @@ def find_prepared(name: str, data_dir: str = "") -> Path:
             hint=(
                 "data sets are never downloaded here. Where there is a network: "
                 f"tfds.builder({name!r}, file_format='array_record').download_and_prepare(); then "
-                "name the folder with data.kwargs.data_dir or $TFDS_DATA_DIR"
+                "name the folder with the argument data_dir or $TFDS_DATA_DIR"
             ),
         )
     configs = sorted({folder.parent.relative_to(base).as_posix() for folder in folders})
     if len(configs) > 1:
-        raise ConfigError(
+        raise ArgumentError(
             f"{name!r} is prepared in several configurations",
-            where="data.kwargs.name",
+            where="name",
             hint=f"choose {' or '.join(f'{path}/{config}' for config in configs)}",
         )
 
@@ -171,7 +171,7 @@ def make(
     Raises:
       DataUnavailable: TFDS is not installed, the data set is not prepared, its format has no
         random access, or records are missing.
-      ConfigError: an unknown split or feature.
+      ArgumentError: an unknown split or feature.
     """
     folder = find_prepared(name, data_dir)
     info_path = folder / "dataset_info.json"
@@ -191,7 +191,7 @@ def make(
     except ImportError as error:
         raise DataUnavailable(
             f"TensorFlow Datasets cannot be imported: {error}",
-            where="data.name",
+            where="dataset",
             hint="pip install tensorflow-datasets array_record importlib_resources",
         ) from error
     check_features(folder)
@@ -205,9 +205,9 @@ def make(
         ("test_split", test_split, info.splits),
     ):
         if value not in options:
-            raise ConfigError(
+            raise ArgumentError(
                 f"{name!r} has no {value!r}",
-                where=f"data.kwargs.{key}",
+                where=key,
                 hint=f"available: {', '.join(sorted(options))}",
             )
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from distill_jax.core import ranges
-from distill_jax.core.errors import ConfigError, NonFiniteError
+from distill_jax.core.errors import ArgumentError, NonFiniteError
 
 Part = tuple[Mapping[str, Mapping[str, Any]], Mapping[str, Any]]
 """Outputs `{role: {name: [n, ...]}}` of a split, and its facts `[n]`."""
@@ -47,19 +47,19 @@ def read_embedding(outputs: Mapping[str, Mapping[str, Any]], role: str, output: 
     """Returns an output of `role` as float64 `[n, d]`, flattened if it has more axes.
 
     Raises:
-      ConfigError: it is absent, or the split is empty.
+      ArgumentError: it is absent, or the split is empty.
       NonFiniteError: a value is NaN or infinite.
     """
     where = f"outputs of role {role!r}"
     if output not in outputs.get(role, {}):
-        raise ConfigError(
+        raise ArgumentError(
             f"there is no {output!r} to evaluate",
             where=where,
             hint="choose an output that the network returns",
         )
     z = np.asarray(outputs[role][output], np.float64)
     if z.ndim < 2 or not z.size:
-        raise ConfigError(f"{output} has shape {z.shape}", where=where, hint="[n, d], n, d > 0")
+        raise ArgumentError(f"{output} has shape {z.shape}", where=where, hint="[n, d], n, d > 0")
     z = z.reshape(len(z), -1)
     finite = np.isfinite(z).all(axis=1)
     if not finite.all():
@@ -78,7 +78,7 @@ def read_split(part: Part, role: str, output: str, *, most: int | None = None) -
     z = read_embedding(outputs, role, output)
     label = np.asarray(example_info["label"])
     if label.shape != (len(z),) or label.dtype.kind not in "iu" or label.min() < 0:
-        raise ConfigError(
+        raise ArgumentError(
             f"labels have shape {label.shape} and type {label.dtype}",
             where="label",
             hint=f"integers of shape {(len(z),)}, at least 0, are needed",
@@ -96,16 +96,18 @@ def spread(n: int, most: int | None) -> np.ndarray:
 
 
 def parts_of(parts: Mapping[str, Part] | None, *names: str, where: str) -> list[Part]:
-    """Returns the parts of these names; raises ConfigError where one was not given."""
+    """Returns the parts of these names; raises ArgumentError where one was not given."""
     parts = parts or {}
     for name in names:
         if name not in parts:
-            raise ConfigError(f"the {name} part is needed", where=where, hint="not empty, as parts")
+            raise ArgumentError(
+                f"the {name} part is needed", where=where, hint="not empty, as parts"
+            )
     return [parts[name] for name in names]
 
 
 def check_positive(where: str, **numbers: Any) -> None:
-    """Raises ConfigError unless every number that is given is above 0."""
+    """Raises ArgumentError unless every number that is given is above 0."""
     ranges.within("(0, inf)", where=where, **numbers)
 
 

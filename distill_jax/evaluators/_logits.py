@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from distill_jax.core.errors import ConfigError, NonFiniteError
+from distill_jax.core.errors import ArgumentError, NonFiniteError
 
 
 def log_softmax(logits: np.ndarray) -> np.ndarray:
@@ -18,20 +18,20 @@ def read_logits(outputs: Mapping[str, Mapping[str, Any]], role: str) -> np.ndarr
     """Returns the logits of `role` as float64 `[n, k]`.
 
     Raises:
-      ConfigError: they are absent, are not a matrix, or the split is empty.
+      ArgumentError: they are absent, are not a matrix, or the split is empty.
       NonFiniteError: one of them is NaN or infinite. A metric over such logits would be NaN at
         best and an innocent-looking number at worst (`argmax` of NaN is a class).
     """
     where = f"outputs of role {role!r}"
     if "logits" not in outputs.get(role, {}):
-        raise ConfigError(
+        raise ArgumentError(
             "there are no logits to evaluate",
             where=where,
             hint="choose a role whose model returns `logits`",
         )
     logits = np.asarray(outputs[role]["logits"], np.float64)
     if logits.ndim != 2 or not logits.size:
-        raise ConfigError(
+        raise ArgumentError(
             f"logits have shape {logits.shape}", where=where, hint="[n, k] with n, k > 0 is needed"
         )
     finite = np.isfinite(logits).all(axis=1)
@@ -46,17 +46,17 @@ def read_logits(outputs: Mapping[str, Mapping[str, Any]], role: str) -> np.ndarr
 
 
 def read_labels(batch: Mapping[str, Any], logits: np.ndarray) -> np.ndarray:
-    """Returns the labels `[n]`; raises ConfigError unless they are classes of `logits` `[n, k]`."""
+    """Returns the labels `[n]`; refuses what are no classes of `logits` `[n, k]`."""
     labels = np.asarray(batch["label"])
     n, k = logits.shape
     if labels.shape != (n,) or labels.dtype.kind not in "iu":
-        raise ConfigError(
+        raise ArgumentError(
             f"labels have shape {labels.shape} and type {labels.dtype}",
             where="label",
             hint=f"integers of shape {(n,)} are needed",
         )
     if labels.min() < 0 or labels.max() >= k:
-        raise ConfigError(
+        raise ArgumentError(
             f"labels span {labels.min()}..{labels.max()} but there are {k} logits",
             where="label",
             hint="give the model as many classes as the data has",

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from distill_jax.core.errors import ConfigError
+from distill_jax.core.errors import ArgumentError
 from distill_jax.evaluators._logits import log_softmax, read_labels, read_logits
 
 
@@ -26,9 +26,9 @@ class Agreement:
     ) -> dict[str, Any]:
         logits, reference = (read_logits(outputs, r) for r in (self.role, self.reference))
         if logits.shape != reference.shape:
-            raise ConfigError(
+            raise ArgumentError(
                 f"{self.role} has logits {logits.shape}, {self.reference} has {reference.shape}",
-                where="evaluators.agreement",
+                where="agreement",
                 hint="agreement needs two networks over the same classes",
             )
         labels = read_labels(batch, logits)
@@ -59,13 +59,13 @@ def make(*, role: str = "student", reference: str = "teacher") -> Agreement:
       reference: the network that is followed.
 
     Raises:
-      ConfigError: both are one role.
+      ArgumentError: both are one role.
       NonFiniteError: on evaluation, if a logit is NaN or infinite.
     """
     if role == reference:
-        raise ConfigError(
+        raise ArgumentError(
             f"role and reference are both {role!r}",
-            where="evaluators.agreement",
+            where="agreement",
             hint="name two different roles",
         )
     return Agreement(role=role, reference=reference)

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from distill_jax.core.errors import ConfigError
+from distill_jax.core.errors import ArgumentError
 from distill_jax.evaluators._logits import log_softmax, read_labels, read_logits
 
 
@@ -93,9 +93,9 @@ def make(*, role: str = "student", bins: int = 15) -> Calibration:
       bins: number of bins, of either kind.
 
     Raises:
-      ConfigError: `bins` is below 1.
+      ArgumentError: `bins` is below 1.
       NonFiniteError: on evaluation, if a logit is NaN or infinite.
     """
     if bins < 1:
-        raise ConfigError(f"bins is {bins}", where="evaluators.calibration.bins", hint="1 or more")
+        raise ArgumentError(f"bins is {bins}", where="bins", hint="1 or more")
     return Calibration(role=role, bins=bins)

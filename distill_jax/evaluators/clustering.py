@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from distill_jax.core import ranges
-from distill_jax.core.errors import ConfigError
+from distill_jax.core.errors import ArgumentError
 from distill_jax.evaluators._features import (
     CONTROLS,
     OfEmbedding,
@@ -17,7 +17,7 @@ from distill_jax.evaluators._features import (
     read_split,
 )
 
-WHERE = "evaluators.clustering"
+WHERE = "clustering"
 
 
 def k_means(
@@ -114,14 +114,14 @@ def make(
         it was initialised.
 
     Raises:
-      ConfigError: a number is out of its range.
+      ArgumentError: a number is out of its range.
       NonFiniteError: on evaluation, if an embedding is NaN or infinite.
     """
     check_positive(WHERE, max_examples=max_examples)
     ranges.depths(where=WHERE, restarts=restarts)
     ranges.within(f"[1, {ranges.MOST}]", where=WHERE, whole=True, clusters=clusters)
     if seed < 0:
-        raise ConfigError(f"seed is {seed}", where=f"{WHERE}.seed", hint="at least 0")
+        raise ArgumentError(f"seed is {seed}", where=f"{WHERE}.seed", hint="at least 0")
     return Clustering(
         role=role,
         output=output,

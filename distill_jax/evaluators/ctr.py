@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from distill_jax.core.errors import ConfigError
+from distill_jax.core.errors import ArgumentError
 from distill_jax.evaluators._logits import read_labels, read_logits
 
 
@@ -73,9 +73,9 @@ class CTR:
         logits = read_logits(outputs, self.role)
         k = logits.shape[1]
         if not self.positive < k or k < 2:
-            raise ConfigError(
+            raise ArgumentError(
                 f"class {self.positive} against the rest, of {k} logits",
-                where="evaluators.ctr.positive",
+                where="positive",
                 hint="two or more classes, counted from 0, are needed",
             )
         clicked = read_labels(batch, logits) == self.positive
@@ -114,11 +114,9 @@ def make(*, role: str = "student", positive: int = 1) -> CTR:
       positive: the class whose probability is measured (a click), counted from 0.
 
     Raises:
-      ConfigError: `positive` is below 0; on evaluation, if it is not a class or the only one.
+      ArgumentError: `positive` is below 0; on evaluation, if it is not a class or the only one.
       NonFiniteError: on evaluation, if a logit is NaN or infinite.
     """
     if positive < 0:
-        raise ConfigError(
-            f"positive is {positive}", where="evaluators.ctr.positive", hint="a class, from 0"
-        )
+        raise ArgumentError(f"positive is {positive}", where="positive", hint="a class, from 0")
     return CTR(role=role, positive=positive)

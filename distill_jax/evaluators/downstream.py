@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from distill_jax.core import ranges
-from distill_jax.core.errors import ConfigError, nearest
+from distill_jax.core.errors import ArgumentError, nearest
 from distill_jax.evaluators._features import (
     CONTROLS,
     OfEmbedding,
@@ -21,7 +21,7 @@ from distill_jax.evaluators._features import (
     read_split,
 )
 
-WHERE = "evaluators.downstream"
+WHERE = "downstream"
 HEADS = ("mlp", "trees")
 
 
@@ -124,28 +124,28 @@ def make(
         it was initialised.
 
     Raises:
-      ConfigError: an unknown head, or a number is out of its range; scikit-learn is not installed.
+      ArgumentError: an unknown head, or a number out of its range; scikit-learn is not installed.
       NonFiniteError: on evaluation, if an embedding is NaN or infinite.
     """
     if importlib.util.find_spec("sklearn") is None:
-        raise ConfigError(
+        raise ArgumentError(
             "the heads are scikit-learn's, which is not installed",
             where=WHERE,
             hint="pip install scikit-learn",
         )
     for name in heads:
         if name not in HEADS:
-            raise ConfigError(
+            raise ArgumentError(
                 f"no head {name!r}", where=f"{WHERE}.heads", hint=nearest(name, HEADS)
             )
     if not heads or not all(isinstance(w, int) and w > 0 for w in hidden):
-        raise ConfigError(
+        raise ArgumentError(
             f"heads are {heads}, hidden is {hidden}", where=WHERE, hint="one head, widths above 0"
         )
     check_positive(WHERE, rate=rate, max_examples=max_examples)
     ranges.within(f"[1, {ranges.MOST}]", where=WHERE, whole=True, trees=trees, hidden=hidden)
     if seed < 0:
-        raise ConfigError(f"seed is {seed}", where=f"{WHERE}.seed", hint="at least 0")
+        raise ArgumentError(f"seed is {seed}", where=f"{WHERE}.seed", hint="at least 0")
     return Downstream(
         role=role,
         output=output,

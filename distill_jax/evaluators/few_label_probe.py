@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from distill_jax.core import ranges
-from distill_jax.core.errors import ConfigError
+from distill_jax.core.errors import ArgumentError
 from distill_jax.evaluators._features import (
     CONTROLS,
     OfEmbedding,
@@ -20,7 +20,7 @@ from distill_jax.evaluators._features import (
     read_split,
 )
 
-WHERE = "evaluators.few_label_probe"
+WHERE = "few_label_probe"
 
 
 def draw(labels: np.ndarray, *, seed: int, number: int) -> np.ndarray:
@@ -130,19 +130,21 @@ def make(
         it was initialised.
 
     Raises:
-      ConfigError: a number is out of its range.
+      ArgumentError: a number is out of its range.
       NonFiniteError: on evaluation, if an embedding is NaN or infinite.
     """
     check_positive(WHERE, draws=draws, c=c, max_examples=max_examples)
     ranges.depths(where=WHERE, draws=draws)
     if not all(isinstance(m, int) and m > 0 for m in per_class):
-        raise ConfigError(f"per_class is {per_class}", where=f"{WHERE}.per_class", hint="1 or more")
+        raise ArgumentError(
+            f"per_class is {per_class}", where=f"{WHERE}.per_class", hint="1 or more"
+        )
     if not all(0 < s <= 100 for s in percent):
-        raise ConfigError(f"percent is {percent}", where=f"{WHERE}.percent", hint="0 < x <= 100")
+        raise ArgumentError(f"percent is {percent}", where=f"{WHERE}.percent", hint="0 < x <= 100")
     if not per_class and not percent:
-        raise ConfigError("no number of labels", where=f"{WHERE}.per_class", hint="(1, 2, 5, 10)")
+        raise ArgumentError("no number of labels", where=f"{WHERE}.per_class", hint="(1, 2, 5, 10)")
     if seed < 0:
-        raise ConfigError(f"seed is {seed}", where=f"{WHERE}.seed", hint="at least 0")
+        raise ArgumentError(f"seed is {seed}", where=f"{WHERE}.seed", hint="at least 0")
     return FewLabelProbe(
         role=role,
         output=output,

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from distill_jax.core.errors import ConfigError
+from distill_jax.core.errors import ArgumentError
 from distill_jax.evaluators._features import (
     CONTROLS,
     OfEmbedding,
@@ -18,7 +18,7 @@ from distill_jax.evaluators._features import (
     read_split,
 )
 
-WHERE = "evaluators.knn"
+WHERE = "knn"
 BLOCK = 1024
 """Queries whose similarities to the whole bank are held at a time."""
 
@@ -142,12 +142,12 @@ def make(
         it was initialised.
 
     Raises:
-      ConfigError: a number is not positive.
+      ArgumentError: a number is not positive.
       NonFiniteError: on evaluation, if an embedding is NaN or infinite.
     """
     ks = (k,) if isinstance(k, int) else tuple(k)
     if not ks or not all(isinstance(x, int) and x > 0 for x in ks):
-        raise ConfigError(f"k is {k}", where=f"{WHERE}.k", hint="positive, or several: (20, 5)")
+        raise ArgumentError(f"k is {k}", where=f"{WHERE}.k", hint="positive, or several: (20, 5)")
     check_positive(WHERE, temperature=temperature, bank=bank)
     return Knn(
         role=role,

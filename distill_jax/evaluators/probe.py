@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from distill_jax.core.errors import ConfigError
+from distill_jax.core.errors import ArgumentError
 from distill_jax.evaluators._features import (
     CONTROLS,
     Linear,
@@ -22,7 +22,7 @@ from distill_jax.evaluators._features import (
     read_split,
 )
 
-WHERE = "evaluators.probe"
+WHERE = "probe"
 GRID = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
 
 
@@ -126,12 +126,12 @@ def make(
         it was initialised.
 
     Raises:
-      ConfigError: a number is not positive; the held-out part is empty and `c` is several.
+      ArgumentError: a number is not positive; the held-out part is empty and `c` is several.
       NonFiniteError: on evaluation, if an embedding is NaN or infinite.
     """
     cs = (float(c),) if isinstance(c, (int, float)) else tuple(map(float, c))
     if not cs or not all(x > 0 for x in cs):
-        raise ConfigError(f"c is {c}", where=f"{WHERE}.c", hint="positive, or several of them")
+        raise ArgumentError(f"c is {c}", where=f"{WHERE}.c", hint="positive, or several of them")
     check_positive(WHERE, max_examples=max_examples)
     return Probe(
         role=role,

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from distill_jax.core import spectrum
-from distill_jax.core.errors import ConfigError
+from distill_jax.core.errors import ArgumentError
 from distill_jax.evaluators._features import (
     CONTROLS,
     OfEmbedding,
@@ -16,7 +16,7 @@ from distill_jax.evaluators._features import (
     spread,
 )
 
-WHERE = "evaluators.representation"
+WHERE = "representation"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -53,7 +53,7 @@ class Representation(OfEmbedding):
         if self.views and name in outputs.get(role, {}):
             views = np.asarray(outputs[role][name], np.float64)
             if views.ndim != 3 or views.shape[1] < 2:
-                raise ConfigError(
+                raise ArgumentError(
                     f"{self.views} has shape {views.shape}",
                     where=f"{WHERE}.views",
                     hint="[n, v, d] with two or more views is needed",
@@ -97,12 +97,12 @@ def make(
         it was initialised.
 
     Raises:
-      ConfigError: a number is not positive, or `views` names no output.
+      ArgumentError: a number is not positive, or `views` names no output.
       NonFiniteError: on evaluation, if an embedding is NaN or infinite.
     """
     check_positive(WHERE, max_examples=max_examples)
     if views and not all(views.partition("/")):
-        raise ConfigError(f"views is {views!r}", where=f"{WHERE}.views", hint="role/output")
+        raise ArgumentError(f"views is {views!r}", where=f"{WHERE}.views", hint="role/output")
     return Representation(
         role=role,
         output=output,

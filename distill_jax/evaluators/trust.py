@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from distill_jax.core.errors import ConfigError, NonFiniteError
+from distill_jax.core.errors import ArgumentError, NonFiniteError
 from distill_jax.evaluators._logits import log_softmax, read_labels, read_logits
 from distill_jax.evaluators.ctr import area_under_roc
 
-WHERE = "evaluators.trust"
+WHERE = "trust"
 
 
 def teacher_share(weights: np.ndarray) -> np.ndarray:
@@ -74,7 +74,7 @@ class Trust:
         arrays = outputs["example_weights"]
         student, teacher = (_logits_of(arrays, role) for role in ("student", "teacher"))
         if student.shape != teacher.shape or student.shape[1] < 2:
-            raise ConfigError(
+            raise ArgumentError(
                 f"the student has logits {student.shape}, the teacher has {teacher.shape}",
                 where=WHERE,
                 hint="trust is measured between two networks over the same two or more classes",
@@ -106,12 +106,12 @@ class Trust:
 
 
 def read_flag(batch: Mapping[str, Any], name: str, n: int) -> np.ndarray | None:
-    """Returns where the flag `[n]` is not 0, None without it; raises ConfigError on its shape."""
+    """Returns where the flag `[n]` is not 0, None without it; raises ArgumentError on its shape."""
     if name not in batch:
         return None
     flag = np.asarray(batch[name])
     if flag.shape != (n,) or flag.dtype.kind not in "biu":
-        raise ConfigError(
+        raise ArgumentError(
             f"flags have shape {flag.shape} and type {flag.dtype}",
             where=name,
             hint=f"integers of shape {(n,)} are needed",
@@ -131,7 +131,7 @@ def _logits_of(arrays: Mapping[str, np.ndarray], role: str) -> np.ndarray:
 def _read_weights(arrays: Mapping[str, np.ndarray], n: int) -> np.ndarray:
     weights = np.asarray(arrays["weights"], np.float64)
     if weights.ndim != 2 or len(weights) != n or not weights.size:
-        raise ConfigError(
+        raise ArgumentError(
             f"weights have shape {weights.shape}",
             where=WHERE,
             hint=f"one weight for each of {n} examples and each signal is needed",
@@ -176,9 +176,11 @@ def make(*, quantile: float = 0.2) -> Trust:
       quantile: size of a group, as a share of what it is taken from.
 
     Raises:
-      ConfigError: `quantile` is outside (0, 0.5]; on evaluation, if shapes do not fit.
+      ArgumentError: `quantile` is outside (0, 0.5]; on evaluation, if shapes do not fit.
       NonFiniteError: on evaluation, if a weight or a logit is NaN or infinite.
     """
     if not 0 < quantile <= 0.5:
-        raise ConfigError(f"quantile is {quantile}", where=f"{WHERE}.quantile", hint="0 < x <= 0.5")
+        raise ArgumentError(
+            f"quantile is {quantile}", where=f"{WHERE}.quantile", hint="0 < x <= 0.5"
+        )
     return Trust(quantile=quantile)

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from distill_jax.core.api import Array
-from distill_jax.core.errors import ConfigError
+from distill_jax.core.errors import ArgumentError
 from distill_jax.losses.ties import absolute, normalized
 
 
@@ -25,7 +25,7 @@ def as_map(x: Array, *, where: str) -> Array:
       where: config path that named the feature.
 
     Raises:
-      ConfigError: the feature has another rank, or its tokens form no square.
+      ArgumentError: the feature has another rank, or its tokens form no square.
     """
     if x.ndim == 4:
         return x
@@ -37,12 +37,12 @@ def as_map(x: Array, *, where: str) -> Array:
             side = math.isqrt(grid)
             if side and side * side == grid:
                 return x[:, t - grid :].reshape(b, side, side, d)
-        raise ConfigError(
+        raise ArgumentError(
             f"{t} tokens form no square, with a class token or without",
             where=where,
             hint="name an output that is a map, or a vector such as embedding",
         )
-    raise ConfigError(
+    raise ArgumentError(
         f"a feature of shape {x.shape} is no map",
         where=where,
         hint="[b, h, w, c], tokens [b, t, d] or vectors [b, d]",
@@ -53,12 +53,12 @@ def match_sizes(first: Array, second: Array, *, where: str) -> tuple[Array, Arra
     """Averages the larger of two maps down to the smaller, each axis by a whole number.
 
     Raises:
-      ConfigError: one size does not divide the other.
+      ArgumentError: one size does not divide the other.
     """
     sizes = first.shape[1:3], second.shape[1:3]
     h, w = (min(pair) for pair in zip(*sizes, strict=True))
     if any(n % m for size in sizes for n, m in zip(size, (h, w), strict=True)):
-        raise ConfigError(
+        raise ArgumentError(
             f"maps of {sizes[0][0]}x{sizes[0][1]} and {sizes[1][0]}x{sizes[1][1]}",
             where=where,
             hint="the larger size must be a multiple of the smaller: name other stages",
@@ -74,9 +74,9 @@ def _pool(x: Array, h: int, w: int) -> Array:
 
 
 def check_same_shape(student: Array, teacher: Array, *, where: str, hint: str) -> None:
-    """Raises `ConfigError` unless two features have the same shape."""
+    """Raises `ArgumentError` unless two features have the same shape."""
     if student.shape != teacher.shape:
-        raise ConfigError(
+        raise ArgumentError(
             f"the student's features are {student.shape[1:]}, the teacher's {teacher.shape[1:]}",
             where=where,
             hint=hint,

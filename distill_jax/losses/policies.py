@@ -5,7 +5,7 @@ Letters: n examples of a pool, k classes.
 
 import numpy as np
 
-from distill_jax.core.errors import ConfigError, nearest
+from distill_jax.core.errors import ArgumentError, nearest
 
 
 def margin_gains(probs: np.ndarray, *, floor: float = 1e-3) -> np.ndarray:
@@ -99,11 +99,11 @@ def class_topk(probs: np.ndarray, *, per_class: int, rule: str = "argmax") -> np
         "column", among all, so that an example may stand for several classes.
 
     Raises:
-      ConfigError: another rule.
+      ArgumentError: another rule.
     """
     if rule not in ("argmax", "column"):
         hint = nearest(rule, ("argmax", "column"))
-        raise ConfigError(f"unknown rule {rule!r}", where="objective.kwargs.rule", hint=hint)
+        raise ArgumentError(f"unknown rule {rule!r}", where="rule", hint=hint)
     chosen, winner = np.zeros(len(probs), bool), probs.argmax(-1)
     for label in range(probs.shape[1]):
         score = probs[:, label]

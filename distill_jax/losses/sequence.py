@@ -12,7 +12,7 @@ from types import MappingProxyType
 import jax.numpy as jnp
 
 from distill_jax.core.api import Array
-from distill_jax.core.errors import ConfigError, nearest
+from distill_jax.core.errors import ArgumentError, nearest
 from distill_jax.core.sequences import (
     TopLogProbs,
     log_probs_of,
@@ -73,12 +73,14 @@ def token_divergence(
       share: s of the skew and Jensen-Shannon divergences, in (0, 1); 0.1 is usual for skew.
 
     Raises:
-      ConfigError: an unknown kind, or a share outside of (0, 1).
+      ArgumentError: an unknown kind, or a share outside of (0, 1).
     """
     if kind not in DIVERGENCES:
-        raise ConfigError(f"no divergence {kind!r}", where="kind", hint=nearest(kind, DIVERGENCES))
+        raise ArgumentError(
+            f"no divergence {kind!r}", where="kind", hint=nearest(kind, DIVERGENCES)
+        )
     if not 0 < share < 1:
-        raise ConfigError(f"share is {share!r}", where="share", hint="above 0 and below 1")
+        raise ArgumentError(f"share is {share!r}", where="share", hint="above 0 and below 1")
     log_teacher, log_student = (jnp.maximum(x, _LEAST) for x in (log_teacher, log_student))
     return DIVERGENCES[kind](log_teacher, log_student, share)
 
@@ -111,7 +113,7 @@ def sparse_divergence(
       share: as of `token_divergence`.
 
     Raises:
-      ConfigError: as `token_divergence`.
+      ArgumentError: as `token_divergence`.
     """
     log_teacher = with_tail(teacher.log_probs, teacher.tail)
     return token_divergence(kind, log_teacher, with_tail(student), share=share)

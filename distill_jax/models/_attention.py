@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from distill_jax.core.api import Array
-from distill_jax.core.errors import ConfigError, nearest
+from distill_jax.core.errors import ArgumentError, nearest
 from distill_jax.models.layers import Dense
 
 IMPLEMENTATIONS = ("plain", "xla", "cudnn")
@@ -33,14 +33,14 @@ def frequencies(width: int, theta: float, scaling: Mapping[str, Any] | None = No
         those shorter than that over `high_freq_factor` are kept, with a linear transition.
 
     Raises:
-      ConfigError: another kind of scaling, or one that lacks a number.
+      ArgumentError: another kind of scaling, or one that lacks a number.
     """
     angles = theta ** (-np.arange(0, width, 2, dtype=np.float64) / width)
     kind = (scaling or {}).get("rope_type", (scaling or {}).get("type", "default"))
     if scaling is None or kind == "default":
         return angles.astype(np.float32)
     if kind not in ("linear", "llama3"):
-        raise ConfigError(
+        raise ArgumentError(
             f"no scaling of rotary positions {kind!r}",
             where="rope_scaling",
             hint=nearest(kind, ("default", "linear", "llama3")),
@@ -52,7 +52,7 @@ def frequencies(width: int, theta: float, scaling: Mapping[str, Any] | None = No
         low, high = float(scaling["low_freq_factor"]), float(scaling["high_freq_factor"])
         length = float(scaling["original_max_position_embeddings"])
     except KeyError as error:
-        raise ConfigError(
+        raise ArgumentError(
             f"rope_scaling of type {kind!r} has no {error.args[0]}", where="rope_scaling"
         ) from error
     turns = length * angles / (2 * math.pi)
@@ -147,10 +147,10 @@ def fused(
       implementation: "xla", or "cudnn", which takes 16-bit types only.
 
     Raises:
-      ConfigError: another type.
+      ArgumentError: another type.
     """
     if implementation == "cudnn" and q.dtype.itemsize != 2:
-        raise ConfigError(
+        raise ArgumentError(
             f"attention by cuDNN computes in 16 bits, not in {q.dtype.name}",
             where="attention",
             hint='precision "bfloat16", or attention "plain"',

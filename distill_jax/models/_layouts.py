@@ -5,7 +5,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from distill_jax.core import ranges
-from distill_jax.core.errors import ConfigError, nearest
+from distill_jax.core.errors import ArgumentError, nearest
 from distill_jax.core.tokens import divisors
 from distill_jax.models import _attention
 
@@ -113,16 +113,16 @@ def architecture(layout: str, changes: Mapping[str, Any]) -> Architecture:
     """Returns a layout with changes, its sizes filled in and checked.
 
     Raises:
-      ConfigError: an unknown layout or argument, or values that do not fit each other.
+      ArgumentError: an unknown layout or argument, or values that do not fit each other.
     """
     if layout not in LAYOUTS:
-        raise ConfigError(f"no layout {layout!r}", where="layout", hint=nearest(layout, LAYOUTS))
+        raise ArgumentError(f"no layout {layout!r}", where="layout", hint=nearest(layout, LAYOUTS))
     for name in changes:
         if name not in Architecture._fields:
             hint = nearest(name, Architecture._fields)
-            raise ConfigError(f"a transformer has no argument {name!r}", where=name, hint=hint)
+            raise ArgumentError(f"a transformer has no argument {name!r}", where=name, hint=hint)
     if "vocabulary" not in changes:
-        raise ConfigError("the number of tokens is not given", where="vocabulary")
+        raise ArgumentError("the number of tokens is not given", where="vocabulary")
     values = {**LAYOUTS[layout], **changes}
     scaling = values.get("rope_scaling") or ()
     values["rope_scaling"] = tuple(sorted(dict(scaling).items()))
@@ -132,27 +132,27 @@ def architecture(layout: str, changes: Mapping[str, Any]) -> Architecture:
         value = getattr(arch, name)
         if value not in options:
             what = f"{name} is {value!r}"
-            raise ConfigError(what, where=name, hint=nearest(str(value), options))
+            raise ArgumentError(what, where=name, hint=nearest(str(value), options))
     groups = arch.groups or arch.heads
     if arch.heads % groups:
-        raise ConfigError(
+        raise ArgumentError(
             f"{arch.heads} heads cannot share the keys of {groups}",
             where="groups",
             hint=f"divisors: {divisors(arch.heads)}",
         )
     if not arch.head_width and arch.width % arch.heads:
-        raise ConfigError(
+        raise ArgumentError(
             f"{arch.heads} heads do not divide a width of {arch.width}",
             where="heads",
             hint=f"divisors: {divisors(arch.width)}",
         )
     head_width = arch.head_width or arch.width // arch.heads
     if arch.positions == "rope" and head_width % 2:
-        raise ConfigError(
+        raise ArgumentError(
             f"rotary positions turn pairs, a head has {head_width} components", where="heads"
         )
     if arch.num_classes and arch.head != "none":
-        raise ConfigError(
+        raise ArgumentError(
             f"logits are of {arch.num_classes} classes or of tokens, and head is {arch.head!r}",
             where="num_classes",
             hint='head="none", or num_classes=0',
@@ -160,7 +160,7 @@ def architecture(layout: str, changes: Mapping[str, Any]) -> Architecture:
     if arch.top and (arch.head == "none" or arch.top > arch.vocabulary):
         what = f"no {arch.top} most probable tokens of {arch.vocabulary}"
         hint = "at most the vocabulary, of a network with a head"
-        raise ConfigError(what, where="top", hint=hint)
+        raise ArgumentError(what, where="top", hint=hint)
     factor = 8 / 3 if arch.gated else 4
     mlp_width = arch.mlp_width or round(arch.width * factor / 8) * 8 or 8
     arch = arch._replace(groups=groups, head_width=head_width, mlp_width=mlp_width)

@@ -16,7 +16,7 @@ from flax.linen.dtypes import promote_dtype
 
 from distill_jax.core import ranges
 from distill_jax.core.api import Array
-from distill_jax.core.errors import ConfigError
+from distill_jax.core.errors import ArgumentError
 from distill_jax.models.layers import BatchNorm, Dense, dense_uniform
 
 ROW_MULTIPLE = 128
@@ -36,7 +36,7 @@ def check(
     drop_path: float = 0.0,
     **sizes: int | tuple[int, ...],
 ) -> None:
-    """Raises `ConfigError` unless sizes are, or hold, whole numbers above 0 and rates are rates."""
+    """Refuses sizes that do not hold whole numbers above 0, and rates that are none."""
     named: dict[str, Any] = {"cardinalities": cardinalities, **sizes}
     ranges.sizes(**named)
     ranges.rates(dropout=dropout, drop_path=drop_path)
@@ -47,10 +47,10 @@ def read(inputs: Any, cardinalities: tuple[int, ...]) -> tuple[Array, Array]:
     """Returns the ids `[b, c]`, clipped column by column, and the numeric values `[b, m]`.
 
     Raises:
-      ConfigError: the input is not a table, or not one with these categorical columns.
+      ArgumentError: the input is not a table, or not one with these categorical columns.
     """
     if not isinstance(inputs, Mapping) or not {"categorical", "numeric"} <= set(inputs):
-        raise ConfigError(
+        raise ArgumentError(
             "the input is not a table",
             where="input",
             hint='{"categorical": int [b, c], "numeric": float [b, m]} is needed',
@@ -60,15 +60,15 @@ def read(inputs: Any, cardinalities: tuple[int, ...]) -> tuple[Array, Array]:
     floating = jnp.issubdtype(numeric.dtype, jnp.floating)
     if ids.ndim != 2 or numeric.ndim != 2 or ids.dtype.kind not in "iu" or not floating:
         hint = "integers [b, c] and floating-point numbers [b, m] are needed"
-        raise ConfigError(f"the table has {shapes}", where="input", hint=hint)
+        raise ArgumentError(f"the table has {shapes}", where="input", hint=hint)
     if ids.shape[1] != len(cardinalities):
-        raise ConfigError(
+        raise ArgumentError(
             f"{len(cardinalities)} cardinalities for {ids.shape[1]} categorical columns",
             where="cardinalities",
             hint="leave cardinalities out: they are taken from the data",
         )
     if not ids.shape[1] + numeric.shape[1]:
-        raise ConfigError("the table has no columns", where="input", hint="one is needed")
+        raise ArgumentError("the table has no columns", where="input", hint="one is needed")
     top = np.asarray(cardinalities, np.int32) - 1
     return jnp.clip(ids.astype(jnp.int32), 0, top[None]), numeric
 
@@ -77,11 +77,11 @@ def n_rows(cardinalities: tuple[int, ...]) -> int:
     """Returns the number of rows of one table for all columns, a multiple of `ROW_MULTIPLE`.
 
     Raises:
-      ConfigError: int32 cannot count them.
+      ArgumentError: int32 cannot count them.
     """
     rows = -(-sum(cardinalities) // ROW_MULTIPLE) * ROW_MULTIPLE
     if rows >= 2**31:
-        raise ConfigError(
+        raise ArgumentError(
             f"the categorical columns have {sum(cardinalities)} values",
             where="cardinalities",
             hint=f"fewer than {2**31}: hash the large columns into fewer",

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from flax import errors
 
 from distill_jax.core.api import Key, Model, Outputs, Params, State
-from distill_jax.core.errors import ConfigError
+from distill_jax.core.errors import ArgumentError
 
 _TRAIN = ("train", "training", "is_training")
 _EVAL = ("deterministic", "use_running_average", "eval")
@@ -81,7 +81,7 @@ def build(make: functools.partial[Any]) -> Model:
     of an example, which is what a network takes that flattens its input.
 
     Raises:
-      ConfigError: the builder returns something that is no network.
+      ArgumentError: the builder returns something that is no network.
     """
     later = {name for name, value in make.keywords.items() if isinstance(value, Later)}
     if "in_features" in later:
@@ -97,7 +97,7 @@ def build(make: functools.partial[Any]) -> Model:
         return from_nnx(bound)
     try:
         return as_model(bound)
-    except (ConfigError, TypeError) as error:
+    except (ArgumentError, TypeError) as error:
         # A function of any keywords, of which what it calls wants `rngs`.
         if _takes_rngs(symbol) and "rngs" in str(error):
             return from_nnx(bound)
@@ -156,13 +156,13 @@ def from_nnx(module: Any, **kwargs: Any) -> Model:
       **kwargs: arguments of the class or function.
 
     Raises:
-      ConfigError: arguments for a module that is already built.
+      ArgumentError: arguments for a module that is already built.
     """
     from flax import nnx
 
     if isinstance(module, nnx.Module):
         if kwargs:
-            raise ConfigError(f"{type(module).__name__} is already built and takes no arguments")
+            raise ArgumentError(f"{type(module).__name__} is already built and takes no arguments")
         built = module
 
         def make(key: Key) -> nnx.Module:
@@ -175,7 +175,7 @@ def from_nnx(module: Any, **kwargs: Any) -> Model:
             rngs = {"rngs": nnx.Rngs(params=key, default=key)} if takes_rngs else {}
             made = module(**rngs, **kwargs)
             if not isinstance(made, nnx.Module):
-                raise ConfigError(
+                raise ArgumentError(
                     f"{made!r} is not an NNX module",
                     hint="only what returns an NNX module has an argument rngs",
                 )
@@ -232,7 +232,7 @@ def to_nnx(weights: tuple[Params, State], *, like: Any) -> Any:
       like: a module of the same structure; it is left as it is.
 
     Raises:
-      ConfigError: the weights are not those of such a module.
+      ArgumentError: the weights are not those of such a module.
     """
     from flax import nnx
 
@@ -242,7 +242,7 @@ def to_nnx(weights: tuple[Params, State], *, like: Any) -> Any:
         wanted = jax.tree.map(lambda x: tuple(x.shape), _to_dict(kept))
         shapes = jax.tree.map(lambda x: tuple(x.shape), given)
         if wanted != shapes:
-            raise ConfigError(
+            raise ArgumentError(
                 f"the {name} do not fit {type(like).__name__}",
                 hint=f"they have the shapes {shapes}, the module {wanted}",
             )
@@ -278,14 +278,14 @@ def as_model(obj: Any, **kwargs: Any) -> Model:
       **kwargs: arguments of the class or function.
 
     Raises:
-      ConfigError: the object is or returns something else, or arguments are left over.
+      ArgumentError: the object is or returns something else, or arguments are left over.
     """
     nnx_module = _nnx_module()
     if isinstance(obj, type) and issubclass(obj, nnx_module):
         return from_nnx(obj, **kwargs)
     if isinstance(obj, (Model, nn.Module, nnx_module)):
         if kwargs:
-            raise ConfigError(
+            raise ArgumentError(
                 f"{type(obj).__name__} is already built and takes no arguments",
                 hint=f"remove {', '.join(kwargs)}",
             )
@@ -299,7 +299,7 @@ def as_model(obj: Any, **kwargs: Any) -> Model:
         if isinstance(built, (Model, nn.Module, _nnx_module())):
             return as_model(built)
         obj = built
-    raise ConfigError(
+    raise ArgumentError(
         f"{obj!r} is not a network",
         hint="give a Model, a Linen or NNX module or class, or a function that returns one",
     )
@@ -321,7 +321,7 @@ def _named(outputs: Any) -> Outputs:
     if isinstance(outputs, Mapping):
         return outputs
     if not hasattr(outputs, "shape"):
-        raise ConfigError(
+        raise ArgumentError(
             f"a network returns a {type(outputs).__name__}",
             hint="it must return an array, which is taken as its logits, or a dict of arrays",
         )
@@ -329,7 +329,7 @@ def _named(outputs: Any) -> Outputs:
 
 
 class _explained:
-    """Turns Flax's complaints about missing random keys and other inputs into a `ConfigError`."""
+    """Turns Flax's complaints about missing random keys and other inputs into a `ArgumentError`."""
 
     def __init__(self, inputs: tuple[Any, ...]):
         self.inputs = inputs
@@ -341,15 +341,15 @@ class _explained:
             raise _missing_key("dropout") from error
         if isinstance(error, errors.ScopeParamShapeError):
             shapes = ", ".join(str(x.shape[1:]) for x in jax.tree.leaves(self.inputs))
-            raise ConfigError(
+            raise ArgumentError(
                 f"the weights of a network do not fit inputs of shape {shapes}",
                 where="roles",
                 hint="an mlp takes images, or views, of one size; a convnet those of any size",
             ) from error
 
 
-def _missing_key(purpose: str) -> ConfigError:
-    return ConfigError(
+def _missing_key(purpose: str) -> ArgumentError:
+    return ArgumentError(
         "the network draws random numbers while training and was given no key",
         where="rngs",
         hint=f'pass rngs={{"{purpose}": key}}, or set its dropout rates to 0',

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from distill_jax.core.api import Array, Model
-from distill_jax.core.errors import ConfigError, nearest
+from distill_jax.core.errors import ArgumentError, nearest
 
 BORDERS = ("zero", "wrap")
 
@@ -60,13 +60,13 @@ def make(*, scale: float = 0.1, border: str = "zero") -> Model:
         periodic signals.
 
     Raises:
-      ConfigError: a value outside these.
+      ArgumentError: a value outside these.
     """
     if not scale > 0:
-        raise ConfigError(f"scale is {scale}", where="scale", hint="a positive number")
+        raise ArgumentError(f"scale is {scale}", where="scale", hint="a positive number")
     if border not in BORDERS:
         hint = nearest(border, BORDERS)
-        raise ConfigError(f"unknown border {border!r}", where="border", hint=hint)
+        raise ArgumentError(f"unknown border {border!r}", where="border", hint=hint)
 
     def init(key, images, eps):
         del images

@@ -5,7 +5,7 @@ import jax
 
 from distill_jax.core import ranges
 from distill_jax.core.api import Array, Model, Outputs
-from distill_jax.core.errors import ConfigError
+from distill_jax.core.errors import ArgumentError
 from distill_jax.models.adapters import from_linen
 from distill_jax.models.layers import BatchNorm, Conv, Dense
 
@@ -46,11 +46,11 @@ def make(
       dropout: rate before the last layer.
 
     Raises:
-      ConfigError: there is no width.
+      ArgumentError: there is no width.
     """
     ranges.counts(num_classes=num_classes)
     ranges.sizes(widths=widths)
     ranges.rates(dropout=dropout)
     if not widths:
-        raise ConfigError("needs at least one width", where="widths", hint="e.g. (16, 32, 64)")
+        raise ArgumentError("needs at least one width", where="widths", hint="e.g. (16, 32, 64)")
     return from_linen(ConvNet(num_classes, tuple(widths), dropout))

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from distill_jax.core import ranges, tokens
 from distill_jax.core.api import Array, Model, Outputs
-from distill_jax.core.errors import ConfigError, nearest
+from distill_jax.core.errors import ArgumentError, nearest
 from distill_jax.models.adapters import from_linen
 from distill_jax.models.layers import Conv, Dense, DropPath, LayerNorm
 from distill_jax.weights.sizes.stages import CONVNEXTS
@@ -127,22 +127,22 @@ def make(
       drop_path: rate of the last block's stochastic depth, growing linearly from 0.
 
     Raises:
-      ConfigError: an unknown variant or version, or a number out of its range.
+      ArgumentError: an unknown variant or version, or a number out of its range.
     """
     ranges.counts(num_classes=num_classes)
     ranges.rates(drop_path=drop_path)
     ranges.within("[0, 1000]", layer_scale=layer_scale)
     if variant not in CONVNEXTS:
-        raise ConfigError(
+        raise ArgumentError(
             f"no ConvNeXt {variant!r}", where="variant", hint=nearest(variant, CONVNEXTS)
         )
     if version not in (1, 2):
-        raise ConfigError(f"version is {version!r}", where="version", hint="1 or 2")
+        raise ArgumentError(f"version is {version!r}", where="version", hint="1 or 2")
     widths = tuple(widths) or CONVNEXTS[variant][0]
     repeats = tuple(repeats) or CONVNEXTS[variant][1]
     ranges.sizes(widths=widths, repeats=repeats)
     for name, values in {"widths": widths, "repeats": repeats}.items():
         if len(values) != 4:
-            raise ConfigError(f"{name} has {len(values)} numbers", where=name, hint="four stages")
+            raise ArgumentError(f"{name} has {len(values)} numbers", where=name, hint="four stages")
     gain = layer_scale if version == 1 else None
     return from_linen(ConvNeXt(num_classes, widths, repeats, gain, drop_path))

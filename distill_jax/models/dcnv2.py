@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from distill_jax.core import ranges
 from distill_jax.core.api import Array, Model, Outputs
-from distill_jax.core.errors import ConfigError, nearest
+from distill_jax.core.errors import ArgumentError, nearest
 from distill_jax.models import _tables
 from distill_jax.models.adapters import from_linen
 from distill_jax.models.layers import Dense
@@ -94,7 +94,7 @@ def make(
       batch_norm: whether to normalize before every activation of the perceptron.
 
     Raises:
-      ConfigError: an unknown structure, a size below 1, a rate outside [0, 1), or a parallel
+      ArgumentError: an unknown structure, a size below 1, a rate outside [0, 1), or a parallel
         perceptron without layers; when the network is first called, also an input that is not a
         table with these columns.
     """
@@ -111,9 +111,9 @@ def make(
     )
     if structure not in STRUCTURES:
         hint = nearest(structure, STRUCTURES)
-        raise ConfigError(f"no structure {structure!r}", where="structure", hint=hint)
+        raise ArgumentError(f"no structure {structure!r}", where="structure", hint=hint)
     if structure == "parallel" and not hidden:
-        raise ConfigError(
+        raise ArgumentError(
             "a perceptron beside the cross layers needs at least one width",
             where="hidden",
             hint='structure="stacked" without hidden layers is the cross layers alone',

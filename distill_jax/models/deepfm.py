@@ -90,7 +90,7 @@ def make(
       batch_norm: whether to normalize before every activation of the perceptron.
 
     Raises:
-      ConfigError: a size below 1 or a rate outside [0, 1); when the network is first called, also
+      ArgumentError: a size below 1 or a rate outside [0, 1); when the network is first called, also
         an input that is not a table with these columns.
     """
     ranges.counts(num_classes=num_classes)

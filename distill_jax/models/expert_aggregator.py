@@ -46,7 +46,7 @@ def make(*, depth: int = 1, heads: int = 4, mlp_ratio: float = 2.0) -> Model:
       mlp_ratio: hidden width of the perceptron over d.
 
     Raises:
-      ConfigError: a value below 1.
+      ArgumentError: a value below 1.
     """
     ranges.depths(depth=depth)
     ranges.sizes(heads=heads)

@@ -1,7 +1,7 @@
 """The linear layer at the end of a classifier, as a network of its own."""
 
 from distill_jax.core.api import Model
-from distill_jax.core.errors import ConfigError
+from distill_jax.core.errors import ArgumentError
 from distill_jax.models.adapters import from_linen
 from distill_jax.models.layers import Dense
 
@@ -17,8 +17,8 @@ def make(*, num_classes: int) -> Model:
       num_classes: k.
 
     Raises:
-      ConfigError: fewer than one class.
+      ArgumentError: fewer than one class.
     """
     if num_classes < 1:
-        raise ConfigError(f"must be at least 1, not {num_classes}", where="num_classes")
+        raise ArgumentError(f"must be at least 1, not {num_classes}", where="num_classes")
     return from_linen(Dense(num_classes))

@@ -7,7 +7,7 @@ of the distillation literature for images of 32x32.
 
 from distill_jax.core import ranges
 from distill_jax.core.api import Model
-from distill_jax.core.errors import ConfigError, nearest
+from distill_jax.core.errors import ArgumentError, nearest
 from distill_jax.models._inverted import InvertedResidualNet
 from distill_jax.models.adapters import from_linen
 from distill_jax.weights.sizes.inverted import mobilenet
@@ -38,13 +38,15 @@ def make(
       momentum: of the batch norms' running statistics.
 
     Raises:
-      ConfigError: an unknown variant or padding, or a number out of its range.
+      ArgumentError: an unknown variant or padding, or a number out of its range.
     """
     ranges.counts(num_classes=num_classes, max_depth=max_depth)
     ranges.within("(0, 100]", width_multiplier=width_multiplier)
     ranges.rates(momentum=momentum)
     ranges.within("(0, 1]", epsilon=epsilon)
     if padding not in (known := ("same", "symmetric")):
-        raise ConfigError(f"no padding {padding!r}", where="padding", hint=nearest(padding, known))
+        raise ArgumentError(
+            f"no padding {padding!r}", where="padding", hint=nearest(padding, known)
+        )
     spec = mobilenet(variant, width_multiplier, max_depth)
     return from_linen(InvertedResidualNet(num_classes, spec, padding == "same", epsilon, momentum))

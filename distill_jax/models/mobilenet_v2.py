@@ -11,7 +11,7 @@ import jax
 
 from distill_jax.core import ranges
 from distill_jax.core.api import Array, Model, Outputs
-from distill_jax.core.errors import ConfigError
+from distill_jax.core.errors import ArgumentError
 from distill_jax.models.adapters import from_linen
 from distill_jax.models.layers import BatchNorm, Conv, Dense
 
@@ -85,13 +85,13 @@ def make(*, num_classes: int, width_multiplier: float = 0.5, expansion: int = 6)
       expansion: of the blocks behind the first.
 
     Raises:
-      ConfigError: no channel is left, or the expansion is below 1.
+      ArgumentError: no channel is left, or the expansion is below 1.
     """
     ranges.counts(num_classes=num_classes)
     ranges.within("(0, 1000]", width_multiplier=width_multiplier)
     ranges.sizes(expansion=expansion)
     if width_multiplier * BLOCKS[0][1] < 1:
-        raise ConfigError(
+        raise ArgumentError(
             f"leaves no channel: {width_multiplier}", where="width_multiplier", hint="such as 0.5"
         )
     return from_linen(MobileNetV2(num_classes, width_multiplier, expansion))

@@ -41,7 +41,7 @@ def make(*, rate: float = 0.5, depth: int = 3, batch_norm: bool = True) -> Model
       batch_norm: whether batch norm follows each convolution, in place of a bias.
 
     Raises:
-      ConfigError: a rate that is not positive, or no convolution.
+      ArgumentError: a rate that is not positive, or no convolution.
     """
     ranges.depths(depth=depth)
     ranges.within("(0, 1000]", rate=rate)

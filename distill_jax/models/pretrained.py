@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from distill_jax.core.api import Model, Params
-from distill_jax.core.errors import ConfigError
+from distill_jax.core.errors import ArgumentError
 from distill_jax.models import _layouts, transformer
 from distill_jax.weights import configs, hugging_face, mapping
 
@@ -52,7 +52,7 @@ def language_model(
     Raises:
       WeightsError: files are absent or damaged, of a network that is not supported, or do not fit
         the changes.
-      ConfigError: arguments that do not fit each other.
+      ArgumentError: arguments that do not fit each other.
     """
     found = hugging_face.read(path, sha256=sha256)
     arguments = {**found.arguments, **changes}
@@ -88,7 +88,7 @@ def to_hugging_face(
       arguments: of `transformer.make`.
 
     Raises:
-      ConfigError: a network that `transformers` has no class for, with the argument that it lacks.
+      ArgumentError: a network of no class of `transformers`, with the argument that it lacks.
     """
     layout = arguments.get("layout", "llama")
     given = {k: v for k, v in arguments.items() if k != "layout" and v is not None}
@@ -101,7 +101,7 @@ def to_hugging_face(
     read = _layouts.architecture(again.pop("layout"), again)
     for name, value in arch._asdict().items():
         if name not in _RUNTIME_ONLY and getattr(read, name) != value:
-            raise ConfigError(
+            raise ArgumentError(
                 f"transformers knows no {config['model_type']} with {name}={value!r}",
                 where=name,
                 hint=f"{name}={getattr(read, name)!r}",
@@ -117,7 +117,7 @@ def save_hugging_face(
     A tokenizer is not part of it: copy its files beside.
 
     Raises:
-      ConfigError: as `to_hugging_face`.
+      ArgumentError: as `to_hugging_face`.
       WeightsError: the folder has weights already, or cannot be written.
     """
     hugging_face.write(folder, *to_hugging_face(params, arguments))

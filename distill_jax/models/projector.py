@@ -4,7 +4,7 @@ import flax.linen as nn
 import jax
 
 from distill_jax.core.api import Array, Model, Outputs
-from distill_jax.core.errors import ConfigError
+from distill_jax.core.errors import ArgumentError
 from distill_jax.models.adapters import from_linen
 from distill_jax.models.layers import BatchNorm, Dense
 
@@ -55,8 +55,8 @@ def make(
         outputs gives it no gradient.
 
     Raises:
-      ConfigError: a width below 1.
+      ArgumentError: a width below 1.
     """
     if min(hidden, default=1) < 1 or features < 0 or not (features or hidden):
-        raise ConfigError("a width below 1", where="hidden" if features >= 1 else "features")
+        raise ArgumentError("a width below 1", where="hidden" if features >= 1 else "features")
     return from_linen(Projector(features, tuple(hidden), batch_norm, last_norm, last_bias))

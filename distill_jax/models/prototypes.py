@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 
 from distill_jax.core.api import Array, Model, Outputs
-from distill_jax.core.errors import ConfigError
+from distill_jax.core.errors import ArgumentError
 from distill_jax.models.adapters import from_linen
 from distill_jax.models.layers import dense_uniform
 
@@ -42,8 +42,8 @@ def make(*, count: int) -> Model:
       count: k, number of prototypes.
 
     Raises:
-      ConfigError: fewer than two.
+      ArgumentError: fewer than two.
     """
     if count < 2:
-        raise ConfigError(f"must be at least 2, not {count}", where="count")
+        raise ArgumentError(f"must be at least 2, not {count}", where="count")
     return from_linen(Prototypes(count))

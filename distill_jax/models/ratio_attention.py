@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax.linen.dtypes import promote_dtype
 
 from distill_jax.core.api import Array, Model, Outputs
-from distill_jax.core.errors import ConfigError
+from distill_jax.core.errors import ArgumentError
 from distill_jax.models.adapters import from_linen
 from distill_jax.models.layers import LayerNorm
 from distill_jax.models.ratio_mlp import check_head, head
@@ -32,9 +32,9 @@ class RatioAttention(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Outputs:
         if x.ndim != 3:
-            raise ConfigError(
+            raise ArgumentError(
                 f"attention is between blocks [b, blocks, f], and the weighting gives {x.shape}",
-                where="roles.weighting.model",
+                where="weighting",
                 hint="ratio_mlp takes any shape",
             )
         _, t, f = x.shape
@@ -67,14 +67,14 @@ def make(
         never trained needs a random one.
 
     Raises:
-      ConfigError: a ratio outside (0, 1), no outputs, or heads that do not divide the width; on
+      ArgumentError: a ratio outside (0, 1), no outputs, or heads that do not divide the width; on
         first use, an input that has no blocks.
     """
     check_head(outputs, ratio)
     if heads < 1:
-        raise ConfigError(f"heads is {heads}", where="heads", hint="at least 1")
+        raise ArgumentError(f"heads is {heads}", where="heads", hint="at least 1")
     if width < 1 or width % heads:
-        raise ConfigError(
+        raise ArgumentError(
             f"{heads} heads do not divide a width of {width}",
             where="width",
             hint=f"a multiple of {heads}, such as {heads * max(1, round(width / heads))}",

@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 
 from distill_jax.core.api import Array, Model, Outputs
-from distill_jax.core.errors import ConfigError
+from distill_jax.core.errors import ArgumentError
 from distill_jax.models.adapters import from_linen
 from distill_jax.models.layers import Dense, dense_uniform
 
@@ -21,11 +21,11 @@ def head(x: Array, *, outputs: int, ratio: float, zero_init: bool) -> Array:
 
 
 def check_head(outputs: int, ratio: float) -> None:
-    """Raises `ConfigError` for a ratio outside (0, 1), or no outputs."""
+    """Raises `ArgumentError` for a ratio outside (0, 1), or no outputs."""
     if not 0 < ratio < 1:
-        raise ConfigError(f"ratio is {ratio}", where="ratio", hint="between 0 and 1")
+        raise ArgumentError(f"ratio is {ratio}", where="ratio", hint="between 0 and 1")
     if outputs < 1:
-        raise ConfigError(f"outputs is {outputs}", where="outputs", hint="at least 1")
+        raise ArgumentError(f"outputs is {outputs}", where="outputs", hint="at least 1")
 
 
 class RatioMLP(nn.Module):
@@ -63,11 +63,11 @@ def make(
         never trained needs a random one.
 
     Raises:
-      ConfigError: a ratio outside (0, 1), no outputs, or a hidden layer without units.
+      ArgumentError: a ratio outside (0, 1), no outputs, or a hidden layer without units.
     """
     check_head(outputs, ratio)
     if any(width < 1 for width in hidden):
-        raise ConfigError(
+        raise ArgumentError(
             f"hidden is {tuple(hidden)}",
             where="hidden",
             hint="widths of at least 1, or () for a linear map",

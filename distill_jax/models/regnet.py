@@ -10,7 +10,7 @@ import jax
 
 from distill_jax.core import ranges
 from distill_jax.core.api import Array, Model, Outputs
-from distill_jax.core.errors import ConfigError, nearest
+from distill_jax.core.errors import ArgumentError, nearest
 from distill_jax.models._inverted import Gate
 from distill_jax.models.adapters import from_linen
 from distill_jax.models.layers import BatchNorm, Conv, Dense
@@ -79,11 +79,13 @@ def make(*, num_classes: int, variant: str = "y_002", max_depth: int = 0) -> Mod
       max_depth: most blocks of a stage; 0 for all of them.
 
     Raises:
-      ConfigError: the variant does not exist.
+      ArgumentError: the variant does not exist.
     """
     ranges.counts(num_classes=num_classes, max_depth=max_depth)
     if variant not in REGNETS:
-        raise ConfigError(f"no RegNet {variant!r}", where="variant", hint=nearest(variant, REGNETS))
+        raise ArgumentError(
+            f"no RegNet {variant!r}", where="variant", hint=nearest(variant, REGNETS)
+        )
     stages = regnet(REGNETS[variant])
     if max_depth:
         stages = tuple((width, group, min(n, max_depth)) for width, group, n in stages)

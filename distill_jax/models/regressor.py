@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 
 from distill_jax.core.api import Array, Model, Outputs
-from distill_jax.core.errors import ConfigError
+from distill_jax.core.errors import ArgumentError
 from distill_jax.models._connectors import ConvUnit
 from distill_jax.models.adapters import from_linen
 
@@ -64,14 +64,14 @@ def make(
       variance: initial value of a learned variance of each channel, a softplus; 0 has none.
 
     Raises:
-      ConfigError: no layer, an even kernel, a reduction below 1 or a variance not above 1e-5.
+      ArgumentError: no layer, an even kernel, a reduction below 1 or a variance not above 1e-5.
     """
     if not kernel_sizes or any(size < 1 or size % 2 == 0 for size in kernel_sizes):
-        raise ConfigError(
+        raise ArgumentError(
             f"kernels of {kernel_sizes}", where="kernel_sizes", hint="odd numbers, at least one"
         )
     if reduction < 1:
-        raise ConfigError(f"must be at least 1, not {reduction}", where="reduction")
+        raise ArgumentError(f"must be at least 1, not {reduction}", where="reduction")
     if variance and not variance > VARIANCE_FLOOR:
-        raise ConfigError(f"a variance of {variance}", where="variance", hint="above 1e-5, or 0")
+        raise ArgumentError(f"a variance of {variance}", where="variance", hint="above 1e-5, or 0")
     return from_linen(Regressor(tuple(kernel_sizes), reduction, batch_norm, relu, variance))

@@ -13,7 +13,7 @@ import jax
 
 from distill_jax.core import ranges
 from distill_jax.core.api import Array, Model, Outputs
-from distill_jax.core.errors import ConfigError, nearest
+from distill_jax.core.errors import ArgumentError, nearest
 from distill_jax.models.adapters import from_linen
 from distill_jax.models.layers import BatchNorm, Conv, Dense
 
@@ -89,7 +89,7 @@ def make(
       variant: a published name such as "resnet20" or "resnet8x4", in place of the two above.
 
     Raises:
-      ConfigError: depth is not 6n + 2, or the variant or the multiplier does not exist.
+      ArgumentError: depth is not 6n + 2, or the variant or the multiplier does not exist.
     """
     ranges.counts(num_classes=num_classes)
     ranges.sizes(width_multiplier=width_multiplier)
@@ -97,13 +97,13 @@ def make(
     if variant:
         match = re.fullmatch(r"resnet(\d+)(?:x(\d+))?", variant)
         if match is None:
-            raise ConfigError(
+            raise ArgumentError(
                 f"no ResNet {variant!r}", where="variant", hint=nearest(variant, VARIANTS)
             )
         depth, width_multiplier = int(match[1]), int(match[2] or 1)
     if depth < 8 or (depth - 2) % 6:
         near = 6 * max(1, round((depth - 2) / 6)) + 2
-        raise ConfigError(
+        raise ArgumentError(
             f"a ResNet for small images has depth 6n + 2, not {depth}",
             where="variant" if variant else "depth",
             hint=f"nearest: {near}",

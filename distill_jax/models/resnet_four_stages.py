@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from distill_jax.core import ranges
 from distill_jax.core.api import Array, Model, Outputs
-from distill_jax.core.errors import ConfigError, nearest
+from distill_jax.core.errors import ArgumentError, nearest
 from distill_jax.models.adapters import from_linen
 from distill_jax.models.layers import BatchNorm, Conv, Dense
 from distill_jax.models.resnet import Block, averaged
@@ -106,16 +106,18 @@ def make(
       max_depth: most blocks of a stage; 0 for all of them.
 
     Raises:
-      ConfigError: the variant, stem or shortcut does not exist, or a number is out of its range.
+      ArgumentError: the variant, stem or shortcut does not exist, or a number is out of its range.
     """
     ranges.counts(num_classes=num_classes, max_depth=max_depth)
     ranges.sizes(width=width)
     if variant not in REPEATS:
-        raise ConfigError(f"no ResNet {variant!r}", where="variant", hint=nearest(variant, REPEATS))
+        raise ArgumentError(
+            f"no ResNet {variant!r}", where="variant", hint=nearest(variant, REPEATS)
+        )
     if stem not in STEMS:
-        raise ConfigError(f"no stem {stem!r}", where="stem", hint=nearest(stem, STEMS))
+        raise ArgumentError(f"no stem {stem!r}", where="stem", hint=nearest(stem, STEMS))
     if shortcut not in (known := ("conv", "average")):
-        raise ConfigError(
+        raise ArgumentError(
             f"no shortcut {shortcut!r}", where="shortcut", hint=nearest(shortcut, known)
         )
     deep = variant not in ("resnet18", "resnet34")

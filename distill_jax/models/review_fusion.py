@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from distill_jax.core.api import Array, Model, Outputs
-from distill_jax.core.errors import ConfigError
+from distill_jax.core.errors import ArgumentError
 from distill_jax.models._connectors import ConvUnit
 from distill_jax.models.adapters import from_linen
 
@@ -66,8 +66,8 @@ def make(*, width: int = 0, batch_norm: bool = True) -> Model:
         a bias.
 
     Raises:
-      ConfigError: a negative width.
+      ArgumentError: a negative width.
     """
     if width < 0:
-        raise ConfigError(f"must be at least 0, not {width}", where="width")
+        raise ArgumentError(f"must be at least 0, not {width}", where="width")
     return from_linen(ReviewFusion(width, batch_norm))

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from distill_jax.core import ranges
 from distill_jax.core.api import Array, Model, Outputs
-from distill_jax.core.errors import ConfigError, nearest
+from distill_jax.core.errors import ArgumentError, nearest
 from distill_jax.models.adapters import from_linen
 from distill_jax.models.layers import BatchNorm, Conv, Dense, shuffle_channels
 
@@ -85,11 +85,11 @@ def make(*, num_classes: int, groups: int = 3) -> Model:
       groups: 1, 2, 3, 4 or 8; sets the widths as well.
 
     Raises:
-      ConfigError: the paper has no network of so many groups.
+      ArgumentError: the paper has no network of so many groups.
     """
     ranges.counts(num_classes=num_classes)
     if groups not in WIDTHS:
-        raise ConfigError(
+        raise ArgumentError(
             f"no ShuffleNet of {groups} groups",
             where="groups",
             hint=nearest(str(groups), map(str, WIDTHS)),

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from distill_jax.core import ranges
 from distill_jax.core.api import Array, Model, Outputs
-from distill_jax.core.errors import ConfigError, nearest
+from distill_jax.core.errors import ArgumentError, nearest
 from distill_jax.models.adapters import from_linen
 from distill_jax.models.layers import BatchNorm, Conv, Dense, shuffle_channels
 
@@ -83,11 +83,11 @@ def make(*, num_classes: int, variant: str = "1x") -> Model:
       variant: width, "0.5x", "1x", "1.5x" or "2x".
 
     Raises:
-      ConfigError: the variant does not exist.
+      ArgumentError: the variant does not exist.
     """
     ranges.counts(num_classes=num_classes)
     if variant not in WIDTHS:
-        raise ConfigError(
+        raise ArgumentError(
             f"no ShuffleNetV2 {variant!r}", where="variant", hint=nearest(variant, WIDTHS)
         )
     return from_linen(ShuffleNetV2(num_classes, WIDTHS[variant]))

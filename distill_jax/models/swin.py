@@ -12,7 +12,7 @@ import numpy as np
 
 from distill_jax.core import ranges
 from distill_jax.core.api import Array, Model, Outputs
-from distill_jax.core.errors import ConfigError, nearest
+from distill_jax.core.errors import ArgumentError, nearest
 from distill_jax.models.adapters import from_linen
 from distill_jax.models.convnext import Patches
 from distill_jax.models.layers import Dense, DropPath, LayerNorm
@@ -173,26 +173,26 @@ def make(
       drop_path: rate of the last block's stochastic depth, growing linearly from 0.
 
     Raises:
-      ConfigError: an unknown variant, or heads that do not divide the widths.
+      ArgumentError: an unknown variant, or heads that do not divide the widths.
     """
     ranges.counts(num_classes=num_classes, width=width)
     ranges.sizes(window=window, repeats=repeats, heads=heads)
     ranges.rates(drop_path=drop_path)
     if variant not in SWINS:
-        raise ConfigError(f"no Swin {variant!r}", where="variant", hint=nearest(variant, SWINS))
+        raise ArgumentError(f"no Swin {variant!r}", where="variant", hint=nearest(variant, SWINS))
     known = SWINS[variant]
     size = SwinSize(
         width or known.width, tuple(repeats) or known.repeats, tuple(heads) or known.heads
     )
     if len(size.repeats) != len(size.heads):
-        raise ConfigError(
+        raise ArgumentError(
             f"{len(size.heads)} stages have heads, {len(size.repeats)} have blocks",
             where="heads",
             hint="one number for each stage",
         )
     for stage, count in enumerate(size.heads):
         if size.width * 2**stage % count:
-            raise ConfigError(
+            raise ArgumentError(
                 f"{count} heads do not divide a width of {size.width * 2**stage}",
                 where="heads",
                 hint="a divisor of the width of each stage",

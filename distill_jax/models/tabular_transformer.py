@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from distill_jax.core import ranges, tokens
 from distill_jax.core.api import Array, Model, Outputs
-from distill_jax.core.errors import ConfigError, nearest
+from distill_jax.core.errors import ArgumentError, nearest
 from distill_jax.models import _tables
 from distill_jax.models.adapters import from_linen
 from distill_jax.models.layers import Dense, LayerNorm
@@ -106,7 +106,7 @@ def make(
         "flat" (all tokens side by side).
 
     Raises:
-      ConfigError: an unknown pool, that of a class token without registers, a size below 1, a rate
+      ArgumentError: an unknown pool, one of a class token without registers, a size below 1, a rate
         outside [0, 1), or a width that the heads do not divide; when the network is first called,
         also an input that is not a table with these columns.
     """
@@ -124,15 +124,15 @@ def make(
         drop_path=drop_path,
     )
     if width % heads:
-        raise ConfigError(
+        raise ArgumentError(
             f"{heads} heads do not divide a width of {width}",
             where="heads",
             hint=f"divisors: {tokens.divisors(width)}",
         )
     if pool not in (pools := ("cls", "mean", "flat")):
-        raise ConfigError(f"no pooling {pool!r}", where="pool", hint=nearest(pool, pools))
+        raise ArgumentError(f"no pooling {pool!r}", where="pool", hint=nearest(pool, pools))
     if registers < (least := int(pool == "cls")):
-        raise ConfigError(
+        raise ArgumentError(
             f"registers is {registers}", where="registers", hint=f"{least} or more with {pool!r}"
         )
     size = Size(width, depth, heads)

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from distill_jax.core.api import Key, Model, Outputs, Params, State
-from distill_jax.core.errors import ConfigError
+from distill_jax.core.errors import ArgumentError
 
 
 def make(
@@ -26,11 +26,11 @@ def make(
       largest_scale: limit of the scale, positive.
 
     Raises:
-      ConfigError: a temperature or a limit that is not positive.
+      ArgumentError: a temperature or a limit that is not positive.
     """
     for name, value in (("initial", initial), ("largest_scale", largest_scale)):
         if not value > 0:
-            raise ConfigError(f"{name} is {value}", where=name, hint="a positive number")
+            raise ArgumentError(f"{name} is {value}", where=name, hint="a positive number")
 
     def init(key: Key, x: jax.Array) -> tuple[Params, State]:
         del key, x

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from distill_jax.core import ranges, tokens
 from distill_jax.core.api import Array, Model, Outputs
-from distill_jax.core.errors import ConfigError
+from distill_jax.core.errors import ArgumentError
 from distill_jax.models.adapters import from_linen
 from distill_jax.models.layers import Dense, LayerNorm
 from distill_jax.models.vit import Block
@@ -33,7 +33,7 @@ class TokenPredictor(nn.Module):
         b, m, size = targets.shape
         t, front = like.shape[1], context.shape[1] - keep.shape[1]
         if self.grid and math.prod(self.grid) != t:
-            raise ConfigError(
+            raise ArgumentError(
                 f"a grid of {' x '.join(map(str, self.grid))} for {t} tokens",
                 where="grid",
                 hint="leave grid out to learn positions",
@@ -81,13 +81,13 @@ def make(
         positions are learned.
 
     Raises:
-      ConfigError: a size below 1, or a width that the heads do not divide; when the network is
+      ArgumentError: a size below 1, or a width that the heads do not divide; when the network is
         first called, also a grid of another number of tokens.
     """
     ranges.depths(depth=depth)
     ranges.sizes(width=width, heads=heads, mlp_ratio=mlp_ratio, grid=grid)
     if width % heads:
-        raise ConfigError(
+        raise ArgumentError(
             f"{heads} heads do not divide a width of {width}",
             where="heads",
             hint=f"divisors: {tokens.divisors(width)}",

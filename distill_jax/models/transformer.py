@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from distill_jax.core import sampling, sequences
 from distill_jax.core.api import Array, Model, Outputs
-from distill_jax.core.errors import ConfigError, nearest
+from distill_jax.core.errors import ArgumentError, nearest
 from distill_jax.core.partition import Rules
 from distill_jax.core.tokens import divisors
 from distill_jax.models._attention import Attention, frequencies, visible, visible_in_cache
@@ -162,7 +162,7 @@ class Transformer(nn.Module):
             seen = visible(t, causal=causal, mask=mask, segments=segments)
             caches: tuple[Any, ...] = (None,) * arch.depth
             if arch.positions == "learned" and t > arch.max_length:
-                raise ConfigError(
+                raise ArgumentError(
                     f"{t} tokens, and positions of {arch.max_length} were learned",
                     where="max_length",
                     hint="shorter sequences, or rotary positions",
@@ -202,7 +202,7 @@ class Transformer(nn.Module):
         if arch.head != "none":
             outputs |= self.read_out(h, embedding(), given.get("ask"))
         elif "ask" in given:
-            raise ConfigError(
+            raise ArgumentError(
                 "tokens are asked of a network without logits of tokens",
                 where="ask",
                 hint='head "tied", "untied" or "masked"',
@@ -260,18 +260,18 @@ def _read(x: Array | Mapping[str, Any]) -> Mapping[str, Array]:
     """Returns the entries of an input.
 
     Raises:
-      ConfigError: an unknown entry, no tokens, or shapes that do not fit.
+      ArgumentError: an unknown entry, no tokens, or shapes that do not fit.
     """
     given: Mapping[str, Any] = x if isinstance(x, Mapping) else {"tokens": x}
     for name in given:
         if name not in INPUTS:
             what = f"a transformer has no input {name!r}"
-            raise ConfigError(what, where="input", hint=nearest(name, INPUTS))
+            raise ArgumentError(what, where="input", hint=nearest(name, INPUTS))
     if "tokens" not in given:
-        raise ConfigError("the input has no tokens", where="input", hint=f"one of {INPUTS}")
+        raise ArgumentError("the input has no tokens", where="input", hint=f"one of {INPUTS}")
     tokens = given["tokens"]
     if tokens.ndim != 2 or not jnp.issubdtype(tokens.dtype, jnp.integer):
-        raise ConfigError(
+        raise ArgumentError(
             f"tokens are {tokens.dtype.name} of shape {tuple(tokens.shape)}",
             where="input.tokens",
             hint="ids, integers [b, t]",
@@ -279,7 +279,7 @@ def _read(x: Array | Mapping[str, Any]) -> Mapping[str, Array]:
     for name, value in given.items():
         per_token = value.shape[:2] if name == "ask" and value.ndim == 3 else value.shape
         if per_token != tokens.shape or (name == "ask") != (value.ndim == 3):
-            raise ConfigError(
+            raise ArgumentError(
                 f"{name} has the shape {tuple(value.shape)}, tokens have {tuple(tokens.shape)}",
                 where=f"input.{name}",
                 hint="ask is [b, t, k], everything else [b, t]",
@@ -384,7 +384,7 @@ def make(
       remat: whether blocks are computed again in the backward pass, to save memory.
 
     Raises:
-      ConfigError: an unknown layout or choice, or sizes that do not fit; when the network is first
+      ArgumentError: an unknown layout or choice, or sizes that do not fit; as the network is first
         called, also an input that does not.
     """
     return from_linen(Transformer(_architecture(**locals())))
@@ -408,7 +408,7 @@ def partition_rules(*, devices: int, layout: str = "llama", **arguments: Any) ->
       **arguments: as of `make`.
 
     Raises:
-      ConfigError: as `make`, or a number of devices that does not divide the heads, the groups
+      ArgumentError: as `make`, or a number of devices that does not divide the heads, the groups
         (unless it is larger) or the hidden width.
     """
     arch = _architecture(layout, **arguments)
@@ -416,9 +416,9 @@ def partition_rules(*, devices: int, layout: str = "llama", **arguments: Any) ->
     sizes = {"heads": arch.heads, "mlp_width": arch.mlp_width}
     for name, size in {**sizes, **({} if shared else {"groups": arch.groups})}.items():
         if size % devices:
-            raise ConfigError(
+            raise ArgumentError(
                 f"{name} {size} does not split over model={devices}",
-                where="partition.model",
+                where="mesh.model",
                 hint=f"divisors: {divisors(size)}",
             )
     biases = {
@@ -444,11 +444,11 @@ def decoder(*, layout: str = "llama", **arguments: Any) -> sampling.Decode:
       **arguments: as of `make`.
 
     Raises:
-      ConfigError: as `make`, or a network that is not causal or has no logits of tokens.
+      ArgumentError: as `make`, or a network that is not causal or has no logits of tokens.
     """
     arch = _architecture(layout, **arguments)
     if not arch.causal or arch.head not in ("tied", "untied"):
-        raise ConfigError(
+        raise ArgumentError(
             "only a causal network with logits of the next token can be sampled from",
             where="layout",
             hint="gpt2, llama, qwen2 or smollm",
@@ -457,7 +457,7 @@ def decoder(*, layout: str = "llama", **arguments: Any) -> sampling.Decode:
 
     def cache(b: int, length: int, dtype: Any) -> tuple[Any, ...]:
         if arch.positions == "learned" and length > arch.max_length:
-            raise ConfigError(
+            raise ArgumentError(
                 f"{length} tokens with the prompt, and positions of {arch.max_length} were learned",
                 where="steps",
                 hint="a shorter prompt or fewer steps",

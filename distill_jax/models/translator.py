@@ -29,7 +29,7 @@ def make(*, depth: int = 3, batch_norm: bool = True) -> Model:
       batch_norm: whether batch norm follows each convolution, in place of a bias.
 
     Raises:
-      ConfigError: no convolution.
+      ArgumentError: no convolution.
     """
     ranges.depths(depth=depth)
     return from_linen(Translator(depth, batch_norm))

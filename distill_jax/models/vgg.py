@@ -11,7 +11,7 @@ import jax
 
 from distill_jax.core import ranges
 from distill_jax.core.api import Array, Model, Outputs
-from distill_jax.core.errors import ConfigError, nearest
+from distill_jax.core.errors import ArgumentError, nearest
 from distill_jax.models.adapters import from_linen
 from distill_jax.models.layers import BatchNorm, Conv, Dense
 
@@ -62,14 +62,14 @@ def make(*, num_classes: int, variant: str = "vgg8", width_multiplier: float = 1
       width_multiplier: multiplies the stage widths 64, 128, 256, 512, 512.
 
     Raises:
-      ConfigError: the variant does not exist, or the multiplier leaves no channel.
+      ArgumentError: the variant does not exist, or the multiplier leaves no channel.
     """
     ranges.counts(num_classes=num_classes)
     ranges.within("(0, 1000]", width_multiplier=width_multiplier)
     if variant not in DEPTHS:
-        raise ConfigError(f"no VGG {variant!r}", where="variant", hint=nearest(variant, DEPTHS))
+        raise ArgumentError(f"no VGG {variant!r}", where="variant", hint=nearest(variant, DEPTHS))
     if WIDTHS[0] * width_multiplier < 1:
-        raise ConfigError(
+        raise ArgumentError(
             f"leaves no channel: {width_multiplier}", where="width_multiplier", hint="such as 0.5"
         )
     return from_linen(VGG(num_classes, DEPTHS[variant], width_multiplier))

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from distill_jax.core import ranges, tokens
 from distill_jax.core.api import Array, Model, Outputs
-from distill_jax.core.errors import ConfigError, nearest
+from distill_jax.core.errors import ArgumentError, nearest
 from distill_jax.models.adapters import from_linen
 from distill_jax.models.layers import Dense, DropPath, LayerNorm, gelu
 
@@ -123,7 +123,7 @@ class ViT(nn.Module):
             hidden = self.param("mask_token", normal, (1, 1, width)).astype(x.dtype)
             x = x if mask is None else jnp.where(mask[:, :, None], hidden, x)
         elif mask is not None:
-            raise ConfigError(
+            raise ArgumentError(
                 "patches are to be masked, and the network has no token to put in their place",
                 where="mask_token",
                 hint="set mask_token to true",
@@ -135,7 +135,7 @@ class ViT(nn.Module):
         if self.positions == "learned":
             known = self.get_variable("params", "positions", x)
             if known.shape[1] != x.shape[1]:
-                raise ConfigError(
+                raise ArgumentError(
                     f"positions of {known.shape[1]} tokens were learned, not of {x.shape[1]}",
                     where="positions",
                     hint="fourier, which views of several sizes can share, or views of one size",
@@ -244,7 +244,7 @@ def make(
       epsilon: of the layer norms.
 
     Raises:
-      ConfigError: an unknown variant, pool or kind of positions, or a width that the heads do not
+      ArgumentError: an unknown variant, pool or kind of positions, or a width that the heads do not
         divide; when the network is first called, also sides that patches do not divide.
     """
     ranges.counts(num_classes=num_classes, width=width, heads=heads)
@@ -255,23 +255,25 @@ def make(
     ranges.within("[0, 1000]", layer_scale=layer_scale)
     ranges.within("(0, 1]", epsilon=epsilon)
     if gelu not in (forms := ("tanh", "exact")):
-        raise ConfigError(f"no GELU {gelu!r}", where="gelu", hint=nearest(gelu, forms))
+        raise ArgumentError(f"no GELU {gelu!r}", where="gelu", hint=nearest(gelu, forms))
     if distilled and pool != "cls":
-        raise ConfigError("goes with a class token", where="distilled", hint='pool="cls"')
+        raise ArgumentError("goes with a class token", where="distilled", hint='pool="cls"')
     if variant not in VARIANTS:
-        raise ConfigError(
+        raise ArgumentError(
             f"no vision transformer {variant!r}", where="variant", hint=nearest(variant, VARIANTS)
         )
     if pool not in ("cls", "mean"):
-        raise ConfigError(f"no pooling {pool!r}", where="pool", hint=nearest(pool, ("cls", "mean")))
+        raise ArgumentError(
+            f"no pooling {pool!r}", where="pool", hint=nearest(pool, ("cls", "mean"))
+        )
     if positions not in (kinds := ("learned", "fourier")):
-        raise ConfigError(
+        raise ArgumentError(
             f"no positions {positions!r}", where="positions", hint=nearest(positions, kinds)
         )
     published = VARIANTS[variant]
     size = Size(width or published.width, depth or published.depth, heads or published.heads)
     if size.width % size.heads:
-        raise ConfigError(
+        raise ArgumentError(
             f"{size.heads} heads do not divide a width of {size.width}",
             where="heads",
             hint=f"divisors: {tokens.divisors(size.width)}",

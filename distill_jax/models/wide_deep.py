@@ -9,7 +9,7 @@ import numpy as np
 
 from distill_jax.core import ranges
 from distill_jax.core.api import Array, Model, Outputs
-from distill_jax.core.errors import ConfigError
+from distill_jax.core.errors import ArgumentError
 from distill_jax.models import _tables
 from distill_jax.models.adapters import from_linen
 from distill_jax.models.layers import Dense
@@ -104,7 +104,7 @@ def make(
       batch_norm: whether to normalize before every activation of the deep part.
 
     Raises:
-      ConfigError: a size below 1, a rate outside [0, 1), a cross of columns that do not exist, or
+      ArgumentError: a size below 1, a rate outside [0, 1), a cross of columns that do not exist, or
         buckets that are no power of two; when the network is first called, also an input that is
         not a table with these columns.
     """
@@ -119,7 +119,7 @@ def make(
     )
     if cross_buckets.bit_count() != 1 or cross_buckets > 2**30:
         low = 2 ** min(30, cross_buckets.bit_length() - 1)
-        raise ConfigError(
+        raise ArgumentError(
             f"cross_buckets is {cross_buckets}",
             where="cross_buckets",
             hint=f"a power of two up to {2**30}, e.g. {low}",
@@ -127,7 +127,7 @@ def make(
     columns = range(len(cardinalities))
     for pair in crosses:
         if len(pair) != 2 or pair[0] == pair[1] or not set(pair) <= set(columns):
-            raise ConfigError(
+            raise ArgumentError(
                 f"{pair} is not a pair of categorical columns",
                 where="crosses",
                 hint=f"two different numbers below {len(columns)}",

@@ -7,7 +7,7 @@ import jax
 
 from distill_jax.core import ranges
 from distill_jax.core.api import Array, Model, Outputs
-from distill_jax.core.errors import ConfigError, nearest
+from distill_jax.core.errors import ArgumentError, nearest
 from distill_jax.models.adapters import from_linen
 from distill_jax.models.layers import BatchNorm, Conv, Dense
 
@@ -74,7 +74,7 @@ def make(
       variant: a published name such as "wrn-40-2", in place of depth and multiplier.
 
     Raises:
-      ConfigError: depth is not 6n + 4, or the variant or the multiplier does not exist.
+      ArgumentError: depth is not 6n + 4, or the variant or the multiplier does not exist.
     """
     ranges.counts(num_classes=num_classes)
     ranges.sizes(width_multiplier=width_multiplier)
@@ -83,13 +83,13 @@ def make(
     if variant:
         match = re.fullmatch(r"wrn-(\d+)-(\d+)", variant)
         if match is None:
-            raise ConfigError(
+            raise ArgumentError(
                 f"no wide ResNet {variant!r}", where="variant", hint=nearest(variant, VARIANTS)
             )
         depth, width_multiplier = int(match[1]), int(match[2])
     if depth < 10 or (depth - 4) % 6:
         near = 6 * max(1, round((depth - 4) / 6)) + 4
-        raise ConfigError(
+        raise ArgumentError(
             f"a wide ResNet has depth 6n + 4, not {depth}",
             where="variant" if variant else "depth",
             hint=f"nearest: {near}",

@@ -8,7 +8,7 @@ import jax
 
 from distill_jax.core import durations, ranges
 from distill_jax.core.api import Array, Batch, Nets, Objective, Outputs, PyTree, Role, State, Terms
-from distill_jax.core.errors import ConfigError, nearest
+from distill_jax.core.errors import ArgumentError, nearest
 from distill_jax.losses.classification import distillation_kl, shift_logits
 from distill_jax.objectives.supervised import check_smoothing, label_loss
 
@@ -133,11 +133,11 @@ def damaged(logits: Array, batch: Batch) -> Array:
 
 
 def check_same_classes(student: Array, teacher: Array, *, role: Role = "teacher") -> None:
-    """Raises `ConfigError` unless both networks rank the same number of classes."""
+    """Raises `ArgumentError` unless both networks rank the same number of classes."""
     if student.shape != teacher.shape:
-        raise ConfigError(
+        raise ArgumentError(
             f"the {role} has {teacher.shape[-1]} classes and the student {student.shape[-1]}",
-            where=f"roles.{role}",
+            where=role,
             hint="distillation of logits needs the same classes in the same order",
         )
 
@@ -146,25 +146,25 @@ def endpoint(outputs: Outputs, name: str, *, role: Role, where: str) -> Array:
     """Returns a named output of a network.
 
     Raises:
-      ConfigError: the network has no such output.
+      ArgumentError: the network has no such output.
     """
     if name not in outputs:
-        raise ConfigError(
+        raise ArgumentError(
             f"{role} has no output {name!r}",
-            where=f"objective.kwargs.{where}",
+            where=where,
             hint=nearest(name, outputs),
         )
     return outputs[name]
 
 
 def check_positive(**values: Any) -> None:
-    """Raises `ConfigError` for a hyperparameter that is not above 0."""
-    ranges.within("(0, inf)", where="objective.kwargs", **values)
+    """Raises `ArgumentError` for a hyperparameter that is not above 0."""
+    ranges.within("(0, inf)", **values)
 
 
 def check_not_negative(**values: Any) -> None:
-    """Raises `ConfigError` for a hyperparameter below 0."""
-    ranges.within("[0, inf)", where="objective.kwargs", **values)
+    """Raises `ArgumentError` for a hyperparameter below 0."""
+    ranges.within("[0, inf)", **values)
 
 
 def check_durations(objective: Any, *names: str) -> None:

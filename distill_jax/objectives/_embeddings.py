@@ -1,7 +1,7 @@
 """Embeddings of a student and a teacher, for methods that compare them as vectors."""
 
 from distill_jax.core.api import Array, Nets, Outputs, Role, State
-from distill_jax.core.errors import ConfigError
+from distill_jax.core.errors import ArgumentError
 from distill_jax.objectives._distillation import endpoint
 
 
@@ -9,7 +9,7 @@ def flat_pair(student: Outputs, teacher: Outputs, feature: str) -> tuple[Array, 
     """Returns an output of both networks as vectors, `[b, d]` and `[b, e]`.
 
     Raises:
-      ConfigError: a network has no such output.
+      ArgumentError: a network has no such output.
     """
     s, t = (
         endpoint(outputs, feature, role=role, where="feature")
@@ -27,15 +27,15 @@ def project_pair(
       Two embeddings `[b, d]`, and the projectors' new state.
 
     Raises:
-      ConfigError: the projectors differ in width.
+      ArgumentError: the projectors differ in width.
     """
     s, state = nets("projector", student, train=True)
     t, teacher_state = nets("projector_of_teacher", teacher, train=True)
     s, t = s["output"], t["output"]
     if s.shape != t.shape:
-        raise ConfigError(
+        raise ArgumentError(
             f"projector gives {s.shape[-1]} features and projector_of_teacher {t.shape[-1]}",
-            where="roles.projector_of_teacher.kwargs.features",
+            where="projector_of_teacher.kwargs.features",
             hint="both map into one space",
         )
     return (s, t), {"projector": state, "projector_of_teacher": teacher_state}

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 from distill_jax.core.api import Array, Nets, Outputs, Role, State
-from distill_jax.core.errors import ConfigError
+from distill_jax.core.errors import ArgumentError
 from distill_jax.losses.features import as_map, check_same_shape, match_sizes
 from distill_jax.objectives._distillation import Distillation, endpoint
 
@@ -31,7 +31,7 @@ class StageDistillation(Distillation):
         """Returns the maps of both networks, paired.
 
         Raises:
-          ConfigError: an output does not exist or is no map, or the numbers differ.
+          ArgumentError: an output does not exist or is no map, or the numbers differ.
         """
         maps = []
         for role, outputs, names in (
@@ -42,9 +42,9 @@ class StageDistillation(Distillation):
             where = f"{role}_stages"
             maps.append([feature(outputs, name, role=role, where=where) for name in names])
         if len(maps[0]) != len(maps[1]):
-            raise ConfigError(
+            raise ArgumentError(
                 f"{len(maps[0])} stages of the student and {len(maps[1])} of the teacher",
-                where="objective.kwargs.student_stages",
+                where="student_stages",
                 hint="name as many of each, shallow to deep",
             )
         return maps[0], maps[1]
@@ -55,9 +55,9 @@ def stages(outputs: Outputs, *, role: Role, suffix: str = "") -> tuple[str, ...]
     matches = [re.fullmatch(rf"stage(\d+){suffix}", name) for name in outputs]
     numbers = sorted(int(match[1]) for match in matches if match)
     if not numbers:
-        raise ConfigError(
+        raise ArgumentError(
             f"{role} has no outputs stage<i>{suffix}",
-            where=f"roles.{role}.model",
+            where=role,
             hint=f"it has {', '.join(sorted(outputs))}",
         )
     return tuple(f"stage{i}{suffix}" for i in numbers)
@@ -66,7 +66,7 @@ def stages(outputs: Outputs, *, role: Role, suffix: str = "") -> tuple[str, ...]
 def feature(outputs: Outputs, name: str, *, role: Role, where: str) -> Array:
     """Returns a named output of a network as a map; an empty name means its last stage."""
     output = endpoint(outputs, name or stages(outputs, role=role)[-1], role=role, where=where)
-    return as_map(output, where=f"objective.kwargs.{where}")
+    return as_map(output, where=where)
 
 
 def connect(
@@ -106,12 +106,12 @@ def connected(outputs: Outputs, targets: Sequence[Array], *, role: Role) -> list
     mapped = []
     for i, target in enumerate(targets, start=1):
         if f"output{i}" not in outputs:
-            raise ConfigError(
+            raise ArgumentError(
                 f"{role} returns no output{i}, only {', '.join(outputs)}",
-                where=f"roles.{role}.model",
+                where=role,
                 hint="use the model that the objective names for this role",
             )
         mapped.append(outputs[f"output{i}"])
         hint = "a connector must return the shapes of the teacher's features"
-        check_same_shape(mapped[-1], target, where=f"roles.{role}", hint=hint)
+        check_same_shape(mapped[-1], target, where=role, hint=hint)
     return mapped

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from distill_jax.core import tokens
 from distill_jax.core.api import Array, Batch, Nets, Objective, Outputs, PyTree, Role, Terms
-from distill_jax.core.errors import ConfigError, nearest
+from distill_jax.core.errors import ArgumentError, nearest
 from distill_jax.losses import jepa
 
 MASKS = ("keep", "targets", "hidden")
@@ -34,13 +34,13 @@ def masks_of(batch: Batch, *, suggest: str) -> list[Masks]:
       suggest: the transform that the method goes with.
 
     Raises:
-      ConfigError: no transform has made masks.
+      ArgumentError: no transform has made masks.
     """
     if missing := [key for key in MASKS if key not in batch]:
-        raise ConfigError(
+        raise ArgumentError(
             f"the method predicts what is hidden, and batches have no {missing[0]!r}",
-            where="data.train_transforms",
-            hint=f"add {suggest!r}, with its arguments in data.transform_kwargs.{suggest}",
+            where="batch",
+            hint=f"add the transform {suggest!r}",
         )
     more = itertools.takewhile(lambda i: f"keep_{i}" in batch, itertools.count(1))
     masks = []
@@ -54,12 +54,12 @@ def tokens_of(outputs: Outputs, role: Role) -> Array:
     """Returns the encoded tokens `[b, r + t, d]` of an encoder.
 
     Raises:
-      ConfigError: it has none.
+      ArgumentError: it has none.
     """
     if "tokens" not in outputs:
-        raise ConfigError(
+        raise ArgumentError(
             f"{role} has no output 'tokens'",
-            where=f"roles.{role}.model",
+            where=role,
             hint="masked methods need vit, tabular_transformer, or an encoder like these",
         )
     return outputs["tokens"]
@@ -76,11 +76,11 @@ def side_by_side(full: Array) -> Array:
 
 
 def check_number(tokens: int, expected: int) -> None:
-    """Raises `ConfigError` unless the masks are of as many tokens as the encoder has."""
+    """Raises `ArgumentError` unless the masks are of as many tokens as the encoder has."""
     if tokens != expected:
-        raise ConfigError(
+        raise ArgumentError(
             f"masks of {expected} tokens for an encoder of {tokens}",
-            where="data.transform_kwargs",
+            where="batch",
             hint="patch_size of the masks must be that of the encoder",
         )
 
@@ -111,15 +111,15 @@ class LatentPrediction(Objective):
 
     def __post_init__(self):
         if self.distance not in jepa.DISTANCES:
-            raise ConfigError(
+            raise ArgumentError(
                 f"no distance {self.distance!r}",
-                where="objective.kwargs.distance",
+                where="distance",
                 hint=nearest(self.distance, jepa.DISTANCES),
             )
         if self.moving_average and not self.stop_gradient:
-            raise ConfigError(
+            raise ArgumentError(
                 "a moving average never gets a gradient",
-                where="objective.kwargs.stop_gradient",
+                where="stop_gradient",
                 hint="set moving_average to false too",
             )
 

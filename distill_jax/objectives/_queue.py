@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 
 from distill_jax.core.api import Array, PyTree
-from distill_jax.core.errors import ConfigError
+from distill_jax.core.errors import ArgumentError
 
 
 def empty(size: int, dim: int, *, rows: int) -> PyTree:
@@ -15,12 +15,12 @@ def empty(size: int, dim: int, *, rows: int) -> PyTree:
       rows: keys of a batch, which must fit.
 
     Raises:
-      ConfigError: they do not.
+      ArgumentError: they do not.
     """
     if size < rows:
-        raise ConfigError(
+        raise ArgumentError(
             f"a queue of {size} for batches of {rows} keys",
-            where="objective.kwargs.queue",
+            where="queue",
             hint=f"at least {rows}; the keys of one batch must fit",
         )
     return {
@@ -36,11 +36,11 @@ def usable(memory: PyTree) -> Array:
 
 
 def check_width(keys: Array, dim: int) -> None:
-    """Raises `ConfigError` where keys `[..., d]` have another width than the queue."""
+    """Raises `ArgumentError` where keys `[..., d]` have another width than the queue."""
     if keys.shape[-1] != dim:
-        raise ConfigError(
+        raise ArgumentError(
             f"the projector gives {keys.shape[-1]} features and the queue has {dim}",
-            where="objective.kwargs.dim",
+            where="dim",
             hint=f"set it to {keys.shape[-1]}",
         )
 

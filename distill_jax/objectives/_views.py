@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from distill_jax.core.api import Array, Batch, Nets, PyTree, Role, State
-from distill_jax.core.errors import ConfigError
+from distill_jax.core.errors import ArgumentError
 
 
 def count(views: PyTree) -> int:
@@ -32,24 +32,24 @@ def views_of(
     """Returns the views of a batch, `[b, v, ...]`.
 
     Raises:
-      ConfigError: there are none, fewer than `least` or more than `most`.
+      ArgumentError: there are none, fewer than `least` or more than `most`.
     """
     if key not in batch:
-        raise ConfigError(
+        raise ArgumentError(
             f"the method compares views, and batches have no {key!r}",
-            where="data.train_transforms",
-            hint=f"add {key!r}, with its transforms in data.transform_kwargs.{key}",
+            where="batch",
+            hint=f"add the transform {key!r}, with its own transforms",
         )
     if (v := count(batch[key])) < least:
-        raise ConfigError(
+        raise ArgumentError(
             f"{v} views where the method compares {least}",
-            where=f"data.transform_kwargs.{key}.count",
+            where=f"{key}.count",
             hint=f"{least} or more",
         )
     if most is not None and v > most:
-        raise ConfigError(
+        raise ArgumentError(
             f"{v} views, every two of which would be a part of the program",
-            where=f"data.transform_kwargs.{key}.count",
+            where=f"{key}.count",
             hint=f"{most} or fewer",
         )
     return batch[key]
@@ -67,15 +67,15 @@ def apply(
     """Applies a network to each view `[b, v, ...]`; returns one of its outputs, `[b, v, d]`.
 
     Raises:
-      ConfigError: the network has no such output, or gives it no vector.
+      ArgumentError: the network has no such output, or gives it no vector.
     """
     b, v = jax.tree.leaves(x)[0].shape[:2]
     rows = jax.tree.map(lambda leaf: leaf.reshape(b * v, *leaf.shape[2:]), x)
     outputs, state = nets(role, rows, train=train, stop_gradient_params=stop_gradient_params)
     if output not in outputs:
-        raise ConfigError(
+        raise ArgumentError(
             f"{role} has no output {output!r}",
-            where=f"roles.{role}.model",
+            where=role,
             hint=f"it has {', '.join(outputs)}",
         )
     return outputs[output].reshape(b, v, *outputs[output].shape[1:]), state

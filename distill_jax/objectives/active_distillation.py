@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from distill_jax.core.api import Array, Batch, Key, Nets, Objective, PyTree, Terms
-from distill_jax.core.errors import ConfigError, nearest
+from distill_jax.core.errors import ArgumentError, nearest
 from distill_jax.losses import policies
 from distill_jax.losses.classification import cross_entropy, distillation_kl, shift_logits
 from distill_jax.objectives._distillation import (
@@ -71,15 +71,15 @@ class ActiveDistillation(Objective):
         check_not_negative(budget=self.budget)
         for name, top in (("error_rate", 1), ("kappa", 1), ("planted", 1)):
             if not 0 <= getattr(self, name) <= top:
-                raise ConfigError(
+                raise ArgumentError(
                     f"{name} is {getattr(self, name)}",
-                    where=f"objective.kwargs.{name}",
+                    where=name,
                     hint="a share in [0, 1]",
                 )
         if self.policy not in POLICIES:
-            raise ConfigError(
+            raise ArgumentError(
                 f"unknown policy {self.policy!r}",
-                where="objective.kwargs.policy",
+                where="policy",
                 hint=nearest(self.policy, POLICIES),
             )
 
@@ -108,10 +108,10 @@ class ActiveDistillation(Objective):
         labelled = rows["labelled"] > 0
         pool = np.flatnonzero(~labelled)
         if self.budget > len(pool):
-            raise ConfigError(
+            raise ArgumentError(
                 f"{self.budget} questions about {len(pool)} examples without a label",
-                where="objective.kwargs.budget",
-                hint="fewer questions, or fewer labels: data.corrupt.labels_per_class",
+                where="budget",
+                hint="fewer questions, or fewer labels: labels_per_class",
             )
         probs = rows["probs"][pool]
         gains = policies.margin_gains(probs)

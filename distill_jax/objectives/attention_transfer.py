@@ -35,7 +35,7 @@ class AttentionTransfer(StageDistillation):
         memory: PyTree,
         step: Array,
     ) -> Signals:
-        where = "objective.kwargs.student_stages"
+        where = "student_stages"
         pairs = zip(*self.maps(student, teacher), strict=True)
         distances = [attention_distance(*match_sizes(s, t, where=where)) for s, t in pairs]
         return Signals(values={"attention": sum(distances[1:], start=distances[0])})

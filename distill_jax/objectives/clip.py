@@ -13,7 +13,7 @@ import dataclasses
 from typing import ClassVar, Literal
 
 from distill_jax.core.api import Array, Batch, Nets, Objective, PyTree, Terms
-from distill_jax.core.errors import ConfigError
+from distill_jax.core.errors import ArgumentError
 from distill_jax.losses.contrastive import Form, clip_contrast, sigmoid_contrast
 from distill_jax.objectives._views import encode, project, take, views_of
 
@@ -53,17 +53,17 @@ class CLIP(Objective):
 
     def _check(self, learned) -> None:
         if "scale" not in learned:
-            raise ConfigError(
+            raise ArgumentError(
                 "the network of the temperature gives no scale",
-                where="roles.temperature.model",
+                where="temperature.model",
                 hint="temperature",
             )
         if ("bias" in learned) != (self.pairing == "sigmoid"):
-            raise ConfigError(
+            raise ArgumentError(
                 f"pairing={self.pairing!r} and a bias that it does not see"
                 if "bias" in learned
                 else f"pairing={self.pairing!r} needs a bias",
-                where="roles.temperature.kwargs.bias",
+                where="temperature.kwargs.bias",
                 hint="leave it out" if "bias" in learned else "-10.0",
             )
 

@@ -17,7 +17,7 @@ from typing import ClassVar
 
 from distill_jax.core import ranges
 from distill_jax.core.api import Array, Batch, Nets, Outputs, PyTree, Role
-from distill_jax.core.errors import ConfigError, nearest
+from distill_jax.core.errors import ArgumentError, nearest
 from distill_jax.losses.relations import congruence_share, successive_share
 from distill_jax.objectives._distillation import Distillation, Signals, check_positive
 from distill_jax.objectives._embeddings import flat_pair, project_pair
@@ -49,11 +49,11 @@ class CorrelationCongruence(Distillation):
     def __post_init__(self):
         super().__post_init__()
         check_positive(gamma=self.gamma)
-        ranges.depths(where="objective.kwargs", order=self.order)
+        ranges.depths(order=self.order)
         if self.form not in FORMS:
-            raise ConfigError(
+            raise ArgumentError(
                 f"unknown form {self.form!r}",
-                where="objective.kwargs.form",
+                where="form",
                 hint=nearest(self.form, FORMS),
             )
 

@@ -28,7 +28,7 @@ import jax.numpy as jnp
 
 from distill_jax.core import ranges
 from distill_jax.core.api import Array, Batch, Key, Nets, Outputs, PyTree, Role
-from distill_jax.core.errors import ConfigError, nearest
+from distill_jax.core.errors import ArgumentError, nearest
 from distill_jax.losses.contrastive_distillation import (
     batch_contrast,
     estimate_log_z,
@@ -79,19 +79,19 @@ class CRD(Distillation):
         super().__post_init__()
         check_positive(contrast_temperature=self.contrast_temperature)
         if self.negatives not in NEGATIVES:
-            raise ConfigError(
+            raise ArgumentError(
                 f"unknown negatives {self.negatives!r}",
-                where="objective.kwargs.negatives",
+                where="negatives",
                 hint=nearest(self.negatives, NEGATIVES),
             )
         check_positive(num_negatives=self.num_negatives, dim=self.dim)
-        ranges.within("[0, 1)", where="objective.kwargs", momentum=self.momentum)
+        ranges.within("[0, 1)", momentum=self.momentum)
         if self.negatives == "batch":
             return
         if self.num_examples < 2:
-            raise ConfigError(
+            raise ArgumentError(
                 f"num_examples is {self.num_examples}",
-                where="objective.kwargs.num_examples",
+                where="num_examples",
                 hint="a memory needs the number of training examples, at least 2",
             )
 
@@ -137,9 +137,9 @@ class CRD(Distillation):
         self, s: Array, t: Array, batch: Batch, memory: PyTree, step: Array
     ) -> tuple[Array, PyTree]:
         if s.shape[1] != self.dim:
-            raise ConfigError(
+            raise ArgumentError(
                 f"the projectors give {s.shape[1]} features and the memory has {self.dim}",
-                where="objective.kwargs.dim",
+                where="dim",
                 hint=f"set it to {s.shape[1]}",
             )
         index, mask, n = batch["index"], batch["mask"], self.num_examples

@@ -28,7 +28,7 @@ import jax.numpy as jnp
 from distill_jax.core import spectrum
 from distill_jax.core.api import Array, Batch, Key, Nets, Objective, PyTree, Role, State, Terms
 from distill_jax.core.durations import steps
-from distill_jax.core.errors import ConfigError, nearest
+from distill_jax.core.errors import ArgumentError, nearest
 from distill_jax.losses.clustering import (
     between_views,
     centred_softmax,
@@ -119,15 +119,15 @@ class DINO(Objective):
         )
         check_durations(self, *self.schedules)
         if self.centring not in CENTRINGS:
-            raise ConfigError(
+            raise ArgumentError(
                 f"unknown centring {self.centring!r}",
-                where="objective.kwargs.centring",
+                where="centring",
                 hint=nearest(self.centring, CENTRINGS),
             )
         if not 0 <= self.centre_decay < 1:
-            raise ConfigError(
+            raise ArgumentError(
                 f"centre_decay is {self.centre_decay}",
-                where="objective.kwargs.centre_decay",
+                where="centre_decay",
                 hint="the share of the old centre, in [0, 1)",
             )
 
@@ -225,13 +225,13 @@ class DINO(Objective):
           centre: its name in the memory.
 
         Raises:
-          ConfigError: there are not so many prototypes as the config says.
+          ArgumentError: there are not so many prototypes as the config says.
         """
         k = t.shape[-1]
         if k != self.num_prototypes:
-            raise ConfigError(
+            raise ArgumentError(
                 f"{self.num_prototypes} prototypes, and the network has {k}",
-                where="objective.kwargs.num_prototypes",
+                where="num_prototypes",
                 hint=f"set it to {k}, or the prototypes' count",
             )
         t, memory, temperature = jax.lax.stop_gradient(t), dict(memory), self.temperature_at(step)

@@ -18,7 +18,7 @@ import dataclasses
 from typing import Any, ClassVar
 
 from distill_jax.core.api import Array, Batch, Nets, Outputs, PyTree
-from distill_jax.core.errors import ConfigError, nearest
+from distill_jax.core.errors import ArgumentError, nearest
 from distill_jax.losses.classification import distillation_kl
 from distill_jax.losses.logits import jensen_shannon, reverse_kl, teacher_cross_entropy
 from distill_jax.objectives._distillation import Distillation, Signals, check_same_classes
@@ -47,15 +47,15 @@ class Divergence(Distillation):
     def __post_init__(self):
         super().__post_init__()
         if self.kind not in self.kinds:
-            raise ConfigError(
+            raise ArgumentError(
                 f"there is no divergence {self.kind!r}",
-                where="objective.kwargs.kind",
+                where="kind",
                 hint=nearest(self.kind, self.kinds),
             )
         if self.floor is not None and (self.kind not in ("reverse", "jeffreys") or self.floor >= 0):
-            raise ConfigError(
+            raise ArgumentError(
                 f"floor is {self.floor} and kind is {self.kind!r}",
-                where="objective.kwargs.floor",
+                where="floor",
                 hint="a log-probability below 0, for kind 'reverse' or 'jeffreys'",
             )
 

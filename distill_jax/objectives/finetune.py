@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from distill_jax.core.api import Array, Batch, Nets, Objective, Outputs, PyTree, Terms
-from distill_jax.core.errors import ConfigError
+from distill_jax.core.errors import ArgumentError
 from distill_jax.objectives.supervised import check_smoothing, label_loss
 
 
@@ -47,9 +47,9 @@ class Finetune(Objective):
         learns = train and self.train_encoder
         encoded, student = nets("student", batch["input"], train=learns)
         if self.output not in encoded:
-            raise ConfigError(
+            raise ArgumentError(
                 f"student has no output {self.output!r}",
-                where="objective.kwargs.output",
+                where="output",
                 hint=f"it has {', '.join(encoded)}",
             )
         x, state = encoded[self.output], {"student": student}

@@ -15,7 +15,7 @@ import dataclasses
 import itertools
 
 from distill_jax.core.api import Array, Batch, Nets, Outputs, PyTree
-from distill_jax.core.errors import ConfigError
+from distill_jax.core.errors import ArgumentError
 from distill_jax.losses.features import check_same_shape, flow, match_sizes, mean_square
 from distill_jax.objectives._distillation import Signals
 from distill_jax.objectives._features import StageDistillation
@@ -40,13 +40,13 @@ class FSP(StageDistillation):
         memory: PyTree,
         step: Array,
     ) -> Signals:
-        where = "objective.kwargs.student_stages"
+        where = "student_stages"
         flows = [
             [flow(*match_sizes(a, b, where=where)) for a, b in itertools.pairwise(maps)]
             for maps in self.maps(student, teacher)
         ]
         if not flows[0]:
-            raise ConfigError("a flow needs two stages", where=where, hint="name at least two")
+            raise ArgumentError("a flow needs two stages", where=where, hint="name at least two")
         distances = []
         for s, t in zip(*flows, strict=True):
             hint = "flows need stages of the same channels: a teacher of the student's widths"

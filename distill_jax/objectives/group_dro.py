@@ -24,7 +24,7 @@ from distill_jax.objectives._distillation import ask_teacher
 
 
 def check_rounds(rounds: int) -> None:
-    ranges.depths(where="objective.kwargs", rounds=rounds)
+    ranges.depths(rounds=rounds)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -24,7 +24,7 @@ import jax.numpy as jnp
 
 from distill_jax.core import rng
 from distill_jax.core.api import Array, Batch, Nets, Outputs, PyTree
-from distill_jax.core.errors import ConfigError, nearest
+from distill_jax.core.errors import ArgumentError, nearest
 from distill_jax.losses.classification import distillation_kl
 from distill_jax.objectives._distillation import (
     Distillation,
@@ -67,9 +67,9 @@ class HARD(Distillation):
         check_positive(bound=self.bound, noise=self.noise)
         check_not_negative(student_weight=self.student_weight, teacher_weight=self.teacher_weight)
         if self.adversary not in ADVERSARIES:
-            raise ConfigError(
+            raise ArgumentError(
                 f"unknown adversary {self.adversary!r}",
-                where="objective.kwargs.adversary",
+                where="adversary",
                 hint=nearest(self.adversary, ADVERSARIES),
             )
 

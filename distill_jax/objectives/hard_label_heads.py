@@ -17,7 +17,7 @@ import jax.numpy as jnp
 
 from distill_jax.core import ranges
 from distill_jax.core.api import Array, Batch, Nets, Objective, PyTree, Role, Terms
-from distill_jax.core.errors import ConfigError
+from distill_jax.core.errors import ArgumentError
 from distill_jax.losses.classification import cross_entropy
 from distill_jax.losses.groups import balanced_weights
 from distill_jax.objectives._distillation import ask_teacher, endpoint
@@ -38,11 +38,11 @@ class HardLabelHeads(Objective):
     couples_batch: ClassVar[bool] = True
 
     def __post_init__(self):
-        ranges.depths(where="objective.kwargs", rounds=self.rounds)
+        ranges.depths(rounds=self.rounds)
         if self.rounds < 2:
-            raise ConfigError(
+            raise ArgumentError(
                 f"rounds is {self.rounds}",
-                where="objective.kwargs.rounds",
+                where="rounds",
                 hint="at least 2: one round has nothing to be brought together with",
             )
 
@@ -57,9 +57,9 @@ class HardLabelHeads(Objective):
         outputs, heads_state = nets("heads", feature, train=True)
         b, k = logits.shape
         if outputs["output"].shape != (b, self.rounds * k):
-            raise ConfigError(
+            raise ArgumentError(
                 f"heads gives {outputs['output'].shape[1:]} numbers an example",
-                where="roles.heads.kwargs.features",
+                where="heads.kwargs.features",
                 hint=f"{self.rounds} rounds times {k} classes: {self.rounds * k}",
             )
         apart = outputs["output"].reshape(b, self.rounds, k)

@@ -25,7 +25,7 @@ import jax.numpy as jnp
 
 from distill_jax.core import tokens
 from distill_jax.core.api import Array, Batch, Key, Nets, PyTree, Role, Terms
-from distill_jax.core.errors import ConfigError
+from distill_jax.core.errors import ArgumentError
 from distill_jax.losses.clustering import masked_entropy
 from distill_jax.losses.noncontrastive import koleo
 from distill_jax.objectives._distillation import check_not_negative, check_positive
@@ -77,9 +77,9 @@ class IBOT(DINO):
     def loss(self, nets: Nets, batch: Batch, memory: PyTree, step: Array) -> Terms:
         views = views_of(batch)
         if "patch_mask" not in batch:
-            raise ConfigError(
+            raise ArgumentError(
                 "the method masks patches of views, and batches have no 'patch_mask'",
-                where="data.train_transforms",
+                where="batch",
                 hint="add 'patch_masks' behind 'views'",
             )
         b, v = views.shape[:2]
@@ -91,10 +91,10 @@ class IBOT(DINO):
         whole, target = nets("target", flat, train=True)
         for outputs in (seen, whole):
             if "tokens" not in outputs or outputs["tokens"].shape[1] < t:
-                raise ConfigError(
+                raise ArgumentError(
                     f"the network gives no {t} patches",
-                    where="roles.student.model",
-                    hint="vit with mask_token, and the patch_size of data.transform_kwargs",
+                    where="student.model",
+                    hint="vit with mask_token, and the patch_size of the masks",
                 )
         h, a = (x["embedding"].reshape(b, v, -1) for x in (seen, whole))
         local = self.encode_local(nets, batch, step)
@@ -148,9 +148,9 @@ class IBOT(DINO):
     def _spread(self, h: Array, mask: Array) -> Array:
         b, v = h.shape[:2]
         if b % self.spread_groups:
-            raise ConfigError(
+            raise ArgumentError(
                 f"a batch of {b} does not divide into {self.spread_groups} groups",
-                where="objective.kwargs.spread_groups",
+                where="spread_groups",
                 hint="a divisor of batch_size",
             )
         each = [koleo(h[:, i], mask, groups=self.spread_groups) for i in range(v)]

@@ -17,7 +17,7 @@ import jax
 
 from distill_jax.core import ranges
 from distill_jax.core.api import Array, Batch, Nets, Objective, PyTree, Terms
-from distill_jax.core.errors import ConfigError, nearest
+from distill_jax.core.errors import ArgumentError, nearest
 from distill_jax.losses.classification import cross_entropy
 from distill_jax.losses.groups import environment_risks, irm_penalty, vrex_penalty
 from distill_jax.objectives._distillation import check_not_negative
@@ -29,12 +29,12 @@ def domain_of(batch: Batch) -> Array:
     """Returns the environment of each example, int `[b]`.
 
     Raises:
-      ConfigError: the data have none.
+      ArgumentError: the data have none.
     """
     if "domain" not in batch:
-        raise ConfigError(
+        raise ArgumentError(
             "the examples do not say which domain they are from",
-            where="data.name",
+            where="dataset",
             hint="data with domains, such as coloured_digits or rotated_digits",
         )
     return batch["domain"]
@@ -60,17 +60,17 @@ class Invariance(Objective):
     def __post_init__(self):
         check_not_negative(penalty_weight=self.penalty_weight)
         if self.penalty not in PENALTIES:
-            raise ConfigError(
+            raise ArgumentError(
                 f"unknown penalty {self.penalty!r}",
-                where="objective.kwargs.penalty",
+                where="penalty",
                 hint=nearest(self.penalty, PENALTIES),
             )
         most = f"[0, {ranges.MOST}]"
-        ranges.within(most, where="objective.kwargs", environments=self.environments)
+        ranges.within(most, environments=self.environments)
         if self.environments < 2:
-            raise ConfigError(
+            raise ArgumentError(
                 f"environments is {self.environments}",
-                where="objective.kwargs.environments",
+                where="environments",
                 hint="at least 2: with one there is nothing to be equal to",
             )
 

@@ -8,7 +8,7 @@ import dataclasses
 from typing import ClassVar
 
 from distill_jax.core.api import Array, Batch, Nets, Objective, PyTree, Terms
-from distill_jax.core.errors import ConfigError
+from distill_jax.core.errors import ArgumentError
 from distill_jax.losses.classification import distillation_kl
 from distill_jax.objectives._distillation import ask_teacher, check_positive, check_same_classes
 from distill_jax.objectives.supervised import check_smoothing, label_loss
@@ -35,9 +35,9 @@ class KD(Objective):
         check_smoothing(self.label_smoothing)
         check_positive(temperature=self.temperature)
         if not 0 <= self.alpha <= 1:
-            raise ConfigError(
+            raise ArgumentError(
                 f"alpha is {self.alpha}",
-                where="objective.kwargs.alpha",
+                where="alpha",
                 hint="the teacher's share in [0, 1]; labels get 1 - alpha",
             )
 

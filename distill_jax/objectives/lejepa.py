@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from distill_jax.core.api import Array, Batch, Nets, Objective, PyTree, Terms
-from distill_jax.core.errors import ConfigError
+from distill_jax.core.errors import ArgumentError
 from distill_jax.losses.isotropy import random_directions, sigreg
 from distill_jax.losses.noncontrastive import variance_hinge
 from distill_jax.objectives._distillation import check_not_negative, check_positive
@@ -50,17 +50,15 @@ class LeJEPA(Objective):
 
     def __post_init__(self):
         if not 0 <= self.trade_off <= 1:
-            raise ConfigError(
+            raise ArgumentError(
                 f"trade_off is {self.trade_off}",
-                where="objective.kwargs.trade_off",
+                where="trade_off",
                 hint="between 0 and 1",
             )
         check_positive(largest=self.largest, directions=self.directions)
         check_not_negative(spread=self.spread)
         if self.knots < 2:
-            raise ConfigError(
-                f"knots is {self.knots}", where="objective.kwargs.knots", hint="2 or more"
-            )
+            raise ArgumentError(f"knots is {self.knots}", where="knots", hint="2 or more")
 
     def loss(self, nets: Nets, batch: Batch, memory: PyTree, step: Array) -> Terms:
         del memory

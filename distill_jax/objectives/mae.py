@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from distill_jax.core import tokens
 from distill_jax.core.api import Array, Batch, Nets, Objective, PyTree, Terms
-from distill_jax.core.errors import ConfigError
+from distill_jax.core.errors import ArgumentError
 from distill_jax.losses import jepa
 from distill_jax.objectives._distillation import check_positive
 from distill_jax.objectives._masked import check_number, masks_of, tokens_of
@@ -25,14 +25,14 @@ def cut(images: Array, t: int) -> Array:
     """Cuts images `[b, h, w, c]` into t square patches, `[b, t, p p c]`.
 
     Raises:
-      ConfigError: they have no such patches.
+      ArgumentError: they have no such patches.
     """
     h, w = images.shape[1:3]
     side = math.isqrt(h * w // t)
     if images.ndim != 4 or side * side * t != h * w:
-        raise ConfigError(
+        raise ArgumentError(
             f"an input of shape {images.shape[1:]} has no {t} square patches",
-            where="data.transform_kwargs.random_masks.patch_size",
+            where="random_masks.patch_size",
             hint="the masks must be of the images that the network sees",
         )
     return tokens.patchify(images, patch_size=side)

@@ -29,7 +29,7 @@ import jax.numpy as jnp
 
 from distill_jax.core import ranges
 from distill_jax.core.api import Array, Batch, Nets, Objective, Outputs, PyTree, Role, Terms
-from distill_jax.core.errors import ConfigError
+from distill_jax.core.errors import ArgumentError
 from distill_jax.losses.classification import cross_entropy
 from distill_jax.objectives._distillation import check_positive, endpoint
 from distill_jax.objectives.invariance import domain_of
@@ -62,12 +62,12 @@ class MetaDMoE(Objective):
         check_positive(inner_lr=self.inner_lr)
         most = f"[0, {ranges.MOST}]"
         counts = {"domains": self.domains, "test_domains": self.test_domains}
-        ranges.within(most, where="objective.kwargs", whole=True, **counts)
-        ranges.depths(where="objective.kwargs", experts=self.experts)
+        ranges.within(most, whole=True, **counts)
+        ranges.depths(experts=self.experts)
         if not 2 <= self.experts <= self.domains:
-            raise ConfigError(
+            raise ArgumentError(
                 f"{self.experts} experts of {self.domains} domains",
-                where="objective.kwargs.experts",
+                where="experts",
                 hint="at least 2, and no more than domains",
             )
 
@@ -92,9 +92,9 @@ class MetaDMoE(Objective):
     def _distance(self, nets: Nets, batch: Batch, target: Array) -> Array:
         feature, _ = self._student(nets, batch)
         if feature.shape != target.shape:
-            raise ConfigError(
+            raise ArgumentError(
                 f"the student has {feature.shape[-1]} features and the experts {target.shape[-1]}",
-                where="roles.student.kwargs",
+                where="student.kwargs",
                 hint="the widths of the features must be equal",
             )
         return ((feature - target) ** 2).mean(1)

@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 
 from distill_jax.core.api import Array, Batch, Nets, Objective, PyTree, Terms
-from distill_jax.core.errors import ConfigError, nearest
+from distill_jax.core.errors import ArgumentError, nearest
 from distill_jax.losses.classification import distillation_kl
 from distill_jax.objectives._distillation import (
     ask_teacher,
@@ -74,17 +74,17 @@ class MultiTeacher(Objective):
             distillation_weight=self.distillation_weight, label_weight=self.label_weight
         )
         if self.combination not in COMBINATIONS:
-            raise ConfigError(
+            raise ArgumentError(
                 f"unknown combination {self.combination!r}",
-                where="objective.kwargs.combination",
+                where="combination",
                 hint=nearest(self.combination, COMBINATIONS),
             )
         by_confidence = self.combination == "confidence"
         names = set(self.teachers) - {"student"}
         if len(names) < len(self.teachers) or len(names) < 1 + by_confidence:
-            raise ConfigError(
+            raise ArgumentError(
                 f"the teachers are {self.teachers}",
-                where="objective.kwargs.teachers",
+                where="teachers",
                 hint="name each role once; confidence compares at least two",
             )
         if self.weights and (
@@ -93,9 +93,9 @@ class MultiTeacher(Objective):
             or min(self.weights) < 0
             or sum(self.weights) <= 0
         ):
-            raise ConfigError(
+            raise ArgumentError(
                 f"weights are {self.weights}",
-                where="objective.kwargs.weights",
+                where="weights",
                 hint="one number for each teacher, 0 or more; none with combination 'confidence'",
             )
 

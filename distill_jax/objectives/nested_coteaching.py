@@ -26,7 +26,7 @@ import jax.numpy as jnp
 
 from distill_jax.core.api import Array, Batch, Nets, Objective, Outputs, PyTree, State, Terms
 from distill_jax.core.durations import steps
-from distill_jax.core.errors import ConfigError
+from distill_jax.core.errors import ArgumentError
 from distill_jax.losses.selection import nested_width, small_loss_weights, truncate
 from distill_jax.objectives._distillation import check_durations, check_not_negative, endpoint
 from distill_jax.objectives.supervised import label_loss, shown
@@ -81,15 +81,15 @@ class NestedCoteaching(Objective):
         check_durations(self, "ramp")
         check_not_negative(sigma=self.sigma, keep=self.keep)
         if not 0 <= self.forget_rate < 1:
-            raise ConfigError(
+            raise ArgumentError(
                 f"forget_rate is {self.forget_rate}",
-                where="objective.kwargs.forget_rate",
+                where="forget_rate",
                 hint="the share of examples left out, in [0, 1)",
             )
         if self.split and not self.peers:
-            raise ConfigError(
+            raise ArgumentError(
                 "one network has no half of a batch",
-                where="objective.kwargs.split",
+                where="split",
                 hint="set peers to true, or split to false",
             )
 
@@ -168,9 +168,9 @@ class NestedCoteaching(Objective):
         features = endpoint(outputs, "embedding", role=NETWORKS[i], where="sigma")
         d = features.shape[-1]
         if self.keep > d:
-            raise ConfigError(
+            raise ArgumentError(
                 f"keep is {self.keep} of {d} features",
-                where="objective.kwargs.keep",
+                where="keep",
                 hint=f"1 to {d}, or 0 for all",
             )
         width: Any = self.keep or d
@@ -179,9 +179,9 @@ class NestedCoteaching(Objective):
             width = nested_width(key, d, sigma=self.sigma)
         head, head_state = nets(HEADS[i], truncate(features, width), train=train)
         if head["output"].shape[-1] != self.num_classes:
-            raise ConfigError(
+            raise ArgumentError(
                 f"{HEADS[i]} has {head['output'].shape[-1]} outputs",
-                where=f"roles.{HEADS[i]}.kwargs.features",
+                where=f"{HEADS[i]}.features",
                 hint=f"one for each of the {self.num_classes} classes",
             )
         return head["output"], {NETWORKS[i]: state, HEADS[i]: head_state}
@@ -193,7 +193,9 @@ def _rows(batch: Batch, half: int | None) -> Batch:
         return batch
     b = batch["mask"].shape[0]
     if b % 2:
-        raise ConfigError(f"a batch of {b} has no halves", where="batch_size", hint="an even size")
+        raise ArgumentError(
+            f"a batch of {b} has no halves", where="batch_size", hint="an even size"
+        )
     return jax.tree.map(lambda x: x.reshape(b // 2, 2, *x.shape[1:])[:, half], dict(batch))
 
 

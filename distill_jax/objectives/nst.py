@@ -38,7 +38,7 @@ class NST(StageDistillation):
         memory: PyTree,
         step: Array,
     ) -> Signals:
-        where = "objective.kwargs.student_stages"
+        where = "student_stages"
         pairs = zip(*self.maps(student, teacher), strict=True)
         value: Any = sum(selectivity(*match_sizes(s, t, where=where)) for s, t in pairs)
         return Signals(values={"selectivity": value})

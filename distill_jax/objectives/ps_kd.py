@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from distill_jax.core.api import Array, Batch, Key, Nets, Objective, PyTree, Terms
-from distill_jax.core.errors import ConfigError, nearest
+from distill_jax.core.errors import ArgumentError, nearest
 from distill_jax.losses.classification import cross_entropy, soft_cross_entropy
 from distill_jax.losses.selection import rows_to_write
 
@@ -53,15 +53,15 @@ class PSKD(Objective):
 
     def __post_init__(self):
         if not 0 <= self.alpha <= 1:
-            raise ConfigError(
+            raise ArgumentError(
                 f"alpha is {self.alpha}",
-                where="objective.kwargs.alpha",
+                where="alpha",
                 hint="the share of past predictions in the last epoch, in [0, 1]",
             )
         if self.table not in TABLES:
-            raise ConfigError(
+            raise ArgumentError(
                 f"unknown table {self.table!r}",
-                where="objective.kwargs.table",
+                where="table",
                 hint=nearest(self.table, TABLES),
             )
 
@@ -80,9 +80,9 @@ class PSKD(Objective):
 
     def loss(self, nets: Nets, batch: Batch, memory: PyTree, step: Array) -> Terms:
         if "label_probs" in batch:
-            raise ConfigError(
+            raise ArgumentError(
                 "a mixed example has no past prediction of its own",
-                where="data.train_transforms",
+                where="batch",
                 hint="leave out mixup and cutmix",
             )
         student, state = nets("student", batch["input"], train=True)

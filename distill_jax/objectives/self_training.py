@@ -16,7 +16,7 @@ from typing import ClassVar
 import jax
 
 from distill_jax.core.api import Array, Batch, Nets, Objective, PyTree, Terms
-from distill_jax.core.errors import ConfigError
+from distill_jax.core.errors import ArgumentError
 from distill_jax.losses.classification import cross_entropy
 from distill_jax.objectives._distillation import (
     ask_teacher,
@@ -50,9 +50,9 @@ class SelfTraining(Objective):
         check_smoothing(self.label_smoothing)
         check_not_negative(weight=self.weight)
         if not 0 <= self.threshold <= 1:
-            raise ConfigError(
+            raise ArgumentError(
                 f"threshold is {self.threshold}",
-                where="objective.kwargs.threshold",
+                where="threshold",
                 hint="a probability in [0, 1]",
             )
 

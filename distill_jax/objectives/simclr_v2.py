@@ -14,7 +14,7 @@ from typing import ClassVar
 import jax
 
 from distill_jax.core.api import Array, Batch, Nets, Objective, PyTree, Terms
-from distill_jax.core.errors import ConfigError
+from distill_jax.core.errors import ArgumentError
 from distill_jax.losses.classification import distillation_kl
 from distill_jax.objectives._distillation import (
     check_positive,
@@ -46,9 +46,7 @@ class SimCLRv2(Objective):
     def __post_init__(self):
         check_positive(temperature=self.temperature)
         if not 0 < self.alpha <= 1:
-            raise ConfigError(
-                f"alpha is {self.alpha}", where="objective.kwargs.alpha", hint="0 < alpha <= 1"
-            )
+            raise ArgumentError(f"alpha is {self.alpha}", where="alpha", hint="0 < alpha <= 1")
 
     @property
     def roles(self) -> tuple[str, ...]:  # pyright: ignore[reportIncompatibleVariableOverride]

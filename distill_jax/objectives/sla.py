@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 
 from distill_jax.core.api import Array, Batch, Nets, Objective, Outputs, PyTree, Terms
-from distill_jax.core.errors import ConfigError, nearest
+from distill_jax.core.errors import ArgumentError, nearest
 from distill_jax.losses import view_bank
 from distill_jax.losses.classification import cross_entropy, distillation_kl
 from distill_jax.objectives._distillation import check_not_negative, check_positive, endpoint
@@ -60,9 +60,9 @@ class SLA(Objective):
 
     def __post_init__(self):
         if self.mode not in MODES:
-            raise ConfigError(
+            raise ArgumentError(
                 f"unknown mode {self.mode!r}",
-                where="objective.kwargs.mode",
+                where="mode",
                 hint=nearest(self.mode, MODES),
             )
         for name, sizes in (
@@ -70,9 +70,9 @@ class SLA(Objective):
             ("permutations", view_bank.PERMUTATIONS),
         ):
             if getattr(self, name) not in sizes:
-                raise ConfigError(
+                raise ArgumentError(
                     f"{name} is {getattr(self, name)}",
-                    where=f"objective.kwargs.{name}",
+                    where=name,
                     hint=f"one of {', '.join(map(str, sizes))}",
                 )
         check_positive(temperature=self.temperature)
@@ -139,15 +139,15 @@ class SLA(Objective):
         x = batch["input"]
         shape = getattr(x, "shape", ())
         if len(shape) != 4 or (self.rotations > 1 and shape[1] != shape[2]):
-            raise ConfigError(
+            raise ArgumentError(
                 f"inputs of shape {shape} cannot be rotated",
-                where="objective.kwargs.rotations",
+                where="rotations",
                 hint="square images [b, h, w, c] are needed",
             )
         if self.permutations > 1 and shape[-1] != 3:
-            raise ConfigError(
+            raise ArgumentError(
                 f"images of {shape[-1]} channels have no colours to permute",
-                where="objective.kwargs.permutations",
+                where="permutations",
                 hint="set it to 1",
             )
         return view_bank.augmented_views(
@@ -159,9 +159,9 @@ class SLA(Objective):
         outputs, state = nets("joint", embedding, train=train)
         width = self.views * (1 if self.mode == "mt" else self.num_classes)
         if outputs["output"].shape[-1] != width:
-            raise ConfigError(
+            raise ArgumentError(
                 f"the joint head has {outputs['output'].shape[-1]} outputs",
-                where="roles.joint.kwargs.features",
+                where="joint.kwargs.features",
                 hint=f"mode {self.mode!r} with {self.views} views needs {width}",
             )
         return outputs["output"], state

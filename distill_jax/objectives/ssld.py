@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from distill_jax.core.api import Array, Batch, Key, Nets, Outputs, PyTree
-from distill_jax.core.errors import ConfigError
+from distill_jax.core.errors import ArgumentError
 from distill_jax.losses.policies import class_topk
 from distill_jax.objectives._distillation import Signals, damaged
 from distill_jax.objectives.divergence import Divergence
@@ -44,9 +44,9 @@ class SSLD(Divergence):
     def __post_init__(self):
         super().__post_init__()
         if self.per_class is not None and self.per_class < 0:
-            raise ConfigError(
+            raise ArgumentError(
                 f"per_class is {self.per_class}",
-                where="objective.kwargs.per_class",
+                where="per_class",
                 hint="0 or more, or none for the whole pool",
             )
         class_topk(np.ones((1, 1)), per_class=0, rule=self.rule)  # refuses an unknown rule

@@ -25,7 +25,7 @@ import jax
 import jax.numpy as jnp
 
 from distill_jax.core.api import Array, Batch, Nets, Objective, PyTree, Terms
-from distill_jax.core.errors import ConfigError, nearest
+from distill_jax.core.errors import ArgumentError, nearest
 from distill_jax.losses.classification import soft_cross_entropy
 from distill_jax.losses.stored_labels import adapt_labels
 from distill_jax.objectives._distillation import ask_teacher, check_same_classes
@@ -59,15 +59,15 @@ class StoredLabels(Objective):
     def __post_init__(self):
         check_smoothing(self.smoothing)
         if self.score not in ("max", "label"):
-            raise ConfigError(
+            raise ArgumentError(
                 f"unknown score {self.score!r}",
-                where="objective.kwargs.score",
+                where="score",
                 hint=nearest(self.score, ("max", "label")),
             )
         if not (0 <= self.low <= self.high <= 1 and self.mid >= 0):
-            raise ConfigError(
+            raise ArgumentError(
                 f"low {self.low}, mid {self.mid}, high {self.high}",
-                where="objective.kwargs.low",
+                where="low",
                 hint="0 <= low <= high <= 1 and mid 0 or more",
             )
 

@@ -10,7 +10,7 @@ from typing import ClassVar
 import jax.numpy as jnp
 
 from distill_jax.core.api import Array, Batch, Nets, Objective, PyTree, Terms
-from distill_jax.core.errors import ConfigError
+from distill_jax.core.errors import ArgumentError
 from distill_jax.losses.classification import cross_entropy, soft_cross_entropy
 
 
@@ -35,9 +35,9 @@ def shown(batch: Batch) -> Array:
 
 def check_smoothing(smoothing: float) -> None:
     if not 0 <= smoothing < 1:
-        raise ConfigError(
+        raise ArgumentError(
             f"label_smoothing is {smoothing}",
-            where="objective.kwargs.label_smoothing",
+            where="label_smoothing",
             hint="a share of probability in [0, 1)",
         )
 

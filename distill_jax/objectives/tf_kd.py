@@ -25,7 +25,7 @@ import jax
 import jax.numpy as jnp
 
 from distill_jax.core.api import Array, Batch, Nets, Objective, PyTree, Terms
-from distill_jax.core.errors import ConfigError
+from distill_jax.core.errors import ArgumentError
 from distill_jax.losses.classification import kl
 from distill_jax.objectives._distillation import check_not_negative, check_positive
 from distill_jax.objectives.supervised import check_smoothing, label_loss
@@ -62,24 +62,22 @@ class TfKD(Objective):
         check_positive(temperature=self.temperature)
         check_not_negative(weight=self.weight)
         if not 0 <= self.alpha <= 1:
-            raise ConfigError(
+            raise ArgumentError(
                 f"alpha is {self.alpha}",
-                where="objective.kwargs.alpha",
+                where="alpha",
                 hint="the virtual teacher's share in [0, 1]; labels get 1 - alpha",
             )
         if not 0 < self.a < 1:
-            raise ConfigError(
-                f"a is {self.a}", where="objective.kwargs.a", hint="between 1 / k and 1"
-            )
+            raise ArgumentError(f"a is {self.a}", where="a", hint="between 1 / k and 1")
 
     def loss(self, nets: Nets, batch: Batch, memory: PyTree, step: Array) -> Terms:
         student, state = nets("student", batch["input"], train=True)
         logits = student["logits"]
         k = logits.shape[-1]
         if self.a * k <= 1:
-            raise ConfigError(
+            raise ArgumentError(
                 f"a is {self.a} with {k} classes",
-                where="objective.kwargs.a",
+                where="a",
                 hint="above 1 / k, or the right class is the least likely one",
             )
         label = batch.get("label_probs")

@@ -16,7 +16,7 @@ import dataclasses
 from typing import ClassVar
 
 from distill_jax.core.api import Array, Batch, Nets, Outputs, PyTree
-from distill_jax.core.errors import ConfigError
+from distill_jax.core.errors import ArgumentError
 from distill_jax.losses.features import gaussian_nll
 from distill_jax.objectives._distillation import Signals
 from distill_jax.objectives._features import StageDistillation, connect
@@ -46,9 +46,9 @@ class VID(StageDistillation):
         maps = self.maps(student, teacher)
         outputs, means, targets, state = connect(nets, "posterior", *maps)
         if "variance1" not in outputs:
-            raise ConfigError(
+            raise ArgumentError(
                 "the posterior has no variance",
-                where="roles.posterior.kwargs.variance",
+                where="posterior.kwargs.variance",
                 hint="5.0, the published initial value",
             )
         distances = [

@@ -14,7 +14,7 @@ import pkgutil
 import re
 import types
 import typing
-from collections.abc import Callable, Collection, Container, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -237,10 +237,10 @@ def bind(
     return functools.partial(_explained(fn, where, keywords), **bound)
 
 
-def _explained(fn: Callable[..., Any], where: str, names: Container[str]) -> Callable[..., Any]:
+def _explained(fn: Callable[..., Any], where: str, names: Collection[str]) -> Callable[..., Any]:
     @functools.wraps(fn, updated=())
     def call(**kwargs: Any) -> Any:
-        with explained("fails with these arguments", where=where), below(where, names):
+        with explained("fails with these arguments", where=where), below(where, frozenset(names)):
             return fn(**kwargs)
 
     return call

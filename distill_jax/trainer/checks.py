@@ -6,7 +6,7 @@ from typing import Any
 import jax
 
 from distill_jax.core.api import Batch, Model, Objective, Role
-from distill_jax.core.errors import ConfigError, nearest
+from distill_jax.core.errors import ArgumentError, nearest
 from distill_jax.core.weighted_objective import WeightedObjective
 
 
@@ -21,11 +21,11 @@ def all_models(
       averages: `{role: (source, decay)}`.
 
     Raises:
-      ConfigError: a role is given twice, is no `Model`, or follows what is not trained.
+      ArgumentError: a role is given twice, is no `Model`, or follows what is not trained.
     """
     for role, (source, _) in averages.items():
         if source not in networks:
-            raise ConfigError(
+            raise ArgumentError(
                 f"averages[{role!r}] follows {source!r}, which is not a trained network",
                 hint=nearest(source, networks),
             )
@@ -38,9 +38,9 @@ def all_models(
     for name, group in groups.items():
         for role, model in group.items():
             if role in models:
-                raise ConfigError(f"the network {role!r} is given twice", where=name)
+                raise ArgumentError(f"the network {role!r} is given twice", where=name)
             if not isinstance(model, Model):
-                raise ConfigError(
+                raise ArgumentError(
                     f"the network {role!r} is a {type(model).__name__}",
                     where=name,
                     hint="wrap it: from_nnx(module) or from_linen(module)",
@@ -50,10 +50,10 @@ def all_models(
 
 
 def check_roles(objective: Objective, models: Collection[Role]) -> None:
-    """Raises `ConfigError` where a network that the objective calls is missing."""
+    """Raises `ArgumentError` where a network that the objective calls is missing."""
     for role in objective.roles:
         if role not in models:
-            raise ConfigError(
+            raise ArgumentError(
                 f"{type(objective).__name__} needs a network {role!r}",
                 hint=f"it needs {', '.join(objective.roles)}; given: {', '.join(models)}",
             )
@@ -63,21 +63,21 @@ def check_batch(objective: Objective, batch: Batch, name: str) -> int:
     """Returns the number of examples of a batch.
 
     Raises:
-      ConfigError: it has no input, its arrays differ in length, or a method that keeps a value of
+      ArgumentError: it has no input, its arrays differ in length, or a method that keeps a value of
         each training example is not told which examples they are.
     """
     if not isinstance(batch, Mapping) or "input" not in batch:
         given = ", ".join(batch) if isinstance(batch, Mapping) else type(batch).__name__
-        raise ConfigError(f"{name} has no 'input', but {given or 'nothing'}")
+        raise ArgumentError(f"{name} has no 'input', but {given or 'nothing'}")
     sizes = {len(x) for x in jax.tree.leaves(dict(batch))}
     if len(sizes) != 1:
         shapes = {k: jax.tree.map(lambda x: x.shape, v) for k, v in batch.items()}
-        raise ConfigError(f"the arrays of {name} differ in length: {shapes}")
+        raise ArgumentError(f"the arrays of {name} differ in length: {shapes}")
     inner: Any = objective
     while isinstance(inner, WeightedObjective):
         inner = inner.objective
     if "index" not in batch and hasattr(inner, "num_examples"):
-        raise ConfigError(
+        raise ArgumentError(
             f"{name} has no 'index'",
             hint=f"{type(objective).__name__} keeps a value of each training example: "
             "give its position in the training set, int32 [b]",

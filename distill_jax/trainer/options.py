@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from jax.sharding import Mesh
 
-from distill_jax.core.errors import ConfigError, nearest
+from distill_jax.core.errors import ArgumentError, nearest
 from distill_jax.core.precision import COMPUTE_DTYPES
 
 NONFINITE = ("keep", "report", "skip")
@@ -48,7 +48,7 @@ class Options:
       partition_min_size: smallest number of elements of a parameter that `fsdp` splits.
 
     Raises:
-      ConfigError: a value that does not exist or is out of range.
+      ArgumentError: a value that does not exist or is out of range.
     """
 
     precision: str = "float32"
@@ -65,6 +65,6 @@ class Options:
     def __post_init__(self):
         for name, options in (("precision", tuple(COMPUTE_DTYPES)), ("nonfinite", NONFINITE)):
             if (value := getattr(self, name)) not in options:
-                raise ConfigError(f"unknown {name} {value!r}", hint=nearest(value, options))
+                raise ArgumentError(f"unknown {name} {value!r}", hint=nearest(value, options))
         if self.accum_steps < 1:
-            raise ConfigError(f"accum_steps is {self.accum_steps}", hint="1 or more")
+            raise ArgumentError(f"accum_steps is {self.accum_steps}", hint="1 or more")

@@ -31,7 +31,7 @@ from distill_jax.core.api import (
     TrainState,
     Transform,
 )
-from distill_jax.core.errors import ConfigError, nearest
+from distill_jax.core.errors import ArgumentError, nearest
 from distill_jax.core.weighted_objective import WeightedObjective
 from distill_jax.trainer import checks
 from distill_jax.trainer.options import Options
@@ -89,7 +89,7 @@ class Trainer:
       options: see `Options`.
 
     Raises:
-      ConfigError: the objective needs a network that is not given, or the other way round.
+      ArgumentError: the objective needs a network that is not given, or the other way round.
 
     The example below trains one step of knowledge distillation::
 
@@ -141,11 +141,11 @@ class Trainer:
         )
         checks.check_roles(objective, self.models)
         if not self.two_levels and bilevel is not None:
-            raise ConfigError("bilevel needs an outer_optimizer")
+            raise ArgumentError("bilevel needs an outer_optimizer")
         if self.two_levels and not isinstance(objective, WeightedObjective):
-            raise ConfigError("outer_optimizer needs a WeightedObjective")
+            raise ArgumentError("outer_optimizer needs a WeightedObjective")
         if self.two_levels and self.options.accum_steps > 1:
-            raise ConfigError("accum_steps is 1 where the weighting is learned")
+            raise ArgumentError("accum_steps is 1 where the weighting is learned")
         steps.check_accumulation(objective, self.options.accum_steps)
 
     # What follows from the arguments.
@@ -211,7 +211,7 @@ class Trainer:
           batch: arrays or `jax.ShapeDtypeStruct`s with a leading axis b.
 
         Raises:
-          ConfigError: a network fails on these inputs, or a loss has no value for each example.
+          ArgumentError: a network fails on these inputs, or a loss has no value for each example.
         """
         self._check_batch(batch)
         spec = jax.tree.map(lambda x: jax.ShapeDtypeStruct(np.shape(x), x.dtype), dict(batch))
@@ -231,7 +231,7 @@ class Trainer:
         """Returns the training state as shapes with shardings.
 
         Raises:
-          ConfigError: a partition rule matches nothing or does not divide its parameter.
+          ArgumentError: a partition rule matches nothing or does not divide its parameter.
         """
         return self._placed(jax.eval_shape(self.make_init(shapes), jax.random.key(0)))
 
@@ -310,14 +310,14 @@ class Trainer:
           `(train_state, frozen, fed, key) -> (train_state, metrics)`.
 
         Raises:
-          ConfigError: look-ahead needs several batches a step, and `prepare` is not given.
+          ArgumentError: look-ahead needs several batches a step, and `prepare` is not given.
         """
         ahead, prepare_one = (
             self.options.lookahead,
             self._prepared_both if outer else self._prepared,
         )
         if prepare is None and ahead is not None and ahead.kind == "wide":
-            raise ConfigError("a step takes one batch, and wide look-ahead takes several")
+            raise ArgumentError("a step takes one batch, and wide look-ahead takes several")
         prepare = prepare or prepare_one
 
         def step(train: TrainState, frozen: steps.Frozen, fed: Any, key: Key):
@@ -376,13 +376,13 @@ class Trainer:
           options ask for it.
 
         Raises:
-          ConfigError: the batch does not fit the networks, the mesh or the objective.
+          ArgumentError: the batch does not fit the networks, the mesh or the objective.
         """
         self._check_batch(batch)
         fed: Any = dict(batch)
         if held_out is not None:
             if not self.two_levels:
-                raise ConfigError("held_out needs an outer_optimizer")
+                raise ArgumentError("held_out needs an outer_optimizer")
             self._check_batch(held_out, "held_out")
             fed = {"train": fed, "held_out": dict(held_out)}
         # Losses that work device by device find their mesh in the context of the trace.
@@ -401,13 +401,13 @@ class Trainer:
         """Returns `(params, state)` of a network.
 
         Raises:
-          ConfigError: there is no such role.
+          ArgumentError: there is no such role.
         """
         if role in self.frozen:
             return state.frozen[role]
         params = {**state.train.params, **state.train.targets}
         if role not in params:
-            raise ConfigError(f"no network {role!r}", hint=nearest(role, self.models))
+            raise ArgumentError(f"no network {role!r}", hint=nearest(role, self.models))
         return params[role], state.train.model_state[role]
 
     def student(self, state: TrainerState) -> Weights:

@@ -4,15 +4,15 @@ import jax
 import jax.numpy as jnp
 
 from distill_jax.core.api import Array, Evidence
-from distill_jax.core.errors import ConfigError
+from distill_jax.core.errors import ArgumentError
 
 
 def need_two_loss_terms(evidence: Evidence, who: str) -> None:
-    """Raises `ConfigError` unless there are two signals: the label's and the teacher's."""
+    """Raises `ArgumentError` unless there are two signals: the label's and the teacher's."""
     if len(evidence.loss_terms) != 2:
-        raise ConfigError(
+        raise ArgumentError(
             f"{who} divides between two signals and there are {len(evidence.loss_terms)}",
-            where="weighting.loss_terms",
+            where="loss_terms",
             hint="name the label's term, then the teacher's",
         )
 
@@ -21,12 +21,12 @@ def log_probs(evidence: Evidence, role: str) -> Array:
     """Returns log-probabilities `[b, k]` of a role at temperature 1, at least in float32.
 
     Raises:
-      ConfigError: the method gives no logits of that role.
+      ArgumentError: the method gives no logits of that role.
     """
     if role not in evidence.logits:
-        raise ConfigError(
+        raise ArgumentError(
             f"the weighting looks at the logits of {role!r}, which the objective does not give",
-            where="weighting.name",
+            where="weighting",
             hint=f"it gives {', '.join(evidence.logits) or 'none'}",
         )
     logits = evidence.logits[role]
@@ -39,20 +39,20 @@ def probs(evidence: Evidence, role: str) -> Array:
 
 
 def labels(evidence: Evidence) -> Array:
-    """Returns the label as probabilities `[b, k]`; raises `ConfigError` where there is none."""
+    """Returns the label as probabilities `[b, k]`; raises `ArgumentError` where there is none."""
     if evidence.label_probs is None:
-        raise ConfigError(
-            "the weighting looks at labels, and the data have no classes", where="weighting.name"
+        raise ArgumentError(
+            "the weighting looks at labels, and the data have no classes", where="weighting"
         )
     return evidence.label_probs
 
 
 def class_means(evidence: Evidence) -> Array:
-    """Returns the table `[k, k]`; raises `ConfigError` where none was prepared."""
+    """Returns the table `[k, k]`; raises `ArgumentError` where none was prepared."""
     if evidence.class_means is None:
-        raise ConfigError(
+        raise ArgumentError(
             "the weighting compares with class means, and none were prepared",
-            where="weighting.name",
+            where="weighting",
             hint="its `needs` must name class_means",
         )
     return evidence.class_means

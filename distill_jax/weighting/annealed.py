@@ -5,7 +5,7 @@ import dataclasses
 import jax.numpy as jnp
 
 from distill_jax.core.api import Array, Evidence, ExampleWeighting, Nets
-from distill_jax.core.errors import ConfigError
+from distill_jax.core.errors import ArgumentError
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -25,15 +25,15 @@ class Annealed(ExampleWeighting):
     def __post_init__(self):
         for name in ("start", "end"):
             if not 0 <= getattr(self, name) <= 1:
-                raise ConfigError(
+                raise ArgumentError(
                     f"{name} is {getattr(self, name)}",
-                    where=f"weighting.kwargs.{name}",
+                    where=name,
                     hint="from 0 to 1",
                 )
         if self.total_steps < 1:
-            raise ConfigError(
+            raise ArgumentError(
                 f"total_steps is {self.total_steps}",
-                where="weighting.kwargs.total_steps",
+                where="total_steps",
                 hint="leave it out: it is the length of training",
             )
 
@@ -41,9 +41,9 @@ class Annealed(ExampleWeighting):
         del nets
         s = len(evidence.loss_terms)
         if s < 2:
-            raise ConfigError(
+            raise ArgumentError(
                 "annealing goes from one signal to others, and there is one",
-                where="weighting.loss_terms",
+                where="loss_terms",
                 hint="name at least two terms, the teacher's last",
             )
         progress = jnp.clip(step / self.total_steps, 0.0, 1.0)

@@ -6,7 +6,7 @@ import math
 import jax.numpy as jnp
 
 from distill_jax.core.api import Array, Evidence, ExampleWeighting, Nets
-from distill_jax.core.errors import ConfigError
+from distill_jax.core.errors import ArgumentError
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -23,21 +23,17 @@ class Constant(ExampleWeighting):
 
     def __post_init__(self):
         if not 0 <= self.ratio <= 1:
-            raise ConfigError(
-                f"ratio is {self.ratio}", where="weighting.kwargs.ratio", hint="from 0 to 1"
-            )
+            raise ArgumentError(f"ratio is {self.ratio}", where="ratio", hint="from 0 to 1")
         if not all(0 <= w < math.inf for w in self.weights):
-            raise ConfigError(
-                f"weights are {self.weights}", where="weighting.kwargs.weights", hint="0 or more"
-            )
+            raise ArgumentError(f"weights are {self.weights}", where="weights", hint="0 or more")
 
     def __call__(self, nets: Nets, evidence: Evidence, step: Array) -> Array:
         del nets, step
         weights = self.weights or (1 - self.ratio, self.ratio)
         if len(weights) != len(evidence.loss_terms):
-            raise ConfigError(
+            raise ArgumentError(
                 f"{len(weights)} weights for {len(evidence.loss_terms)} signals",
-                where="weighting.kwargs.weights",
+                where="weights",
                 hint=f"one for each of {', '.join(evidence.loss_terms)}",
             )
         row = jnp.asarray(weights, jnp.float32)[None]

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from distill_jax.core.api import Array, Evidence, ExampleWeighting, Nets
-from distill_jax.core.errors import ConfigError
+from distill_jax.core.errors import ArgumentError
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -34,10 +34,10 @@ class MetaWeightNet(ExampleWeighting):
         losses = jnp.stack(list(evidence.loss_terms.values()), axis=1)
         outputs, _ = nets("weighting", losses)
         if outputs["logits"].shape != losses.shape:
-            raise ConfigError(
+            raise ArgumentError(
                 f"the network gives {outputs['logits'].shape}, not one logit for each example "
                 f"and signal {losses.shape}",
-                where="roles.weighting.kwargs.outputs",
+                where="weighting.outputs",
                 hint=f"set it to {losses.shape[1]}",
             )
         weights = jax.nn.sigmoid(outputs["logits"])

@@ -17,7 +17,7 @@ from typing import ClassVar
 import jax.numpy as jnp
 
 from distill_jax.core.api import Array, Evidence, ExampleWeighting, Nets
-from distill_jax.core.errors import ConfigError, nearest
+from distill_jax.core.errors import ArgumentError, nearest
 
 NORMALIZE = ("batch", "loss_terms")
 
@@ -40,15 +40,13 @@ class Reweight(ExampleWeighting):
 
     def __post_init__(self):
         if self.normalize not in NORMALIZE:
-            raise ConfigError(
+            raise ArgumentError(
                 f"unknown normalization {self.normalize!r}",
-                where="weighting.kwargs.normalize",
+                where="normalize",
                 hint=nearest(self.normalize, NORMALIZE),
             )
         if self.floor is not None and not 0 <= self.floor < math.inf:
-            raise ConfigError(
-                f"floor is {self.floor}", where="weighting.kwargs.floor", hint="0 or more"
-            )
+            raise ArgumentError(f"floor is {self.floor}", where="floor", hint="0 or more")
 
     @property
     def couples_batch(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]

@@ -11,7 +11,7 @@ import dataclasses
 import jax.numpy as jnp
 
 from distill_jax.core.api import Array, Evidence, ExampleWeighting, Nets
-from distill_jax.core.errors import ConfigError, nearest
+from distill_jax.core.errors import ArgumentError, nearest
 from distill_jax.weighting._evidence import (
     between,
     class_means,
@@ -35,9 +35,9 @@ class TeacherMargin(ExampleWeighting):
 
     def __post_init__(self):
         if self.granularity not in GRANULARITIES:
-            raise ConfigError(
+            raise ArgumentError(
                 f"unknown granularity {self.granularity!r}",
-                where="weighting.kwargs.granularity",
+                where="granularity",
                 hint=nearest(self.granularity, GRANULARITIES),
             )
 

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from distill_jax.core.api import Array, Evidence, ExampleWeighting, Nets
-from distill_jax.core.errors import ConfigError, nearest
+from distill_jax.core.errors import ArgumentError, nearest
 from distill_jax.weighting._evidence import class_means, labels, probs
 
 BLOCKS = ("sg", "tg", "st", "mg", "sm", "s", "t", "m", "g")
@@ -53,22 +53,22 @@ class Trilateral(ExampleWeighting):
 
     def __post_init__(self):
         if self.edge_mode not in EDGE_MODES:
-            raise ConfigError(
+            raise ArgumentError(
                 f"unknown edge_mode {self.edge_mode!r}",
-                where="weighting.kwargs.edge_mode",
+                where="edge_mode",
                 hint=nearest(self.edge_mode, EDGE_MODES),
             )
         for block in self.blocks:
             if block not in BLOCKS:
-                raise ConfigError(
+                raise ArgumentError(
                     f"unknown block {block!r}",
-                    where="weighting.kwargs.blocks",
+                    where="blocks",
                     hint=nearest(block, BLOCKS),
                 )
         if not self.blocks or len(set(self.blocks)) != len(self.blocks):
-            raise ConfigError(
+            raise ArgumentError(
                 f"blocks are {self.blocks}",
-                where="weighting.kwargs.blocks",
+                where="blocks",
                 hint="one or more, each once",
             )
 
@@ -97,18 +97,18 @@ class Trilateral(ExampleWeighting):
         del step
         s = len(evidence.loss_terms)
         if s < 2:
-            raise ConfigError(
+            raise ArgumentError(
                 "a ratio is between signals, and there is one",
-                where="weighting.loss_terms",
+                where="loss_terms",
                 hint="name at least two terms",
             )
         outputs, _ = nets("weighting", self.features(evidence))
         logits = outputs["logits"]
         if logits.shape != (evidence.mask.shape[0], s - 1):
-            raise ConfigError(
+            raise ArgumentError(
                 f"the network gives {logits.shape}, not one logit for each example and signal "
                 f"after the first {(evidence.mask.shape[0], s - 1)}",
-                where="roles.weighting.kwargs.outputs",
+                where="weighting.outputs",
                 hint=f"set it to {s - 1}",
             )
         return jax.nn.softmax(jnp.concatenate([jnp.zeros_like(logits[:, :1]), logits], axis=1))

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from distill_jax.core.api import Array, Evidence, ExampleWeighting, Nets
-from distill_jax.core.errors import ConfigError
+from distill_jax.core.errors import ArgumentError
 from distill_jax.weighting._evidence import labels, log_probs, need_two_loss_terms
 
 _TINY = 1e-7  # added to the teacher's cross-entropy, as by the authors
@@ -30,9 +30,7 @@ class WSL(ExampleWeighting):
 
     def __post_init__(self):
         if not self.scale > 0:
-            raise ConfigError(
-                f"scale is {self.scale}", where="weighting.kwargs.scale", hint="a positive number"
-            )
+            raise ArgumentError(f"scale is {self.scale}", where="scale", hint="a positive number")
 
     def __call__(self, nets: Nets, evidence: Evidence, step: Array) -> Array:
         del nets, step

@@ -5,12 +5,12 @@ import jax.numpy as jnp
 
 from distill_jax.core import rng
 from distill_jax.core.api import Array, Batch, Key
-from distill_jax.core.errors import ConfigError
+from distill_jax.core.errors import ArgumentError
 
 
 def require(condition: bool, what: str, where: str) -> None:
     if not condition:
-        raise ConfigError(what, where=f"data.transform_kwargs.{where}")
+        raise ArgumentError(what, where=where)
 
 
 def uniform(key: Key, batch: Batch, *shape: int) -> Array:
@@ -24,9 +24,9 @@ def integer(u: Array, count: Array | int) -> Array:
 
 def require_float(batch: Batch, name: str) -> Array:
     if not jnp.issubdtype(batch["input"].dtype, jnp.floating):
-        raise ConfigError(
+        raise ArgumentError(
             f"{name} of {batch['input'].dtype} images",
-            where="data.train_transforms",
+            where="batch",
             hint=f"put scale before {name}: it takes values in [0, 1]",
         )
     return batch["input"]

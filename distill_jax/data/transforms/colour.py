@@ -57,7 +57,7 @@ def make_color_jitter(
       probability: that an example is changed at all.
 
     Raises:
-      ConfigError: a value out of range; when traced, images that are not float, or saturation or
+      ArgumentError: a value out of range; when traced, images that are not float, or saturation or
         hue of images without three channels.
     """
     strengths = {"brightness": brightness, "contrast": contrast, "saturation": saturation}

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from distill_jax.core import rng
 from distill_jax.core.api import Array, Batch, Key, Transform
-from distill_jax.core.errors import ConfigError
+from distill_jax.core.errors import ArgumentError
 from distill_jax.data.transforms._draws import beta, integer, require, uniform
 
 
@@ -247,7 +247,7 @@ def make_random_resized_crop(
       size: height and width of the crops; 0 keeps those of the image.
 
     Raises:
-      ConfigError: bad arguments; when traced, an input that is not float.
+      ArgumentError: bad arguments; when traced, an input that is not float.
     """
     where = "random_resized_crop"
     require(size >= 0, f"size is {size}, not 0 or more", f"{where}.size")
@@ -271,9 +271,9 @@ def make_random_resized_crop(
     def apply(key: Key, batch: Batch, step: Array) -> Batch:
         del step
         if not jnp.issubdtype(batch["input"].dtype, jnp.floating):
-            raise ConfigError(
+            raise ArgumentError(
                 f"a scaled crop of {batch['input'].dtype} images",
-                where="data.train_transforms",
+                where="batch",
                 hint="put scale or normalize before random_resized_crop",
             )
         first = one(key, batch)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from distill_jax.core.api import Array, Batch, Key, Transform
-from distill_jax.core.errors import ConfigError
+from distill_jax.core.errors import ArgumentError
 from distill_jax.data.transforms._draws import beta, integer, partner, require, uniform
 from distill_jax.data.transforms.geometry import box_mask, cutmix_box
 
@@ -31,16 +31,16 @@ def make_feature_corruption(*, share: float = 0.6) -> Transform:
       share: of the columns that are replaced; at least one is.
 
     Raises:
-      ConfigError: a share outside (0, 1]; when traced, an input that is not a table.
+      ArgumentError: a share outside (0, 1]; when traced, an input that is not a table.
     """
     require(0 < share <= 1, f"share is {share}, not in (0, 1]", "feature_corruption.share")
 
     def apply(key: Key, batch: Batch, step: Array) -> Batch:
         table = batch["input"]
         if not isinstance(table, Mapping):
-            raise ConfigError(
+            raise ArgumentError(
                 "the input is not a table, so it has no columns to take cells of",
-                where="data.train_transforms",
+                where="batch",
                 hint="for images there are random_resized_crop and color_jitter",
             )
         sizes = [table[kind].shape[1] for kind in ("categorical", "numeric")]
@@ -66,7 +66,7 @@ def make_coarse_labels(*, groups: Sequence[int]) -> Transform:
       groups: the group of each class, from 0: `(0, 1, 0, 1)` makes two groups of four classes.
 
     Raises:
-      ConfigError: a negative group.
+      ArgumentError: a negative group.
     """
     require(min(groups, default=-1) >= 0, "groups are numbers from 0", "coarse_labels.groups")
     table = np.array(groups, np.int32)
@@ -101,7 +101,7 @@ def make_mixup(*, num_classes: int, alpha: float = 1.0) -> Transform:
       alpha: concentration.
 
     Raises:
-      ConfigError: bad arguments; when traced, an input that is not float (mixtures of rounded
+      ArgumentError: bad arguments; when traced, an input that is not float (mixtures of rounded
         pixels would lose precision: put `scale` or `normalize` before).
     """
     _require_mix(alpha, num_classes, "mixup")
@@ -109,7 +109,7 @@ def make_mixup(*, num_classes: int, alpha: float = 1.0) -> Transform:
     def apply(key: Key, batch: Batch, step: Array) -> Batch:
         images = batch["input"]
         if not jnp.issubdtype(images.dtype, jnp.floating):
-            raise ConfigError(
+            raise ArgumentError(
                 f"mixup of {images.dtype} images",
                 where="data.augment",
                 hint="put scale or normalize before mixup",
@@ -135,7 +135,7 @@ def make_cutmix(*, num_classes: int, alpha: float = 1.0) -> Transform:
       alpha: concentration.
 
     Raises:
-      ConfigError: bad arguments.
+      ArgumentError: bad arguments.
     """
     _require_mix(alpha, num_classes, "cutmix")
 

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from distill_jax.core.api import Transform
-from distill_jax.core.errors import ConfigError, nearest
+from distill_jax.core.errors import ArgumentError, nearest
 from distill_jax.data import checks
 
 TAKES: Mapping[str, str] = {
@@ -35,15 +35,15 @@ def builders() -> dict[str, Callable[..., Transform]]:
     }
 
 
-def resolve(name: str, *, where: str = "data.train_transforms") -> Callable[..., Transform]:
+def resolve(name: str, *, where: str = "batch") -> Callable[..., Transform]:
     """Returns the builder `make_<name>`.
 
     Raises:
-      ConfigError: there is none; the hint names the nearest.
+      ArgumentError: there is none; the hint names the nearest.
     """
     known = builders()
     if name not in known:
-        raise ConfigError(f"no transform {name!r}", where=where, hint=nearest(name, known))
+        raise ArgumentError(f"no transform {name!r}", where=where, hint=nearest(name, known))
     return known[name]
 
 
@@ -52,7 +52,7 @@ def check_values(
     kwargs: Mapping[str, Any],
     values: checks.Values,
     *,
-    where: str = "data.train_transforms",
+    where: str = "batch",
     kind: str = "",
 ) -> str:
     """Follows the range of an image's values through transforms.
@@ -69,7 +69,7 @@ def check_values(
       after a transform of somebody's own.
 
     Raises:
-      ConfigError: values reach a transform in units that it does not take. The hint names the
+      ArgumentError: values reach a transform in units that it does not take. The hint names the
         nearest order that is right.
     """
     kind = kind or values.kind
@@ -81,14 +81,14 @@ def check_values(
         if name in ("views", "local_views"):
             for part in ("transforms", "second"):
                 nested = own.get(part) or ()
-                at = f"data.transform_kwargs.{name}.{part}"
+                at = f"{name}.{part}"
                 check_values(nested, {}, values, where=at, kind=kind)
         takes = TAKES.get(name)
         if takes == "pixels" and kind == "grey" and values.is_image and name != "columns":
             mean = own.get("mean")
             fits = name == "normalize" and (mean is None or np.max(mean) > 1.5)
             if not fits:
-                raise ConfigError(
+                raise ArgumentError(
                     f"{name} leaves floats in their units, and these are {values.interval}",
                     where=where,
                     hint="store images as uint8, divide them by their largest value, or take "
@@ -99,7 +99,7 @@ def check_values(
         if takes == "pixels":
             binary = kind == "bytes" and values.high <= 1 and values.low < values.high
             if binary and (name != "normalize" or own.get("mean") is not None):
-                raise ConfigError(
+                raise ArgumentError(
                     f"{name} divides uint8 by 255, and these pixels are only 0 and 1",
                     where=where,
                     hint="store them as floats, multiply them by 255, or take normalize without "
@@ -114,18 +114,18 @@ def check_values(
 
 def _not_unit(
     name: str, names: Sequence[str], values: checks.Values, kind: str, where: str
-) -> ConfigError:
+) -> ArgumentError:
     if kind == "normalized":
         order = [other for other in names if other != "normalize"]
         last = max(i for i, other in enumerate(order) if TAKES.get(other) == "unit")
         order.insert(last + 1, "normalize")
         before = ["scale"] if values.kind == "bytes" and "scale" not in order else []
-        return ConfigError(
+        return ArgumentError(
             f"{name} takes values in [0, 1], and normalize comes before it",
             where=where,
             hint=f"the order {', '.join([*before, *order])}",
         )
-    return ConfigError(
+    return ArgumentError(
         f"{name} takes values in [0, 1], and these are {values.interval}: "
         f"{100 * values.outside:.1f} % are outside",
         where=where,

@@ -35,7 +35,7 @@ def make_normalize(
       statistics: gives both where neither is set: those of the training part, by channel.
 
     Raises:
-      ConfigError: one of both without the other, or none and no statistics; when traced, numbers
+      ArgumentError: one of both without the other, or none and no statistics; when traced, numbers
         that are not one for each channel.
     """
     require((mean is None) == (std is None), "one of mean and std is set", "normalize")
@@ -84,7 +84,7 @@ def make_downscale(*, factor: int = 2) -> Transform:
     """Returns a transform to float32 in [0, 1] at a smaller size: means of `factor` x `factor`.
 
     Raises:
-      ConfigError: a factor below 1; when used, images whose sides it does not divide.
+      ArgumentError: a factor below 1; when used, images whose sides it does not divide.
     """
     require(factor >= 1, f"factor is {factor}, not 1 or more", "downscale.factor")
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from distill_jax.core import ranges, rng
 from distill_jax.core.api import Array, Batch, Key, Transform
-from distill_jax.core.errors import ConfigError, explained
+from distill_jax.core.errors import ArgumentError, explained
 from distill_jax.data.transforms.registry import resolve
 
 
@@ -22,7 +22,7 @@ def compose(transforms: Mapping[str, Transform]) -> Transform:
 
     def apply(key: Key, batch: Batch, step: Array) -> Batch:
         for name, transform in transforms.items():
-            with explained("fails on these inputs", where=f"data.transform_kwargs.{name}"):
+            with explained("fails on these inputs", where=name):
                 batch = transform(rng.stream(key, name), batch, step)
         return batch
 
@@ -69,7 +69,7 @@ def _make_views(
     second: Sequence[Any] | None,
     statistics: Callable[[], tuple[np.ndarray, np.ndarray]] | None,
 ) -> Transform:
-    where = f"data.transform_kwargs.{key}"
+    where = f"{key}"
     ranges.depths(where=where, count=count)
 
     def build(chain: Sequence[Any], part: str) -> Transform:
@@ -82,7 +82,7 @@ def _make_views(
                 given = {"statistics": statistics} if name == "normalize" else {}
                 made[f"{i}/{name}"] = builder(**{**given, **dict(kwargs)})
             except TypeError as error:
-                raise ConfigError(f"{name}: {error}", where=at) from None
+                raise ArgumentError(f"{name}: {error}", where=at) from None
         return compose(made)
 
     chains = [build(chain, "transforms")] * count
@@ -118,7 +118,7 @@ def make_views(
       statistics: of the training part, for `normalize` without numbers.
 
     Raises:
-      ConfigError: an unknown transform, arguments that it does not take, or a count below 1.
+      ArgumentError: an unknown transform, arguments that it does not take, or a count below 1.
     """
     return _make_views("views", count, transforms, second, statistics)
 

@@ -20,7 +20,7 @@ from distill_jax.core.api import (
     Objective,
     Role,
 )
-from distill_jax.core.errors import ConfigError, explained
+from distill_jax.core.errors import ConfigError, below, explained
 from distill_jax.core.weighted_objective import WeightedObjective
 from distill_jax.data.source import example_ids
 from distill_jax.run import config as config_lib
@@ -100,9 +100,9 @@ def make_method(
       trusted: as in `resolve`.
     """
     dataset, total_steps = data.dataset, data.total_steps
-    optimizer, schedule = optim.make_optimizer(
-        total_steps=total_steps, **schedule_args(config, data.steps_per_epoch, total_steps)
-    )
+    arguments = schedule_args(config, data.steps_per_epoch, total_steps)
+    with below("optim", {**{key: key for key in arguments}, "warmup_steps": "warmup"}):
+        optimizer, schedule = optim.make_optimizer(total_steps=total_steps, **arguments)
     ema = {role: _moving_average(config.roles[role], total_steps) for role in averages}
     run_info = {
         "num_classes": len(dataset.classes),
@@ -190,7 +190,7 @@ def _two_levels(
             where="accum_steps",
             hint="set accum_steps to 1, and bilevel.low_memory=true to save memory",
         )
-    try:
+    with below("bilevel.optim", config.optim.keys()):
         outer_tx, _ = optim.make_optimizer(
             name=spec.optim.name,
             total_steps=data.total_steps,
@@ -203,20 +203,19 @@ def _two_levels(
             clip_norm=None,
             kwargs=spec.optim.kwargs.to_dict(),
         )
-    except ConfigError as e:
-        where = f"bilevel.{e.where}" if e.where.startswith("optim") else e.where
-        raise ConfigError(e.what, where=where, hint=e.hint) from e
     if objective.control == "frozen":
         return outer_tx, None
-    outer = Outer(
-        options=bilevel.Bilevel(
+    with below("bilevel", config.bilevel.keys()):
+        options = bilevel.Bilevel(
             method=spec.method,
             outer_update=spec.outer_update,
             unroll=spec.unroll,
             jvp_fraction=spec.jvp_fraction,
             low_memory=spec.low_memory,
             outer_terms=tuple(spec.outer_loss),
-        ),
+        )
+    outer = Outer(
+        options=options,
         every=spec.every,
         warmup=config_lib.duration(config, "bilevel.warmup", default=0, **data.duration),
         batch_size=max(1, round(spec.outer_batch * config.batch_size)),
@@ -264,7 +263,8 @@ def _check_lookahead(config, dataset: Dataset, ema, *, resident: bool) -> None:
             where="watch.nonfinite",
             hint="set watch.nonfinite=stop, or lookahead.steps=0",
         )
-    lookahead.make_lookahead_step(lambda *_: _, steps=spec.steps, ema=ema)  # its own checks
+    with below("lookahead", spec.keys()):
+        lookahead.make_lookahead_step(lambda *_: _, steps=spec.steps, ema=ema)  # its own checks
     if spec.kind == "wide" and (
         not resident or spec.steps * config.batch_size > len(dataset.train)
     ):

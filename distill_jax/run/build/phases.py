@@ -13,6 +13,7 @@ from distill_jax.core.api import (
 )
 from distill_jax.core.errors import ConfigError
 from distill_jax.run import config as config_lib
+from distill_jax.run.arguments import located
 from distill_jax.run.build.data import make_batches, read_data
 from distill_jax.run.build.evaluators import make_evaluators
 from distill_jax.run.build.experiment import Experiment, readable, rules_of
@@ -63,6 +64,11 @@ def build(
       CheckpointError: a network to start from is absent, damaged, or of other shapes.
     """
     config_lib.validate(config)
+    with located(config):
+        return _build(config, shapes_only=shapes_only, trusted=trusted)
+
+
+def _build(config: ConfigDict, *, shapes_only: bool, trusted: Collection[str] | None) -> Experiment:
     names = read_names(config, names_in(config) if trusted is None else trusted)
     data = read_data(config, shapes_only=shapes_only, trusted=names.trusted)
     method = make_method(

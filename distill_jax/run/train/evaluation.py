@@ -17,6 +17,7 @@ from distill_jax.report import tables
 from distill_jax.run import build as build_lib
 from distill_jax.run import diagnosis, processes, watch
 from distill_jax.run import workdir as workdir_lib
+from distill_jax.run.arguments import located
 from distill_jax.run.build import Experiment
 from distill_jax.run.config import ConfigDict
 from distill_jax.run.train.inputs import read_inputs
@@ -122,9 +123,10 @@ def measure(
 ) -> dict[str, Any]:
     """Returns `{"<split>/<metric>": value}` of every evaluator over collected outputs."""
     metrics: dict[str, Any] = {}
-    for evaluator in experiment.evaluators.values():
-        found = build_lib.ask(evaluator, outputs, example_info, split=split, parts=parts or {})
-        metrics |= {f"{split}/{name}": value for name, value in found.items()}
+    with located(experiment.config):
+        for evaluator in experiment.evaluators.values():
+            found = build_lib.ask(evaluator, outputs, example_info, split=split, parts=parts or {})
+            metrics |= {f"{split}/{name}": value for name, value in found.items()}
     return metrics
 
 

@@ -9,6 +9,7 @@ from distill_jax.core.errors import NonFiniteError
 from distill_jax.run import build as build_lib
 from distill_jax.run import environment, preflight, processes
 from distill_jax.run import workdir as workdir_lib
+from distill_jax.run.arguments import located
 from distill_jax.run.build import Experiment
 from distill_jax.run.config import ConfigDict
 from distill_jax.run.train import hooks
@@ -45,7 +46,10 @@ def train(
       Preempted: a signal asked the run to stop; its state is saved, where it had begun.
     """
     clock = Clock()
-    with workdir_lib.claim(workdir, "run", start_over=start_over, log_line=log_line):
+    with (
+        workdir_lib.claim(workdir, "run", start_over=start_over, log_line=log_line),
+        located(config),
+    ):
         processes.from_first(lambda: workdir_lib.check_config(config, workdir), where=str(workdir))
         finished = processes.from_first(
             lambda: workdir_lib.read_result(workdir, log_line=log_line), where=str(workdir)

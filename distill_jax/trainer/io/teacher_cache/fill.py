@@ -59,7 +59,7 @@ def prepare(
       stop: called before each batch and after each chunk; whether to stop.
 
     Raises:
-      ConfigError: a folder holds outputs for another key.
+      ArgumentError: a folder holds outputs for another key.
       Stopped: `stop` said so, in any process.
     """
     n, stores = len(source), {}

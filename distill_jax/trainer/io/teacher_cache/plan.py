@@ -13,7 +13,7 @@ import numpy as np
 
 from distill_jax.analysis import dependence
 from distill_jax.core.api import Array, Batch, Model, Outputs, PyTree, Role, Transform
-from distill_jax.core.errors import ConfigError, nearest
+from distill_jax.core.errors import ArgumentError, nearest
 from distill_jax.core.steps import teacher_view
 from distill_jax.losses.stored_labels import keep_top, restore_top
 
@@ -138,7 +138,7 @@ def make_plan(
       teacher: a function that stands in for a network.
 
     Raises:
-      ConfigError: a view depends on the step or on how examples meet in a batch, or `top_k` is no
+      ArgumentError: a view depends on the step or on how examples meet in a batch, or `top_k` is no
         number of classes.
     """
     key = jax.eval_shape(jax.random.key, 0)
@@ -148,15 +148,17 @@ def make_plan(
 
     used = dependence.inputs_used(see, key, dict(raw), jnp.int32(0))
     if "2" in used:
-        raise ConfigError(
+        raise ArgumentError(
             "what the teacher sees depends on the step, as after mixup or cutmix",
             where="transform",
-            hint="leave out such transforms, set data.teacher_view=clean, or cache nothing",
+            hint="leave out such transforms, let the teacher see clean views, or cache nothing",
         )
     first = next(iter(outputs.values()))
     classes = first["logits"].shape[-1] if top_k else 0
     if top_k < 0 or top_k > classes:
-        raise ConfigError(f"{top_k} of {classes} classes", where="top_k", hint="0 for all of them")
+        raise ArgumentError(
+            f"{top_k} of {classes} classes", where="top_k", hint="0 for all of them"
+        )
     by_epoch = any(name.endswith("/epoch") for name in used)
     return Plan(
         outputs={role: dict(shapes) for role, shapes in outputs.items()},
@@ -186,7 +188,7 @@ def teacher_fn_model(
       where: the argument or config path to name in errors.
 
     Raises:
-      ConfigError: it does not return arrays with a row for each example.
+      ArgumentError: it does not return arrays with a row for each example.
     """
     zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), view)
     rows = jax.tree.leaves(zeros)[0].shape[0]
@@ -222,7 +224,7 @@ def call_teacher(
     if not isinstance(outputs, Mapping) or any(
         np.shape(x)[:1] != (rows,) for x in outputs.values()
     ):
-        raise ConfigError(
+        raise ArgumentError(
             f"does not return a dict of arrays with {rows} rows, one for each example",
             where=where,
             hint='{"logits": array [b, k]}',
@@ -242,14 +244,14 @@ def select_outputs(
       where: the argument or config path to name in the error.
 
     Raises:
-      ConfigError: where it is applied and has no such output.
+      ArgumentError: where it is applied and has no such output.
     """
 
     def apply(params, state, *inputs, train, rngs):
         outputs, state = model.apply(params, state, *inputs, train=train, rngs=rngs)
         for name in names:
             if name not in outputs:
-                raise ConfigError(
+                raise ArgumentError(
                     f"{role} has no output {name!r}",
                     where=where,
                     hint=nearest(name, outputs),

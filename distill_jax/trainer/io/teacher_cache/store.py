@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from distill_jax.core.api import Role
-from distill_jax.core.errors import CheckpointError, ConfigError
+from distill_jax.core.errors import ArgumentError, CheckpointError
 from distill_jax.trainer.io import peers
 from distill_jax.trainer.io.files import DamagedFile, MissingFile, read_json, write_text
 from distill_jax.trainer.io.paths import check_folder
@@ -160,7 +160,7 @@ def open_store(
       where: the argument or config path to name in errors.
 
     Raises:
-      ConfigError: it holds outputs for another key; the message says what differs.
+      ArgumentError: it holds outputs for another key; the message says what differs.
     """
     path = folder / "key.json"
     row = sum(math.prod(x.shape[1:]) * x.dtype.itemsize for x in fields.values())
@@ -173,7 +173,7 @@ def open_store(
         check_folder(folder, where=where)
         stored = fresh
     if changes := _differences(stored["key"], key):
-        raise ConfigError(
+        raise ArgumentError(
             f"{folder} holds other answers:\n    " + "\n    ".join(changes),
             where=where,
             hint='another folder, one for each seed with "{seed}" in its name, or delete this one',
