@@ -138,6 +138,8 @@ def below(path: str, names: Collection[str]) -> Iterator[None]:
         yield
     except UserError as error:
         name = re.split(r"[.\[]", error.where)[0]
+        if not error.where and isinstance(error, ArgumentError):  # of all of them together
+            raise ConfigError(error.what, where=path, hint=error.hint) from error
         if name not in names:
             raise
         key = names[name] if isinstance(names, Mapping) else name

@@ -80,19 +80,16 @@ jax.tree_util.register_pytree_node(
 def _blames(role: Role) -> Iterator[None]:
     """Gives what a network raises on its inputs the name of the network.
 
-    A network names an argument of its own alone, and what is no argument by one of `_NO_KEYS`.
+    A network names an argument of its own alone.
     """
     try:
-        with explained("the network fails on its inputs", where=role):
+        with explained("the network fails on its inputs", where=f"{role}.input"):
             yield
     except ArgumentError as error:
-        if error.where == role or "." in error.where or ":" in error.where:
+        if "." in error.where or ":" in error.where:
             raise
-        name = "" if error.where in _NO_KEYS else f".{error.where}"
-        raise ArgumentError(error.what, where=f"{role}{name}", hint=error.hint) from error
-
-
-_NO_KEYS = ("", "input", "roles", "rngs", "data")
+        where = f"{role}.{error.where or 'input'}"
+        raise ArgumentError(error.what, where=where, hint=error.hint) from error
 
 
 class ShapeNets:

@@ -34,7 +34,6 @@ class ZeroSource:
         if (values := max(math.prod(size) for size in sizes)) >= 2**31:
             raise ArgumentError(
                 f"an example of {values:,} values",
-                where="",
                 hint="below 2**31: the shapes of inputs are wrong",
             )
         self._n, self._shape, self._dtype = n, shape, dtype

@@ -34,7 +34,7 @@ class RatioAttention(nn.Module):
         if x.ndim != 3:
             raise ArgumentError(
                 f"attention is between blocks [b, blocks, f], and the weighting gives {x.shape}",
-                where="weighting",
+                where="input",
                 hint="ratio_mlp takes any shape",
             )
         _, t, f = x.shape

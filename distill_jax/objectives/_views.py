@@ -38,7 +38,7 @@ def views_of(
         raise ArgumentError(
             f"the method compares views, and batches have no {key!r}",
             where="batch",
-            hint=f"add the transform {key!r}, with its own transforms",
+            hint=f"add the transform {key!r}, and its own in its argument transforms",
         )
     if (v := count(batch[key])) < least:
         raise ArgumentError(

@@ -54,10 +54,13 @@ def path_of(where: str, config: ConfigDict) -> str:
     head, _, rest = where.partition(".")
     name = head.partition("[")[0]
     if head in config.roles and (rest or head != "weighting"):
-        own = not rest or rest.partition(".")[0] in role()
+        if rest in ("", "input", "roles", "rngs", "data"):  # of a network, and no argument of it
+            return f"roles.{head}"
+        own = rest.partition(".")[0] in role()
         return f"roles.{where}" if own else f"roles.{head}.kwargs.{rest}"
-    if name in (*config.data.train_transforms, *config.data.eval_transforms):
-        return f"data.transform_kwargs.{where}"
+    for transform in (*config.data.train_transforms, *config.data.eval_transforms):
+        if f"{where}.".startswith((f"{transform}.", f"{transform}[")):
+            return f"data.transform_kwargs.{where}"
     if head in config.evaluators:
         return f"evaluators.{where}"
     for package, group in (("objectives", "objective"), ("weighting", "weighting")):

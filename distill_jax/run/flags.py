@@ -48,7 +48,7 @@ example:
   python -m distill_jax.main --config=configs/distill/kd.py:smoke --workdir=runs/kd \\
       --config.optim.lr=0.05 --config.total="10 epochs"
 
-common overrides (every key and its meaning: distill_jax/run/config.py):
+common overrides (every key and its meaning: distill_jax/run/config/schema.py):
   --config.seed=1                              another initialization, order and augmentation
   --config.total="20 epochs"                   length of training; a number alone counts steps
   --config.batch_size=256                      examples per step, over all devices

@@ -11,6 +11,7 @@ import pytest
 from distill_jax.core import optim
 from distill_jax.core.errors import ConfigError
 from distill_jax.run import config as config_lib
+from distill_jax.run.config import schema
 
 RULES = (("kernel$", True), (".", False))
 LR, DECAY = 0.1, 0.05
@@ -180,29 +181,29 @@ def test_without_warmup_training_starts_at_the_peak():
 @pytest.mark.parametrize(
     ("name", "changes", "expected"),
     [
-        ("adamx", {}, ["optim.name", "adamx", "adamw"]),
-        ("sgd", {"schedule": "cosin"}, ["optim.schedule", "cosine"]),
-        ("sgd", {"kwargs": {"momentun": 1}}, ["optim.kwargs.momentun", "did you mean 'momentum'"]),
-        ("adamw", {"kwargs": {"weight_decay": 1}}, ["optim.kwargs.weight_decay", "b1"]),
+        ("adamx", {}, ["name", "adamx", "adamw"]),
+        ("sgd", {"schedule": "cosin"}, ["schedule", "cosine"]),
+        ("sgd", {"kwargs": {"momentun": 1}}, ["kwargs.momentun", "did you mean 'momentum'"]),
+        ("adamw", {"kwargs": {"weight_decay": 1}}, ["kwargs.weight_decay", "b1"]),
         (
             "sgd",
             {"schedule": "cosine", "schedule_kwargs": {"finl": 0}},
-            ["optim.schedule_kwargs.finl", "did you mean 'final'"],
+            ["schedule_kwargs.finl", "did you mean 'final'"],
         ),
-        ("sgd", {"schedule": "step"}, ["needs 'milestones'", "optim.schedule_kwargs"]),
+        ("sgd", {"schedule": "step"}, ["needs 'milestones'", "schedule_kwargs"]),
         (
             "sgd",
             {"schedule": "step", "schedule_kwargs": {"milestones": (50,)}},
             ["milestone 50", "1 to 9"],
         ),
-        ("sgd", {"warmup_steps": 10}, ["optim.warmup", "10 steps"]),
-        ("adam", {"weight_decay": 0.1}, ["optim.weight_decay", "adamw"]),
-        ("sgd", {"kwargs": {"momentum": "high"}}, ["optim.kwargs.momentum", "'high'", "below 1"]),
-        ("sgd", {"kwargs": {"nesterov": 1}}, ["optim.kwargs.nesterov: 1 is no switch"]),
-        ("sgd", {"kwargs": {"accumulator_dtype": "int8"}}, ["optim.kwargs.accumulator_dtype"]),
-        ("adam", {"kwargs": {"mu_dtype": "flout32"}}, ["optim.kwargs.mu_dtype", "bfloat16"]),
-        ("adam", {"kwargs": {"b1": None}}, ["optim.kwargs.b1: b1 is None"]),
-        ("adam", {"kwargs": {"eps": 0.0}}, ["optim.kwargs.eps: eps is 0.0", "above 0"]),
+        ("sgd", {"warmup_steps": 10}, ["warmup_steps: ", "10 steps"]),
+        ("adam", {"weight_decay": 0.1}, ["weight_decay", "adamw"]),
+        ("sgd", {"kwargs": {"momentum": "high"}}, ["kwargs.momentum", "'high'", "below 1"]),
+        ("sgd", {"kwargs": {"nesterov": 1}}, ["kwargs.nesterov: 1 is no switch"]),
+        ("sgd", {"kwargs": {"accumulator_dtype": "int8"}}, ["kwargs.accumulator_dtype"]),
+        ("adam", {"kwargs": {"mu_dtype": "flout32"}}, ["kwargs.mu_dtype", "bfloat16"]),
+        ("adam", {"kwargs": {"b1": None}}, ["kwargs.b1: b1 is None"]),
+        ("adam", {"kwargs": {"eps": 0.0}}, ["kwargs.eps: eps is 0.0", "above 0"]),
     ],
 )
 def test_mistakes_are_named(name, changes, expected):
@@ -231,7 +232,7 @@ def test_the_first_rule_that_matches_decides():
 @pytest.mark.parametrize("name", ["momentum", "adamw", "lars", "lamb"])
 def test_rules_cover_every_parameter_and_every_rule_is_used(name, rules, expected):
     tx, _ = make(name, weight_decay=0.1, decay_mask=rules)
-    with pytest.raises(ConfigError, match=r"optim\.decay_mask") as error:
+    with pytest.raises(ConfigError, match=r"^decay_mask: ") as error:
         jax.eval_shape(tx.init, params())
     for text in expected:
         assert text in str(error.value)
@@ -260,7 +261,7 @@ def test_default_rules_of_the_config_spare_biases_and_norms():
 
 
 def test_names_of_the_config_comments_exist():
-    source = config_lib.__file__
+    source = schema.__file__
     with open(source, encoding="utf-8") as file:
         text = file.read()
     assert " | ".join(optim.OPTIMIZERS) in text
@@ -278,7 +279,7 @@ NUMBERS = {
 @pytest.mark.parametrize(("name", "key"), sorted(NUMBERS))
 @pytest.mark.parametrize("value", [-1.0, float("nan"), float("inf"), "small", (0.9,), True])
 def test_every_number_of_an_optimizer_has_a_range(name, key, value):
-    with pytest.raises(ConfigError, match=rf"optim\.kwargs\.{key}: {key} is"):
+    with pytest.raises(ConfigError, match=rf"^kwargs\.{key}: {key} is"):
         make(name, kwargs={key: value})
     if key in ("b1", "b2", "momentum"):
         with pytest.raises(ConfigError, match="below 1"):

@@ -293,4 +293,4 @@ def test_impossible_arguments_are_refused(tmp_path, kwargs, where):
     path = write(tmp_path / "train.txt", criteo_rows())
     with pytest.raises(ConfigError) as error:
         criteo.make(path=path, **kwargs)
-    assert error.value.where == f"data.kwargs.{where}"
+    assert error.value.where == where

@@ -374,7 +374,7 @@ def test_nothing_held_out_is_still_nothing():
 def test_wrong_arguments_are_refused(kwargs, where, hint):
     with pytest.raises(ConfigError) as error:
         corrupt(synthetic.make(**SMALL), **kwargs)
-    assert str(error.value).startswith(f"data.corrupt.{where}: ") and hint in error.value.hint
+    assert str(error.value).startswith(f"corrupt.{where}: ") and hint in error.value.hint
 
 
 @pytest.mark.parametrize("fault", EVERYTHING)
@@ -461,5 +461,5 @@ def test_what_trains_is_no_longer_held_out(share):
 
 @pytest.mark.parametrize("sizes, share", [(SIZES, 1.5), (SIZES | {"held_out": 0.0}, 1.0)])
 def test_training_on_a_held_out_part_that_is_not_there_is_refused(sizes, share):
-    with pytest.raises(ConfigError, match=r"^data\.corrupt\.train_on_held_out"):
+    with pytest.raises(ConfigError, match=r"^corrupt\.train_on_held_out"):
         corrupt(synthetic.make(**sizes), train_on_held_out=share)

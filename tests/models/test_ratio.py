@@ -120,7 +120,7 @@ def test_attention_knows_blocks_by_their_place():
 
 def test_attention_needs_blocks():
     model = ratio_attention.make()
-    with pytest.raises(ConfigError, match=r"roles\.weighting\.model: .*\[b, blocks, f\]"):
+    with pytest.raises(ConfigError, match=r"^input: .*\[b, blocks, f\]"):
         jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((B, F)))
 
 
