@@ -322,3 +322,17 @@ def test_importing_the_modules_imports_no_optional_package():
         "assert not heavy & set(sys.modules), heavy & set(sys.modules)\n"
     )
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
+def test_the_first_examples_of_a_data_set_keep_their_ids():
+    whole = synthetic.make(n_train=100, n_test=20, held_out=0.2)
+    some = source.first(whole, 30)
+    assert [len(part) for part in some[:3]] == [30, 20, 20]
+    ids = source.example_ids(some.train)
+    assert len(set(ids)) == 30 and set(ids) <= set(source.example_ids(whole.train))
+    rows = np.isin(source.example_ids(whole.train), ids).nonzero()[0]
+    np.testing.assert_array_equal(
+        some.train.read(np.arange(30))["input"], whole.train.read(rows)["input"]
+    )
+    assert some.train.provenance.sha256 != whole.train.provenance.sha256
+    assert source.first(whole, 0).train is whole.train
