@@ -22,8 +22,9 @@ Outputs: TypeAlias = Mapping[str, Array]
 Batch: TypeAlias = Mapping[str, Any]
 """Arrays with a leading axis b. Always present: `input` (an array or a dict of arrays), `mask`
 float32 `[b]` (0 on padding), `index` int32 `[b]` (position in the source) and `epoch` int32
-`[b]`. Usually `label` int32 `[b]`; after mixing transforms also `label_probs` `[b, k]`; where a
-teacher sees something else than the student, `teacher_input`; where its answers are stored,
+`[b]`. Usually `label`: int32 `[b]`, or float32 `[b, m]` of several labels or of real values
+(`data.labels`); where some are unknown also `labelled`, of the same shape, 0 where they are; after
+mixing transforms, or of data with soft labels, also `label_probs` `[b, k]`; where a teacher sees something else than the student, `teacher_input`; where its answers are stored,
 `teacher_outputs` `{role: {output: [b, ...]}}`; where a method compares views, `views` `[b, v, h,
 w, c]`
 and, of another size, `local_views`."""
@@ -285,7 +286,10 @@ class Source(Protocol):
     def __len__(self) -> int: ...
 
     def read(self, indices: np.ndarray) -> Mapping[str, Any]:
-        """Returns the examples at `indices` `[b]`, stacked: `input` `[b, ...]`, `label` `[b]`."""
+        """Returns the examples at `indices` `[b]`, stacked: `input` `[b, ...]`, `label` `[b]`.
+
+        Labels of other tasks than classification are `[b, m]`; see `data.labels`.
+        """
         ...
 
 
@@ -296,9 +300,11 @@ class Dataset(NamedTuple):
       train: what gradients may see.
       held_out: carved from the training data; model selection and outer losses see it.
       test: read only to report.
-      classes: class names, in label order; empty where there are none.
+      classes: names of the outputs of a network: of the classes, in label order; of the columns
+        of several labels, or of real values. Empty where there are none.
       cardinalities: numbers of values of the categorical columns of a table, whose examples are
         `{"categorical": int32 [c], "numeric": float32 [m]}`; empty for anything else.
+      task: what labels are: "classification", "multilabel" or "regression" (`data.labels`).
     """
 
     train: Source
@@ -306,6 +312,7 @@ class Dataset(NamedTuple):
     test: Source
     classes: tuple[str, ...] = ()
     cardinalities: tuple[int, ...] = ()
+    task: str = "classification"
 
 
 Transform: TypeAlias = Callable[[Key, Batch, Array], Batch]

@@ -18,6 +18,7 @@ import numpy as np
 
 from distill_jax.core.api import Dataset, Source
 from distill_jax.core.errors import ArgumentError, DataUnavailable, nearest
+from distill_jax.data import labels as labels_lib
 
 PARTS = ("train", "held_out", "test")
 
@@ -106,55 +107,7 @@ class Report:
     scanned: bool = True
 
 
-# Labels and names of classes.
-
-
-def as_labels(labels: Any, *, name: str = "", where: str = "data") -> np.ndarray:
-    """Returns labels as int32 `[n]`.
-
-    Floats and truth values are accepted where they are whole numbers.
-
-    Args:
-      labels: `[n]`.
-      name: of the part, for messages.
-      where: path of the file or of the setting.
-
-    Raises:
-      DataUnavailable: another rank or type, fractions, or numbers that int32 does not hold.
-    """
-    labels, part = np.asarray(labels), f"{name}: " if name else ""
-
-    def refuse(what: str, hint: str) -> DataUnavailable:
-        return DataUnavailable(f"{part}labels {what}", where=where, hint=hint)
-
-    description = f"are {labels.dtype} {list(labels.shape)}"
-    if labels.ndim == 2 and labels.shape[1] == 1:
-        raise refuse(description, "integers [n] are expected: labels[:, 0]")
-    if labels.ndim == 2:
-        raise refuse(description, "integers [n] are expected: of one-hot rows, labels.argmax(1)")
-    if labels.ndim != 1:
-        raise refuse(description, "integers [n] are expected")
-    if labels.dtype.kind in "USO":
-        raise refuse(
-            description,
-            "integers [n] are expected: names, labels = np.unique(labels, return_inverse=True), "
-            "with the names as classes",
-        )
-    if labels.dtype.kind == "f":
-        whole = np.isfinite(labels) & (labels == np.floor(labels))
-        if not whole.all():
-            at = int(np.argmin(whole))
-            raise refuse(
-                f"{description}, of which {labels[at]} at position {at} is no whole number",
-                "integers [n] are expected",
-            )
-    elif labels.dtype.kind not in "iub":
-        raise refuse(description, "integers [n] are expected")
-    if labels.dtype != np.int32 and len(labels):
-        low, high = labels.min(), labels.max()
-        if low < -(2**31) or high >= 2**31:
-            raise refuse(f"reach {high if high >= 2**31 else low:.0f}", "numbers of classes from 0")
-    return labels.astype(np.int32, copy=False)
+# Names of classes.
 
 
 def class_names(classes: Any, *, where: str = "classes") -> tuple[str, ...]:
@@ -281,9 +234,14 @@ def open_dataset(dataset: Any, *, where: str = "data") -> tuple[Dataset, Report]
     if any(getattr(root(part), "shapes_only", False) for part in parts.values()):
         return dataset, Report()
     warnings: list[str] = []
-    looked = {name: _look(name, part) for name, part in parts.items() if len(part)}
+    task = dataset.task
+    looked = {name: _look(name, part, task) for name, part in parts.items() if len(part)}
     _compare(looked, warnings)
-    _check_labels(dataset, looked, warnings)
+    if task == "classification":
+        _check_labels(dataset, looked, warnings)
+    else:
+        columns = {name: one.labels for name, one in looked.items()}
+        warnings += labels_lib.check_parts(columns, dataset.classes, task=task)
     guarded = {name: Guarded(parts[name], name) for name, one in looked.items() if not one.scanned}
     for name, part in looked.items():
         for leaf, spec in part.leaves.items():
@@ -319,6 +277,7 @@ def _as_dataset(dataset: Any, *, where: str) -> Dataset:
         raise ArgumentError(
             f"classes are the string {dataset.classes!r}", where=where, hint="a tuple of names"
         )
+    labels_lib.check_task(dataset.task, where=where)
     return dataset._replace(classes=class_names(dataset.classes, where=where))
 
 
@@ -338,7 +297,7 @@ def _leaves(inputs: Any) -> dict[str, np.ndarray]:
     return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
 
 
-def _look(name: str, part: Source) -> _Looked:
+def _look(name: str, part: Source, task: str) -> _Looked:
     n, where = len(part), part.provenance.origin or "data"
     one = part.read(np.zeros(1, np.int64))
     if not isinstance(one, Mapping) or "input" not in one:
@@ -354,7 +313,7 @@ def _look(name: str, part: Source) -> _Looked:
     sample = _leaves(rows["input"])
     labels = getattr(part, "labels", None)
     if labels is None and "label" in rows:
-        labels = as_labels(rows["label"], name=name, where=where)
+        labels = labels_lib.read_labels(rows["label"], task=task, name=name, where=where)[0]
     limits = {key: (np.inf, -np.inf) for key in leaves}
     bounds = {key: bound for key, leaf in leaves.items() if (bound := _bounds(leaf.dtype))}
     scanned = not bounds or size * n <= SCANNED_BYTES

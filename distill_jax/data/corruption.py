@@ -283,6 +283,26 @@ def _check(
             )
 
 
+def _check_task(dataset: Dataset, faults: Mapping[str, float]) -> None:
+    """Refuses faults of classes in data whose labels are none, or are unknown of some examples."""
+    active = [key for key, share in faults.items() if share > 0]
+    if not active:
+        return
+    if dataset.task != "classification":
+        raise ArgumentError(
+            f"{active[0]} is of data with one class for each example, and the task of these data "
+            f"is {dataset.task}",
+            where=f"{WHERE}.{active[0]}",
+            hint="leave it out",
+        )
+    if "labelled" in dataset.train.read(np.zeros(1, np.int64)):
+        raise ArgumentError(
+            f"{active[0]} goes by the labels of all examples, and some are unknown",
+            where=f"{WHERE}.{active[0]}",
+            hint="leave it out, or ignore_label",
+        )
+
+
 def corrupt(
     dataset: Dataset,
     *,
@@ -337,7 +357,7 @@ def corrupt(
     Raises:
       ArgumentError: a share outside [0, 1), an unknown kind, a negative seed, fewer than 2 classes,
         an imbalance below 1,
-        labels that are not among them, or outliers where the inputs are not uint8 images; labels
+        labels that are not among them, another task than classification, unknown labels, or outliers where the inputs are not uint8 images; labels
         kept by number and by share, or nothing to drop.
     """
     if not 0 <= train_on_held_out <= 1 or (train_on_held_out and not len(dataset.held_out)):
@@ -349,6 +369,8 @@ def corrupt(
     shares = {"label_noise": label_noise, "teacher_damage": teacher_damage, "outliers": outliers}
     kinds = {"label_noise": label_noise_kind, "teacher_damage": teacher_damage_kind}
     _check(dataset, shares, kinds, labels_per_class, labels_percent, drop_unlabelled, seed)
+    labels_kept = {"labels_per_class": labels_per_class, "labels_percent": labels_percent}
+    _check_task(dataset, {**shares, "imbalance": imbalance - 1, **labels_kept})
     if imbalance < 1 or (imbalance > 1 and len(dataset.classes) < 2):
         raise ArgumentError(
             f"imbalance is {imbalance} and the data have {len(dataset.classes)} classes",

@@ -14,6 +14,7 @@ import numpy as np
 from distill_jax.core.api import Dataset, Provenance, PyTree, Source
 from distill_jax.core.errors import ArgumentError, DataUnavailable, nearest, text_of
 from distill_jax.data import checks
+from distill_jax.data import labels as labels_lib
 
 LAYOUTS = ("hwc", "chw")
 """Orders of the axes of images in files."""
@@ -63,28 +64,49 @@ class ArraySource:
 
     Args:
       inputs: an array `[n, ...]` or a dict of them; images are uint8 `[n, h, w, c]`.
-      labels: integers `[n]`.
+      labels: integers `[n]`, or what `task` says.
       provenance: where the arrays came from; its `n` must be their length.
+      task: what labels are; see `data.labels`.
+      ignore_label: the value that stands for an unknown label; examples then have `labelled`.
+      more: other arrays `[n, ...]` of the examples, by their names in a batch.
 
     Raises:
-      DataUnavailable: labels that are no whole numbers, see `checks.as_labels`.
+      DataUnavailable: labels that are not of the task, see `labels.read_labels`.
     """
 
-    def __init__(self, inputs: Any, labels: np.ndarray, provenance: Provenance):
-        lengths = {len(leaf) for leaf in jax.tree.leaves((inputs, labels))}
+    def __init__(
+        self,
+        inputs: Any,
+        labels: np.ndarray,
+        provenance: Provenance,
+        *,
+        task: str = "classification",
+        ignore_label: Any = None,
+        more: Mapping[str, np.ndarray] | None = None,
+    ):
+        lengths = {len(leaf) for leaf in jax.tree.leaves((inputs, labels, dict(more or {})))}
         if lengths != {provenance.n}:
             raise ValueError(f"arrays of lengths {sorted(lengths)} in a source of {provenance.n}")
-        self.inputs, self.provenance = inputs, provenance
-        self.labels = checks.as_labels(labels, name=provenance.name, where=provenance.origin)
+        self.inputs, self.provenance, self.more = inputs, provenance, dict(more or {})
+        self.labels, labelled = labels_lib.read_labels(
+            labels,
+            task=task,
+            ignore_label=ignore_label,
+            name=provenance.name,
+            where=provenance.origin,
+        )
+        if labelled is not None:
+            self.more["labelled"] = labelled
 
     def __len__(self) -> int:
         return self.provenance.n
 
     def read(self, indices: np.ndarray) -> Mapping[str, Any]:
-        """Returns `input` `[b, ...]` and `label` int32 `[b]` of the examples at `indices` `[b]`."""
+        """Returns `input` `[b, ...]`, `label` `[b]` or `[b, m]` and more of those at `indices`."""
         return {
             "input": jax.tree.map(lambda leaf: np.asarray(leaf[indices]), self.inputs),
             "label": self.labels[indices],
+            **{name: array[indices] for name, array in self.more.items()},
         }
 
 
@@ -117,7 +139,7 @@ class Subset:
 
     @property
     def labels(self) -> np.ndarray:
-        """Labels int32 `[m]`."""
+        """Labels of these examples, as of the parent."""
         return example_labels(self.source)[self.indices]
 
     def read(self, indices: np.ndarray) -> Mapping[str, Any]:
@@ -132,7 +154,10 @@ def example_ids(source: Source) -> np.ndarray:
 
 
 def example_labels(source: Source, *, chunk: int = 4096) -> np.ndarray:
-    """Returns all labels, int `[n]`; sources without a `labels` attribute are read in chunks."""
+    """Returns all labels, int32 `[n]` or float32 `[n, m]`.
+
+    Sources without a `labels` attribute are read in chunks.
+    """
     labels = getattr(source, "labels", None)
     if labels is not None:
         return labels
@@ -145,7 +170,8 @@ def split_held_out(source: Source, *, fraction: float, seed: int) -> tuple[Subse
     """Splits a source into a training and a held-out part, class by class.
 
     Each class gives `fraction` of its examples, rounded half up, drawn by a generator that depends
-    on `seed` and the label alone. Both parts keep the order of the source.
+    on `seed` and the label alone; where labels are no classes all examples are one. Both parts keep
+    the order of the source.
 
     Args:
       source: labelled examples.
@@ -159,6 +185,8 @@ def split_held_out(source: Source, *, fraction: float, seed: int) -> tuple[Subse
     if not 0 <= fraction < 1:
         raise ArgumentError(f"held_out is {fraction}", where="held_out", hint="0 <= x < 1")
     labels = example_labels(source)
+    if labels.ndim != 1 or labels.dtype.kind == "f":
+        labels = np.zeros(len(source), np.int32)
     held = np.zeros(len(source), bool)
     for label in np.unique(labels):
         members = np.flatnonzero(labels == label)
@@ -199,16 +227,23 @@ def make_dataset(
     split_seed: int,
     classes: Sequence[str] = (),
     cardinalities: Sequence[int] = (),
+    task: str = "classification",
 ) -> Dataset:
     """Returns the three parts of a data set; `held_out` of `train` is carved off.
 
     Without class names they are the label numbers; a string of names is split at its commas. A
-    table states the `cardinalities` of its categorical columns.
+    table states the `cardinalities` of its categorical columns. Of another `task` than
+    classification, `classes` are the names of the columns of labels.
 
     Raises:
-      ArgumentError: see `split_held_out` and `checks.class_names`.
+      ArgumentError: see `split_held_out`, `checks.class_names` and `labels.output_names`.
       DataUnavailable: labels without names that are not 0 to k - 1, see `checks.count_classes`.
     """
+    labels_lib.check_task(task)
+    if task != "classification":
+        if isinstance(classes, str):
+            classes = [name.strip() for name in classes.split(",")] if classes else ()
+        classes = labels_lib.output_names(example_labels(train), classes, task=task)
     classes = checks.class_names(classes)
     if not classes:
         labels = {"train": example_labels(train), "test": example_labels(test)}
@@ -221,6 +256,7 @@ def make_dataset(
         test=test,
         classes=tuple(classes),
         cardinalities=tuple(cardinalities),
+        task=task,
     )
 
 
@@ -233,18 +269,25 @@ def make_array_source(
     licence: str = "",
     sha256: str = "",
     layout: str = "hwc",
+    task: str = "classification",
+    ignore_label: Any = None,
+    label_probs: Any = None,
 ) -> ArraySource:
     """Checks arrays that came from outside and wraps them.
 
     Args:
       inputs: uint8 images `[n, h, w, c]` or `[n, h, w]` (one channel is appended), or float
         features `[n, ...]`.
-      labels: integers `[n]`, at least 0; floats and truth values where they are whole numbers.
+      labels: integers `[n]`, at least 0; floats and truth values where they are whole numbers. Of
+        another task see `labels.read_labels`.
       name: honest name of the part, e.g. "MNIST (train)".
       origin: path or package; also names the place in error messages.
       licence: SPDX identifier or short name.
       sha256: digest of the file; computed from the arrays where it is not given.
       layout: order of the axes of images: "hwc", or "chw" of `[n, c, h, w]`.
+      task: what labels are; see `data.labels`.
+      ignore_label: the value that stands for an unknown label.
+      label_probs: soft labels `[n, k]`, which label losses read in place of the labels.
 
     Raises:
       DataUnavailable: wrong dtype, rank or length, negative labels, or channels that are not where
@@ -257,13 +300,19 @@ def make_array_source(
     def refuse(what: str, hint: str) -> DataUnavailable:
         return DataUnavailable(f"{name}: {what}", where=origin, hint=hint)
 
-    given, labels = labels, checks.as_labels(labels, name=name, where=origin)
+    given = np.asarray(labels)
+    labels, labelled = labels_lib.read_labels(
+        given, task=task, ignore_label=ignore_label, name=name, where=origin
+    )
     if len(inputs) != len(labels):
         raise refuse(f"{len(inputs)} inputs but {len(labels)} labels", "one label per input")
     if not len(labels):
         raise refuse("no examples", "at least one example is expected")
-    if labels.min() < 0:
-        raise refuse(f"the smallest label is {labels.min()}", "labels count from 0")
+    if task == "classification" and labels.min() < 0:
+        hint = "labels count from 0"
+        if ignore_label is None:
+            hint += f"; ignore_label={labels.min()}, where that stands for an unknown label"
+        raise refuse(f"the smallest label is {labels.min()}", hint)
     if inputs.ndim == 1:
         raise refuse(f"inputs are {list(inputs.shape)}", "one feature is x[:, None], of [n, 1]")
     if not inputs.dtype.isnative:
@@ -281,8 +330,12 @@ def make_array_source(
     if image and inputs.ndim == 3:
         inputs = inputs[..., None]
     checks.check_layout(inputs.shape, inputs.dtype, name=name, where=origin)
-    sha256 = sha256 or checksum({"input": inputs, "label": np.asarray(given)})
-    return ArraySource(inputs, labels, Provenance(name, origin, len(labels), sha256, licence))
+    sha256 = sha256 or checksum({"input": inputs, "label": given})
+    more = {} if labelled is None else {"labelled": labelled}
+    if label_probs is not None:
+        more["label_probs"] = labels_lib.read_label_probs(label_probs, n=len(labels), where=origin)
+    provenance = Provenance(name, origin, len(labels), sha256, licence)
+    return ArraySource(inputs, labels, provenance, task=task, more=more)
 
 
 @contextlib.contextmanager

@@ -20,7 +20,8 @@ import numpy as np
 
 from distill_jax.core.api import Dataset, Provenance
 from distill_jax.core.errors import ArgumentError, DataUnavailable
-from distill_jax.data import checks, source
+from distill_jax.data import source
+from distill_jax.data.labels import as_labels
 
 DAMAGED = "the files are incomplete: prepare the data set again"
 
@@ -224,7 +225,7 @@ def make(
         undecoded = {input_key: tfds.decode.SkipDecoding()}
         column = builder.as_data_source(split, decoders=undecoded)
         values = np.array([record[label_key] for record in column])
-        labels = checks.as_labels(values, name=split, where=str(folder))
+        labels = as_labels(values, name=split, where=str(folder))
         files = source.files_checksum(map(Path, info.splits[split].filepaths))
         hashed = info_bytes + source.checksum(labels).encode() + files.encode()
         sha256 = hashlib.sha256(hashed).hexdigest()

@@ -10,6 +10,7 @@ import pytest
 from distill_jax.core.api import Dataset, Provenance
 from distill_jax.core.errors import ConfigError, DataUnavailable, UserError
 from distill_jax.data import checks, npz_file, source, synthetic
+from distill_jax.data.labels import as_labels
 from distill_jax.data.source import ArraySource, Subset, make_array_source
 
 
@@ -249,9 +250,9 @@ def test_plausible_layouts_pass(shape, dtype):
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.int64, np.uint64, np.float32, np.float64])
 def test_whole_numbers_are_labels(dtype):
-    found = checks.as_labels(np.array([0, 3, 1], dtype))
+    found = as_labels(np.array([0, 3, 1], dtype))
     assert found.dtype == np.int32 and found.tolist() == [0, 3, 1]
-    assert checks.as_labels(np.array([True, False])).tolist() == [1, 0]
+    assert as_labels(np.array([True, False])).tolist() == [1, 0]
 
 
 @pytest.mark.parametrize(
@@ -268,7 +269,7 @@ def test_whole_numbers_are_labels(dtype):
 )
 def test_other_labels_are_refused(labels, message):
     with pytest.raises(DataUnavailable, match=message):
-        checks.as_labels(labels, name="train")
+        as_labels(labels, name="train")
     with pytest.raises(UserError):  # by every way in
         ArraySource(np.zeros((len(labels), 2)), labels, Provenance("x", "", len(labels), ""))
 

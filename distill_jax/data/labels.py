@@ -1,0 +1,272 @@
+"""Labels of the three tasks: one class, several labels at once, or real values.
+
+| task | `label` of a batch | names in `Dataset.classes` |
+|---|---|---|
+| classification | int32 `[b]`, from 0 | of the classes |
+| multilabel | float32 `[b, k]`, 0 or 1 | of the k labels |
+| regression | float32 `[b, m]` | of the m targets |
+
+A network has one output for each name. Where labels of some examples are unknown, a batch has
+`labelled` as well, of the shape of `label`: 0 where the label is unknown. `label` is 0 there, and
+no loss or metric may read it. In classification it is n / m on the m of n others, so that the mean
+of a label loss over a batch is on average that over labelled examples; otherwise it is 1.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from distill_jax.core.errors import ArgumentError, DataUnavailable, nearest
+
+TASKS = ("classification", "multilabel", "regression")
+
+
+def check_task(task: Any, *, where: str = "task") -> str:
+    """Returns `task`; raises `ArgumentError` for a name that is not in `TASKS`."""
+    if task not in TASKS:
+        raise ArgumentError(f"unknown task {task!r}", where=where, hint=nearest(str(task), TASKS))
+    return task
+
+
+def unknown_value(value: Any, *, where: str = "ignore_label") -> float | None:
+    """Returns the value that stands for an unknown label: a number, NaN also as the string "nan".
+
+    Raises:
+      ArgumentError: anything else.
+    """
+    if value is None or value == "":
+        return None
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        hint = "a number such as -1, or nan"
+        raise ArgumentError(f"ignore_label is {value!r}", where=where, hint=hint) from None
+
+
+def as_labels(labels: Any, *, name: str = "", where: str = "data") -> np.ndarray:
+    """Returns labels as int32 `[n]`.
+
+    Floats and truth values are accepted where they are whole numbers.
+
+    Args:
+      labels: `[n]`.
+      name: of the part, for messages.
+      where: path of the file or of the setting.
+
+    Raises:
+      DataUnavailable: another rank or type, fractions, or numbers that int32 does not hold.
+    """
+    labels, part = np.asarray(labels), f"{name}: " if name else ""
+
+    def refuse(what: str, hint: str) -> DataUnavailable:
+        return DataUnavailable(f"{part}labels {what}", where=where, hint=hint)
+
+    description = f"are {labels.dtype} {list(labels.shape)}"
+    if labels.ndim == 2 and labels.shape[1] == 1:
+        raise refuse(description, "integers [n] are expected: labels[:, 0]")
+    if labels.ndim == 2:
+        raise refuse(description, "integers [n] are expected: of one-hot rows, labels.argmax(1)")
+    if labels.ndim != 1:
+        raise refuse(description, "integers [n] are expected")
+    if labels.dtype.kind in "USO":
+        raise refuse(
+            description,
+            "integers [n] are expected: names, labels = np.unique(labels, return_inverse=True), "
+            "with the names as classes",
+        )
+    if labels.dtype.kind == "f":
+        whole = np.isfinite(labels) & (labels == np.floor(labels))
+        if not whole.all():
+            at = int(np.argmin(whole))
+            raise refuse(
+                f"{description}, of which {labels[at]} at position {at} is no whole number",
+                "integers [n] are expected",
+            )
+    elif labels.dtype.kind not in "iub":
+        raise refuse(description, "integers [n] are expected")
+    if labels.dtype != np.int32 and len(labels):
+        low, high = labels.min(), labels.max()
+        if low < -(2**31) or high >= 2**31:
+            raise refuse(f"reach {high if high >= 2**31 else low:.0f}", "numbers of classes from 0")
+    return labels.astype(np.int32, copy=False)
+
+
+def read_labels(
+    labels: Any,
+    *,
+    task: str = "classification",
+    ignore_label: Any = None,
+    name: str = "",
+    where: str = "data",
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Returns labels as batches carry them, and `labelled` where `ignore_label` is given.
+
+    Args:
+      labels: `[n]` integers; `[n, k]` of 0 and 1 (numbers or truth values); or `[n]` or `[n, m]`
+        real numbers.
+      task: one of `TASKS`.
+      ignore_label: the value that stands for an unknown label.
+      name: of the part, for messages.
+      where: path of the file or of the setting.
+
+    Returns:
+      See the module: int32 `[n]`, float32 `[n, k]` or float32 `[n, m]`; and None, or float32 of the
+      same shape.
+
+    Raises:
+      ArgumentError: an unknown task, or an `ignore_label` that is no number.
+      DataUnavailable: another shape, type or range, values that are not finite, no known label.
+    """
+    check_task(task)
+    ignored = unknown_value(ignore_label)
+    labels = np.asarray(labels)
+    unknown = _equals(labels, ignored)
+    if unknown is not None and unknown.size and unknown.all():
+        part = f"{name}: " if name else ""
+        raise DataUnavailable(
+            f"{part}all labels are {ignored:g}, the value of an unknown one", where=where
+        )
+    known = labels if unknown is None else np.where(unknown, np.zeros((), labels.dtype), labels)
+    if task == "classification":
+        known = as_labels(known, name=name, where=where)
+    else:
+        known = _as_numbers(known, task, name=name, where=where)
+    if unknown is None:
+        return known, None
+    labelled = (~unknown).astype(np.float32).reshape(known.shape)
+    if task == "classification" and len(labelled):
+        labelled *= np.float32(len(labelled) / labelled.sum())
+    return known, labelled
+
+
+def _equals(labels: np.ndarray, value: float | None) -> np.ndarray | None:
+    if value is None or labels.dtype.kind not in "iufb":
+        return None
+    return np.isnan(labels) if np.isnan(value) else labels == value
+
+
+def _as_numbers(labels: np.ndarray, task: str, *, name: str, where: str) -> np.ndarray:
+    """Returns labels of `multilabel` or `regression` as float32 `[n, m]`, checked."""
+    part = f"{name}: " if name else ""
+    expected = {
+        "multilabel": "0 or 1 of shape [n, k] are expected, one column for each label",
+        "regression": "real numbers [n] or [n, m] are expected",
+    }[task]
+
+    def refuse(what: str, hint: str = expected) -> DataUnavailable:
+        return DataUnavailable(f"{part}labels {what}", where=where, hint=hint)
+
+    description = f"are {labels.dtype} {list(labels.shape)}"
+    if labels.dtype.kind not in "iufb":
+        raise refuse(description)
+    if task == "regression" and labels.ndim == 1:
+        labels = labels[:, None]
+    if labels.ndim != 2 or not labels.shape[1]:
+        raise refuse(description)
+    with np.errstate(over="ignore"):
+        numbers = labels.astype(np.float32)
+    finite = np.isfinite(numbers)
+    if not finite.all():
+        row, column = np.argwhere(~finite)[0]
+        raise refuse(
+            f"{description}, of which {labels[row, column]} at [{row}, {column}] is not finite",
+            "leave such examples out, or name the value with ignore_label (of NaN, nan), where it "
+            "stands for an unknown label",
+        )
+    if task == "multilabel":
+        binary = (numbers == 0) | (numbers == 1)
+        if not binary.all():
+            row, column = np.argwhere(~binary)[0]
+            raise refuse(
+                f"{description}, of which {labels[row, column]} at [{row}, {column}] is neither "
+                "0 nor 1",
+                f"{expected}; ignore_label names a value that stands for an unknown label",
+            )
+    return numbers
+
+
+def output_names(labels: np.ndarray, names: Sequence[str], *, task: str) -> tuple[str, ...]:
+    """Returns the names of the columns of `labels` `[n, m]`, numbered where none are given.
+
+    Raises:
+      ArgumentError: as many names as columns are needed.
+    """
+    m = labels.shape[1]
+    word = {"multilabel": "label", "regression": "target"}[task]
+    if not names:
+        return (word,) if m == 1 else tuple(f"{word} {i}" for i in range(m))
+    if len(names) != m:
+        raise ArgumentError(
+            f"{len(names)} names for {m} columns of labels",
+            where="classes",
+            hint=f"one for each {word}, in the order of the columns",
+        )
+    return tuple(names)
+
+
+def read_label_probs(probs: Any, *, n: int, where: str = "label_probs") -> np.ndarray:
+    """Returns soft labels, distributions over the classes, as float32 `[n, k]`.
+
+    Raises:
+      DataUnavailable: another shape, negative or infinite values, or rows that do not sum to 1
+        (to 1e-3; they are scaled to sum to 1 exactly).
+    """
+    probs = np.asarray(probs)
+    hint = "probabilities [n, k], one row for each training example"
+    description = f"soft labels are {probs.dtype} {list(probs.shape)}"
+    if probs.ndim != 2 or len(probs) != n or probs.dtype.kind not in "fiub":
+        raise DataUnavailable(f"{description} of {n} examples", where=where, hint=hint)
+    values = probs.astype(np.float64)
+    total = values.sum(1)
+    right = np.isfinite(values).all(1) & (values >= 0).all(1) & (np.abs(total - 1) <= 1e-3)
+    if not right.all():
+        row = int(np.argmin(right))
+        raise DataUnavailable(
+            f"{description}, of which row {row} is no distribution: it sums to {total[row]:.6g}",
+            where=where,
+            hint=hint,
+        )
+    return (values / total[:, None]).astype(np.float32)
+
+
+def check_parts(
+    parts: Mapping[str, np.ndarray | None], names: Sequence[str], *, task: str, where: str = "data"
+) -> list[str]:
+    """Checks the labels `[n, m]` of all parts of `multilabel` or `regression` data.
+
+    Args:
+      parts: labels by part, None where they are read example by example and unknown here.
+      names: of the columns.
+      task: what they are of.
+      where: path of the file or of the setting.
+
+    Returns:
+      Warnings, one line each.
+
+    Raises:
+      DataUnavailable: labels of another shape, type or range, or a column of the training part
+        that is constant.
+    """
+    for name, labels in parts.items():
+        if labels is None:
+            continue
+        checked = _as_numbers(np.asarray(labels), task, name=name, where=where)
+        if checked.shape[1] != len(names):
+            raise DataUnavailable(
+                f"the {name} part has {checked.shape[1]} columns of labels and there are "
+                f"{len(names)} names",
+                where=where,
+                hint="one name for each column",
+            )
+    warnings, train = [], parts.get("train")
+    if train is None or len(train) < 2:
+        return warnings
+    train = np.asarray(train).reshape(len(train), -1)
+    for i, name in enumerate(names):
+        if np.ptp(train[:, i]) == 0:
+            warnings.append(
+                f"data: all training examples have {train[0, i]:g} for {name!r}: there is nothing "
+                "to learn"
+            )
+    return warnings
