@@ -23,11 +23,11 @@ Batch: TypeAlias = Mapping[str, Any]
 """Arrays with a leading axis b. Always present: `input` (an array or a dict of arrays), `mask`
 float32 `[b]` (0 on padding), `index` int32 `[b]` (position in the source) and `epoch` int32
 `[b]`. Usually `label`: int32 `[b]`, or float32 `[b, m]` of several labels or of real values
-(`data.labels`); where some are unknown also `labelled`, of the same shape, 0 where they are; after
-mixing transforms, or of data with soft labels, also `label_probs` `[b, k]`; where a teacher sees something else than the student, `teacher_input`; where its answers are stored,
-`teacher_outputs` `{role: {output: [b, ...]}}`; where a method compares views, `views` `[b, v, h,
-w, c]`
-and, of another size, `local_views`."""
+(`data.labels`). Where some are unknown, `labelled` of the same shape, 0 where they are. After
+mixing transforms, or of data with soft labels, `label_probs` `[b, k]`. Where a teacher sees
+something else than the student, `teacher_input`; where its answers are stored, `teacher_outputs`
+`{role: {output: [b, ...]}}`. Where a method compares views, `views` `[b, v, h, w, c]` and, of
+another size, `local_views`."""
 
 
 class Model(NamedTuple):

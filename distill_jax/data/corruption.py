@@ -356,8 +356,8 @@ def corrupt(
 
     Raises:
       ArgumentError: a share outside [0, 1), an unknown kind, a negative seed, fewer than 2 classes,
-        an imbalance below 1,
-        labels that are not among them, another task than classification, unknown labels, or outliers where the inputs are not uint8 images; labels
+        an imbalance below 1, labels that are not among them, unknown labels, another task than
+        classification, or outliers where the inputs are not uint8 images; labels
         kept by number and by share, or nothing to drop.
     """
     if not 0 <= train_on_held_out <= 1 or (train_on_held_out and not len(dataset.held_out)):
@@ -368,9 +368,9 @@ def corrupt(
         )
     shares = {"label_noise": label_noise, "teacher_damage": teacher_damage, "outliers": outliers}
     kinds = {"label_noise": label_noise_kind, "teacher_damage": teacher_damage_kind}
-    _check(dataset, shares, kinds, labels_per_class, labels_percent, drop_unlabelled, seed)
     labels_kept = {"labels_per_class": labels_per_class, "labels_percent": labels_percent}
     _check_task(dataset, {**shares, "imbalance": imbalance - 1, **labels_kept})
+    _check(dataset, shares, kinds, labels_per_class, labels_percent, drop_unlabelled, seed)
     if imbalance < 1 or (imbalance > 1 and len(dataset.classes) < 2):
         raise ArgumentError(
             f"imbalance is {imbalance} and the data have {len(dataset.classes)} classes",

@@ -76,8 +76,11 @@ def make_shapes(
     held = sum(int(held_out * count + 0.5) for count in per_class)
     sizes = {"train": sum(per_class) - held, "held_out": held, "test": n_test}
     names = tuple(classes) or tuple(str(label) for label in range(len(per_class)))
+    parts = {part: ZeroSource(n, shape, dtype) for part, n in sizes.items()}
     return Dataset(
-        **{part: ZeroSource(n, shape, dtype) for part, n in sizes.items()},
+        train=parts["train"],
+        held_out=parts["held_out"],
+        test=parts["test"],
         classes=names,
         cardinalities=tuple(cardinalities),
     )

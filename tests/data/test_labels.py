@@ -5,7 +5,7 @@ import pytest
 
 from distill_jax.core.api import Dataset, Provenance
 from distill_jax.core.errors import ConfigError, DataUnavailable
-from distill_jax.data import checks, labels, loader, npz_file, source
+from distill_jax.data import checks, corruption, labels, loader, npz_file, source
 
 X = np.linspace(0, 1, 12, dtype=np.float32).reshape(6, 2)
 BITS = np.array([[0, 1], [1, 1], [0, 0], [1, 0], [0, 1], [1, 1]])
@@ -136,3 +136,25 @@ def test_parts_agree_and_constant_columns_are_noticed():
         checks.open_dataset(whole._replace(classes=("a", "b", "c")))
     with pytest.raises(ConfigError, match="did you mean 'regression'"):
         checks.open_dataset(whole._replace(task="regresion"))
+
+
+@pytest.mark.parametrize(
+    "fault", [{"label_noise": 0.1}, {"teacher_damage": 0.1}, {"imbalance": 2.0}, {"outliers": 0.5}]
+)
+def test_faults_of_classes_are_refused_elsewhere(fault):
+    bits = part(BITS, "multilabel")
+    whole = Dataset(bits, bits, bits, ("a", "b"), task="multilabel")
+    with pytest.raises(ConfigError, match=f"{next(iter(fault))} is of data with one class"):
+        corruption.corrupt(whole, **fault)
+    some = source.ArraySource(
+        X[:2], np.array([-1, 1]), bits.provenance._replace(n=2), ignore_label=-1
+    )
+    whole = Dataset(some, some, some, ("a", "b"))
+    with pytest.raises(ConfigError, match="some are unknown"):
+        corruption.corrupt(whole, **fault)
+
+
+def test_training_on_the_held_out_part_needs_no_classes():
+    bits = part(BITS, "multilabel")
+    whole = Dataset(bits, bits, bits, ("a", "b"), task="multilabel")
+    assert len(corruption.corrupt(whole, train_on_held_out=0.5).train) == 3

@@ -203,6 +203,18 @@ def open_dataset(
         faults["seed"] = config.seed
     corrupted = bind(corrupt, faults, where="data.corrupt")()
     mixing = [name for name in config.data.train_transforms if name in ("mixup", "cutmix")]
+    if mixing and dataset.task != "classification":
+        raise ConfigError(
+            f"{mixing[0]} mixes classes, and the task of the data is {dataset.task}",
+            where="data.train_transforms",
+            hint=f"leave out {mixing[0]}",
+        )
+    if mixing and "labelled" in dataset.train.read(np.zeros(1, np.int64)):
+        raise ConfigError(
+            f"{mixing[0]} mixes labels, and some are unknown",
+            where="data.train_transforms",
+            hint=f"leave out {mixing[0]}, or data.kwargs.ignore_label",
+        )
     if corrupted is not dataset and mixing:
         raise ConfigError(
             f"{mixing[0]} mixes examples whose faults are known one by one",
