@@ -401,7 +401,7 @@ def test_labels_without_a_class_are_refused():
 )
 def test_outliers_are_for_images_only_and_other_faults_are_not(inputs):
     data = array_dataset(inputs, ("a", "b"))
-    with pytest.raises(ConfigError, match=r"data\.corrupt\.outliers: the inputs are not images"):
+    with pytest.raises(ConfigError, match=r"corrupt\.outliers: the inputs are not images"):
         corrupt(data, outliers=0.4)
     faulty = corrupt(data, label_noise=0.4, teacher_damage=0.4)
     rows = rows_of(faulty.train)
