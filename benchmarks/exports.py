@@ -28,15 +28,15 @@ MAX_ERROR = 1e-4
 AGREEMENT = 0.999
 NETWORKS: dict[str, tuple[str, str, dict[str, Any], int]] = {
     # name: (data, model, arguments, training steps)
-    "convnet": ("fashion_mnist_5k", "convnet", {}, 150),
+    "convnet": ("fashion_mnist_5k", "convnet", {}, 300),
     "resnet20": ("fashion_mnist_5k", "resnet", {"depth": 20}, 40),
-    "vit_tiny": ("fashion_mnist_5k", "vit", {"variant": "tiny"}, 10),
     "mlp": ("fashion_mnist_5k", "mlp", {}, 150),
     "tabular_mlp": ("adult", "tabular_mlp", {}, 150),
     "wide_deep": ("adult", "wide_deep", {}, 150),
     "deepfm": ("adult", "deepfm", {}, 150),
     "dcnv2": ("adult", "dcnv2", {}, 150),
     "tabular_transformer": ("adult", "tabular_transformer", {}, 100),
+    "vit_tiny": ("fashion_mnist_5k", "vit", {"variant": "tiny"}, 10),
     "wide_resnet": ("fashion_mnist_5k", "wide_resnet", {"depth": 10, "width_multiplier": 1}, 10),
     "vgg": ("fashion_mnist_5k", "vgg", {}, 10),
     "mobilenet_v2": ("fashion_mnist_5k", "mobilenet_v2", {}, 5),

@@ -68,7 +68,7 @@ def markdown(cards: Mapping[str, Mapping[str, Any]], about: Mapping[str, Any]) -
             f"{latency['file']:.3f} (JAX {latency['jax']:.3f})" if latency else "-",
         ]
         lines.append(f"| {' | '.join(cells)} |")
-    lines += ["", "Errors are against the network in float32 in JAX; one CPU thread for times.", ""]
+    lines += ["", "Errors are against the network in float32 in JAX; times are on one core.", ""]
     for card in cards.values():
         if card.get("warning"):
             lines += [f"Warning: {card['warning']}.", ""]

@@ -29,6 +29,9 @@ RULE_MODULES = (onnx_products, onnx_shapes)
 _LAZY = ("broadcast_in_dim", "transpose")
 """Primitives of constants that take no memory."""
 
+_ALONG = ("cummax", "cummin", "cumsum", "cumprod", "cumlogsumexp", "sort")
+"""Primitives that see each example alone and whose parameters hold no shape."""
+
 _MAX_FOLDED = 2**26
 """Elements of a computed constant."""
 
@@ -129,6 +132,8 @@ def _apply(graph: Graph, operation: Operation, operands: Sequence[Value]) -> lis
                 graph.folded(array, out.aval, label)
                 for array, out in zip(results, operation.outputs, strict=True)
             ]
+    if constant and name in _ALONG:
+        return _fold_one(graph, operation, operands)
     if name not in RULES:
         raise ExportError(
             f"there is no ONNX operator for {name}",
@@ -138,6 +143,20 @@ def _apply(graph: Graph, operation: Operation, operands: Sequence[Value]) -> lis
     for slot in operation.outputs:
         numpy_dtype(slot.aval.dtype, operation.place)
     return RULES[name](graph, operation, operands)
+
+
+def _fold_one(graph: Graph, operation: Operation, operands: Sequence[Value]) -> list[Value]:
+    """Returns the results of constants that are the same for every example, from one example."""
+    arrays = []
+    for value in operands:
+        known = [axis for axis, size in enumerate(value.shape) if isinstance(size, int)]
+        arrays.append(graph.expanded(graph.reordered(value), known).array)
+    label = next((value.label for value in operands if value.label), "")
+    results = []
+    for array, out in zip(fold(operation, arrays), operation.outputs, strict=True):
+        ones = [axis for axis, size in enumerate(out.aval.shape) if not isinstance(size, int)]
+        results.append(graph.folded(array, out.aval, label, ones=ones))
+    return results
 
 
 def _name_outputs(graph: Graph, outputs: dict[str, str], inputs: set[str]) -> list[str]:

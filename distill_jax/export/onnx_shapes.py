@@ -11,6 +11,9 @@ from distill_jax.export.flatten import Operation
 from distill_jax.export.onnx_graph import Graph, Value, broadcast_order
 from distill_jax.export.onnx_ops import refuse, rule
 
+_INT64 = 7
+"""`onnx.TensorProto.INT64`."""
+
 
 @rule("broadcast_in_dim")
 def _broadcast(graph: Graph, operation: Operation, values: Sequence[Value]) -> list[Value]:
@@ -173,7 +176,7 @@ def _pad(graph: Graph, operation: Operation, values: Sequence[Value]) -> list[Va
 
 @rule("gather")
 def _gather(graph: Graph, operation: Operation, values: Sequence[Value]) -> list[Value]:
-    """Rows along one axis, as `jnp.take` reads them."""
+    """Rows along one axis, as `jnp.take` and `jnp.take_along_axis` read them."""
     value, indices = values
     numbers, sizes = operation.params["dimension_numbers"], operation.params["slice_sizes"]
     axes = numbers.start_index_map
@@ -181,11 +184,18 @@ def _gather(graph: Graph, operation: Operation, values: Sequence[Value]) -> list
         return _part(graph, operation, value, dict(zip(axes, indices.array, strict=True)))
     if indices.is_constant and len(axes) > 1:
         value, indices, axes = _one_axis(graph, operation, value, indices)
-    whole = all(size == value.shape[a] or (a in axes and size == 1) for a, size in enumerate(sizes))
+    # One element for each position, or whole rows of each example.
+    elements = not numbers.offset_dims and len(numbers.operand_batching_dims) == value.rank - 1
+    batched = tuple(numbers.operand_batching_dims) == (0,) and not elements
+    single = (*axes, *numbers.operand_batching_dims)
+    whole = all(
+        size == value.shape[a] or (a in single and size == 1) for a, size in enumerate(sizes)
+    )
     if (
         len(axes) != 1
         or tuple(numbers.collapsed_slice_dims) != tuple(axes)
-        or numbers.operand_batching_dims
+        or numbers.operand_batching_dims != numbers.start_indices_batching_dims
+        or (numbers.operand_batching_dims and not batched and not elements)
         or not whole
         or not isinstance(value.shape[axes[0]], int)
     ):
@@ -197,17 +207,26 @@ def _gather(graph: Graph, operation: Operation, values: Sequence[Value]) -> list
     zero, last = (graph.constant(np.asarray(x, indices.dtype)) for x in (0, top))
     clipped = graph.one("Min", graph.one("Max", at, zero), last)
     safe = at if mode == jax.lax.GatherScatterMode.PROMISE_IN_BOUNDS else clipped
-    name = graph.one("Gather", graph.plain(value), safe, axis=axis)
+    offsets = list(numbers.offset_dims)
+    batch = [a for a in range(len(aval.shape)) if a not in offsets]
+    if elements:
+        name = graph.one("GatherElements", graph.plain(value), safe, axis=axis)
+        order, outer = batch, 0
+    elif batched:
+        others = [a for a in range(1, value.rank) if a != axis]
+        rows = graph.one("Cast", graph.one("Unsqueeze", safe, graph.ints([-1])), to=_INT64)
+        name = graph.one("GatherND", graph.plain(value, (0, axis, *others)), rows, batch_dims=1)
+        order, outer = [*batch, *offsets], len(others)
+    else:
+        name = graph.one("Gather", graph.plain(value), safe, axis=axis)
+        order, outer = [*offsets[:axis], *batch, *offsets[axis:]], value.rank - 1 - axis
     if mode == jax.lax.GatherScatterMode.FILL_OR_DROP:
         inside = graph.one("Equal", at, clipped)
-        outer = value.rank - 1 - axis
         inside = graph.one("Unsqueeze", inside, graph.ints(range(-outer, 0))) if outer else inside
         fill = operation.params["fill_value"]
         fill = fill if fill is not None else (np.nan if aval.dtype.kind == "f" else 0)
         name = graph.one("Where", inside, name, graph.constant(np.asarray(fill, aval.dtype)))
-    offsets = list(numbers.offset_dims)
-    batch = [a for a in range(len(aval.shape)) if a not in offsets]
-    return [graph.value(name, aval, [*offsets[:axis], *batch, *offsets[axis:]])]
+    return [graph.value(name, aval, order)]
 
 
 def _one_axis(

@@ -187,7 +187,8 @@ class Network:
         Args:
           folder: where to; made where it is absent.
           formats: of "stablehlo", "onnx", "onnx_int8", "tflite" and "safetensors".
-          outputs: names of the outputs; by default `probabilities`, or all of a network without.
+          outputs: names of the outputs; by default `probabilities`, or `embedding` of a
+            network without, or all of one without either.
           preprocessing: whether inputs are raw, and the evaluation transforms are exported too.
           weights: of stablehlo: "inside" the file, or "apart", in `model.safetensors`.
           examples: largest number of test examples for the cards, and of training examples for

@@ -40,6 +40,7 @@ NETWORKS = {
     "dcnv2": {"hidden": (8,)},
     "tabular_transformer": {"width": 8, "depth": 1, "heads": 2},
 }
+TOKENS = ("llama", "gpt2", "bert")
 SLOW = {
     "mobilenet_v2": {"width_multiplier": 0.1, "expansion": 1},
     "vgg": {},
@@ -132,6 +133,20 @@ def test_every_architecture(name):
         assert moves <= 1 + len(model.graph.output)
 
 
+@pytest.mark.parametrize("layout", TOKENS)
+def test_transformers_over_tokens(layout):
+    """Positions, masks and pooling are constants of a length that is known."""
+    model = dj.models.transformer.make(vocabulary=9, layout=layout, width=16, depth=1, heads=2)
+    inputs = {"input": jax.ShapeDtypeStruct((6,), np.int32)}
+    weights = redrawn(model.init(jax.random.key(0), draw(inputs, 2)["input"] % 9))
+    program = Program(
+        function=lambda w, x: model.apply(*w, x["input"] % 9, train=False, rngs=None)[0],
+        weights=weights,
+        inputs=inputs,
+    )
+    check(program, to_onnx(program), sizes=(1, 3))
+
+
 def test_constants_have_the_names_of_their_parameters():
     program = program_of("mlp", {"hidden": (8, 8)})
     model = onnx.load_from_string(to_onnx(program))
@@ -184,6 +199,9 @@ OPERATIONS = {
     "joins": lambda x: jnp.concatenate([x, jnp.zeros_like(x), x[:, :2]], 1),
     "splits": lambda x: jnp.stack(jnp.split(x, 3, axis=1), 1),
     "takes": lambda x: jnp.take(x, jnp.clip(IDS, 0, 4), axis=2) + x[:, :, IDS % 5],
+    "rows": lambda x: jnp.take_along_axis(x, (x[:, :2] > 0).astype(int) + 3, axis=1) + x[:, :2],
+    "one_row": lambda x: jnp.take_along_axis(x, x[:, :, 0].argmax(1)[:, None, None], axis=1)[:, 0],
+    "chosen": lambda x: jnp.take_along_axis(x, x[:, 0].argmax(1)[:, None, None], axis=2),
     "fills": lambda x: jnp.take(x, IDS, axis=2, mode="fill", fill_value=7.0),
     "clipped": lambda x: jnp.take(x, IDS, axis=1, mode="clip"),
     "sums": lambda x: jnp.cumsum(x, 1) + lax.cumsum(x, 2, reverse=True),
