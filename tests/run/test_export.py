@@ -212,6 +212,26 @@ def test_a_damaged_export_is_refused(images, tmp_path):
         dj.load(out)
 
 
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda c: c["signature"]["networks"]["student"].update(model="os:system"), "os"),
+        (lambda c: c["signature"].update(classes=3), "'signature.classes' is 3"),
+        (lambda c: c.update(format="other"), "is of 'other'"),
+        (lambda c: c.pop("sha256"), "has no 'sha256'"),
+        (lambda c: c.update(role="teacher"), "no network 'teacher' was trained"),
+    ],
+)
+def test_a_config_of_strangers_chooses_no_code(images, tmp_path, change, message):
+    out = dj.load(images).export(tmp_path / "out", formats=("safetensors",), examples=0)
+    config = json.loads((out / "config.json").read_text())
+    change(config)
+    (out / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError) as caught:
+        dj.load(out)
+    assert message in str(caught.value)
+
+
 def test_low_agreement_is_a_warning(images, tmp_path, monkeypatch):
     from distill_jax.export import card
 
