@@ -24,13 +24,13 @@ def attach(package: str) -> tuple[Callable[[str], Any], Callable[[], list[str]]]
 
     @functools.cache
     def index() -> dict[str, list[str]]:
-        found: dict[str, list[str]] = {}
+        files_by_name: dict[str, list[str]] = {}
         for folder in map(pathlib.Path, root.__path__):
             for path in sorted(folder.glob("*.py")):
                 if not path.stem.startswith("_"):
                     for name in _PUBLIC.findall(path.read_text("utf-8")):
-                        found.setdefault(name, []).append(path.stem)
-        return found
+                        files_by_name.setdefault(name, []).append(path.stem)
+        return files_by_name
 
     @functools.cache
     def modules() -> list[str]:

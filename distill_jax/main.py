@@ -313,8 +313,8 @@ def run() -> None:
 
 def _is_joined() -> bool:
     """Whether this process is one of several, which an end without a word would abort."""
-    found = sys.modules.get("jax._src.distributed")
-    return found is not None and found.global_state.client is not None
+    distributed = sys.modules.get("jax._src.distributed")
+    return distributed is not None and distributed.global_state.client is not None
 
 
 if __name__ == "__main__":

@@ -133,7 +133,7 @@ def steps(
         own = [[(variant, values[i]) for variant, values in rows] for i, _ in enumerate(group.runs)]
         reported = {"stalls": stepper.stalls(), "seconds": stepper.seconds}
         means = group.each(hooks.read, own, step=step, **reported)
-        losses = [found["loss"] for found in means.values() if "loss" in found]
+        losses = [metrics["loss"] for metrics in means.values() if "loss" in metrics]
         stepper.progress.update(step, loss=float(np.mean(losses)) if losses else None)
         due = schedule.at(step, event=event)
         if step == event:

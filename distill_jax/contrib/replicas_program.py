@@ -147,10 +147,10 @@ class Replicas:
 
     def _restore(self) -> tuple[int, list[TrainState]]:
         """Returns the newest step that all replicas have saved, and their states at it."""
-        found = [run.restore() for run in self.runs]
-        steps = {0 if one is None else one[1] for one in found}
+        restored = [run.restore() for run in self.runs]
+        steps = {0 if one is None else one[1] for one in restored}
         if len(steps) == 1:
-            return steps.pop(), [one[0] for one in found if one is not None]
+            return steps.pop(), [one[0] for one in restored if one is not None]
         common = set.intersection(*(set(run.checkpointer.steps()) for run in self.runs))
         for step in sorted(common, reverse=True):
             try:

@@ -372,13 +372,13 @@ def last_layer(model: Model, params: Params, state: State, inputs: tuple[Any, ..
     """
 
     def outputs(params: Params, state: State, *inputs: Any) -> tuple[Array, Array]:
-        found, _ = model.apply(params, state, *inputs, train=False, rngs={})
+        endpoints, _ = model.apply(params, state, *inputs, train=False, rngs={})
         for name in ("embedding", "logits"):
-            if name not in found:
+            if name not in endpoints:
                 what = f"the network gives no {name!r}, which tells its last layer"
                 hint = "use method=exact, or return the output from the network"
                 raise _refusal("method", what, hint)
-        return found["embedding"], found["logits"]
+        return endpoints["embedding"], endpoints["logits"]
 
     embedding, logits = dependence.of(outputs, params, state, *inputs)
     chosen = [f"0/{name}" in logits.on - embedding.on for name in named_leaves(params)]

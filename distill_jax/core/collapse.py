@@ -20,14 +20,14 @@ LARGEST = 512
 
 def names(embeddings: Mapping[str, Array]) -> tuple[str, ...]:
     """Returns the names of what `measure` finds in embeddings, or shapes of them, `[b, ..., d]`."""
-    found = []
+    measures = []
     for name, z in embeddings.items():
         kinds = ["std", "variance", "rank", "uniformity"]
         kinds += ["alpha"] if z.shape[-1] <= LARGEST else []
         if z.ndim == 3 and z.shape[1] > 1:
             kinds += ["alignment", *(["lidar"] if z.shape[-1] <= LARGEST else [])]
-        found += [f"{PREFIX}{name}/{kind}" for kind in kinds]
-    return tuple(found)
+        measures += [f"{PREFIX}{name}/{kind}" for kind in kinds]
+    return tuple(measures)
 
 
 def measure(embeddings: Mapping[str, Array], mask: Array) -> dict[str, Array]:
@@ -40,7 +40,7 @@ def measure(embeddings: Mapping[str, Array], mask: Array) -> dict[str, Array]:
       embeddings: `[b, d]` or, of v views, `[b, v, d]`; of a large batch the first examples count.
       mask: float `[b]`, 0 on padding.
     """
-    found: dict[str, Array] = {}
+    values: dict[str, Array] = {}
     for name, z in embeddings.items():
         z = jax.lax.stop_gradient(z).astype(jnp.float32)
         z = z[:, None] if z.ndim == 2 else z
@@ -58,8 +58,8 @@ def measure(embeddings: Mapping[str, Array], mask: Array) -> dict[str, Array]:
             "lidar": lambda z=z, kept=kept: spectrum.lidar(z.swapaxes(0, 1), kept),
         }
         for full in names({name: embeddings[name]}):
-            found[full] = measures[full.rpartition("/")[2]]().astype(jnp.float32)
-    return found
+            values[full] = measures[full.rpartition("/")[2]]().astype(jnp.float32)
+    return values
 
 
 def due(step: Array | int, every: int) -> Array | bool:

@@ -87,8 +87,8 @@ def text_of(error: BaseException, *, most: int = 200, lines: int | None = 1) -> 
         text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
     except (Exception, SystemExit):
         return ""
-    found = (line.strip() for line in text.encode("utf-8", "replace").decode().splitlines())
-    joined = " ".join([line for line in found if line][:lines])
+    stripped = (line.strip() for line in text.encode("utf-8", "replace").decode().splitlines())
+    joined = " ".join([line for line in stripped if line][:lines])
     return joined if len(joined) <= most else joined[: most - 3] + "..."
 
 

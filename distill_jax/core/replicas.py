@@ -110,13 +110,13 @@ def differing(things: Sequence[Any]) -> dict[tuple[str, ...], tuple[float, ...]]
         numeric = all(type(thing) in (int, float) for thing in things)
         return {(): tuple(float(thing) for thing in things)} if numeric else None
     if dataclasses.is_dataclass(first):
-        found = {}
+        scalars = {}
         for field in dataclasses.fields(first):
             parts = differing([getattr(thing, field.name) for thing in things])
             if parts is None:
                 return None
-            found |= {(field.name, *path): values for path, values in parts.items()}
-        return found
+            scalars |= {(field.name, *path): values for path, values in parts.items()}
+        return scalars
     if all(thing == first for thing in things):
         return {}
     return {(): tuple(things)} if type(first) is float else None

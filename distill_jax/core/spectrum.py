@@ -59,9 +59,9 @@ def eigenvalues(gram: Any) -> Array | np.ndarray:
     Those below `d` rounding errors of the largest are 0, and so are negative ones.
     """
     xp, (gram,) = _with(gram)
-    found = xp.linalg.eigvalsh(gram)[::-1]
-    noise = gram.shape[0] * xp.finfo(gram.dtype).eps * found[0]
-    return xp.where(found > noise, found, 0)
+    values = xp.linalg.eigvalsh(gram)[::-1]
+    noise = gram.shape[0] * xp.finfo(gram.dtype).eps * values[0]
+    return xp.where(values > noise, values, 0)
 
 
 def covariance_spectrum(z: Any, mask: Any = None) -> Array | np.ndarray:
@@ -152,9 +152,9 @@ def lidar(views: Any, mask: Any = None, *, delta: float = 1e-4, eps: float = 1e-
     # The factor of Cholesky whitens as well as the symmetric root: S_w^-1 S_b has one spectrum.
     root = xp.linalg.cholesky(within + ridge * xp.eye(d, dtype=views.dtype))
     white = _solve(xp, root, centred.T)
-    found = eigenvalues(white @ white.T / _at_least(n - 1, 1))
-    total = found.sum()
-    return xp.exp(_entropy(xp, found / xp.where(total > 0, total, 1) + eps))
+    values = eigenvalues(white @ white.T / _at_least(n - 1, 1))
+    total = values.sum()
+    return xp.exp(_entropy(xp, values / xp.where(total > 0, total, 1) + eps))
 
 
 def _solve(xp: ModuleType, lower: Any, right: Any) -> Any:

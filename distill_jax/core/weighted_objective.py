@@ -98,8 +98,8 @@ class WeightedObjective(Objective):
         memory: PyTree,
         random: np.random.Generator,
     ) -> PyTree:
-        found = self.objective.init_memory(rows, ids, memory["objective"], random)
-        return {**memory, "objective": found}
+        inner = self.objective.init_memory(rows, ids, memory["objective"], random)
+        return {**memory, "objective": inner}
 
     def memory(self, key: Key, batch: Batch) -> PyTree:
         """The objective's own memory and, where the weighting needs it, a class-mean table.
@@ -154,16 +154,16 @@ class WeightedObjective(Objective):
         """
         if self.stop_features:
             evidence = jax.lax.stop_gradient(evidence)
-        found = self.weighting(nets, evidence, step)
+        weights = self.weighting(nets, evidence, step)
         expected = (*evidence.mask.shape, len(self.loss_terms))
-        if found.shape != expected:
+        if weights.shape != expected:
             raise ArgumentError(
-                f"{type(self.weighting).__name__} gave weights of shape {found.shape}, "
+                f"{type(self.weighting).__name__} gave weights of shape {weights.shape}, "
                 f"not one for each example and signal {expected}",
                 where="weighting",
                 hint=f"the signals are {', '.join(self.loss_terms)}",
             )
-        return found
+        return weights
 
     def used(self, weights: Array, mask: Array, step: Array) -> Array:
         """Returns the weights that the student gets: `weights` but for a control's change."""
@@ -236,8 +236,8 @@ def dead_parameters(
     Found by structure, on shapes alone: their gradient would be zero whatever their values.
     """
     roles = {role: shapes.roles[role] for role in weighted.weighting.roles}
-    params = {role: found.params for role, found in roles.items()}
-    state = {role: zeros(found.state) for role, found in roles.items()}
+    params = {role: shape.params for role, shape in roles.items()}
+    state = {role: zeros(shape.state) for role, shape in roles.items()}
     evidence = jax.eval_shape(weighted.evidence, shapes.terms, shapes.batch, shapes.memory)
     direction = jax.ShapeDtypeStruct((*evidence.mask.shape, len(weighted.loss_terms)), jnp.float32)
 
@@ -251,8 +251,8 @@ def dead_parameters(
     key = jax.eval_shape(jax.random.key, 0)
     dead = dependence.dead_leaves(gradient, params, evidence, direction, key)
     names = named_leaves(params)
-    found = [name.partition("/") for name, is_dead in zip(names, dead, strict=True) if is_dead]
-    return [(role, path) for role, _, path in found]
+    unreached = [n.partition("/") for n, is_dead in zip(names, dead, strict=True) if is_dead]
+    return [(role, path) for role, _, path in unreached]
 
 
 def roles_of_class_means(
@@ -264,8 +264,8 @@ def roles_of_class_means(
     """
     if "class_means" not in weighted.weighting.needs:
         return set()
-    params = {role: found.params for role, found in shapes.roles.items()}
-    state = {role: found.state for role, found in shapes.roles.items()}
+    params = {role: shape.params for role, shape in shapes.roles.items()}
+    state = {role: shape.state for role, shape in shapes.roles.items()}
 
     def sums(params: Any, state: Any, batch: Batch, memory: PyTree, key: Key) -> Array:
         nets = BoundNets(models, params, state, key=key)

@@ -61,8 +61,7 @@ class MetaDMoE(Objective):
     def __post_init__(self):
         check_positive(inner_lr=self.inner_lr)
         most = f"[0, {ranges.MOST}]"
-        counts = {"domains": self.domains, "test_domains": self.test_domains}
-        ranges.within(most, whole=True, **counts)
+        ranges.within(most, whole=True, domains=self.domains, test_domains=self.test_domains)
         ranges.depths(experts=self.experts)
         if not 2 <= self.experts <= self.domains:
             raise ArgumentError(

@@ -23,14 +23,14 @@ def section(arms: Mapping[str, Sequence[Run]], *, base: str | None = None) -> Ht
     every = [run for runs in arms.values() for run in runs]
     roles = list(dict.fromkeys(r for run in every for r in run.result.get("parameters") or {}))
     known = ("seconds", "flops_per_step", "seconds_per_step", *_FLOOR)
-    found = dict.fromkeys(
+    names = dict.fromkeys(
         name
         for run in every
         for name, value in (run.result.get("compute") or {}).items()
         if is_finite(value)
     )
-    others = [name for name in found if name not in known]
-    timed = "seconds_per_step" in found
+    others = [name for name in names if name not in known]
+    timed = "seconds_per_step" in names
     rows = []
     for arm, runs in arms.items():
         steps, flops = _mean(runs, "steps"), _mean(runs, "compute.flops_per_step")
@@ -65,11 +65,13 @@ def _mean(runs: Sequence[Run], path: str) -> float | None:
 
 def _floors(arms: Mapping[str, Sequence[Run]]) -> Html | None:
     """Shows how near the steps are to what they cannot do without."""
-    found = {arm: [_mean(runs, f"compute.{name}") for name in _FLOOR] for arm, runs in arms.items()}
-    if not any(value is not None for values in found.values() for value in values):
+    floors = {
+        arm: [_mean(runs, f"compute.{name}") for name in _FLOOR] for arm, runs in arms.items()
+    }
+    if not any(value is not None for values in floors.values() for value in values):
         return None
     rows = []
-    for arm, (speed, flops, ratio, moved) in found.items():
+    for arm, (speed, flops, ratio, moved) in floors.items():
         share = NONE if ratio is None else f"{ratio:.2f}"
         rows.append(row(arm, (si(speed), si(flops), share, si(moved))))
     caption = (

@@ -97,12 +97,12 @@ def _answer(logits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def _images(arrays: Mapping[str, Any], n: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Returns stored rows and images that fit each other."""
-    found = {}
+    images_by_name = {}
     for name in ("low", "high"):
         rows, images = arrays.get(name), arrays.get(f"{name}_images")
         if rows is None or images is None or rows.dtype.kind not in "iu" or rows.ndim != 1:
             continue
         fits = images.ndim == 4 and images.dtype == np.uint8 and len(images) == len(rows) > 0
         if fits and rows.min() >= 0 and rows.max() < n:
-            found[name] = rows, images
-    return found
+            images_by_name[name] = rows, images
+    return images_by_name

@@ -163,15 +163,15 @@ class Study:
     @functools.cached_property
     def runs(self) -> dict[str, list[Run]]:
         """Run folders that can be read, by arm; empty arms are left in."""
-        found: dict[str, list[Run]] = {}
+        by_arm: dict[str, list[Run]] = {}
         for arm in self.arms:
             runs = [
                 Run.read(self.path / str(entry["run"]), label=f"{arm}, seed {seed}")
                 for seed, entry in self.seeds(arm).items()
                 if entry.get("run")
             ]
-            found[arm] = [run for run in runs if run.exists]
-        return found
+            by_arm[arm] = [run for run in runs if run.exists]
+        return by_arm
 
     @property
     def all_runs(self) -> list[Run]:

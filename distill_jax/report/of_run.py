@@ -99,9 +99,9 @@ def _run_result(run: Run) -> Html | None:
         for split in ("held_out", "test")
         for state, metrics in states.items()
     }
-    columns = {title: found for title, found in columns.items() if found}
-    names = dict.fromkeys(name for found in columns.values() for name in found)
-    rows = [row(name, (fmt(found.get(name)) for found in columns.values())) for name in names]
+    columns = {title: values for title, values in columns.items() if values}
+    names = dict.fromkeys(name for values in columns.values() for name in values)
+    rows = [row(name, (fmt(values.get(name)) for values in columns.values())) for name in names]
     if not rows:
         return None
     metric = lookup(run.config, "eval.metric")
@@ -110,8 +110,8 @@ def _run_result(run: Run) -> Html | None:
 
 
 def _run_calibration(run: Run) -> Html | None:
-    found = {role: run.quality(role) for role in run.roles}
-    return calibration_panel({r: (m, m["reliability"]) for r, m in found.items() if m})
+    quality = {role: run.quality(role) for role in run.roles}
+    return calibration_panel({r: (m, m["reliability"]) for r, m in quality.items() if m})
 
 
 def _run_confusion(run: Run) -> Html | None:

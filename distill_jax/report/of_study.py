@@ -226,17 +226,17 @@ def _study_seeds(study: Study) -> Html:
 
 
 def _study_metrics(study: Study) -> Html | None:
-    found: dict[str, dict[str, list[float]]] = {}
+    by_name: dict[str, dict[str, list[float]]] = {}
     for arm in study.arms:
         for run in study.finished(arm):
             for name, value in (run.result.get("metrics") or {}).items():
                 if is_finite(value) and (name == study.metric or not is_trust(name)):
-                    found.setdefault(name, {}).setdefault(arm, []).append(float(value))
-    found = {n: v for n, v in found.items() if n.startswith("test/")} or found
-    if not found:
+                    by_name.setdefault(name, {}).setdefault(arm, []).append(float(value))
+    by_name = {n: v for n, v in by_name.items() if n.startswith("test/")} or by_name
+    if not by_name:
         return None
     arms = [arm for arm in study.arms if study.finished(arm)]
-    rows = [row(n, (spread(by_arm.get(arm)) for arm in arms)) for n, by_arm in found.items()]
+    rows = [row(n, (spread(by_arm.get(arm)) for arm in arms)) for n, by_arm in by_name.items()]
     return join(muted("Mean ± standard deviation over seeds."), table(["metric", *arms], rows))
 
 
@@ -254,10 +254,10 @@ def _base(study: Study) -> str | None:
 def _study_calibration(shown: Mapping[str, Sequence[Run]]) -> Html | None:
     tables = {}
     for arm, runs in shown.items():
-        found = [metrics for run in runs for r in run.roles[:1] if (metrics := run.quality(r))]
-        if found:
-            mean = {name: float(np.mean([m[name] for m in found])) for name in QUALITY}
-            tables[arm] = (mean, pooled([m["reliability"] for m in found]))
+        measured = [metrics for run in runs for r in run.roles[:1] if (metrics := run.quality(r))]
+        if measured:
+            mean = {name: float(np.mean([m[name] for m in measured])) for name in QUALITY}
+            tables[arm] = (mean, pooled([m["reliability"] for m in measured]))
     note = "Seeds are pooled in the diagram; the table has their means."
     return calibration_panel(tables, note=note, order=list(shown))
 
@@ -268,8 +268,10 @@ def _study_confusion(study: Study) -> Html | None:
         if not (s.is_reference or s.arm == study.best):
             continue
         runs = [run for run in study.finished(s.arm) if run.roles]
-        found = [run.evaluate(classification.make(role=run.roles[0]), run.roles[0]) for run in runs]
-        counts = [m["confusion"] for m in found if m]
+        measured = [
+            run.evaluate(classification.make(role=run.roles[0]), run.roles[0]) for run in runs
+        ]
+        counts = [m["confusion"] for m in measured if m]
         if counts and len({c.shape for c in counts}) == 1:
             kind = "reference" if s.is_reference else "best mean"
             seeds = f"sum of {len(counts)} seeds" if len(counts) > 1 else "one seed"

@@ -46,10 +46,10 @@ def section(runs: Sequence[Run]) -> Html | None:
     if not rows and not env_rows:
         return None
     repeated = dict.fromkeys(
-        str(found.get("text", name))
+        str(shared.get("text", name))
         for run in runs
-        for name, found in ((run.result.get("data") or {}).get("in_training") or {}).items()
-        if isinstance(found, dict)
+        for name, shared in ((run.result.get("data") or {}).get("in_training") or {}).items()
+        if isinstance(shared, dict)
     )
     warning = [f"runs read different {split} data: they cannot be compared" for split in mixed]
     return join(

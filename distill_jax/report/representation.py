@@ -49,9 +49,9 @@ def principal_components(z: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     share = s**2 / max((s**2).sum(), np.finfo(np.float64).tiny)
     if len(s) < 2:
         u, s, share = np.hstack([u, 0 * u]), np.r_[s, 0.0], np.r_[share, 0.0]
-    found = u[:, :2] * s[:2]
-    largest = found[np.abs(found).argmax(axis=0), np.arange(2)]
-    return found * np.where(largest < 0, -1, 1), share[:2]
+    projected = u[:, :2] * s[:2]
+    largest = projected[np.abs(projected).argmax(axis=0), np.arange(2)]
+    return projected * np.where(largest < 0, -1, 1), share[:2]
 
 
 def _map(z: np.ndarray, label: np.ndarray, index: np.ndarray, names: Mapping[int, str]) -> Html:

@@ -46,7 +46,7 @@ def _text(text: str, folder: pathlib.Path) -> str:
     if text.startswith("/") and not re.search(r"\n|: | -", text):  # a path, whole
         path, mark, role = text.partition("#")
         return _name(path) + mark + role
-    return _PATH.sub(lambda found: _name(found[0]), text)
+    return _PATH.sub(lambda match: _name(match[0]), text)
 
 
 def _roots(folder: pathlib.Path) -> list[tuple[str, str]]:
@@ -57,12 +57,12 @@ def _roots(folder: pathlib.Path) -> list[tuple[str, str]]:
     folder, here = folder.absolute(), pathlib.Path.cwd()
     of_study = _SEED.fullmatch(folder.name) is not None
     beside = folder.parents[min(of_study, len(folder.parents) - 1)] if folder.parents else folder
-    found = {str(path): "" for path in (here, beside) if len(path.parts) > 2}
-    found[str(folder)] = "."
+    roots = {str(path): "" for path in (here, beside) if len(path.parts) > 2}
+    roots[str(folder)] = "."
     for path in (folder, beside, here):
-        if str(path) in found:
-            found.setdefault(str(path.resolve()), found[str(path)])
-    return sorted(found.items(), key=lambda item: -len(item[0]))
+        if str(path) in roots:
+            roots.setdefault(str(path.resolve()), roots[str(path)])
+    return sorted(roots.items(), key=lambda item: -len(item[0]))
 
 
 _SEED = re.compile(r"seed\d+")

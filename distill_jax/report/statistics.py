@@ -109,11 +109,11 @@ def ask(
       results: as in `summarise`; arms without values may be absent.
       questions: `{question: (arm, reference, other arms ...)}`.
     """
-    found = {}
+    answers = {}
     for question, (arm, reference, *others) in questions.items():
         own = {name: results.get(name, {}) for name in (reference, arm, *others)}
-        found[question] = summarise(own, reference=reference)
-    return found
+        answers[question] = summarise(own, reference=reference)
+    return answers
 
 
 def answer(

@@ -62,8 +62,8 @@ def metrics(states: Mapping[str, Mapping[str, Any]], *, chosen_by: str = "") -> 
       states: `{state: {"step": step, "<split>/<metric>": value}}`, in the order of the columns.
       chosen_by: `"<split>/<metric>"` of the config, or nothing.
     """
-    states = {title: found for title, found in states.items() if found}
-    names = sorted({name for found in states.values() for name in found} - {"step"})
+    states = {title: values for title, values in states.items() if values}
+    names = sorted({name for values in states.values() for name in values} - {"step"})
     head = [chosen_by.rpartition("/")[2], "accuracy"]
     first = [n for h in dict.fromkeys(head) if h for n in names if n.rpartition("/")[2] == h]
     rest = sorted((n for n in names if n not in first), key=lambda n: (n.endswith(CONTROLS), n))
@@ -73,8 +73,8 @@ def metrics(states: Mapping[str, Mapping[str, Any]], *, chosen_by: str = "") -> 
         return f"{name:{width}}" + "".join(f"{cell:>12}" for cell in cells)
 
     def rows(group: Sequence[str]) -> list[str]:
-        return [row(n, [number(found.get(n)) for found in states.values()]) for n in group]
+        return [row(n, [number(values.get(n)) for values in states.values()]) for n in group]
 
-    steps = [str(found.get("step", "-")) for found in states.values()]
+    steps = [str(values.get("step", "-")) for values in states.values()]
     lines = [row("", list(states)), row("step", steps), *rows(first)]
     return "\n".join([*lines, *([""] if first and rest else []), *rows(rest)])

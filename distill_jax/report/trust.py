@@ -64,7 +64,7 @@ def section(
       colours: colour numbers of the arms of a study that are drawn over each other; None for a
         single run.
     """
-    problems, found = [], {}
+    problems, by_arm = [], {}
     for arm, runs in finished.items():
         seeds = []
         for run in runs:
@@ -75,12 +75,12 @@ def section(
                 except ValueError as error:
                     problems.append(f"{run.label}: trust.npz cannot be used: {error}")
         if seeds:
-            found[arm] = seeds[0], [seed.metrics for seed in seeds]
+            by_arm[arm] = seeds[0], [seed.metrics for seed in seeds]
     single = colours is None
-    traced = [arm for arm, runs in arms.items() if arm in found or _has_curves(runs)]
+    traced = [arm for arm, runs in arms.items() if arm in by_arm or _has_curves(runs)]
     if len(traced) > _ARMS:
         problems.append(f"figures show the first {_ARMS} of {len(traced)} arms")
-    first = {arm: found[arm][0] for arm in traced[:_ARMS] if arm in found}
+    first = {arm: by_arm[arm][0] for arm in traced[:_ARMS] if arm in by_arm}
     blocks = [
         _over_time({arm: arms[arm] for arm in traced[:_ARMS]}),
         _areas({arm: arms[arm] for arm in traced}, colours),
@@ -89,15 +89,15 @@ def section(
     shown = [block for block in blocks if block]
     if not shown and not problems:
         return None
-    seeds = {arm: metrics for arm, (_, metrics) in found.items()}
+    seeds = {arm: metrics for arm, (_, metrics) in by_arm.items()}
     numbers = _numbers(seeds, heads=["training part"] if single else list(seeds))
     cards = [_cards(seed, most=12 if single else 6) for seed in first.values()]
     if single:
         panels = [figure(b.title, b.panels[0].plot, b.caption, legend=b.legend) for b in shown]
         side = el("div", numbers, class_="panel facts")
-        body = el("div", panels, side if found else None, class_="grid2")
+        body = el("div", panels, side if by_arm else None, class_="grid2")
     else:
-        body = join(numbers if found else None, [block.html() for block in shown])
+        body = join(numbers if by_arm else None, [block.html() for block in shown])
     return join(
         muted(
             "The ratio is the teacher's share of the weights of an example: at 0 the student does "
@@ -117,9 +117,9 @@ def _has_curves(runs: Sequence[Run]) -> bool:
     return any(name in record for run in runs for record in run.records for name in names)
 
 
-def _folded(found: Iterable[StoredWeights], cards: Sequence[Html | None]) -> Html:
+def _folded(stored: Iterable[StoredWeights], cards: Sequence[Html | None]) -> Html:
     """Returns cards that open at a click, the first of them open."""
-    parts = [(seed.label, part) for seed, part in zip(found, cards, strict=True) if part]
+    parts = [(seed.label, part) for seed, part in zip(stored, cards, strict=True) if part]
     return join(
         el("details", el("summary", f"Examples of {label}"), part, open="" if i == 0 else None)
         for i, (label, part) in enumerate(parts)
@@ -233,25 +233,25 @@ def _area_chart(lines: Mapping[int, Series], y_label: str) -> Html:
 
 
 def _of_examples(
-    found: Mapping[str, StoredWeights],
+    stored: Mapping[str, StoredWeights],
     draw: Callable[[StoredWeights, tuple[float, float]], tuple[str, str, Html | None]],
 ) -> _Block | None:
     """Draws the ratios of the examples of every arm, between the same limits."""
-    if not found:
+    if not stored:
         return None
-    limits = _range(np.concatenate([seed.ratio for seed in found.values()]))
-    drawn = {arm: draw(seed, limits) for arm, seed in found.items()}
+    limits = _range(np.concatenate([seed.ratio for seed in stored.values()]))
+    drawn = {arm: draw(seed, limits) for arm, seed in stored.items()}
     title, caption, _ = next(iter(drawn.values()))
     panels = [_Panel(arm, plot) for arm, (_, _, plot) in drawn.items() if plot]
     return _Block(title, caption, panels) if panels else None
 
 
-def _margins(found: StoredWeights, limits: tuple[float, float]) -> tuple[str, str, Html]:
-    counts, lines = _bands(found.margin, found.ratio)
-    chosen = _spread(found.margin, found.ratio)
+def _margins(stored: StoredWeights, limits: tuple[float, float]) -> tuple[str, str, Html]:
+    counts, lines = _bands(stored.margin, stored.ratio)
+    chosen = _spread(stored.margin, stored.ratio)
     dots = {
-        i: (name, found.margin[rows], found.ratio[rows])
-        for i, name, part in ((1, "teacher right", found.right), (2, "wrong", ~found.right))
+        i: (name, stored.margin[rows], stored.ratio[rows])
+        for i, name, part in ((1, "teacher right", stored.right), (2, "wrong", ~stored.right))
         if len(rows := chosen[part[chosen]])
     }
     plot = cloud(
@@ -309,14 +309,16 @@ def _spread(margin: np.ndarray, ratio: np.ndarray) -> np.ndarray:
     return np.concatenate(chosen)
 
 
-def _comparisons(found: StoredWeights, limits: tuple[float, float]) -> tuple[str, str, Html | None]:
-    pairs = [(("teacher right", "teacher wrong"), ~found.right)]
-    pairs += [(names, found.flags[flag]) for flag, names in FLAGS.items() if flag in found.flags]
+def _comparisons(
+    stored: StoredWeights, limits: tuple[float, float]
+) -> tuple[str, str, Html | None]:
+    pairs = [(("teacher right", "teacher wrong"), ~stored.right)]
+    pairs += [(names, stored.flags[flag]) for flag, names in FLAGS.items() if flag in stored.flags]
     rows = []
     for (usual, marked), mask in pairs:
         if mask.any() and not mask.all():
-            area = trust.area_under_roc(-found.ratio, mask)
-            groups = {1: (usual, found.ratio[~mask]), 2: (marked, found.ratio[mask])}
+            area = trust.area_under_roc(-stored.ratio, mask)
+            groups = {1: (usual, stored.ratio[~mask]), 2: (marked, stored.ratio[mask])}
             rows.append(Ridge(groups=groups, note=f"AUC {area:.2f}"))
     caption = (
         "Densities of equal area, vertical lines at the means. AUC: how often an example of the "
@@ -326,20 +328,20 @@ def _comparisons(found: StoredWeights, limits: tuple[float, float]) -> tuple[str
     return "Ratio where something is wrong", caption, plot
 
 
-def _by_class(found: StoredWeights, limits: tuple[float, float]) -> tuple[str, str, Html]:
-    damaged = found.flags.get("teacher_shift", np.zeros(len(found.ratio), bool))
-    members = [found.labels == c for c in range(len(found.classes))]
+def _by_class(stored: StoredWeights, limits: tuple[float, float]) -> tuple[str, str, Html]:
+    damaged = stored.flags.get("teacher_shift", np.zeros(len(stored.ratio), bool))
+    members = [stored.labels == c for c in range(len(stored.classes))]
     present = [c for c, part in enumerate(members) if part.any()]
-    present.sort(key=lambda c: float(found.ratio[members[c]].mean()))
+    present.sort(key=lambda c: float(stored.ratio[members[c]].mean()))
     left_out = len(present) - _ROWS
     if left_out > 0:
         present = present[: _ROWS // 2] + present[-_ROWS // 2 :]
     rows = []
     for c in present:
-        values = found.ratio[members[c]]
+        values = stored.ratio[members[c]]
         hit = damaged[members[c]].mean() > 0.5
         rows.append(
-            Ridge(groups={1 + hit: (found.classes[c], values)}, note=f"{values.mean():.2f}")
+            Ridge(groups={1 + hit: (stored.classes[c], values)}, note=f"{values.mean():.2f}")
         )
     caption = "Each class at its own scale, sorted by its mean, which stands at the right."
     if any(2 in row.groups for row in rows):
@@ -352,7 +354,7 @@ def _by_class(found: StoredWeights, limits: tuple[float, float]) -> tuple[str, s
 
 def _numbers(seeds: Mapping[str, Sequence[Mapping[str, float]]], heads: Sequence[str]) -> Html:
     """Returns means of the metrics over seeds, one column an arm."""
-    every = dict.fromkeys(n for metrics in seeds.values() for found in metrics for n in found)
+    every = dict.fromkeys(n for metrics in seeds.values() for own in metrics for n in own)
     names = [n for n in _NAMES if n in every] + [n for n in every if n.startswith("mean weight")]
     rows = [
         row(
@@ -367,26 +369,26 @@ def _numbers(seeds: Mapping[str, Sequence[Mapping[str, float]]], heads: Sequence
     return join(el("h3", "What the ratio knows"), table(["", *heads], rows), muted(note))
 
 
-def _cards(found: StoredWeights, *, most: int) -> Html | None:
+def _cards(stored: StoredWeights, *, most: int) -> Html | None:
     parts = []
     for name, title in (("low", "Lowest ratio"), ("high", "Highest ratio")):
-        if name in found.images:
-            pairs = list(zip(*found.images[name], strict=True))[:most]
-            cards = [_card(found, int(row), image) for row, image in pairs]
+        if name in stored.images:
+            pairs = list(zip(*stored.images[name], strict=True))[:most]
+            cards = [_card(stored, int(row), image) for row, image in pairs]
             parts.append(el("h3", title, class_="block"))
             parts.append(el("div", cards, class_="examples"))
     return join(parts) if parts else None
 
 
-def _card(found: StoredWeights, row: int, image: np.ndarray) -> Html:
-    truth = int(found.labels[row])
+def _card(stored: StoredWeights, row: int, image: np.ndarray) -> Html:
+    truth = int(stored.labels[row])
     said = [
-        (name, i, found.classes[int(choice[row])], float(p[row]), bool(choice[row] == truth))
-        for i, (name, (choice, p)) in enumerate(found.answers.items(), 1)
+        (name, i, stored.classes[int(choice[row])], float(p[row]), bool(choice[row] == truth))
+        for i, (name, (choice, p)) in enumerate(stored.answers.items(), 1)
     ]
-    marks = [names[1] for flag, names in FLAGS.items() if flag in found.flags]
-    hits = [found.flags[flag][row] for flag in FLAGS if flag in found.flags]
-    ratio = float(found.ratio[row])
+    marks = [names[1] for flag, names in FLAGS.items() if flag in stored.flags]
+    hits = [stored.flags[flag][row] for flag in FLAGS if flag in stored.flags]
+    ratio = float(stored.ratio[row])
     gauge = el(
         "svg",
         el("rect", x=0, y=0, width=100, height=6, class_="track"),
@@ -399,8 +401,8 @@ def _card(found: StoredWeights, row: int, image: np.ndarray) -> Html:
     return card(
         image,
         kind="training example",
-        truth=found.classes[truth],
-        index=int(found.index[row]),
+        truth=stored.classes[truth],
+        index=int(stored.index[row]),
         said=said,
         more=[
             el("p", "ratio ", el("b", f"{ratio:.3f}"), gauge, class_="ratio"),
@@ -409,12 +411,12 @@ def _card(found: StoredWeights, row: int, image: np.ndarray) -> Html:
     )
 
 
-def _controls(found: Mapping[str, StoredWeights]) -> list[str]:
+def _controls(stored: Mapping[str, StoredWeights]) -> list[str]:
     words = {"shuffled": "shuffled within the batch", "batch_mean": "replaced by their batch mean"}
     return [
         f"{arm}: ratios are shown as the weighting gives them; before they acted they were "
         f"{words[seed.control]}"
-        for arm, seed in found.items()
+        for arm, seed in stored.items()
         if seed.control
     ]
 

@@ -182,13 +182,13 @@ class Alarms:
         self._folder, self._rules, self._log_line = folder, tuple(rules), log_line
         self._history: dict[str, list[tuple[int, float]]] = {}
         self._going: set[tuple[str, str]] = set()
-        self.found: list[Alarm] = []
+        self.raised: list[Alarm] = []
         if folder is None:
             return
         for row in read_rows(folder / "metrics.jsonl", until=resume_step):
             self._remember(row["step"], row)
         rows = writers.resume_lines(folder / "alarms.jsonl", resume_step, log_line=log_line)
-        self.found = [Alarm(**row) for row in rows if row.keys() == set(Alarm._fields)]
+        self.raised = [Alarm(**row) for row in rows if row.keys() == set(Alarm._fields)]
 
     def _remember(self, step: int, metrics: Mapping[str, Any]) -> list[str]:
         """Adds what a rule reads to the history; returns its names."""
@@ -221,7 +221,7 @@ class Alarms:
 
     def add(self, alarm: Alarm) -> None:
         """Raises an alarm: a line on the console, one in `alarms.jsonl`."""
-        self.found.append(alarm)
+        self.raised.append(alarm)
         if self._folder is not None:
             self._log_line(alarm_line(alarm._asdict()))
             with (self._folder / "alarms.jsonl").open("a", encoding="utf-8") as file:

@@ -79,7 +79,7 @@ def parse(hlo: str, *, devices: int) -> list[Collective]:
     def visit(name: str, count: int) -> None:
         times[name] += count
         for line in bodies.get(name, ()):
-            trips = int(found[1]) if (found := _TRIPS.search(line)) else 1
+            trips = int(trip_count[1]) if (trip_count := _TRIPS.search(line)) else 1
             for several, one in _CALLED.findall(line):
                 for callee in (several or one).split(","):
                     visit(callee.strip().lstrip("%"), count * trips)
@@ -149,10 +149,10 @@ class Total(NamedTuple):
     sent: float
 
 
-def totals(found: Iterable[Collective]) -> dict[tuple[str, int], Total]:
+def totals(collectives: Iterable[Collective]) -> dict[tuple[str, int], Total]:
     """Returns totals by kind and size of group, the largest first."""
     sums: dict[tuple[str, int], Total] = {}
-    for one in found:
+    for one in collectives:
         key = (one.kind, one.group)
         count, nbytes, sent = sums.get(key, Total(0, 0, 0.0))
         sums[key] = Total(count + one.times, nbytes + one.nbytes * one.times, sent + one.sent)
@@ -172,12 +172,12 @@ def memory(compiled: Any) -> Mapping[str, int]:
     Outputs in place reuse donated arguments. The peak is that of the program alone: arguments,
     outputs that are not in place, and temporaries.
     """
-    found = compiled.memory_analysis()
+    analysis = compiled.memory_analysis()
     parts = {
-        "arguments": found.argument_size_in_bytes,
-        "outputs": found.output_size_in_bytes,
-        "in_place": found.alias_size_in_bytes,
-        "temporary": found.temp_size_in_bytes,
+        "arguments": analysis.argument_size_in_bytes,
+        "outputs": analysis.output_size_in_bytes,
+        "in_place": analysis.alias_size_in_bytes,
+        "temporary": analysis.temp_size_in_bytes,
     }
     peak = parts["arguments"] + parts["outputs"] - parts["in_place"] + parts["temporary"]
     return {**parts, "peak": peak}

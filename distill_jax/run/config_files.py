@@ -28,12 +28,12 @@ _UNITS = re.compile(
 
 def shipped() -> dict[str, pathlib.Path]:
     """Returns the files of all shipped configs by name, such as `distill/kd`."""
-    found = {}
+    paths = {}
     for root in map(pathlib.Path, configs.__path__):
         for path in sorted(root.glob("*/*.py")):
             if path.stem != "__init__":
-                found[path.relative_to(root).with_suffix("").as_posix()] = path
-    return found
+                paths[path.relative_to(root).with_suffix("").as_posix()] = path
+    return paths
 
 
 def find(name: str) -> pathlib.Path:

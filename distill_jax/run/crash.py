@@ -112,9 +112,9 @@ def threads(folder: pathlib.Path | None, *, suffix: str = "") -> Iterator[None]:
 
 def in_threads() -> bool:
     """Whether an error has ended a thread since this was asked last."""
-    found = bool(_in_threads)
+    any_thread = bool(_in_threads)
     _in_threads.clear()
-    return found
+    return any_thread
 
 
 def guarded(

@@ -70,8 +70,8 @@ def describe(config: ConfigDict, *, trusted: Collection[str] | None = None) -> s
         ("state", tables.plain(leaves, header)),
         ("config", json.dumps(json.loads(config_lib.to_json(config)), indent=1)),
     ]
-    found = ["\n".join(warnings)] if warnings else []
-    return "\n\n".join([*found, *(f"== {title}\n{body}" for title, body in sections)])
+    parts = ["\n".join(warnings)] if warnings else []
+    return "\n\n".join([*parts, *(f"== {title}\n{body}" for title, body in sections)])
 
 
 def _summary(experiment: build_lib.Experiment, compiled: Mapping[str, Any]) -> str:

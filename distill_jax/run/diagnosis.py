@@ -159,11 +159,11 @@ def of_inputs(batch: Mapping[str, Any], transform: Any, split: str) -> Cause | N
 
 def _finite(inputs: Any, b: int) -> np.ndarray:
     """Returns bool `[b]`: which examples have finite values only."""
-    found = np.ones(b, bool)
+    finite = np.ones(b, bool)
     for leaf in map(np.asarray, jax.tree.leaves(inputs)):
         if jnp.issubdtype(leaf.dtype, jnp.floating):
-            found &= np.isfinite(leaf).reshape(b, -1).all(1)
-    return found
+            finite &= np.isfinite(leaf).reshape(b, -1).all(1)
+    return finite
 
 
 @contextlib.contextmanager
@@ -187,9 +187,9 @@ def of_split(experiment: "Experiment", split: str) -> Cause:
     try:
         source = getattr(experiment.dataset, split)
         for batch in loader.eval_batches(source, batch_size=experiment.eval_batch_size):
-            found = of_inputs(batch, lambda raw: transform(key, raw, jnp.int32(0)), split)
-            if found is not None:
-                return found
+            cause = of_inputs(batch, lambda raw: transform(key, raw, jnp.int32(0)), split)
+            if cause is not None:
+                return cause
     except UserError as error:
         return Cause(error.what, error.hint)
     return Cause(

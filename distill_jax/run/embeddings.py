@@ -50,16 +50,16 @@ def store(
     if chosen is None:
         return
     try:
-        found = read_split((outputs, example_info), *chosen)
+        split_rows = read_split((outputs, example_info), *chosen)
     except UserError:
         return
-    rows = spread(len(found.z), MOST)
+    rows = spread(len(split_rows.z), MOST)
     arrays: dict[str, Any] = {
         "encoder": np.asarray("/".join(chosen)),
-        "embedding": found.z[rows].astype(np.float32),
-        "label": found.label[rows],
-        "index": found.index[rows],
-        **_neighbours(experiment.dataset.test, found),
+        "embedding": split_rows.z[rows].astype(np.float32),
+        "label": split_rows.label[rows],
+        "index": split_rows.index[rows],
+        **_neighbours(experiment.dataset.test, split_rows),
     }
     widths = {len(values) for values in spectra.values()}
     if len(widths) == 1:
@@ -68,17 +68,17 @@ def store(
     writers.save_arrays(workdir / FILE, arrays)
 
 
-def _neighbours(source: Any, found: Split) -> dict[str, np.ndarray]:
-    count = min(NEIGHBOURS, len(found.z) - 1)
+def _neighbours(source: Any, split_rows: Split) -> dict[str, np.ndarray]:
+    count = min(NEIGHBOURS, len(split_rows.z) - 1)
     if count < 1:
         return {}
-    asked = spread(len(found.z), QUERIES)
-    z = normalized(found.z).astype(np.float32)
+    asked = spread(len(split_rows.z), QUERIES)
+    z = normalized(split_rows.z).astype(np.float32)
     where, cosine = knn.nearest(z[asked], z, count, own=asked)
     shown = np.concatenate([asked[:, None], where], axis=1)
     arrays = {
         "neighbours": shown,
-        "neighbour_label": found.label[shown],
+        "neighbour_label": split_rows.label[shown],
         "cosine": np.concatenate([np.ones((len(asked), 1), np.float32), cosine], axis=1),
     }
     images = source.read(shown.ravel())["input"]

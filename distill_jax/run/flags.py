@@ -142,8 +142,8 @@ def parse(argv: Sequence[str]) -> Flags:
             raise UserError("no config is given", where="--config", hint=hint)
         if os.path.lexists(file):
             spec, config = str(file), config_lib.from_json(read_text(file))
-        elif (found := workdir_lib.stored_config(workdir)) is not None:
-            spec, config = str(workdir), found
+        elif (stored := workdir_lib.stored_config(workdir)) is not None:
+            spec, config = str(workdir), stored
         else:
             hint = "give the folder of a run, or --config=FILE[:ARG]"
             raise UserError("holds no config.json", where=str(workdir), hint=hint)
@@ -322,10 +322,10 @@ def load(spec: str) -> config_lib.ConfigDict:
     options = arg.split(",") if arg else []
     arg = ",".join(option for option in options if option != "smoke")
     path = config_files.find(name)
-    found = config_files.run(path)
-    get_config = found.get("get_config")
+    namespace = config_files.run(path)
+    get_config = namespace.get("get_config")
     if not callable(get_config):
-        functions = [key for key, value in found.items() if inspect.isfunction(value)]
+        functions = [key for key, value in namespace.items() if inspect.isfunction(value)]
         raise ConfigError(
             "get_config is not defined", where=name, hint=nearest("get_config", functions)
         )

@@ -72,10 +72,10 @@ def store(
         made = experiment.objective.pictures(nets, batch, state.memory, state.step)
         return {k: batch[k] for k in ("input", "hidden", "targets")}, made
 
-    found, made = jax.device_get(look(state, frozen, batch))
+    views, made = jax.device_get(look(state, frozen, batch))
     if not write:
         return
-    images, hidden, targets = (np.asarray(found[k]) for k in ("input", "hidden", "targets"))
+    images, hidden, targets = (np.asarray(views[k]) for k in ("input", "hidden", "targets"))
     predicted = (targets[..., None] == np.arange(hidden.shape[1])).any(axis=2)
     low, high = float(images.min()), float(images.max())
 

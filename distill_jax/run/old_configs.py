@@ -54,8 +54,8 @@ def convert(stored: Mapping[str, Any], *, where: str = "config.json") -> dict[st
     """
     config = copy.deepcopy(dict(stored))
     study = config.get("study")
-    found = study.get("arms") if isinstance(study, dict) else None
-    arms = list(found.values()) if isinstance(found, dict) else []
+    own_arms = study.get("arms") if isinstance(study, dict) else None
+    arms = list(own_arms.values()) if isinstance(own_arms, dict) else []
     for one in (config, *(arm for arm in arms if isinstance(arm, dict))):
         for _, change in CONVERSIONS:
             try:

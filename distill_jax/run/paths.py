@@ -60,9 +60,9 @@ def _make_absolute(node: ConfigDict, prefix: str, outside: str) -> None:
             if path != "study":
                 _make_absolute(value, f"{path}.", outside)
         elif _PATH.fullmatch(path):
-            found = _absolute(value, where=outside + path)
-            if found != value:
-                node[key] = found
+            absolute = _absolute(value, where=outside + path)
+            if absolute != value:
+                node[key] = absolute
 
 
 def _absolute(value: Any, *, where: str) -> Any:

@@ -214,10 +214,10 @@ def initialize(settings: Settings | None) -> None:
     with contextlib.suppress(AttributeError):
         jax.config.update("jax_enable_preemption_service", False)
     if settings.coordinator is None:
-        found = {}
+        arguments = {}
     else:
         _reachable(settings)
-        found = {
+        arguments = {
             "coordinator_address": settings.coordinator,
             "num_processes": settings.num_processes,
             "process_id": settings.process_id,
@@ -230,7 +230,7 @@ def initialize(settings: Settings | None) -> None:
     try:
         with _losses_end_the_process():
             jax.distributed.initialize(
-                **found,
+                **arguments,
                 initialization_timeout=settings.timeout + 30,
                 heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
                 shutdown_timeout_seconds=SHUTDOWN_SECONDS,

@@ -37,13 +37,13 @@ _DEFINES_MAKE = re.compile(r"^(def make\(|class make\b|make\b.*=|from .* import 
 def available(package: str) -> list[str]:
     """Returns the modules of `distill_jax.<package>` that offer `make`, without importing them."""
     root = importlib.import_module(f"distill_jax.{package}")
-    found = []
+    names = []
     for module in pkgutil.iter_modules(root.__path__):
         path = pathlib.Path(next(iter(root.__path__)), module.name)
         path = path / "__init__.py" if module.ispkg else path.with_suffix(".py")
         if not module.name.startswith("_") and _DEFINES_MAKE.search(path.read_text("utf-8")):
-            found.append(module.name)
-    return sorted(found)
+            names.append(module.name)
+    return sorted(names)
 
 
 def names_in(value: Any) -> frozenset[str]:
@@ -104,21 +104,21 @@ def resolve(
         )
         if name not in available(package):
             raise missing
-    found: Any = _import(module_name, missing=missing, where=where)
+    target: Any = _import(module_name, missing=missing, where=where)
     for part in symbol.split("."):
         with explained(f"{name} cannot be looked up", where=where):
-            if not hasattr(found, part):
-                public = [n for n in dir(found) if not n.startswith("_")]
+            if not hasattr(target, part):
+                public = [n for n in dir(target) if not n.startswith("_")]
                 what = f"{module_name} has no {symbol!r}"
                 raise ConfigError(what, where=where, hint=nearest(part, public))
-            found = getattr(found, part)
-        if allowed is not None and isinstance(found, types.ModuleType):
-            raise _foreign(name, f"leads through the module {found.__name__}", where)
-    if allowed is not None and not allowed(_home(found)):
-        raise _foreign(name, f"is defined in {_home(found) or 'no module'}", where, _home(found))
-    if not callable(found):
-        raise ConfigError(f"{name} is a {type(found).__name__}, not a function", where=where)
-    return found
+            target = getattr(target, part)
+        if allowed is not None and isinstance(target, types.ModuleType):
+            raise _foreign(name, f"leads through the module {target.__name__}", where)
+    if allowed is not None and not allowed(_home(target)):
+        raise _foreign(name, f"is defined in {_home(target) or 'no module'}", where, _home(target))
+    if not callable(target):
+        raise ConfigError(f"{name} is a {type(target).__name__}, not a function", where=where)
+    return target
 
 
 def _allowed(
@@ -142,11 +142,11 @@ def _allowed(
     return lambda home: f"{home}.".startswith(f"{root}.")
 
 
-def _home(found: Any) -> str | None:
+def _home(target: Any) -> str | None:
     """Returns the module that defines a function or class, of a partial that of its function."""
-    while isinstance(found, functools.partial):
-        found = found.func
-    return getattr(found, "__module__", None)
+    while isinstance(target, functools.partial):
+        target = target.func
+    return getattr(target, "__module__", None)
 
 
 def _foreign(name: str, why: str, where: str, module: str | None = None) -> ConfigError:

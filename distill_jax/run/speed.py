@@ -37,8 +37,8 @@ def floor(experiment: Experiment) -> dict[str, float]:
     state = experiment.abstract_state
     changed = _bytes((state.params, state.targets, state.opt_state, state.model_state))
     read = _bytes((experiment.online(experiment.abstract_frozen), experiment.shapes.batch))
-    found = {"floor_bytes_per_step": float(2 * changed + read)}
-    return found if flops is None else {"floor_flops_per_step": flops, **found}
+    bound = {"floor_bytes_per_step": float(2 * changed + read)}
+    return bound if flops is None else {"floor_flops_per_step": flops, **bound}
 
 
 def _forward(experiment: Experiment, role: Role, *, train: bool) -> Callable[..., Any]:
@@ -78,17 +78,17 @@ def summary(
       `flops_per_second`, over the devices of a step as all its figures are, those of `floor`,
       `floor_over_actual` (their ratio in FLOPs), and `shares` of the time by phase.
     """
-    found: dict[str, Any] = floor(experiment)
+    figures: dict[str, Any] = floor(experiment)
     if flops_per_step:
         if seconds_per_step:
-            found["flops_per_second"] = flops_per_step / seconds_per_step
-        if "floor_flops_per_step" in found:
-            ratio = found["floor_flops_per_step"] / flops_per_step
-            found["floor_over_actual"] = round(ratio, 4)
+            figures["flops_per_second"] = flops_per_step / seconds_per_step
+        if "floor_flops_per_step" in figures:
+            ratio = figures["floor_flops_per_step"] / flops_per_step
+            figures["floor_over_actual"] = round(ratio, 4)
     total = sum(spent.values())
     if total:
-        found["shares"] = {phase: round(s / total, 4) for phase, s in sorted(spent.items())}
-    return found
+        figures["shares"] = {phase: round(s / total, 4) for phase, s in sorted(spent.items())}
+    return figures
 
 
 def line(compute: Mapping[str, Any]) -> str:

@@ -96,8 +96,8 @@ class _SameData:
 
     def __call__(self, config: ConfigDict) -> build_lib.Experiment:
         experiment = self._build(config)
-        found = workdir_lib.data_checksums(experiment.dataset)
-        self._alike.check(config, found, "the runs that are left", done=False)
+        checksums = workdir_lib.data_checksums(experiment.dataset)
+        self._alike.check(config, checksums, "the runs that are left", done=False)
         return experiment
 
     def see(self, member: Member, result: Mapping[str, Any] | None) -> None:
@@ -145,8 +145,8 @@ def _run_study(
                 metrics = outcome["metrics"]
                 value = metrics.get(config.study.metric)
                 best = outcome["best"].get(config.study.metric)
-                found = {"status": "done", "value": value, "best": best, "metrics": metrics}
-                statuses[member.arm, member.seed] = found
+                status = {"status": "done", "value": value, "best": best, "metrics": metrics}
+                statuses[member.arm, member.seed] = status
                 measured = "done" if value is None else f"{config.study.metric} {number(value)}"
                 log_line(
                     f"{label}: {measured}"
@@ -202,7 +202,7 @@ def _outcomes(
     before = time.perf_counter()
     if config.study.replicas != "no":
         results = (workdir_lib.read_result(member.workdir, log_line=_log_later) for member in group)
-        left = [member for member, found in zip(group, results, strict=True) if found is None]
+        left = [member for member, result in zip(group, results, strict=True) if result is None]
         if len(left) > 1:
             together = _side_by_side(config, left, make_experiment, log_line, reported)
     share = (time.perf_counter() - before) / max(len(together), 1)
@@ -250,12 +250,12 @@ def _side_by_side(
         )
     except NO_REPLICAS as error:
         if len(arms) > 1:
-            found = {}
+            finished = {}
             for arm in arms:
                 own = [member for member in members if member.arm == arm]
                 if len(own) > 1:
-                    found |= _side_by_side(config, own, make_experiment, log_line, reported)
-            return found
+                    finished |= _side_by_side(config, own, make_experiment, log_line, reported)
+            return finished
         log_line(f"{arms[0]}: one run after the other ({str(error).splitlines()[0]})")
         return {}
     return {id(member): outcome for member, outcome in zip(members, outcomes, strict=True)}
@@ -305,8 +305,8 @@ def tune(config: ConfigDict, statuses: Mapping[tuple[str, int], Any]) -> dict[st
     for name, candidates in config.study.tuned.items():
         means = {}
         for arm in candidates:
-            found = [statuses[arm, seed].get("metrics") for seed in config.study.seeds]
-            values = [metrics[metric] for metrics in found if metrics]
+            runs = [statuses[arm, seed].get("metrics") for seed in config.study.seeds]
+            values = [metrics[metric] for metrics in runs if metrics]
             if values:
                 means[arm] = sum(values) / len(values)
         if means:
@@ -323,7 +323,7 @@ def _write(config, workdir, statuses) -> dict[str, dict[str, list[statistics.Arm
     """
     arms = {arm: (arm, changes) for arm, changes in config_lib.arms(config).items()}
     tuned = tune(config, statuses)
-    arms |= {name: (found["arm"], arms[found["arm"]][1]) for name, found in tuned.items()}
+    arms |= {name: (best["arm"], arms[best["arm"]][1]) for name, best in tuned.items()}
     compared = [arm for arm in arms if arm not in config.study.sources]
     names = sorted(compared, key=lambda arm: arm != config.study.reference)
     summaries, by_question = {}, {}
@@ -331,9 +331,9 @@ def _write(config, workdir, statuses) -> dict[str, dict[str, list[statistics.Arm
         values: dict[str, dict[str, float]] = {arm: {} for arm in names}
         for name in names:
             for seed in config.study.seeds:
-                found = statuses[arms[name][0], seed].get(state)
-                if found is not None:
-                    values[name][str(seed)] = found
+                value = statuses[arms[name][0], seed].get(state)
+                if value is not None:
+                    values[name][str(seed)] = value
         if state == "value" or any(values.values()):
             summaries[state] = statistics.summarise(values, reference=config.study.reference)
             asked = statistics.ask(values, config.study.questions)

@@ -237,8 +237,8 @@ class Trainer:
 
     def abstract_frozen(self, shapes: state.Shapes) -> steps.Frozen:
         """Returns the frozen networks as shapes with shardings."""
-        found = {r: (shapes.roles[r].params, shapes.roles[r].state) for r in self.frozen}
-        return self._placed(found, "frozen_partition_rules")
+        networks = {r: (shapes.roles[r].params, shapes.roles[r].state) for r in self.frozen}
+        return self._placed(networks, "frozen_partition_rules")
 
     def _placed(self, tree: PyTree, rules: str = "partition_rules", *, strict: bool = True) -> Any:
         """Returns shapes with their shardings; not strict where `tree` is a part of the state."""
@@ -432,7 +432,7 @@ class Trainer:
           wanted: names of outputs, by network or by name among the predictions of the objective.
             What a weighting does goes by the name "example_weights".
         """
-        nets, found = self.bind(train, frozen), {}
+        nets, outputs_by_role = self.bind(train, frozen), {}
         for name, outputs in wanted:
             if name in self.models:
                 made, _ = nets(name, batch["input"])
@@ -441,8 +441,8 @@ class Trainer:
             else:
                 predict = self.objective.predictions
                 made = predict(nets, batch, train.memory, train.step)[name]
-            found[name] = {output: made[output] for output in outputs or made}
-        return found
+            outputs_by_role[name] = {output: made[output] for output in outputs or made}
+        return outputs_by_role
 
     @functools.cached_property
     def _predict(self) -> Callable:

@@ -103,11 +103,11 @@ class Member:
         """Returns the checked content: mapped, or decompressed where it is compressed."""
         if self.stored:
             return self.file.view[self.start : self.end]
-        found, at = bytearray(self.size), 0
+        content, at = bytearray(self.size), 0
         for part in self._inflated():
-            found[at : at + len(part)] = part  # `check` has seen that they fit
+            content[at : at + len(part)] = part  # `check` has seen that they fit
             at += len(part)
-        return memoryview(found).toreadonly()
+        return memoryview(content).toreadonly()
 
 
 def recognised(file: File) -> bool:
@@ -130,28 +130,28 @@ def members(file: File) -> dict[str, Member]:
             f"is no complete zip archive{why}",
             "a file that is not truncated or damaged",
         ) from error
-    found: dict[str, Member] = {}
+    by_name: dict[str, Member] = {}
     for info in infos:
         member = Member(file, info)
-        if member.name in found:
+        if member.name in by_name:
             raise member.error("is there twice")
-        found[member.name] = member
+        by_name[member.name] = member
     end = 0
-    for member in sorted(found.values(), key=lambda m: m.header):
+    for member in sorted(by_name.values(), key=lambda m: m.header):
         if member.header < end:
             raise member.error("overlaps another one")
         end = member.end
-    total = sum(member.size for member in found.values())
+    total = sum(member.size for member in by_name.values())
     if total > common.EXPANSION * file.size + common.SLACK:
         raise file.error(
             f"its entries would expand to {size_of(total)} from {size_of(file.size)}",
             "the same arrays saved without compression",
         )
-    if len(found) > 1 and not any(member.crc for member in found.values()):
+    if len(by_name) > 1 and not any(member.crc for member in by_name.values()):
         raise file.error(
             "is an archive without checksums",
             "a file saved with torch.serialization.set_crc32_options(True), the default",
         )
-    for member in found.values():
+    for member in by_name.values():
         member.check()
-    return found
+    return by_name

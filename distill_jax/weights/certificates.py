@@ -114,9 +114,9 @@ def read_reference(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     where = common.place(pathlib.Path(path))
     try:
         with np.load(path, allow_pickle=False) as stored:
-            found = {name: stored[name] for name in stored.files}
+            arrays = {name: stored[name] for name in stored.files}
     except (OSError, ValueError, zipfile.BadZipFile, KeyError) as error:
         raise WeightsError(f"cannot be read: {error}", where=where) from error
-    if "input" not in found:
+    if "input" not in arrays:
         raise WeightsError("has no 'input'", where=where, hint="input and outputs by numpy.savez")
-    return found
+    return arrays

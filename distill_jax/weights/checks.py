@@ -43,15 +43,15 @@ def check_finite(weights: Mapping[str, np.ndarray]) -> None:
     Raises:
       WeightsError: some are; the message has their tensors and counts.
     """
-    found = []
+    damaged = []
     for name in weights:
         if count := _not_finite(weights[name]):
-            found.append(f"{shown(name)} has {count} of {weights[name].size}")
-    if found:
-        more = f" and {len(found) - 5} more tensors" if len(found) > 5 else ""
+            damaged.append(f"{shown(name)} has {count} of {weights[name].size}")
+    if damaged:
+        more = f" and {len(damaged) - 5} more tensors" if len(damaged) > 5 else ""
         where = common.place(weights.path) if isinstance(weights, Weights) else ""
         raise common.WeightsError(
-            f"has values that are not finite: {', '.join(found[:5])}{more}",
+            f"has values that are not finite: {', '.join(damaged[:5])}{more}",
             where=where,
             hint="weights of a run that did not diverge",
         )

@@ -263,11 +263,11 @@ def array(
 ) -> np.ndarray:
     """Returns a read-only array over a buffer; `offset` and `strides` are in bytes."""
     if not spec.size:
-        found = np.empty(spec.shape, spec.dtype)
+        view = np.empty(spec.shape, spec.dtype)
     else:
-        found = np.ndarray(spec.shape, spec.dtype, buffer, offset, strides)
-    found.flags.writeable = False
-    return found
+        view = np.ndarray(spec.shape, spec.dtype, buffer, offset, strides)
+    view.flags.writeable = False
+    return view
 
 
 FLOAT8 = {

@@ -53,18 +53,18 @@ def read(
     """
     place = pathlib.Path(os.path.expanduser(path))
     if place.is_dir():
-        found = _read_folder(place, sha256)
+        weights = _read_folder(place, sha256)
     else:
         file = File(place)
         if _is_json(file):
-            found = _read_index(file, sha256)
+            weights = _read_index(file, sha256)
         else:
             if not isinstance(sha256, str):
                 sha256 = _of(place.name, sha256, place)
-            found = _read_file(file, sha256)
+            weights = _read_file(file, sha256)
     if check_finite:
-        checks.check_finite(found)
-    return found
+        checks.check_finite(weights)
+    return weights
 
 
 def _is_json(file: File) -> bool:
@@ -180,10 +180,10 @@ def _merged(
     format = ""
     for shard, names in shards.items():
         wanted = sha256 if isinstance(sha256, str) else _of(shard, sha256, place)
-        found = _read_file(File(folder / shard), wanted)
-        listed = set(found if names is None else names)
-        extra = [name for name in found if name not in listed]
-        missing = [name for name in names or () if name not in found]
+        weights = _read_file(File(folder / shard), wanted)
+        listed = set(weights if names is None else names)
+        extra = [name for name in weights if name not in listed]
+        missing = [name for name in names or () if name not in weights]
         for what, which in (("lacks", missing), ("has, unlike the index,", extra)):
             if which:
                 more = f" and {len(which) - 3} more" if len(which) > 3 else ""
@@ -192,7 +192,7 @@ def _merged(
                     where=common.place(folder / shard),
                     hint=f"the tensors that {place.name} names",
                 )
-        for name, entry in found.entries.items():
+        for name, entry in weights.entries.items():
             if name in entries:
                 raise WeightsError(
                     f"tensor {shown(name)} is in {shown(owners[name])} and in {shown(shard)}",
@@ -202,6 +202,6 @@ def _merged(
             source = (shard, *entry.source) if entry.source is not None else None
             entries[name] = entry._replace(source=source)
             owners[name] = shard
-        metadata = {**found.metadata, **metadata}
-        format = found.format
+        metadata = {**weights.metadata, **metadata}
+        format = weights.format
     return Weights(place, format, entries, metadata)

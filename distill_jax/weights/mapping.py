@@ -290,11 +290,11 @@ class _Filler:
                 self.adapted.append(what)
         chosen, sizes = layouts.LAYOUTS[rule.layout], {**self.sizes, **rule.sizes}
         try:
-            found = chosen.forward(array, sizes)
-            if found.shape != shape and chosen.resize is not None:
-                resized = chosen.resize(found, shape, sizes)
-                self.adapted.append(f"{names[0]}: {found.shape} to {resized.shape}")
-                found = resized
+            fitted = chosen.forward(array, sizes)
+            if fitted.shape != shape and chosen.resize is not None:
+                resized = chosen.resize(fitted, shape, sizes)
+                self.adapted.append(f"{names[0]}: {fitted.shape} to {resized.shape}")
+                fitted = resized
         except KeyError as error:
             raise self.error(
                 f"the layout of {shown(names[0])} depends on {error.args[0]!r}",
@@ -305,16 +305,16 @@ class _Filler:
                 f"tensor {shown(names[0])} {array.shape} does not fit {shown(targets[0])} "
                 f"{shape}: {error}"
             ) from None
-        if found.shape != shape:
+        if fitted.shape != shape:
             hint = "a network of the size of the file"
             if self.of_head(targets[0]):
                 hint = 'head="replace", which starts the last layer afresh, or as many classes'
             raise self.error(
-                f"tensor {shown(names[0])} {array.shape} becomes {found.shape}, and "
+                f"tensor {shown(names[0])} {array.shape} becomes {fitted.shape}, and "
                 f"{shown(targets[0])} is {shape}",
                 hint,
             )
-        return np.array(found, dtype, order="C")
+        return np.array(fitted, dtype, order="C")
 
     def _put(self, target: str, value: np.ndarray, names: Sequence[str]) -> None:
         if target in self.values:

@@ -93,9 +93,9 @@ def _load(
     member: archives.Member, spec: Spec, stored: np.dtype, order: str, start: int
 ) -> np.ndarray:
     shape = spec.shape if order == "C" else spec.shape[::-1]
-    found = common.array(Spec(shape, stored), member.content(), start)
-    found = found if order == "C" else found.T
+    loaded = common.array(Spec(shape, stored), member.content(), start)
+    loaded = loaded if order == "C" else loaded.T
     if stored != spec.dtype:
-        found = found.astype(spec.dtype)
-        found.flags.writeable = False
-    return found
+        loaded = loaded.astype(spec.dtype)
+        loaded.flags.writeable = False
+    return loaded

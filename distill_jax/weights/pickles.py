@@ -486,7 +486,7 @@ def flatten(value: Any, size: int, fail: Callable[..., WeightsError]) -> dict[st
       WeightsError: two leaves have one name, containers are nested in themselves or too deeply, or
         something is no tensor, number, string, boolean or None.
     """
-    found: dict[str, Any] = {}
+    leaves: dict[str, Any] = {}
     left = _NAMES * size + _SPARE
     stack = [("", iter([("", value)]))]
     while stack:
@@ -512,10 +512,10 @@ def flatten(value: Any, size: int, fail: Callable[..., WeightsError]) -> dict[st
         if isinstance(node, (Global, Storage)):
             raise fail(f"has {_kind(node)} where a tensor belongs: {shown(name)}", _HINT)
         name = name or "tensor"
-        if name in found:
+        if name in leaves:
             raise fail(f"has two values of the name {shown(name)}", "each name once")
-        found[name] = tuple(node) if type(node) is list else node
-    return found
+        leaves[name] = tuple(node) if type(node) is list else node
+    return leaves
 
 
 def _items(node: Any) -> Iterator[tuple[Any, Any]] | None:

@@ -83,10 +83,10 @@ def open_pretrained(source: str, *, named: str = "") -> Pretrained:
             config = _json(folder / "config.json", required=True)
             card = _card(folder, config)
         if path.suffix == ".gguf" or hugging_face.is_language(config, named):
-            found = hugging_face.read(path if path.is_file() else folder)
+            layout = hugging_face.read(path if path.is_file() else folder)
             if path.is_file():
                 provenance["sha256"] = sha256_of(path)
-            return Pretrained(found.weights, found.family, found.arguments, "", None, provenance)
+            return Pretrained(layout.weights, layout.family, layout.arguments, "", None, provenance)
         weights = read(path)
         if path.is_file():
             provenance["sha256"] = sha256_of(path)
@@ -114,12 +114,12 @@ def _json(path: pathlib.Path, *, required: bool = False) -> dict[str, Any]:
     try:
         if path.stat().st_size > _CONFIG:
             raise ValueError("it is too large")
-        found = json.loads(path.read_text("utf-8"))
+        content = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise WeightsError(f"cannot be read: {error}", where=common.place(path)) from error
-    if not isinstance(found, dict):
+    if not isinstance(content, dict):
         raise WeightsError("is not a JSON object", where=common.place(path))
-    return found
+    return content
 
 
 def _card(folder: pathlib.Path, config: Mapping[str, Any]) -> cards.Preprocessing | None:
@@ -131,13 +131,13 @@ def _card(folder: pathlib.Path, config: Mapping[str, Any]) -> cards.Preprocessin
 
 def _from_config(known: Family, config: Mapping[str, Any]) -> dict[str, Any]:
     """Returns arguments that shapes do not tell, from the config of timm or transformers."""
-    found: dict[str, Any] = {}
+    arguments: dict[str, Any] = {}
     if known.model in ("efficientnet", "mobilenet"):
         if str(config.get("architecture", "")).startswith("tf_"):
-            found |= {"padding": "same", "epsilon": 1e-3}
+            arguments |= {"padding": "same", "epsilon": 1e-3}
     elif known.model == "vit" and known.name.endswith("/transformers"):
         if isinstance(config.get("num_attention_heads"), int):
-            found["heads"] = config["num_attention_heads"]
+            arguments["heads"] = config["num_attention_heads"]
         if isinstance(config.get("layer_norm_eps"), float):
-            found["epsilon"] = config["layer_norm_eps"]
-    return found
+            arguments["epsilon"] = config["layer_norm_eps"]
+    return arguments

@@ -48,11 +48,11 @@ def parse_json(file: File, data: bytes, what: str) -> Any:
     """
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict(pairs)
-        if len(found) < len(pairs):
+        content = dict(pairs)
+        if len(content) < len(pairs):
             seen: set[str] = set()
             raise _Duplicate(next(n for n, _ in pairs if n in seen or seen.add(n)))
-        return found
+        return content
 
     # A list or an object takes up to 64 bytes of memory and two of JSON. The header of a tensor
     # has three in 50 bytes.

@@ -208,7 +208,7 @@ def test_damaged_alarms_are_set_aside_and_the_others_count(tmp_path):
     data = json.dumps(row).encode() + b'\n{"step": \xff}\n{"step": 1, "rule": "x"}\n'
     (tmp_path / "alarms.jsonl").write_bytes(data)
     said: list[str] = []
-    found = alarms.Alarms(tmp_path, (), resume_step=3, log_line=said.append).found
+    found = alarms.Alarms(tmp_path, (), resume_step=3, log_line=said.append).raised
     assert [alarm._asdict() for alarm in found] == [row]
     assert len(said) == 1 and "1 line of alarms.jsonl" in said[0]
     assert folders.read_alarms(tmp_path) == ["alarm (spike) at step 1: train/loss rose"]

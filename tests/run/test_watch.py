@@ -352,7 +352,7 @@ def test_alarms_of_one_metric_by_two_rules_are_one_event(tmp_path):
     made = alarms.Alarms(tmp_path, rules, log_line=lambda line: None)
     for step, rank in enumerate([40.0, 5.0, 5.0, 1.5, 1.5, 5.0]):
         made.see(step, {"train/embedding/student/rank": rank})
-    assert [alarm.step for alarm in made.found] == [2]
+    assert [alarm.step for alarm in made.raised] == [2]
 
 
 def test_one_low_log_is_no_collapse():
@@ -382,22 +382,22 @@ def test_alarms_are_raised_once_for_each_event_and_survive_a_resume(tmp_path):
             made.see(step, row)
             file.write(json.dumps({"step": step, "train/std/student": value}) + "\n")
     want = [(20, "collapse", "train/std/student"), (50, "collapse", "train/std/student")]
-    assert [alarm[:3] for alarm in made.found] == want
-    assert said[0] == alarm_line(made.found[0]._asdict()) and len(said) == 2
+    assert [alarm[:3] for alarm in made.raised] == want
+    assert said[0] == alarm_line(made.raised[0]._asdict()) and len(said) == 2
     stored = [json.loads(x) for x in (tmp_path / "alarms.jsonl").read_text().splitlines()]
-    assert stored == [alarm._asdict() for alarm in made.found]
+    assert stored == [alarm._asdict() for alarm in made.raised]
 
     again = alarms.Alarms(tmp_path, rules, resume_step=40, log_line=said.append)
-    assert [alarm.step for alarm in again.found] == [20]
+    assert [alarm.step for alarm in again.raised] == [20]
     again.see(40, {"train/std/student": 0.1})  # its step is there already
     again.see(50, {"train/std/student": 0.2})
-    assert [alarm.step for alarm in again.found] == [20, 50]
+    assert [alarm.step for alarm in again.raised] == [20, 50]
     assert len((tmp_path / "alarms.jsonl").read_text().splitlines()) == 2
 
     silent = alarms.Alarms(None, rules, log_line=said.append)  # a process that does not write
     silent.see(10, {"train/std": 1.0})
     silent.see(20, {"train/std": 0.1})
-    assert silent.found == []
+    assert silent.raised == []
 
 
 # A whole run.

@@ -54,8 +54,8 @@ def untrained(experiment: Experiment, key: Key) -> Mapping[Role, tuple[Params, S
     for batch in loader.eval_batches(Subset(source, rows, "some of it"), batch_size=size):
         watch.alive()
         last, other = programs.pass_batch(params, (last, other), batch)
-    found = jax.tree.map(state.batch_stats_fixed_point, first, last, other)
-    return {role: (params[role], found[role]) for role in networks}
+    folded = jax.tree.map(state.batch_stats_fixed_point, first, last, other)
+    return {role: (params[role], folded[role]) for role in networks}
 
 
 def predict_controls(
@@ -93,14 +93,14 @@ class Programs:
         roles = self._experiment.controls.get("initial", {})
 
         def init(key):
-            found = {}
+            networks = {}
             for role in roles:
                 source = self._experiment.ema[role][0] if role in self._experiment.ema else role
                 inputs = state.zeros(self._experiment.shapes.roles[source].inputs)
-                found[role] = self._experiment.models[role].init(
+                networks[role] = self._experiment.models[role].init(
                     rng.stream(key, "init", source), *inputs
                 )
-            return found
+            return networks
 
         return jax.jit(init)
 
@@ -135,7 +135,7 @@ class Programs:
             batch = evaluation_transform(self._experiment, batch)
             params, model_state = ({r: n[i] for r, n in networks.items()} for i in (0, 1))
             nets = self._bound(params, model_state)
-            found: dict[str, dict[Role, dict[str, Any]]] = {}
+            programs: dict[str, dict[Role, dict[str, Any]]] = {}
             for control, roles in self._experiment.controls.items():
                 for role, names in roles.items():
                     if control == "raw":
@@ -144,8 +144,8 @@ class Programs:
                         )
                     else:
                         outputs = nets(role, batch["input"])[0]
-                    roles = found.setdefault(control, {})
+                    roles = programs.setdefault(control, {})
                     roles[role] = {name: outputs[name] for name in names}
-            return found
+            return programs
 
         return jax.jit(run)

@@ -88,8 +88,8 @@ def _measured(experiment: Experiment, split: str) -> list[str]:
             for role, wanted in evaluator.outputs.items()
         }
         parts = dict.fromkeys(experiment.parts, (outputs, example_info))
-        found = ask(evaluator, outputs, example_info, split=split, parts=parts)
-        own = [name for name, value in found.items() if np.ndim(value) == 0]
+        metrics = ask(evaluator, outputs, example_info, split=split, parts=parts)
+        own = [name for name, value in metrics.items() if np.ndim(value) == 0]
         names += own
         for control in getattr(evaluator, "controls", ()) if split == "test" else ():
             if set(evaluator.outputs) & set(experiment.controls.get(control, {})):

@@ -232,12 +232,12 @@ class Experiment:
     @functools.cached_property
     def parts(self) -> Mapping[str, int | None]:
         """Splits that evaluators need beside the measured one, and how many examples of each."""
-        found: dict[str, int | None] = {}
+        sizes: dict[str, int | None] = {}
         for evaluator in self.evaluators.values():
             for part, most in getattr(evaluator, "parts", {}).items():
-                before = found.get(part, 0)
-                found[part] = None if most is None or before is None else max(most, before)
-        return found
+                before = sizes.get(part, 0)
+                sizes[part] = None if most is None or before is None else max(most, before)
+        return sizes
 
     @functools.cached_property
     def controls(self) -> Mapping[str, Mapping[Role, tuple[str, ...]]]:
@@ -245,14 +245,14 @@ class Experiment:
 
         Roles that are no network have no control, and inputs wider than `RAW_WIDTH` are none.
         """
-        found: dict[str, dict[Role, tuple[str, ...]]] = {}
+        wanted: dict[str, dict[Role, tuple[str, ...]]] = {}
         for evaluator in self.evaluators.values():
             for control in getattr(evaluator, "controls", ()):
                 for role, names in evaluator.outputs.items():
                     if role in self.shapes.roles and (control != "raw" or self._raw_fits):
-                        roles = found.setdefault(control, {})
+                        roles = wanted.setdefault(control, {})
                         roles[role] = tuple(dict.fromkeys((*roles.get(role, ()), *names)))
-        return found
+        return wanted
 
     @functools.cached_property
     def _raw_fits(self) -> bool:
@@ -329,10 +329,10 @@ def readable(
     objective: Objective, shapes: state.Shapes, config: ConfigDict
 ) -> dict[str, Mapping[str, Any]]:
     """Shapes of outputs of networks, predictions of the method, and what the weighting did."""
-    found: dict[str, Mapping[str, Any]] = {
+    outputs: dict[str, Mapping[str, Any]] = {
         r: s.outputs for r, s in shapes.roles.items() if r in config.roles
     }
-    return found | dict(shapes.predictions) | _example_weight_shapes(objective, shapes)
+    return outputs | dict(shapes.predictions) | _example_weight_shapes(objective, shapes)
 
 
 def _example_weight_shapes(objective: Objective, shapes: state.Shapes) -> dict[str, Any]:

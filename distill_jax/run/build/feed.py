@@ -120,8 +120,8 @@ def make_prepare(experiment: Experiment, variant: str = "inner") -> Prepare:
 
     def batches(fed: Any, step: Array, key: Key, count: int) -> Batch:
         key = rng.stream(key, "transform")
-        found = [batch_of(fed, step + k, key, size, train) for k in range(count)]
-        return jax.tree.map(lambda *x: jnp.stack(x), *found)
+        parts = [batch_of(fed, step + k, key, size, train) for k in range(count)]
+        return jax.tree.map(lambda *x: jnp.stack(x), *parts)
 
     def one(fed: Any, step: Array, key: Key) -> Batch:
         return batch_of(fed, step, rng.stream(key, "transform"), size, train)

@@ -137,7 +137,9 @@ def role_spec(config: ConfigDict, role: Role) -> tuple[str, dict]:
     try:
         return roles[origin.role]["model"], dict(roles[origin.role]["kwargs"])
     except (KeyError, TypeError, ValueError):
-        known = [n for n, found in roles.items() if isinstance(found, dict) and "model" in found]
+        known = [
+            n for n, one_role in roles.items() if isinstance(one_role, dict) and "model" in one_role
+        ]
         raise ConfigError(
             f"the run that wrote {step} has no network {origin.role!r}",
             where=where,
@@ -223,8 +225,8 @@ def _wide(model: Model) -> Model:
 def _check_classes(
     config: ConfigDict, shapes: state.Shapes, dataset: Dataset, others: tuple[Role, ...]
 ) -> None:
-    for role, found in shapes.roles.items():
-        logits = found.outputs.get("logits") if role not in others else None
+    for role, shape in shapes.roles.items():
+        logits = shape.outputs.get("logits") if role not in others else None
         if logits is not None and len(dataset.classes) == 1 and logits.shape[-1] == 1:
             raise ConfigError(
                 f"all labels are {dataset.classes[0]!r}: with one class there is nothing to tell "
@@ -272,7 +274,7 @@ def _check_starts(
     Raises:
       ConfigError: no weight of a network depends on the seed.
     """
-    found = []
+    messages = []
     for role in trainable:
         name = config.roles[role].model or ""
         if ":" not in name or config.roles[role].init:
@@ -288,8 +290,8 @@ def _check_starts(
         if alike:
             more = f" and {len(alike) - 3} more" if len(alike) > 3 else ""
             listed = ", ".join(alike[:3]) + more
-            found.append(f"roles.{role}.model: {listed} start alike whatever the seed")
-    return found
+            messages.append(f"roles.{role}.model: {listed} start alike whatever the seed")
+    return messages
 
 
 def _alike(model: Model, inputs: tuple[Any, ...]) -> tuple[list[str], bool]:

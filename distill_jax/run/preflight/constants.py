@@ -83,7 +83,7 @@ def constant_terms(experiment: Experiment) -> dict[str, float]:
         return method.memory(jax.random.key(0), batch)
 
     start_now, probe = (jax.jit(fn, compiler_options=options) for fn in (start, once))
-    found: list[Any] = []
+    draws: list[Any] = []
     try:
         random = np.random.default_rng(1)
         for i, scale in enumerate((0.3, 1.0, 3.0, 10.0, 30.0)):
@@ -96,14 +96,14 @@ def constant_terms(experiment: Experiment) -> dict[str, float]:
                 del batches[1:]
             for batch in batches:
                 memory, ends = probe(pool, batch, memory, np.int32(i * (total - 1) // 4))
-            found.append(jax.device_get(ends))
+            draws.append(jax.device_get(ends))
     except UserError:
         raise
     except Exception:
         return {}
     constant = {}
-    for name in found[0]:
-        low, high = min(x[name][0] for x in found), max(x[name][1] for x in found)
+    for name in draws[0]:
+        low, high = min(x[name][0] for x in draws), max(x[name][1] for x in draws)
         if high - low <= 1e-6 * max(1.0, abs(low)):  # false for what is not finite
             constant[name] = float(low)
     return constant
@@ -176,8 +176,8 @@ class _RandomNets:
                     shape = (round(x.shape[0] * ratio), *x.shape[1:])
                     outputs[name] = jax.ShapeDtypeStruct(shape, x.dtype)
         else:
-            found, state = ShapeNets(self._models)(role, *inputs, train=train)
-            outputs = {name: found[name] for name in seen.outputs if name in found}
+            shapes, state = ShapeNets(self._models)(role, *inputs, train=train)
+            outputs = {name: shapes[name] for name in seen.outputs if name in shapes}
         return {name: self._draw(x.shape) for name, x in outputs.items()}, zeros(state)
 
     def after_sgd_step(

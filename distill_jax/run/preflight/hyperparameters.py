@@ -88,9 +88,9 @@ def memory_limit() -> int:
     """Returns the bytes that the devices of all processes have, or on CPU the hosts of them."""
     devices = jax.local_devices()
     if devices[0].platform != "cpu":
-        found = [(device.memory_stats() or {}).get("bytes_limit", 0) for device in devices]
-        if all(found):
-            return sum(found) * jax.process_count()
+        limits = [(device.memory_stats() or {}).get("bytes_limit", 0) for device in devices]
+        if all(limits):
+            return sum(limits) * jax.process_count()
     limit = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     with contextlib.suppress(OSError, ValueError):  # of a container
         limit = min(limit, int(pathlib.Path("/sys/fs/cgroup/memory.max").read_text()))

@@ -22,9 +22,9 @@ def write_predictions(
 ) -> None:
     """Stores the logits of the test split, and some of its images."""
     arrays = {
-        f"logits_{role}": found["logits"].astype(np.float32)
-        for role, found in outputs.items()
-        if "logits" in found
+        f"logits_{role}": named["logits"].astype(np.float32)
+        for role, named in outputs.items()
+        if "logits" in named
     }
     arrays |= {name: example_info[name] for name in ("label", "index") if name in example_info}
     source = run.experiment.dataset.test
@@ -44,8 +44,8 @@ def write_embeddings(
     """Stores test embeddings and the spectra of the run."""
     spectra = {"before training, test": metrics.get("test/spectrum_initial")}
     spectra |= embeddings.thinned(run.spectra) | {"last step, test": metrics.get("test/spectrum")}
-    found = {name: values for name, values in spectra.items() if values is not None}
-    embeddings.store(run.workdir, run.experiment, outputs, example_info, found)
+    measured = {name: values for name, values in spectra.items() if values is not None}
+    embeddings.store(run.workdir, run.experiment, outputs, example_info, measured)
 
 
 def has_example_weights(experiment: Experiment) -> bool:

@@ -93,7 +93,7 @@ def collect_parts(
     experiment: Experiment,
     gather: Callable[..., tuple[Any, Any]],
     split: str,
-    found: tuple[Any, Any],
+    own: tuple[Any, Any],
 ) -> dict[str, tuple[Any, Any]]:
     """Collects, once for all evaluators, what they need beside the split that is measured.
 
@@ -110,7 +110,7 @@ def collect_parts(
     for part, most in experiment.parts.items():
         n = len(getattr(experiment.dataset, part))
         rows = spread(n, most) if most is not None and most < n else None
-        parts[part] = found if part == split else gather(part, rows=rows)
+        parts[part] = own if part == split else gather(part, rows=rows)
     return parts
 
 
@@ -125,8 +125,8 @@ def measure(
     metrics: dict[str, Any] = {}
     with located(experiment.config):
         for evaluator in experiment.evaluators.values():
-            found = build_lib.ask(evaluator, outputs, example_info, split=split, parts=parts or {})
-            metrics |= {f"{split}/{name}": value for name, value in found.items()}
+            values = build_lib.ask(evaluator, outputs, example_info, split=split, parts=parts or {})
+            metrics |= {f"{split}/{name}": value for name, value in values.items()}
     return metrics
 
 
@@ -142,8 +142,8 @@ def measure_controls(experiment: Experiment, seed: int, split: str = "test") -> 
     gather = functools.partial(
         collect, experiment, lambda batch: build_lib.predict_controls(experiment, networks, batch)
     )
-    found = gather(split)
-    parts = collect_parts(experiment, gather, split, found)
+    collected = gather(split)
+    parts = collect_parts(experiment, gather, split, collected)
     metrics: dict[str, Any] = {}
     for evaluator in experiment.evaluators.values():
         for control in getattr(evaluator, "controls", ()):
@@ -151,8 +151,8 @@ def measure_controls(experiment: Experiment, seed: int, split: str = "test") -> 
                 continue
             measured = build_lib.ask(
                 evaluator,
-                found[0][control],
-                found[1],
+                collected[0][control],
+                collected[1],
                 split=split,
                 parts={name: (part[0][control], part[1]) for name, part in parts.items()},
             )
@@ -202,7 +202,7 @@ def evaluate_run(
         rescue=workdir_lib.RESCUE,
     )
     frozen = build_lib.frozen_networks(experiment, config)
-    found: dict[str, dict[str, float]] = {}
+    by_state: dict[str, dict[str, float]] = {}
     warnings: dict[str, None] = {}
     best: float | None = None
     for name in ("last", "best"):
@@ -220,15 +220,15 @@ def evaluate_run(
         for split in ("held_out", "test"):
             if len(getattr(experiment.dataset, split)):
                 metrics |= scalars(evaluate(experiment, restored.state, frozen, split)[0])
-        found[name] = metrics
+        by_state[name] = metrics
     if len(experiment.dataset.test):
         controls = scalars(measure_controls(experiment, config.seed))
-        found = {name: metrics | controls for name, metrics in found.items()}
+        by_state = {name: metrics | controls for name, metrics in by_state.items()}
     checkpointer.close()
     if config.eval.metric:
         warnings |= dict.fromkeys(lost_line(checkpointer.lost(best)))
-    workdir_lib.write_json(workdir / "eval.json", found)
-    table = tables.metrics(found, chosen_by=config.eval.metric or "")
+    workdir_lib.write_json(workdir / "eval.json", by_state)
+    table = tables.metrics(by_state, chosen_by=config.eval.metric or "")
     return "\n".join([table, *warnings])
 
 

@@ -34,13 +34,13 @@ class Group:
           *by_run: arguments that are a run's own, by its number.
           **shared: arguments that are the same for all runs.
         """
-        found = {}
+        results = {}
         for i, run in self.going:
             try:
-                found[i] = do(run, *(values[i] for values in by_run), **shared)
+                results[i] = do(run, *(values[i] for values in by_run), **shared)
             except NonFiniteError as error:
                 run.error = error
-        return found
+        return results
 
 
 def evaluate(
@@ -66,11 +66,11 @@ def collect(
         return program.collect(state, split, rows)
 
     outputs, example_info = gather(split)
-    found = evaluation.collect_parts(
+    by_part = evaluation.collect_parts(
         group.runs[0].experiment, gather, split, (outputs, example_info)
     )
     parts = [
-        {name: (part[0][i], part[1]) for name, part in found.items()} for i in range(len(outputs))
+        {name: (part[0][i], part[1]) for name, part in by_part.items()} for i in range(len(outputs))
     ]
     return outputs, example_info, parts
 
@@ -110,7 +110,7 @@ def finish(
         side_by_side=len(group.runs),
     )
     chosen = group.each(hooks.chosen, best, measured)
-    results = group.each(lambda run, found: run.finish(found, compute), chosen)
+    results = group.each(lambda run, metrics: run.finish(metrics, compute), chosen)
     return [results[i] if run.error is None else run.error for i, run in enumerate(group.runs)]
 
 
@@ -121,9 +121,9 @@ def measure_earlier(
     experiment = group.runs[0].experiment
     none: dict[int, dict[str, Any]] = {i: {} for i, _ in enumerate(group.runs)}
     earlier = {
-        i: found["step"]
-        for i, found in best.items()
-        if found is not None and found["step"] != experiment.total_steps
+        i: measured["step"]
+        for i, measured in best.items()
+        if measured is not None and measured["step"] != experiment.total_steps
     }
     if not len(experiment.dataset.test) or not any(i in earlier for i, _ in group.going):
         return none
@@ -137,11 +137,11 @@ def measure_earlier(
         outputs, example_info, parts = collect(group, program, program.join(states), "test")
     going = [(i, run) for i, run in group.going if i in earlier]
     own = Group([run for _, run in going])  # an error ends the run, not its fellows
-    found = own.each(
+    measured = own.each(
         lambda run, outputs, parts: evaluation.measure(
             run.experiment, outputs, example_info, "test", parts
         ),
         [outputs[i] for i, _ in going],
         [parts[i] for i, _ in going],
     )
-    return none | {going[k][0]: metrics for k, metrics in found.items()}
+    return none | {going[k][0]: metrics for k, metrics in measured.items()}

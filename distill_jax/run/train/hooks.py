@@ -93,7 +93,7 @@ def chosen(
     """
     if best is None:
         return {}
-    found = {"step": best["step"], **best["metrics"]}
+    metrics = {"step": best["step"], **best["metrics"]}
     if best["step"] == run.experiment.total_steps:
-        return found | {k: v for k, v in run.latest.items() if k.startswith("test/")}
-    return found | evaluation.scalars({**measured, **run.controls}) if measured else found
+        return metrics | {k: v for k, v in run.latest.items() if k.startswith("test/")}
+    return metrics | evaluation.scalars({**measured, **run.controls}) if measured else metrics

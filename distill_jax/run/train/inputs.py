@@ -18,13 +18,13 @@ def read_inputs(experiment: Experiment, config: ConfigDict) -> dict[str, Any]:
     """
 
     def networks() -> dict[str, str | None]:
-        found = {}
+        checksums = {}
         for role, spec in config.roles.items():
             if spec.init:
                 where = f"roles.{role}.init"
                 ref = NetworkRef.parse(spec.init, where=where)
-                found[role] = network_checksum(ref.path, role=ref.role, where=where)
-        return found
+                checksums[role] = network_checksum(ref.path, role=ref.role, where=where)
+        return checksums
 
     return {
         "data": workdir_lib.data_checksums(experiment.dataset),

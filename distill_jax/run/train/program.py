@@ -87,9 +87,9 @@ class SingleRun:
             # Known before the state is: what steps take, whichever is the first.
             self.feed = build_lib.Feed(self.experiment, seed=self.run.config.seed, start=0)
             self._compiling = environment.in_background(lambda: self._compile(0))
-        if (found := self.run.restore()) is not None:
-            self.run.log_line(f"continuing from step {found[1]}")
-            return found
+        if (restored := self.run.restore()) is not None:
+            self.run.log_line(f"continuing from step {restored[1]}")
+            return restored
         return self.run.begin(self.key, self.frozen), 0
 
     def compile(self, step: int) -> None:

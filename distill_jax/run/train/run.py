@@ -170,12 +170,12 @@ class Run:
         """Averages the metrics since the last event; refuses what is not finite."""
         new = len(pending)
         self.unlogged = pending = [*self.unlogged, *pending]
-        found: dict[str, list[float]] = {}
+        columns: dict[str, list[float]] = {}
         for i, (variant, values) in enumerate(pending):
             row = dict(zip(self.experiment.metric_names(variant), values, strict=True))
             skipped = int(row.pop("skipped", 0))
             if "skipped" in self.experiment.metric_names(variant):
-                found.setdefault("skipped", []).append(skipped)
+                columns.setdefault("skipped", []).append(skipped)
             if skipped:
                 if i >= len(pending) - new:
                     self._skip(step - len(pending) + i + 1)
@@ -196,11 +196,11 @@ class Run:
                 if count == 1:
                     self.first_spread = {f"train/{n}": float(x) for n, x in spread.items()}
                 else:
-                    found |= {name: [float(value)] for name, value in spread.items()}
+                    columns |= {name: [float(value)] for name, value in spread.items()}
             for name, value in row.items():
-                found.setdefault(name, []).append(float(value))
-        means = {name: float(np.mean(values)) for name, values in found.items()}
-        return means | ({"skipped": float(sum(found["skipped"]))} if "skipped" in found else {})
+                columns.setdefault(name, []).append(float(value))
+        means = {name: float(np.mean(values)) for name, values in columns.items()}
+        return means | ({"skipped": float(sum(columns["skipped"]))} if "skipped" in columns else {})
 
     def _skip(self, step: int) -> None:
         """Counts a step that changed nothing; gives up where nothing else happens."""
@@ -247,9 +247,9 @@ class Run:
             "seconds": round(self.seconds, 3),
             "train/lr": float(np.asarray(self.experiment.schedule(last))),
         }
-        found = {f"train/{name}": value for name, value in means.items()}
-        self.log.write(step, example_info | found)
-        self.alarms.see(step, found)
+        metrics = {f"train/{name}": value for name, value in means.items()}
+        self.log.write(step, example_info | metrics)
+        self.alarms.see(step, metrics)
 
     def write_measured(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Logs what was measured on a split."""
@@ -317,7 +317,7 @@ class Run:
             "best": best,
             "chosen_by": self.config.eval.metric,
             **result_lib.of_experiment(self.experiment),
-            "alarms": [alarm._asdict() for alarm in self.alarms.found],
+            "alarms": [alarm._asdict() for alarm in self.alarms.raised],
             "skipped": self.skipped,
             "inputs": self.inputs,
             "compute": {"seconds": round(self.seconds, 3), **compute},

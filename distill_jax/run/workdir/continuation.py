@@ -98,15 +98,15 @@ def data_checksums(dataset: Any) -> dict[str, dict[str, Any]]:
     `sha256` is that of the part's provenance; `origin` is that of the source at the root of its
     chain, before anything was held out or corrupted, which runs of one file have in common.
     """
-    found = {}
+    checksums = {}
     for split in ("train", "held_out", "test"):
         root = part = getattr(dataset, split)
         while hasattr(root, "source"):
             root = root.source
         provenance = part.provenance
         origin = root.provenance.sha256
-        found[split] = {"n": len(part), "sha256": provenance.sha256, "origin": origin}
-    return found
+        checksums[split] = {"n": len(part), "sha256": provenance.sha256, "origin": origin}
+    return checksums
 
 
 def check_inputs(before: Any, now: Mapping[str, Any], folder: pathlib.Path) -> None:
@@ -169,7 +169,7 @@ class Alike:
             return
         group = {k: config.data[k] for k in ("name", "held_out")}
         key = json.dumps(group | {"kwargs": config.data.kwargs.to_dict()}, sort_keys=True)
-        origins = {split: found["origin"] for split, found in data.items() if found.get("origin")}
+        origins = {split: part["origin"] for split, part in data.items() if part.get("origin")}
         first, before = self._seen.get(key, (label, origins))
         if done:
             self._seen.setdefault(key, (label, origins))

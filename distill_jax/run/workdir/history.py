@@ -14,9 +14,9 @@ from distill_jax.trainer.io.files import peek
 def arithmetic(environment: Mapping[str, Any]) -> dict[str, Any]:
     """Returns what of an environment may change the bits that a run computes, by name."""
     fields = ("platform", "device", "devices", "processes", "x64")
-    found = {name: environment[name] for name in fields if name in environment}
+    chosen = {name: environment[name] for name in fields if name in environment}
     versions = environment.get("versions")
-    return (dict(versions) if isinstance(versions, Mapping) else {}) | found
+    return (dict(versions) if isinstance(versions, Mapping) else {}) | chosen
 
 
 def environment_changes(before: Any, now: Mapping[str, Any]) -> list[str]:

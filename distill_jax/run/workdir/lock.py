@@ -154,10 +154,10 @@ def _owner(path: pathlib.Path) -> tuple[dict[str, Any], float]:
     with path.open(encoding="utf-8") as file:
         when = os.fstat(file.fileno()).st_mtime
         try:
-            found = json.loads(file.read())
+            content = json.loads(file.read())
         except ValueError:
-            found = {}
-    return (found if isinstance(found, dict) else {}), when
+            content = {}
+    return (content if isinstance(content, dict) else {}), when
 
 
 def _is_here(owner: Mapping[str, Any]) -> bool:

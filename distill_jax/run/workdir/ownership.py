@@ -110,17 +110,17 @@ def foreign(folder: pathlib.Path, kind: str) -> pathlib.Path | None:
         return checkpoints if checkpoints.exists() else None
     for path in sorted(checkpoints.iterdir()):
         step = path.name.partition(".orbax-checkpoint-tmp")[0]
-        if step_number(step) is not None and (found := not_of_step(path)) is not None:
-            return found
+        if step_number(step) is not None and (stranger := not_of_step(path)) is not None:
+            return stranger
     return None
 
 
 def refuse_foreign(folder: pathlib.Path, kind: str) -> None:
     """Raises `UserError` where a folder holds what `foreign` finds."""
-    if (found := foreign(folder, kind)) is not None:
+    if (stranger := foreign(folder, kind)) is not None:
         raise UserError(
             "was not written by this program, which would overwrite or delete it",
-            where=str(found),
+            where=str(stranger),
             hint="name another folder, or move this away",
         )
 

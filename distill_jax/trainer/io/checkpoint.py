@@ -201,10 +201,10 @@ class Checkpointer(Steps):
         """
         import orbax.checkpoint as ocp
 
-        found, skipped = peers.from_first(lambda: self.find(step), where=str(self.folder))
-        if found is None:
+        newest, skipped = peers.from_first(lambda: self.find(step), where=str(self.folder))
+        if newest is None:
             return None
-        folder = self.folder / str(found)
+        folder = self.folder / str(newest)
         args: dict[str, Any] = {}
         for name, tree in _items(like).items():
             shardings = jax.tree.map(
@@ -217,7 +217,7 @@ class Checkpointer(Steps):
             check_structure(folder, name, stored_shapes(folder, name), tree)
         with reading(folder):
             items = self._checkpointer().restore(folder, args=ocp.args.Composite(**args))
-        state, meta = _join(items, like), self.meta(found)
+        state, meta = _join(items, like), self.meta(newest)
         if int(state.step) != meta["step"]:
             raise CheckpointError(f"holds the state of step {int(state.step)}", where=str(folder))
         return Restored(state, meta, tuple(skipped))

@@ -115,14 +115,14 @@ def parse_json(
     hint: str = "",
 ) -> dict[str, Any]:
     """Returns the JSON object in the content of a file; raises as `read_json` does."""
-    found = _parse(_decode(data, path, hint), path, hint)
-    if not isinstance(found, dict):
-        what = f"holds {_spell(found)}, not a JSON object"
+    content = _parse(_decode(data, path, hint), path, hint)
+    if not isinstance(content, dict):
+        what = f"holds {_spell(content)}, not a JSON object"
         raise DamagedFile(what, where=str(path), hint=hint)
     wanted = {**(shape or {}), **{f"{name}?": kinds for name, kinds in (optional or {}).items()}}
-    if what := mismatch(found, wanted):
+    if what := mismatch(content, wanted):
         raise DamagedFile(what, where=str(path), hint=hint)
-    return found
+    return content
 
 
 def mismatch(value: Any, wanted: Any, name: str = "") -> str:
@@ -149,14 +149,14 @@ def mismatch(value: Any, wanted: Any, name: str = "") -> str:
             else:
                 continue
             for k, v in inner.items():
-                if found := mismatch(v, kinds, f"{dot}{k}"):
-                    return found
+                if wrong := mismatch(v, kinds, f"{dot}{k}"):
+                    return wrong
         return ""
     if isinstance(wanted, list):
         if not isinstance(value, list):
             return f"{name!r} is {_spell(value)}"
         parts = (mismatch(v, wanted[0], f"{name}[{i}]") for i, v in enumerate(value))
-        return next((found for found in parts if found), "")
+        return next((wrong for wrong in parts if wrong), "")
     fits = isinstance(value, wanted) and (not isinstance(value, bool) or wanted is bool)
     if fits and isinstance(value, int) and abs(value) >= 2**1023:  # no float holds it
         fits = False

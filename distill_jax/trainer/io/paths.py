@@ -56,8 +56,8 @@ def for_checkpoints(path: pathlib.Path, *, where: str) -> pathlib.Path:
         encoding = sys.getfilesystemencoding()
         what = f"{text!a} is not UTF-8 in the encoding {encoding} of this process"
         raise UserError(what, where=where, hint=hint) from None
-    if found := re.search(r"\[.*\]|\\", text):
-        what = f"checkpoints cannot be read below a folder with {found[0]!r} in its path"
+    if special := re.search(r"\[.*\]|\\", text):
+        what = f"checkpoints cannot be read below a folder with {special[0]!r} in its path"
         raise UserError(what, where=where, hint=hint)
     return path
 

@@ -68,12 +68,12 @@ def from_first(decide: Callable[[], Any], *, where: str) -> Any:
             reported = json.dumps({"found": decide()})
         except UserError as e:
             error, reported = e, json.dumps({"error": e.what})
-    found = json.loads(_broadcast(reported))
+    message = json.loads(_broadcast(reported))
     if error is not None:
         raise error
-    if "error" in found:
-        raise UserError(f"process 0 refused: {found['error']}", where=where)
-    return found["found"]
+    if "error" in message:
+        raise UserError(f"process 0 refused: {message['error']}", where=where)
+    return message["found"]
 
 
 def _broadcast(text: str) -> str:

@@ -61,7 +61,7 @@ def recognise(weights: Mapping[str, np.ndarray]) -> Recognised:
       MappingError: no table knows its names, or several networks are in it.
     """
     specs = specs_of(weights)
-    found: list[tuple[int, Recognised]] = []
+    candidates: list[tuple[int, Recognised]] = []
     for known in families().values():
         for prefix in _prefixes(specs, known.signature):
             inside = {
@@ -74,17 +74,17 @@ def recognise(weights: Mapping[str, np.ndarray]) -> Recognised:
                 score = _covered(known, kwargs, inside)
             except (KeyError, ValueError, IndexError):
                 continue
-            found.append((score, Recognised(known, kwargs, prefix)))
+            candidates.append((score, Recognised(known, kwargs, prefix)))
     where = common.place(weights.path) if isinstance(weights, Weights) else ""
-    if not found:
+    if not candidates:
         raise MappingError(
             f"holds no network that is known here; its tensors are named {listed([*specs], 3)}",
             where=where,
             hint=f"families: {', '.join(sorted(families()))}",
         )
-    best = max(score for score, _ in found)
+    best = max(score for score, _ in candidates)
     chosen = {}  # by where they begin: several tables may know one network, of which one is enough
-    for score, one in sorted(found, key=lambda pair: len(pair[1].prefix)):
+    for score, one in sorted(candidates, key=lambda pair: len(pair[1].prefix)):
         if score == best:
             chosen.setdefault(one.prefix + one.family.signature[0], one)
     if len(chosen) > 1:

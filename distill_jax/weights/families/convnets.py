@@ -14,8 +14,8 @@ def classes(specs: Specs, name: str) -> dict[str, int]:
 
 def count(specs: Iterable[str], before: str) -> int:
     """Returns how many numbers follow a part of a name, such as blocks that follow `blocks.`."""
-    found = {n.removeprefix(before).split(".")[0] for n in specs if n.startswith(before)}
-    return 1 + max((int(number) for number in found if number.isdigit()), default=-1)
+    indices = {n.removeprefix(before).split(".")[0] for n in specs if n.startswith(before)}
+    return 1 + max((int(number) for number in indices if number.isdigit()), default=-1)
 
 
 def _resnet(kwargs: Mapping[str, Any]) -> Rules:
