@@ -72,12 +72,15 @@ def family_of(config: Mapping[str, Any]) -> Family:
     return _TYPES[config["model_type"]].family
 
 
-def arguments_of(config: Mapping[str, Any], specs: Specs, where: str = CONFIG) -> dict[str, Any]:
+def arguments_of(
+    config: Mapping[str, Any], specs: Specs | None = None, where: str = CONFIG
+) -> dict[str, Any]:
     """Returns arguments of `models.transformer.make`.
 
     Args:
       config: a `config.json`.
-      specs: of the tensors, by names without the prefix of the base model.
+      specs: of the tensors, by names without the prefix of the base model, which tell heads and
+        poolers. None takes those that the class in `architectures` has.
       where: path of the config.
 
     Raises:
@@ -88,8 +91,33 @@ def arguments_of(config: Mapping[str, Any], specs: Specs, where: str = CONFIG) -
         what = f"model_type is {shown(kind)}, which is not supported"
         raise WeightsError(what, where=where, hint=nearest(kind, _TYPES))
     inner = (config.get("text_config") or {}) if kind == "clip" else config
-    arguments = _TYPES[kind].arguments(Config(inner, where), specs)
+    values = Config(inner, where)
+    if specs is None:
+        arguments = _TYPES[kind].arguments(values, _implied(config))
+        return {**arguments, "vocabulary": values.get("vocab_size", int)}
+    arguments = _TYPES[kind].arguments(values, specs)
     return {**arguments, "vocabulary": _vocabulary(specs, family_of(config), where)}
+
+
+def _implied(config: Mapping[str, Any]) -> Specs:
+    """Returns the tensors of the class in `architectures` that tell what it has beside blocks."""
+    known = [str(name) for name in config.get("architectures") or ()]
+    kind = known[0] if known else ""
+    shapes: dict[str, tuple[int, ...]] = {}
+    if kind.endswith(("CausalLM", "LMHeadModel")):
+        shapes["lm_head.weight"] = (0, 0)
+    elif kind.endswith("ForMaskedLM"):
+        shapes |= {"cls.predictions.bias": (0,), "vocab_projector.bias": (0,)}
+    elif kind.endswith("ForSequenceClassification"):
+        classes = len(config.get("id2label") or (0, 1))
+        shapes |= {"pooler.dense.weight": (0, 0), "pre_classifier.weight": (0, 0)}
+        shapes["classifier.weight"] = (classes, 0)
+    elif kind == "BertModel":
+        shapes["pooler.dense.weight"] = (0, 0)
+    elif kind.endswith("WithProjection") or config.get("model_type") == "clip":
+        projection = config.get("projection_dim") or 512
+        shapes["text_projection.weight"] = (projection, 0)
+    return {name: common.Spec(shape, np.dtype(np.float32)) for name, shape in shapes.items()}
 
 
 def _vocabulary(specs: Specs, family: Family, where: str) -> int:

@@ -7,6 +7,7 @@ The stored numbers are of `transformers`, for weights that both sides draw from 
 import functools
 import itertools
 import json
+import struct
 
 import jax
 import numpy as np
@@ -88,6 +89,13 @@ def test_every_stage_is_that_of_transformers(name, tmp_path):
     net = pretrained.language_model(folder_of(name, tmp_path))
     assert net.report.tensors == len(stored(name)["shapes"]) and not net.report.kept
     assert distance(name, outputs_of(name, net)) < 1e-5
+
+
+@pytest.mark.parametrize("name", nets.NETS)
+def test_a_config_alone_gives_the_network(name, tmp_path):
+    """Its class tells what tensors tell otherwise."""
+    net = pretrained.language_model(folder_of(name, tmp_path))
+    assert hugging_face.arguments_of(stored(name)["config"]) == net.arguments
 
 
 @pytest.mark.parametrize("name", ["qwen2", "bert_classes", "clip_text"])
@@ -365,6 +373,31 @@ def test_networks_that_transformers_does_not_know(arguments, where):
         pretrained.to_hugging_face(params, {**sizes, **arguments})
     if where:
         assert isinstance(error.value, ConfigError) and error.value.where == where
+
+
+def test_tokenizers(tmp_path):
+    """Of a folder, and of a GGUF file: bytes by pairs, digits one by one, control tokens whole."""
+    tokenizers = pytest.importorskip("tokenizers")
+    words = ["<end>", "1", "2", "a", "b", "ab", "\u0120", "\u0120ab"]
+    entries = [
+        test_gguf.entry("tokenizer.ggml.model", 8, test_gguf.text("gpt2")),
+        test_gguf.entry("tokenizer.ggml.pre", 8, test_gguf.text("smollm")),
+    ]
+    for key, texts in (("tokens", words), ("merges", ["a b", "\u0120 ab"])):
+        data = struct.pack("<IQ", 8, len(texts)) + b"".join(map(test_gguf.text, texts))
+        entries.append(test_gguf.entry(f"tokenizer.ggml.{key}", 9, data))
+    kinds = struct.pack("<IQ8i", 5, 8, 3, *(1,) * 7)
+    entries.append(test_gguf.entry("tokenizer.ggml.token_type", 9, kinds))
+    (tmp_path / "x.gguf").write_bytes(test_gguf.gguf(entries))
+    found = hugging_face.tokenizer(tmp_path / "x.gguf")
+    assert found.encode("ab ab12<end>").ids == [5, 7, 1, 2, 0]
+    assert found.decode([5, 7, 1, 2]) == "ab ab12"
+    found.save(str(tmp_path / "tokenizer.json"))
+    again = hugging_face.tokenizer(tmp_path)
+    assert isinstance(again, tokenizers.Tokenizer) and again.encode("ab").ids == [5]
+    (tmp_path / "tokenizer.json").write_text("{}")
+    with pytest.raises(weights.WeightsError, match="is no tokenizer"):
+        hugging_face.tokenizer(tmp_path)
 
 
 def test_a_tokenizer_needs_its_package(tmp_path, monkeypatch):
