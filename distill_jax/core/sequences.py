@@ -33,16 +33,13 @@ def positions_of(mask: Array | None, segments: Array | None, shape: tuple[int, i
       shape: `(b, t)`.
     """
     column = jnp.broadcast_to(jnp.arange(shape[1], dtype=jnp.int32)[None], shape)
-    first = jnp.zeros(shape, bool)
-    if mask is not None:
-        seen = mask > 0
-        first |= seen & (jnp.cumsum(seen, axis=1) == 1)
+    start = jnp.zeros_like(column)
     if segments is not None:
-        first |= jnp.pad(segments[:, 1:] != segments[:, :-1], ((0, 0), (1, 0)))
-    start = jax.lax.cummax(jnp.where(first, column, 0), axis=1)
+        first = jnp.pad(segments[:, 1:] != segments[:, :-1], ((0, 0), (1, 0)))
+        start = jax.lax.cummax(jnp.where(first, column, 0), axis=1)
     if mask is not None:
-        start = jnp.where(jnp.cumsum(mask > 0, axis=1) > 0, start, column)
-    return column - start
+        start = jnp.maximum(start, jnp.argmax(mask > 0, axis=1).astype(jnp.int32)[:, None])
+    return jnp.maximum(column - start, 0)
 
 
 class TopLogProbs(NamedTuple):

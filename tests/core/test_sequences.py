@@ -20,7 +20,7 @@ from distill_jax.core import partition, sequences
         ([0, 1, 1, 0, 1, 1], None, [0, 0, 1, 2, 3, 4]),
         (None, [4, 4, 4, 7, 7, 1], [0, 1, 2, 0, 1, 0]),
         ([1, 1, 1, 1, 1, 0], [1, 1, 2, 2, 2, 0], [0, 1, 0, 1, 2, 0]),
-        ([0, 0, 0, 0, 0, 0], None, [0, 0, 0, 0, 0, 0]),
+        ([0, 1, 1, 1, 1, 1], [1, 1, 1, 2, 2, 2], [0, 0, 1, 0, 1, 2]),
     ],
 )
 def test_positions(mask, segments, positions):
