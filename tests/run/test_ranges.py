@@ -20,6 +20,7 @@ RUN = {  # what a run provides
 }
 NEEDED = {
     "projector": {"features": 8},
+    "transformer": {"vocabulary": 8, "head": "none"},
     "prototypes": {"count": 8},
     "block_masks": {"patch_size": 4},
     "patch_masks": {"patch_size": 4},
@@ -40,6 +41,7 @@ NEGATIVE = {  # may be below 0
     "grid": "a tuple, tested with the models",
     "seed": "of nested_coteaching: any whole number",
     "low": "checked together with high",
+    "end": "of the transformer: -1 is the largest id of the sequence",
 }
 SHARES = ("dropout", "drop_path", "momentum", "centre_decay", "probability", "label_smoothing")
 BUILT_ONE_BY_ONE = ("depth", "rounds", "cross_layers", "experts", "order", "count", "draws")

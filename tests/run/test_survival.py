@@ -79,6 +79,26 @@ def folder(saved, tmp_path):
     return shutil.copytree(saved, tmp_path / "checkpoints")
 
 
+def test_a_role_under_its_former_name_is_restored(tmp_path):
+    """Checkpoints of version 0.1 call the network of a weighting "weigher", in moments too."""
+
+    def state(role):
+        params = {"student": {"w": jnp.ones(3)}, role: {"v": jnp.arange(2.0)}}
+        moments = {"outer": optax.adam(0.1).init({role: params[role]})}
+        return make_state(4).replace(
+            params=params, model_state={role: {"s": jnp.zeros(1)}}, opt_state=moments
+        )
+
+    checkpointer = Checkpointer(tmp_path / "checkpoints")
+    checkpointer.save(state("weigher"), {}, metric=None)
+    checkpointer.wait()
+    assert (tmp_path / "checkpoints/4/role.weigher").is_dir()
+    restored = checkpointer.restore(like(state("weighting")))
+    checkpointer.close()
+    assert restored is not None
+    jax.tree.map(np.testing.assert_array_equal, restored.state, state("weighting"))
+
+
 def damage(path, how):
     data = bytearray(path.read_bytes())
     if how == "cut off":

@@ -226,7 +226,7 @@ def test_logits_that_do_not_fit_the_signals_are_refused(rule, s, shape, right):
 
 
 def test_one_signal_leaves_no_ratio():
-    with pytest.raises(ConfigError, match=r"weighting\.loss_terms: "):
+    with pytest.raises(ConfigError, match="loss_terms: "):
         refused(trilateral.make(), draw(s=1), giving((B, 1)))
 
 

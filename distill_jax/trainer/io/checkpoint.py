@@ -27,6 +27,9 @@ from distill_jax.trainer.io.paths import check_folder
 from distill_jax.trainer.io.step_folder import CHECKSUMS, ROLE
 from distill_jax.trainer.io.step_index import Steps
 
+FORMER_ROLES = {"weighting": "weigher"}
+"""What a role was called in checkpoints of version 0.1."""
+
 UNSAVED = "is the disk full, or the folder not writable? steps saved before are untouched"
 
 
@@ -62,6 +65,27 @@ def _join(items: Mapping[str, PyTree], like: TrainState) -> TrainState:
         opt_state=items["optimizer"]["opt_state"],
         memory=items.get("memory", like.memory),
     )
+
+
+def _rename_roles(items: Mapping[str, PyTree], names: Mapping[str, str]) -> dict[str, PyTree]:
+    """Returns the items of a checkpoint with other names of roles, in the optimizer's tree too."""
+
+    def rename(tree: PyTree) -> PyTree:
+        return jax.tree.map(
+            lambda node: (
+                {names.get(key, key): rename(value) for key, value in node.items()}
+                if isinstance(node, dict)
+                else node
+            ),
+            tree,
+            is_leaf=lambda node: isinstance(node, dict),
+        )
+
+    renamed = {ROLE + old: ROLE + new for old, new in names.items()}
+    return {
+        renamed.get(name, name): rename(tree) if name == "optimizer" else tree
+        for name, tree in items.items()
+    }
 
 
 @jax.jit
@@ -206,7 +230,8 @@ class Checkpointer(Steps):
             return None
         folder = self.folder / str(newest)
         args: dict[str, Any] = {}
-        for name, tree in _items(like).items():
+        former = {new: old for new, old in FORMER_ROLES.items() if (folder / (ROLE + old)).is_dir()}
+        for name, tree in _rename_roles(_items(like), former).items():
             shardings = jax.tree.map(
                 lambda x: ocp.ArrayRestoreArgs(
                     sharding=x.sharding, global_shape=x.shape, dtype=x.dtype
@@ -217,6 +242,7 @@ class Checkpointer(Steps):
             check_structure(folder, name, stored_shapes(folder, name), tree)
         with reading(folder):
             items = self._checkpointer().restore(folder, args=ocp.args.Composite(**args))
+        items = _rename_roles(items, {old: new for new, old in former.items()})
         state, meta = _join(items, like), self.meta(newest)
         if int(state.step) != meta["step"]:
             raise CheckpointError(f"holds the state of step {int(state.step)}", where=str(folder))
