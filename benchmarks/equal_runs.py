@@ -65,6 +65,7 @@ def train(checkout, out, names):
         args = [arg.format(out=out) if "{out}" in arg else arg for arg in (*args, *SAME)]
         if not (checkout / "distill_jax/core/durations.py").exists():  # a key for each unit
             args = [DURATION.sub(r"--config.\1.steps=\2", arg) for arg in args]
+            args = [arg.replace("study.replicas", "study.lanes") for arg in args]
         command = [
             sys.executable,
             "-m",
