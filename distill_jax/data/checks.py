@@ -10,7 +10,6 @@ checked as it is read (`Guarded`).
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from statistics import NormalDist
 from typing import Any, NamedTuple
 
 import jax
@@ -19,76 +18,28 @@ import numpy as np
 from distill_jax.core.api import Dataset, Source
 from distill_jax.core.errors import ArgumentError, DataUnavailable, nearest
 from distill_jax.data import labels as labels_lib
-
-PARTS = ("train", "held_out", "test")
-
-SCANNED_BYTES = 2**30
-"""Floating-point parts up to this size are scanned in full when they are opened."""
-
-SAMPLE = 1024
-"""Examples of a part, evenly spaced, from which the statistics of its values are taken."""
-
-CHUNK_BYTES = 2**24
-"""About so many bytes are read at a time."""
-
-LOOKED_AT_BYTES = 2**28
-"""Data up to this size are searched for examples that occur in two parts."""
-
-COMPARED = 64
-"""Examples of larger data that are compared at equal positions instead."""
+from distill_jax.data.moments import (
+    CHUNK_BYTES,
+    PARTS,
+    SAMPLE,
+    SCANNED_BYTES,
+    Values,
+    limits_of,
+    root,
+    spread,
+    values_of,
+)
 
 MOST_CLASSES = 2**20
 """More classes than this are taken for identifiers, before anything of their number is made."""
 
+
 CHANNELS = (1, 3, 4)
 """Numbers of channels of an image."""
 
+
 SPREAD = 16.0
 """Parts whose standard deviations differ by more than this factor are in different units."""
-
-LUCK = 0.07
-"""A best accuracy that may be so much too good by chance is no reason to choose a state."""
-
-
-class Values(NamedTuple):
-    """What the values of one input array are like.
-
-    Attributes:
-      shape: of one example.
-      dtype: of the array.
-      low: the smallest value that was looked at.
-      high: the largest.
-      mean: by channel (the last axis), `[c]`.
-      std: by channel, `[c]`.
-      outside: share of the values that lie outside [0, 1].
-    """
-
-    shape: tuple[int, ...]
-    dtype: np.dtype
-    low: float
-    high: float
-    mean: np.ndarray
-    std: np.ndarray
-    outside: float
-
-    @property
-    def kind(self) -> str:
-        """ "bytes" (uint8), "unit" (floats in [0, 1]), "grey" (floats from 0 up), or "other"."""
-        if self.dtype == np.uint8:
-            return "bytes"
-        if not np.issubdtype(self.dtype, np.floating):
-            return "other"
-        if self.outside <= 0.02:
-            return "unit"
-        return "grey" if self.low >= 0 and self.high > 4 else "other"
-
-    @property
-    def is_image(self) -> bool:
-        return len(self.shape) == 3
-
-    @property
-    def interval(self) -> str:
-        return f"{self.low:.4g} to {self.high:.4g}"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -105,9 +56,6 @@ class Report:
     warnings: tuple[str, ...] = ()
     values: Values | None = None
     scanned: bool = True
-
-
-# Names of classes.
 
 
 def class_names(classes: Any, *, where: str = "classes") -> tuple[str, ...]:
@@ -177,9 +125,6 @@ def _some(values: Sequence[Any] | np.ndarray) -> str:
     return shown if len(values) <= 5 else f"{shown} and {len(values) - 5} more"
 
 
-# Layout.
-
-
 def check_layout(shape: Sequence[int], dtype: Any, *, name: str, where: str) -> None:
     """Refuses arrays of images whose channels are not on the last axis.
 
@@ -206,9 +151,6 @@ def check_layout(shape: Sequence[int], dtype: Any, *, name: str, where: str) -> 
                 hint=f"np.transpose(x, {order}) makes them {right}"
                 + ("; of files, layout=chw does" if axis == 1 else ""),
             )
-
-
-# The door.
 
 
 def open_dataset(dataset: Any, *, where: str = "data") -> tuple[Dataset, Report]:
@@ -287,11 +229,6 @@ class _Looked(NamedTuple):
     scanned: bool
 
 
-def spread(n: int, most: int) -> np.ndarray:
-    """Returns at most `most` positions, evenly spaced over `n`."""
-    return np.unique(np.linspace(0, n - 1, min(n, most)).astype(np.int64))
-
-
 def _leaves(inputs: Any) -> dict[str, np.ndarray]:
     leaves = jax.tree_util.tree_leaves_with_path(inputs)
     return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
@@ -325,7 +262,7 @@ def _look(name: str, part: Source, task: str) -> _Looked:
             chunk = _leaves(inputs)
             fit = True
             for key, (least, most) in bounds.items():
-                low, high = _limits(chunk[key])
+                low, high = limits_of(chunk[key])
                 limits[key] = (min(limits[key][0], low), max(limits[key][1], high))
                 fit = fit and low >= least and high <= most
             if not fit:
@@ -338,13 +275,8 @@ def _look(name: str, part: Source, task: str) -> _Looked:
         if not fits.all():
             at = spread(n, len(fits))[int(np.argmin(fits))]
             raise _unfit(name, part, int((~fits).sum()), len(fits), int(at))
-    values = {key: _values(sample[key], limits[key]) for key in leaves}
+    values = {key: values_of(sample[key], limits[key]) for key in leaves}
     return _Looked(values, labels, scanned)
-
-
-def _limits(values: np.ndarray) -> tuple[float, float]:
-    """Smallest and largest value; NaN where one is among them."""
-    return (float(values.min()), float(values.max())) if values.size else (0.0, 0.0)
 
 
 def _check_arrays(leaves: Mapping[str, np.ndarray], *, name: str, where: str) -> None:
@@ -421,19 +353,6 @@ def _unfit(name: str, part: Any, bad: int, n: int, position: int) -> DataUnavail
         where=part.provenance.origin or "data",
         hint=hint,
     )
-
-
-def _values(sample: np.ndarray, limits: tuple[float, float]) -> Values:
-    if not sample.size or sample.dtype.kind not in "iufb":
-        nothing = np.zeros(1)
-        return Values(sample.shape[1:], sample.dtype, 0.0, 0.0, nothing, nothing, 0.0)
-    low, high = _limits(sample)
-    low, high = min(low, limits[0]), max(high, limits[1])
-    flat = sample.reshape(-1, sample.shape[-1]) if sample.ndim > 1 else sample.reshape(-1, 1)
-    numbers = flat.astype(np.float64)
-    outside = float(((numbers < -1e-3) | (numbers > 1 + 1e-3)).mean())
-    mean, std = numbers.mean(0), numbers.std(0)
-    return Values(sample.shape[1:], sample.dtype, low, high, mean, std, outside)
 
 
 def _compare(looked: Mapping[str, _Looked], warnings: list[str]) -> None:
@@ -542,171 +461,6 @@ class Guarded:
             at = int(indices[int(np.argmin(fits))])
             raise _unfit(self.part, self.source, int((~fits).sum()), len(fits), at)
         return rows
-
-
-# Examples in two parts.
-
-
-class Overlap(NamedTuple):
-    """How many examples of a part are in the training part too.
-
-    Attributes:
-      repeated: examples found there.
-      of: examples that were looked for.
-      whole: whether that is the whole part; otherwise equal positions of both were compared.
-    """
-
-    repeated: int
-    of: int
-    whole: bool
-
-    def spell(self, name: str) -> str:
-        """Returns a sentence about the part of that name."""
-        if self.whole:
-            return (
-                f"{self.repeated} of {self.of} examples of the {name} part are in the training "
-                "part too"
-            )
-        return (
-            f"the {name} part looks like a copy of the training data: {self.repeated} of {self.of} "
-            "examples compared at equal positions are equal"
-        )
-
-
-def root(source: Any) -> Any:
-    """Returns the source at the root of a chain of subsets."""
-    while isinstance(getattr(source, "source", None), Source):
-        source = source.source
-    return source
-
-
-def overlaps(dataset: Dataset) -> dict[str, Overlap]:
-    """Returns what of "held_out" and "test" is in the training part, by content.
-
-    Parts in memory up to `LOOKED_AT_BYTES` are searched in full. Of larger ones some examples at
-    equal positions are compared, which finds a part that is a copy.
-    """
-    parts = {name: getattr(dataset, name) for name in PARTS}
-    parts = {name: part for name, part in parts.items() if len(part)}
-    roots = {name: root(part) for name, part in parts.items()}
-    if any(getattr(part, "shapes_only", False) for part in roots.values()):
-        return {}
-    arrays = [getattr(part, "inputs", None) for part in roots.values()]
-    in_memory = all(x is not None for x in arrays)
-    shared: dict[str, Overlap] = {}
-    if in_memory and sum(x.nbytes for x in jax.tree.leaves(arrays)) <= LOOKED_AT_BYTES:
-        seen = set(_digests(parts["train"], np.arange(len(parts["train"]))))
-        for name in ("held_out", "test"):
-            if name in parts:
-                rows = _digests(parts[name], np.arange(len(parts[name])))
-                shared[name] = Overlap(sum(row in seen for row in rows), len(rows), True)
-        return shared
-    for name in ("held_out", "test"):
-        other = name in parts and roots[name] is not roots["train"]
-        if other and len(roots[name]) == len(roots["train"]):
-            at = spread(len(roots[name]), COMPARED)
-            pairs = zip(*(_digests(roots[x], at) for x in (name, "train")), strict=True)
-            shared[name] = Overlap(sum(a == b for a, b in pairs), len(at), False)
-    return shared
-
-
-def _digests(source: Any, indices: np.ndarray) -> list[int]:
-    leaves = [np.ascontiguousarray(x) for x in jax.tree.leaves(source.read(indices)["input"])]
-    return [hash(b"".join(x[i].tobytes() for x in leaves)) for i in range(len(indices))]
-
-
-# Statistics.
-
-
-_STATISTICS: dict[tuple[str, int], tuple[np.ndarray, np.ndarray]] = {}
-
-
-def statistics(source: Source) -> tuple[np.ndarray, np.ndarray]:
-    """Returns mean and standard deviation by channel, `[c]` each, float64.
-
-    Those of uint8 are on the scale [0, 1]. All examples count where they take at most
-    `SCANNED_BYTES`, else as many as that, evenly spaced. A channel without variation has the
-    deviation 1.
-
-    Raises:
-      ArgumentError: the input is not one array.
-    """
-    n = len(source)
-    one = source.read(np.zeros(1, np.int64))["input"]
-    if isinstance(one, Mapping):
-        raise ArgumentError("the input is not one array", where="normalize", hint="of images")
-    channels = one.shape[-1]
-    if getattr(root(source), "shapes_only", False):
-        return np.zeros(channels), np.ones(channels)
-    key = (source.provenance.sha256, n)
-    if key[0] and key in _STATISTICS:
-        return _STATISTICS[key]
-    rows = spread(n, max(1, SCANNED_BYTES // max(one.nbytes, 1)))
-    step = max(1, CHUNK_BYTES // max(one.nbytes, 1))
-    unit = 1 / 255 if one.dtype == np.uint8 else 1.0
-    count, mean, square = 0, np.zeros(channels), np.zeros(channels)
-    for start in range(0, len(rows), step):  # Chan, Golub, LeVeque (1979): merging of moments
-        x = source.read(rows[start : start + step])["input"].reshape(-1, channels)
-        x = x.astype(np.float64) * unit
-        here, centre = len(x), x.mean(0)
-        delta, total = centre - mean, count + here
-        square += ((x - centre) ** 2).sum(0) + delta**2 * count * here / total
-        mean, count = mean + delta * here / total, total
-    std = np.sqrt(square / max(count, 1))
-    moments = mean, np.where(std > 1e-6 * np.abs(mean), std, 1.0)
-    if key[0]:
-        _STATISTICS.clear()
-        _STATISTICS[key] = moments
-    return moments
-
-
-def odd_statistics(values: Values, mean: Any, std: Any) -> str:
-    """Says why `(x - mean) / std` is not the normalization of these data; empty where it may be.
-
-    A mean more than a quarter of a deviation off, or a deviation off by a half, is that of other
-    data. The map of [0, 1] onto [-1, 1] is a convention and passes.
-    """
-    unit = 1 / 255 if values.dtype == np.uint8 else 1.0
-    own_mean, own_std = values.mean * unit, values.std * unit
-    mean, std = (np.atleast_1d(np.asarray(x, np.float64)) for x in (mean, std))
-    if not own_std.any() or (np.allclose(mean, 0.5) and np.allclose(std, 0.5)):
-        return ""
-    shift = np.abs(own_mean - mean).mean() / std.mean()
-    ratio = float(np.sqrt((own_std**2).mean()) / std.mean())
-    if shift <= 0.25 and 2 / 3 <= ratio <= 1.5:
-        return ""
-    spell = lambda x: "(" + ", ".join(f"{v:.3f}" for v in x) + ",)"  # noqa: E731
-    return (
-        f"mean {spell(mean)} and std {spell(std)} are not of these data, which have "
-        f"{spell(own_mean)} and {spell(own_std)}"
-    )
-
-
-def standard_error(n: int, value: float = 0.5) -> float:
-    """Returns the standard error of a share `value` that was measured on `n` examples."""
-    return float(np.sqrt(max(value * (1 - value), 0.0) / n))
-
-
-def small_part(n: int, metric: str, *, measurements: int) -> str:
-    """Says that `n` held-out examples are too few to select by; empty where they are enough.
-
-    Of M measurements with independent normal errors the largest is expected to be
-    `standard_error * q((M - 3/8) / (M + 1/4))` too high, with the normal quantile q (Blom 1958).
-
-    Args:
-      n: examples of the part that the metric is measured on.
-      metric: by which the best state is chosen.
-      measurements: M, how many states it is chosen from.
-    """
-    if not metric or n < 1 or measurements < 2:
-        return ""
-    error, share = standard_error(n), (measurements - 0.375) / (measurements + 0.25)
-    if error * NormalDist().inv_cdf(share) <= LUCK:
-        return ""
-    return (
-        f"{metric} on {n} examples chooses among {measurements} states: an accuracy on so few has "
-        f"a standard error of up to {error:.3f}, so the best state is largely chosen by chance"
-    )
 
 
 def missing_array(key: str, given: Mapping[str, Any] | Sequence[str], keys: Sequence[str]) -> str:

@@ -9,7 +9,7 @@ import pytest
 
 from distill_jax.core.api import Dataset, Provenance
 from distill_jax.core.errors import ConfigError, DataUnavailable, UserError
-from distill_jax.data import checks, npz_file, source, synthetic
+from distill_jax.data import checks, moments, npz_file, shared_examples, source, synthetic
 from distill_jax.data.labels import as_labels
 from distill_jax.data.source import ArraySource, Subset, make_array_source
 
@@ -401,17 +401,18 @@ def test_files_of_channels_first_are_read_as_such(tmp_path):
 def test_examples_in_two_parts_are_counted():
     x, other = images(), images(seed=1)
     made = dataset(part(x), part(np.concatenate([x[:5], other])), part(other))
-    assert checks.overlaps(made) == {"held_out": (0, 24, True), "test": (5, 29, True)}
-    assert "5 of 29 examples of the test part" in checks.overlaps(made)["test"].spell("test")
+    assert shared_examples.overlaps(made) == {"held_out": (0, 24, True), "test": (5, 29, True)}
+    spelt = shared_examples.overlaps(made)["test"].spell("test")
+    assert "5 of 29 examples of the test part" in spelt
 
 
 def test_a_copy_of_large_data_is_found_at_equal_positions(monkeypatch):
-    monkeypatch.setattr(checks, "LOOKED_AT_BYTES", 100)
+    monkeypatch.setattr(shared_examples, "LOOKED_AT_BYTES", 100)
     train = part(images(100))
     copied = dataset(train, part(images(100)))
-    assert checks.overlaps(copied) == {"test": (64, 64, False)}
-    assert "looks like a copy" in checks.overlaps(copied)["test"].spell("test")
-    assert checks.overlaps(dataset(train, part(images(100, seed=1))))["test"].repeated == 0
+    assert shared_examples.overlaps(copied) == {"test": (64, 64, False)}
+    assert "looks like a copy" in shared_examples.overlaps(copied)["test"].spell("test")
+    assert shared_examples.overlaps(dataset(train, part(images(100, seed=1))))["test"].repeated == 0
 
 
 # Selection.
@@ -422,7 +423,7 @@ def test_a_copy_of_large_data_is_found_at_equal_positions(monkeypatch):
     [(15, 2, True), (24, 2, False), (50, 10, True), (300, 10, False), (5, 1, False), (0, 9, False)],
 )
 def test_too_few_examples_to_select_by_are_told_with_their_standard_error(n, measurements, told):
-    line = checks.small_part(n, "held_out/accuracy", measurements=measurements)
+    line = moments.small_part(n, "held_out/accuracy", measurements=measurements)
     assert bool(line) is told
     if told:
         assert f"standard error of up to {0.5 / np.sqrt(n):.3f}" in line

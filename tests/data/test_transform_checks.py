@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from distill_jax.core.errors import ConfigError
-from distill_jax.data import checks, transforms
+from distill_jax.data import checks, moments, transforms
 from distill_jax.data.transforms import registry
 from tests.data.test_checks import dataset, floats, images, part
 
@@ -19,13 +19,13 @@ def test_statistics_are_those_of_the_training_part_by_channel(dtype, monkeypatch
     x[..., 1] = x[..., 1] / 4
     x[..., 2] = 1
     unit = x / 255 if dtype == np.uint8 else x.astype(np.float64)
-    mean, std = checks.statistics(part(x))
+    mean, std = moments.statistics(part(x))
     np.testing.assert_allclose(mean, unit.mean((0, 1, 2)), rtol=1e-12)
     np.testing.assert_allclose(std, [*unit.std((0, 1, 2))[:2], 1], rtol=1e-12)
 
 
 def test_normalize_without_numbers_takes_those_of_the_training_part():
-    make = transforms.make_normalize(statistics=lambda: checks.statistics(part(images())))
+    make = transforms.make_normalize(statistics=lambda: moments.statistics(part(images())))
     out = np.asarray(make(None, {"input": images()}, None)["input"])
     np.testing.assert_allclose(out.mean((0, 1, 2)), 0, atol=1e-5)
     np.testing.assert_allclose(out.std((0, 1, 2)), 1, atol=1e-5)
@@ -54,11 +54,11 @@ def test_statistics_of_other_data_are_told_with_those_of_these():
     rgb = np.clip(np.random.default_rng(0).normal(0.47, 0.25, (24, 8, 8, 3)), 0, 1)
     values = look(np.round(255 * rgb).astype(np.uint8))
     own = values.mean / 255, values.std / 255
-    told = checks.odd_statistics(values, (0.286,), (0.353,))  # those of Fashion-MNIST
+    told = moments.odd_statistics(values, (0.286,), (0.353,))  # those of Fashion-MNIST
     assert "mean (0.286,) and std (0.353,) are not of these data, which have (0.4" in told
-    assert checks.odd_statistics(values, *own) == ""
-    assert checks.odd_statistics(values, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)) == ""
-    assert checks.odd_statistics(values, 0.5, 0.5) == ""
+    assert moments.odd_statistics(values, *own) == ""
+    assert moments.odd_statistics(values, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)) == ""
+    assert moments.odd_statistics(values, 0.5, 0.5) == ""
 
 
 # Values that transforms take.

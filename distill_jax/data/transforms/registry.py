@@ -7,7 +7,7 @@ import numpy as np
 
 from distill_jax.core.api import Transform
 from distill_jax.core.errors import ArgumentError, nearest
-from distill_jax.data import checks
+from distill_jax.data import moments
 
 TAKES: Mapping[str, str] = {
     "scale": "pixels",
@@ -50,7 +50,7 @@ def resolve(name: str, *, where: str = "batch") -> Callable[..., Transform]:
 def check_values(
     names: Sequence[Any],
     kwargs: Mapping[str, Any],
-    values: checks.Values,
+    values: moments.Values,
     *,
     where: str = "batch",
     kind: str = "",
@@ -65,7 +65,7 @@ def check_values(
       kind: of the values before the first transform; by default that of the data.
 
     Returns:
-      The kind of the values after the last one: see `checks.Values.kind`; "normalized"; or ""
+      The kind of the values after the last one: see `moments.Values.kind`; "normalized"; or ""
       after a transform of somebody's own.
 
     Raises:
@@ -113,7 +113,7 @@ def check_values(
 
 
 def _not_unit(
-    name: str, names: Sequence[str], values: checks.Values, kind: str, where: str
+    name: str, names: Sequence[str], values: moments.Values, kind: str, where: str
 ) -> ArgumentError:
     if kind == "normalized":
         order = [other for other in names if other != "normalize"]

@@ -17,7 +17,7 @@ from distill_jax.core.api import (
     Transform,
 )
 from distill_jax.core.errors import ConfigError, explained, nearest
-from distill_jax.data import checks, corruption, source, transforms
+from distill_jax.data import checks, corruption, moments, source, transforms
 from distill_jax.run import config as config_lib
 from distill_jax.run import crash
 from distill_jax.run.config import ConfigDict
@@ -99,7 +99,7 @@ def make_batches(config: ConfigDict, data: Data, *, trusted: Collection[str]) ->
         batch = jax.eval_shape(transform, jax.eval_shape(jax.random.key, 0), raw, jnp.int32(0))
     _check_labels(config, batch, dataset)
     warnings = list(_check_values(config, data.report, batch))
-    small = checks.small_part(
+    small = moments.small_part(
         len(dataset.held_out) if config.eval.metric.startswith("held_out/") else 0,
         config.eval.metric,
         measurements=_measurements(config, data.total_steps, data.steps_per_epoch),
@@ -143,7 +143,7 @@ def make_transform(
             where=where,
             provided={
                 "num_classes": len(dataset.classes),
-                "statistics": statistics or functools.partial(checks.statistics, dataset.train),
+                "statistics": statistics or functools.partial(moments.statistics, dataset.train),
             },
         )()
     if not train:
@@ -240,7 +240,7 @@ def _check_values(config: ConfigDict, report: checks.Report, batch: Batch) -> tu
         normalize = kwargs.get("normalize", {})
         numbers = [normalize.get("mean"), normalize.get("std")]
         given = "normalize" in config.data.train_transforms and None not in numbers
-        if given and (odd := checks.odd_statistics(values, *numbers)):
+        if given and (odd := moments.odd_statistics(values, *numbers)):
             hint = "without mean and std, normalize takes those of the training part"
             warnings.append(f"data.transform_kwargs.normalize: {odd}; {hint}")
     seen = batch.get("views", batch["input"])  # methods that compare views leave the input alone

@@ -25,7 +25,7 @@ from distill_jax.core.api import (
 from distill_jax.core.errors import ConfigError
 from distill_jax.core.replicas import REPLICA
 from distill_jax.core.weighted_objective import WeightedObjective
-from distill_jax.data import checks
+from distill_jax.data import checks, moments, shared_examples
 from distill_jax.run.build.data import batch_shapes, make_transform
 from distill_jax.run.build.method import Outer
 from distill_jax.run.build.networks import role_spec
@@ -145,9 +145,9 @@ class Experiment:
         return self.with_trainer(options=dataclasses.replace(self.trainer.options, mesh=mesh))
 
     @functools.cached_property
-    def overlaps(self) -> Mapping[str, checks.Overlap]:
-        """What of the other parts is in the training part, see `checks.overlaps`."""
-        return checks.overlaps(self.dataset)
+    def overlaps(self) -> Mapping[str, shared_examples.Overlap]:
+        """What of the other parts is in the training part, see `shared_examples.overlaps`."""
+        return shared_examples.overlaps(self.dataset)
 
     @functools.cached_property
     def signature(self) -> dict[str, Any]:
@@ -162,7 +162,7 @@ class Experiment:
         own = data.transform_kwargs.get("normalize", {}).get("mean") is None
         statistics = None
         if "normalize" in data.eval_transforms and own:
-            statistics = [np.asarray(x).tolist() for x in checks.statistics(self.dataset.train)]
+            statistics = [np.asarray(x).tolist() for x in moments.statistics(self.dataset.train)]
         networks = {}
         for role in (*self.trainable, *self.ema):
             name, kwargs = role_spec(self.config, role)

@@ -12,7 +12,7 @@ import numpy as np
 from distill_jax.analysis import dependence
 from distill_jax.core.api import Batch, Dataset, Transform
 from distill_jax.core.errors import explained
-from distill_jax.data import checks
+from distill_jax.data import moments, shared_examples
 from distill_jax.data.source import example_ids
 from distill_jax.run.config import ConfigDict
 from distill_jax.run.preflight.finding import Finding
@@ -67,19 +67,20 @@ def of_transforms(config: ConfigDict, raw: Batch, evaluate: Transform) -> Iterat
 
 
 def of_parts(
-    dataset: Dataset, overlaps: Mapping[str, checks.Overlap] | None = None
+    dataset: Dataset, overlaps: Mapping[str, shared_examples.Overlap] | None = None
 ) -> Iterator[Finding]:
-    """Yields parts that share examples; `overlaps` is `checks.overlaps` where it is known."""
-    parts = {name: getattr(dataset, name) for name in checks.PARTS}
+    """Yields parts that share examples; `overlaps` is that of `shared_examples` where known."""
+    parts = {name: getattr(dataset, name) for name in moments.PARTS}
     parts = {name: part for name, part in parts.items() if len(part)}
     for first, second in itertools.combinations(parts, 2):
-        if checks.root(parts[first]) is checks.root(parts[second]):
+        if moments.root(parts[first]) is moments.root(parts[second]):
             both = np.intersect1d(example_ids(parts[first]), example_ids(parts[second]))
             if len(both):
                 what = f"{len(both)} examples are in the {first} and in the {second} part"
                 hint = "parts that share nothing; data.held_out carves one off"
                 yield Finding("error", what, "data", hint)
-    for name, overlap in (checks.overlaps(dataset) if overlaps is None else overlaps).items():
+    overlaps = shared_examples.overlaps(dataset) if overlaps is None else overlaps
+    for name, overlap in overlaps.items():
         if overlap.repeated == overlap.of >= 8 and overlap.whole:
             what = f"all {overlap.of} examples of the {name} part are in the training part too"
             yield Finding("error", what, "data", "data that training does not see")
