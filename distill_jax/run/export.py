@@ -30,7 +30,7 @@ from distill_jax.export.program import Program, require
 from distill_jax.export.safetensors import to_safetensors
 from distill_jax.export.stablehlo import PLATFORMS, to_stablehlo
 from distill_jax.export.tflite import to_tflite
-from distill_jax.run import build, workdir
+from distill_jax.run import build, foreign, paths, workdir
 from distill_jax.run import config as config_lib
 from distill_jax.run.load import EXPORTED, Network, load
 from distill_jax.trainer.io.files import RESULT_PARTS, read_json, replacing
@@ -295,6 +295,8 @@ def _about(network: Network, dataset: Any, missing: str) -> dict[str, Any]:
 
 def _of_teacher(init: str) -> dict[str, Any]:
     """Returns data and licence of the run that trained a network, where it can be read."""
+    if paths.is_foreign(init):
+        return foreign.licence(init)
     try:
         path = NetworkRef.parse(init, where="init").path / "result.json"
         found = read_json(path, optional=RESULT_PARTS)["provenance"]["train"]

@@ -20,6 +20,14 @@ _PATH = re.compile(
 )
 """The config paths that hold paths; of a data set's arguments those that are called so."""
 
+FOLDER, PACKAGE = "hf:", "package:"
+_WEIGHTS = (".safetensors", ".pth", ".pt", ".bin", ".npz", ".gguf", ".safetensors.index.json")
+
+
+def is_foreign(init: str | None) -> bool:
+    """Returns whether `roles.*.init` names weights of another library, see `foreign`."""
+    return bool(init) and (init.startswith((FOLDER, PACKAGE)) or init.endswith(_WEIGHTS))
+
 
 def make_importable() -> None:
     """Lets modules of the current folder be imported, as `python -m` does, unless `-P` forbids it.
@@ -70,6 +78,10 @@ def _absolute(value: Any, *, where: str) -> Any:
         return tuple(_absolute(item, where=where) for item in value)
     if not isinstance(value, str) or not value or value.startswith("arm:") or "://" in value:
         return value
+    if where.endswith(".init") and is_foreign(value):
+        front = next((f for f in (FOLDER, PACKAGE) if value.startswith(f)), "")
+        place = value.removeprefix(front)
+        return f"{front}{place if front == PACKAGE else absolute(place, where=where)}"
     if where.endswith(".init"):
         path, mark, network = NetworkRef.split(value)
         return f"{absolute(path, where=where)}{mark}{network}"

@@ -192,7 +192,8 @@ def apply_map(
       sizes: arguments of the network; by default what the shapes tell.
       prefix: what the names of this network begin with, such as "model." in a checkpoint that
         holds more. Other names are left alone.
-      head: "keep", or "replace": the last layers keep the values that they have in `params`.
+      head: "keep"; "replace": the last layers keep the values that they have in `params`; "drop":
+        the network has none, and those of the file are left out.
 
     Returns:
       new parameters and state in the types of the given ones, as NumPy arrays, and a report.
@@ -201,15 +202,15 @@ def apply_map(
       MappingError: tensors or parameters without a counterpart, other shapes, or a dtype that is
         not a floating-point one.
     """
-    if head not in ("keep", "replace"):
-        raise ValueError(f'head={head!r}: "keep" or "replace"')
+    if head not in ("keep", "replace", "drop"):
+        raise ValueError(f'head={head!r}: "keep", "replace" or "drop"')
     where = common.place(weights.path) if isinstance(weights, Weights) else ""
     inside = {n.removeprefix(prefix): n for n in weights if n.startswith(prefix)}
     specs = specs_of(weights)
     if sizes is None:
         sizes = family.describe({short: specs[name] for short, name in inside.items()})
     wanted = _flat(params) | _flat(state or {})
-    filler = _Filler(weights, family, sizes, wanted, inside, where, head == "replace")
+    filler = _Filler(weights, family, sizes, wanted, inside, where, head)
     for rule in family.tensors(sizes):
         filler.follow(rule)
     values, report = filler.finish()
@@ -230,10 +231,10 @@ def _flat(tree: Any) -> dict[str, Any]:
 class _Filler:
     """The state of one `apply_map`: which names are used, which paths are filled."""
 
-    def __init__(self, weights, family, sizes, wanted, inside, where, replaces):
+    def __init__(self, weights, family, sizes, wanted, inside, where, head):
         self.weights, self.family, self.sizes = weights, family, sizes
         self.wanted, self.inside, self.where = wanted, inside, where
-        self.replaces = replaces
+        self.replaces, self.drops = head == "replace", head == "drop"
         self.values: dict[str, np.ndarray] = {}
         self.used: dict[str, str] = {}
         self.places: dict[str, str] = {}
@@ -324,7 +325,7 @@ class _Filler:
     def finish(self) -> tuple[dict[str, Any], Report]:
         ignored = self._settle_tied()
         unused = [n for n in self.inside if n not in self.used and n not in ignored]
-        ignored += [n for n in unused if matches(n, self.family.ignored)]
+        ignored += [n for n in unused if matches(n, self.family.ignored) or self._dropped(n)]
         unused = [n for n in unused if n not in ignored]
         kept = []
         for path, value in self.wanted.items():
@@ -355,6 +356,9 @@ class _Filler:
             ignored=tuple(ignored),
             dtypes=dtypes,
         )
+
+    def _dropped(self, name: str) -> bool:
+        return self.drops and name in self.places and self.of_head(self.places[name])
 
     def _settle_tied(self) -> list[str]:
         """Returns the names that are copies of others, after comparing them."""

@@ -1,19 +1,16 @@
 """A pretrained network by one string: a file, a folder of Hugging Face, or an installed package."""
 
 import hashlib
-import json
 import pathlib
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from distill_jax.core.errors import ConfigError
 from distill_jax.weights import cards, common, hugging_face, packages
 from distill_jax.weights.common import Weights, WeightsError
 from distill_jax.weights.families import family, recognise
 from distill_jax.weights.formats import read
 from distill_jax.weights.mapping import Family, Mapped, apply_map
-
-_CONFIG = 1 << 20
-"""Bytes that a config may have."""
 
 
 class Pretrained(NamedTuple):
@@ -48,13 +45,6 @@ class Pretrained(NamedTuple):
         )
 
 
-def is_pretrained(source: str) -> bool:
-    """Returns whether a string names weights of others, rather than a run or checkpoint of ours."""
-    return source.startswith(("hf:", "package:")) or source.endswith(
-        (".safetensors", ".pth", ".pt", ".bin", ".npz", ".gguf", ".safetensors.index.json")
-    )
-
-
 def open_pretrained(source: str, *, named: str = "") -> Pretrained:
     """Opens weights and recognises the network that they are of.
 
@@ -67,9 +57,9 @@ def open_pretrained(source: str, *, named: str = "") -> Pretrained:
       DataUnavailable: the package is not installed.
       WeightsError: the file is damaged, or of no known network.
     """
-    kind, _, place = (
-        source.rpartition(":") if source.startswith(("hf:", "package:")) else ("", "", source)
-    )
+    kind, _, place = source.partition(":")
+    if kind not in ("hf", "package"):
+        kind, place = "", source
     card, provenance, config = None, {"source": source}, {}
     if kind == "package":
         entry = packages.package(place)
@@ -78,12 +68,12 @@ def open_pretrained(source: str, *, named: str = "") -> Pretrained:
         provenance |= {"sha256": entry.sha256, "licence": entry.licence, "origin": entry.origin}
     else:
         path = pathlib.Path(place).expanduser()
-        folder = path if path.is_dir() else path.parent
+        folder = path.parent if path.is_file() else path
         if kind == "hf":
-            config = _json(folder / "config.json", required=True)
+            config = hugging_face.read_json(folder / hugging_face.CONFIG)
             card = _card(folder, config)
         if path.suffix == ".gguf" or hugging_face.is_language(config, named):
-            layout = hugging_face.read(path if path.is_file() else folder)
+            layout = hugging_face.read(path)
             if path.is_file():
                 provenance["sha256"] = sha256_of(path)
             return Pretrained(layout.weights, layout.family, layout.arguments, "", None, provenance)
@@ -96,37 +86,35 @@ def open_pretrained(source: str, *, named: str = "") -> Pretrained:
     return Pretrained(weights, known, kwargs, recognised.prefix, card, provenance)
 
 
+def checksum(path: pathlib.Path) -> str:
+    """Returns the checksum of a file, or one of all weights and configs in a folder."""
+    if path.is_file():
+        return sha256_of(path)
+    parts = sorted(p for p in path.iterdir() if p.suffix in (".safetensors", ".json"))
+    listed = [f"{part.name} {sha256_of(part)}" for part in parts if part.is_file()]
+    return hashlib.sha256("\n".join(listed).encode()).hexdigest()
+
+
 def sha256_of(path: pathlib.Path) -> str:
     """Returns the checksum of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _json(path: pathlib.Path, *, required: bool = False) -> dict[str, Any]:
-    if not path.is_file():
-        if required:
-            raise WeightsError(
-                "has no config.json",
-                where=common.place(path.parent),
-                hint="a downloaded model folder",
-            )
-        return {}
-    try:
-        if path.stat().st_size > _CONFIG:
-            raise ValueError("it is too large")
-        content = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise WeightsError(f"cannot be read: {error}", where=common.place(path)) from error
-    if not isinstance(content, dict):
-        raise WeightsError("is not a JSON object", where=common.place(path))
-    return content
-
-
 def _card(folder: pathlib.Path, config: Mapping[str, Any]) -> cards.Preprocessing | None:
-    if isinstance(config.get("pretrained_cfg"), dict):
-        return cards.from_timm(config)
-    processor = _json(folder / "preprocessor_config.json")
-    return cards.from_transformers(processor) if processor else None
+    processor = folder / "preprocessor_config.json"
+    try:
+        if isinstance(config.get("pretrained_cfg"), dict):
+            return cards.from_timm(config)
+        if processor.is_file():
+            return cards.from_transformers(hugging_face.read_json(processor))
+    except (TypeError, ValueError, IndexError, ZeroDivisionError, ConfigError) as error:
+        raise WeightsError(
+            f"says how images are prepared in a way that is not known: {error}",
+            where=common.place(folder),
+            hint="entries as timm or transformers write them",
+        ) from error
+    return None
 
 
 def _from_config(known: Family, config: Mapping[str, Any]) -> dict[str, Any]:

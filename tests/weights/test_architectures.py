@@ -216,7 +216,7 @@ def test_a_folder_of_hugging_face_tells_what_shapes_do_not(tmp_path):
     alone = pretrained.open_pretrained(str(tmp_path / "model.safetensors"))
     assert alone.kwargs["padding"] == "symmetric" and len(alone.provenance["sha256"]) == 64
     (tmp_path / "config.json").write_text("[]")
-    with pytest.raises(UserError, match="not a JSON object"):
+    with pytest.raises(UserError, match="is JSON, but no object"):
         pretrained.open_pretrained(f"hf:{tmp_path}")
 
 

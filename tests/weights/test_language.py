@@ -16,8 +16,9 @@ import pytest
 from distill_jax import weights
 from distill_jax.core.errors import ConfigError, UserError
 from distill_jax.models import _layouts, pretrained, transformer
+from distill_jax.run.paths import is_foreign
 from distill_jax.weights import hugging_face, mapping
-from distill_jax.weights.pretrained import is_pretrained, open_pretrained
+from distill_jax.weights.pretrained import open_pretrained
 from tests.weights import language_nets as nets
 from tests.weights import test_gguf
 
@@ -103,7 +104,7 @@ def test_the_door_of_all_weights_opens_them(name, tmp_path):
     """By `hf:<folder>` and by a GGUF file, as `init` of a role names them."""
     net = pretrained.language_model(folder_of(name, tmp_path))
     opened = open_pretrained(f"hf:{tmp_path}")
-    assert is_pretrained(f"hf:{tmp_path}") and opened.family.model == "transformer"
+    assert is_foreign(f"hf:{tmp_path}") and opened.family.model == "transformer"
     assert opened.kwargs == net.arguments
     filled = opened.fill(net.params).params
     assert jax.tree.all(jax.tree.map(lambda a, b: (a == b).all(), filled, net.params))
@@ -112,7 +113,7 @@ def test_the_door_of_all_weights_opens_them(name, tmp_path):
 def test_the_door_opens_gguf(tmp_path):
     path = tmp_path / "x.gguf"
     path.write_bytes(gguf_of("llama", 500.0))
-    assert is_pretrained(str(path))
+    assert is_foreign(str(path))
     opened = open_pretrained(str(path))
     assert opened.kwargs["heads"] == 6 and len(opened.provenance["sha256"]) == 64
 

@@ -26,7 +26,7 @@ from distill_jax.core.errors import ConfigError, explained, nearest
 from distill_jax.core.precision import cast
 from distill_jax.core.weighted_objective import WeightedObjective
 from distill_jax.models import adapters
-from distill_jax.run import teacher_cache
+from distill_jax.run import foreign, paths, teacher_cache
 from distill_jax.run.build.data import Batches, Data
 from distill_jax.run.build.method import Method
 from distill_jax.run.config import ConfigDict
@@ -125,6 +125,9 @@ def role_spec(config: ConfigDict, role: Role) -> tuple[str, dict]:
     if not spec.init:
         raise ConfigError("no model is named", where=f"roles.{role}.model")
     where = f"roles.{role}.init"
+    if paths.is_foreign(spec.init):
+        kwargs = spec.kwargs.to_dict()
+        return foreign.spec(spec.init, kwargs, frozen=spec.frozen, where=where)
     origin = NetworkRef.parse(spec.init, where=where)
     if origin.part:
         raise ConfigError(

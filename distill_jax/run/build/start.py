@@ -14,7 +14,7 @@ from distill_jax.core.api import Key, PyTree, Role
 from distill_jax.core.weighted_objective import WeightedObjective
 from distill_jax.data import loader
 from distill_jax.data.source import example_ids
-from distill_jax.run import processes, teacher_cache, watch
+from distill_jax.run import foreign, paths, processes, teacher_cache, watch
 from distill_jax.run.build.experiment import Experiment, evaluation_batch
 from distill_jax.run.config import ConfigDict
 from distill_jax.trainer.io.network import read_network
@@ -174,9 +174,12 @@ def stored_teacher_outputs(
 def _read(
     experiment: Experiment, config: ConfigDict, role: Role, params: PyTree, model_state: PyTree
 ):
-    like, where = (params, model_state), f"roles.{role}.init"
-    ref = NetworkRef.parse(config.roles[role].init, where=where)
-    values = read_network(ref.path, role=ref.role, part=ref.part, like=like, where=where)
+    like, where, spec = (params, model_state), f"roles.{role}.init", config.roles[role]
+    if paths.is_foreign(spec.init):
+        values = foreign.read(spec.init, spec.model, like, frozen=spec.frozen, where=where)
+    else:
+        ref = NetworkRef.parse(spec.init, where=where)
+        values = read_network(ref.path, role=ref.role, part=ref.part, like=like, where=where)
     if role in experiment.cached:
         return values
     put = lambda x, to: jax.device_put(np.asarray(x, to.dtype), to.sharding)  # noqa: E731

@@ -45,13 +45,13 @@ def role(model: str = "", **kwargs: Any) -> ConfigDict:
     Args:
       model: name of a module in `distill_jax.models`, or `package.module:Symbol`. May stay empty
         for a moving average, which has the architecture of its source, and for a role with
-        `init`, which has that of its run.
+        `init`, which has that of its run or file.
       **kwargs: keyword arguments of the model.
     """
     config = ConfigDict()
     config.model = model
     config.kwargs = ConfigDict(kwargs)
-    config.init = config_dict.placeholder(str)  # checkpoint or run folder to start from
+    config.init = config_dict.placeholder(str)  # checkpoint, run folder or weights to start from
     config.frozen = False  # never trained: a teacher
     config.ema_of = config_dict.placeholder(str)  # role whose moving average this one is
     config.decay = 0.996  # of the moving average, per step

@@ -7,6 +7,7 @@ from typing import Any
 
 from distill_jax.core.api import Dataset, Role
 from distill_jax.core.errors import CheckpointError
+from distill_jax.run import paths
 from distill_jax.run.config import ConfigDict
 from distill_jax.run.preflight.finding import Finding
 from distill_jax.trainer.io.files import NUMBERS, DamagedFile, read_json
@@ -19,6 +20,8 @@ def findings(config: ConfigDict, frozen: Sequence[Role], dataset: Dataset) -> It
     """Yields frozen networks that learned from other inputs, classes or examples, or hardly."""
     for role in frozen:
         where = f"roles.{role}.init"
+        if paths.is_foreign(config.roles[role].init):
+            continue  # there is no run to compare with
         origin = NetworkRef.parse(config.roles[role].init or "", where=where)
         try:
             step = find_step(origin.path, where=where)

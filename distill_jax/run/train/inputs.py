@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from distill_jax.run import processes
+from distill_jax.run import foreign, paths, processes
 from distill_jax.run import workdir as workdir_lib
 from distill_jax.run.build import Experiment
 from distill_jax.run.config import ConfigDict
@@ -20,8 +20,10 @@ def read_inputs(experiment: Experiment, config: ConfigDict) -> dict[str, Any]:
     def networks() -> dict[str, str | None]:
         checksums = {}
         for role, spec in config.roles.items():
-            if spec.init:
-                where = f"roles.{role}.init"
+            where = f"roles.{role}.init"
+            if paths.is_foreign(spec.init):
+                found[role] = foreign.checksum(spec.init, where=where)
+            elif spec.init:
                 ref = NetworkRef.parse(spec.init, where=where)
                 checksums[role] = network_checksum(ref.path, role=ref.role, where=where)
         return checksums

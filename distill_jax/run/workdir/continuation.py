@@ -84,7 +84,7 @@ def check_config(config: ConfigDict, folder: pathlib.Path) -> None:
 
 def _moved(old: str | None, new: str | None, folder: pathlib.Path) -> bool:
     """Whether a network has the place in the study of a run that `old`, now gone, named."""
-    if not old or not new:
+    if not old or not new or paths.is_foreign(old) or paths.is_foreign(new):
         return False
     was, now = (NetworkRef.parse(init, where=str(folder)) for init in (old, new))
     here = pathlib.Path(os.path.relpath(now.path, folder.parent.parent)).parts  # arm, seed

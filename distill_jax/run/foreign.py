@@ -1,0 +1,107 @@
+"""Networks of other libraries as the start of a role: `roles.*.init` names their weights.
+
+`file.safetensors` (or another format of `weights.read`), `hf:<folder>` and `package:<name>`. Where
+`roles.*.model` is left out, the file tells it. `paths.is_foreign` tells them from runs.
+"""
+
+import functools
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+from distill_jax.core.api import PyTree
+from distill_jax.core.errors import ConfigError, UserError, nearest
+from distill_jax.run.paths import FOLDER, PACKAGE
+from distill_jax.weights import pretrained
+from distill_jax.weights.packages import PACKAGES
+
+
+@functools.lru_cache(maxsize=8)
+def _open(init: str, stamp: Any) -> pretrained.Pretrained:
+    return pretrained.open_pretrained(init)
+
+
+def opened(init: str, *, where: str) -> pretrained.Pretrained:
+    """Opens the weights, once for each state of the file.
+
+    Raises:
+      ConfigError: they are absent, damaged or of no known network.
+    """
+    place = pathlib.Path(init.removeprefix(FOLDER)).expanduser()
+    try:
+        stamp = place.stat().st_mtime_ns if place.exists() else None
+        return _open(init, stamp)
+    except UserError as error:
+        what = f"{error.where}: {error.what}" if error.where else error.what
+        raise ConfigError(what, where=where, hint=error.hint) from error
+
+
+def spec(
+    init: str, kwargs: Mapping[str, Any], *, frozen: bool, where: str
+) -> tuple[str, dict[str, Any]]:
+    """Returns model and arguments of a role that names no model.
+
+    A network that learns has the classes of the data, a frozen one those that it was trained on.
+
+    Args:
+      init: `roles.*.init`.
+      kwargs: of the config, in place of what the file tells.
+      frozen: whether the network stays as it is.
+      where: the config path.
+    """
+    found = opened(init, where=where)
+    told = dict(found.kwargs)
+    if not frozen:
+        told.pop("num_classes", None)
+    return found.family.model, {**told, **kwargs}
+
+
+def read(
+    init: str, model: str | None, like: tuple[PyTree, PyTree], *, frozen: bool, where: str
+) -> tuple[PyTree, PyTree]:
+    """Fills a network with the weights.
+
+    The last layer is read where the network has one of the same shape, and left out where it has
+    none. Where a network that learns has other classes, the last layer keeps its first values.
+
+    Args:
+      init: `roles.*.init`.
+      model: `roles.*.model`, None where the file tells it.
+      like: parameters and state: arrays, or shapes for a frozen network.
+      frozen: whether the network stays as it is.
+      where: the config path.
+
+    Raises:
+      ConfigError: the weights do not fit the network.
+    """
+    found = opened(init, where=where)
+    if model and model != found.family.model:
+        raise ConfigError(
+            f"holds weights of {found.family.model} ({found.family.name}), not of {model}",
+            where=where,
+            hint=f"leave the model out, or {nearest(model, [found.family.model])}",
+        )
+    heads = ("keep",) if frozen else ("keep", "replace")
+    heads = heads if found.family.head and set(found.family.head) & set(like[0]) else ("drop",)
+    for head in heads:
+        try:
+            mapped = found.fill(*like, head=head)
+            return mapped.params, mapped.state
+        except UserError as error:
+            if head == heads[-1]:
+                raise ConfigError(error.what, where=where, hint=error.hint) from error
+    raise AssertionError(heads)
+
+
+def checksum(init: str, *, where: str) -> str | None:
+    """Returns the checksum of what would be read, None where it is gone."""
+    if init.startswith(PACKAGE):
+        return opened(init, where=where).provenance["sha256"]
+    place = pathlib.Path(init.removeprefix(FOLDER)).expanduser()
+    return pretrained.checksum(place) if place.exists() else None
+
+
+def licence(init: str) -> dict[str, str]:
+    """Returns what is known of the data and the licence of weights, for a card."""
+    entry = PACKAGES.get(init.removeprefix(PACKAGE)) if init.startswith(PACKAGE) else None
+    return {"data": entry.origin, "licence": entry.licence} if entry else {}

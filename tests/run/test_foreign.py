@@ -1,0 +1,143 @@
+"""Roles that start from the weights of another library."""
+
+import json
+import pathlib
+
+import jax
+import numpy as np
+import pytest
+
+import distill_jax as dj
+from distill_jax import weights
+from distill_jax.core.errors import ConfigError
+from distill_jax.models import vit
+from distill_jax.run import build, foreign, paths
+from distill_jax.run import config as config_lib
+from distill_jax.run.build import networks, start
+from distill_jax.run.train import loop
+from distill_jax.weights import families, mapping
+
+ARGUMENTS = {"width": 64, "depth": 1, "heads": 1, "patch_size": 4, "gelu": "exact", "mlp_ratio": 1}
+
+
+def written(path, *, classes, seed=0, size=8):
+    """A file as timm writes it, of a vision transformer for grey images."""
+    x = jax.ShapeDtypeStruct((1, size, size, 1), np.float32)
+    shapes = jax.eval_shape(vit.make(**ARGUMENTS, num_classes=classes).init, jax.random.key(0), x)
+    rng = np.random.default_rng(seed)
+    draw = lambda leaf: rng.normal(size=leaf.shape).astype(np.float32) / 8  # noqa: E731
+    params, state = jax.tree.map(draw, shapes)
+    sizes = ARGUMENTS | {"num_classes": classes}
+    tensors = mapping.invert_map(params, state, families.family("vit/timm"), sizes=sizes)
+    weights.write_safetensors(path, tensors)
+    return params
+
+
+def config_of(teacher, student=""):
+    config = config_lib.base()
+    config.data.name = "synthetic"
+    config.data.kwargs = {"n_train": 32, "n_test": 8, "image_size": 8, "num_classes": 3}
+    config.data.kwargs["channels"] = 1
+    config.data.train_transforms = config.data.eval_transforms = ("normalize",)
+    config.objective.name = "kd"
+    config.roles.student = config_lib.role("" if student else "mlp")
+    config.roles.student.init = student or None
+    config.roles.teacher = config_lib.role()
+    config.roles.teacher.init = teacher
+    config.roles.teacher.frozen = True
+    config.evaluators = {"classification": {}}
+    config.batch_size, config.total, config.log.tensorboard = 8, 2, False
+    return config
+
+
+def test_the_file_tells_the_network(tmp_path):
+    path = str(tmp_path / "teacher.safetensors")
+    written(path, classes=7)
+    config = config_of(path, path)
+    name, kwargs = networks.role_spec(config, "teacher")
+    assert name == "vit" and kwargs["num_classes"] == 7 and kwargs["width"] == 64
+    assert "num_classes" not in networks.role_spec(config, "student")[1]
+    config.roles.student.kwargs = {"drop_path": 0.1}
+    assert networks.role_spec(config, "student")[1]["drop_path"] == 0.1
+
+
+@pytest.mark.parametrize(
+    ("init", "is_foreign"),
+    [
+        ("package:efficientnet_lite0", True),
+        ("hf:folder", True),
+        ("a/b.safetensors", True),
+        ("net.pth", True),
+        ("runs/teacher", False),
+        ("runs/teacher#student/last", False),
+        ("arm:teacher", False),
+        (None, False),
+    ],
+)
+def test_what_is_of_another_library(init, is_foreign):
+    assert paths.is_foreign(init) == is_foreign
+
+
+def test_paths_become_absolute():
+    config = config_of("hf:folder", "here.npz")
+    config = paths.of_config(config)
+    assert config.roles.teacher.init == f"hf:{pathlib.Path.cwd() / 'folder'}"
+    assert config.roles.student.init == str(pathlib.Path.cwd() / "here.npz")
+    config.roles.teacher.init = "package:efficientnet_lite0"
+    assert paths.of_config(config).roles.teacher.init == "package:efficientnet_lite0"
+
+
+@pytest.mark.parametrize(
+    ("init", "message"),
+    [
+        ("package:efficientnet", r"roles\.teacher\.init: no package of weights.*\n.*lite0"),
+        ("hf:/nowhere", r"roles\.teacher\.init: .*nowhere.*does not exist"),
+        ("there.safetensors", r"roles\.teacher\.init: there.safetensors: does not exist"),
+    ],
+)
+def test_weights_that_are_absent_are_named(init, message):
+    with pytest.raises(ConfigError, match=message):
+        networks.role_spec(config_of(init), "teacher")
+
+
+def test_a_teacher_of_other_classes_is_refused(tmp_path):
+    path = str(tmp_path / "teacher.safetensors")
+    written(path, classes=7)
+    with pytest.raises(ConfigError, match=r"teacher has 7 classes and the student 3"):
+        build.build(config_of(path))
+
+
+@pytest.mark.slow
+def test_a_student_starts_from_a_file_and_learns_from_another(tmp_path):
+    theirs = written(tmp_path / "teacher.safetensors", classes=3)
+    mine = written(tmp_path / "student.safetensors", classes=5, seed=1)
+    config = config_of(str(tmp_path / "teacher.safetensors"), str(tmp_path / "student.safetensors"))
+    experiment = build.build(config)
+    frozen = start.frozen_networks(experiment, config)["teacher"][0]
+    jax.tree.map(np.testing.assert_array_equal, frozen, theirs)
+    first = start.initial_state(experiment, jax.random.key(0), config).params["student"]
+    for layer in ("Attention_0", "Dense_0"):
+        jax.tree.map(np.testing.assert_array_equal, first["Block_0"][layer], mine["Block_0"][layer])
+    assert first["Dense_0"]["kernel"].shape == (64, 3)  # of the classes of the data
+    loop.train(config, tmp_path / "run", log_line=lambda line: None)
+    result = json.loads((tmp_path / "run/result.json").read_text())
+    assert result["inputs"]["networks"]["teacher"] == foreign.checksum(
+        config.roles.teacher.init, where=""
+    )
+    (tmp_path / "student.safetensors").unlink()
+    found = dj.load(tmp_path / "run", step="last")(np.zeros((2, 8, 8, 1), np.uint8))
+    assert found["logits"].shape == (2, 3)
+
+
+@pytest.mark.slow
+def test_a_network_without_its_head_leaves_that_of_the_file(tmp_path):
+    path = str(tmp_path / "teacher.safetensors")
+    theirs = written(path, classes=7)
+    model = vit.make(**ARGUMENTS, num_classes=0)
+    x = jax.ShapeDtypeStruct((1, 8, 8, 1), np.float32)
+    like = jax.eval_shape(model.init, jax.random.key(0), x)
+    params, _ = foreign.read(path, None, like, frozen=True, where="roles.teacher.init")
+    assert "Dense_0" not in params
+    np.testing.assert_array_equal(params["cls"], theirs["cls"])
+    with pytest.raises(ConfigError, match="holds weights of vit"):
+        foreign.read(path, "swin", like, frozen=True, where="roles.teacher.init")
