@@ -22,7 +22,7 @@ def read_inputs(experiment: Experiment, config: ConfigDict) -> dict[str, Any]:
         for role, spec in config.roles.items():
             where = f"roles.{role}.init"
             if paths.is_foreign(spec.init):
-                found[role] = foreign.checksum(spec.init, where=where)
+                checksums[role] = foreign.checksum(spec.init, where=where)
             elif spec.init:
                 ref = NetworkRef.parse(spec.init, where=where)
                 checksums[role] = network_checksum(ref.path, role=ref.role, where=where)
