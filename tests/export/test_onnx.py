@@ -32,16 +32,16 @@ CARDINALITIES = (3, 5, 7)
 NETWORKS = {
     "convnet": {"widths": (4, 8)},
     "resnet": {"depth": 8},
-    "vit": {"width": 12, "depth": 2, "heads": 3},
+    "vit": {"width": 12, "depth": 1, "heads": 3},
     "mlp": {"hidden": (8,)},
-    "tabular_mlp": {"hidden": (8,)},
     "wide_deep": {"hidden": (8,)},
-    "deepfm": {"hidden": (8,)},
-    "dcnv2": {"hidden": (8,)},
     "tabular_transformer": {"width": 8, "depth": 1, "heads": 2},
 }
-TOKENS = ("llama", "gpt2", "bert")
+TOKENS = ("bert", *(pytest.param(name, marks=pytest.mark.slow) for name in ("llama", "gpt2")))
 SLOW = {
+    "tabular_mlp": {"hidden": (8,)},
+    "deepfm": {"hidden": (8,)},
+    "dcnv2": {"hidden": (8,)},
     "mobilenet_v2": {"width_multiplier": 0.1, "expansion": 1},
     "vgg": {},
     "wide_resnet": {"depth": 10, "width_multiplier": 1},
