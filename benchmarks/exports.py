@@ -127,7 +127,7 @@ def measure(name: str, folder: pathlib.Path, formats: str) -> dict[str, Any]:
             same = value.argmax(1) == wanted[output][: len(value)].argmax(1)
             row["top1_agreement"] = float(same.mean())
     cards = {
-        card["format"]: {k: card.get(k) for k in ("bytes", "parity", "latency_ms")}
+        card["format"]: {k: card[k] for k in ("bytes", "parity")}
         for card in (json.loads(p.read_text()) for p in sorted(out.glob("*.card.json")))
     }
     passed = all(
