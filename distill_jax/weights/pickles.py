@@ -8,7 +8,7 @@ https://docs.python.org/3/library/pickletools.html has the operations.
 """
 
 import struct
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -57,14 +57,7 @@ ALLOWED = {
 """Globals that a pickle may name."""
 
 _INTEGER_BYTES = 16
-_SPARE = 4096
-_DEPTH = 64
-_NAMES = 16
-"""What a byte of a pickle may give: 64 for a name, one for its characters, 8 for an item."""
-
-_TANGLED = "its pickle has containers that contain themselves or are nested too deeply"
-
-_PLAIN = (type(None), str, int, float, bool)
+SPARE = 4096
 
 
 class Global(NamedTuple):
@@ -159,7 +152,7 @@ class Machine:
             if step is None:
                 name = _REFUSED.get(code)
                 what = f"the operation {name}" if name else f"an unknown operation 0x{code:02x}"
-                raise self._fail(f"its pickle has {what}, which no file of weights needs", _HINT)
+                raise self._fail(f"its pickle has {what}, which no file of weights needs", HINT)
             step(self)
 
     def _damaged(self, what: str) -> WeightsError:
@@ -191,7 +184,7 @@ class Machine:
 
     def _count_containers(self, more: int) -> None:
         self._containers += more
-        if self._containers > len(self._data) // 8 + _SPARE:
+        if self._containers > len(self._data) // 8 + SPARE:
             raise self._damaged("has more containers than one of tensors can have")
 
     def _pop(self) -> Any:
@@ -222,7 +215,7 @@ class Machine:
 
     def _long(self, size: int) -> None:
         if size > _INTEGER_BYTES:
-            raise self._fail(f"its pickle has an integer of {size} bytes", _HINT)
+            raise self._fail(f"its pickle has an integer of {size} bytes", HINT)
         self._push(self._number(size, signed=True))
 
     def _text(self, size: int) -> None:
@@ -260,7 +253,7 @@ class Machine:
             raise self._damaged("has a key without a value")
         for key, value in zip(values[::2], values[1::2], strict=True):
             if key is not None and type(key) not in (str, int, float, bool):
-                raise self._fail(f"its pickle has a dictionary key that is a {_kind(key)}", _HINT)
+                raise self._fail(f"its pickle has a dictionary key that is a {kind_of(key)}", HINT)
             if key in target:
                 raise self._fail(f"its pickle has the name {shown(key)} twice", "each name once")
             target[key] = value
@@ -283,7 +276,7 @@ class Machine:
             raise self._damaged("names something by other than strings")
         full = f"{module}.{name}"
         if full not in ALLOWED:
-            raise self._fail(f"its pickle names {shown(full)}, which is refused", _HINT)
+            raise self._fail(f"its pickle names {shown(full)}, which is refused", HINT)
         self._push(Global(full))
 
     def _stack_global(self) -> None:
@@ -297,7 +290,7 @@ class Machine:
         """Returns the storage of ("storage", type, key, location, numel[, view])."""
         if not isinstance(key, tuple) or not key or key[0] != "storage":
             what = key[0] if isinstance(key, tuple) and key else key
-            raise self._fail(f"its pickle refers to {shown(what)}, which is no storage", _HINT)
+            raise self._fail(f"its pickle refers to {shown(what)}, which is no storage", HINT)
         if len(key) not in (5, 6) or not isinstance(key[1], Global):
             raise self._damaged("has a storage that is not described as one")
         kind, name, numel = key[1].name, key[2], key[4]
@@ -321,7 +314,7 @@ class Machine:
         args = self._pop()
         what = self._pop()
         if not isinstance(what, Global) or not isinstance(args, tuple):
-            raise self._fail(f"its pickle calls a {_kind(what)}", _HINT)
+            raise self._fail(f"its pickle calls a {kind_of(what)}", HINT)
         if what.name == _ORDERED:
             return self._ordered(args)
         if what.name == _PARAMETER:
@@ -330,7 +323,7 @@ class Machine:
             return self._push(args[0])
         if what.name in (_TENSOR, _TENSOR_1, _TENSOR_3):
             return self._push_container(self._tensor(what.name, args))
-        raise self._fail(f"its pickle calls {shown(what.name)}, which is refused", _HINT)
+        raise self._fail(f"its pickle calls {shown(what.name)}, which is refused", HINT)
 
     def _ordered(self, args: tuple) -> None:
         if args and not (len(args) == 1 and isinstance(args[0], list)):
@@ -366,7 +359,7 @@ class Machine:
                 "integers from zero, one stride for each dimension",
             )
         if name != _TENSOR_1 and not _no_hooks(args[5]):
-            raise self._fail("has a tensor with hooks, which are code", _HINT)
+            raise self._fail("has a tensor with hooks, which are code", HINT)
         metadata = args[6] if name == _TENSOR and len(args) == 7 else None
         metadata = args[7] if name == _TENSOR_3 and len(args) == 8 else metadata
         if metadata:
@@ -386,7 +379,7 @@ class Machine:
         state = self._pop()
         self._top(Ordered)
         if not isinstance(state, dict) or any(key != "_metadata" for key in state):
-            raise self._fail("its pickle sets attributes, which are refused", _HINT)
+            raise self._fail("its pickle sets attributes, which are refused", HINT)
 
     def _drop(self) -> None:
         if not self._stack:
@@ -402,12 +395,12 @@ def _no_hooks(value: Any) -> bool:
     return value is None or (isinstance(value, dict) and not value)
 
 
-def _kind(value: Any) -> str:
+def kind_of(value: Any) -> str:
     names = {Global: "name", Ordered: "OrderedDict", Storage: "storage", Tensor: "tensor"}
     return names.get(type(value), type(value).__name__)
 
 
-_HINT = (
+HINT = (
     "a state dict of tensors, saved by torch.save(model.state_dict(), path) or as safetensors; "
     "pickles of other objects are never run"
 )
@@ -470,58 +463,3 @@ _REFUSED = {
     **{ord("I"): "INT", ord("L"): "LONG", ord("F"): "FLOAT", ord("S"): "STRING"},
     **{ord("V"): "UNICODE", ord("p"): "PUT", ord("g"): "GET"},
 }
-
-
-def flatten(value: Any, size: int, fail: Callable[..., WeightsError]) -> dict[str, Any]:
-    """Returns the leaves of nested containers by their dotted names, in their order.
-
-    Lists and tuples of plain values are one leaf, a tuple.
-
-    Args:
-      value: the object of a pickle.
-      size: bytes of the pickle, which bound the work and the memory.
-      fail: makes the error of a message and a hint.
-
-    Raises:
-      WeightsError: two leaves have one name, containers are nested in themselves or too deeply, or
-        something is no tensor, number, string, boolean or None.
-    """
-    leaves: dict[str, Any] = {}
-    left = _NAMES * size + _SPARE
-    stack = [("", iter([("", value)]))]
-    while stack:
-        prefix, items = stack[-1]
-        key, node = next(items, (None, _MARK))
-        if node is _MARK:
-            stack.pop()
-            continue
-        name = f"{prefix}.{key}" if prefix else str(key)
-        left -= 64 + len(name)
-        if left < 0 or len(stack) > _DEPTH:
-            raise fail(_TANGLED)
-        if isinstance(node, Global) and node.dtype is not None:
-            node = node.name
-        if isinstance(node, (list, tuple)):
-            left -= 8 * len(node)
-            if left < 0:
-                raise fail(_TANGLED)
-        inner = _items(node)
-        if inner is not None:
-            stack.append((name, inner))
-            continue
-        if isinstance(node, (Global, Storage)):
-            raise fail(f"has {_kind(node)} where a tensor belongs: {shown(name)}", _HINT)
-        name = name or "tensor"
-        if name in leaves:
-            raise fail(f"has two values of the name {shown(name)}", "each name once")
-        leaves[name] = tuple(node) if type(node) is list else node
-    return leaves
-
-
-def _items(node: Any) -> Iterator[tuple[Any, Any]] | None:
-    """Returns keys and values of a container, None of a leaf."""
-    if isinstance(node, dict):
-        return iter(node.items())
-    if type(node) in (list, tuple) and not all(type(item) in _PLAIN for item in node):
-        return iter(enumerate(node))
-    return None

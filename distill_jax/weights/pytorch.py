@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from distill_jax.weights import archives, common, pickles
+from distill_jax.weights import archives, common, containers, pickles
 from distill_jax.weights.common import File, Spec, Weights, shown, size_of
 
 _MAGIC = b"\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19."
@@ -66,7 +66,7 @@ def read_archive(file: File, members: Mapping[str, archives.Member]) -> Weights:
     return _weights(
         file,
         "torch (zip)",
-        pickles.flatten(value, len(data), file.error),
+        containers.flatten(value, len(data), file.error),
         buffer,
         swapped=order == "big",
     )
@@ -102,7 +102,7 @@ def read_legacy(file: File) -> Weights:
         )
     value, used = load()
     keys, _ = load()
-    leaves = pickles.flatten(value, used, file.error)
+    leaves = containers.flatten(value, used, file.error)
     declared: dict[str, tuple[int, int]] = {}
     for leaf in leaves.values():
         if isinstance(leaf, pickles.Tensor):
