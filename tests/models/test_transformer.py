@@ -5,10 +5,11 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from distill_jax.core import partition
+from distill_jax.core import hypergradient, partition, sequences
 from distill_jax.core.errors import ConfigError
 from distill_jax.models import transformer
 
@@ -351,3 +352,41 @@ def test_cudnn_computes_in_sixteen_bits():
 def test_devices_that_do_not_divide_the_heads(devices):
     with pytest.raises(ConfigError, match="does not split over model="):
         transformer.partition_rules(devices=devices, **SIZES)
+
+
+@pytest.mark.slow
+def test_a_weight_for_each_token_is_learned_by_the_hypergradient():
+    """Through attention and chunked log-probabilities, against reverse mode through the update."""
+    run, params = network("llama")
+    held_out = TOKENS[::-1].copy()
+
+    def log_probs(params, tokens):
+        hidden = run(params, {"tokens": tokens})["hidden"][:, :-1]
+        table = params["head"]["embedding"]
+        return sequences.log_probs_of(hidden, table, tokens[:, 1:, None], chunk=2)[..., 0]
+
+    def forward(params):
+        return log_probs(params, TOKENS)
+
+    def inner(omega, outputs):
+        return -(jax.nn.sigmoid(omega) * outputs).mean()
+
+    def outer(params):
+        return -log_probs(params, held_out).mean()
+
+    # Reverse mode through Adam is NaN where a gradient is 0, as for tokens that are not there.
+    optimizer = optax.sgd(0.1, momentum=0.9)
+    state, omega = optimizer.init(params), jnp.linspace(-1, 1, 10).reshape(2, 5)
+
+    def direct(omega):
+        grads = jax.grad(lambda params: inner(omega, forward(params)))(params)
+        updates, _ = optimizer.update(grads, state, params)
+        return outer(optax.apply_updates(params, updates))
+
+    compute = hypergradient.hypergradient(forward, inner, outer, optimizer)
+    (value, found), (wanted_value, wanted) = jax.jit(
+        lambda omega: (compute(params, state, omega), jax.value_and_grad(direct)(omega))
+    )(omega)
+    np.testing.assert_allclose(value, wanted_value, rtol=1e-6)
+    assert np.abs(wanted).max() > 1e-5
+    np.testing.assert_allclose(found, wanted, atol=1e-3 * np.abs(wanted).max())
