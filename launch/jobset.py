@@ -4,15 +4,16 @@
       --resource=nvidia.com/gpu=8 -- --config=configs/distill/kd.py --workdir=/runs/kd |
       kubectl apply -f -
 
-One pod a host, one process a pod with all its devices. The persistent volume claim `--claim`, which
-all pods may write, is mounted at /runs. Processes find each other by the address of pod 0, which
-the JobSet makes a host name (distill_jax/run/processes.py). A pod that is deleted gets SIGTERM,
-saves and exits with 75; when any pod fails, all are made anew, up to `--restarts` times, and the
-same command continues. Exit codes 2 (a mistake) and 3 (a loss that is not finite) end the JobSet.
-TPUs: `--resource=google.com/tpu=4 --select=cloud.google.com/gke-tpu-topology=4x4 ...`.
+Each host has one pod, and each pod one process with all its devices. The persistent volume claim
+`--claim` is mounted at /runs; all pods must be able to write to it. Processes find each other by
+the address of pod 0, which the JobSet makes a host name (distill_jax/run/processes.py). A deleted
+pod gets SIGTERM, saves and exits with 75. When a pod fails, all pods are recreated, up to
+`--restarts` times, and the same command continues. Exit codes 2 (a user error) and 3 (a non-finite
+loss) end the JobSet. For TPUs:
+`--resource=google.com/tpu=4 --select=cloud.google.com/gke-tpu-topology=4x4 ...`.
 
-The manifest is JSON, which kubectl takes as it takes YAML. Needs JobSet 0.6 or newer. Nothing is
-sent anywhere from here: what is printed is all there is.
+The manifest is JSON, which kubectl accepts like YAML. It needs JobSet 0.6 or newer. This script
+only prints; it sends nothing.
 """
 
 import argparse
@@ -133,15 +134,19 @@ def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--name", type=_name, required=True)
-    parser.add_argument("--image", required=True)
-    parser.add_argument("--hosts", type=int, default=1)
+    parser.add_argument("--name", type=_name, required=True, help="name of the JobSet")
+    parser.add_argument("--image", required=True, help="container image")
+    parser.add_argument("--hosts", type=int, default=1, help="number of pods")
     parser.add_argument("--claim", required=True, help="persistent volume claim for /runs")
-    parser.add_argument("--restarts", type=int, default=50)
-    parser.add_argument("--grace", type=int, default=120, help="seconds to save in")
-    parser.add_argument("--resource", type=_pair, action="append", default=[])
-    parser.add_argument("--select", type=_pair, action="append", default=[])
-    parser.add_argument("args", nargs="*", help="-- then flags of distill_jax.main")
+    parser.add_argument("--restarts", type=int, default=50, help="most restarts")
+    parser.add_argument("--grace", type=int, default=120, help="seconds to save the state")
+    parser.add_argument(
+        "--resource", type=_pair, action="append", default=[], help="NAME=COUNT per pod"
+    )
+    parser.add_argument(
+        "--select", type=_pair, action="append", default=[], help="NAME=VALUE, a node selector"
+    )
+    parser.add_argument("args", nargs="*", help="`--`, then flags of distill_jax.main")
     flags = parser.parse_args(argv)
     if flags.hosts < 1 or not flags.args:
         parser.error("needs --hosts of 1 or more and, behind --, flags of distill_jax.main")

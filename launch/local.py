@@ -3,13 +3,12 @@
   python launch/local.py --processes=2 -- --config=configs/distill/supervised.py:smoke \\
       --workdir=runs/two
 
-Everything behind `--` goes to `python -m distill_jax.main`. Each line of output begins with the
-number of its process. When one fails the others are ended. The exit code is that of the first that
-did not end well: 0 done, 1 an unexpected error, 2 a mistake, 3 a loss that is not finite, 71 where
-a signal ended one of several, 75 stopped with the state saved (the same command continues), 128 + n
-where signal n ended the only one. SIGTERM and Ctrl-C are handed on, so that the state is saved;
-where this process itself is killed, the others stop and end within seconds. `--dry_run` prints the
-commands.
+Arguments after `--` go to `python -m distill_jax.main`. Each line of output begins with the number
+of its process. When one process fails, the others are stopped. The exit code is that of the first
+process that fails: 0 done, 1 an unexpected error, 2 a user error, 3 a non-finite loss, 71 when a
+signal ended one of several processes, 75 stopped with the state saved (the same command continues),
+128 + n when signal n ended the only process. SIGTERM and Ctrl-C are forwarded, so that the state is
+saved. If this process is killed, the others stop within seconds. `--dry_run` prints the commands.
 """
 
 import argparse
@@ -36,7 +35,7 @@ PREEMPTED, PEER_LOST = 75, 71
 
 
 def free_port() -> int:
-    """Returns a port that nobody listens at now."""
+    """Returns a port that no process listens on."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
@@ -49,10 +48,10 @@ def commands(
 
     Args:
       args: flags of `distill_jax.main`.
-      processes: how many.
-      devices: CPU devices of each; 0 leaves the choice to the program.
-      port: of process 0.
-      python: the interpreter.
+      processes: number of processes.
+      devices: CPU devices per process; 0 is automatic.
+      port: port of process 0.
+      python: path of the interpreter.
     """
     command = [python, "-m", "distill_jax.main", *args]
     if devices:
@@ -155,12 +154,14 @@ def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--processes", type=int, default=2, help="how many")
-    parser.add_argument("--devices", type=int, default=0, help="CPU devices of each; 0: automatic")
-    parser.add_argument("--port", type=int, default=0, help="of process 0; 0: a free one")
-    parser.add_argument("--grace", type=float, default=10.0, help="seconds to end after a failure")
+    parser.add_argument("--processes", type=int, default=2, help="number of processes")
+    parser.add_argument(
+        "--devices", type=int, default=0, help="CPU devices per process; 0: automatic"
+    )
+    parser.add_argument("--port", type=int, default=0, help="port of process 0; 0: any free one")
+    parser.add_argument("--grace", type=float, default=10.0, help="seconds to stop after a failure")
     parser.add_argument("--dry_run", action="store_true", help="print the commands")
-    parser.add_argument("args", nargs="*", help="-- then flags of distill_jax.main")
+    parser.add_argument("args", nargs="*", help="`--`, then flags of distill_jax.main")
     flags = parser.parse_args(argv)
     if flags.processes < 1 or flags.devices < 0 or not flags.args:
         parser.error("needs --processes of 1 or more and, behind --, flags of distill_jax.main")

@@ -6,21 +6,21 @@
   python launch/sweep.py --config=configs/distill/kd.py --workdir=runs/on_slurm --backend=slurm \\
       --sbatch=--gpus=1,--time=2:00:00
 
-`--random=20` draws 20 trials in place of the grid. The config file has a function `sweep()` beside
-`get_config`. It returns a dict from config paths to the values to try: a list, or for `--random`
-also `("uniform", low, high)` or `("log_uniform", low, high)`. What stands behind `--` goes to every
-trial.
+The config file defines `sweep()` beside `get_config`. It returns a dict from config paths to the
+values to try: a list, or for `--random` also `("uniform", low, high)` or
+`("log_uniform", low, high)`. `--random=20` draws 20 trials instead of the grid. Arguments after
+`--` go to every trial.
 
 Each trial is a run in `<workdir>/<number>`, and `<workdir>/sweep.json` lists them. `--backend`:
 
-  local   runs `--jobs` at a time; a trial that failed does not stop the others. The same command
-          skips finished trials and continues the others. Ends with a table, the best first, by
-          `eval.metric` of the held-out part: choose there, test the chosen one once.
-  slurm   hands them to SLURM as one array of jobs, each put back after preemption
+  local   runs `--jobs` trials at a time; a failed trial does not stop the others. The same command
+          skips finished trials and continues the others. It ends with a table, the best trial
+          first, by `eval.metric` on the held-out part: choose there, and test only the chosen one.
+  slurm   submits one array of SLURM jobs; each is requeued after preemption
   print   prints the commands
 
-`--dry_run` prints what would be done. Exit code 0 where every trial is done, otherwise that of the
-first that is not.
+`--dry_run` prints what would run. The exit code is 0 if every trial is done, otherwise that of the
+first trial that is not.
 """
 
 import argparse
@@ -320,15 +320,19 @@ def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--config", required=True)
-    parser.add_argument("--workdir", required=True, type=pathlib.Path)
-    parser.add_argument("--random", type=int, default=0, metavar="N", help="draws; 0: the grid")
-    parser.add_argument("--seed", type=int, default=0, help="of the draws")
-    parser.add_argument("--backend", choices=("local", "slurm", "print"), default="local")
+    parser.add_argument("--config", required=True, help="config file with sweep()")
+    parser.add_argument("--workdir", required=True, type=pathlib.Path, help="folder of the trials")
+    parser.add_argument(
+        "--random", type=int, default=0, metavar="N", help="number of draws; 0: the grid"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="seed of the draws")
+    parser.add_argument(
+        "--backend", choices=("local", "slurm", "print"), default="local", help="where trials run"
+    )
     parser.add_argument("--jobs", type=int, default=1, help="trials at a time")
-    parser.add_argument("--sbatch", default="", help="options of sbatch, with commas between them")
-    parser.add_argument("--dry_run", action="store_true", help="print what would be done")
-    parser.add_argument("args", nargs="*", help="-- then flags of every trial")
+    parser.add_argument("--sbatch", default="", help="options of sbatch, separated by commas")
+    parser.add_argument("--dry_run", action="store_true", help="print what would run")
+    parser.add_argument("args", nargs="*", help="`--`, then flags of every trial")
     flags = parser.parse_args(argv)
     if flags.jobs < 1 or flags.random < 0:
         parser.error("--jobs is 1 or more, --random 0 or more")

@@ -8,12 +8,12 @@
 #   launch/tpu_vm.sh watch --config=configs/distill/kd.py --workdir=/mnt/runs/kd
 #   launch/tpu_vm.sh delete
 #
-# install copies the repository, makes a virtual environment on every worker (with a Python of its
-# own: that of the runtime is older than 3.11) and, where NFS is set to SERVER:/SHARE, mounts it at
-# /mnt/runs. The workdir must be seen by all workers of a slice. run starts the program on all workers.
-# watch runs it until it is done or ends with 2 or 3 (launch/README.md); after anything else it runs
-# the same command again, which continues, on a new TPU where this one was preempted or is gone. It
-# gives up after ATTEMPTS. stop asks the program to save and end; end watch before.
+# install copies the repository, makes a virtual environment on every worker (with its own Python, because
+# the Python of the runtime is older than 3.11) and, if NFS is set to SERVER:/SHARE, mounts it at
+# /mnt/runs. All workers of a slice must see the workdir. run starts the program on all workers.
+# watch runs it until it is done or exits with 2 or 3 (launch/README.md). After any other exit code it
+# runs the same command again, which continues; if the TPU was preempted or is gone, it makes a new one.
+# It gives up after ATTEMPTS. stop asks the program to save and exit; stop watch first.
 # Optional: PROJECT, SPOT=1, NFS, ATTEMPTS (20). DRY_RUN=1 prints the commands.
 
 set -eu

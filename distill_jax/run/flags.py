@@ -23,11 +23,11 @@ from distill_jax.trainer.io.files import read_text
 from distill_jax.trainer.io.paths import absolute, check_folder, check_places, for_checkpoints
 
 MODES = {
-    "train": "train, evaluate and report; continues where the workdir stops",
-    "eval": "evaluate the best checkpoint of a workdir; the config defaults to the one in there",
+    "train": "train, evaluate and write the report; continues a run that the workdir holds",
+    "eval": "evaluate the last and the best checkpoint of a workdir, by its config or by --config",
     "export": "write the best network for other programs: --formats=onnx,... (docs/export.md)",
-    "describe": "print networks, parameters, memory and cost of a config or of a workdir's",
-    "study": "train every arm with every seed, then compare them",
+    "describe": "print networks, parameters, memory and cost of a config or of a workdir",
+    "study": "train every arm with every seed, then compare the arms",
 }
 
 STORED = ("eval", "describe", "export")
@@ -48,29 +48,29 @@ example:
   python -m distill_jax.main --config=configs/distill/kd.py:smoke --workdir=runs/kd \\
       --config.optim.lr=0.05 --config.total="10 epochs"
 
-common overrides (every key and its meaning: distill_jax/run/config/schema.py):
-  --config.seed=1                              another initialization, order and augmentation
-  --config.total="20 epochs"                   length of training; a number alone counts steps
+common overrides (distill_jax/run/config/schema.py describes every key):
+  --config.seed=1                              seed of initialization, order and augmentation
+  --config.total="20 epochs"                   length of training; a plain number counts steps
   --config.batch_size=256                      examples per step, over all devices
   --config.optim.lr=0.05                       peak learning rate
-  --config.optim.clip_norm=none                optional values are unset by none
-  --config.objective.kwargs.temperature=4      keyword arguments of the method
-  --config.eval.metric=held_out/nll            what selects the best checkpoint
-  --config.eval.mode=min                       which end of that is best: max or min
-  --config.study.seeds=0,1,2                   commas make a tuple; quotes keep them: "'a, b'"
-  --config.data.corrupt={{}}                     an open group is emptied
-  --config.evaluators.calibration=none         a role or an evaluator is deleted
+  --config.optim.clip_norm=none                `none` unsets an optional value
+  --config.objective.kwargs.temperature=4      keyword argument of the method
+  --config.eval.metric=held_out/nll            metric that selects the best checkpoint
+  --config.eval.mode=min                       whether the best value is the max or the min
+  --config.study.seeds=0,1,2                   commas make a tuple; quote a text: "'a, b'"
+  --config.data.corrupt={{}}                     `{{}}` empties an open group
+  --config.evaluators.calibration=none         `none` deletes a role or an evaluator
   --config.roles.teacher.init=runs/teacher     start from the checkpoint of another run
   --config.precision=bfloat16                  compute type
-  --start_over                                 set aside what the workdir holds of an earlier run,
-                                               or of all runs of a study, and begin at step 0
+  --start_over                                 move the earlier run or study in the workdir aside
+                                               and begin at step 0
 
-code of your own, `package.module:Symbol` in a config, is found from the current folder. What the
-config file and the command line name is imported. What files of a run name is not, where no config
-is given or a network is taken from the run that trained it, unless you say so:
-  --trust=package.module                       modules that such files may name
+your own code: write `package.module:Symbol` in a config. Modules are found from the current folder.
+Names in the config file and on the command line are imported. Names in stored files of a run (when
+no config is given, or a network comes from another run) are imported only if you trust them:
+  --trust=package.module                       modules that stored files may name
 
-several processes (found by themselves under SLURM, Kubernetes and on TPU hosts; see launch/):
+several processes (detected under SLURM, Kubernetes and on TPU hosts; see launch/):
   --coordinator=HOST:PORT --num_processes=N --process_id=I
 """
 
@@ -80,20 +80,20 @@ _NUMBER = re.compile(r"-[\d.]")
 
 @dataclasses.dataclass(frozen=True)
 class Flags:
-    """A command line that was understood.
+    """A parsed command line.
 
     Attributes:
       config: the locked config with all overrides.
       workdir: folder of the run or study; may be absent on disk, None where the mode needs none.
       mode: a key of `MODES`.
-      config_spec: the value of `--config`, or the stored config that was read instead.
-      overrides: what the command line changed, as text by dotted path.
+      config_spec: the value of `--config`, or the path of the stored config.
+      overrides: values of the `--config.KEY` flags, as text by dotted path.
       trusted: names and modules that may be imported, see `resolve.resolve`.
-      start_over: whether what the workdir holds is set aside before a run or a study begins.
-      export: arguments of `run.export.export_run` that mode export has.
-      coordinator: address of process 0, where given.
-      num_processes: how many processes there are, where given.
-      process_id: which of them this is, where given.
+      start_over: whether to move the earlier run or study in the workdir aside first.
+      export: arguments of `run.export.export_run`, in mode export.
+      coordinator: address of process 0, if given.
+      num_processes: number of processes, if given.
+      process_id: index of this process, if given.
     """
 
     config: config_lib.ConfigDict
@@ -115,7 +115,7 @@ def usage() -> str:
 
 
 def parse(argv: Sequence[str]) -> Flags:
-    """Parses a command line; has no memory of earlier calls and does not read `sys.argv`.
+    """Parses a command line. It keeps no state between calls and does not read `sys.argv`.
 
     `--help` prints the usage and exits with code 0.
 
@@ -123,7 +123,7 @@ def parse(argv: Sequence[str]) -> Flags:
       argv: program name, then the flags.
 
     Raises:
-      UserError: for every mistake in the command line, the config file or an override.
+      UserError: for any error in the command line, the config file or an override.
     """
     if any(re.fullmatch(r"-h|--?help(full|short)?", arg) for arg in argv[1:]):
         print(usage())
@@ -149,19 +149,19 @@ def parse(argv: Sequence[str]) -> Flags:
             raise UserError("holds no config.json", where=str(workdir), hint=hint)
     else:
         config = load(spec)
-    # A stored config is somebody's data: what it names is not imported for that alone.
+    # A stored config is data: a name in it is no reason to import a module.
     trusted = modules.union(*map(resolve.NAME.findall, overrides.values()))
     before = config
     config_lib.refuse_old_keys(overrides, prefix="--config.")
     config = config_lib.override(config, overrides)
     config_lib.validate(config)
-    # A stored config may be that of an arm, which may leave unread what it inherited.
+    # A stored config may belong to an arm, which need not read every key that it inherits.
     if mode != "eval" and not from_run:
         unused.check(config, changes=overrides, before=before)
     if not from_run:
         trusted |= resolve.names_in(config)
     config = paths.of_config(config)
-    flags.FLAGS.mark_as_parsed()  # libraries such as grain refuse to work before
+    flags.FLAGS.mark_as_parsed()  # libraries such as grain require parsed flags
     return Flags(config, workdir, mode, spec, overrides, trusted, start_over, options, **processes)
 
 
@@ -209,16 +209,16 @@ def _parse_plain(
     values = flags.FlagValues()
     flags.DEFINE_string("workdir", None, "folder of the run", flag_values=values)
     flags.DEFINE_string("mode", "train", "what to do", flag_values=values)
-    flags.DEFINE_boolean("start_over", False, "set aside what is there", flag_values=values)
+    flags.DEFINE_boolean("start_over", False, "move an earlier run aside", flag_values=values)
     flags.DEFINE_multi_string("trust", [], "modules that stored files may name", flag_values=values)
-    flags.DEFINE_list("formats", None, "what to export", flag_values=values)
-    flags.DEFINE_list("outputs", None, "what exports return", flag_values=values)
-    flags.DEFINE_boolean("preprocessing", None, "raw inputs of exports", flag_values=values)
+    flags.DEFINE_list("formats", None, "formats to export", flag_values=values)
+    flags.DEFINE_list("outputs", None, "outputs of the exported network", flag_values=values)
+    flags.DEFINE_boolean("preprocessing", None, "export the transforms too", flag_values=values)
     flags.DEFINE_string("role", None, "network to export", flag_values=values)
     flags.DEFINE_string("coordinator", None, "address of process 0", flag_values=values)
-    flags.DEFINE_integer("num_processes", None, "how many there are", flag_values=values)
-    flags.DEFINE_integer("process_id", None, "which of them this is", flag_values=values)
-    for arg in argv[1:]:  # absl would act on these two, and pass over what they name
+    flags.DEFINE_integer("num_processes", None, "number of processes", flag_values=values)
+    flags.DEFINE_integer("process_id", None, "index of this process", flag_values=values)
+    for arg in argv[1:]:  # absl handles these two itself and would ignore the flags they name
         if match := re.fullmatch(r"--?(undefok|flagfile)(=.*)?", arg, re.DOTALL):
             raise _unknown_flag(match[1])
     try:
@@ -311,12 +311,12 @@ def load(spec: str) -> config_lib.ConfigDict:
     """Returns what `get_config` of a config file returns.
 
     Args:
-      spec: `"path.py"` or the name of a shipped config, such as `"kd"` or `"distill/kd"`;
-        with `":arg"` behind it, `get_config(arg)` is called. Commas separate options; `smoke` is
-        one of every config, see `config.smoke`, and not given to `get_config`.
+      spec: `"path.py"` or the name of a shipped config, such as `"kd"` or `"distill/kd"`. A
+        suffix `":arg"` calls `get_config(arg)`. Commas separate options. Every config has the
+        option `smoke` (see `config.smoke`), which is not passed to `get_config`.
 
     Raises:
-      UserError: for a file that is absent, raises, or returns something else than a config.
+      UserError: the file is missing, raises an exception, or does not return a config.
     """
     name, _, arg = (spec, "", "") if os.path.isfile(spec) else spec.partition(":")
     options = arg.split(",") if arg else []
