@@ -146,10 +146,17 @@ def names_of(model, kwargs):
         yield name
 
 
+DEEP = ("efficientnet", "mobilenet", "regnet")
+"""Whose published sizes take long to trace."""
+
+
 @pytest.mark.parametrize(
     ("model", "kwargs", "name"),
-    [(m, k, n) for m, k in VARIANTS for n in names_of(m, k)],
-    ids=lambda value: value if isinstance(value, str) else "",
+    [
+        pytest.param(m, k, n, id=f"{n}-{i}", marks=pytest.mark.slow if m in DEEP else ())
+        for i, (m, k) in enumerate(VARIANTS)
+        for n in names_of(m, k)
+    ],
 )
 @pytest.mark.parametrize("prefix", ["", "state_dict.module."])
 def test_a_file_tells_its_family_and_size(model, kwargs, name, prefix):
