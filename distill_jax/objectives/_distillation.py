@@ -84,7 +84,9 @@ class Distillation(Objective):
                 student["logits"], teacher["logits"], temperature=self.temperature
             )
             coef["distillation"] = self.distillation_weight
-        logits = {"student": student["logits"], "teacher": teacher["logits"]}
+        logits = {"student": student["logits"]}
+        if "logits" in teacher:  # a teacher of features alone has none
+            logits["teacher"] = teacher["logits"]
         return Terms(
             values=values,
             coef={**coef, **signals.coef},

@@ -93,6 +93,8 @@ def _inverted(name: str, model: str, stages: int, **kwargs: Any) -> Case:
 def _vit(name: str, depth: int, options: dict[str, Any], **kwargs: Any) -> Case:
     named = {f"block{i}": f"blocks.{i - 1}" for i in range(1, depth + 1)}
     given = {"depth": depth, "gelu": "exact", "variant": "tiny", **kwargs}
+    if kwargs.get("distilled"):
+        named |= {"class_logits": "head", "distilled_logits": "head_dist"}
     return Case(
         name,
         options,
