@@ -15,9 +15,11 @@ _NAMES = {
     "Options": "trainer",
     "Model": "core.api",
     "Objective": "core.api",
+    "ExampleWeighting": "core.api",
     "Terms": "core.api",
     "TrainState": "core.api",
     "Bilevel": "core.bilevel",
+    "WeightedObjective": "core.weighted_objective",
     "hypergradient": "core.hypergradient",
     "from_linen": "models.adapters",
     "from_nnx": "models.adapters",
@@ -26,10 +28,11 @@ _NAMES = {
 }
 """Public names, by the module that defines them."""
 
-_MODULES = ("data", "evaluators", "losses", "models", "objectives", "weights")
+_MODULES = ("data", "evaluators", "losses", "models", "objectives", "weighting", "weights")
 
 __all__ = [
     "Bilevel",
+    "ExampleWeighting",
     "Model",
     "Objective",
     "Options",
@@ -37,6 +40,7 @@ __all__ = [
     "TrainState",
     "Trainer",
     "TrainerState",
+    "WeightedObjective",
     "__version__",
     "data",
     "evaluators",
@@ -48,14 +52,16 @@ __all__ = [
     "models",
     "objectives",
     "to_nnx",
+    "weighting",
     "weights",
 ]
 
 if TYPE_CHECKING:
-    from distill_jax import data, evaluators, losses, models, objectives, weights
-    from distill_jax.core.api import Model, Objective, Terms, TrainState
+    from distill_jax import data, evaluators, losses, models, objectives, weighting, weights
+    from distill_jax.core.api import ExampleWeighting, Model, Objective, Terms, TrainState
     from distill_jax.core.bilevel import Bilevel
     from distill_jax.core.hypergradient import hypergradient
+    from distill_jax.core.weighted_objective import WeightedObjective
     from distill_jax.models.adapters import from_linen, from_nnx, to_nnx
     from distill_jax.run.load import load
     from distill_jax.trainer import Options, Trainer, TrainerState

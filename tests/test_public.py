@@ -47,6 +47,12 @@ def test_every_objective_is_reached_by_its_class():
         assert getattr(dj.objectives, name).make is make
 
 
+def test_every_weighting_is_reached_by_its_class():
+    for name in available("weighting"):
+        make = resolve("weighting", name, where="weighting")
+        assert getattr(dj.weighting, make.__name__) is make
+
+
 def test_objectives_need_no_length_of_an_epoch():
     """In a loop of one's own, durations are numbers of steps."""
     for name in available("objectives"):
