@@ -19,7 +19,7 @@ def to_stablehlo(
     """Returns a serialized `jax.export.Exported`.
 
     Its call takes `{input: [b, ...]}` and returns `{output: [b, ...]}`; with weights apart it takes
-    `{path: array}` before them, the tensors of `to_safetensors`.
+    `{path: array}` before them, the tensors of a safetensors file.
 
     Args:
       program: what to export.

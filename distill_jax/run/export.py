@@ -27,7 +27,6 @@ from distill_jax.export import onnx_model
 from distill_jax.export.int8 import to_int8
 from distill_jax.export.onnx_model import to_onnx
 from distill_jax.export.program import Program, require
-from distill_jax.export.safetensors import to_safetensors
 from distill_jax.export.stablehlo import PLATFORMS, to_stablehlo
 from distill_jax.export.tflite import to_tflite
 from distill_jax.run import build, foreign, paths, workdir
@@ -35,6 +34,7 @@ from distill_jax.run import config as config_lib
 from distill_jax.run.load import EXPORTED, Network, load
 from distill_jax.trainer.io.files import RESULT_PARTS, read_json, replacing
 from distill_jax.trainer.io.paths import NetworkRef, check_folder
+from distill_jax.weights import safetensors
 
 FILES: Mapping[str, str] = {
     "stablehlo": "model.stablehlo",
@@ -209,7 +209,7 @@ def _serialize(
     if "stablehlo" in formats:
         files[FILES["stablehlo"]] = to_stablehlo(program, weights=weights)
     if "safetensors" in formats:
-        data = to_safetensors(program.named_weights, dict(program.metadata))
+        data = b"".join(safetensors.parts(program.named_weights, dict(program.metadata)))
         files[FILES["safetensors"]] = data
         files[EXPORTED["config"]] = json.dumps(_config(network, data, about), indent=1).encode()
     return files

@@ -7,7 +7,7 @@ import functools
 import json
 import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -161,47 +161,57 @@ def _check_cover(file: File, ranges: list[tuple[int, int, str]], size: int) -> N
         raise file.error(f"no tensor has the last {size - at} bytes")
 
 
+def parts(
+    tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None
+) -> Iterator[bytes]:
+    """Yields a safetensors file: its header, and one tensor after the other.
+
+    Args:
+      tensors: arrays by name.
+      metadata: text by name, the file's `__metadata__`.
+
+    Raises:
+      WeightsError: an array of a dtype that the format lacks.
+    """
+    names = {dtype: name for name, dtype in DTYPES.items()}
+    header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    at = 0
+    # Wide types first, so that every tensor is aligned.
+    order = sorted(tensors, key=lambda name: (-tensors[name].dtype.itemsize, name))
+    for name in order:
+        dtype = tensors[name].dtype.newbyteorder("<")
+        if dtype not in names:
+            raise WeightsError(
+                f"safetensors holds no {dtype}, the dtype of {shown(name)}",
+                hint=f"one of {', '.join(DTYPES)}",
+            )
+        end = at + tensors[name].nbytes
+        shape = list(tensors[name].shape)
+        header[name] = {"dtype": names[dtype], "shape": shape, "data_offsets": [at, end]}
+        at = end
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    yield len(text).to_bytes(8, "little") + text
+    for name in order:
+        x = np.asarray(tensors[name])
+        yield x.astype(x.dtype.newbyteorder("<"), copy=False).tobytes()
+
+
 def write(
     path: str | os.PathLike[str],
     tensors: Mapping[str, np.ndarray],
     metadata: Mapping[str, str] | None = None,
 ) -> None:
-    """Writes a safetensors file. A file of this name is replaced when the new one is complete.
-
-    Args:
-      path: of the file.
-      tensors: arrays by name.
-      metadata: text by name, the file's `__metadata__`.
+    """Writes `parts` to a file. One of this name is replaced when the new one is complete.
 
     Raises:
       WeightsError: an array of a dtype that the format lacks, or a file that cannot be written.
     """
-    names = {dtype: name for name, dtype in DTYPES.items()}
-    header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
-    place, at = pathlib.Path(path), 0
-    # Wide types first, so that every tensor is aligned.
-    order = sorted(tensors, key=lambda name: (-tensors[name].dtype.itemsize, name))
-    for name in order:
-        spec = tensors[name].dtype.newbyteorder("<")
-        if spec not in names:
-            raise WeightsError(
-                f"tensor {shown(name)} has the dtype {spec}, which safetensors lacks",
-                where=common.place(place),
-                hint=f"one of {', '.join(DTYPES)}",
-            )
-        end = at + tensors[name].nbytes
-        shape = list(tensors[name].shape)
-        header[name] = {"dtype": names[spec], "shape": shape, "data_offsets": [at, end]}
-        at = end
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
+    place = pathlib.Path(path)
     part = place.with_name(f"{place.name}.part")
     try:
         with part.open("wb") as file:
-            file.write(len(text).to_bytes(8, "little") + text)
-            for name in order:
-                x = tensors[name]
-                file.write(x.astype(x.dtype.newbyteorder("<"), copy=False).tobytes())
+            file.writelines(parts(tensors, metadata))
         part.replace(place)
     except OSError as error:
         raise WeightsError(
