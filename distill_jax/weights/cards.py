@@ -60,6 +60,11 @@ class Preprocessing:
         """Pixels of the shorter side before the crop."""
         return round(self.size / self.crop)
 
+    def moments(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Returns mean and std of each channel on the scale [0, 1], as the transform normalize."""
+        unit = 255.0 if self.value_range == "uint8" else 1.0
+        return tuple(m / unit for m in self.mean), tuple(s / unit for s in self.std)
+
     def as_json(self) -> dict[str, Any]:
         """Returns plain values for a JSON file, which `from_json` reads."""
         return {k: list(v) if isinstance(v, tuple) else v for k, v in vars(self).items()}

@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import typing
 
 import jax
 import numpy as np
@@ -9,11 +10,13 @@ import pytest
 
 import distill_jax as dj
 from distill_jax import weights
+from distill_jax.core.api import Dataset
 from distill_jax.core.errors import ConfigError
 from distill_jax.models import vit
 from distill_jax.run import build, foreign, paths
 from distill_jax.run import config as config_lib
 from distill_jax.run.build import networks, start
+from distill_jax.run.preflight import teachers
 from distill_jax.run.train import loop
 from distill_jax.weights import families, mapping
 
@@ -105,6 +108,19 @@ def test_a_teacher_of_other_classes_is_refused(tmp_path):
     written(path, classes=7)
     with pytest.raises(ConfigError, match=r"teacher has 7 classes and the student 3"):
         build.build(config_of(path))
+
+
+def test_values_that_a_teacher_did_not_see_are_a_warning(tmp_path):
+    written(tmp_path / "model.safetensors", classes=3)
+    card = {"mean": [0.5] * 3, "std": [0.25] * 3, "input_size": [3, 8, 8]}
+    (tmp_path / "config.json").write_text(json.dumps({"pretrained_cfg": card}))
+    config, nothing = config_of(f"hf:{tmp_path}"), typing.cast(Dataset, None)
+    found = list(teachers.findings(config, ("teacher",), nothing))
+    assert [f.kind for f in found] == ["warning"] and "mean=(0.5, 0.5, 0.5)" in found[0].hint
+    config.data.transform_kwargs = {"normalize": {"mean": 0.5, "std": 0.25}}
+    assert not list(teachers.findings(config, ("teacher",), nothing))
+    config.roles.teacher.init = str(tmp_path / "model.safetensors")  # nobody says
+    assert not list(teachers.findings(config, ("teacher",), nothing))
 
 
 @pytest.mark.slow

@@ -5,9 +5,11 @@ import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from distill_jax.core.api import Dataset, Role
 from distill_jax.core.errors import CheckpointError
-from distill_jax.run import paths
+from distill_jax.run import foreign, paths
 from distill_jax.run.config import ConfigDict
 from distill_jax.run.preflight.finding import Finding
 from distill_jax.trainer.io.files import NUMBERS, DamagedFile, read_json
@@ -21,7 +23,8 @@ def findings(config: ConfigDict, frozen: Sequence[Role], dataset: Dataset) -> It
     for role in frozen:
         where = f"roles.{role}.init"
         if paths.is_foreign(config.roles[role].init):
-            continue  # there is no run to compare with
+            yield from _of_weights(config, config.roles[role].init, where)
+            continue
         origin = NetworkRef.parse(config.roles[role].init or "", where=where)
         try:
             step = find_step(origin.path, where=where)
@@ -47,6 +50,32 @@ def findings(config: ConfigDict, frozen: Sequence[Role], dataset: Dataset) -> It
         if accuracy is not None and ours and accuracy < 1.5 / len(ours):
             what = f"its held-out accuracy is {accuracy:.3f}, chance is {1 / len(ours):.3f}"
             yield Finding("warning", what, where)
+
+
+def _of_weights(config: ConfigDict, init: str, where: str) -> Iterator[Finding]:
+    """Yields a warning where a network of another library sees other values than in its training.
+
+    What its card says of the values is compared with the transform `normalize`.
+    """
+    card = foreign.opened(init, where=where).card
+    if card is None:
+        return
+    moments = card.moments()
+    given = config.data.transform_kwargs.get("normalize", {})
+    if "normalize" in config.data.eval_transforms and all(
+        given.get(name) is not None and np.allclose(given[name], wanted, atol=5e-3)
+        for name, wanted in zip(("mean", "std"), moments, strict=True)
+    ):
+        return
+    mean, std = (tuple(float(f"{x:.4g}") for x in wanted) for wanted in moments)
+    yield Finding(
+        "warning",
+        f"was trained on images of mean {mean} and std {std} on the scale [0, 1], "
+        f"{card.size}x{card.size}; the transforms do not say that it sees such values",
+        where,
+        f"data.eval_transforms with normalize, data.transform_kwargs.normalize.mean={mean} and "
+        f"std={std}",
+    )
 
 
 def _result(step: pathlib.Path) -> dict[str, Any]:
