@@ -46,3 +46,23 @@ def table(name: str):
     config.optim.weight_decay = 1e-4
     config.optim.warmup = "30 steps"
     return config
+
+
+def bilevel(config, *, losses: bool) -> None:
+    """Gives distillation a ratio that learns from held-out examples.
+
+    Args:
+      config: a config of `kd`, which is changed.
+      losses: whether the network sees the losses of an example, and gives a weight to each; or the
+        triangle of student, teacher and label.
+    """
+    if losses:
+        config.weighting.name = "meta_weight_net"
+        config.roles.weighting = config_lib.role("ratio_mlp", hidden=(100,), outputs=2)
+    else:
+        config.weighting.name = "trilateral"
+        config.roles.weighting = config_lib.role("ratio_mlp", hidden=(32,))
+    config.bilevel.every = 2
+    config.bilevel.warmup = "1 epoch"
+    config.bilevel.outer_batch = 0.5
+    config.bilevel.optim.lr = 3e-3

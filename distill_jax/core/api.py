@@ -30,14 +30,19 @@ something else than the student, `teacher_input`; where its answers are stored, 
 another size, `local_views`."""
 
 
+TASKS = ("classification", "multilabel", "regression")
+"""What a label may be: one class, several labels at once, or real values."""
+
+
 class Model(NamedTuple):
     """A network as two pure functions: all that the rest of the package ever sees.
 
     Attributes:
       init: `(key, *inputs) -> (params, state)`, plain nested dicts of arrays.
       apply: `(params, state, *inputs, train, rngs) -> (outputs, new_state)`. `outputs` is a dict
-        of named arrays (`logits` `[b, k]`, `embedding` `[b, d]`, `stage1`, ...); `rngs` maps a
-        purpose ("dropout") to a key; `new_state` equals `state` where `train` is false.
+        of named arrays (`logits` `[b, k]`, the values themselves in a regression; `embedding`
+        `[b, d]`, `stage1`, ...); `rngs` maps a purpose ("dropout") to a key; `new_state` equals
+        `state` where `train` is false.
     """
 
     init: Callable[..., tuple[Params, State]]
@@ -110,11 +115,12 @@ class Evidence:
     Attributes:
       loss_terms: per-example losses `[b]` in the order of the weights.
       logits: `[b, k]` by role, usually "student" and "teacher".
-      label_probs: the label as a distribution, `[b, k]`: one-hot, or mixed by a transform. None
-        where the data has no classes.
+      label_probs: the label as a distribution, `[b, k]`: one-hot, or mixed by a transform. Of
+        several labels, 0 or 1 for each. None where labels are real values, or there are no classes.
       class_means: mean teacher probabilities over the training examples of each class, `[k, k]`,
         row c for class c. None unless the weighting names it in `needs`.
       mask: float `[b]`, 0 on padding.
+      task: what labels are, one of `TASKS`.
     """
 
     loss_terms: Mapping[str, Array]
@@ -122,6 +128,7 @@ class Evidence:
     label_probs: Array | None
     class_means: Array | None
     mask: Array
+    task: str = struct.field(pytree_node=False, default="classification")
 
 
 class ExampleWeighting(Protocol):
@@ -162,6 +169,7 @@ class Objective(Protocol):
       couples_batch: whether one example's value depends on the other examples (negatives, batch
         statistics). Gradient accumulation is then refused.
       auxiliary: those of its networks whose logits are not of the classes of the data.
+      tasks: those of `TASKS` whose labels it can read; all of them where it reads no label.
       needs_dataset_pass: whether it looks at the whole training part once, before the first step.
       schedules: its arguments that are durations (`core.durations`): "ramp", at whose end a value
         reaches its last, or "hold", before whose end something does not happen. A run must be long
@@ -171,6 +179,7 @@ class Objective(Protocol):
     roles: ClassVar[tuple[Role, ...]]
     couples_batch: ClassVar[bool] = False
     auxiliary: ClassVar[tuple[Role, ...]] = ()
+    tasks: ClassVar[tuple[str, ...]] = ("classification",)
     needs_dataset_pass: ClassVar[bool] = False
     schedules: ClassVar[Mapping[str, str]] = MappingProxyType({})
 
@@ -325,8 +334,9 @@ said of an augmented example can be stored; only transforms that pair examples (
 class Evaluator(Protocol):
     """A measurement over a whole split, on the host.
 
-    It may have two more attributes:
+    It may have more attributes:
 
+    * `tasks`: those of `TASKS` whose labels it can read; classification where it has none.
     * `parts`, `{split: most}`: other splits whose outputs it needs, and of how many examples at
       most (None for all; they are spread evenly). It is then called with the keywords `parts`,
       `{split: (outputs, batch)}` with at least so many examples, and `split`, the name of what is

@@ -45,7 +45,8 @@ class WeightedObjective(Objective):
       objective: a method that returns the signals as terms.
       weighting: what weighs them.
       loss_terms: names of terms, in the order of the weights `[b, s]`.
-      num_classes: k, 0 where the data has no classes.
+      num_classes: k, 0 where the data has no classes; of other tasks the number of outputs.
+      task: what labels are, one of `core.api.TASKS`.
       control: one of `CONTROLS`.
       stop_features: whether the weighting's evidence has no gradient. Without it the student could
         lower its loss by steering the weights.
@@ -55,6 +56,7 @@ class WeightedObjective(Objective):
     weighting: ExampleWeighting
     loss_terms: tuple[str, ...]
     num_classes: int = 0
+    task: str = "classification"
     control: str = "none"
     stop_features: bool = True
 
@@ -108,7 +110,7 @@ class WeightedObjective(Objective):
         """
         memory: dict[str, Any] = {"objective": self.objective.memory(key, batch)}
         if "class_means" in self.weighting.needs:
-            if not self.num_classes:
+            if not self.num_classes or self.task != "classification":
                 raise ArgumentError(
                     "the weighting compares with class means, and the data has no classes",
                     where="weighting",
@@ -136,13 +138,17 @@ class WeightedObjective(Objective):
         """Returns what the weighting sees of a batch."""
         label_probs = batch.get("label_probs")
         if label_probs is None and self.num_classes and "label" in batch:
-            label_probs = jax.nn.one_hot(batch["label"], self.num_classes)
+            if self.task == "classification":
+                label_probs = jax.nn.one_hot(batch["label"], self.num_classes)
+            elif self.task == "multilabel":
+                label_probs = batch["label"]
         return Evidence(
             loss_terms={name: terms.values[name] for name in self.loss_terms},
             logits=dict(terms.logits),
             label_probs=label_probs,
             class_means=memory.get("class_means"),
             mask=batch["mask"],
+            task=self.task,
         )
 
     def weights(self, nets: Nets, evidence: Evidence, step: Array) -> Array:

@@ -245,6 +245,7 @@ def make_dataset(
     classes: Sequence[str],
     held_out: float,
     split_seed: int,
+    task: str = "classification",
 ) -> Dataset:
     """Gives ids and scales as the training part says; see the module.
 
@@ -257,6 +258,7 @@ def make_dataset(
       classes: class names in label order.
       held_out: share of the training part held out.
       split_seed: seed of that split.
+      task: what labels are; see `labels`.
     """
     parts = (train, test)
     index = []
@@ -278,6 +280,7 @@ def make_dataset(
             {"categorical": ids, "numeric": numeric.astype(np.float32)},
             part.labels,
             part.provenance,
+            task=task,
         )
         for part, (ids, numeric) in zip(parts, inputs, strict=True)
     ]
@@ -287,6 +290,7 @@ def make_dataset(
         split_seed=split_seed,
         classes=classes,
         cardinalities=[len(known) + 1 for known in index],
+        task=task,
     )
 
 

@@ -17,9 +17,8 @@ from typing import Any
 
 import numpy as np
 
+from distill_jax.core.api import TASKS
 from distill_jax.core.errors import ArgumentError, DataUnavailable, nearest
-
-TASKS = ("classification", "multilabel", "regression")
 
 
 def check_task(task: Any, *, where: str = "task") -> str:
@@ -270,3 +269,32 @@ def check_parts(
                 "to learn"
             )
     return warnings
+
+
+def label_counts(labels: np.ndarray, labelled: np.ndarray | None, *, k: int) -> np.ndarray:
+    """Returns how many examples have each class, `[k]`; of several labels, each label.
+
+    Args:
+      labels: int `[n]`, or 0 and 1 `[n, k]`.
+      labelled: of the same shape, 0 where a label is unknown; None where all are known.
+      k: classes or labels.
+    """
+    if labels.ndim == 1:
+        known = labels if labelled is None else labels[labelled > 0]
+        return np.bincount(known, minlength=k)
+    return labels.sum(0) if labelled is None else (labels * (labelled > 0)).sum(0)
+
+
+def label_scale(labels: np.ndarray, labelled: np.ndarray | None) -> np.ndarray:
+    """Returns the standard deviation of each target over its known values, `[m]`, 1 where it is 0.
+
+    Args:
+      labels: `[n, m]`.
+      labelled: of the same shape, 0 where a value is unknown; None where all are known.
+    """
+    values = labels.astype(np.float64)
+    known = np.ones_like(values) if labelled is None else (labelled > 0).astype(np.float64)
+    n = np.maximum(known.sum(0), 1)
+    mean = (values * known).sum(0) / n
+    std = np.sqrt((known * (values - mean) ** 2).sum(0) / n)
+    return np.where(std > 0, std, 1.0)

@@ -161,9 +161,17 @@ def example_labels(source: Source, *, chunk: int = 4096) -> np.ndarray:
     labels = getattr(source, "labels", None)
     if labels is not None:
         return labels
+    found = example_array(source, "label", chunk=chunk)
+    return np.zeros(0, np.int32) if found is None else found
+
+
+def example_array(source: Source, name: str, *, chunk: int = 4096) -> np.ndarray | None:
+    """Returns an array of all examples `[n, ...]`, read in chunks; None where they have none."""
+    if not len(source) or name not in source.read(np.zeros(1, np.int64)):
+        return None
     starts = range(0, len(source), chunk)
-    parts = [source.read(np.arange(i, min(i + chunk, len(source))))["label"] for i in starts]
-    return np.concatenate(parts) if parts else np.zeros(0, np.int32)
+    rows = (source.read(np.arange(i, min(i + chunk, len(source)))) for i in starts)
+    return np.concatenate([row[name] for row in rows])
 
 
 def split_held_out(source: Source, *, fraction: float, seed: int) -> tuple[Subset, Subset]:

@@ -62,3 +62,20 @@ def read_labels(batch: Mapping[str, Any], logits: np.ndarray) -> np.ndarray:
             hint="give the model as many classes as the data has",
         )
     return labels.astype(np.int64)
+
+
+def read_columns(batch: Mapping[str, Any], logits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the labels float64 `[n, m]` of `logits` `[n, m]`, and bool `[n, m]`: which are known.
+
+    Raises:
+      ArgumentError: they are not one column for each output.
+    """
+    labels = np.asarray(batch["label"])
+    if labels.shape != logits.shape:
+        raise ArgumentError(
+            f"labels have shape {labels.shape} and there are outputs {logits.shape}",
+            where="label",
+            hint="one column of labels for each output is needed",
+        )
+    known = np.asarray(batch.get("labelled", np.ones(labels.shape))) > 0
+    return labels.astype(np.float64), known

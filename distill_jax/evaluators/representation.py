@@ -2,11 +2,12 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
 from distill_jax.core import spectrum
+from distill_jax.core.api import TASKS
 from distill_jax.core.errors import ArgumentError
 from distill_jax.evaluators._features import (
     CONTROLS,
@@ -25,6 +26,8 @@ class Representation(OfEmbedding):
 
     views: str
     max_examples: int | None
+
+    tasks: ClassVar[tuple[str, ...]] = TASKS
 
     @property
     def outputs(self) -> Mapping[str, tuple[str, ...]]:

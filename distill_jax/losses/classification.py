@@ -29,6 +29,34 @@ def soft_cross_entropy(logits: Array, probs: Array, *, smoothing: float = 0.0) -
     return optax.softmax_cross_entropy(logits, probs)
 
 
+def focal(logits: Array, label: Array, *, gamma: float) -> Array:
+    """Focal loss of class ids, `[b, k], [b] -> [b]`, in nats.
+
+    `-(1 - p)^gamma log p` of the label's probability p (Lin et al. 2017, arXiv:1708.02002, eq. 4,
+    of a softmax). `1 - p` is summed over the other classes, so that its power has a derivative
+    where p rounds to 1.
+    """
+    own = jnp.arange(logits.shape[-1])[None] == label[:, None]
+    others = jax.nn.logsumexp(jnp.where(own, -jnp.inf, logits), axis=-1)
+    log_not = others - jax.nn.logsumexp(logits, axis=-1)
+    return jnp.exp(gamma * log_not) * cross_entropy(logits, label)
+
+
+def weighted_cross_entropy(
+    logits: Array, probs: Array, weights: Array, *, smoothing: float = 0.0
+) -> Array:
+    """`-sum_c weights_c probs_c log softmax(logits)_c`, `[b, k], [b, k], [k] -> [b]`, in nats.
+
+    Args:
+      logits: `[b, k]`.
+      probs: label distributions; one-hot rows of class ids.
+      weights: of the classes.
+      smoothing: as of `cross_entropy`.
+    """
+    probs = (1 - smoothing) * probs + smoothing / probs.shape[-1]
+    return optax.softmax_cross_entropy(logits, probs * weights[None])
+
+
 def kl(log_p: Array, log_q: Array) -> Array:
     """`KL(p || q)` of log-probabilities of two distributions, `[b, k], [b, k] -> [b]`.
 

@@ -10,7 +10,7 @@ from distill_jax.core import durations, ranges
 from distill_jax.core.api import Array, Batch, Nets, Objective, Outputs, PyTree, Role, State, Terms
 from distill_jax.core.errors import ArgumentError, nearest
 from distill_jax.losses.classification import distillation_kl, shift_logits
-from distill_jax.objectives.supervised import check_smoothing, label_loss
+from distill_jax.objectives._labels import check_smoothing, label_loss
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -27,7 +27,7 @@ from distill_jax.objectives._distillation import (
     check_positive,
     check_same_classes,
 )
-from distill_jax.objectives.supervised import shown
+from distill_jax.objectives._labels import shown
 
 POLICIES = ("robust", "margin", "entropy", "uniform")
 

@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 
 from distill_jax.core.api import Array, Batch, Nets, Objective, Outputs, PyTree, Terms
 from distill_jax.core.errors import ArgumentError
-from distill_jax.objectives.supervised import check_smoothing, label_loss
+from distill_jax.objectives._labels import check_smoothing, label_loss
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

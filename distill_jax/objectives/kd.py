@@ -2,37 +2,38 @@
 
 `L = (1 - alpha) CE(student, label) + alpha T^2 KL(teacher_T || student_T)`, section 2.1. The
 teacher is a frozen network in evaluation mode; it sees the same augmented view as the student.
+
+Where labels are several at once, both terms are of sigmoids, label by label; of real values both
+are distances, from the label and from the teacher's value (`_tasks.OfTask`).
 """
 
 import dataclasses
 from typing import ClassVar
 
-from distill_jax.core.api import Array, Batch, Nets, Objective, PyTree, Terms
+from distill_jax.core.api import Array, Batch, Nets, PyTree, Terms
 from distill_jax.core.errors import ArgumentError
-from distill_jax.losses.classification import distillation_kl
 from distill_jax.objectives._distillation import ask_teacher, check_positive, check_same_classes
-from distill_jax.objectives.supervised import check_smoothing, label_loss
+from distill_jax.objectives._tasks import OfTask
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class KD(Objective):
-    """Classical distillation of logits with a constant ratio.
+class KD(OfTask):
+    """Classical distillation of logits with a constant ratio; other arguments as of `OfTask`.
 
     Attributes:
-      temperature: T of both softmaxes in the distillation term, positive.
+      temperature: T of both softmaxes in the distillation term, positive; of both sigmoids where
+        there are several labels. Not of a regression.
       alpha: weight of the distillation term, in [0, 1]; the label term gets `1 - alpha`.
-      label_smoothing: of the label term, in [0, 1).
     """
 
     temperature: float = 4.0
     alpha: float = 0.9
-    label_smoothing: float = 0.0
 
     roles: ClassVar[tuple[str, ...]] = ("student", "teacher")
     couples_batch: ClassVar[bool] = False
 
     def __post_init__(self):
-        check_smoothing(self.label_smoothing)
+        super().__post_init__()
         check_positive(temperature=self.temperature)
         if not 0 <= self.alpha <= 1:
             raise ArgumentError(
@@ -45,16 +46,11 @@ class KD(Objective):
         student, state = nets("student", batch["input"], train=True)
         target = ask_teacher(nets, batch)["logits"]
         check_same_classes(student["logits"], target)
+        name, value = self.label_term(student["logits"], batch)
+        distillation = self.distillation(student["logits"], target, temperature=self.temperature)
         return Terms(
-            values={
-                "distillation": distillation_kl(
-                    student["logits"], target, temperature=self.temperature
-                ),
-                "cross_entropy": label_loss(
-                    student["logits"], batch, smoothing=self.label_smoothing
-                ),
-            },
-            coef={"distillation": self.alpha, "cross_entropy": 1 - self.alpha},
+            values={"distillation": distillation, name: value},
+            coef={"distillation": self.alpha, name: 1 - self.alpha},
             state={"student": state},
             logits={"student": student["logits"], "teacher": target},
         )

@@ -30,7 +30,7 @@ from distill_jax.objectives._distillation import (
     check_positive,
     check_same_classes,
 )
-from distill_jax.objectives.supervised import check_smoothing, label_loss, shown
+from distill_jax.objectives._labels import check_smoothing, label_loss, shown
 
 COMBINATIONS = ("probabilities", "logits", "confidence")
 

@@ -29,7 +29,7 @@ from distill_jax.core.durations import steps
 from distill_jax.core.errors import ArgumentError
 from distill_jax.losses.selection import nested_width, small_loss_weights, truncate
 from distill_jax.objectives._distillation import check_durations, check_not_negative, endpoint
-from distill_jax.objectives.supervised import label_loss, shown
+from distill_jax.objectives._labels import label_loss, shown
 
 NETWORKS, HEADS = ("student", "peer"), ("head", "peer_head")
 TERMS = ("cross_entropy", "peer_cross_entropy")

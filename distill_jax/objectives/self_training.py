@@ -23,7 +23,7 @@ from distill_jax.objectives._distillation import (
     check_not_negative,
     check_same_classes,
 )
-from distill_jax.objectives.supervised import check_smoothing, label_loss
+from distill_jax.objectives._labels import check_smoothing, label_loss
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -22,7 +22,7 @@ from distill_jax.objectives._distillation import (
     damaged,
     endpoint,
 )
-from distill_jax.objectives.supervised import label_loss
+from distill_jax.objectives._labels import label_loss
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

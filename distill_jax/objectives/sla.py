@@ -26,7 +26,7 @@ from distill_jax.core.errors import ArgumentError, nearest
 from distill_jax.losses import view_bank
 from distill_jax.losses.classification import cross_entropy, distillation_kl
 from distill_jax.objectives._distillation import check_not_negative, check_positive, endpoint
-from distill_jax.objectives.supervised import label_loss
+from distill_jax.objectives._labels import label_loss
 
 MODES = ("sla", "sla_sd", "da", "mt")
 

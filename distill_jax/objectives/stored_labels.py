@@ -29,7 +29,7 @@ from distill_jax.core.errors import ArgumentError, nearest
 from distill_jax.losses.classification import soft_cross_entropy
 from distill_jax.losses.stored_labels import adapt_labels
 from distill_jax.objectives._distillation import ask_teacher, check_same_classes
-from distill_jax.objectives.supervised import check_smoothing
+from distill_jax.objectives._labels import check_smoothing
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

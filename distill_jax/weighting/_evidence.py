@@ -17,12 +17,43 @@ def need_two_loss_terms(evidence: Evidence, who: str) -> None:
         )
 
 
+def need_classes(evidence: Evidence, what: str) -> None:
+    """Raises `ArgumentError` unless a label is one class; `what` is what needs that."""
+    if evidence.task != "classification":
+        raise ArgumentError(
+            f"the weighting looks at {what}, and the task of the data is {evidence.task}",
+            where="weighting",
+            hint="meta_weight_net, reweight, annealed and constant look at the losses alone"
+            + ("; trilateral sees several labels" if evidence.task == "multilabel" else ""),
+        )
+
+
 def log_probs(evidence: Evidence, role: str) -> Array:
-    """Returns log-probabilities `[b, k]` of a role at temperature 1, at least in float32.
+    """Returns log-probabilities `[b, k]` of classes at temperature 1, at least in float32.
 
     Raises:
-      ArgumentError: the method gives no logits of that role.
+      ArgumentError: the method gives no logits of that role, or labels are no classes.
     """
+    need_classes(evidence, "a distribution over classes")
+    return jax.nn.log_softmax(_logits(evidence, role))
+
+
+def probs(evidence: Evidence, role: str) -> Array:
+    """Returns probabilities `[b, k]` of a role at temperature 1.
+
+    A point of the simplex of classes; of several labels a point of `[0, 1]^k`, the sigmoids.
+
+    Raises:
+      ArgumentError: the method gives no logits of that role, or labels are real values, which have
+        no probabilities.
+    """
+    if evidence.task == "multilabel":
+        return jax.nn.sigmoid(_logits(evidence, role))
+    need_classes(evidence, "probabilities")
+    return jnp.exp(log_probs(evidence, role))
+
+
+def _logits(evidence: Evidence, role: str) -> Array:
     if role not in evidence.logits:
         raise ArgumentError(
             f"the weighting looks at the logits of {role!r}, which the objective does not give",
@@ -30,16 +61,13 @@ def log_probs(evidence: Evidence, role: str) -> Array:
             hint=f"it gives {', '.join(evidence.logits) or 'none'}",
         )
     logits = evidence.logits[role]
-    return jax.nn.log_softmax(logits.astype(jnp.promote_types(logits.dtype, jnp.float32)))
-
-
-def probs(evidence: Evidence, role: str) -> Array:
-    """Returns probabilities `[b, k]` of a role at temperature 1; raises as `log_probs`."""
-    return jnp.exp(log_probs(evidence, role))
+    return logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
 
 
 def labels(evidence: Evidence) -> Array:
     """Returns the label as probabilities `[b, k]`; raises `ArgumentError` where there is none."""
+    if evidence.task == "regression":
+        need_classes(evidence, "labels as probabilities")
     if evidence.label_probs is None:
         raise ArgumentError(
             "the weighting looks at labels, and the data have no classes", where="weighting"

@@ -16,6 +16,7 @@ from distill_jax.weighting._evidence import (
     between,
     class_means,
     labels,
+    need_classes,
     need_two_loss_terms,
     probs,
 )
@@ -48,6 +49,7 @@ class TeacherMargin(ExampleWeighting):
     def __call__(self, nets: Nets, evidence: Evidence, step: Array) -> Array:
         del nets, step
         need_two_loss_terms(evidence, "teacher_margin")
+        need_classes(evidence, "the margin between classes")
         label = labels(evidence)
         if self.granularity == "class":
             return between(label @ _margins(jnp.diagonal(class_means(evidence)), label.shape[1]))

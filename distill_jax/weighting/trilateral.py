@@ -6,6 +6,9 @@ the label's class, a network sees the triangles (S, T, G) and (S, T', G): their 
 Edges are differences in the paper; the authors' programs square them or take absolute values.
 Where the paper is silent: the features carry no gradient, T' is averaged over the training part
 alone, and the network starts at a given ratio.
+
+Of several labels at once S and T are the sigmoids and G the labels: points of `[0, 1]^k`, whose
+triangle (S, T, G) is as of classes. T' is of one class, so that blocks with it are refused.
 """
 
 import dataclasses
@@ -16,7 +19,7 @@ import jax.numpy as jnp
 
 from distill_jax.core.api import Array, Evidence, ExampleWeighting, Nets
 from distill_jax.core.errors import ArgumentError, nearest
-from distill_jax.weighting._evidence import class_means, labels, probs
+from distill_jax.weighting._evidence import class_means, labels, need_classes, probs
 
 BLOCKS = ("sg", "tg", "st", "mg", "sm", "s", "t", "m", "g")
 """Edges `sg = G - S, tg = G - T, st = T - S, mg = G - T', sm = T' - S`, then the vertices
@@ -78,6 +81,8 @@ class Trilateral(ExampleWeighting):
 
     def features(self, evidence: Evidence) -> Array:
         """Returns what the network sees, `[b, blocks, f]` with f = k, or 3 if compact."""
+        if self.compact:
+            need_classes(evidence, "the entry of the label's class (compact)")
         label = labels(evidence)
         corners = {"s": probs(evidence, "student"), "t": probs(evidence, "teacher"), "g": label}
         if "class_means" in self.needs:

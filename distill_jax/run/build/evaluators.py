@@ -26,6 +26,14 @@ def make_evaluators(
         at = f"evaluators.{name}"
         evaluator = bind(make, dict(kwargs or {}), where=at)()
         check_made(evaluator, name, "Evaluator", ("outputs", "__call__"), where=at)
+        tasks = getattr(evaluator, "tasks", ("classification",))
+        if dataset.task not in tasks:
+            raise ConfigError(
+                f"evaluator {name!r} is for {' and '.join(tasks)}, and the task of the data is "
+                f"{dataset.task}",
+                where=at,
+                hint=f"use {dataset.task} in its place; evaluators.{name}=none leaves it out",
+            )
         for role, names in evaluator.outputs.items():
             if role not in outputs:
                 by_key = dict(kwargs or {}).get("role") == role
@@ -77,7 +85,7 @@ def _measured(experiment: Experiment, split: str) -> list[str]:
         return experiment.caches.measured[split]
     k, random = max(len(experiment.dataset.classes), 2), np.random.default_rng(0)
     rows = np.arange(4 * k)
-    example_info = {"label": rows % k, "index": rows}
+    example_info = {"label": _labels(experiment.dataset, rows, random), "index": rows}
     names: list[str] = []
     for evaluator in experiment.evaluators.values():
         outputs = {
@@ -96,6 +104,16 @@ def _measured(experiment: Experiment, split: str) -> list[str]:
                 names += [f"{name}_{control}" for name in own]
     experiment.caches.measured[split] = names
     return names
+
+
+def _labels(dataset: Dataset, rows: np.ndarray, random: np.random.Generator) -> np.ndarray:
+    """Returns labels of the task of a data set, of which every class, or both values, occur."""
+    k = len(dataset.classes)
+    if dataset.task == "multilabel":
+        return ((rows[:, None] + np.arange(k)) % 2).astype(np.float32)
+    if dataset.task == "regression":
+        return random.normal(size=(len(rows), k)).astype(np.float32)
+    return rows % max(k, 2)
 
 
 def ask(

@@ -22,7 +22,8 @@ from distill_jax.core.api import (
 )
 from distill_jax.core.errors import ConfigError, below, explained
 from distill_jax.core.weighted_objective import WeightedObjective
-from distill_jax.data.source import example_ids
+from distill_jax.data import labels
+from distill_jax.data.source import example_array, example_ids, example_labels
 from distill_jax.run import config as config_lib
 from distill_jax.run.build.data import Data
 from distill_jax.run.config import ConfigDict
@@ -106,15 +107,18 @@ def make_method(
     ema = {role: _moving_average(config.roles[role], total_steps) for role in averages}
     run_info = {
         "num_classes": len(dataset.classes),
+        "task": dataset.task,
         "num_examples": int(example_ids(dataset.train).max(initial=-1)) + 1,
         "total_steps": total_steps,
         "steps_per_epoch": data.steps_per_epoch,
     }
     kwargs = config.objective.kwargs.to_dict()
+    run_info |= label_statistics(dataset, kwargs)
     objective = bind(make_objective, kwargs, where="objective.kwargs", provided=run_info)()
     check_made(
         objective, config.objective.name, "Objective", ("roles", "loss"), where="objective.name"
     )
+    _check_task(config, objective, dataset)
     objective = _weighted(config, objective, dataset, total_steps, trusted)
     _check_lookahead(config, dataset, ema, resident=data.resident)
     outer_optimizer, outer = _two_levels(config, objective, trainable, data)
@@ -128,6 +132,37 @@ def make_method(
         outer=outer,
         ema=ema,
     )
+
+
+def label_statistics(dataset: Dataset, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns what a label loss needs to know of the training part, where it needs anything.
+
+    `label_scale` of real values; `label_counts` for `class_weights="balanced"`. Labels are read
+    for these alone.
+    """
+    train = dataset.train
+    needed = dataset.task == "regression" or kwargs.get("class_weights") == "balanced"
+    if not needed:
+        return {}
+    found, labelled = example_labels(train), example_array(train, "labelled")
+    if dataset.task == "regression":
+        return {"label_scale": tuple(labels.label_scale(found, labelled).tolist())}
+    k = len(dataset.classes)
+    counts = labels.label_counts(found, labelled, k=k).tolist()
+    n = len(found) if labelled is None else int((labelled > 0).reshape(len(found), -1).any(1).sum())
+    return {"label_counts": (*map(float, counts), float(n))}
+
+
+def _check_task(config: ConfigDict, objective: Objective, dataset: Dataset) -> None:
+    """Refuses methods that read the labels of another task."""
+    tasks = getattr(objective, "tasks", Objective.tasks)
+    if dataset.task not in tasks:
+        raise ConfigError(
+            f"{config.objective.name} is for {' and '.join(tasks)}, and the task of the data is "
+            f"{dataset.task}",
+            where="objective.name",
+            hint="kd and supervised serve it; a method of your own says so in `tasks`",
+        )
 
 
 def check_made(made: Any, name: str, kind: str, has: Sequence[str], *, where: str) -> None:
@@ -168,6 +203,7 @@ def _weighted(
         weighting=weighting,
         loss_terms=tuple(spec.loss_terms),
         num_classes=len(dataset.classes),
+        task=dataset.task,
         control=spec.control,
         stop_features=spec.stop_features,
     )

@@ -228,9 +228,10 @@ def _wide(model: Model) -> Model:
 def _check_classes(
     config: ConfigDict, shapes: state.Shapes, dataset: Dataset, others: tuple[Role, ...]
 ) -> None:
+    alone = dataset.task == "classification" and len(dataset.classes) == 1
     for role, shape in shapes.roles.items():
         logits = shape.outputs.get("logits") if role not in others else None
-        if logits is not None and len(dataset.classes) == 1 and logits.shape[-1] == 1:
+        if logits is not None and alone and logits.shape[-1] == 1:
             raise ConfigError(
                 f"all labels are {dataset.classes[0]!r}: with one class there is nothing to tell "
                 "apart",
@@ -239,8 +240,9 @@ def _check_classes(
             )
         if logits is not None and dataset.classes and logits.shape[-1] != len(dataset.classes):
             where, hint = _source_of_classes(config, role)
+            what = {"multilabel": "labels", "regression": "targets"}.get(dataset.task, "classes")
             raise ConfigError(
-                f"{role} has {logits.shape[-1]} classes, the data {len(dataset.classes)}",
+                f"{role} has {logits.shape[-1]} {what}, the data {len(dataset.classes)}",
                 where=where,
                 hint=hint,
             )

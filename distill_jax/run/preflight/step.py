@@ -113,6 +113,8 @@ def _of_batch(experiment: Experiment, traced: Traced) -> Iterator[Finding]:
     if traced.leaks:
         percent = experiment.config.data.corrupt.get("labels_percent")
         where = f"data.corrupt.labels_{'percent' if percent else 'per_class'}"
+        if not percent and not experiment.config.data.corrupt.get("labels_per_class"):
+            where = "data.kwargs"  # of the data themselves: ignore_label
         weighting = getattr(experiment.objective, "weighting", None)
         by = f" weighed by {type(weighting).__name__}" if weighting else ""
         hint = (

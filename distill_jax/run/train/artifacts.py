@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from distill_jax.data.source import example_ids
 from distill_jax.run import embeddings, writers
 from distill_jax.run.build import Experiment
 from distill_jax.run.train.run import Run
@@ -31,7 +32,7 @@ def write_predictions(
     rows = np.arange(min(EXAMPLES, len(source)))
     images = source.read(rows)["input"]
     if isinstance(images, np.ndarray) and images.ndim == 4 and images.dtype == np.uint8:
-        arrays |= {"images": images, "images_index": example_info["index"][rows]}
+        arrays |= {"images": images, "images_index": example_ids(source)[rows]}
     writers.save_arrays(run.workdir / "predictions.npz", arrays)
 
 

@@ -39,9 +39,10 @@ def evaluate(
 
     Returns:
       `{"<split>/<metric>": value}` of scalars and arrays, and the collected outputs
-      `{role: {name: [n, ...]}}` beside `label` and `index` `[n]`.
+      `{role: {name: [n, ...]}}` beside `label` and `index` `[n]`. Examples whose class is unknown
+      are left out.
     """
-    gather = functools.partial(predictions, experiment, state, frozen)
+    gather = _known(experiment, functools.partial(predictions, experiment, state, frozen))
     outputs, example_info = gather(split, rows=rows)
     parts = collect_parts(experiment, gather, split, (outputs, example_info))
     with diagnosis.evaluating(experiment, split):
@@ -87,6 +88,25 @@ def collect(
         source = Subset(source, rows, f"{len(rows)} of them")
     batches = loader.eval_batches(source, batch_size=experiment.eval_batch_size)
     return dataset_pass(predict, batches, axis=axis, on_batch=watch.alive)
+
+
+def _known(experiment: Experiment, gather: Callable[..., tuple[Any, Any]]) -> Callable[..., Any]:
+    """Returns `gather` without the examples whose class is unknown: they count in no metric.
+
+    Classes that a fault of the data hides from training are known, and evaluators see them.
+    """
+    faults = experiment.config.data.corrupt
+    hidden = faults.get("labels_per_class") or faults.get("labels_percent")
+
+    def known(split: str, *, rows: np.ndarray | None = None) -> tuple[Any, Any]:
+        outputs, example_info = gather(split, rows=rows)
+        labelled = example_info.get("labelled")
+        if hidden or labelled is None or labelled.ndim != 1 or not labelled.any():
+            return outputs, example_info
+        keep = np.flatnonzero(labelled > 0)
+        return jax.tree.map(lambda x: x[keep], (outputs, example_info))
+
+    return known
 
 
 def collect_parts(
@@ -139,8 +159,13 @@ def measure_controls(experiment: Experiment, seed: int, split: str = "test") -> 
     if not experiment.controls:
         return {}
     networks = build_lib.untrained(experiment, jax.random.key(seed))
-    gather = functools.partial(
-        collect, experiment, lambda batch: build_lib.predict_controls(experiment, networks, batch)
+    gather = _known(
+        experiment,
+        functools.partial(
+            collect,
+            experiment,
+            lambda batch: build_lib.predict_controls(experiment, networks, batch),
+        ),
     )
     collected = gather(split)
     parts = collect_parts(experiment, gather, split, collected)

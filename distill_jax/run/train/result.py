@@ -40,6 +40,7 @@ def of_experiment(experiment: Experiment) -> dict[str, Any]:
     """Returns what a result says of the data and the networks."""
     return {
         "classes": list(experiment.dataset.classes),
+        "task": experiment.dataset.task,
         "provenance": {
             split: getattr(experiment.dataset, split).provenance._asdict()
             for split in ("train", "held_out", "test")

@@ -1,0 +1,35 @@
+"""The label loss that methods of classification share, and which labels may be read."""
+
+import jax.numpy as jnp
+
+from distill_jax.core.api import Array, Batch
+from distill_jax.core.errors import ArgumentError
+from distill_jax.losses.classification import cross_entropy, soft_cross_entropy
+
+
+def label_loss(logits: Array, batch: Batch, *, smoothing: float) -> Array:
+    """Cross-entropy against the batch's mixed labels where it has them, else its class ids.
+
+    Examples whose label is hidden count 0, the others more (`labelled`, see `data.corruption`).
+    """
+    if "label_probs" in batch:
+        return soft_cross_entropy(logits, batch["label_probs"], smoothing=smoothing)
+    loss = cross_entropy(logits, batch["label"], smoothing=smoothing)
+    return loss * batch["labelled"] if "labelled" in batch else loss
+
+
+def shown(batch: Batch) -> Array:
+    """Returns 1 where an example's label may be used and 0 where it is hidden, `[b]`."""
+    mask = batch["mask"]
+    if "labelled" not in batch:
+        return jnp.ones_like(mask)
+    return (batch["labelled"] > 0).astype(mask.dtype)
+
+
+def check_smoothing(smoothing: float) -> None:
+    if not 0 <= smoothing < 1:
+        raise ArgumentError(
+            f"label_smoothing is {smoothing}",
+            where="label_smoothing",
+            hint="a share of probability in [0, 1)",
+        )
