@@ -34,7 +34,7 @@ def get_config(arg: str = ""):
     config.roles.teacher.frozen = True
     config.roles.teacher.init = "runs/labels_teacher"
     if "bilevel" in options:
-        config.objective.kwargs = {"temperature": 2.0}
+        del config.objective.kwargs["alpha"]
         common.bilevel(config, losses="losses" in options)
         if "losses" not in options:
             config.weighting.kwargs = {"blocks": ("sg", "tg", "st", "s", "t", "g")}

@@ -99,8 +99,9 @@ def make_batches(config: ConfigDict, data: Data, *, trusted: Collection[str]) ->
         batch = jax.eval_shape(transform, jax.eval_shape(jax.random.key, 0), raw, jnp.int32(0))
     _check_labels(config, batch, dataset)
     warnings = list(_check_values(config, data.report, batch))
+    chosen = config.eval.metric.startswith("held_out/") and dataset.task != "regression"
     small = moments.small_part(
-        len(dataset.held_out) if config.eval.metric.startswith("held_out/") else 0,
+        len(dataset.held_out) if chosen else 0,
         config.eval.metric,
         measurements=_measurements(config, data.total_steps, data.steps_per_epoch),
     )

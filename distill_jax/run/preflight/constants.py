@@ -144,6 +144,8 @@ def _batch(experiment: Experiment, pool: np.ndarray, seed: int) -> Batch:
             return np.arange(rows)
         if name == "label" and experiment.dataset.task == "multilabel":
             return random.integers(2, size=shape).astype(np.float32)
+        if name == "label" and experiment.dataset.task == "regression":
+            return random.normal(size=shape)  # not of the pool, of which the outputs are
         if name == "label_probs":
             return random.dirichlet(np.ones(shape[-1]), shape[:-1])
         if jnp.issubdtype(x.dtype, jnp.floating):
