@@ -145,7 +145,6 @@ def test_a_student_starts_from_a_file_and_learns_from_another(tmp_path):
     assert found["logits"].shape == (2, 3)
 
 
-@pytest.mark.slow
 def test_a_network_without_its_head_leaves_that_of_the_file(tmp_path):
     path = str(tmp_path / "teacher.safetensors")
     theirs = written(path, classes=7)

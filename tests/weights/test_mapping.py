@@ -195,6 +195,22 @@ def test_positions_are_resized_to_another_grid():
     np.testing.assert_allclose(other, 1, rtol=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("side", "first"),
+    [
+        (6, [0.8764895, 0.7371405, 0.1151156, -1.351046, -0.2801883, 1.096727]),
+        (3, [0.6285824, -0.4577016, 0.3693332, 0.1637587, 0.1885616, 0.03163055]),
+    ],
+)
+def test_positions_are_resized_as_timm_does(side, first):
+    """Stored values of `timm.layers.resample_abs_pos_embed` (timm 1.0.31, torch 2.14.1)."""
+    positions = np.random.default_rng(1).normal(size=(1, 17, 1)).astype(np.float32)
+    resize = layouts.LAYOUTS["positions"].resize
+    assert resize is not None
+    found = resize(positions, (1, side * side + 1, 1), {})
+    np.testing.assert_allclose(found[0, 1:7, 0], first, rtol=0, atol=2e-6)
+
+
 def test_a_prefix_chooses_one_of_several_networks():
     weights = source()
     both = {f"model.{n}": a for n, a in weights.items()}
