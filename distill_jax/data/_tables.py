@@ -146,7 +146,7 @@ class Raw(NamedTuple):
       codes: int `[n, c]`, positions in `values`.
       values: the strings of each of the c categorical columns.
       numeric: float64 `[n, m]`.
-      labels: int `[n]`.
+      labels: int `[n]`, or what the task says.
       provenance: of the part.
     """
 
@@ -245,7 +245,9 @@ def make_dataset(
     classes: Sequence[str],
     held_out: float,
     split_seed: int,
+    held: np.ndarray | None = None,
     task: str = "classification",
+    ignore_label: float | None = None,
 ) -> Dataset:
     """Gives ids and scales as the training part says; see the module.
 
@@ -258,7 +260,9 @@ def make_dataset(
       classes: class names in label order.
       held_out: share of the training part held out.
       split_seed: seed of that split.
+      held: which training examples are held out instead, bool `[n]`.
       task: what labels are; see `labels`.
+      ignore_label: the value that stands for an unknown label.
     """
     parts = (train, test)
     index = []
@@ -281,6 +285,7 @@ def make_dataset(
             part.labels,
             part.provenance,
             task=task,
+            ignore_label=ignore_label,
         )
         for part, (ids, numeric) in zip(parts, inputs, strict=True)
     ]
@@ -290,6 +295,7 @@ def make_dataset(
         split_seed=split_seed,
         classes=classes,
         cardinalities=[len(known) + 1 for known in index],
+        held=held,
         task=task,
     )
 

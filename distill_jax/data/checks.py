@@ -175,7 +175,8 @@ def open_dataset(dataset: Any, *, where: str = "data") -> tuple[Dataset, Report]
     parts = {name: getattr(dataset, name) for name in PARTS}
     if any(getattr(root(part), "shapes_only", False) for part in parts.values()):
         return dataset, Report()
-    warnings: list[str] = []
+    roots = {id(one): one for one in map(root, parts.values())}.values()
+    warnings = [f"data: {note}" for one in roots for note in getattr(one, "notes", ())]
     task = dataset.task
     looked = {name: _look(name, part, task) for name, part in parts.items() if len(part)}
     _compare(looked, warnings)
@@ -300,7 +301,7 @@ def _check_arrays(leaves: Mapping[str, np.ndarray], *, name: str, where: str) ->
         if not leaf.dtype.isnative:
             what = f"{description}, in the byte order of other machines"
             raise DataUnavailable(what, where=where, hint='x.astype(x.dtype.newbyteorder("="))')
-        if not leaf.size:
+        if not leaf.size and not any(other.size for other in leaves.values()):
             raise DataUnavailable(f"{description}: examples without a value", where=where)
         if key == "" and leaf.ndim < 2:
             hint = "an axis of features is expected: x[:, None]"

@@ -70,9 +70,14 @@ class ArraySource:
       ignore_label: the value that stands for an unknown label; examples then have `labelled`.
       more: other arrays `[n, ...]` of the examples, by their names in a batch.
 
+    Attributes:
+      notes: what was left out when the data were read, one line each; a run warns of it.
+
     Raises:
       DataUnavailable: labels that are not of the task, see `labels.read_labels`.
     """
+
+    notes: tuple[str, ...] = ()
 
     def __init__(
         self,
@@ -236,12 +241,14 @@ def make_dataset(
     classes: Sequence[str] = (),
     cardinalities: Sequence[int] = (),
     task: str = "classification",
+    held: np.ndarray | None = None,
 ) -> Dataset:
     """Returns the three parts of a data set; `held_out` of `train` is carved off.
 
     Without class names they are the label numbers; a string of names is split at its commas. A
     table states the `cardinalities` of its categorical columns. Of another `task` than
-    classification, `classes` are the names of the columns of labels.
+    classification, `classes` are the names of the columns of labels. A source that knows which
+    training examples are held out says so with `held`, bool `[n]`.
 
     Raises:
       ArgumentError: see `split_held_out`, `checks.class_names` and `labels.output_names`.
@@ -257,10 +264,14 @@ def make_dataset(
         labels = {"train": example_labels(train), "test": example_labels(test)}
         k = checks.count_classes(labels, where=train.provenance.origin or "data")
         classes = [str(label) for label in range(k)]
-    train, held = split_held_out(train, fraction=held_out, seed=split_seed)
+    if held is None:
+        train, apart = split_held_out(train, fraction=held_out, seed=split_seed)
+    else:
+        apart = Subset(train, np.flatnonzero(held), "held out")
+        train = Subset(train, np.flatnonzero(~held), "less held out")
     return Dataset(
         train=train,
-        held_out=held,
+        held_out=apart,
         test=test,
         classes=tuple(classes),
         cardinalities=tuple(cardinalities),

@@ -46,4 +46,5 @@ def test_every_data_module_is_found():
         "criteo",
         "avazu",
     }
-    assert images | tables | {"synthetic_table"} <= set(harness.modules("data"))
+    of_users = {"image_folder", "table_file", "hf_folder"}
+    assert images | tables | of_users | {"synthetic_table"} <= set(harness.modules("data"))

@@ -204,7 +204,7 @@ def test_unscaled_images_are_found_before_the_first_step():
     ("changes", "message"),
     [
         ({"data.kwargs.top": 255.0, "data.train_transforms": ("scale",)}, "leaves floats"),
-        ({"data.name": "image_folder"}, r"folders of image files are not read\n.*npz_file"),
+        ({"data.name": "imagefolder"}, r"did you mean 'image_folder'"),
         ({"data.train_transforms": ("normalize", "solarize")}, "the order solarize, normalize"),
         (
             {

@@ -23,9 +23,6 @@ from distill_jax.run import crash
 from distill_jax.run.config import ConfigDict
 from distill_jax.run.resolve import bind, resolve
 
-IMAGE_FILES = ("image_folder", "imagefolder", "images", "folder", "imagenet")
-"""Names that other libraries have for folders of image files."""
-
 RESIDENT_BYTES = 2**30
 """Training sets up to this size live on the device where `data.resident` is "auto"."""
 
@@ -180,13 +177,6 @@ def open_dataset(
     config: ConfigDict, *, shapes_only: bool = False, trusted: Collection[str] = ()
 ) -> tuple[Dataset, checks.Report]:
     """Reads the data set of a config, as `load_dataset`, and checks it: see `data.checks`."""
-    if config.data.name in IMAGE_FILES:
-        raise ConfigError(
-            f"there is no {config.data.name!r}: folders of image files are not read",
-            where="data.name",
-            hint="write the images into one .npz file once, as x_train, y_train, x_test, y_test, "
-            "and set data.name=npz_file; or name a function of your own, package.module:function",
-        )
     make = resolve("data", config.data.name, where="data.name", trusted=trusted)
     if shapes_only:
         make = getattr(sys.modules.get(make.__module__), "spec", make)
