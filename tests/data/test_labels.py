@@ -5,7 +5,17 @@ import pytest
 
 from distill_jax.core.api import Dataset, Provenance
 from distill_jax.core.errors import ConfigError, DataUnavailable
-from distill_jax.data import checks, corruption, labels, loader, npz_file, source
+from distill_jax.data import (
+    adult,
+    adult_labels,
+    checks,
+    corruption,
+    diabetes,
+    labels,
+    loader,
+    npz_file,
+    source,
+)
 
 X = np.linspace(0, 1, 12, dtype=np.float32).reshape(6, 2)
 BITS = np.array([[0, 1], [1, 1], [0, 0], [1, 0], [0, 1], [1, 1]])
@@ -158,3 +168,47 @@ def test_training_on_the_held_out_part_needs_no_classes():
     bits = part(BITS, "multilabel")
     whole = Dataset(bits, bits, bits, ("a", "b"), task="multilabel")
     assert len(corruption.corrupt(whole, train_on_held_out=0.5).train) == 3
+
+
+def test_adult_has_five_labels_and_none_of_their_columns():
+    data, report = checks.open_dataset(adult_labels.make(held_out=0.1))
+    assert (len(data.train), len(data.held_out), len(data.test)) == (35167, 3907, 9768)
+    assert (data.task, data.classes, report.warnings) == ("multilabel", adult_labels.LABELS, ())
+    whole, income = adult_labels.make(held_out=0), adult.make(held_out=0)
+    for part, other in ((whole.train, income.train), (whole.test, income.test)):
+        found, like = source.example_labels(part), other.read(np.arange(len(other)))
+        np.testing.assert_array_equal(found[:, 0], source.example_labels(other))
+        # Ids of genders follow their sorted names, of which "Female" is the first.
+        gender = like["input"]["categorical"][:, adult.CATEGORICAL.index("gender")]
+        np.testing.assert_array_equal(found[:, 2], gender == 1)
+        rows = part.read(np.arange(len(part)))["input"]
+        kept = [adult.CATEGORICAL.index(name) for name in adult_labels.CATEGORICAL]
+        np.testing.assert_array_equal(rows["categorical"], like["input"]["categorical"][:, kept])
+        kept = [adult.NUMERIC.index(name) for name in adult_labels.NUMERIC]
+        np.testing.assert_array_equal(rows["numeric"], like["input"]["numeric"][:, kept])
+    shares = source.example_labels(whole.train).mean(0)
+    assert ((shares > 0.2) & (shares < 0.8)).all()
+
+
+def test_diabetes_is_split_and_scaled_by_its_training_part():
+    pytest.importorskip("sklearn")
+    data, report = checks.open_dataset(diabetes.make(held_out=0.2))
+    assert (len(data.train), len(data.held_out), len(data.test)) == (283, 71, 88)
+    assert (data.task, data.classes, report.warnings) == ("regression", ("progression",), ())
+    train = diabetes.make(held_out=0).train
+    rows = train.read(np.arange(354))
+    for values in (rows["input"], rows["label"]):
+        np.testing.assert_allclose(values.mean(0), 0, atol=1e-6)
+        np.testing.assert_allclose(values.std(0), 1, rtol=1e-5)
+    raw = diabetes.make(held_out=0, standardize=False)
+    values = np.concatenate([source.example_labels(part) for part in (raw.train, raw.test)])
+    assert (values.min(), values.max()) == (25, 346)
+
+
+def test_scales_and_counts_leave_out_what_is_unknown():
+    values, known = np.array([[1.0, 9], [3, 9], [7, 9]]), np.array([[1, 1], [1, 1], [0, 1]])
+    np.testing.assert_allclose(labels.label_scale(values, known), [1.0, 1.0])
+    np.testing.assert_allclose(labels.label_scale(values, None)[0], values[:, 0].std())
+    np.testing.assert_array_equal(labels.label_counts(BITS, BITS, k=2), BITS.sum(0))
+    some = labels.label_counts(np.array([0, 2, 2, 0]), np.array([1.0, 1, 1, 0]), k=4)
+    np.testing.assert_array_equal(some, [1, 0, 2, 0])

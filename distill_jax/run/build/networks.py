@@ -100,6 +100,12 @@ def plan_cache(
     if not config.cache.dir:
         return None
     _check_cache(config, method)
+    if config.cache.top_k and data.dataset.task != "classification":
+        raise ConfigError(
+            f"the most likely classes are kept, and the task of the data is {data.dataset.task}",
+            where="cache.top_k",
+            hint="0, which stores all outputs",
+        )
     shapes = networks.shapes
     return teacher_cache.make_plan(
         config,
