@@ -15,17 +15,16 @@ def parse(arg: str, *options: str) -> set[str]:
     return given
 
 
-def fashion_mnist(*, full: bool = False):
+def images(*, full: bool = False):
     """A classification config on Fashion-MNIST, or on the 5k/1k part that ships with the package.
 
-    Pixels are scaled by the mean and deviation of the full training set.
+    Pixels are scaled by the mean and deviation of the training part, also of other images.
     """
     config = config_lib.base()
     config.data.name = "fashion_mnist" if full else "fashion_mnist_5k"
     config.data.train_transforms = ("random_crop", "horizontal_flip", "normalize")
     config.data.eval_transforms = ("normalize",)
     config.data.transform_kwargs.random_crop = {"padding": 2}
-    config.data.transform_kwargs.normalize = {"mean": (0.286,), "std": (0.353,)}
     config.evaluators = {"classification": {}, "calibration": {}}
     config.optim.name = "nesterov"
     config.optim.lr = 0.1
@@ -33,6 +32,13 @@ def fashion_mnist(*, full: bool = False):
     config.optim.warmup = "1 epoch"
     config.eval.every = "1 epoch"
     config.eval.metric = "held_out/accuracy"
+    return config
+
+
+def fashion_mnist(*, full: bool = False):
+    """A config like `images` for studies, whose arms share the numbers of the full training set."""
+    config = images(full=full)
+    config.data.transform_kwargs.normalize = {"mean": (0.286,), "std": (0.353,)}
     return config
 
 

@@ -20,9 +20,6 @@ CLOTHES = (
 CORRUPTED = {"count": 2, "transforms": (), "second": (("feature_corruption", {"share": 0.6}),)}
 VIEWS = {"digits": DIGITS, "fashion_mnist_5k": CLOTHES}
 
-# Mean and standard deviation of all pixels.
-PIXELS = {"digits": (0.305, 0.376), "fashion_mnist_5k": (0.286, 0.353)}
-
 
 def base(name: str = "digits", arch: str = "convnet"):
     """A config of pretraining without an objective: the last state counts, no label is read.
@@ -143,18 +140,15 @@ def standardize(config):
     Positions are of the size of a standardized pixel: beside pixels from 0 to 1, tokens would say
     where they are and little of what is there, and all images would look alike.
     """
-    mean, std = PIXELS[config.data.name]
-    normalize = {"mean": mean, "std": std}
     for key in ("views", "local_views"):
         if key in config.data.transform_kwargs:
             chain = config.data.transform_kwargs[key].transforms
-            config.data.transform_kwargs[key].transforms = (*chain, ("normalize", normalize))
+            config.data.transform_kwargs[key].transforms = (*chain, "normalize")
     if "views" in config.data.transform_kwargs:
         config.data.eval_transforms = ("scale", "normalize")
     else:
         config.data.train_transforms = ("normalize", *config.data.train_transforms[1:])
         config.data.eval_transforms = ("normalize",)
-    config.data.transform_kwargs.normalize = normalize
 
 
 def read_target(config):

@@ -12,7 +12,7 @@ from distill_jax.run import config as config_lib
 
 def get_config(arg: str = ""):
     options = common.parse(arg, "full")
-    config = common.fashion_mnist(full="full" in options)
+    config = common.images(full="full" in options)
     config.objective.name = "supervised"
     config.objective.kwargs = {"label_smoothing": 0.0}
     config.roles.student = config_lib.role("convnet", widths=(32, 64, 128))
