@@ -72,3 +72,12 @@ def bilevel(config, *, losses: bool) -> None:
     config.bilevel.warmup = "1 epoch"
     config.bilevel.outer_batch = 0.5
     config.bilevel.optim.lr = 3e-3
+
+
+def table_classifier(name: str):
+    """A config like `table` that measures a classifier and keeps the best state."""
+    config = table(name)
+    config.evaluators = {"classification": {}, "calibration": {}}
+    config.eval.every = "1 epoch"
+    config.eval.metric = "held_out/accuracy"
+    return config

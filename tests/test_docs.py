@@ -279,8 +279,10 @@ def one_device(monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("args", [args for args, _ in RUNS], ids=lambda args: args[-1])
-def test_a_command_builds_on_shapes(args, clean, one_device):
+@pytest.mark.parametrize(("args", "command"), RUNS, ids=lambda item: str(item)[-80:])
+def test_a_command_builds_on_shapes(args, command, clean, one_device):
+    if command.where.startswith(YOUR_DATA):
+        write_files()
     parsed = parse(list(args))
     config = parsed.config
     if parsed.mode == "study":
@@ -293,6 +295,26 @@ def test_a_command_builds_on_shapes(args, clean, one_device):
     except UserError as error:
         if "cifar" not in str(error).lower() and "nsl_kdd" not in " ".join(args):
             raise
+
+
+YOUR_DATA = "docs/your_data.md"
+
+
+def write_files():
+    """The files that the commands of that page read, by its snippets."""
+    for block in docs.python_blocks(YOUR_DATA):
+        exec(compile(block, YOUR_DATA, "exec"), {"__name__": "snippet"})
+
+
+@pytest.mark.slow
+def test_the_commands_of_your_data_run(clean, one_device, capfd):
+    """In order, with a few steps: folder of images or table, teacher, student, report."""
+    write_files()
+    few = ["--config.total=4", "--config.optim.warmup=1", "--config.eval.every=2"]
+    for command in (c for c in COMMANDS if c.where.startswith(YOUR_DATA) and c.args):
+        assert main.main(["distill-jax", *command.args, *few]) == 0, capfd.readouterr().err
+    report = (clean / "runs/photos_student/report.html").read_text()
+    assert "Sneaker" in report and report.count("data:image") > 5
 
 
 def _frozen(config):

@@ -5,7 +5,7 @@
       --config.roles.teacher.init=runs/supervised
 
 The teacher is the best checkpoint, by held-out accuracy, of the run in `roles.teacher.init`.
-`:full` and `:smoke` as in `supervised.py`.
+`:full`, `:table` and `:smoke` as in `supervised.py`.
 """
 
 from distill_jax.configs import common
@@ -13,12 +13,17 @@ from distill_jax.run import config as config_lib
 
 
 def get_config(arg: str = ""):
-    options = common.parse(arg, "full")
-    config = common.images(full="full" in options)
+    options = common.parse(arg, "full", "table")
+    if "table" in options:
+        config = common.table_classifier("adult")
+        config.roles.student = config_lib.role("tabular_mlp", hidden=(16,))
+        config.roles.teacher = config_lib.role("tabular_mlp", hidden=(256, 128))
+    else:
+        config = common.images(full="full" in options)
+        config.roles.student = config_lib.role("convnet", widths=(8, 16, 32))
+        config.roles.teacher = config_lib.role("convnet", widths=(32, 64, 128))
     config.objective.name = "kd"
     config.objective.kwargs = {"temperature": 4.0, "alpha": 0.9}
-    config.roles.student = config_lib.role("convnet", widths=(8, 16, 32))
-    config.roles.teacher = config_lib.role("convnet", widths=(32, 64, 128))
     config.roles.teacher.frozen = True
     config.roles.teacher.init = "runs/supervised"
     config.evaluators.agreement = {}

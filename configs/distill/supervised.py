@@ -2,8 +2,8 @@
 
   python -m distill_jax.main --config=configs/distill/supervised.py --workdir=runs/supervised
 
-`:full` reads the whole of Fashion-MNIST from its idx files; `:smoke` takes seconds on generated
-images.
+`:full` reads the whole of Fashion-MNIST from its idx files; `:table` takes a table, Adult; `:smoke`
+takes seconds on generated data. `docs/your_data.md` has the commands for your own data.
 """
 
 from distill_jax.configs import common
@@ -11,10 +11,14 @@ from distill_jax.run import config as config_lib
 
 
 def get_config(arg: str = ""):
-    options = common.parse(arg, "full")
-    config = common.images(full="full" in options)
+    options = common.parse(arg, "full", "table")
+    if "table" in options:
+        config = common.table_classifier("adult")
+        config.roles.student = config_lib.role("tabular_mlp", hidden=(256, 128))
+    else:
+        config = common.images(full="full" in options)
+        config.roles.student = config_lib.role("convnet", widths=(32, 64, 128))
     config.objective.name = "supervised"
     config.objective.kwargs = {"label_smoothing": 0.0}
-    config.roles.student = config_lib.role("convnet", widths=(32, 64, 128))
     config.total = "20 epochs"
     return config
