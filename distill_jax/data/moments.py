@@ -115,7 +115,8 @@ def statistics(source: Source) -> tuple[np.ndarray, np.ndarray]:
     n = len(source)
     one = source.read(np.zeros(1, np.int64))["input"]
     if isinstance(one, Mapping):
-        raise ArgumentError("the input is not one array", where="normalize", hint="of images")
+        hint = "leave it out: the numeric columns of a table come scaled"
+        raise ArgumentError("the input is a table, not images", where="normalize", hint=hint)
     channels = one.shape[-1]
     if getattr(root(source), "shapes_only", False):
         return np.zeros(channels), np.ones(channels)

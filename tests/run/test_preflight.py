@@ -11,7 +11,7 @@ from distill_jax.core.errors import ConfigError
 from distill_jax.run import build, flags, preflight, study, unused
 from distill_jax.run import config as config_lib
 from distill_jax.run.preflight import constants, data, unread
-from distill_jax.run.preflight.teachers import teacher_saw
+from distill_jax.run.preflight.teachers import differs, teacher_saw
 from tests import faulty, silent_faults
 
 STUDY = "configs/studies/demo.py:smoke"
@@ -202,3 +202,13 @@ def test_a_constant_loss_is_refused():
 
 def test_an_empty_queue_is_no_constant_term():
     assert constants.constant_terms(experiment_of("configs/ssl/moco.py:smoke")) == {}
+
+
+@pytest.mark.parametrize(
+    ("mean", "std", "alike"),
+    [(0.29, 0.35, True), (0.5, 0.35, False), (0.29, 0.2, False), ([0.3] * 3, [0.3] * 3, True)],
+)
+def test_statistics_of_a_teacher_are_compared(mean, std, alike):
+    told = differs([[0.286], [0.353]], (mean, std))
+    assert (told == "") is alike
+    assert alike or "mean (0.286) and std (0.353), and these have" in told

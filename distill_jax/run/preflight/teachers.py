@@ -9,12 +9,13 @@ import numpy as np
 
 from distill_jax.core.api import Dataset, Role
 from distill_jax.core.errors import CheckpointError
+from distill_jax.data import moments
 from distill_jax.run import foreign, paths
 from distill_jax.run.config import ConfigDict
 from distill_jax.run.preflight.finding import Finding
 from distill_jax.trainer.io.files import NUMBERS, DamagedFile, read_json
 from distill_jax.trainer.io.paths import NetworkRef
-from distill_jax.trainer.io.step_folder import read_config
+from distill_jax.trainer.io.step_folder import read_config, read_meta
 from distill_jax.trainer.io.step_index import find_step
 
 
@@ -36,6 +37,7 @@ def findings(config: ConfigDict, frozen: Sequence[Role], dataset: Dataset) -> It
         except (KeyError, TypeError, AttributeError):  # written by another version
             what = f"cannot be compared with the data here: {step} describes its own differently"
             yield Finding("warning", what, where)
+        yield from _scaled(step, config, dataset, where=where)
         result = _result(step)
         theirs, ours = tuple(result.get("classes", ())), dataset.classes
         if theirs and ours and not origin.part and theirs != ours:
@@ -52,6 +54,45 @@ def findings(config: ConfigDict, frozen: Sequence[Role], dataset: Dataset) -> It
             yield Finding("warning", what, where)
 
 
+def _scaled(
+    step: pathlib.Path, config: ConfigDict, dataset: Dataset, *, where: str
+) -> Iterator[Finding]:
+    """Yields a warning where both runs normalize by statistics of their own, and these differ."""
+    given = config.data.transform_kwargs.get("normalize", {})
+    if "normalize" not in config.data.eval_transforms or given.get("mean") is not None:
+        return
+    try:
+        theirs = read_meta(step).get("signature", {}).get("statistics")
+    except CheckpointError:
+        return  # reported when it is read
+    if theirs and (what := differs(theirs, moments.statistics(dataset.train))):
+        hint = (
+            "data.transform_kwargs.normalize.mean and std of the teacher's data give both networks "
+            "the values that it learned from"
+        )
+        yield Finding("warning", what, where, hint)
+
+
+def differs(theirs: Sequence[Any], ours: Sequence[Any]) -> str:
+    """Says how far the mean and deviation of two data sets are apart; empty where they are alike.
+
+    Alike are means within a tenth of a deviation, and deviations within a quarter.
+    """
+    (mean, std), (own_mean, own_std) = (
+        [np.atleast_1d(np.asarray(x, np.float64)) for x in pair] for pair in (theirs, ours)
+    )
+    if mean.shape != own_mean.shape:
+        return ""  # other channels, which the network refuses
+    ratio = own_std / std
+    if (np.abs(mean - own_mean) <= 0.1 * std).all() and (np.abs(np.log(ratio)) <= 0.22).all():
+        return ""
+    spell = lambda x: "(" + ", ".join(f"{v:.3f}" for v in x) + ")"  # noqa: E731
+    return (
+        f"learned from images of mean {spell(mean)} and std {spell(std)}, and these have "
+        f"{spell(own_mean)} and {spell(own_std)}: each is scaled by its own"
+    )
+
+
 def _of_weights(config: ConfigDict, init: str, where: str) -> Iterator[Finding]:
     """Yields a warning where a network of another library sees other values than in its training.
 
@@ -60,14 +101,14 @@ def _of_weights(config: ConfigDict, init: str, where: str) -> Iterator[Finding]:
     card = foreign.opened(init, where=where).card
     if card is None:
         return
-    moments = card.moments()
+    of_card = card.moments()
     given = config.data.transform_kwargs.get("normalize", {})
     if "normalize" in config.data.eval_transforms and all(
         given.get(name) is not None and np.allclose(given[name], wanted, atol=5e-3)
-        for name, wanted in zip(("mean", "std"), moments, strict=True)
+        for name, wanted in zip(("mean", "std"), of_card, strict=True)
     ):
         return
-    mean, std = (tuple(float(f"{x:.4g}") for x in wanted) for wanted in moments)
+    mean, std = (tuple(float(f"{x:.4g}") for x in wanted) for wanted in of_card)
     yield Finding(
         "warning",
         f"was trained on images of mean {mean} and std {std} on the scale [0, 1], "
