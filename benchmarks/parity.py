@@ -23,8 +23,13 @@ from tests.weights import drawn  # noqa: E402
 
 RESULTS = ROOT / "benchmarks/results/parity.json"
 DIGESTS = ROOT / "tests/weights/fixtures/parity.json"
-FOLDER = "transformers/"
+FOLDER, ARCHIVE = "transformers/", "npz/"
 BOUND = 1e-4
+NETWORKS = {
+    **drawn.CASES,
+    **{f"{FOLDER}{name}": case for name, case in drawn.FOLDERS.items()},
+    **{f"{ARCHIVE}{name}": case for name, case in drawn.ARCHIVES.items()},
+}
 
 
 def run(case: drawn.Case, **options) -> tuple[dict, dict]:
@@ -38,7 +43,13 @@ def run(case: drawn.Case, **options) -> tuple[dict, dict]:
         network = getattr(importlib.import_module(module), function)(**options, **case.options)
     else:
         network = timm.create_model(module, **{**options, **case.options})
-    network.eval()
+    return filled_outputs(case, network.eval())
+
+
+def filled_outputs(case: drawn.Case, network) -> tuple[dict, dict]:
+    """Draws the weights of a network of PyTorch and returns them and its outputs."""
+    import torch
+
     state = network.state_dict()
     filled = {
         key: torch.from_numpy(np.array(drawn.draw(key, tuple(value.shape)))).to(value.dtype)
@@ -46,6 +57,13 @@ def run(case: drawn.Case, **options) -> tuple[dict, dict]:
         if not key.endswith("relative_position_index")
     }
     network.load_state_dict(filled, strict=False)
+    return filled, outputs_of(case, network)
+
+
+def outputs_of(case: drawn.Case, network) -> dict:
+    """Returns the stages of a network of PyTorch and its logits."""
+    import torch
+
     found = {}
 
     def keep(output: str):
@@ -60,7 +78,22 @@ def run(case: drawn.Case, **options) -> tuple[dict, dict]:
     with torch.inference_mode():
         x = torch.from_numpy(drawn.images(case.side)).permute(0, 3, 1, 2)
         found["logits"] = network(x)
-    return filled, {name: value.numpy() for name, value in found.items()}
+    return {name: value.numpy() for name, value in found.items()}
+
+
+def run_archive(name: str, folder: pathlib.Path) -> dict:
+    """Writes an `.npz` with drawn weights by the names of Flax, and returns what timm makes of it.
+
+    The file of "vision_transformer" has the blocks one by one, the others in one array.
+    """
+    import timm
+
+    case, weights = drawn.ARCHIVES[name], drawn.archive(name)
+    path = folder / "model.npz"
+    np.savez(path, **(drawn.stacked(weights) if name.startswith("big") else weights))
+    network = timm.create_model(case.reference, **case.options).eval()
+    network.load_pretrained(str(path))
+    return outputs_of(case, network)
 
 
 def reference(name: str, folder: pathlib.Path) -> None:
@@ -69,6 +102,8 @@ def reference(name: str, folder: pathlib.Path) -> None:
 
     if name.startswith(FOLDER):
         found = run_folder(drawn.FOLDERS[name.removeprefix(FOLDER)], folder)
+    elif name.startswith(ARCHIVE):
+        found = run_archive(name.removeprefix(ARCHIVE), folder)
     else:
         filled, found = run(drawn.CASES[name])
         (folder / "config.json").write_text(json.dumps({"architecture": name}))
@@ -92,6 +127,8 @@ def run_folder(case: drawn.Case, folder: pathlib.Path) -> dict:
     }
     save_file(drawn_ones, path, metadata={"format": "pt"})
     network = kind.from_pretrained(folder, attn_implementation="eager").eval()
+    if "CLIP" in model:
+        return _clip_outputs(network, drawn.images(case.side))
     body = next(iter(network.children())) if "logits" in _outputs_of(model) else network
     found = {}
     hook = body.register_forward_hook(lambda m, i, out: found.update(tokens=out.last_hidden_state))
@@ -102,6 +139,22 @@ def run_folder(case: drawn.Case, folder: pathlib.Path) -> dict:
     found["block1"] = out.hidden_states[1]
     if "logits" in out:
         found["logits"] = out.logits
+    return {name: value.numpy() for name, value in found.items()}
+
+
+def _clip_outputs(network, images: np.ndarray) -> dict:
+    import torch
+
+    tower, found = network.vision_model, {}
+    patches = tower.embeddings.patch_embedding
+    keep = patches.register_forward_hook(lambda m, i, out: found.update(patches=out))
+    with torch.inference_mode():
+        out = tower(torch.from_numpy(images).permute(0, 3, 1, 2), output_hidden_states=True)
+        found["patches"] = found["patches"].flatten(2).transpose(1, 2)
+        found |= {f"block{i}": out.hidden_states[i] for i in (1, 2)}
+        found["pooled"] = out.pooler_output
+        found["embedding"] = network.visual_projection(out.pooler_output)
+    keep.remove()
     return {name: value.numpy() for name, value in found.items()}
 
 
@@ -124,6 +177,9 @@ def digests() -> None:
     for name, case in drawn.FOLDERS.items():
         with tempfile.TemporaryDirectory() as folder:
             outputs[f"{FOLDER}{name}"] = run_folder(case, pathlib.Path(folder))
+    for name in drawn.ARCHIVES:
+        with tempfile.TemporaryDirectory() as folder:
+            outputs[f"{ARCHIVE}{name}"] = run_archive(name, pathlib.Path(folder))
     for name, found in outputs.items():
         table[name] = {
             stage: {
@@ -149,9 +205,10 @@ def compare(name: str, folder: pathlib.Path) -> dict:
     from distill_jax.weights import certificates, pretrained
     from distill_jax.weights.mapping import invert_map
 
-    folders = name.startswith(FOLDER)
-    case = drawn.FOLDERS[name.removeprefix(FOLDER)] if folders else drawn.CASES[name]
-    opened = pretrained.open_pretrained(f"hf:{folder}")
+    case = NETWORKS[name]
+    archived = name.startswith(ARCHIVE)
+    source = folder / "model.npz" if archived else f"hf:{folder}"
+    opened = pretrained.open_pretrained(str(source))
     found, known, kwargs = opened.weights, opened.family, opened.kwargs
     for key, value in case.kwargs.items():
         told = kwargs.get(key, value)
@@ -198,8 +255,7 @@ def main() -> int:
         reference(given.reference, given.folder)
         return 0
     table, versions = {}, {}
-    names = [*drawn.CASES, *(f"{FOLDER}{name}" for name in drawn.FOLDERS)]
-    names = [name for name in names if name.startswith(given.only)]
+    names = [name for name in NETWORKS if name.startswith(given.only)]
     for name in names:
         with tempfile.TemporaryDirectory() as folder:
             there = [given.peers, __file__, f"--reference={name}", f"--folder={folder}"]

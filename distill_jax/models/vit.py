@@ -1,9 +1,11 @@
 """Vision transformers (Dosovitskiy et al. 2021) with pre-normalization and learned positions.
 
 Also DeiT's distillation token (Touvron et al. 2021, arXiv:2012.12877) and the layer scale and
-registers of DINOv2 (Darcet et al. 2024, arXiv:2309.16588).
+registers of DINOv2 (Darcet et al. 2024, arXiv:2309.16588), and the image tower of CLIP (Radford et
+al. 2021, arXiv:2103.00020).
 """
 
+import functools
 import math
 from typing import NamedTuple
 
@@ -33,6 +35,13 @@ VARIANTS = {
     "base": Size(768, 12, 12),
     "large": Size(1024, 24, 16),
 }
+
+GELUS = {
+    "tanh": gelu,
+    "exact": functools.partial(jax.nn.gelu, approximate=False),
+    "quick": lambda x: x * jax.nn.sigmoid(1.702 * x),
+}
+"""Forms of the GELU (Hendrycks, Gimpel 2016, arXiv:1606.08415, section 2)."""
 
 _xavier = nn.initializers.xavier_uniform()
 
@@ -66,7 +75,7 @@ class Block(nn.Module):
     dropout: float
     drop_path: float
     layer_scale: float = 0.0
-    exact_gelu: bool = False
+    gelu: str = "tanh"
     epsilon: float = 1e-6
 
     @nn.compact
@@ -84,8 +93,8 @@ class Block(nn.Module):
 
         x = residual(x, Attention(self.heads)(LayerNorm(self.epsilon)(x)), "gain1")
         y = Dense(self.mlp_ratio * x.shape[-1], kernel_init=_xavier)(LayerNorm(self.epsilon)(x))
-        y = jax.nn.gelu(y, approximate=False) if self.exact_gelu else gelu(y)
-        return residual(x, Dense(x.shape[-1], kernel_init=_xavier)(y), "gain2")
+        y = Dense(x.shape[-1], kernel_init=_xavier)(GELUS[self.gelu](y))
+        return residual(x, y, "gain2")
 
 
 class ViT(nn.Module):
@@ -104,9 +113,12 @@ class ViT(nn.Module):
     distilled: bool
     registers: int
     layer_scale: float
-    exact_gelu: bool
+    gelu: str
     class_position: bool
     epsilon: float
+    patch_bias: bool
+    pre_norm: bool
+    projection: int
 
     @nn.compact
     def __call__(
@@ -117,7 +129,8 @@ class ViT(nn.Module):
         grid = tokens.grid_of(x.shape[1:], patch_size=p, tubelet=u)
         outputs = {}
         x = tokens.patchify(x, patch_size=p, tubelet=u)
-        x = outputs["patches"] = Dense(width, kernel_init=_xavier, name="patches")(x)
+        embed = Dense(width, kernel_init=_xavier, use_bias=self.patch_bias, name="patches")
+        x = outputs["patches"] = embed(x)
         normal = nn.initializers.normal(0.02)
         if self.mask_token:
             hidden = self.param("mask_token", normal, (1, 1, width)).astype(x.dtype)
@@ -150,6 +163,8 @@ class ViT(nn.Module):
             token = self._token("registers", x, self.registers)
             x = jnp.concatenate([x[:, :first], token, x[:, first:]], axis=1)
             first += self.registers
+        if self.pre_norm:
+            x = LayerNorm(self.epsilon, name="pre_norm")(x)
         if keep is not None:
             x = jnp.concatenate([x[:, :first], tokens.take(x[:, first:], keep)], axis=1)
         if self.dropout:
@@ -162,7 +177,7 @@ class ViT(nn.Module):
                 self.dropout,
                 rate,
                 self.layer_scale,
-                self.exact_gelu,
+                self.gelu,
                 self.epsilon,
             )
             x = block(x, train=train)
@@ -171,6 +186,9 @@ class ViT(nn.Module):
             outputs[f"stage{stage}"] = outputs[f"block{math.ceil(stage * depth / 3)}"]
         x = outputs["tokens"] = LayerNorm(self.epsilon)(x)
         pooled = x[:, 0] if self.pool == "cls" else x[:, self.registers :].mean(1)
+        if self.projection:
+            last = Dense(self.projection, _xavier, use_bias=False, name="projection")
+            outputs["pooled"], pooled = pooled, last(pooled)
         outputs["embedding"] = pooled
         if self.num_classes:
             outputs["logits"] = Dense(self.num_classes)(pooled)
@@ -208,6 +226,9 @@ def make(
     gelu: str = "tanh",
     class_position: bool = True,
     epsilon: float = 1e-6,
+    patch_bias: bool = True,
+    pre_norm: bool = False,
+    projection: int = 0,
 ) -> Model:
     """Returns a vision transformer for images `[b, h, w, c]`; learned positions fix their size.
 
@@ -219,7 +240,7 @@ def make(
 
     Endpoints: `patches` `[b, t, d]` before the first block, `block<i>` of every block, `stage1` to
     `stage3` (the blocks at a third, two thirds and the end), `tokens` (normalized), `embedding` and
-    `logits`.
+    `logits`; with a projection also `pooled`, what is projected to `embedding`.
 
     Args:
       num_classes: k; 0 leaves the last layer and `logits` out, for a head that is another network.
@@ -239,9 +260,13 @@ def make(
         then the mean of `class_logits` and `distilled_logits`.
       registers: number of tokens beside the class token that stand for nothing.
       layer_scale: first gain of each channel of the branches, 0 for none.
-      gelu: "tanh", or "exact" as in networks that were trained in PyTorch.
+      gelu: "tanh", "exact" as in networks that were trained in PyTorch, or CLIP's "quick".
       class_position: whether class tokens have positions too.
       epsilon: of the layer norms.
+      patch_bias: whether embedded patches have a bias.
+      pre_norm: whether tokens are normalized before the first block, as in CLIP.
+      projection: width of a linear map of the pooled token to `embedding`, which the last layer
+        then sees; 0 for none.
 
     Raises:
       ArgumentError: an unknown variant, pool or kind of positions, or a width that the heads do not
@@ -251,11 +276,11 @@ def make(
     ranges.within(f"[0, {ranges.DEEPEST}]", whole=True, depth=depth)
     ranges.sizes(patch_size=patch_size, mlp_ratio=mlp_ratio, tubelet=tubelet)
     ranges.rates(dropout=dropout, drop_path=drop_path)
-    ranges.counts(registers=registers)
+    ranges.counts(registers=registers, projection=projection)
     ranges.within("[0, 1000]", layer_scale=layer_scale)
     ranges.within("(0, 1]", epsilon=epsilon)
-    if gelu not in (forms := ("tanh", "exact")):
-        raise ArgumentError(f"no GELU {gelu!r}", where="gelu", hint=nearest(gelu, forms))
+    if gelu not in GELUS:
+        raise ArgumentError(f"no GELU {gelu!r}", where="gelu", hint=nearest(gelu, GELUS))
     if distilled and pool != "cls":
         raise ArgumentError("goes with a class token", where="distilled", hint='pool="cls"')
     if variant not in VARIANTS:
@@ -293,8 +318,11 @@ def make(
             distilled,
             registers,
             layer_scale,
-            gelu == "exact",
+            gelu,
             class_position,
             epsilon,
+            patch_bias,
+            pre_norm,
+            projection,
         )
     )

@@ -22,11 +22,13 @@ class Layout(NamedTuple):
       forward: from the source's layout to ours.
       backward: from ours to the source's.
       resize: to another shape of ours where the shapes differ; None where they must agree.
+      channels: axis of the input channels in the source's layout of a convolution.
     """
 
     forward: Convert
     backward: Convert
     resize: Callable[[np.ndarray, tuple[int, ...], Sizes], np.ndarray] | None = None
+    channels: int = 1
 
 
 def _same(x: np.ndarray, sizes: Sizes) -> np.ndarray:
@@ -76,6 +78,34 @@ def _unpatches(x: np.ndarray, sizes: Sizes) -> np.ndarray:
     return x.reshape(p, p, -1, x.shape[-1]).transpose(3, 2, 0, 1)
 
 
+def _patches_hwio(x: np.ndarray, sizes: Sizes) -> np.ndarray:
+    return x.reshape(-1, x.shape[-1])
+
+
+def _unpatches_hwio(x: np.ndarray, sizes: Sizes) -> np.ndarray:
+    p = sizes["patch_size"]
+    return x.reshape(p, p, -1, x.shape[-1])
+
+
+def _flax_by_head(x: np.ndarray, sizes: Sizes) -> np.ndarray:
+    """From kernels `[3 d, heads, c]` of query, key and value to columns by head, `[d, heads 3 c]`.
+
+    Biases are `[3 heads, c]`, of which `sizes["heads"]` tells the heads.
+    """
+    if x.ndim == 2:
+        return x.reshape(3, sizes["heads"], -1).swapaxes(0, 1).reshape(-1)
+    d = len(x) // 3
+    return x.reshape(3, d, *x.shape[1:]).transpose(1, 2, 0, 3).reshape(d, -1)
+
+
+def _flax_by_part(x: np.ndarray, sizes: Sizes) -> np.ndarray:
+    heads = sizes["heads"]
+    if x.ndim == 1:
+        return x.reshape(heads, 3, -1).swapaxes(0, 1).reshape(3 * heads, -1)
+    d = len(x)
+    return x.reshape(d, heads, 3, -1).transpose(2, 0, 1, 3).reshape(3 * d, heads, -1)
+
+
 def cubic_matrix(source: int, target: int) -> np.ndarray:
     """Returns the matrix `[target, source]` that resizes an axis by Keys' cubic kernel (a = -0.5).
 
@@ -113,17 +143,19 @@ def _resize_positions(x: np.ndarray, shape: tuple[int, ...], sizes: Sizes) -> np
     return np.concatenate([x[:, :front], patches.reshape(1, -1, x.shape[2])], axis=1)
 
 
-def adapt_channels(kernel: np.ndarray, channels: int) -> np.ndarray:
-    """Returns a first convolution `[d, c, kh, kw]` for images of another number of channels.
+def adapt_channels(kernel: np.ndarray, channels: int, axis: int = 1) -> np.ndarray:
+    """Returns a first convolution for images of another number of channels.
+
+    Its input channels are along `axis`: `[d, c, kh, kw]` by default.
 
     One channel gets the sum over c, so that a grey image gives what its copies in c channels gave.
     Otherwise the c kernels are repeated in turn and scaled by c / channels, as in timm, which keeps
     the scale of the outputs.
     """
-    c = kernel.shape[1]
+    c = kernel.shape[axis]
     if channels == 1:
-        return kernel.sum(1, keepdims=True, dtype=kernel.dtype)
-    repeated = np.tile(kernel, (1, -(-channels // c), 1, 1))[:, :channels]
+        return kernel.sum(axis, keepdims=True, dtype=kernel.dtype)
+    repeated = np.take(kernel, np.arange(channels) % c, axis)
     return repeated * kernel.dtype.type(c / channels)
 
 
@@ -143,6 +175,16 @@ LAYOUTS: Mapping[str, Layout] = {
     "qkv_kernel": Layout(lambda x, s: _by_head(x, s).T, lambda x, s: _by_part(x.T, s)),
     "qkv_bias": Layout(_by_head, _by_part),
     "positions": Layout(_same, _same, _resize_positions),
+    # a token `[d]` to `[1, 1, d]`, and a table of positions `[t, d]` to `[1, t, d]`
+    "vector": Layout(lambda x, s: x[None, None], lambda x, s: x[0, 0]),
+    "position_table": Layout(lambda x, s: x[None], lambda x, s: x[0], _resize_positions),
+    # of Flax: patches `[p, p, c, d]`, products of attention with an axis for the heads
+    "patches_hwio": Layout(_patches_hwio, _unpatches_hwio, channels=2),
+    "qkv_flax": Layout(_flax_by_head, _flax_by_part),
+    "out_flax": Layout(
+        lambda x, s: x.reshape(-1, x.shape[-1]),
+        lambda x, s: x.reshape(s["heads"], -1, x.shape[-1]),
+    ),
     # [heads c, in] whose rows rotary positions turn in pairs, to columns that they turn by halves
     "rotary_heads": Layout(_pairs_apart("heads"), _pairs_together("heads")),
     "rotary_groups": Layout(_pairs_apart("groups"), _pairs_together("groups")),

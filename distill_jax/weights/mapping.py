@@ -284,10 +284,11 @@ class _Filler:
         shape = tuple(self.wanted[targets[0]].shape)
         shape = (*shape[:-1], shape[-1] * len(targets)) if len(targets) > 1 else shape
         if names[0] == self.family.first and array.ndim == 4 and array.size:
-            channels, rest = divmod(array.shape[1] * int(np.prod(shape)), array.size)
-            if not rest and channels != array.shape[1]:
-                what = f"{names[0]}: {array.shape[1]} channels to {channels}"
-                array = layouts.adapt_channels(array, channels)
+            axis = layouts.LAYOUTS[rule.layout].channels
+            channels, rest = divmod(array.shape[axis] * int(np.prod(shape)), array.size)
+            if not rest and channels != array.shape[axis]:
+                what = f"{names[0]}: {array.shape[axis]} channels to {channels}"
+                array = layouts.adapt_channels(array, channels, axis)
                 self.adapted.append(what)
         chosen, sizes = layouts.LAYOUTS[rule.layout], {**self.sizes, **rule.sizes}
         try:

@@ -5,10 +5,10 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from distill_jax.core.errors import ConfigError
+from distill_jax.core.errors import ConfigError, nearest
 from distill_jax.weights import cards, common, hugging_face, packages
 from distill_jax.weights.common import Weights, WeightsError
-from distill_jax.weights.families import family, recognise
+from distill_jax.weights.families import big_vision, family, recognise
 from distill_jax.weights.formats import read
 from distill_jax.weights.mapping import Family, Mapped, apply_map
 
@@ -80,6 +80,7 @@ def open_pretrained(source: str, *, named: str = "") -> Pretrained:
         weights = read(path)
         if path.is_file():
             provenance["sha256"] = sha256_of(path)
+    weights = big_vision.unstacked(weights) if weights.format == "npz" else weights
     recognised = recognise(weights)
     known = family(named) if named else recognised.family
     kwargs = {**recognised.kwargs, **_from_config(known, config)}
@@ -117,6 +118,15 @@ def _card(folder: pathlib.Path, config: Mapping[str, Any]) -> cards.Preprocessin
     return None
 
 
+_GELUS = {
+    "gelu": "exact",
+    "quick_gelu": "quick",
+    "gelu_new": "tanh",
+    "gelu_pytorch_tanh": "tanh",
+}
+"""Activations of transformers that vision transformers have here."""
+
+
 def _from_config(known: Family, config: Mapping[str, Any]) -> dict[str, Any]:
     """Returns arguments that shapes do not tell, from the config of timm or transformers."""
     arguments: dict[str, Any] = {}
@@ -124,8 +134,13 @@ def _from_config(known: Family, config: Mapping[str, Any]) -> dict[str, Any]:
         if str(config.get("architecture", "")).startswith("tf_"):
             arguments |= {"padding": "same", "epsilon": 1e-3}
     elif known.model == "vit" and known.name.endswith("/transformers"):
+        config = config.get("vision_config") or config
         if isinstance(config.get("num_attention_heads"), int):
             arguments["heads"] = config["num_attention_heads"]
         if isinstance(config.get("layer_norm_eps"), float):
             arguments["epsilon"] = config["layer_norm_eps"]
+        if (act := config.get("hidden_act")) is not None:
+            if act not in _GELUS:
+                raise WeightsError(f"hidden_act is {common.shown(act)}", hint=nearest(act, _GELUS))
+            arguments["gelu"] = _GELUS[act]
     return arguments

@@ -8,14 +8,17 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-TOKENS = ("cls_token", "dist_token", "reg_token", "pos_embed", "_token", "position_embeddings")
+TOKENS = (
+    *("cls_token", "dist_token", "reg_token", "pos_embed", "_token", "position_embeddings"),
+    *("cls", "pos_embedding"),
+)
 
 
 def draw(name: str, shape: tuple[int, ...]) -> np.ndarray:
     """Returns values for a parameter or buffer: none is trivial, gains are in [0.5, 1.5]."""
     rng = np.random.default_rng(zlib.crc32(name.encode()))
-    last = name.rpartition(".")[2]
-    gains = last in ("weight", "gamma", "lambda1", "running_var")
+    last = name.replace("/", ".").rpartition(".")[2]
+    gains = last in ("weight", "gamma", "lambda1", "running_var", "scale")
     if last == "num_batches_tracked":
         return np.array(7)
     if gains and len(shape) == 1:
@@ -23,8 +26,9 @@ def draw(name: str, shape: tuple[int, ...]) -> np.ndarray:
     elif len(shape) < 2 or last.endswith(TOKENS):
         values = 0.2 * rng.normal(size=shape)
     else:
-        values = rng.normal(size=shape) / np.sqrt(np.prod(shape[1:]))
-    return values.astype(np.float32)
+        inputs = shape[:-1] if "/" in name else shape[1:]
+        values = rng.normal(size=shape) / np.sqrt(np.prod(inputs))
+    return np.asarray(values, np.float32)
 
 
 def images(side: int, number: int = 2) -> np.ndarray:
@@ -214,6 +218,106 @@ FOLDERS = {
     )._replace(family="dinov2-headless/transformers"),
 }
 """Folders of transformers."""
+
+_CLIP = {"patch_bias": False, "pre_norm": True, "projection": 24, "epsilon": 1e-5}
+_CLIP |= {"width": 64, "depth": 2, "heads": 4, "patch_size": 8, "gelu": "quick"}
+_CLIP_IMAGES = {
+    "hidden_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 256,
+    "image_size": 32,
+    "patch_size": 8,
+    "projection_dim": 24,
+}
+_CLIP_TEXTS = {
+    "hidden_size": 32,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "intermediate_size": 64,
+    "vocab_size": 96,
+    "max_position_embeddings": 16,
+}
+
+
+def _clip(kind: str, model: str, options: dict[str, Any]) -> Case:
+    stages = dict.fromkeys(("patches", "block1", "block2", "pooled", "embedding"), "")
+    reference = f"transformers:{kind}:{model}"
+    return Case(reference, options, "vit", _CLIP, "clip_image/transformers", stages, side=32)
+
+
+FOLDERS |= {
+    "clip_image": _clip("CLIPVisionConfig", "CLIPVisionModelWithProjection", _CLIP_IMAGES),
+    "clip": _clip(
+        "CLIPConfig",
+        "CLIPModel",
+        {"vision_config": _CLIP_IMAGES, "text_config": _CLIP_TEXTS, "projection_dim": 24},
+    ),
+}
+
+
+def archive(name: str) -> dict[str, np.ndarray]:
+    """Returns drawn weights by the names of Flax, those of the blocks one by one."""
+    big = name.startswith("big_vision")
+    second, at, to = ("1", 0, 0) if big else ("2", 1, 3)
+    attention, mlp = f"MultiHeadDotProductAttention_{at}", f"MlpBlock_{to}"
+    mean = name.endswith("mean")
+    positions = "pos_embedding" if big else "Transformer/posembed_input/pos_embedding"
+    shapes: dict[str, tuple[int, ...]] = {
+        **({} if mean else {"cls": (1, 1, 64)}),
+        positions: (1, 16 if big else 17, 64),
+        **{"embedding/kernel": (8, 8, 3, 64), "embedding/bias": (64,)},
+        "Transformer/encoder_norm/scale": (64,),
+        "Transformer/encoder_norm/bias": (64,),
+        "head/kernel": (64, CLASSES),
+        "head/bias": (CLASSES,),
+    }
+    for i in range(2):
+        block = f"Transformer/encoderblock_{i}"
+        for n in ("0", second):
+            shapes |= {f"{block}/LayerNorm_{n}/{x}": (64,) for x in ("scale", "bias")}
+        for part in ("query", "key", "value"):
+            shapes[f"{block}/{attention}/{part}/kernel"] = (64, 4, 16)
+            shapes[f"{block}/{attention}/{part}/bias"] = (4, 16)
+        shapes[f"{block}/{attention}/out/kernel"] = (4, 16, 64)
+        shapes[f"{block}/{attention}/out/bias"] = (64,)
+        for n, (a, b) in enumerate(((64, 256), (256, 64))):
+            shapes[f"{block}/{mlp}/Dense_{n}/kernel"] = (a, b)
+            shapes[f"{block}/{mlp}/Dense_{n}/bias"] = (b,)
+    return {key: draw(key, shape) for key, shape in shapes.items()}
+
+
+def stacked(weights: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Returns the weights of `archive` as newer files have them: all blocks in one array."""
+    first, one, every = "Transformer/encoderblock_0/", "Transformer/encoderblock_", {}
+    for name, array in weights.items():
+        if name.startswith(first):
+            last = name.removeprefix(first)
+            rows = [weights[f"{one}{i}/{last}"] for i in range(2)]
+            every[f"Transformer/encoderblock/{last}"] = np.stack(rows)
+        elif not name.startswith(one):
+            every[name] = array
+    return every
+
+
+def _archive(family: str, options: dict[str, Any], **kwargs: Any) -> Case:
+    sizes = {"img_size": 32, "patch_size": 8, "embed_dim": 64, "depth": 2, "num_heads": 4}
+    case = _vit(
+        "vit_tiny_patch16_224",
+        2,
+        {**sizes, "act_layer": "gelu_tanh", "num_classes": CLASSES, **options},
+        **{"width": 64, "heads": 4, "patch_size": 8, "gelu": "tanh", **kwargs},
+    )
+    return case._replace(family=f"vit/{family}", side=32)
+
+
+_MEAN = {"class_token": False, "global_pool": "avg", "fc_norm": False}
+ARCHIVES = {
+    "vision_transformer": _archive("vision_transformer", {}),
+    "big_vision_class": _archive("big_vision", {"no_embed_class": True}, class_position=False),
+    "big_vision_mean": _archive("big_vision", _MEAN, pool="mean", class_position=False),
+}
+"""Archives of Flax as timm reads them; those of big_vision have all blocks in one array."""
 
 _NARROW_CONVNEXT = {"widths": (8, 16, 24, 32), "repeats": (1, 1, 2, 1)}
 _NARROW_VIT = {"img_size": 32, "patch_size": 8, "embed_dim": 64, "depth": 2, "num_heads": 1}

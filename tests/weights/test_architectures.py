@@ -13,6 +13,7 @@ import jax
 import numpy as np
 import pytest
 
+from distill_jax import weights as weights_module
 from distill_jax.core.errors import DataUnavailable, UserError
 from distill_jax.weights import __main__ as command
 from distill_jax.weights import certificates, families, packages, pretrained
@@ -21,8 +22,12 @@ from tests.weights import drawn, files
 
 ROOT = pathlib.Path(__file__).parents[2]
 STORED = json.loads((files.FIXTURES / "parity.json").read_text())
-NETWORKS = drawn.DIGESTS | {f"transformers/{name}": c for name, c in drawn.FOLDERS.items()}
-FAST = ("resnet50d", "deit", "swin", "transformers/vit")
+NETWORKS = {
+    **drawn.DIGESTS,
+    **{f"transformers/{name}": case for name, case in drawn.FOLDERS.items()},
+    **{f"npz/{name}": case for name, case in drawn.ARCHIVES.items()},
+}
+FAST = ("resnet50d", "deit", "swin", "transformers/vit", "transformers/clip_image")
 CASES = [pytest.param(name, marks=() if name in FAST else pytest.mark.slow) for name in NETWORKS]
 
 
@@ -31,7 +36,8 @@ def network(name):
     """The model, its first parameters and state as shapes, and its compiled forward pass."""
     case = NETWORKS[name]
     make = importlib.import_module(f"distill_jax.models.{case.model}").make
-    classes = 0 if "dinov2" in name and name not in drawn.DIGESTS else drawn.CLASSES
+    headless = name.startswith(("transformers/dinov2", "transformers/clip"))
+    classes = 0 if headless else drawn.CLASSES
     model = make(**case.kwargs, num_classes=classes)
     x = drawn.images(case.side)
     template = jax.eval_shape(model.init, jax.random.key(0), x)
@@ -106,7 +112,9 @@ def unnoticed(name, pairs):
     return found
 
 
-@pytest.mark.parametrize(("name", "step"), [("deit", 3), ("swin", 5)])
+@pytest.mark.parametrize(
+    ("name", "step"), [("deit", 3), ("swin", 5), ("transformers/clip_image", 4)]
+)
 def test_two_exchanged_tensors_are_noticed(name, step):
     pairs = list(swaps(source(name), every=False))[::step]
     assert len(pairs) > 7 and not unnoticed(name, pairs)
@@ -121,6 +129,60 @@ MANY = ("resnet18", "efficientnet", "mobilenet", "regnet")
 def test_any_two_exchanged_tensors_are_noticed(name):
     pairs = list(swaps(source(name), every=name not in MANY))
     assert not unnoticed(name, pairs)
+
+
+@pytest.mark.parametrize("name", drawn.ARCHIVES)
+@pytest.mark.parametrize("stacked", [False, True])
+@pytest.mark.parametrize("prefix", ["", "params/img/"])
+def test_an_archive_of_flax_tells_its_network_in_both_layouts(tmp_path, name, stacked, prefix):
+    weights, case = drawn.archive(name), drawn.ARCHIVES[name]
+    stored = drawn.stacked(weights) if stacked else weights
+    np.savez(tmp_path / "vit.npz", **{f"{prefix}{key}": x for key, x in stored.items()})
+    found = pretrained.open_pretrained(str(tmp_path / "vit.npz"))
+    assert found.family.name == case.family and found.prefix == prefix
+    told = {"class_position": True, "pool": "cls", "num_classes": drawn.CLASSES, **case.kwargs}
+    assert {
+        k: v for k, v in found.kwargs.items() if k not in ("variant", "mlp_ratio", "epsilon")
+    } == {k: v for k, v in told.items() if k != "variant"}
+    params, state, _ = found.fill(*network(f"npz/{name}")[1])
+    back = invert_map(params, state, found.family, sizes=found.kwargs)
+    assert set(back) == set(weights)
+    for key, value in weights.items():
+        np.testing.assert_array_equal(back[key], value, err_msg=key)
+
+
+@pytest.mark.parametrize("both", [False, True])
+def test_a_folder_of_clip_gives_its_image_tower(tmp_path, both):
+    tensors = dict(source("transformers/clip_image"))
+    vision = {"num_attention_heads": 4, "hidden_act": "gelu", "layer_norm_eps": 1e-4}
+    config = {"model_type": "clip_vision_model", **vision}
+    if both:
+        config = {"model_type": "clip", "vision_config": vision}
+        tensors |= {"logit_scale": np.ones(()), "text_projection.weight": np.ones((24, 32))}
+        tensors["text_model.embeddings.token_embedding.weight"] = np.ones((96, 32), np.float32)
+    weights_module.write_safetensors(tmp_path / "model.safetensors", tensors)
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    found = pretrained.open_pretrained(f"hf:{tmp_path}")
+    told = {"projection": 24, "heads": 4, "gelu": "exact", "epsilon": 1e-4, "pre_norm": True}
+    assert found.family.name == "clip_image/transformers" and told.items() <= found.kwargs.items()
+    *_, report = found.fill(*network("transformers/clip_image")[1])
+    assert len(report.ignored) == (3 if both else 0)
+    config["vision_config" if both else "hidden_act"] = {"hidden_act": "relu"} if both else "relu"
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match="hidden_act"):
+        pretrained.open_pretrained(f"hf:{tmp_path}")
+
+
+def test_an_archive_of_flax_adapts_to_grey_images(tmp_path):
+    weights, case = drawn.archive("big_vision_class"), drawn.ARCHIVES["big_vision_class"]
+    np.savez(tmp_path / "vit.npz", **weights)
+    found = pretrained.open_pretrained(str(tmp_path / "vit.npz"))
+    model = certificates.network(found)
+    grey = jax.ShapeDtypeStruct((1, case.side, case.side, 1), np.float32)
+    params, _, report = found.fill(*jax.eval_shape(model.init, jax.random.key(0), grey))
+    summed = weights["embedding/kernel"].sum(2).reshape(-1, 64)
+    np.testing.assert_allclose(params["patches"]["kernel"], summed, rtol=1e-6)
+    assert report.adapted == ("embedding/kernel: 3 channels to 1",)
 
 
 VARIANTS = [

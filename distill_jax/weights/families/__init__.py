@@ -99,7 +99,9 @@ def _prefixes(specs: Specs, signature: tuple[str, ...]) -> list[str]:
     """Returns what stands before the names of a signature wherever all of them are there."""
     first = signature[0]
     candidates = [
-        name.removesuffix(first) for name in specs if name == first or name.endswith(f".{first}")
+        name.removesuffix(first)
+        for name in specs
+        if name == first or name.endswith((f".{first}", f"/{first}"))
     ]
     return [p for p in candidates if all(f"{p}{name}" in specs for name in signature)]
 
