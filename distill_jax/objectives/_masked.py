@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from distill_jax.core import tokens
-from distill_jax.core.api import Array, Batch, Nets, Objective, Outputs, PyTree, Role, Terms
+from distill_jax.core.api import TASKS, Array, Batch, Nets, Objective, Outputs, PyTree, Role, Terms
 from distill_jax.core.errors import ArgumentError, nearest
 from distill_jax.losses import jepa
 
@@ -106,6 +106,7 @@ class LatentPrediction(Objective):
     moving_average: bool = True
     stop_gradient: bool = True
 
+    tasks: ClassVar[tuple[str, ...]] = TASKS
     couples_batch: ClassVar[bool] = False
     suggest: ClassVar[str] = "block_masks"
 

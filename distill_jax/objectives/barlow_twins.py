@@ -13,7 +13,7 @@ from typing import ClassVar
 
 import jax.numpy as jnp
 
-from distill_jax.core.api import Array, Batch, Nets, Objective, PyTree, Terms
+from distill_jax.core.api import TASKS, Array, Batch, Nets, Objective, PyTree, Terms
 from distill_jax.losses.noncontrastive import cross_correlation, redundancy
 from distill_jax.objectives._distillation import check_not_negative
 from distill_jax.objectives._views import MOST_PAIRED, encode, project, share, views_of
@@ -30,6 +30,7 @@ class BarlowTwins(Objective):
     trade_off: float = 0.0051
 
     roles: ClassVar[tuple[str, ...]] = ("student", "projector")
+    tasks: ClassVar[tuple[str, ...]] = TASKS
     couples_batch: ClassVar[bool] = True
 
     def __post_init__(self):

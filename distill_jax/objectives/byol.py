@@ -10,7 +10,7 @@ Deviation: averages start as copies of what they average, not from a draw of the
 import dataclasses
 from typing import ClassVar
 
-from distill_jax.core.api import Array, Batch, Nets, Objective, PyTree, Terms
+from distill_jax.core.api import TASKS, Array, Batch, Nets, Objective, PyTree, Terms
 from distill_jax.losses.noncontrastive import cross_view_cosine
 from distill_jax.objectives._views import encode, project, views_of
 
@@ -25,6 +25,7 @@ class BYOL(Objective):
 
     predictor: bool = True
 
+    tasks: ClassVar[tuple[str, ...]] = TASKS
     couples_batch: ClassVar[bool] = True
 
     @property

@@ -17,7 +17,7 @@ Usual: five views, t+ 1, t- 0.9 for ten classes and 2 for more.
 import dataclasses
 from typing import ClassVar
 
-from distill_jax.core.api import Array, Batch, Nets, Objective, PyTree, Terms
+from distill_jax.core.api import TASKS, Array, Batch, Nets, Objective, PyTree, Terms
 from distill_jax.losses.contrastive import attraction, repulsion
 from distill_jax.objectives._distillation import check_not_negative
 from distill_jax.objectives._views import MOST_PAIRED, encode, project, views_of
@@ -44,6 +44,7 @@ class CACR(Objective):
     stop_grad_weights: bool = False
 
     roles: ClassVar[tuple[str, ...]] = ("student", "projector")
+    tasks: ClassVar[tuple[str, ...]] = TASKS
     couples_batch: ClassVar[bool] = True
 
     def __post_init__(self):

@@ -12,7 +12,7 @@ Deviation: both halves have the same encoder and projector, for both are images.
 import dataclasses
 from typing import ClassVar, Literal
 
-from distill_jax.core.api import Array, Batch, Nets, Objective, PyTree, Terms
+from distill_jax.core.api import TASKS, Array, Batch, Nets, Objective, PyTree, Terms
 from distill_jax.core.errors import ArgumentError
 from distill_jax.losses.contrastive import Form, clip_contrast, sigmoid_contrast
 from distill_jax.objectives._views import encode, project, take, views_of
@@ -31,6 +31,7 @@ class CLIP(Objective):
     form: Form = "dense"
 
     roles: ClassVar[tuple[str, ...]] = ("student", "projector", "temperature")
+    tasks: ClassVar[tuple[str, ...]] = TASKS
     couples_batch: ClassVar[bool] = True
 
     def loss(self, nets: Nets, batch: Batch, memory: PyTree, step: Array) -> Terms:

@@ -26,7 +26,18 @@ import jax
 import jax.numpy as jnp
 
 from distill_jax.core import spectrum
-from distill_jax.core.api import Array, Batch, Key, Nets, Objective, PyTree, Role, State, Terms
+from distill_jax.core.api import (
+    TASKS,
+    Array,
+    Batch,
+    Key,
+    Nets,
+    Objective,
+    PyTree,
+    Role,
+    State,
+    Terms,
+)
 from distill_jax.core.durations import steps
 from distill_jax.core.errors import ArgumentError, nearest
 from distill_jax.losses.clustering import (
@@ -95,6 +106,7 @@ class DINO(Objective):
     heads_only: float | str = 0
     steps_per_epoch: float | None = None
 
+    tasks: ClassVar[tuple[str, ...]] = TASKS
     couples_batch: ClassVar[bool] = True
     schedules: ClassVar[Mapping[str, str]] = {
         "temperature_warmup": "ramp",

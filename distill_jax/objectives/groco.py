@@ -15,7 +15,7 @@ Usual: k 10, beta 1.
 import dataclasses
 from typing import ClassVar
 
-from distill_jax.core.api import Array, Batch, Nets, Objective, PyTree, Terms
+from distill_jax.core.api import TASKS, Array, Batch, Nets, Objective, PyTree, Terms
 from distill_jax.losses.ranking import groco
 from distill_jax.objectives._distillation import check_positive
 from distill_jax.objectives._views import MOST_PAIRED, encode, project, views_of
@@ -34,6 +34,7 @@ class GroCo(Objective):
     steepness: float = 1.0
 
     roles: ClassVar[tuple[str, ...]] = ("student", "projector")
+    tasks: ClassVar[tuple[str, ...]] = TASKS
     couples_batch: ClassVar[bool] = True
 
     def __post_init__(self):

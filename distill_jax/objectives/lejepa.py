@@ -17,7 +17,7 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 
-from distill_jax.core.api import Array, Batch, Nets, Objective, PyTree, Terms
+from distill_jax.core.api import TASKS, Array, Batch, Nets, Objective, PyTree, Terms
 from distill_jax.core.errors import ArgumentError
 from distill_jax.losses.isotropy import random_directions, sigreg
 from distill_jax.losses.noncontrastive import variance_hinge
@@ -46,6 +46,7 @@ class LeJEPA(Objective):
     spread: float = 0.0
 
     roles: ClassVar[tuple[str, ...]] = ("student", "projector")
+    tasks: ClassVar[tuple[str, ...]] = TASKS
     couples_batch: ClassVar[bool] = True
 
     def __post_init__(self):

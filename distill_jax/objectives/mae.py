@@ -14,7 +14,7 @@ from typing import ClassVar
 import jax.numpy as jnp
 
 from distill_jax.core import tokens
-from distill_jax.core.api import Array, Batch, Nets, Objective, PyTree, Terms
+from distill_jax.core.api import TASKS, Array, Batch, Nets, Objective, PyTree, Terms
 from distill_jax.core.errors import ArgumentError
 from distill_jax.losses import jepa
 from distill_jax.objectives._distillation import check_positive
@@ -52,6 +52,7 @@ class MAE(Objective):
     epsilon: float = 1e-6
 
     roles: ClassVar[tuple[str, ...]] = ("student", "decoder")
+    tasks: ClassVar[tuple[str, ...]] = TASKS
     couples_batch: ClassVar[bool] = False
 
     def __post_init__(self):

@@ -20,7 +20,7 @@ from typing import ClassVar
 
 import jax
 
-from distill_jax.core.api import Array, Batch, Key, Nets, Objective, PyTree, Terms
+from distill_jax.core.api import TASKS, Array, Batch, Key, Nets, Objective, PyTree, Terms
 from distill_jax.losses.contrastive import normalize, queue_contrast
 from distill_jax.objectives import _queue
 from distill_jax.objectives._distillation import check_positive
@@ -42,6 +42,7 @@ class MoCo(Objective):
     dim: int = 128
 
     roles: ClassVar[tuple[str, ...]] = ("student", "projector", "target", "target_projector")
+    tasks: ClassVar[tuple[str, ...]] = TASKS
     couples_batch: ClassVar[bool] = True
 
     def __post_init__(self):

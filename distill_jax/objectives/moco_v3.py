@@ -19,7 +19,7 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 
-from distill_jax.core.api import Array, Batch, Nets, Objective, PyTree, Terms
+from distill_jax.core.api import TASKS, Array, Batch, Nets, Objective, PyTree, Terms
 from distill_jax.losses.contrastive import Form, pair_contrast
 from distill_jax.objectives._distillation import check_positive
 from distill_jax.objectives._views import MOST_PAIRED, encode, project, views_of
@@ -44,6 +44,7 @@ class MoCoV3(Objective):
         "target",
         "target_projector",
     )
+    tasks: ClassVar[tuple[str, ...]] = TASKS
     couples_batch: ClassVar[bool] = True
 
     def __post_init__(self):

@@ -8,7 +8,7 @@ more than two views the first term is the mean over the other views of the examp
 import dataclasses
 from typing import ClassVar
 
-from distill_jax.core.api import Array, Batch, Nets, Objective, PyTree, Terms
+from distill_jax.core.api import TASKS, Array, Batch, Nets, Objective, PyTree, Terms
 from distill_jax.losses.contrastive import Form, nt_xent
 from distill_jax.objectives._distillation import check_positive
 from distill_jax.objectives._views import encode, project, views_of
@@ -29,6 +29,7 @@ class SimCLR(Objective):
     form: Form = "dense"
 
     roles: ClassVar[tuple[str, ...]] = ("student", "projector")
+    tasks: ClassVar[tuple[str, ...]] = TASKS
     couples_batch: ClassVar[bool] = True
 
     def __post_init__(self):

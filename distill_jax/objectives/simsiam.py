@@ -13,7 +13,7 @@ from typing import ClassVar
 
 import jax
 
-from distill_jax.core.api import Array, Batch, Nets, Objective, PyTree, Terms
+from distill_jax.core.api import TASKS, Array, Batch, Nets, Objective, PyTree, Terms
 from distill_jax.losses.noncontrastive import cross_view_cosine
 from distill_jax.objectives._views import encode, project, views_of
 
@@ -31,6 +31,7 @@ class SimSiam(Objective):
     stop_gradient: bool = True
     predictor: bool = True
 
+    tasks: ClassVar[tuple[str, ...]] = TASKS
     couples_batch: ClassVar[bool] = True
 
     @property

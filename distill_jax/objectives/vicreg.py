@@ -15,7 +15,7 @@ from typing import ClassVar
 
 import jax.numpy as jnp
 
-from distill_jax.core.api import Array, Batch, Nets, Objective, PyTree, Terms
+from distill_jax.core.api import TASKS, Array, Batch, Nets, Objective, PyTree, Terms
 from distill_jax.losses.noncontrastive import covariance_penalty, variance_hinge
 from distill_jax.objectives._distillation import check_not_negative
 from distill_jax.objectives._views import MOST_PAIRED, encode, project, share, views_of
@@ -38,6 +38,7 @@ class VICReg(Objective):
     covariance: float = 1.0
 
     roles: ClassVar[tuple[str, ...]] = ("student", "projector")
+    tasks: ClassVar[tuple[str, ...]] = TASKS
     couples_batch: ClassVar[bool] = True
 
     def __post_init__(self):

@@ -12,7 +12,7 @@ import optax
 import pytest
 
 from distill_jax.analysis import dependence
-from distill_jax.core import partition, rng, steps
+from distill_jax.core import api, partition, rng, steps
 from distill_jax.core.errors import ConfigError
 from tests import harness
 
@@ -181,3 +181,39 @@ def test_keys_depend_on_names_not_on_order():
     key = jax.random.key(0)
     a, b = rng.stream(key, "student", "dropout"), rng.stream(key, "teacher", "dropout")
     assert not (jax.random.key_data(a) == jax.random.key_data(b)).all()
+
+
+def test_methods_of_every_task_read_no_label_or_take_the_task(name):
+    objective = harness.make_objective(name)
+    if objective.tasks != api.TASKS or hasattr(objective, "task"):
+        return
+    made, batch, _, states, _ = case(name)
+    state = harness.fresh(states[0])
+
+    def loss(label):
+        nets, given = nets_of(made, state), {**batch, "label": label}
+        terms = made.objective.loss(nets, given, state.memory, jnp.int32(2))
+        return terms.values, terms.weights, terms.memory
+
+    leaves = jax.tree.leaves(dependence.of(loss, batch["label"]))
+    assert not dependence.union(leaves)
+
+
+@pytest.mark.parametrize("task", ["multilabel", "regression"])
+@pytest.mark.parametrize("name", ["supervised", "kd"])
+def test_padding_and_accumulation_change_nothing_in_other_tasks(name, task):
+    r = np.random.RandomState(0)
+    label = r.rand(16, harness.K).round() if task == "multilabel" else r.randn(16, harness.K)
+    known = (r.rand(16, harness.K) < 0.7).astype(np.float32)
+    batch = {**harness.make_batch(), "label": jnp.asarray(label * known, jnp.float32)}
+    batch["labelled"] = jnp.asarray(known)
+    made = harness.setup(name, batch=batch, kwargs={"task": task})
+    start = harness.fresh(jax.jit(made.init)(jax.random.key(0)))
+    want, metrics = jax.jit(made.step)(start, made.frozen, batch, jax.random.key(3))
+    split = harness.setup(name, batch=batch, kwargs={"task": task}, accum_steps=2)
+    padded = harness.padded(batch, 4)
+    got, other = jax.jit(split.step)(start, made.frozen, padded, jax.random.key(3))
+    assert harness.max_relative(want.params, got.params) < 1e-5
+    assert metrics.keys() == other.keys()
+    for key in metrics:
+        np.testing.assert_allclose(metrics[key], other[key], rtol=1e-5, atol=1e-7)
