@@ -5,9 +5,12 @@ import pathlib
 import subprocess
 import sys
 
+import jax
+import numpy as np
 import pytest
 
 import distill_jax as dj
+from distill_jax.models import pretrained
 from distill_jax.run import config as config_lib
 from distill_jax.run import flags
 from distill_jax.run.resolve import available, resolve
@@ -84,5 +87,12 @@ def test_example(path, tmp_path, monkeypatch, capsys):
         pytest.importorskip("onnxruntime")
         run = tmp_path / "runs" / "teacher"
         dj.load(run).export(run / "export", formats=("onnx",), examples=4)
+    if path.stem == "distill_hf_classifier":
+        sizes = {"vocabulary": 32, "width": 8, "depth": 1, "heads": 2, "max_length": 16}
+        arguments = {"layout": "bert", **sizes, "num_classes": 3, "head": "none"}
+        model = dj.models.transformer.make(**arguments)
+        params, _ = model.init(jax.random.key(0), np.zeros((1, 4), np.int32))
+        (tmp_path / "runs").mkdir()
+        pretrained.save_hugging_face(tmp_path / "runs" / "bert", params, arguments)
     exec(compile(source, str(path), "exec"), {"__name__": "__main__"})
     assert capsys.readouterr().out

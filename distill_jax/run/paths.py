@@ -16,7 +16,7 @@ from distill_jax.run.config import ConfigDict
 from distill_jax.trainer.io.paths import NetworkRef, absolute
 
 _PATH = re.compile(
-    r"roles\.\w+\.init|cache\.dir|data\.kwargs\.(.+[._])?(path|root|dir|folder|file)s?"
+    r"roles\.\w+\.init|cache\.dir|cache\.teacher|data\.kwargs\.(.+[._])?(path|root|dir|folder|file)s?"
 )
 """The config paths that hold paths; of a data set's arguments those that are called so."""
 
@@ -78,6 +78,8 @@ def _absolute(value: Any, *, where: str) -> Any:
         return tuple(_absolute(item, where=where) for item in value)
     if not isinstance(value, str) or not value or value.startswith("arm:") or "://" in value:
         return value
+    if where.endswith("cache.teacher") and not value.endswith(".onnx"):
+        return value  # names a function or a package
     if where.endswith(".init") and is_foreign(value):
         front = next((f for f in (FOLDER, PACKAGE) if value.startswith(f)), "")
         place = value.removeprefix(front)

@@ -2,32 +2,74 @@
 
 import contextlib
 import functools
+import inspect
 import json
 import pathlib
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
+import jax
+import numpy as np
+
 from distill_jax.core.api import Model, PyTree, Role, Source
-from distill_jax.core.errors import ConfigError, nearest
+from distill_jax.core.errors import ConfigError, DataUnavailable, nearest
 from distill_jax.data.source import checksum
 from distill_jax.run import config as config_lib
 from distill_jax.run import environment, processes, watch, workdir
 from distill_jax.run.config import ConfigDict
-from distill_jax.run.resolve import resolve
+from distill_jax.run.resolve import bind, resolve
 from distill_jax.trainer.io import teacher_cache as cache
 from distill_jax.trainer.io.paths import absolute, check_folder
+from distill_jax.weights import onnx_teacher
 
 
-def find_teacher(config: ConfigDict, trusted: Collection[str]) -> Callable[..., Any]:
-    """Returns the function that `cache.teacher` names; `trusted` as in `resolve`."""
-    if ":" not in config.cache.teacher:
-        raise ConfigError(
-            f"{config.cache.teacher!r} names no function",
-            where="cache.teacher",
-            hint="package.module:Symbol",
+def find_teacher(
+    config: ConfigDict, trusted: Collection[str], *, shapes_only: bool = False, num_classes: int = 0
+) -> Callable[..., Any]:
+    """Returns what gives outputs in place of a network: a function, or an ONNX file.
+
+    Args:
+      config: whose `cache.teacher` names it.
+      trusted: as in `resolve`; an ONNX file is data, and needs no trust.
+      shapes_only: whether a file that is not on this machine is taken for one of `num_classes`.
+      num_classes: k of the data.
+
+    Raises:
+      ConfigError: it names neither, or does not take `cache.teacher_kwargs`.
+      DataUnavailable: the file or package is not on this machine.
+    """
+    name, kwargs = config.cache.teacher, config.cache.teacher_kwargs.to_dict()
+    if onnx_teacher.is_onnx(name):
+        bound = bind(
+            onnx_teacher.open_onnx, kwargs | {"source": name}, where="cache.teacher_kwargs"
         )
-    return resolve("models", config.cache.teacher, where="cache.teacher", trusted=trusted)
+        try:
+            return bound(where="cache.teacher")
+        except DataUnavailable:
+            if not shapes_only:
+                raise
+            return lambda view: {"logits": np.zeros((len(jax.tree.leaves(view)[0]), num_classes))}
+    if ":" not in name:
+        raise ConfigError(
+            f"{name!r} names no function and no ONNX file",
+            where="cache.teacher",
+            hint="package.module:Symbol, file.onnx, or package:NAME",
+        )
+    if kwargs:
+        raise ConfigError(
+            "arguments of an ONNX file, and a function is named",
+            where="cache.teacher_kwargs",
+            hint="leave them out",
+        )
+    return resolve("models", name, where="cache.teacher", trusted=trusted)
+
+
+def of_view_alone(teacher: Callable[..., Any] | None) -> bool:
+    """Returns whether a teacher sees nothing but the view, so that evaluators may ask it too."""
+    if teacher is None:
+        return False
+    return not {"index", "epoch", "raw"} & set(inspect.signature(teacher).parameters)
 
 
 def select_outputs(config: ConfigDict, models: Mapping[Role, Model]) -> dict[Role, Model]:
@@ -90,7 +132,7 @@ def make_key(
 ) -> dict[str, Any]:
     """Returns what stored outputs are a function of, JSON-like.
 
-    A function that stands in for a network is known by its name alone.
+    A function that stands in for a network is known by its name alone, an ONNX file by its sha256.
     """
     data = config.data
     kwargs = config_lib.flatten(data.transform_kwargs)
@@ -98,7 +140,7 @@ def make_key(
     if data.teacher_view == "clean":
         names = (*data.eval_transforms, *data.teacher_shares)
     key = {
-        "teacher": config.cache.teacher or checksum(network),
+        "teacher": getattr(plan.teacher, "key", config.cache.teacher) or checksum(network),
         "data": source.provenance.sha256,
         "view": {
             "transforms": names,

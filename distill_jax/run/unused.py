@@ -87,6 +87,9 @@ def unread_values(flat: Mapping[str, Any]) -> Iterator[Unread]:
     elif not flat["cache.top_k"]:
         paths = below("cache.rest")
         yield from unread(paths, "cache.top_k is 0: all classes are stored", "set cache.top_k")
+    if not flat["cache.teacher"]:
+        hint = "set cache.teacher, or leave it out"
+        yield from unread(below("cache.teacher_kwargs"), "cache.teacher is empty", hint)
     if not flat["cache.teacher"] and not any(
         role.get("frozen") or role.get("ema_of") for role in roles.values()
     ):

@@ -48,6 +48,14 @@ PACKAGES: Mapping[str, Package] = {
             value_range="uint8",
         ),
     ),
+    "magika": Package(
+        requirement="magika==1.0.3",
+        module="magika",
+        file="models/standard_v3_3/model.onnx",
+        sha256="fe2d2eb49c5f88a9e0a6c048e15d6ffdf86235519c2afc535044de433169ec8c",
+        licence="Apache-2.0",
+        origin="Magika standard_v3_3 by Google: types of files by their bytes, an ONNX file",
+    ),
 }
 
 

@@ -47,12 +47,14 @@ class Caches:
       steps: the compiled steps by name.
       controls: the programs of controls, see `controls.Programs`.
       measured: names of the scalars that evaluators measure, by split.
+      asked: what functions in place of networks gave, by split and examples.
       warned: whether its warnings were printed.
     """
 
     steps: dict[str, Any] = dataclasses.field(default_factory=dict)
     controls: Any = None
     measured: dict[str, list[str]] = dataclasses.field(default_factory=dict)
+    asked: dict[Any, Any] = dataclasses.field(default_factory=dict)
     warned: bool = False
 
 
@@ -72,6 +74,7 @@ class Experiment:
       outer: when the weighting learns; None where it does not.
       resident: whether the examples lie on the devices.
       cache: which answers of a teacher are stored.
+      asked: functions in place of networks, which evaluators may read, see `teacher_outputs`.
       notes: warnings about the first weights of networks.
     """
 
@@ -89,6 +92,7 @@ class Experiment:
     image_size: int
     trusted: Collection[str]
     cache: Plan | None = None
+    asked: Mapping[Role, Callable[..., Any]] = dataclasses.field(default_factory=dict)
     notes: tuple[str, ...] = ()
     caches: Caches = dataclasses.field(init=False, repr=False, default_factory=Caches)
 
@@ -196,7 +200,7 @@ class Experiment:
     @functools.cached_property
     def predict(self) -> Callable:
         """The jitted `(state, frozen, batch) -> {role: {name: [b, ...]}}` of the evaluators."""
-        wanted = wanted_by(self.evaluators)
+        wanted = tuple(x for x in wanted_by(self.evaluators) if x[0] not in self.asked)
 
         def run(state, frozen, batch):
             batch = evaluation_batch(self, batch, state.step)
@@ -227,7 +231,7 @@ class Experiment:
     @functools.cached_property
     def outputs(self) -> Mapping[str, Mapping[str, Any]]:
         """Shapes of what evaluators may read: see `readable`."""
-        return readable(self.objective, self.shapes, self.config)
+        return readable(self.objective, self.shapes, {*self.config.roles, *self.asked})
 
     @functools.cached_property
     def parts(self) -> Mapping[str, int | None]:
@@ -246,10 +250,11 @@ class Experiment:
         Roles that are no network have no control, and inputs wider than `RAW_WIDTH` are none.
         """
         wanted: dict[str, dict[Role, tuple[str, ...]]] = {}
+        networks = self.shapes.roles.keys() - self.asked.keys()
         for evaluator in self.evaluators.values():
             for control in getattr(evaluator, "controls", ()):
                 for role, names in evaluator.outputs.items():
-                    if role in self.shapes.roles and (control != "raw" or self._raw_fits):
+                    if role in networks and (control != "raw" or self._raw_fits):
                         roles = wanted.setdefault(control, {})
                         roles[role] = tuple(dict.fromkeys((*roles.get(role, ()), *names)))
         return wanted
@@ -326,11 +331,11 @@ def raw_input(dataset: Dataset, inputs: Any) -> jax.Array:
 
 
 def readable(
-    objective: Objective, shapes: state.Shapes, config: ConfigDict
+    objective: Objective, shapes: state.Shapes, roles: Collection[Role]
 ) -> dict[str, Mapping[str, Any]]:
     """Shapes of outputs of networks, predictions of the method, and what the weighting did."""
     outputs: dict[str, Mapping[str, Any]] = {
-        r: s.outputs for r, s in shapes.roles.items() if r in config.roles
+        r: s.outputs for r, s in shapes.roles.items() if r in roles
     }
     return outputs | dict(shapes.predictions) | _example_weight_shapes(objective, shapes)
 

@@ -1,6 +1,7 @@
 """The networks of a config, and their shapes on a batch."""
 
 import dataclasses
+import functools
 import math
 from collections.abc import Collection, Mapping
 from typing import Any
@@ -35,6 +36,7 @@ from distill_jax.trainer.io.paths import NetworkRef
 from distill_jax.trainer.io.step_folder import read_config
 from distill_jax.trainer.io.step_index import find_step
 from distill_jax.trainer.io.teacher_cache import Plan, teacher_fn_model
+from distill_jax.weights.onnx_teacher import is_onnx
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -62,15 +64,22 @@ def make_networks(
     *,
     trainable: tuple[Role, ...],
     trusted: Collection[str],
+    shapes_only: bool = False,
 ) -> Networks:
     """Builds the networks and runs the method on shapes."""
     dataset, objective = data.dataset, method.objective
     provided = provided_to_models(dataset.classes, dataset.cardinalities, batches.image_size)
     models = _make_models(config, provided, trusted)
-    teacher = teacher_cache.find_teacher(config, trusted) if config.cache.teacher else None
-    if teacher is not None:
+    teacher = None
+    if config.cache.teacher:
+        k = len(dataset.classes)
+        teacher = teacher_cache.find_teacher(
+            config, trusted, shapes_only=shapes_only, num_classes=k
+        )
         view, (role,) = steps.teacher_view(batches.batch), config.cache.roles
         models[role] = teacher_fn_model(teacher, view, where="cache.teacher")
+        see = functools.partial(models[role].apply, {}, {}, train=False, rngs={})
+        _check_role_classes(config, role, jax.eval_shape(see, view)[0], dataset)
     if config.cache.dir:
         models = teacher_cache.select_outputs(config, models)
     with explained(f"{config.objective.name} fails on these networks", where="objective"):
@@ -234,30 +243,43 @@ def _wide(model: Model) -> Model:
 def _check_classes(
     config: ConfigDict, shapes: state.Shapes, dataset: Dataset, others: tuple[Role, ...]
 ) -> None:
-    alone = dataset.task == "classification" and len(dataset.classes) == 1
     for role, shape in shapes.roles.items():
-        logits = shape.outputs.get("logits") if role not in others else None
-        if logits is not None and alone and logits.shape[-1] == 1:
-            raise ConfigError(
-                f"all labels are {dataset.classes[0]!r}: with one class there is nothing to tell "
-                "apart",
-                where="data",
-                hint="labels of two classes or more; methods without labels need no logits",
-            )
-        if logits is not None and dataset.classes and logits.shape[-1] != len(dataset.classes):
-            where, hint = _source_of_classes(config, role)
-            what = {"multilabel": "labels", "regression": "targets"}.get(dataset.task, "classes")
-            raise ConfigError(
-                f"{role} has {logits.shape[-1]} {what}, the data {len(dataset.classes)}",
-                where=where,
-                hint=hint,
-            )
+        if role not in others:
+            _check_role_classes(config, role, shape.outputs, dataset)
+
+
+def _check_role_classes(
+    config: ConfigDict, role: Role, outputs: Mapping[str, Any], dataset: Dataset
+) -> None:
+    logits = outputs.get("logits")
+    if logits is None:
+        return
+    alone = dataset.task == "classification" and len(dataset.classes) == 1
+    if alone and logits.shape[-1] == 1:
+        raise ConfigError(
+            f"all labels are {dataset.classes[0]!r}: with one class there is nothing to tell apart",
+            where="data",
+            hint="labels of two classes or more; methods without labels need no logits",
+        )
+    if dataset.classes and logits.shape[-1] != len(dataset.classes):
+        where, hint = _source_of_classes(config, role)
+        what = {"multilabel": "labels", "regression": "targets"}.get(dataset.task, "classes")
+        raise ConfigError(
+            f"{role} has {logits.shape[-1]} {what}, the data {len(dataset.classes)}",
+            where=where,
+            hint=hint,
+        )
 
 
 def _source_of_classes(config: ConfigDict, role: Role) -> tuple[str, str]:
     """Returns the key that says how many logits a network has, and what would be right."""
     if role not in config.roles:
-        return "cache.teacher", "logits of the classes of the data"
+        hint = "logits of the classes of the data"
+        if is_onnx(config.cache.teacher):
+            hint = (
+                "cache.teacher_kwargs.classes gives the teacher's class for each class of the data"
+            )
+        return "cache.teacher", hint
     spec = config.roles[role]
     if "num_classes" in spec.kwargs:
         hint = "leave num_classes out: it is taken from the data"

@@ -13,6 +13,7 @@ from distill_jax.core.api import (
 )
 from distill_jax.core.errors import ConfigError
 from distill_jax.run import config as config_lib
+from distill_jax.run import teacher_cache
 from distill_jax.run.arguments import located
 from distill_jax.run.build.data import make_batches, read_data
 from distill_jax.run.build.evaluators import make_evaluators
@@ -82,10 +83,18 @@ def _build(config: ConfigDict, *, shapes_only: bool, trusted: Collection[str] | 
     )
     batches = make_batches(config, data, trusted=names.trusted)
     networks = make_networks(
-        config, data, batches, method, trainable=names.trainable, trusted=names.trusted
+        config,
+        data,
+        batches,
+        method,
+        trainable=names.trainable,
+        trusted=names.trusted,
+        shapes_only=shapes_only,
     )
+    asked = {role: networks.teacher for role in config.cache.roles}
+    asked = asked if teacher_cache.of_view_alone(networks.teacher) else {}
     cache = plan_cache(config, data, batches, method, networks, mesh=names.mesh)
-    outputs = readable(method.objective, networks.shapes, config)
+    outputs = readable(method.objective, networks.shapes, {*config.roles, *asked})
     warnings = (*data.report.warnings, *batches.warnings)
     return Experiment(
         config=config,
@@ -102,6 +111,7 @@ def _build(config: ConfigDict, *, shapes_only: bool, trusted: Collection[str] | 
         image_size=batches.image_size,
         trusted=names.trusted,
         cache=cache,
+        asked=asked,
         notes=networks.notes,
     )
 

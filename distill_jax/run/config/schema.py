@@ -31,7 +31,7 @@ LONGEST_NAME = 200
 OPEN = re.compile(
     r"(objective|weighting|data|optim|bilevel\.optim|roles\.\w+)\.kwargs(\..+)?"
     r"|data\.transform_kwargs(\..+)?|data\.corrupt(\..+)?"
-    r"|optim\.schedule_kwargs(\..+)?|evaluators(\..+)?"
+    r"|cache\.teacher_kwargs(\..+)?|optim\.schedule_kwargs(\..+)?|evaluators(\..+)?"
     r"|study\.arms(\..+)?|study\.(tuned|published|questions)|roles"
 )
 
@@ -134,7 +134,8 @@ def base() -> ConfigDict:
     config.cache.top_k = 0  # store only this many most likely classes; 0 stores all logits
     config.cache.rest = "spread"  # probability of the other classes: spread evenly | drop
     config.cache.dtype = "float32"  # type of stored values: float32 | float16 | bfloat16
-    config.cache.teacher = ""  # package.module:Symbol, a function in place of the one network
+    config.cache.teacher = ""  # package.module:Symbol | file.onnx | package:NAME, in its place
+    config.cache.teacher_kwargs = ConfigDict()  # open: of an ONNX file, weights.onnx_teacher
 
     config.optim = ConfigDict()
     config.optim.name = "sgd"  # sgd | momentum | nesterov | adam | adamw | lars | lamb

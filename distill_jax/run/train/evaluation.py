@@ -19,6 +19,7 @@ from distill_jax.run import diagnosis, processes, watch
 from distill_jax.run import workdir as workdir_lib
 from distill_jax.run.arguments import located
 from distill_jax.run.build import Experiment
+from distill_jax.run.build.experiment import evaluation_batch
 from distill_jax.run.config import ConfigDict
 from distill_jax.run.train.inputs import read_inputs
 from distill_jax.run.train.result import lost_line
@@ -63,7 +64,29 @@ def predictions(
     """Returns the outputs `{role: {name: [n, ...]}}` that evaluators read, and facts `[n]`."""
     frozen = build_lib.for_evaluation(experiment, frozen)
     predict = lambda batch: experiment.predict(state, frozen, batch)  # noqa: E731
-    return collect(experiment, predict, split, rows=rows)
+    outputs, example_info = collect(experiment, predict, split, rows=rows)
+    return {**outputs, **asked_outputs(experiment, split, rows=rows)}, example_info
+
+
+def asked_outputs(
+    experiment: Experiment, split: str, *, rows: np.ndarray | None = None
+) -> dict[str, Any]:
+    """Returns the outputs of functions in place of networks that evaluators read.
+
+    They see the examples as evaluation transforms them, which no step changes: each is asked once.
+    """
+    wanted = {role for e in experiment.evaluators.values() for role in e.outputs}
+    read = wanted & experiment.asked.keys()
+    key = split, None if rows is None else rows.tobytes()
+    if read and key not in experiment.caches.asked:
+        see = jax.jit(lambda batch: evaluation_batch(experiment, batch, 0)["input"])
+
+        def ask(batch: Any) -> dict[str, Any]:
+            view = jax.device_get(see(batch))
+            return {role: dict(experiment.asked[role](view)) for role in read}
+
+        experiment.caches.asked[key] = collect(experiment, ask, split, rows=rows)[0]
+    return experiment.caches.asked[key] if read else {}
 
 
 def collect(

@@ -1,0 +1,228 @@
+"""The study of file types measured: agreement over packages, calibration, recall, latency.
+
+  python benchmarks/file_types.py --study=runs/file_types --out=benchmarks/results/file_types.json
+
+Reads a finished `configs/studies/file_types.py`, exports the student of its first seed, and times
+it against Magika's own file in ONNX Runtime: one example, one thread, the same session options, in
+turns. Intervals are percentiles of 2,000 draws of test packages with replacement, in which each
+arm's seeds are averaged. Needs the extra `export` and magika==1.0.3 (`pip install --no-deps`).
+"""
+
+import argparse
+import json
+import pathlib
+import sys
+import tempfile
+import time
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+ARMS = ("distilled", "extensions")
+DRAWS = 2000
+ROUNDS = 100
+RECALLED = 20
+"""Test files that a type needs for its recall to be listed."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--study", type=pathlib.Path, required=True)
+    parser.add_argument("--out", type=pathlib.Path, required=True)
+    flags = parser.parse_args()
+
+    import distill_jax as dj
+    from distill_jax.run import build
+    from distill_jax.run import config as config_lib
+
+    study = json.loads((flags.study / "study.json").read_text())
+    runs = {
+        arm: [flags.study / entry["run"] for entry in study["arms"][arm]["seeds"].values()]
+        for arm in ARMS
+    }
+    network = dj.load(runs["distilled"][0])
+    dataset: Any = build.load_dataset(network.config)
+    teacher = training_outputs(config_lib, build, network.config)
+    found = [read(run) for run in runs["distilled"]]
+    target, packages = found[0]["teacher"], np.array([f.package for f in dataset.test.files])
+    packages, labelled = packages[found[0]["index"]], dataset.test.labelled[found[0]["index"]]
+    types = target.argmax(1)
+    seen = np.bincount(teacher.argmax(1), minlength=target.shape[1])
+    same = {arm: np.stack([agrees(read(run)) for run in runs[arm]]) for arm in ARMS}
+    same["majority"] = (types == seen.argmax())[None]
+    seconds = {arm: [wall(run) for run in runs[arm]] for arm in ARMS}
+    results: dict[str, Any] = {
+        "data": {
+            part: {
+                "files": len(getattr(dataset, part)),
+                "packages": len({file.package for file in getattr(dataset, part).files}),
+                "sha256": getattr(dataset, part).provenance.sha256,
+            }
+            for part in ("train", "held_out", "test")
+        },
+        "teacher": {
+            "types_among_training_files": int((seen > 0).sum()),
+            "majority_class": dataset.classes[int(seen.argmax())],
+            "test_files_of_types_with_under_5_training_files": float((seen[types] < 5).mean()),
+            "agrees_with_extensions_on_labelled_test_files": float(
+                (types == dataset.test.labels[found[0]["index"]])[labelled].mean()
+            ),
+        },
+        "seeds": [int(seed) for seed in study["arms"]["distilled"]["seeds"]],
+        "agreement": {arm: interval(values, packages) for arm, values in same.items()},
+        "agreement_by_seed": {arm: values.mean(1).tolist() for arm, values in same.items()},
+        "distilled_minus_extensions": interval(same["distilled"], packages, same["extensions"]),
+        "agreement_on_types_with_20_training_files": {
+            arm: float(values[:, seen[types] >= 20].mean()) for arm, values in same.items()
+        },
+        "calibration": {arm: calibration(runs[arm]) for arm in ARMS},
+        "recall": recall(dataset.classes, types, seen, same),
+        "seconds_of_runs": seconds,
+        "seconds_of_study": last(flags.study / "study.json") - first(runs, network.config),
+    }
+    x = dataset.test.read(np.arange(256))["input"]
+    with tempfile.TemporaryDirectory() as folder:
+        out = network.export(folder, formats=("onnx",))
+        results |= served(out / "model.onnx", x, network)
+    names = ("jax", "flax", "onnxruntime", "magika", "numpy")
+    results["versions"] = {name: version(name) for name in names}
+    flags.out.write_text(json.dumps(results, indent=1) + "\n")
+    print(json.dumps({k: v for k, v in results.items() if k != "recall"}, indent=1))
+
+
+def training_outputs(config_lib: Any, build: Any, config: Any) -> np.ndarray:
+    """Returns what the teacher gave for training files, from the folder of the study."""
+    experiment = build.build(config)
+    stored = build.stored_teacher_outputs(experiment, config, {}, print)
+    n = len(experiment.dataset.train)
+    return stored.read(np.zeros(n, int), np.arange(n))["teacher"]["logits"]
+
+
+def read(run: pathlib.Path) -> dict[str, np.ndarray]:
+    with np.load(run / "predictions.npz") as found:
+        return {
+            "student": found["logits_student"],
+            "teacher": found["logits_teacher"],
+            "index": found["index"],
+        }
+
+
+def agrees(found: dict[str, np.ndarray]) -> np.ndarray:
+    return found["student"].argmax(1) == found["teacher"].argmax(1)
+
+
+def wall(run: pathlib.Path) -> float:
+    return json.loads((run / "result.json").read_text())["compute"]["seconds"]
+
+
+def first(runs: dict[str, list[pathlib.Path]], config: Any) -> float:
+    """Returns when the study wrote its first file, a config or the key of the teacher's outputs."""
+    paths = [run / "config.json" for arm in runs.values() for run in arm]
+    return min(map(last, [*paths, pathlib.Path(config.cache.dir) / "teacher" / "key.json"]))
+
+
+def last(path: pathlib.Path) -> float:
+    return path.stat().st_mtime
+
+
+def interval(
+    values: np.ndarray, packages: np.ndarray, minus: np.ndarray | None = None
+) -> dict[str, Any]:
+    """Returns the mean over seeds and files, with an interval over test packages.
+
+    Args:
+      values: bool `[seeds, n]`.
+      packages: names `[n]`.
+      minus: values that are subtracted, `[seeds, n]`.
+    """
+    each = values.mean(0) - (0 if minus is None else minus.mean(0))
+    names = np.unique(packages)
+    sums = np.array([each[packages == name].sum() for name in names])
+    counts = np.array([(packages == name).sum() for name in names])
+    drawn = np.random.default_rng(0).integers(0, len(names), (DRAWS, len(names)))
+    means = sums[drawn].sum(1) / counts[drawn].sum(1)
+    low, high = np.percentile(means, (2.5, 97.5))
+    return {"mean": float(each.mean()), "interval": [float(low), float(high)]}
+
+
+def calibration(runs: list[pathlib.Path]) -> dict[str, float]:
+    """Returns measures of a student's confidence that it agrees with the teacher, over seeds."""
+    from distill_jax.evaluators import calibration as evaluator
+
+    measured = []
+    for run in runs:
+        found = read(run)
+        batch = {"label": found["teacher"].argmax(1)}
+        measured.append(evaluator.make()({"student": {"logits": found["student"]}}, batch))
+    return {
+        name: float(np.mean([m[name] for m in measured]))
+        for name in ("ece", "ece_adaptive", "aurc")
+    }
+
+
+def recall(
+    classes: Any, types: np.ndarray, seen: np.ndarray, same: dict[str, np.ndarray]
+) -> dict[str, Any]:
+    """Returns, for each type of enough test files, the share that a student finds."""
+    counts = np.bincount(types, minlength=len(classes))
+    return {
+        classes[c]: {
+            "test_files": int(counts[c]),
+            "training_files": int(seen[c]),
+            **{arm: float(same[arm][:, types == c].mean()) for arm in ARMS},
+        }
+        for c in np.argsort(-counts)
+        if counts[c] >= RECALLED
+    }
+
+
+def served(student: pathlib.Path, x: np.ndarray, network: Any) -> dict[str, Any]:
+    """Returns sizes and single-thread latencies of both files, and the error of the export."""
+    import onnx
+    import onnxruntime
+
+    from distill_jax.weights import packages
+
+    paths = {"student": student, "magika": packages.locate("magika")}
+    sessions, parameters, size = {}, {}, {}
+    for name, path in paths.items():
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = options.inter_op_num_threads = 1
+        sessions[name] = onnxruntime.InferenceSession(str(path), options)
+        weights = onnx.load(path).graph.initializer
+        parameters[name] = sum(int(np.prod(w.dims)) for w in weights if w.data_type == 1)
+        size[name] = path.stat().st_size
+    names = {name: session.get_inputs()[0].name for name, session in sessions.items()}
+
+    def call(name: str, one: np.ndarray) -> Any:
+        return sessions[name].run(None, {names[name]: one})
+
+    times: dict[str, list[float]] = {name: [] for name in paths}
+    for i in range(ROUNDS + 20):
+        one = x[i % len(x)][None]
+        for name in paths:
+            start = time.perf_counter()
+            call(name, one)
+            times[name].append(time.perf_counter() - start)
+    median = {name: 1e3 * float(np.median(t[20:])) for name, t in times.items()}
+    best = {name: 1e3 * float(np.min(t[20:])) for name, t in times.items()}
+    exported = np.concatenate([call("student", one[None])[0] for one in x])
+    return {
+        "float_parameters_in_file": parameters,
+        "parameters": {"student": parameters["student"], "magika": 784_519},
+        "bytes": size,
+        "latency_ms_median": median,
+        "latency_ms_least": best,
+        "latency_ratio_median": median["magika"] / median["student"],
+        "latency_ratio_least": best["magika"] / best["student"],
+        "export_max_error": float(np.abs(exported - network(x)["probabilities"]).max()),
+        "rounds": ROUNDS,
+    }
+
+
+if __name__ == "__main__":
+    main()
