@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from distill_jax.core.errors import ArgumentError, DataUnavailable
-from distill_jax.data import checks, file_bytes, source
+from distill_jax.data import checks, file_bytes, shared_examples, source
 
 RNG = np.random.default_rng(0)
 
@@ -98,7 +98,7 @@ def test_parts_are_whole_packages_and_labels_are_types(folder):
     names = {made.classes[i] for i in rows["label"][labelled]}
     assert names == {"python", "json"} and len(made.classes) == 214
     assert labelled.sum() == 14 and rows["labelled"].mean() == pytest.approx(1)
-    assert not checks.overlaps(dataset)["test"].repeated
+    assert not shared_examples.overlaps(dataset)["test"].repeated
     again = file_bytes.make(path=str(folder), test=0.25, held_out=0.2)
     other = file_bytes.make(path=str(folder), test=0.25, held_out=0.2, split_seed=3)
     sha256 = made.test.provenance.sha256
