@@ -54,6 +54,7 @@ setup(
         # pytest 9.2 ignores the groups of pytest-xdist 3.8.
         "test": ["pytest>=8,<9.2", "pytest-xdist>=3.6", "scikit-learn>=1.5", *EXPORT],
         "export": EXPORT,
+        "text": ["tokenizers>=0.21"],
         "tflite": ["litert-converter>=0.5", "ai-edge-litert>=2.1"],
         "lint": [
             "ruff>=0.14",
