@@ -31,6 +31,7 @@ SAME = [
     "--config.log.every_steps=4",
 ]
 PROBE = ["--config.evaluators.few_label_probe.draws=2"]
+ONE_PART = ["--config.data.outer=0", "--config.bilevel.outer_batch=0.5"]  # as earlier checkouts
 DURATION = re.compile(r"--config\.(total|[a-z.]+\.(?:warmup|every))=(\d+)")
 SUPERVISED = "--config=configs/distill/supervised.py:smoke"
 TEACHER = "--config.roles.teacher.init={out}/teacher"
@@ -63,6 +64,8 @@ def train(checkout, out, names):
         if names and name not in names:
             continue
         args = [arg.format(out=out) if "{out}" in arg else arg for arg in (*args, *SAME)]
+        if name == "tgeo_kd" and (checkout / "distill_jax/core/outer_options.py").exists():
+            args += ONE_PART
         if not (checkout / "distill_jax/core/durations.py").exists():  # a key for each unit
             args = [DURATION.sub(r"--config.\1.steps=\2", arg) for arg in args]
             args = [arg.replace("study.replicas", "study.lanes") for arg in args]

@@ -74,6 +74,7 @@ def arms(*, teacher: dict, temperature: float, hidden: tuple[int, ...], full: bo
         "tgeo_frozen": tgeo("frozen", zero_init=False),
         "tgeo_shuffled": tgeo("shuffled"),
     }
+    found |= {f"kd_{p}_more": _with_outer(kd(p / 100, temperature=t)) for p in percent(full)}
     if full:
         found |= {
             "annealed": weighted("annealed", temperature=t),
@@ -93,8 +94,14 @@ def percent(full: bool) -> tuple[int, ...]:
 
 
 def tuned(*, full: bool) -> dict:
-    """The constant ratio that the held-out part prefers; it has the budget of all of them."""
-    return {"kd_tuned": tuple(f"kd_{p}" for p in percent(full))}
+    """The constant ratio that the held-out part prefers; it has the budget of all of them.
+
+    `kd_tuned_more` has also trained on the examples from which a learned ratio learns.
+    """
+    return {
+        "kd_tuned": tuple(f"kd_{p}" for p in percent(full)),
+        "kd_tuned_more": tuple(f"kd_{p}_more" for p in percent(full)),
+    }
 
 
 def _every_step(arm: dict) -> dict:
@@ -102,6 +109,11 @@ def _every_step(arm: dict) -> dict:
     return {**arm, "bilevel": {"every": 1, "warmup": None}}
 
 
+def _with_outer(arm: dict) -> dict:
+    """Gives the examples that weightings learn from to an arm that would leave them unused."""
+    return {**arm, "data": {"corrupt": {"train_on_outer": "added"}}}
+
+
 def _all_data(arm: dict) -> dict:
     """Gives the held-out part back to an arm that learns nothing from it: last state, no choice."""
-    return {**arm, "data": {"held_out": 0.0}, "eval": {"metric": ""}}
+    return {**arm, "data": {"held_out": 0.0, "outer": 0.0}, "eval": {"metric": ""}}

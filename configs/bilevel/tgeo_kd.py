@@ -6,7 +6,8 @@
 
 A small network turns the trilateral geometry of student, teacher and label into the share of the
 distillation term, and learns by the exact gradient of the held-out loss after the student's step,
-every fourth step from the second epoch on. The paper leaves that rule open. `weighting.control`
+every fourth step from the second epoch on. The paper leaves that rule open. One half of the
+held-out part teaches it, the other chooses the checkpoint (`data.outer`). `weighting.control`
 makes the controls: frozen (with `--config.roles.weighting.kwargs.zero_init=false`), shuffled,
 batch_mean, joint. `:full` and `:smoke` as in `configs/distill/supervised.py`.
 """

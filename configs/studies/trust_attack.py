@@ -22,6 +22,7 @@ def get_config(arg: str = ""):
     config.evaluators = {"imbalance": {}, "classification": {}, "calibration": {}}
     config.roles.student = config_lib.role("tabular_mlp", hidden=(16,))
     config.data.held_out = 0.2
+    config.data.outer = 0.5  # of these; the rest chooses
     config.data.corrupt = trust.SCENARIOS.get(fault, {})
     config.batch_size = 128
     config.total = "600 steps"

@@ -25,6 +25,7 @@ def get_config(arg: str = ""):
     config.evaluators = {"ctr": {}, "classification": {}}
     config.roles.student = config_lib.role("deepfm", embedding_dim=4, hidden=(16,))
     config.data.held_out = 0.1
+    config.data.outer = 0.5  # of these; the rest chooses
     config.data.corrupt = trust.SCENARIOS.get(fault, {})
     config.batch_size = 256
     config.total = "1000 steps"

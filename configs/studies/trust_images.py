@@ -6,8 +6,10 @@
 Hu et al. 2024 (arXiv:2312.15112) against a constant ratio, published re-weighting rules and
 controls that break what the method claims: a frozen random ratio network, ratios shuffled within
 the batch, their mean, and training on the training loss. All arms have the same steps, batch,
-optimizer and held-out split (10 % of the training part, from which weightings learn); `*_all_data`
-arms train on it as well. `kd_tuned` is the constant ratio of the best held-out accuracy.
+optimizer and held-out split (10 % of the training part). Weightings learn from one half of it, the
+other half chooses: `kd_tuned` is the constant ratio of the best held-out accuracy. `kd_*_more`
+arms train on the first half as well, and `kd_tuned_more` is the best of these; `*_all_data` arms
+train on both halves.
 
 `:class` and `:random` damage the teacher on 30 % of the classes or of the examples, `:noisy`
 changes 30 % of the training labels (teacher and held-out labels stay clean), `:outliers` adds
@@ -32,6 +34,7 @@ def get_config(arg: str = ""):
     config.data.corrupt = faults.get(fault, {})
     config.total = "8 epochs"
     config.eval.every = "2 epochs"
+    config.data.outer = 0.5
     config.bilevel.every = 2
     config.bilevel.warmup = "1 epoch"
     config.bilevel.outer_batch = 0.5

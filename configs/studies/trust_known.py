@@ -19,6 +19,7 @@ def get_config():
     config.data.kwargs = {"n_train": 3000, "n_test": 1000, "image_size": 12, "num_classes": 10}
     config.data.corrupt = trust.SCENARIOS["random"]
     config.data.held_out = 0.2
+    config.data.outer = 0.5  # of these; the rest chooses
     config.data.train_transforms = ("normalize",)
     config.data.eval_transforms = ("normalize",)
     config.data.transform_kwargs.normalize = {"mean": (0.5,), "std": (0.2,)}

@@ -269,5 +269,6 @@ class _OrderOnly:
 
 def _orders_only(experiment: Experiment) -> Experiment:
     dataset = experiment.dataset
-    bare = dataset._replace(train=_OrderOnly(dataset.train), held_out=_OrderOnly(dataset.held_out))
+    used = [name for name in dataset.parts if name != "test"]
+    bare = dataset._replace(**{name: _OrderOnly(dataset.parts[name]) for name in used})
     return dataclasses.replace(experiment, dataset=bare)

@@ -303,17 +303,20 @@ class Source(Protocol):
 
 
 class Dataset(NamedTuple):
-    """Three disjoint parts of one data set.
+    """Disjoint parts of one data set.
 
     Attributes:
       train: what gradients may see.
-      held_out: carved from the training data; model selection and outer losses see it.
+      held_out: carved from the training data; model selection sees it, and outer losses where there
+        is no part of their own.
       test: read only to report.
       classes: names of the outputs of a network: of the classes, in label order; of the columns
         of several labels, or of real values. Empty where there are none.
       cardinalities: numbers of values of the categorical columns of a table, whose examples are
         `{"categorical": int32 [c], "numeric": float32 [m]}`; empty for anything else.
       task: what labels are: "classification", "multilabel" or "regression" (`data.labels`).
+      outer: examples that a weighting learns from, carved from the held-out part, so that what it
+        has learned from chooses nothing; None where the held-out part has both uses.
     """
 
     train: Source
@@ -322,6 +325,18 @@ class Dataset(NamedTuple):
     classes: tuple[str, ...] = ()
     cardinalities: tuple[int, ...] = ()
     task: str = "classification"
+    outer: Source | None = None
+
+    @property
+    def outer_part(self) -> Source:
+        """What outer losses see."""
+        return self.held_out if self.outer is None else self.outer
+
+    @property
+    def parts(self) -> dict[str, Source]:
+        """The parts by name, in the order train, held_out, outer, test."""
+        outer = {} if self.outer is None else {"outer": self.outer}
+        return {"train": self.train, "held_out": self.held_out, **outer, "test": self.test}
 
 
 Transform: TypeAlias = Callable[[Key, Batch, Array], Batch]

@@ -164,8 +164,8 @@ def unrolled(
     omega: PyTree,
     *,
     steps: int,
-) -> PyTree:
-    """Returns `dV(params_K)/domega` through `steps` inner steps, exactly.
+) -> tuple[Array, PyTree]:
+    """Returns `V(params_K)` and `dV(params_K)/domega` through `steps` inner steps, exactly.
 
     Reverse mode over the steps, forward mode within each (Kemaev et al. 2025, arXiv:2505.00793):
     stored are parameters, optimizer state and gradient of every step, and nothing of the network,
@@ -176,7 +176,8 @@ def unrolled(
       grad_fn: `(params, omega, k) -> (dJ/dparams, dJ/domega)` on the batch of inner step k.
       outer_value_and_grad: `params -> (V, dV/dparams)`.
       tx: the inner optimizer.
-      params: inner parameters before the first step.
+      params: inner parameters before the first step: those of now to look ahead, those of K steps
+        ago for truncated backpropagation.
       opt_state: optimizer state before the first step.
       omega: outer variables, the same in all steps.
       steps: K.
@@ -185,12 +186,9 @@ def unrolled(
     for k in range(steps):
         grads, _ = grad_fn(params, omega, k)
         visited.append((params, opt_state, grads))
-        params, opt_state = _apply(tx, grads, opt_state, params)
+        params, opt_state = apply(tx, grads, opt_state, params)
     value, adjoint = outer_value_and_grad(params)
-    floats_of = [
-        jnp.issubdtype(jnp.result_type(x), jnp.floating) for x in jax.tree.leaves(opt_state)
-    ]
-    moving = SomeLeaves(floats_of)
+    moving = floats_of(opt_state)
     state_adjoint = jax.tree.map(jnp.zeros_like, moving.pick(opt_state))
     total = jax.tree.map(jnp.zeros_like, omega)
     for k in reversed(range(steps)):
@@ -198,7 +196,7 @@ def unrolled(
         params = after(params, adjoint)  # or XLA would keep the activations of the pass above
 
         def advance(grads, floats, params, opt_state=opt_state):
-            new = _apply(tx, grads, moving.merge(opt_state, floats), params)
+            new = apply(tx, grads, moving.merge(opt_state, floats), params)
             return new[0], moving.pick(new[1])
 
         _, pull = jax.vjp(regular(advance), grads, moving.pick(opt_state), params)
@@ -224,7 +222,10 @@ def after(tree: PyTree, cause: PyTree) -> PyTree:
     return jax.tree.map(lambda x: x + jnp.asarray(zero, x.dtype), tree)
 
 
-def _apply(tx, grads, opt_state, params):
+def apply(
+    tx: optax.GradientTransformation, grads: Params, opt_state: PyTree, params: Params
+) -> tuple[Any, PyTree]:
+    """Returns parameters and optimizer state after a step."""
     updates, opt_state = tx.update(grads, opt_state, params)
     return optax.apply_updates(params, updates), opt_state
 
@@ -246,6 +247,12 @@ class SomeLeaves(NamedTuple):
         new, (leaves, structure) = iter(some), jax.tree.flatten(tree)
         merged = [next(new) if c else x for x, c in zip(leaves, self.chosen, strict=True)]
         return jax.tree.unflatten(structure, merged)
+
+
+def floats_of(tree: PyTree) -> SomeLeaves:
+    """Returns what takes the floating-point leaves out of trees like `tree`."""
+    leaves = jax.tree.leaves(tree)
+    return SomeLeaves([bool(jnp.issubdtype(jnp.result_type(x), jnp.floating)) for x in leaves])
 
 
 # Regular derivatives.

@@ -20,7 +20,6 @@ from distill_jax.core.errors import ArgumentError, DataUnavailable, nearest
 from distill_jax.data import labels as labels_lib
 from distill_jax.data.moments import (
     CHUNK_BYTES,
-    PARTS,
     SAMPLE,
     SCANNED_BYTES,
     Values,
@@ -172,7 +171,7 @@ def open_dataset(dataset: Any, *, where: str = "data") -> tuple[Dataset, Report]
       ArgumentError: not a data set.
     """
     dataset = _as_dataset(dataset, where=where)
-    parts = {name: getattr(dataset, name) for name in PARTS}
+    parts = dataset.parts
     if any(getattr(root(part), "shapes_only", False) for part in parts.values()):
         return dataset, Report()
     roots = {id(one): one for one in map(root, parts.values())}.values()
@@ -206,8 +205,7 @@ def _as_dataset(dataset: Any, *, where: str) -> Dataset:
             where=where,
             hint="a distill_jax.core.api.Dataset of train, held_out, test and classes",
         )
-    for name in PARTS:
-        part = getattr(dataset, name)
+    for name, part in dataset.parts.items():
         if not isinstance(part, Source):
             raise ArgumentError(
                 f"its {name} part is a {type(part).__name__}",

@@ -15,11 +15,11 @@ import numpy as np
 
 from distill_jax.core.api import Dataset, Source
 from distill_jax.core.errors import ArgumentError, nearest
-from distill_jax.data.source import Subset, example_ids, example_labels, split_held_out
+from distill_jax.data.source import Joined, Subset, example_ids, example_labels, split_held_out
 
 WHERE = "corrupt"
 KINDS = {"label_noise": ("uniform", "pair"), "teacher_damage": ("random", "class")}
-PARTS = ("train", "held_out", "test")
+OUTER_USES = ("", "added", "alone")
 
 
 class Corrupted:
@@ -112,7 +112,7 @@ def noise_images(ids: np.ndarray, *, shape: Sequence[int], seed: int) -> np.ndar
 
 
 def _map_parts(dataset: Dataset, one: Callable[[str, Source], Source]) -> Dataset:
-    return dataset._replace(**{part: one(part, getattr(dataset, part)) for part in PARTS})
+    return dataset._replace(**{name: one(name, part) for name, part in dataset.parts.items()})
 
 
 def _damage_teacher(dataset: Dataset, share: float, kind: str, seed: int) -> Dataset:
@@ -155,7 +155,8 @@ def _change_labels(dataset: Dataset, share: float, kind: str, seed: int) -> Data
 def _add_outliers(dataset: Dataset, share: float, seed: int) -> Dataset:
     n = len(dataset.train)
     count = round(share * n)
-    top = max(int(example_ids(p).max(initial=-1)) for p in (dataset.train, dataset.held_out))
+    rooted = [part for name, part in dataset.parts.items() if name != "test"]
+    top = max(int(example_ids(part).max(initial=-1)) for part in rooted)
     ids = np.arange(top + 1, top + 1 + count, dtype=np.int32)
     label = draws(ids, seed=seed, purpose="outlier label")[:, 0] * len(dataset.classes)
 
@@ -226,6 +227,18 @@ def _train_on_held_out(dataset: Dataset, share: float, seed: int) -> Dataset:
     return dataset._replace(train=train, held_out=held)
 
 
+def _train_on_outer(dataset: Dataset, use: str) -> Dataset:
+    """What trains is no longer there for an outer loss."""
+    outer = dataset.outer
+    if use not in OUTER_USES or outer is None or not len(outer):
+        found = "there is no outer part" if use in OUTER_USES else f"unknown use {use!r}"
+        hint = "set data.outer" if use in OUTER_USES else nearest(use, OUTER_USES[1:])
+        raise ArgumentError(found, where=f"{WHERE}.train_on_outer", hint=hint)
+    train = Joined(dataset.train, outer) if use == "added" else outer
+    nothing = Subset(outer, np.zeros(0, np.int64), "nothing left")
+    return dataset._replace(train=train, outer=nothing)
+
+
 def _check(
     dataset: Dataset,
     shares: Mapping[str, float],
@@ -266,7 +279,7 @@ def _check(
     if not active:
         return
     k = len(dataset.classes)
-    top = max(int(example_labels(getattr(dataset, part)).max(initial=0)) for part in PARTS)
+    top = max(int(example_labels(part).max(initial=0)) for part in dataset.parts.values())
     if k < 2 or top >= k:
         raise ArgumentError(
             f"the data have {k} classes" + (f" and a label {top}" if k > 1 else ""),
@@ -316,11 +329,12 @@ def corrupt(
     labels_percent: float = 0.0,
     drop_unlabelled: bool = False,
     train_on_held_out: float = 0.0,
+    train_on_outer: str = "",
     seed: int = 0,
 ) -> Dataset:
     """Returns the data set with the faults whose share is above 0; without any, `dataset` itself.
 
-    Each fault adds an int32 key to the examples of all three parts:
+    Each fault adds an int32 key to the examples of all parts:
 
     * `label_noisy`: 1 where the label was changed, in the training part alone.
     * `teacher_shift`: s in 0..k-1; whoever asks the teacher rolls its logits by s along the
@@ -352,6 +366,9 @@ def corrupt(
       train_on_held_out: share of the held-out part, class by class, that replaces the training
         part: for baselines of methods that learn from held-out examples. The rest stays held out;
         after 1 nothing does, so that `eval.metric` must be empty.
+      train_on_outer: the same for the outer part (`data.outer`): "alone" trains on it instead of
+        the training part; "added" joins it to the training part, without the faults of training
+        examples. The held-out part stays as it is, so that all choose by the same examples.
       seed: any non-negative integer; "run" in a config stands for the seed of the run.
 
     Raises:
@@ -390,6 +407,8 @@ def corrupt(
         dataset = _hide_labels(
             dataset, labels_per_class, labels_percent, seed, drop=drop_unlabelled
         )
+    if train_on_outer:
+        dataset = _train_on_outer(dataset, train_on_outer)
     if train_on_held_out:
         dataset = _train_on_held_out(dataset, train_on_held_out, seed)
     return dataset

@@ -9,9 +9,6 @@ import numpy as np
 from distill_jax.core.api import Source
 from distill_jax.core.errors import ArgumentError
 
-PARTS = ("train", "held_out", "test")
-
-
 SCANNED_BYTES = 2**30
 """Floating-point parts up to this size are scanned in full when they are opened."""
 

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 
 from distill_jax.core.api import Dataset
-from distill_jax.data.moments import PARTS, root, spread
+from distill_jax.data.moments import root, spread
 
 LOOKED_AT_BYTES = 2**28
 """Data up to this size are searched for examples that occur in two parts."""
@@ -43,13 +43,13 @@ class Overlap(NamedTuple):
 
 
 def overlaps(dataset: Dataset) -> dict[str, Overlap]:
-    """Returns what of "held_out" and "test" is in the training part, by content.
+    """Returns what of the other parts is in the training part, by content.
 
     Parts in memory up to `LOOKED_AT_BYTES` are searched in full. Of larger ones some examples at
     equal positions are compared, which finds a part that is a copy.
     """
-    parts = {name: getattr(dataset, name) for name in PARTS}
-    parts = {name: part for name, part in parts.items() if len(part)}
+    parts = {name: part for name, part in dataset.parts.items() if len(part)}
+    others = [name for name in dataset.parts if name != "train"]
     roots = {name: root(part) for name, part in parts.items()}
     if any(getattr(part, "shapes_only", False) for part in roots.values()):
         return {}
@@ -58,12 +58,12 @@ def overlaps(dataset: Dataset) -> dict[str, Overlap]:
     shared: dict[str, Overlap] = {}
     if in_memory and sum(x.nbytes for x in jax.tree.leaves(arrays)) <= LOOKED_AT_BYTES:
         seen = set(_digests(parts["train"], np.arange(len(parts["train"]))))
-        for name in ("held_out", "test"):
+        for name in others:
             if name in parts:
                 rows = _digests(parts[name], np.arange(len(parts[name])))
                 shared[name] = Overlap(sum(row in seen for row in rows), len(rows), True)
         return shared
-    for name in ("held_out", "test"):
+    for name in others:
         other = name in parts and roots[name] is not roots["train"]
         if other and len(roots[name]) == len(roots["train"]):
             at = spread(len(roots[name]), COMPARED)

@@ -152,6 +152,45 @@ class Subset:
         return self.source.read(self.indices[indices])
 
 
+class Joined:
+    """The examples of one source, then those of another of the same root.
+
+    Args:
+      source: the first.
+      other: the second; its examples have the same keys.
+    """
+
+    def __init__(self, source: Source, other: Source):
+        self.source, self.other = source, other
+        self.ids = np.concatenate([example_ids(source), example_ids(other)])
+        one, two = source.provenance, other.provenance
+        sha = hashlib.sha256(f"{one.sha256} and {two.sha256}".encode()).hexdigest()
+        name = f"{one.name}, and {two.n} of {two.name}"
+        self.provenance = one._replace(name=name, n=len(self.ids), sha256=sha)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def labels(self) -> np.ndarray:
+        """Labels of these examples."""
+        return np.concatenate([example_labels(self.source), example_labels(self.other)])
+
+    def read(self, indices: np.ndarray) -> Mapping[str, Any]:
+        """Returns the examples at positions `indices` `[b]`."""
+        indices, n = np.asarray(indices), len(self.source)
+        later = indices >= n
+        if not later.any():
+            return self.source.read(indices)
+        here = self.source.read(np.where(later, 0, indices))
+        there = self.other.read(np.where(later, indices - n, 0))
+
+        def pick(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+            return np.where(later.reshape(-1, *[1] * (np.ndim(a) - 1)), b, a)
+
+        return jax.tree.map(pick, dict(here), {key: there[key] for key in here})
+
+
 def example_ids(source: Source) -> np.ndarray:
     """Returns int32 `[n]`: what batches of `source` carry as `index` (see `Subset`)."""
     ids = getattr(source, "ids", None)
@@ -217,6 +256,40 @@ def split_held_out(source: Source, *, fraction: float, seed: int) -> tuple[Subse
     )
 
 
+def split_outer(dataset: Dataset, *, share: float, seed: int) -> Dataset:
+    """Returns the data set with a share of its held-out part for outer losses.
+
+    What is left of the held-out part chooses checkpoints, constants and hyperparameters: by what a
+    weighting has learned from, it would choose the weighting that fits those examples best. The
+    split is stratified, see `split_held_out`.
+
+    Args:
+      dataset: without an outer part.
+      share: of the held-out examples, in [0, 1); 0 leaves the data set as it is.
+      seed: any non-negative integer.
+
+    Raises:
+      ArgumentError: a share outside [0, 1), or of too few examples.
+    """
+    if share == 0:
+        return dataset
+    if not 0 <= share < 1 or not len(dataset.held_out):
+        raise ArgumentError(
+            f"outer is {share} of {len(dataset.held_out)} held-out examples",
+            where="outer",
+            hint="0 <= x < 1, with held_out above 0",
+        )
+    try:
+        held, outer = split_held_out(dataset.held_out, fraction=share, seed=seed)
+    except ArgumentError:
+        raise ArgumentError(
+            f"{share:g} of {len(dataset.held_out)} held-out examples leaves a part empty",
+            where="outer",
+            hint="enlarge held_out, or set outer to 0, which gives both uses to all of them",
+        ) from None
+    return dataset._replace(held_out=held, outer=outer)
+
+
 def first(dataset: Dataset, n: int) -> Dataset:
     """Returns a data set with at most n examples in each part, drawn evenly; 0 keeps all."""
 
@@ -228,8 +301,7 @@ def first(dataset: Dataset, n: int) -> Dataset:
         )
         return Subset(whole, some, f"{n} examples")
 
-    parts = {name: part(getattr(dataset, name)) for name in ("train", "held_out", "test")}
-    return dataset._replace(**parts)
+    return dataset._replace(**{name: part(whole) for name, whole in dataset.parts.items()})
 
 
 def make_dataset(

@@ -89,7 +89,7 @@ def _summary(experiment: build_lib.Experiment, compiled: Mapping[str, Any]) -> s
         for role, n in count.items()
     ]
     sizes = ", ".join(f"{axis}={size}" for axis, size in experiment.mesh.shape.items())
-    parts = (f"{len(getattr(experiment.dataset, p)):,} {p}" for p in ("train", "held_out", "test"))
+    parts = (f"{len(part):,} {name}" for name, part in experiment.dataset.parts.items())
     flops = experiment.flops_per_step
     peak = max(collectives.memory(step)["peak"] for step in compiled.values())
     steps, per_epoch = experiment.total_steps, experiment.steps_per_epoch
@@ -104,6 +104,9 @@ def _summary(experiment: build_lib.Experiment, compiled: Mapping[str, Any]) -> s
         else "XLA counts no operations here",
         "devices": f"{experiment.mesh.size} ({jax.devices()[0].device_kind}), {sizes}",
     }
+    if experiment.outer is not None:
+        how = experiment.outer.options
+        fields["outer step"] = f"every {experiment.outer.every}, {how.method}: {how.passes}"
     lines = [f"{name:<12}{text}" for name, text in fields.items()]
     table = tables.plain(networks, ("role", "model", "parameters", "learns"))
     return "\n".join([*lines, "", table])

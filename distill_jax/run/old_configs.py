@@ -125,6 +125,13 @@ def _renamed(config: dict[str, Any], whole: Mapping[str, Any]) -> None:
                 group[key] = values.get(group[key], group[key])
 
 
+def _one_held_out_part(config: dict[str, Any], whole: Mapping[str, Any]) -> None:
+    """The held-out part had both uses: what the weighting learned from also chose."""
+    data = config.get("data")
+    if config is whole and isinstance(data, dict):
+        data.setdefault("outer", 0.0)
+
+
 def _at(config: dict[str, Any], path: str) -> Iterator[tuple[dict[str, Any], str]]:
     """Yields the group and the key that a path names, if the config has them."""
     *parents, key = path.split(".")
@@ -139,4 +146,5 @@ CONVERSIONS: tuple[tuple[str, Callable[[dict[str, Any], Mapping[str, Any]], None
     ("0.1: a duration was a group of units", _one_value),
     ("0.1: durations of methods were numbers of epochs", _epochs_of_methods),
     ("0.1: keys had other names", _renamed),
+    ("0.1: the held-out part had no outer part", _one_held_out_part),
 )

@@ -171,7 +171,8 @@ class Trainer:
         if self.outer_optimizer is None:
             return self.optimizer
         roles = tuple(r for r in weighted_objective.networks(self.objective) if r in self.networks)
-        return bilevel_lib.Optimizers(self.optimizer, self.outer_optimizer, roles)
+        method = (self.bilevel or bilevel_lib.Bilevel()).method
+        return bilevel_lib.Optimizers(self.optimizer, self.outer_optimizer, roles, method)
 
     # Batches.
 

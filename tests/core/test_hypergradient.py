@@ -46,7 +46,8 @@ def weigher_model() -> Model:
     def apply(params, state, x, *, train, rngs):
         del train, rngs
         h = jnp.tanh(x @ params["first"]["kernel"])
-        return {"logits": h @ params["last"]["kernel"]}, state
+        bias = params["last"].get("bias", jnp.zeros(1))[None]
+        return {"logits": h @ params["last"]["kernel"] + bias}, state
 
     return Model(init, apply)
 
@@ -181,6 +182,7 @@ class Problem:
                 s = jax.lax.stop_gradient(s)
             x = jnp.concatenate([s, t, jax.nn.one_hot(batch["label"], harness.K)], axis=-1)
             h = jnp.tanh(x @ weighting["first"]["kernel"]) @ weighting["last"]["kernel"]
+            h += weighting["last"].get("bias", jnp.zeros(1))[None]
             ratio = jax.nn.sigmoid(h[:, 0])
             per_example = (1 - ratio) * terms.values["cross_entropy"]
             per_example += ratio * terms.values["distillation"]
@@ -392,6 +394,18 @@ def test_adam_slope_at_zero_is_that_of_the_limit():
         ({"unroll": 2}, "outer_update=lookahead"),
         ({"unroll": 0}, "at least 1"),
         ({"method": "last_layer", "jvp_fraction": 0.5}, "set jvp_fraction to 1"),
+        ({"horizon": 0}, "at least 1"),
+        ({"horizon": 2}, "exact looks ahead by unroll"),
+        ({"method": "two_speed", "horizon": 2}, "no horizon"),
+        ({"damping": 0.1}, "inverts no Hessian"),
+        ({"method": "cg", "damping": -0.1}, "0 or more"),
+        ({"method": "neumann", "forget": 0.9}, "carries no tangents"),
+        ({"method": "two_speed", "forget": 0.0}, "at most 1"),
+        ({"method": "neumann", "jvp_fraction": 0.5}, "whole batch"),
+        ({"method": "cg", "low_memory": True}, "low_memory"),
+        ({"method": "neumann", "unroll": 2, "outer_update": "lookahead"}, "method=exact"),
+        ({"method": "two_speed", "outer_update": "lookahead"}, "after_step"),
+        ({"method": "truncated", "horizon": 4, "every": 2}, "one weighting made them all"),
     ],
 )
 def test_wrong_options_are_refused(kwargs, word):

@@ -16,12 +16,15 @@ from distill_jax.core.api import (
     Source,
     Transform,
 )
-from distill_jax.core.errors import ConfigError, explained, nearest
+from distill_jax.core.errors import ConfigError, below, explained, nearest
 from distill_jax.data import checks, corruption, moments, source, transforms
 from distill_jax.run import config as config_lib
 from distill_jax.run import crash
 from distill_jax.run.config import ConfigDict
 from distill_jax.run.resolve import bind, resolve
+
+OUTER_SHARE = 0.5
+"""Share of the held-out part that a weighting learns from where `data.outer` is unset."""
 
 RESIDENT_BYTES = 2**30
 """Training sets up to this size live on the device where `data.resident` is "auto"."""
@@ -188,6 +191,10 @@ def open_dataset(
     )()
     dataset, report = checks.open_dataset(dataset, where="data.name")
     dataset = source.first(dataset, config.data.at_most)
+    if dataset.outer is None and (share := _outer_share(config, trusted)):
+        seed = config.data.kwargs.get("split_seed", 0)
+        with below("data", ("outer", "held_out")):
+            dataset = source.split_outer(dataset, share=share, seed=seed)
     corrupt = functools.partial(corruption.corrupt, dataset)
     faults = config.data.corrupt.to_dict()
     if config_lib.data_follow_seed(config):
@@ -213,6 +220,19 @@ def open_dataset(
             hint=f"leave out {mixing[0]}, or data.corrupt",
         )
     return corrupted, report
+
+
+def _outer_share(config: ConfigDict, trusted: Collection[str]) -> float:
+    """Returns the share of the held-out part that a weighting learns from; 0 where all choose."""
+    spec = config.weighting
+    if config.data.outer is not None:
+        return config.data.outer
+    if not spec.name or spec.control in ("frozen", "joint") or not config.data.held_out:
+        return 0.0
+    make = resolve("weighting", spec.name, where="weighting.name", trusted=trusted)
+    roles = [config.roles[role] for role in getattr(make, "roles", ()) if role in config.roles]
+    learns = any(not role.frozen and role.ema_of is None for role in roles)
+    return OUTER_SHARE if learns or getattr(make, "by_gradient", False) else 0.0
 
 
 def _check_values(config: ConfigDict, report: checks.Report, batch: Batch) -> tuple[str, ...]:

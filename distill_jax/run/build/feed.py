@@ -37,7 +37,7 @@ def feed_shapes(experiment: Experiment, variant: str = "inner") -> PyTree:
     if variant == "inner":
         return data, window
     assert experiment.outer is not None
-    held_out = one(experiment.dataset.held_out, experiment.outer.batch_size)
+    held_out = one(experiment.dataset.outer_part, experiment.outer.batch_size)
     return {"train": (data, window), "held_out": held_out}
 
 
@@ -78,14 +78,14 @@ class Feed:
         self._held_out: Any = None
         if self._outer is not None:
             first = max(0, self._outer.count(start))
-            self._held_out = make(dataset.held_out, self._outer.batch_size, first)
+            self._held_out = make(dataset.outer_part, self._outer.batch_size, first)
 
     def __call__(self, step: int, variant: str = "inner") -> PyTree:
         """Returns what the step of that name takes at `step`."""
-        train = (self._train.data, self._train.window(step))
         if variant == "inner":
-            return train
+            return self._train.data, self._train.window(step)
         assert self._outer is not None
+        train = self._train.data, self._train.window(step - self._outer.options.back)
         index = max(0, self._outer.count(step))
         return {"train": train, "held_out": (self._held_out.data, self._held_out.window(index))}
 
@@ -128,9 +128,10 @@ def make_prepare(experiment: Experiment, variant: str = "inner") -> Prepare:
 
     def both(fed: Any, step: Array, key: Key) -> Any:
         assert outer is not None
-        unroll, held_key = outer.options.unroll, rng.stream(key, "held_out", "transform")
+        count, held_key = outer.options.batches, rng.stream(key, "held_out", "transform")
+        first = step - outer.options.back
         seen = (
-            batches(fed["train"], step, key, unroll) if unroll > 1 else one(fed["train"], step, key)
+            batches(fed["train"], first, key, count) if count > 1 else one(fed["train"], step, key)
         )
         index, b = outer.count(step), outer.batch_size
         return {

@@ -241,11 +241,19 @@ def _two_levels(
         )
     if objective.control == "frozen":
         return outer_tx, None
+    warmup = config_lib.duration(config, "bilevel.warmup", default=0, **data.duration)
+    if spec.method == "truncated":  # so many steps have to be there
+        warmup = max(warmup, spec.horizon - 1)
     with below("bilevel", config.bilevel.keys()):
         options = bilevel.Bilevel(
             method=spec.method,
             outer_update=spec.outer_update,
             unroll=spec.unroll,
+            horizon=spec.horizon,
+            damping=spec.damping,
+            forget=spec.forget,
+            every=spec.every,
+            warmup=warmup,
             jvp_fraction=spec.jvp_fraction,
             low_memory=spec.low_memory,
             outer_terms=tuple(spec.outer_loss),
@@ -253,7 +261,7 @@ def _two_levels(
     outer = Outer(
         options=options,
         every=spec.every,
-        warmup=config_lib.duration(config, "bilevel.warmup", default=0, **data.duration),
+        warmup=warmup,
         batch_size=max(1, round(spec.outer_batch * config.batch_size)),
     )
     if by_gradient and (outer.every, outer.warmup) != (1, 0):
@@ -266,19 +274,21 @@ def _two_levels(
 
 
 def _check_outer(config, outer: Outer, dataset: Dataset, mesh: Mesh, *, resident: bool) -> None:
-    n = len(dataset.held_out)
+    n = len(dataset.outer_part)
     if outer.batch_size > n:
         raise ConfigError(
-            f"a held-out batch of {outer.batch_size} from {n} held-out examples",
+            f"a held-out batch of {outer.batch_size} from {n} held-out examples"
+            + (" for the weighting" if dataset.outer is not None else ""),
             where="bilevel.outer_batch" if n else "data.held_out",
-            hint="the weighting learns from the held-out part: enlarge it, or lower outer_batch",
+            hint="the weighting learns from the held-out part, or from the share data.outer of it: "
+            "enlarge it, or lower outer_batch",
         )
     partition.check_batch(outer.batch_size, mesh, where="bilevel.outer_batch")
-    unroll = outer.options.unroll
-    if unroll > 1 and (not resident or unroll * config.batch_size > len(dataset.train)):
+    count, back = outer.options.batches, outer.options.back
+    if count > 1 and (not resident or count * config.batch_size > len(dataset.train)):
         raise ConfigError(
-            f"{unroll} steps look {unroll} batches ahead",
-            where="bilevel.unroll",
+            f"{count} steps look {count} batches {'back' if back else 'ahead'}",
+            where="bilevel.horizon" if back else "bilevel.unroll",
             hint="data.resident=yes, and no more batches than an epoch has",
         )
 

@@ -128,6 +128,8 @@ def _check_numbers(config: ConfigDict) -> None:
         check(path, 0 <= lookup(config, path) < math.inf, "0 for off, or more")
     check("seed", 0 <= config.seed < 2**32, "from 0 to 2**32 - 1")
     check("data.held_out", 0 <= config.data.held_out < 1, "a fraction from 0 to below 1")
+    share = config.data.outer
+    check("data.outer", share is None or 0 <= share < 1, "a share from 0 to below 1, or none")
     check("optim.weight_decay", 0 <= config.optim.weight_decay < math.inf, "0 or more")
     clip = config.optim.clip_norm
     check("optim.clip_norm", clip is None or 0 < clip < math.inf, "positive, or none for no limit")

@@ -90,14 +90,19 @@ def base() -> ConfigDict:
     config.weighting.stop_features = True  # no gradient through its inputs to the student
 
     config.bilevel = ConfigDict()  # how a weighting learns from the held-out part
-    config.bilevel.method = "exact"  # exact | finite_difference | last_layer
+    # through one step: exact | finite_difference | last_layer; over a longer horizon, see
+    # core.horizon: neumann | cg | truncated | two_speed
+    config.bilevel.method = "exact"
     config.bilevel.outer_update = "after_step"  # after_step | lookahead: after a trial step
     config.bilevel.every = 1  # student steps between two steps of the weighting
     config.bilevel.warmup = config_dict.placeholder(object)  # a duration before the first of them
     config.bilevel.outer_batch = 1.0  # held-out examples per step, as a share of batch_size
     config.bilevel.outer_loss = ("cross_entropy",)  # terms whose sum is the held-out loss
     config.bilevel.jvp_fraction = 1.0  # share 1/m of the training batch in the forward-mode product
-    config.bilevel.unroll = 1  # inner steps that the gradient goes through
+    config.bilevel.unroll = 1  # inner steps ahead that the exact gradient goes through
+    config.bilevel.horizon = 1  # terms of neumann, steps of cg, last steps of truncated
+    config.bilevel.damping = 0.0  # added to the diagonal of the Hessian by neumann and cg
+    config.bilevel.forget = 1.0  # factor of the tangents of two_speed in each step; 1 keeps all
     config.bilevel.low_memory = False  # recompute activations in an additional forward pass
     config.bilevel.optim = ConfigDict()
     config.bilevel.optim.name = "adamw"  # as optim.name
@@ -116,6 +121,9 @@ def base() -> ConfigDict:
     config.data.name = ""  # module in distill_jax.data, or package.module:Symbol
     config.data.kwargs = ConfigDict()  # open: keyword arguments of the data set
     config.data.held_out = 0.1  # fraction of the training data kept for selection
+    # share of the held-out part that a weighting learns from; the rest selects. Unset: 0.5 where a
+    # weighting learns, else 0; with 0 the whole part has both uses
+    config.data.outer = config_dict.placeholder(float)
     config.data.at_most = 0  # most examples of each part to use; 0 uses all
     config.data.corrupt = ConfigDict()  # open: known faults; keywords of data.corruption.corrupt
     config.data.resident = "auto"  # keep the data on the device: auto | yes | no

@@ -55,7 +55,7 @@ def smoke(config: ConfigDict) -> ConfigDict:
     config.total, config.eval.every, config.log.every_steps = "12 steps", "6 steps", 4
     everything = (config, *config.study.arms.values())
     if any(changes.get("weighting", {}).get("name") for changes in everything):
-        config.bilevel.outer_batch = min(config.bilevel.outer_batch, 0.5)
+        config.bilevel.outer_batch = min(config.bilevel.outer_batch, 0.25)
         config.data.held_out = max(config.data.held_out, 0.1)
     for changes in everything:
         with changes.unlocked(), changes.ignore_type():

@@ -70,8 +70,7 @@ def of_parts(
     dataset: Dataset, overlaps: Mapping[str, shared_examples.Overlap] | None = None
 ) -> Iterator[Finding]:
     """Yields parts that share examples; `overlaps` is that of `shared_examples` where known."""
-    parts = {name: getattr(dataset, name) for name in moments.PARTS}
-    parts = {name: part for name, part in parts.items() if len(part)}
+    parts = {name: part for name, part in dataset.parts.items() if len(part)}
     for first, second in itertools.combinations(parts, 2):
         if moments.root(parts[first]) is moments.root(parts[second]):
             both = np.intersect1d(example_ids(parts[first]), example_ids(parts[second]))

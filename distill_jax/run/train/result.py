@@ -42,8 +42,7 @@ def of_experiment(experiment: Experiment) -> dict[str, Any]:
         "classes": list(experiment.dataset.classes),
         "task": experiment.dataset.task,
         "provenance": {
-            split: getattr(experiment.dataset, split).provenance._asdict()
-            for split in ("train", "held_out", "test")
+            split: part.provenance._asdict() for split, part in experiment.dataset.parts.items()
         },
         "data": {
             "scanned": experiment.data.scanned,

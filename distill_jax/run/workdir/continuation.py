@@ -99,8 +99,8 @@ def data_checksums(dataset: Any) -> dict[str, dict[str, Any]]:
     chain, before anything was held out or corrupted, which runs of one file have in common.
     """
     checksums = {}
-    for split in ("train", "held_out", "test"):
-        root = part = getattr(dataset, split)
+    for split, part in dataset.parts.items():
+        root = part
         while hasattr(root, "source"):
             root = root.source
         provenance = part.provenance

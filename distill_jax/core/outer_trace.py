@@ -1,0 +1,360 @@
+"""One step of a bilevel problem while it is traced: both losses, and the outer gradient."""
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from distill_jax.analysis import dependence
+from distill_jax.core import horizon, hypergradient, replay, rng
+from distill_jax.core.api import (
+    Array,
+    Batch,
+    Key,
+    Model,
+    Nets,
+    Params,
+    PyTree,
+    Role,
+    State,
+    Terms,
+    TrainState,
+)
+from distill_jax.core.errors import nearest
+from distill_jax.core.outer_options import Bilevel, Optimizers, refusal
+from distill_jax.core.partition import named_leaves
+from distill_jax.core.state import check_terms
+from distill_jax.core.steps import BoundNets, Frozen, mean_loss
+from distill_jax.core.weighted_objective import WeightedObjective
+
+
+class Outs(NamedTuple):
+    """What of a batch depends on the inner parameters and is differentiated."""
+
+    values: Mapping[str, Array]
+    logits: Mapping[Role, Array]
+
+
+class Trace:
+    """One step while it is traced: batches, parameters, and the network linearized at them.
+
+    Attributes:
+      inner: parameters of what learns from the training loss, by role.
+      omega: parameters of the weighting's networks, by role.
+      terms: the objective's terms at `inner`, with new model state and memory.
+      outs: what of them depends on `inner`; `push` maps a change of `inner` to one of `outs`.
+    """
+
+    def __init__(self, made: "Made", state: TrainState, frozen: Frozen, train: Batch, key: Key):
+        self.weighted, self.options, self.optimizers = made.weighted, made.options, made.optimizers
+        self.models, self.precision = made.models, made.precision
+        self.memory, self.step, self.train, self.key = state.memory, state.step, train, key
+        self.fixed = {role: p for role, (p, _) in frozen.items()} | dict(state.targets)
+        self.model_state = {role: s for role, (_, s) in frozen.items()} | dict(state.model_state)
+        self.inner, self.omega = made.optimizers.split(state.params)
+        self.inner_state: PyTree = state.opt_state["inner"]
+        self.mask, self.total = train["mask"], jnp.maximum(train["mask"].sum(), 1)
+        self.plan = self._plan()
+        self.outs, self.push, (self.terms, self.known) = jax.linearize(
+            self._pass, self.inner, has_aux=True
+        )
+
+    def _plan(self) -> replay.Plan | None:
+        """Returns how the product on a part of the batch takes values from the whole pass."""
+        options = self.options
+        if options.stride == 1 or options.method != "exact" or options.low_memory:
+            return None
+        rows = jax.eval_shape(lambda x: self.part(x, 0), self.train)
+        forward = lambda inner, batch: self.forward(inner, batch, self.key)  # noqa: E731
+        return replay.make_plan(forward, self.inner, self.train, rows)
+
+    def _pass(self, inner: Params) -> tuple[Outs, tuple[Terms, list[Array]]]:
+        if self.plan is None:
+            outs, terms = self.forward(inner, self.train, self.key)
+            return outs, (terms, [])
+        (outs, terms), known = self.plan.record(inner, self.train)
+        return outs, (terms, known)
+
+    # The two losses.
+
+    def nets(self, params: Mapping[Role, Params], key: Key) -> Nets:
+        params = self.fixed | dict(params)
+        return BoundNets(self.models, params, self.model_state, key=key, precision=self.precision)
+
+    def forward(
+        self, inner: Params, batch: Batch, key: Key, step: Array | None = None
+    ) -> tuple[Outs, Terms]:
+        """Returns the outputs of a batch, and the terms that they belong to."""
+        step = self.step if step is None else step
+        terms = self.weighted.loss_terms_of(self.nets(inner, key), batch, self.memory, step)
+        check_terms(terms, batch["mask"].shape)
+        return Outs(dict(terms.values), dict(terms.logits)), terms
+
+    def weights(
+        self,
+        omega: Params,
+        seen: Outs,
+        terms: Terms,
+        batch: Batch,
+        key: Key,
+        step: Array | None = None,
+    ) -> Array:
+        """Returns the weighting's weights `[b, s]` of a batch of which it sees `seen`."""
+        step = self.step if step is None else step
+        terms = dataclasses.replace(terms, values=seen.values, logits=seen.logits)
+        evidence = self.weighted.evidence(terms, batch, self.memory)
+        return self.weighted.weights(self.nets(omega, key), evidence, step)
+
+    def loss(
+        self, weights: Array, outs: Outs, terms: Terms, mask: Array, total: Array
+    ) -> tuple[Array, dict[str, Array]]:
+        """Returns the inner loss and its metrics."""
+        terms = dataclasses.replace(terms, values=outs.values, logits=outs.logits)
+        return mean_loss(self.weighted.with_weights(terms, weights), mask, total)
+
+    def outer_loss(self, inner: Params, held_out: Batch) -> Array:
+        """Returns the mean of the outer terms; batch norm by batch, its running state unused."""
+        nets = self.nets(inner, rng.stream(self.key, "held_out"))
+        terms = self.weighted.loss_terms_of(nets, held_out, self.memory, self.step)
+        for name in self.options.outer_terms:
+            if name not in terms.values:
+                hint = nearest(name, terms.values)
+                raise refusal("outer_loss", f"the objective has no term {name!r}", hint)
+        mask, values = held_out["mask"], [terms.values[n] for n in self.options.outer_terms]
+        return (mask * sum(values)).sum() / jnp.maximum(mask.sum(), 1)
+
+    # The inner step.
+
+    def weights_now(self, omega: Params) -> Array:
+        """Returns the weights of the training batch."""
+        return self.weights(omega, self.outs, self.terms, self.train, self.key)
+
+    def inner_gradient(self, omega: Params, weights: Array) -> tuple[Params, dict[str, Array]]:
+        """Returns the inner gradient at given weights, or through them if they are steered."""
+
+        def loss(outs: Outs) -> tuple[Array, dict[str, Array]]:
+            w = weights
+            if not self.weighted.stop_features and not self.weighted.weighting.by_gradient:
+                w = self.weights(omega, outs, self.terms, self.train, self.key)
+            w = self.weighted.used(w, self.mask, self.step)
+            return self.loss(w, outs, self.terms, self.mask, self.total)
+
+        cotangents, metrics = jax.grad(loss, has_aux=True)(self.outs)
+        (grads,) = jax.linear_transpose(self.push, self.inner)(cotangents)
+        return grads, metrics
+
+    def apply(self, grads: Params) -> tuple[Any, PyTree]:
+        """Returns inner parameters and optimizer state after a step."""
+        updates, new = self.optimizers.inner.update(grads, self.inner_state, self.inner)
+        return optax.apply_updates(self.inner, updates), new
+
+    # The outer gradient.
+
+    def outer_direction(
+        self, grads: Params, moved: Params, held_out: Batch
+    ) -> tuple[Array, Params]:
+        """Returns the outer loss after the step, and its gradient pulled back to `grads`."""
+        if self.options.method == "last_layer":
+            part = self._last_layer(moved)
+            value, some = jax.value_and_grad(
+                lambda some: self.outer_loss(part.merge(moved, some), held_out)
+            )(part.pick(moved))
+            v = part.merge(jax.tree.map(jnp.zeros_like, moved), some)
+        else:
+            value, v = jax.value_and_grad(self.outer_loss)(moved, held_out)
+        tx = self.optimizers.inner
+        return value, hypergradient.pull_back(tx, grads, self.inner_state, self.inner, v)
+
+    def change(self, u: Params) -> Outs:
+        """Returns the forward-mode product: how the training batch's outputs change along `u`."""
+        forward = lambda inner: self.forward(inner, self.train, self.key)[0]  # noqa: E731
+        if self.options.method == "last_layer":
+            part = self._last_layer(self.inner)
+            some = lambda x: forward(part.merge(self.inner, x))  # noqa: E731
+            return jax.jvp(some, (part.pick(self.inner),), (part.pick(u),))[1]
+        if self.options.low_memory:
+            return jax.jvp(forward, (hypergradient.after(self.inner, u),), (u,))[1]
+        return self.push(u)
+
+    def outer_gradient(self, u: Params) -> PyTree:
+        """Returns the gradient in `omega`, given what `outer_direction` gave."""
+        stop, stride = self.weighted.stop_features, self.options.stride
+        first = jax.random.randint(rng.stream(self.key, "part"), (), 0, stride)
+        rows, seen, own = self.part((self.train, self.outs, self.terms.weights), first)
+        terms = self.terms.replace(weights=own)
+        forward = lambda inner: self.forward(inner, rows, self.key)[0]  # noqa: E731
+
+        def h(omega, outs, seen):
+            weights = self.weights(omega, seen, terms, rows, self.key)
+            if self.options.method == "two_speed":  # what examples share is not for one step
+                weights = horizon.centred(weights, rows["mask"])
+            return self.loss(weights, outs, terms, rows["mask"], self.total / stride)[0]
+
+        if self.options.method == "finite_difference":
+            return hypergradient.finite_difference(
+                forward, h, self.inner, self.omega, u, seen, stop_features=stop
+            )
+        if stride == 1:
+            outs, d_outs = self.outs, self.change(u)
+        elif self.plan is None:
+            start = hypergradient.after(self.inner, u)
+            outs, d_outs = jax.jvp(forward, (start,), (u,))
+        else:
+            plan, take = self.plan, functools.partial(self._take, first=first)
+            again = lambda inner: plan.replay(inner, rows, self.known, take)[0]  # noqa: E731
+            outs, d_outs = jax.jvp(again, (self.inner,), (u,))
+        return hypergradient.directional(h, self.omega, outs, d_outs, stop_features=stop)
+
+    def part(self, tree: PyTree, first: Array | int) -> PyTree:
+        """Returns every m-th row of leaves `[b, ...]`, from `first` on."""
+        if self.options.stride == 1:
+            return tree
+        return jax.tree.map(lambda x: self._take(x, 0, first=first), tree)
+
+    def _take(self, x: Array, axis: int, *, first: Array | int) -> Array:
+        """Returns every m-th row of an array whose `axis` holds b rows of equal length."""
+        b, stride = self.mask.shape[0], self.options.stride
+        if b % stride:
+            what = f"a batch of {b} does not divide into {stride} parts"
+            raise refusal("jvp_fraction", what, "choose a part that divides batch_size")
+        before, size, after = x.shape[:axis], x.shape[axis], x.shape[axis + 1 :]
+        x = x.reshape(*before, b // stride, stride, size // b, *after)
+        x = jax.lax.dynamic_index_in_dim(x, first, axis + 1, keepdims=False)
+        return x.reshape(*before, size // stride, *after)
+
+    def both_gradients(
+        self, inner: Params, omega: Params, rows: Batch, key: Key, step: Array
+    ) -> tuple[Params, Params]:
+        """Returns the gradients of the inner loss of a batch in both levels' parameters."""
+        mask, total = rows["mask"], jnp.maximum(rows["mask"].sum(), 1)
+
+        def loss(inner: Params, omega: Params) -> Array:
+            outs, terms = self.forward(inner, rows, key, step)
+            seen = jax.lax.stop_gradient(outs) if self.weighted.stop_features else outs
+            weights = self.weights(omega, seen, terms, rows, key, step)
+            return self.loss(weights, outs, terms, mask, total)[0]
+
+        return jax.grad(loss, argnums=(0, 1))(inner, omega)
+
+    def outer_gradient_far(
+        self, ahead: Batch, held_out: Batch, root: Key, past: Any
+    ) -> tuple[Array, PyTree]:
+        """Returns outer loss and gradient over the horizon that the options name.
+
+        Args:
+          ahead: the batches `[n, b, ...]` of an outer step, without the first axis if it is one.
+          held_out: the held-out batch.
+          root: the key of the run.
+          past: parameters and optimizer state of K steps ago, for "truncated".
+        """
+        options, several = self.options, self.options.batches > 1
+
+        def grad_fn(inner: Params, omega: Params, k: int) -> tuple[Params, Params]:
+            rows = jax.tree.map(lambda x: x[k], ahead) if several else ahead
+            step, key = self.step, self.key
+            if options.method == "truncated":
+                step = self.step - (options.back - k)
+                key = jax.random.fold_in(rng.stream(root, "step"), step)
+            elif k:
+                key = jax.random.fold_in(rng.stream(self.key, "ahead"), k)
+            return self.both_gradients(inner, omega, rows, key, step)
+
+        def outer(inner: Params) -> tuple[Array, Params]:
+            return jax.value_and_grad(self.outer_loss)(inner, held_out)
+
+        start = (self.inner, self.inner_state)
+        if options.method == "truncated":
+            start = past["params"], past["state"]
+        given = grad_fn, outer, self.optimizers.inner, *start, self.omega
+        if options.method in ("neumann", "cg"):
+            estimate = (
+                horizon.neumann if options.method == "neumann" else (horizon.conjugate_gradient)
+            )
+            return estimate(*given, steps=options.horizon, damping=options.damping)
+        return hypergradient.unrolled(*given, steps=options.batches)
+
+    # Two speeds.
+
+    def carried(self, tangents: horizon.Tangents) -> horizon.Tangents:
+        """Returns the student's tangents in offsets of all weights after this step."""
+        found = horizon.output_biases(self.omega).size
+        if found != (expected := len(self.weighted.loss_terms) - 1):
+            what = f"the weighting's network has {found} outputs, and log-ratios are {expected}"
+            hint = "a weighting that gives one ratio for each term after the first; or method=exact"
+            raise refusal("method", what, hint)
+
+        def step(inner: Params, inner_state: PyTree, c: Array) -> tuple[Params, PyTree]:
+            def loss(inner: Params) -> Array:
+                outs, terms = self.forward(inner, self.train, self.key)
+                seen = jax.lax.stop_gradient(outs)
+                weights = self.weights(self.omega, seen, terms, self.train, self.key)
+                weights = self.weighted.used(horizon.offset(weights, c), self.mask, self.step)
+                return self.loss(weights, outs, terms, self.mask, self.total)[0]
+
+            advance = functools.partial(hypergradient.apply, self.optimizers.inner)
+            return hypergradient.regular(advance)(jax.grad(loss)(inner), inner_state, inner)
+
+        given = self.inner, self.inner_state, tangents
+        return horizon.carry(step, *given, forget=self.options.forget)
+
+    def outer_gradient_two_speed(
+        self, grads: Params, moved: Params, tangents: horizon.Tangents, held_out: Batch
+    ) -> tuple[Array, PyTree]:
+        """Returns outer loss and gradient: of the output biases by tangents, else of one step."""
+        value, v = jax.value_and_grad(self.outer_loss)(moved, held_out)
+        u = hypergradient.pull_back(self.optimizers.inner, grads, self.inner_state, self.inner, v)
+        gradient = self.outer_gradient(u)
+        return value, horizon.with_output_biases(gradient, horizon.along(v, tangents))
+
+    def gradient_in_weights(self, u: Params) -> Array:
+        """Returns the gradient `[b, s]` of the outer loss in the weights themselves."""
+        change, own = self.change(u).values, self.terms.weights
+        share = lambda name: self.mask * own.get(name, 1) / self.total  # noqa: E731
+        return jnp.stack([share(n) * change[n] for n in self.weighted.loss_terms], axis=1)
+
+    def _last_layer(self, params: Params) -> hypergradient.SomeLeaves:
+        chosen = []
+        for role in sorted(params):  # the order of the leaves of a dict
+            state = self.model_state[role]
+            chosen += last_layer(self.models[role], params[role], state, (self.train["input"],))
+        return hypergradient.SomeLeaves(chosen)
+
+
+class Made(NamedTuple):
+    """What all traces of a step share."""
+
+    weighted: WeightedObjective
+    models: Mapping[Role, Model]
+    optimizers: Optimizers
+    options: Bilevel
+    precision: str
+
+
+def last_layer(model: Model, params: Params, state: State, inputs: tuple[Any, ...]) -> list[bool]:
+    """Says of each parameter leaf whether it is of the last layer.
+
+    The last layer is what the logits depend on and the embedding does not.
+
+    Raises:
+      ArgumentError: the network gives no `embedding` or no `logits`, or nothing lies between them.
+    """
+
+    def outputs(params: Params, state: State, *inputs: Any) -> tuple[Array, Array]:
+        endpoints, _ = model.apply(params, state, *inputs, train=False, rngs={})
+        for name in ("embedding", "logits"):
+            if name not in endpoints:
+                what = f"the network gives no {name!r}, which tells its last layer"
+                hint = "use method=exact, or return the output from the network"
+                raise refusal("method", what, hint)
+        return endpoints["embedding"], endpoints["logits"]
+
+    embedding, logits = dependence.of(outputs, params, state, *inputs)
+    chosen = [f"0/{name}" in logits.on - embedding.on for name in named_leaves(params)]
+    if not any(chosen):
+        what = "no parameter lies between embedding and logits"
+        raise refusal("method", what, "use method=exact")
+    return chosen
