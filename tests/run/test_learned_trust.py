@@ -100,7 +100,23 @@ def test_class_means_are_those_of_the_training_part(finished):
     np.testing.assert_allclose(table, sums / counts[:, None], rtol=1e-4)
 
 
-def test_a_stopped_run_ends_as_an_uninterrupted_one(finished, teacher, tmp_path, monkeypatch):
+FAR = {
+    "truncated": ("bilevel.horizon=2", {"past"}),
+    "two_speed": ("bilevel.forget=0.9", {"tangent"}),
+}
+
+
+@pytest.mark.parametrize("method", ["exact", *FAR])
+def test_a_stopped_run_ends_as_an_uninterrupted_one(
+    method, finished, teacher, tmp_path, monkeypatch
+):
+    more: tuple[str, ...] = ()
+    kept: set[str] = set()
+    if method != "exact":
+        key, kept = FAR[method]
+        more = (f"bilevel.method={method}", key)
+        finished = tmp_path / "whole"
+        assert main.main(command(finished, teacher, *more)) == 0
     saved = []
     save = checkpoint.Checkpointer.save
 
@@ -111,7 +127,7 @@ def test_a_stopped_run_ends_as_an_uninterrupted_one(finished, teacher, tmp_path,
             os.kill(os.getpid(), signal.SIGTERM)
 
     monkeypatch.setattr(checkpoint.Checkpointer, "save", save_and_stop)
-    argv = command(tmp_path / "run", teacher, "checkpoint.every=4")
+    argv = command(tmp_path / "run", teacher, "checkpoint.every=4", *more)
     assert main.main(argv) == 75 and saved[-1] < 12
     monkeypatch.setattr(checkpoint.Checkpointer, "save", save)
     assert main.main(argv) == 0
@@ -120,7 +136,7 @@ def test_a_stopped_run_ends_as_an_uninterrupted_one(finished, teacher, tmp_path,
         lambda a, b: np.asarray(a).tobytes() == np.asarray(b).tobytes(), whole, continued
     )
     assert all(jax.tree.leaves(same))
-    assert set(whole.opt_state) == {"inner", "outer"}
+    assert set(whole.opt_state) == {"inner", "outer"} | kept
 
 
 WRONG = [
@@ -134,7 +150,17 @@ WRONG = [
     (["bilevel.jvp_fraction=0.3"], ["bilevel.jvp_fraction", "whole number"]),
     (["bilevel.outer_batch=4"], ["bilevel.outer_batch", "held-out"]),
     (["bilevel.outer_loss=cross_entropie"], ["did you mean 'cross_entropy'"]),
-    (["bilevel.unroll=2"], ["bilevel.unroll", "order=virtual"]),
+    (["bilevel.unroll=2"], ["bilevel.unroll", "outer_update=lookahead"]),
+    (["bilevel.method=neumann", "bilevel.unroll=2"], ["bilevel.unroll", "method=exact"]),
+    (["bilevel.horizon=3"], ["bilevel.horizon", "no horizon"]),
+    (["bilevel.method=truncated", "bilevel.horizon=4"], ["bilevel.horizon", "every 2"]),
+    (["bilevel.method=two_speed", "bilevel.low_memory=true"], ["bilevel.low_memory"]),
+    (
+        ["bilevel.method=two_speed", "roles.weighting.kwargs.hidden=(1,)"],
+        ["bilevel.method", "last bias"],
+    ),
+    (["data.outer=1.5"], ["data.outer", "a share from 0"]),
+    (["data.corrupt.train_on_outer=added"], ["from 0 held-out examples"]),
     (["bilevel.optim.name=adm"], ["unknown optimizer 'adm'"]),
     (["data.held_out=0", "eval.metric="], ["data.held_out", "held-out"]),
     (["accum_steps=2"], ["accum_steps", "low_memory"]),
@@ -179,6 +205,7 @@ def test_describe_shows_both_steps(teacher, tmp_path, capsys):
     out = capsys.readouterr().out
     assert "step in which the weighting learns, 41.7% of all" in out
     assert "step of the student alone, 58.3% of all" in out
+    assert "every 2, exact: a held-out gradient" in out and " outer, " in out
 
 
 def test_tuned_arms_are_chosen_on_the_held_out_part():
