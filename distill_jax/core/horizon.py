@@ -110,7 +110,7 @@ def conjugate_gradient(
     def step(carry, _):
         x, residual, direction, square, going = carry
         product = _plus(hessian(direction), damping, direction)
-        curvature = optax.tree.vdot(direction, product)
+        curvature = jnp.asarray(optax.tree.vdot(direction, product))
         going = going & (curvature > 0) & (square > 0)
         alpha = jnp.where(going, square / jnp.where(going, curvature, 1), 0)
         x, residual = _plus(x, alpha, direction), _plus(residual, -alpha, product)

@@ -266,16 +266,18 @@ class Trace:
         def outer(inner: Params) -> tuple[Array, Params]:
             return jax.value_and_grad(self.outer_loss)(inner, held_out)
 
-        start = (self.inner, self.inner_state)
+        params, opt_state, tx = self.inner, self.inner_state, self.optimizers.inner
         if options.method == "truncated":
-            start = past["params"], past["state"]
-        given = grad_fn, outer, self.optimizers.inner, *start, self.omega
-        if options.method in ("neumann", "cg"):
-            estimate = (
-                horizon.neumann if options.method == "neumann" else (horizon.conjugate_gradient)
+            params, opt_state = past["params"], past["state"]
+        if options.method not in ("neumann", "cg"):
+            return hypergradient.unrolled(
+                grad_fn, outer, tx, params, opt_state, self.omega, steps=options.batches
             )
-            return estimate(*given, steps=options.horizon, damping=options.damping)
-        return hypergradient.unrolled(*given, steps=options.batches)
+        estimate = horizon.neumann
+        if options.method == "cg":
+            estimate = horizon.conjugate_gradient
+        how: Any = {"steps": options.horizon, "damping": options.damping}
+        return estimate(grad_fn, outer, tx, params, opt_state, self.omega, **how)
 
     # Two speeds.
 

@@ -1,6 +1,7 @@
 """The held-out part in two: what a weighting learns from, and what chooses."""
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 import pytest
@@ -63,7 +64,7 @@ def test_provenance_and_checksums_have_the_part():
         overlaps: dict
         shapes: object
 
-    shown = Shown(data, checks.Report(), {}, type("Shapes", (), {"roles": {}}))
+    shown: Any = Shown(data, checks.Report(), {}, type("Shapes", (), {"roles": {}}))
     assert of_experiment(shown)["provenance"]["outer"]["n"] == len(data.outer_part)
 
 
