@@ -1,5 +1,6 @@
 """Pieces that most configs share."""
 
+from distill_jax.core.errors import ConfigError, nearest
 from distill_jax.run import config as config_lib
 
 
@@ -7,11 +8,15 @@ def parse(arg: str, *options: str) -> set[str]:
     """Splits `file.py:full,noisy` into its options; `smoke`, which every file has, is not given.
 
     Raises:
-      ValueError: for an option that the file does not have.
+      ConfigError: for an option that the file does not have.
     """
     given = {part for part in arg.split(",") if part}
     if unknown := given - set(options):
-        raise ValueError(f"unknown argument {sorted(unknown)[0]!r}; this file has: {options}")
+        option = min(unknown)
+        hint = nearest(option, ("smoke", *options))
+        raise ConfigError(
+            f"unknown option {option!r} behind the colon", where="--config", hint=hint
+        )
     return given
 
 

@@ -24,6 +24,7 @@ _COMMAND = re.compile(
     r"(?:\S*/)?(?:python3?|pip|pytest|distill-jax[\w-]*)(?: |$))"
 )
 _OURS = re.compile(r"distill_jax\.main\b|distill-jax\b|\bpytest |\bpython3? |--config=|--workdir=")
+_FILE = re.compile(r"^(?:\d+\. )?`((?:distill_jax|tests)/[\w/]+\.py)`(?::|$)", re.M)
 
 
 class Command(NamedTuple):
@@ -125,4 +126,16 @@ def python_blocks(name: str) -> list[str]:
     for match in re.finditer(r"^( *)```python\n(.*?)^ *```", text, re.M | re.S):
         lines = match[2].splitlines()
         found.append("\n".join(line.removeprefix(match[1]) for line in lines) + "\n")
+    return found
+
+
+def named_blocks(name: str) -> dict[str, str]:
+    """Returns the fenced Python of a page that follows the name of its file, by that name."""
+    text = (ROOT / name).read_text()
+    blocks = python_blocks(name)
+    starts = [match.start() for match in re.finditer(r"^ *```python\n", text, re.M)]
+    found = {}
+    for block, start in zip(blocks, starts, strict=True):
+        found[_FILE.findall(text, 0, start)[-1]] = block
+    assert len(found) == len(blocks)
     return found

@@ -6,14 +6,13 @@ sizes; the others are built on shapes and run by `make test-all`.
 
 import importlib
 import os
+import pathlib
 import re
 import shutil
 import subprocess
 import sys
-import textwrap
 
 import jax
-import numpy as np
 import pytest
 
 from distill_jax import main
@@ -264,7 +263,9 @@ RUNS = list(
         for c in COMMANDS
         if c.args
         for args in expanded(c.args)
-        if not c.where.startswith("README") and args and "--mode=export" not in args
+        if not c.where.startswith(("README", "CONTRIBUTING"))
+        and args
+        and "--mode=export" not in args
     }.items()
 )
 
@@ -348,6 +349,7 @@ def test_the_commands_of_a_config_run(path, clean, one_device, capfd):
     [
         (str(page.relative_to(ROOT)), i)
         for page in docs.files(docs.PAGES)
+        if page.name != "CONTRIBUTING.md"  # whose files have tests of their own
         for i in range(len(docs.python_blocks(str(page.relative_to(ROOT)))))
     ],
 )
@@ -355,20 +357,66 @@ def test_a_snippet_runs(page, i, clean):
     exec(compile(docs.python_blocks(page)[i], f"{page}[{i}]", "exec"), {"__name__": "snippet"})
 
 
-def test_the_example_method_is_its_equation():
+# CONTRIBUTING: what it adds works.
+
+ADDED = docs.named_blocks("CONTRIBUTING.md")
+MODULES = {path: code for path, code in ADDED.items() if path.startswith("distill_jax/")}
+TESTS = {path: code for path, code in ADDED.items() if path.startswith("tests/")}
+ADDING = [c for c in COMMANDS if c.where.startswith("CONTRIBUTING") and c.args]
+
+
+@pytest.fixture(scope="module")
+def added(tmp_path_factory):
+    """The modules that the guide adds, as if they were in the package."""
+    root = tmp_path_factory.mktemp("added")
+    with pytest.MonkeyPatch.context() as patch:
+        for path, code in MODULES.items():
+            (root / path).parent.mkdir(parents=True, exist_ok=True)
+            (root / path).write_text(code)
+            package = importlib.import_module(path.rpartition("/")[0].replace("/", "."))
+            patch.setattr(package, "__path__", [*package.__path__, str((root / path).parent)])
+        yield root
+    for path in MODULES:
+        name = path.removesuffix(".py").replace("/", ".")
+        parent, _, stem = name.rpartition(".")
+        sys.modules.pop(name, None)
+        vars(sys.modules[parent]).pop(stem, None)
+
+
+def test_each_kind_has_its_example():
+    kinds = {"objectives", "weighting", "models", "data", "evaluators"}
+    assert {path.split("/")[1] for path in MODULES} == kinds
+    assert {path.split("/")[1] for path in TESTS} == kinds
+    used = " ".join(arg for c in ADDING for arg in c.args)
+    for path in MODULES:
+        stem = pathlib.PurePath(path).stem
+        assert stem in used or (ROOT / path).parent.name == "objectives"
+
+
+@pytest.mark.xdist_group("contributing")
+@pytest.mark.parametrize("path", TESTS)
+def test_a_test_of_contributing_passes(path, added):
     module: dict = {"__name__": "snippet"}
-    exec(compile(docs.python_blocks("CONTRIBUTING.md")[0], "CONTRIBUTING.md", "exec"), module)
-    student, teacher = np.random.default_rng(0).normal(size=(2, 5, 3)).astype(np.float32)
+    exec(compile(TESTS[path], path, "exec"), module)
+    tests = [value for name, value in module.items() if name.startswith("test_")]
+    assert tests
+    for test in tests:
+        test()
 
-    def nets(role, x, train=False):
-        return {"logits": x + {"student": student, "teacher": teacher}[role]}, {}
 
-    terms = module["make"]().loss(nets, {"input": np.float32(0)}, {}, np.int32(0))
-    wanted = [
-        sum((s - t) ** 2 for s, t in zip(*row, strict=True)) / 2
-        for row in zip(student, teacher, strict=True)
-    ]
-    np.testing.assert_allclose(terms.values["logit_mse"], wanted, rtol=1e-5)
+@pytest.mark.xdist_group("contributing")
+@pytest.mark.parametrize("command", ADDING[1:], ids=by_place)
+def test_a_command_of_contributing_builds(command, added, clean, one_device):
+    build.build(flags.parse(["", *command.args]).config, shapes_only=True)
+
+
+@pytest.mark.slow
+@pytest.mark.xdist_group("contributing")
+def test_the_commands_of_contributing_run(added, clean, capfd):
+    """In order, each to its report."""
+    for command in ADDING:
+        assert main.main(["distill-jax", *command.args]) == 0, capfd.readouterr().err
+        assert (flags.parse(["", *command.args]).workdir / "report.html").exists()
 
 
 @pytest.mark.slow
@@ -384,16 +432,8 @@ def test_a_method_is_added_as_contributing_says(tmp_path):
     config = re.sub(r"    config.objective.kwargs = .*\n", "", config).partition("\n\ndef sweep")[0]
     config = config.replace("runs/kd", "runs/logit_mse").replace("distill/kd", "distill/logit_mse")
     (tmp_path / "configs/distill/logit_mse.py").write_text(config)
-    (tmp_path / "tests/objectives/test_logit_mse.py").write_text(
-        textwrap.dedent(
-            """
-            from distill_jax.objectives import logit_mse
-
-            def test_roles():
-                assert logit_mse.make().roles == ("student", "teacher")
-            """
-        )
-    )
+    test = "tests/objectives/test_logit_mse.py"
+    (tmp_path / test).write_text(TESTS[test])
     env = {**os.environ, "PYTHONPATH": str(tmp_path)}
     for command in (
         c for c in COMMANDS if c.where.startswith("CONTRIBUTING") and "pytest" in c.words

@@ -4,7 +4,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from distill_jax.core import ranges
 from distill_jax.core.api import Array
+from distill_jax.core.errors import ArgumentError
 
 
 def cross_entropy(logits: Array, label: Array, *, smoothing: float = 0.0) -> Array:
@@ -15,7 +17,13 @@ def cross_entropy(logits: Array, label: Array, *, smoothing: float = 0.0) -> Arr
       label: class ids, int `[b]`.
       smoothing: mass e spread evenly over all k classes (Szegedy et al. 2016, section 7):
         the target is `(1 - e) * onehot + e / k`.
+
+    Raises:
+      ArgumentError: labels that are not integers.
     """
+    if not jnp.issubdtype(label.dtype, jnp.integer):
+        hint = "class ids, integers [b]; soft_cross_entropy takes distributions"
+        raise ArgumentError(f"label has type {label.dtype}", where="label", hint=hint)
     hard = optax.softmax_cross_entropy_with_integer_labels(logits, label)
     if smoothing == 0.0:
         return hard
@@ -75,7 +83,15 @@ def distillation_kl(student: Array, teacher: Array, *, temperature: float) -> Ar
 
     The factor T^2 keeps the size of the gradient independent of T (Hinton et al. 2015,
     section 2.1, arXiv:1503.02531).
+
+    Raises:
+      ArgumentError: other classes in the two, or a temperature that is not above 0.
     """
+    if isinstance(temperature, (int, float)):
+        ranges.within("(0, inf)", temperature=temperature)
+    if student.shape[-1] != teacher.shape[-1]:
+        what = f"teacher has {teacher.shape[-1]} classes and student {student.shape[-1]}"
+        raise ArgumentError(what, where="teacher", hint="the same classes in the same order")
     log_student = jax.nn.log_softmax(student / temperature)
     log_teacher = jax.nn.log_softmax(teacher / temperature)
     return temperature**2 * kl(log_teacher, log_student)

@@ -6,6 +6,7 @@ Nothing here imports JAX.
 """
 
 import dataclasses
+import difflib
 import inspect
 import os
 import pathlib
@@ -273,14 +274,14 @@ def _unknown_flag(name: str) -> UserError:
         *EXPORT_FLAGS,
         *PROCESS_FLAGS,
     )
-    hint = nearest(name, known)
     parts = name.split(".")
+    hint = nearest(parts[-1], known)
     paths = [
         p for p in config_lib.flatten(config_lib.base()) if p.split(".")[-len(parts) :] == parts
     ]
     if paths:
         hint = f"did you mean --config.{min(paths, key=len)}?"
-    elif len(parts) > 1 and parts[1]:
+    elif len(parts) > 1 and parts[1] and difflib.get_close_matches(parts[0], ["config"]):
         hint = "did you mean --config." + ".".join(parts[1:]) + "?"
     return UserError("unknown flag", where=f"--{name}", hint=hint)
 

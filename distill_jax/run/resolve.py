@@ -39,7 +39,7 @@ def available(package: str) -> list[str]:
     root = importlib.import_module(f"distill_jax.{package}")
     names = []
     for module in pkgutil.iter_modules(root.__path__):
-        path = pathlib.Path(next(iter(root.__path__)), module.name)
+        path = pathlib.Path(getattr(module.module_finder, "path", ""), module.name)
         path = path / "__init__.py" if module.ispkg else path.with_suffix(".py")
         if not module.name.startswith("_") and _DEFINES_MAKE.search(path.read_text("utf-8")):
             names.append(module.name)

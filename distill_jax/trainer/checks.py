@@ -49,6 +49,27 @@ def all_models(
     return models
 
 
+def check_kinds(objective: Any, **optimizers: Any) -> None:
+    """Raises `ArgumentError` for a class of objectives, or an optimizer that is not of optax."""
+    if isinstance(objective, type) or not hasattr(objective, "roles"):
+        is_class = isinstance(objective, type)
+        kind = "the class " * is_class + (objective if is_class else type(objective)).__name__
+        hint = "an instance, such as objectives.KD(temperature=4.0)"
+        raise ArgumentError(f"objective is {kind}", where="objective", hint=hint)
+    for name, tx in optimizers.items():
+        if tx is not None and not (callable(getattr(tx, "init", None)) and hasattr(tx, "update")):
+            hint = "an optax optimizer, such as optax.adamw(1e-3)"
+            raise ArgumentError(f"{name} is {tx!r}", where=name, hint=hint)
+
+
+def check_key(key: Any) -> None:
+    """Raises `ArgumentError` for what is no scalar typed key."""
+    typed = jax.dtypes.issubdtype(getattr(key, "dtype", None), jax.dtypes.prng_key)
+    if not typed or key.shape:
+        what = f"key is {key!r}" if isinstance(key, int) else "key is not one typed key"
+        raise ArgumentError(what, where="key", hint="jax.random.key(0)")
+
+
 def check_roles(objective: Objective, models: Collection[Role]) -> None:
     """Raises `ArgumentError` where a network that the objective calls is missing."""
     for role in objective.roles:

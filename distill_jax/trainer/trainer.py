@@ -89,7 +89,8 @@ class Trainer:
       options: see `Options`.
 
     Raises:
-      ArgumentError: the objective needs a network that is not given, or the other way round.
+      ArgumentError: the objective needs a network that is not given, or the other way round; a
+        class in place of an objective; an optimizer that is not of optax.
 
     The example below trains one step of knowledge distillation::
 
@@ -127,6 +128,7 @@ class Trainer:
         bilevel: bilevel_lib.Bilevel | None = None,
         options: Options | None = None,
     ):
+        checks.check_kinds(objective, optimizer=optimizer, outer_optimizer=outer_optimizer)
         first = {} if student is None else {"student": student}
         vars(self).update(
             objective=objective,
@@ -274,7 +276,11 @@ class Trainer:
         Args:
           key: the root key. Parameters and all randomness of training are functions of it.
           batch: an example of a batch; its shapes and types alone matter.
+
+        Raises:
+          ArgumentError: the key is not one typed key, or as `shapes`.
         """
+        checks.check_key(key)
         shapes = self.shapes(batch)
         key = jax.device_put(key, partition.replicated(self.mesh))
         train = self.compile_init(shapes)(key)

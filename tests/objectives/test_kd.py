@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from distill_jax.core import state
-from distill_jax.core.errors import ConfigError
-from distill_jax.losses.classification import distillation_kl
+from distill_jax.core.errors import ArgumentError, ConfigError
+from distill_jax.losses.classification import cross_entropy, distillation_kl
 from distill_jax.objectives import kd
 from tests import harness
 from tests.reference import softmax
@@ -81,3 +81,16 @@ def test_class_mismatch_is_refused_on_shapes():
     models = {"student": harness.tiny_model(), "teacher": narrow()}
     with pytest.raises(ConfigError, match="teacher has 3 classes and the student 5"):
         state.infer_shapes(kd.make(), models, harness.make_batch())
+
+
+@pytest.mark.parametrize(
+    ("loss", "message"),
+    [
+        (lambda x: distillation_kl(x, x, temperature=0.0), "temperature: temperature is 0.0"),
+        (lambda x: distillation_kl(x, x[:, :2], temperature=1.0), "teacher has 2 classes"),
+        (lambda x: cross_entropy(x, x[:, 0]), "label: label has type float32"),
+    ],
+)
+def test_wrong_arguments_of_losses_are_named(loss, message):
+    with pytest.raises(ArgumentError, match=message):
+        loss(np.zeros((4, 3), np.float32))

@@ -118,6 +118,16 @@ def test_evaluate_drops_padding_and_numbers_examples(trained):
         (lambda: kd().shapes({**BATCH, "label": BATCH["label"][:3]}), "differ in length"),
         (lambda: kd().shapes({k: v[:3] for k, v in BATCH.items()}), "does not split evenly"),
         (lambda: ps_kd().shapes(BATCH), "batch has no 'index'"),
+        (lambda: kd(optimizer="adamw"), "optimizer is 'adamw'"),
+        (
+            lambda: dj.Trainer(dj.objectives.KD, optimizer=optax.sgd(0.1)),
+            "objective is the class KD",
+        ),
+        (lambda: kd().init(0, BATCH), "key is 0"),
+        (
+            lambda: kd().shapes({**BATCH, "label": np.ones(B, np.float32)}),
+            "label has type float32",
+        ),
     ],
 )
 def test_what_does_not_fit_is_refused(make, message):
