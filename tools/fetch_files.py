@@ -41,17 +41,26 @@ def download(packages: list[dict[str, str]], folder: pathlib.Path) -> None:
         lines = [f"{p['name']}=={p['version']} --hash=sha256:{p['sha256']}\n" for p in wheels]
         listed.write_text("".join(lines))
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", *WHEELS]
-        subprocess.run([*command, "--require-hashes", "-r", listed, "-d", folder], check=True)
+        run([*command, "--require-hashes", "-r", str(listed), "-d", str(folder)], folder)
     for package in wanted:
         if package["kind"] == "npm":
             name = f"{package['name']}@{package['version']}"
             command = ["npm", "pack", "--silent", "--ignore-scripts", name]
-            subprocess.run(command, cwd=folder, check=True, stdout=subprocess.DEVNULL)
+            run(command, folder)
     for package in packages:
         path = folder / package["file"]
         found = hashlib.sha256(path.read_bytes()).hexdigest() if path.exists() else "missing"
         if found != package["sha256"]:
             raise SystemExit(f"{path}: sha256 is {found}, listed is {package['sha256']}")
+
+
+def run(command: list[str], folder: pathlib.Path) -> None:
+    try:
+        done = subprocess.run(command, cwd=folder, check=False, stdout=subprocess.DEVNULL)
+    except FileNotFoundError:
+        raise SystemExit(f"{command[0]} is not installed") from None
+    if done.returncode:
+        raise SystemExit(f"{command[0]} ended with code {done.returncode}")
 
 
 def draw(files: dict[str, int], most: int) -> set[str]:
