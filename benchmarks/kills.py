@@ -170,7 +170,7 @@ def one_of_two(case, draw, facts):
     case.codes.append(other.returncode)
     case.texts.append(texts[1 - victim])
     lines = texts[1 - victim].splitlines()
-    signs = ("error: another process", "another task died", "did not meet all others")
+    signs = ("error: another process", "another task died", "did not meet all other processes")
     told = [line for line in lines if any(sign in line for sign in signs)]
     facts["other_told"] = bool(told) or other.returncode == 0
     case.messages += [line[:300] for line in told[:1]]

@@ -27,8 +27,8 @@ SURROUNDINGS = {
     errno.EROFS: "the file system is read-only",
     errno.EACCES: "permission denied",
     errno.EPERM: "the operation is not permitted; the file or folder may be immutable",
-    errno.EISDIR: "a folder, where a file belongs",
-    errno.ENOTDIR: "a file, where a folder belongs",
+    errno.EISDIR: "a folder in place of a file",
+    errno.ENOTDIR: "a file in place of a folder",
     errno.ELOOP: "a symbolic link in a circle",
     errno.ENAMETOOLONG: "a name that is too long",
     errno.EMFILE: "too many open files; see ulimit -n",
@@ -39,7 +39,7 @@ SURROUNDINGS = {
 """What the machine refuses, which no change of the program would mend."""
 
 SMALLER = (
-    "a smaller batch_size, eval.batch_size or data set; `--mode=describe` tells what a step takes"
+    "a smaller batch_size, eval.batch_size or data set; `--mode=describe` prints what a step needs"
 )
 
 
@@ -141,12 +141,12 @@ def _intact(parsed: flags.Flags | None) -> str:
     if parsed is None or parsed.workdir is None or parsed.mode == "describe":
         return "nothing was trained or changed"
     if parsed.mode in ("eval", "export"):
-        return "the run is as it was"
+        return "the run is unchanged"
     with contextlib.suppress(Exception):
         from distill_jax.run import workdir
 
         return workdir.intact(parsed.workdir, study=parsed.mode == "study")
-    return "what was saved before is untouched"
+    return "earlier checkpoints are untouched"
 
 
 def _is_memory(error: BaseException) -> bool:

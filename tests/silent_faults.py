@@ -416,7 +416,7 @@ FAULTS = (
         "public code of FKD: the stored crop and the student's",
         KD,
         (*OWN_KD, *TEACHER, 'objective.kwargs.fault="student\'s view"', "data.teacher_view=clean"),
-        ("never looks at",),
+        ("never uses",),
     ),
     Fault(
         "another batch size on resume",

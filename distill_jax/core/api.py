@@ -24,25 +24,24 @@ Batch: TypeAlias = Mapping[str, Any]
 float32 `[b]` (0 on padding), `index` int32 `[b]` (position in the source) and `epoch` int32
 `[b]`. Usually `label`: int32 `[b]`, or float32 `[b, m]` of several labels or of real values
 (`data.labels`). Where some are unknown, `labelled` of the same shape, 0 where they are. After
-mixing transforms, or of data with soft labels, `label_probs` `[b, k]`. Where a teacher sees
-something else than the student, `teacher_input`; where its answers are stored, `teacher_outputs`
-`{role: {output: [b, ...]}}`. Where a method compares views, `views` `[b, v, h, w, c]` and, of
-another size, `local_views`."""
+mixing transforms, or for data with soft labels, `label_probs` `[b, k]`. If the teacher has its own
+view, `teacher_input`. If its outputs are stored, `teacher_outputs` `{role: {output: [b, ...]}}`. If
+a method compares views, `views` `[b, v, h, w, c]` and, of another size, `local_views`."""
 
 
 TASKS = ("classification", "multilabel", "regression")
-"""What a label may be: one class, several labels at once, or real values."""
+"""Tasks of labels: one class, several labels at once, or real values."""
 
 
 class Model(NamedTuple):
-    """A network as two pure functions: all that the rest of the package ever sees.
+    """A network as two pure functions. The rest of the package uses nothing else of it.
 
     Attributes:
       init: `(key, *inputs) -> (params, state)`, plain nested dicts of arrays.
       apply: `(params, state, *inputs, train, rngs) -> (outputs, new_state)`. `outputs` is a dict
         of named arrays (`logits` `[b, k]`, the values themselves in a regression; `embedding`
-        `[b, d]`, `stage1`, ...); `rngs` maps a purpose ("dropout") to a key; `new_state` equals
-        `state` where `train` is false.
+        `[b, d]`, `stage1`, ...). `rngs` maps a purpose ("dropout") to a key. `new_state` equals
+        `state` if `train` is false.
     """
 
     init: Callable[..., tuple[Params, State]]
@@ -55,26 +54,26 @@ class Nets(Protocol):
     def __call__(
         self, role: Role, *inputs: Any, train: bool = False, stop_gradient_params: bool = False
     ) -> tuple[Outputs, State]:
-        """Applies the network of `role`; outputs are float32 whatever the compute precision.
+        """Applies the network of `role`; outputs are float32 for every compute precision.
 
         Args:
-          role: its name in the config.
+          role: name of the network.
           *inputs: arrays with leading axis b.
           train: training mode: batch statistics of this batch, dropout.
           stop_gradient_params: whether this call stops the gradient to the network's
-            parameters. It still reaches the inputs: what an adversary learns from.
+            parameters. The gradient still reaches the inputs, so that an adversary can learn.
         """
         ...
 
     def after_sgd_step(self, role: Role, loss: Callable[["Nets"], Array], *, lr: float) -> "Nets":
         """Returns these networks after one step of gradient descent of one of them.
 
-        The step is differentiable: the gradient of what the adapted network says reaches the
-        parameters before the step and whatever else `loss` depends on.
+        The step is differentiable: the gradient of the new network's outputs reaches the
+        parameters before the step and everything else that `loss` depends on.
 
         Args:
-          role: the network that takes the step; the others stay as they are.
-          loss: a scalar of networks like these.
+          role: the network that takes the step; the others do not change.
+          loss: a function from networks like these to a scalar.
           lr: the step size.
         """
         ...
@@ -82,20 +81,20 @@ class Nets(Protocol):
 
 @struct.dataclass
 class Terms:
-    """What an objective returns; averaging, weighting and logging belong to the step.
+    """The result of an objective. The step averages, weights and logs it.
 
     Attributes:
       values: per-example losses by name, each `[b]`, never reduced.
-      state: new model state by role (batch statistics); roles left out keep theirs.
-      coef: scalar coefficients by term name, 1 where left out. Schedules are evaluated by the
-        objective at `step`.
+      state: new model state by role (batch statistics); other roles keep theirs.
+      coef: scalar coefficients by term name, 1 if absent. The objective evaluates schedules at
+        `step`.
       memory: the new memory of the objective (queues, banks, centres); None keeps the old one.
-      weights: weights `[b]` of single examples by term name, 1 where left out; of the
-        objective times those of a weighting.
-      logits: logits `[b, k]` by role, which a weighting may look at. Left out where the method has
-        none; it can then be weighed only by what needs none.
-      embeddings: representations `[b, ..., d]` by name, whose spread is watched for collapse.
-      metrics: scalars of the batch that are logged and nothing else.
+      weights: example weights `[b]` by term name, 1 if absent. They multiply the weights of a
+        weighting.
+      logits: logits `[b, k]` by role, for a weighting. Leave them out if the method has none; it
+        then works only with weightings that need none.
+      embeddings: representations `[b, ..., d]` by name, monitored for collapse.
+      metrics: scalars of the batch to log.
     """
 
     values: Mapping[str, Array]
@@ -110,17 +109,17 @@ class Terms:
 
 @struct.dataclass
 class Evidence:
-    """What a weighting may look at, all of it without gradient unless a config says otherwise.
+    """The inputs of a weighting. They carry no gradient unless `stop_features` is false.
 
     Attributes:
       loss_terms: per-example losses `[b]` in the order of the weights.
       logits: `[b, k]` by role, usually "student" and "teacher".
-      label_probs: the label as a distribution, `[b, k]`: one-hot, or mixed by a transform. Of
-        several labels, 0 or 1 for each. None where labels are real values, or there are no classes.
+      label_probs: the label as a distribution, `[b, k]`: one-hot, or mixed by a transform. For
+        several labels, 0 or 1 for each. None if labels are real values or there are no classes.
       class_means: mean teacher probabilities over the training examples of each class, `[k, k]`,
         row c for class c. None unless the weighting names it in `needs`.
       mask: float `[b]`, 0 on padding.
-      task: what labels are, one of `TASKS`.
+      task: task of the labels, one of `TASKS`.
     """
 
     loss_terms: Mapping[str, Array]
@@ -132,16 +131,16 @@ class Evidence:
 
 
 class ExampleWeighting(Protocol):
-    """How much each signal counts, for each example: a frozen dataclass of hyperparameters.
+    """The weight of each loss term for each example: a frozen dataclass of hyperparameters.
 
     Attributes:
-      roles: networks that it calls through `nets`; they are the outer variables of a bilevel
-        problem, or learn with the student, or stay as they are, as the config says.
+      roles: networks that it calls through `nets`. They are the outer variables of a bilevel
+        problem, learn with the student, or are fixed.
       needs: parts of the evidence that must be prepared: "class_means".
-      by_gradient: whether weights come from `from_gradient`, the gradient of the outer loss in the
-        weights, rather than from what `__call__` returns, which is then where they start.
+      by_gradient: whether `from_gradient` computes the weights from the gradient of the outer loss
+        with respect to them. `__call__` then returns their initial values.
       couples_batch: whether one example's weights depend on the other examples.
-      schedules: as of `Objective`.
+      schedules: as for `Objective`.
     """
 
     roles: ClassVar[tuple[Role, ...]] = ()
@@ -151,29 +150,29 @@ class ExampleWeighting(Protocol):
     couples_batch: ClassVar[bool] = False
 
     def __call__(self, nets: Nets, evidence: Evidence, step: Array) -> Array:
-        """Returns weights `[b, s]`, one column for each signal, in the order of the evidence."""
+        """Returns weights `[b, s]`, one column for each loss term, in the order of the evidence."""
         ...
 
     def from_gradient(self, gradient: Array, mask: Array) -> Array:
-        """Returns weights `[b, s]` from the gradient `[b, s]` of the outer loss in them."""
+        """Returns weights `[b, s]` from the gradient `[b, s]` of the outer loss."""
         raise NotImplementedError
 
 
 class Objective(Protocol):
-    """A training method: a frozen dataclass that holds hyperparameters only.
+    """A training method: a frozen dataclass that holds only hyperparameters.
 
-    An objective never reduces over the batch and never sees an optimizer, a mesh or a key.
+    An objective never reduces over the batch and knows no optimizer, mesh or key.
 
     Attributes:
       roles: the networks that it calls.
       couples_batch: whether one example's value depends on the other examples (negatives, batch
         statistics). Gradient accumulation is then refused.
-      auxiliary: those of its networks whose logits are not of the classes of the data.
-      tasks: those of `TASKS` whose labels it can read; all of them where it reads no label.
-      needs_dataset_pass: whether it looks at the whole training part once, before the first step.
-      schedules: its arguments that are durations (`core.durations`): "ramp", at whose end a value
-        reaches its last, or "hold", before whose end something does not happen. A run must be long
-        enough for them.
+      auxiliary: those of its networks whose logits are not over the classes of the data.
+      tasks: those of `TASKS` whose labels it can read; all of them if it reads no label.
+      needs_dataset_pass: whether it needs `dataset_pass` over the training part before the first
+        step.
+      schedules: its arguments that are durations (`core.durations`). At the end of a "ramp" a value
+        is final; before the end of a "hold" something is off. A run must be long enough for both.
     """
 
     roles: ClassVar[tuple[Role, ...]]
@@ -193,14 +192,14 @@ class Objective(Protocol):
         ...
 
     def remembered(self, batch: Batch) -> Mapping[str, int]:
-        """Returns, for each argument that is the length of a queue, its keys of one example."""
+        """Returns the number of keys per example, for each argument that is a queue's length."""
         del batch
         return {}
 
     def dataset_pass(
         self, nets: Nets, batch: Batch, memory: PyTree, step: Array
     ) -> Mapping[str, Array]:
-        """Returns facts `[b, ...]` of a training batch in evaluation mode, for `init_memory`."""
+        """Returns rows `[b, ...]` of a training batch in evaluation mode, for `init_memory`."""
         del nets, batch, memory, step
         return {}
 
@@ -211,12 +210,12 @@ class Objective(Protocol):
         memory: PyTree,
         random: np.random.Generator,
     ) -> PyTree:
-        """Returns the memory with what was learned from the survey; runs once, on the host.
+        """Returns the memory after the dataset pass; runs once, on the host.
 
         Args:
-          rows: the facts of all n training examples, `[n, ...]` each.
-          ids: their ids, int32 `[n]`, as batches carry them in `index`.
-          memory: the initial memory, NumPy arrays; shapes and types must stay.
+          rows: results of `dataset_pass` for all n training examples, `[n, ...]` each.
+          ids: ids of the examples, int32 `[n]`, as in `index` of a batch.
+          memory: the initial memory as NumPy arrays; do not change shapes and types.
           random: a generator that depends on the seed of the run.
         """
         del rows, ids, random
@@ -225,10 +224,10 @@ class Objective(Protocol):
     def predictions(
         self, nets: Nets, batch: Batch, memory: PyTree, step: Array
     ) -> Mapping[str, Outputs]:
-        """Returns what the method says of a batch where that is not the output of one network.
+        """Returns predictions of the method that are not the outputs of one network.
 
-        Evaluators read it as they read a network, under its name in place of a role: by
-        convention "prediction" where there is one. Networks are called in evaluation mode.
+        Evaluators read them by name, like the outputs of a role. A single prediction is called
+        "prediction" by convention. Networks are called in evaluation mode.
         """
         del nets, batch, memory, step
         return {}
@@ -236,9 +235,9 @@ class Objective(Protocol):
     def pictures(
         self, nets: Nets, batch: Batch, memory: PyTree, step: Array
     ) -> Mapping[str, Array]:
-        """Returns images `[b, h, w, c]` by name of what the method makes of a training batch.
+        """Returns images `[b, h, w, c]` by name that the method computes from a training batch.
 
-        A report shows them beside the images themselves. Networks are called in evaluation mode.
+        A report shows them beside the input images. Networks are called in evaluation mode.
         """
         del nets, batch, memory, step
         return {}
@@ -246,15 +245,15 @@ class Objective(Protocol):
 
 @struct.dataclass
 class TrainState:
-    """All that a step donates and a checkpoint holds, and nothing else.
+    """The state that a step donates and a checkpoint holds.
 
-    No random key (keys are functions of seed, role, purpose and step), no frozen network and no
-    data iterator (batch n is a function of seed and n).
+    It has no random key (keys are functions of seed, role, purpose and step), no frozen network and
+    no data iterator (batch n is a function of seed and n).
 
     Attributes:
       step: int32 scalar, the number of finished steps.
       params: parameters of the trainable roles.
-      targets: parameters of the roles that are moving averages of others; own buffers.
+      targets: parameters of the roles that are moving averages, in separate buffers.
       model_state: state (batch statistics) of trainable and target roles.
       opt_state: state of the optimizer over `params`.
       memory: the objective's memory.
@@ -269,13 +268,13 @@ class TrainState:
 
 
 class Provenance(NamedTuple):
-    """Where data came from; travels into every result.
+    """Origin of the data, recorded in every result.
 
     Attributes:
-      name: the honest name, e.g. "Fashion-MNIST-5k/1k (train)".
-      origin: package, path or builder that it was read from.
+      name: exact name, e.g. "Fashion-MNIST-5k/1k (train)".
+      origin: package, path or builder of the data.
       n: number of examples.
-      sha256: digest of the bytes that were read (file, or arrays where there is no file).
+      sha256: checksum of the file, or of the arrays if there is no file.
       licence: SPDX identifier or short licence name.
     """
 
@@ -297,7 +296,7 @@ class Source(Protocol):
     def read(self, indices: np.ndarray) -> Mapping[str, Any]:
         """Returns the examples at `indices` `[b]`, stacked: `input` `[b, ...]`, `label` `[b]`.
 
-        Labels of other tasks than classification are `[b, m]`; see `data.labels`.
+        Labels of tasks other than classification are `[b, m]`; see `data.labels`.
         """
         ...
 
@@ -306,17 +305,17 @@ class Dataset(NamedTuple):
     """Disjoint parts of one data set.
 
     Attributes:
-      train: what gradients may see.
-      held_out: carved from the training data; model selection sees it, and outer losses where there
-        is no part of their own.
-      test: read only to report.
-      classes: names of the outputs of a network: of the classes, in label order; of the columns
-        of several labels, or of real values. Empty where there are none.
+      train: examples for gradients.
+      held_out: examples split off from the training data, for model selection, and for outer losses
+        if `outer` is None.
+      test: examples for the final report only.
+      classes: names of a network's outputs: of the classes in label order, or of the columns of
+        several labels or real values. Empty if there are none.
       cardinalities: numbers of values of the categorical columns of a table, whose examples are
-        `{"categorical": int32 [c], "numeric": float32 [m]}`; empty for anything else.
-      task: what labels are: "classification", "multilabel" or "regression" (`data.labels`).
-      outer: examples that a weighting learns from, carved from the held-out part, so that what it
-        has learned from chooses nothing; None where the held-out part has both uses.
+        `{"categorical": int32 [c], "numeric": float32 [m]}`; empty for other data.
+      task: task of the labels: "classification", "multilabel" or "regression" (`data.labels`).
+      outer: examples that a weighting learns from, split off from the held-out part, so that these
+        examples select nothing. None if the held-out part has both uses.
     """
 
     train: Source
@@ -341,30 +340,28 @@ class Dataset(NamedTuple):
 
 Transform: TypeAlias = Callable[[Key, Batch, Array], Batch]
 """`(key, batch, step) -> batch`: pure, batched, of static shape. Per-example randomness comes from
-`rng.example_keys(key, batch)`, a function of (seed, epoch, example) alone, so that what a teacher
-said of an augmented example can be stored; only transforms that pair examples (mixup) may use
-`step`."""
+`rng.example_keys(key, batch)`, a function of only (seed, epoch, example), so that teacher outputs
+of an augmented example can be stored. Only transforms that pair examples (mixup) may use `step`."""
 
 
 class Evaluator(Protocol):
     """A measurement over a whole split, on the host.
 
-    It may have more attributes:
+    Optional attributes:
 
-    * `tasks`: those of `TASKS` whose labels it can read; classification where it has none.
-    * `parts`, `{split: most}`: other splits whose outputs it needs, and of how many examples at
-      most (None for all; they are spread evenly). It is then called with the keywords `parts`,
-      `{split: (outputs, batch)}` with at least so many examples, and `split`, the name of what is
-      measured, which may be among the parts. Parts must not be empty.
-    * `controls`: "raw" and "initial". The test split is then measured again with the network's
-      outputs replaced by its input, flattened, and by those of the network as it was initialised,
-      with the batch statistics of training data; the metrics have `_raw` and `_initial` behind
-      their names.
+    * `tasks`: those of `TASKS` whose labels it can read; classification if absent.
+    * `parts`, `{split: most}`: other splits whose outputs it needs, and the largest number of
+      examples (None for all; they are spread evenly). It is then called with the keywords `parts`,
+      `{split: (outputs, batch)}` with at least as many examples, and `split`, the name of the
+      measured split, which may be among the parts. Parts must not be empty.
+    * `controls`: "raw" and "initial". The test split is then measured again, with the network's
+      outputs replaced by its flattened input, and by the outputs of the initial network with the
+      batch statistics of training data. The metrics get the suffixes `_raw` and `_initial`.
     """
 
     @property
     def outputs(self) -> Mapping[Role, tuple[str, ...]]:
-        """The network outputs that it reads, by role: `{"student": ("logits",)}`."""
+        """The outputs that it reads, by role: `{"student": ("logits",)}`."""
         ...
 
     def __call__(

@@ -35,7 +35,7 @@ def parse(value: int | float | str, name: str = "duration") -> tuple[float, str]
     if not 0 <= number < math.inf:
         raise ArgumentError(f"{value!r} is not positive", where=name, hint=hint)
     if unit == "percent" and number > 100:
-        raise ArgumentError(f"{value!r} is more than all of it", where=name)
+        raise ArgumentError(f"{value!r} is more than 100 %", where=name)
     return number, unit
 
 

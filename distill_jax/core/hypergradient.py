@@ -40,19 +40,19 @@ def hypergradient(
 ) -> Callable[[Params, PyTree, PyTree], tuple[Array, PyTree]]:
     """Returns a function that computes the gradient of an outer loss through one optimizer step.
 
-    With `J(params, omega) = inner_loss(omega, forward(params))` and `params'` the parameters after
-    one step of the optimizer on `J`, it is the gradient of `outer_loss(params')` in `omega`. It is
-    exact for any optax optimizer whose update has a derivative, and costs one pass of `forward`,
-    its transpose and one forward-mode product.
+    Let `J(params, omega) = inner_loss(omega, forward(params))`, and let `params'` be the parameters
+    after one step of the optimizer on `J`. The result is the gradient of `outer_loss(params')` with
+    respect to `omega`. It is exact for any optax optimizer with a differentiable update, and costs
+    one pass of `forward`, its transpose and one forward-mode product.
 
     Args:
-      forward: `params -> outputs`, what the inner loss reads of the network on a training batch.
+      forward: `params -> outputs`, the outputs on a training batch that the inner loss reads.
       inner_loss: `(omega, outputs) -> scalar`.
       outer_loss: `params -> scalar`, the loss on held-out examples.
       optimizer: any optax optimizer of `params`.
 
     Returns:
-      `(params, opt_state, omega) -> (outer loss, gradient in omega)`; pure.
+      `(params, opt_state, omega) -> (outer loss, its gradient in omega)`; pure.
     """
 
     def compute(params: Params, opt_state: PyTree, omega: PyTree) -> tuple[Array, PyTree]:
@@ -167,10 +167,10 @@ def unrolled(
 ) -> tuple[Array, PyTree]:
     """Returns `V(params_K)` and `dV(params_K)/domega` through `steps` inner steps, exactly.
 
-    Reverse mode over the steps, forward mode within each (Kemaev et al. 2025, arXiv:2505.00793):
-    stored are parameters, optimizer state and gradient of every step, and nothing of the network,
-    whose pass is made anew where it is needed. Memory is therefore that of one step, plus three
-    or four copies of the parameters for each.
+    It uses reverse mode over the steps and forward mode within each step (Kemaev et al. 2025,
+    arXiv:2505.00793). It stores parameters, optimizer state and gradient of every step, but no
+    activations: the pass of the network is recomputed. The memory is that of one step, plus three
+    or four copies of the parameters per step.
 
     Args:
       grad_fn: `(params, omega, k) -> (dJ/dparams, dJ/domega)` on the batch of inner step k.
@@ -212,10 +212,10 @@ def unrolled(
 def after(tree: PyTree, cause: PyTree) -> PyTree:
     """Returns `tree` unchanged but not computable before `cause` is.
 
-    XLA is free to make every pass of the network as early as it can and to merge equal ones, and
-    then holds activations for as long as the last reader needs. An `optimization_barrier` does
-    not prevent it on CPU, where barriers go before the program is scheduled; adding zero times the
-    cause does, since floating-point arithmetic forbids to drop that.
+    XLA may compute every pass of the network as early as possible and merge equal passes. It then
+    holds activations until their last use. An `optimization_barrier` does not prevent this on CPU,
+    where barriers are removed before scheduling. Adding zero times the cause does, because
+    floating-point arithmetic does not allow dropping it.
     """
     leaves = [x for x in jax.tree.leaves(cause) if x.size]
     zero = sum(0.0 * x.reshape(-1)[0] for x in leaves)

@@ -64,7 +64,7 @@ def make_lookahead_step(
     averages = tuple(ema)
     if not averages:
         raise ArgumentError(
-            "no role is a moving average, so nothing would look ahead",
+            "no role is a moving average, so lookahead would change nothing",
             where="steps",
             hint="make the teacher a moving average of the student, or set steps to 0",
         )

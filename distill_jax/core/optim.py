@@ -278,7 +278,7 @@ def _check_dtype(value: Any, *, where: str) -> None:
     except TypeError:
         fits = False
     if not fits:
-        hint = "float32, bfloat16, or none for that of the parameters"
+        hint = "float32, bfloat16, or none for the type of the parameters"
         raise ArgumentError(
             f"{value!r} is no type of floating-point numbers", where=where, hint=hint
         )

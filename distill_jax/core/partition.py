@@ -67,7 +67,7 @@ def make_mesh(
         raise ArgumentError(
             f"a mesh of {given} does not fit {n} device{'s'[: n > 1]}",
             where="mesh",
-            hint=f"data * fsdp * model must be {n}; at most one may be -1 (all that is left)",
+            hint=f"data * fsdp * model must be {n}; at most one may be -1 (all remaining devices)",
         )
     return jax.make_mesh(tuple(sizes.values()), AXES, (AxisType.Auto,) * 3, devices=devices)
 

@@ -185,9 +185,9 @@ def check_terms(terms: Terms, shape: tuple[int, ...]) -> None:
     for name, value in terms.metrics.items():
         if jnp.shape(value) != ():
             raise ArgumentError(
-                f"fact {name!r} has shape {jnp.shape(value)}, not one value a batch",
+                f"metric {name!r} has shape {jnp.shape(value)}, not one value per batch",
                 where="objective",
-                hint="facts are scalars; per-example values are terms",
+                hint="metrics are scalars; per-example values are terms",
             )
     for kind, names in (("coefficient", terms.coef), ("weight", terms.weights)):
         for name in names:

@@ -65,7 +65,7 @@ class BoundNets:
         self, role: Role, *inputs: Any, train: bool = False, stop_gradient_params: bool = False
     ) -> tuple[Outputs, State]:
         if role in self._batch.get("teacher_outputs", {}):
-            return self._stored_answer(role, inputs, train=train), {}
+            return self._stored_outputs(role, inputs, train=train), {}
         call = self._calls[role] = self._calls.get(role, -1) + 1
         key = jax.random.fold_in(rng.stream(self._key, role, "dropout"), call)
         params, inputs = cast((self._params[role], inputs), self._dtype)
@@ -75,13 +75,13 @@ class BoundNets:
         )
         return cast(outputs, jnp.float32), state
 
-    def _stored_answer(self, role: Role, inputs: tuple[Any, ...], *, train: bool) -> Outputs:
+    def _stored_outputs(self, role: Role, inputs: tuple[Any, ...], *, train: bool) -> Outputs:
         if train or len(inputs) != 1 or inputs[0] is not teacher_view(self._batch):
             raise ArgumentError(
-                f"the objective asks {role} about more than its view of the batch in evaluation "
-                "mode, and only answers to that are stored",
+                f"the objective calls {role} on more than its view of the batch in evaluation "
+                "mode, and only those outputs are stored",
                 where="teacher_outputs",
-                hint=f"leave {role} out of what is stored, or store nothing",
+                hint=f"leave {role} out of the stored outputs, or store nothing",
             )
         return self._batch["teacher_outputs"][role]
 

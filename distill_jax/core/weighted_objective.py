@@ -1,4 +1,4 @@
-"""An objective whose signals are weighed, example by example, by a weighting."""
+"""An objective whose loss terms are weighted per example by a weighting."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -37,19 +37,19 @@ the weights of a batch in another order, or their mean."""
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class WeightedObjective(Objective):
-    """`sum_s w_s * signal_s` in place of the fixed coefficients of an objective.
+    """`sum_s w_s * loss_term_s` in place of the fixed coefficients of an objective.
 
-    Terms of the objective that are not among the signals keep their coefficients.
+    Terms of the objective that are not among `loss_terms` keep their coefficients.
 
     Attributes:
-      objective: a method that returns the signals as terms.
-      weighting: what weighs them.
+      objective: a method that returns the loss terms.
+      weighting: computes the weights.
       loss_terms: names of terms, in the order of the weights `[b, s]`.
-      num_classes: k, 0 where the data has no classes; of other tasks the number of outputs.
-      task: what labels are, one of `core.api.TASKS`.
+      num_classes: k, 0 if the data has no classes; for other tasks the number of outputs.
+      task: task of the labels, one of `core.api.TASKS`.
       control: one of `CONTROLS`.
-      stop_features: whether the weighting's evidence has no gradient. Without it the student could
-        lower its loss by steering the weights.
+      stop_features: whether to stop the gradient through the weighting's evidence. Without it the
+        student could lower its loss by changing the weights.
     """
 
     objective: Objective
@@ -66,9 +66,9 @@ class WeightedObjective(Objective):
             raise ArgumentError(f"unknown control {self.control!r}", where="control", hint=hint)
         if not self.loss_terms or len(set(self.loss_terms)) != len(self.loss_terms):
             raise ArgumentError(
-                f"the signals are {self.loss_terms}",
+                f"the loss terms are {self.loss_terms}",
                 where="loss_terms",
-                hint="name each term that is weighed once",
+                hint="name each weighted term once",
             )
 
     @property
@@ -121,12 +121,12 @@ class WeightedObjective(Objective):
         return memory
 
     def loss_terms_of(self, nets: Nets, batch: Batch, memory: PyTree, step: Array) -> Terms:
-        """Returns the terms of the objective, not weighed, with the memory of this objective."""
+        """Returns the unweighted terms of the objective, with the memory of this objective."""
         terms = self.objective.loss(nets, batch, memory["objective"], step)
         for name in self.loss_terms:
             if name not in terms.values:
                 raise ArgumentError(
-                    f"the objective has no term {name!r} to weigh",
+                    f"the objective has no loss term {name!r}",
                     where="loss_terms",
                     hint=nearest(name, terms.values),
                 )
@@ -135,7 +135,7 @@ class WeightedObjective(Objective):
         return dataclasses.replace(terms, memory={**memory, "objective": terms.memory})
 
     def evidence(self, terms: Terms, batch: Batch, memory: PyTree) -> Evidence:
-        """Returns what the weighting sees of a batch."""
+        """Returns the weighting's inputs for a batch."""
         label_probs = batch.get("label_probs")
         if label_probs is None and self.num_classes and "label" in batch:
             if self.task == "classification":
@@ -155,8 +155,8 @@ class WeightedObjective(Objective):
         """Returns the weighting's `[b, s]`, checked.
 
         Raises:
-          ArgumentError: the weighting gave anything but one weight for each example and signal: a
-            `[b, 1]` against losses `[b]` would broadcast to all pairs of examples.
+          ArgumentError: the weights are not one for each example and loss term. Weights `[b, 1]`
+            and losses `[b]` would broadcast to all pairs of examples.
         """
         if self.stop_features:
             evidence = jax.lax.stop_gradient(evidence)
@@ -165,14 +165,14 @@ class WeightedObjective(Objective):
         if weights.shape != expected:
             raise ArgumentError(
                 f"{type(self.weighting).__name__} gave weights of shape {weights.shape}, "
-                f"not one for each example and signal {expected}",
+                f"not one for each example and loss term {expected}",
                 where="weighting",
-                hint=f"the signals are {', '.join(self.loss_terms)}",
+                hint=f"the loss terms are {', '.join(self.loss_terms)}",
             )
         return weights
 
     def used(self, weights: Array, mask: Array, step: Array) -> Array:
-        """Returns the weights that the student gets: `weights` but for a control's change."""
+        """Returns the weights that the student gets: `weights`, changed by a control."""
         if self.control == "shuffled":
             # The same order on every mesh and for every seed: only the pairing is to be broken.
             key = jax.random.fold_in(jax.random.key(0), step)
@@ -183,9 +183,9 @@ class WeightedObjective(Objective):
         return weights
 
     def with_weights(self, terms: Terms, weights: Array) -> Terms:
-        """Returns terms with `weights` `[b, s]` in place of the signals' coefficients.
+        """Returns terms with `weights` `[b, s]` in place of the coefficients of the loss terms.
 
-        Weights that the objective itself gives its examples stay as factors.
+        Example weights of the objective itself stay as factors.
         """
         own = terms.weights
         columns = {name: weights[:, j] * own.get(name, 1) for j, name in enumerate(self.loss_terms)}
@@ -203,7 +203,7 @@ class WeightedObjective(Objective):
         return self.objective.predictions(nets, batch, memory["objective"], step)
 
     def example_weights(self, nets: Nets, batch: Batch, memory: PyTree, step: Array) -> Outputs:
-        """Returns `weights` `[b, s]` and the logits that the weighting saw, in evaluation mode."""
+        """Returns `weights` `[b, s]` and the logits in the evidence, in evaluation mode."""
         terms = self.loss_terms_of(_Evaluating(nets), batch, memory, step)
         evidence = self.evidence(terms, batch, memory)
         return {"weights": self.weights(nets, evidence, step), **evidence.logits}
@@ -239,7 +239,7 @@ def dead_parameters(
 ) -> list[tuple[Role, str]]:
     """Returns the weighting's parameters that cannot reach a weight, as (role, path).
 
-    Found by structure, on shapes alone: their gradient would be zero whatever their values.
+    It uses structure and shapes alone: their gradient is zero for all values.
     """
     roles = {role: shapes.roles[role] for role in weighted.weighting.roles}
     params = {role: shape.params for role, shape in roles.items()}
@@ -264,9 +264,9 @@ def dead_parameters(
 def roles_of_class_means(
     weighted: WeightedObjective, models: Mapping[Role, Model], shapes: Shapes
 ) -> set[Role]:
-    """Returns the networks on which the class means depend, none where the weighting needs none.
+    """Returns the networks that the class means depend on; none if the weighting needs none.
 
-    The table is made once, before the first step: it is that of a teacher that moves no more.
+    The table is computed once, before the first step, so these networks must not change.
     """
     if "class_means" not in weighted.weighting.needs:
         return set()

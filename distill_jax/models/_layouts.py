@@ -149,7 +149,7 @@ def architecture(layout: str, changes: Mapping[str, Any]) -> Architecture:
     head_width = arch.head_width or arch.width // arch.heads
     if arch.positions == "rope" and head_width % 2:
         raise ArgumentError(
-            f"rotary positions turn pairs, a head has {head_width} components", where="heads"
+            f"rotary positions rotate pairs, and a head has {head_width} components", where="heads"
         )
     if arch.num_classes and arch.head != "none":
         raise ArgumentError(

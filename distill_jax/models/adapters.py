@@ -344,7 +344,7 @@ class _explained:
             raise ArgumentError(
                 f"the weights of a network do not fit inputs of shape {shapes}",
                 where="roles",
-                hint="an mlp takes images, or views, of one size; a convnet those of any size",
+                hint="an mlp takes images or views of one size; a convnet takes any size",
             ) from error
 
 

@@ -203,7 +203,7 @@ class Transformer(nn.Module):
             outputs |= self.read_out(h, embedding(), given.get("ask"))
         elif "ask" in given:
             raise ArgumentError(
-                "tokens are asked of a network without logits of tokens",
+                "the input has `ask`, and the network has no logits of tokens",
                 where="ask",
                 hint='head "tied", "untied" or "masked"',
             )

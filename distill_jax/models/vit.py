@@ -282,7 +282,7 @@ def make(
     if gelu not in GELUS:
         raise ArgumentError(f"no GELU {gelu!r}", where="gelu", hint=nearest(gelu, GELUS))
     if distilled and pool != "cls":
-        raise ArgumentError("goes with a class token", where="distilled", hint='pool="cls"')
+        raise ArgumentError("needs a class token", where="distilled", hint='pool="cls"')
     if variant not in VARIANTS:
         raise ArgumentError(
             f"no vision transformer {variant!r}", where="variant", hint=nearest(variant, VARIANTS)

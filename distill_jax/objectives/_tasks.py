@@ -77,7 +77,7 @@ class OfTask(Objective):
             ranges.within("[0, inf)", class_weights=self.class_weights)
         if self.focal_gamma and self.label_smoothing:
             raise ArgumentError(
-                "the focal loss goes by the probability of one class, and smoothing has several",
+                "the focal loss uses the probability of one class, and smoothing has several",
                 where="label_smoothing",
                 hint="set label_smoothing or focal_gamma to 0",
             )
@@ -165,9 +165,9 @@ class OfTask(Objective):
         if "label_probs" in batch:
             if self.focal_gamma or weights is None:
                 raise ArgumentError(
-                    "the focal loss goes by the probability of one class, and labels are mixed",
+                    "the focal loss uses the probability of one class, and labels are mixed",
                     where="focal_gamma",
-                    hint="set it to 0, or leave out what mixes labels",
+                    hint="set it to 0, or leave out transforms that mix labels",
                 )
             return classification.weighted_cross_entropy(
                 logits, batch["label_probs"], weights, smoothing=self.label_smoothing

@@ -109,9 +109,9 @@ class ActiveDistillation(Objective):
         pool = np.flatnonzero(~labelled)
         if self.budget > len(pool):
             raise ArgumentError(
-                f"{self.budget} questions about {len(pool)} examples without a label",
+                f"a budget of {self.budget} for {len(pool)} examples without a label",
                 where="budget",
-                hint="fewer questions, or fewer labels: labels_per_class",
+                hint="a smaller budget, or fewer labels: labels_per_class",
             )
         probs = rows["probs"][pool]
         gains = policies.margin_gains(probs)

@@ -61,7 +61,7 @@ class CLIP(Objective):
             )
         if ("bias" in learned) != (self.pairing == "sigmoid"):
             raise ArgumentError(
-                f"pairing={self.pairing!r} and a bias that it does not see"
+                f"pairing={self.pairing!r} and a bias that it does not use"
                 if "bias" in learned
                 else f"pairing={self.pairing!r} needs a bias",
                 where="temperature.kwargs.bias",

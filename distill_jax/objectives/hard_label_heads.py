@@ -43,7 +43,7 @@ class HardLabelHeads(Objective):
             raise ArgumentError(
                 f"rounds is {self.rounds}",
                 where="rounds",
-                hint="at least 2: one round has nothing to be brought together with",
+                hint="at least 2: one round has nothing to be compared with",
             )
 
     @property

@@ -33,7 +33,7 @@ def domain_of(batch: Batch) -> Array:
     """
     if "domain" not in batch:
         raise ArgumentError(
-            "the examples do not say which domain they are from",
+            "the examples have no domain",
             where="dataset",
             hint="data with domains, such as coloured_digits or rotated_digits",
         )
@@ -71,7 +71,7 @@ class Invariance(Objective):
             raise ArgumentError(
                 f"environments is {self.environments}",
                 where="environments",
-                hint="at least 2: with one there is nothing to be equal to",
+                hint="at least 2: one environment has nothing to be compared with",
             )
 
     def loss(self, nets: Nets, batch: Batch, memory: PyTree, step: Array) -> Terms:

@@ -59,7 +59,7 @@ def report(
     where = f" in thread {thread}" if thread else ""
     what = f"unexpected {kind}{where} while {_doing}{': ' if first else ''}{first}"
     path = _write(error, what, folder, TRACE.replace(".", f"{suffix}."))
-    trace = f"the trace is in {path}" if path else "the trace could not be written anywhere"
+    trace = f"the traceback is in {path}" if path else "the traceback could not be written anywhere"
     print(f"error: {what}; {trace}{'; ' if intact else ''}{intact}", file=sys.stderr, flush=True)
     return UNEXPECTED
 
@@ -101,7 +101,7 @@ def threads(folder: pathlib.Path | None, *, suffix: str = "") -> Iterator[None]:
             return
         name = args.thread.name if args.thread else "unknown"
         _in_threads.append(name)
-        report(error, folder=folder, intact="the run goes on", suffix=suffix, thread=name)
+        report(error, folder=folder, intact="the run continues", suffix=suffix, thread=name)
 
     threading.excepthook = hook
     try:

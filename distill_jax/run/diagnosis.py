@@ -81,8 +81,8 @@ def of_losses(updates: int, loss: float, losses: Sequence[float]) -> Cause:
     """Returns the cause that the losses show after so many updates on finite inputs."""
     if updates == 0:
         return Cause(
-            "that is before any update, and the inputs are finite",
-            "look at the method and the networks it starts from: a logarithm, a root or a division "
+            "no update came before, and the inputs are finite",
+            "check the method and its initial networks: a logarithm, a root or a division "
             "at 0, an overflow of precision, or parameters of roles.*.init; the learning rate has "
             "not acted yet",
         )
@@ -92,7 +92,8 @@ def of_losses(updates: int, loss: float, losses: Sequence[float]) -> Cause:
     if len(grown) >= 4 and np.isfinite(loss):
         return Cause(
             "the loss is finite and had not grown, and the inputs are finite",
-            "look at the terms of the method: the derivative of a root, a norm or a logarithm at 0 "
+            "check the loss terms of the method: the derivative of a root, a norm or a "
+            "logarithm at 0 "
             "is not finite where its value is; watch.nonfinite=skip leaves such steps out",
         )
     return Cause(f"the inputs are finite, and {updates} updates came before", RATE)
@@ -140,9 +141,9 @@ def of_inputs(batch: Mapping[str, Any], transform: Any, split: str) -> Cause | N
         if bad.any():
             first = int(np.asarray(batch["index"])[np.argmax(bad)])
             return Cause(
-                f"the transforms of the {split} part make values that are NaN or infinite of "
-                f"finite ones, first of example {first}",
-                "look at data.train_transforms and data.eval_transforms",
+                f"the transforms of the {split} part turn finite values into NaN or "
+                f"infinity; the first is example {first}",
+                "check data.train_transforms and data.eval_transforms",
             )
         numbers = [np.asarray(x) for x in jax.tree.leaves(seen[name])]
         numbers = [x.astype(np.float64) for x in numbers if x.dtype.kind == "f" and x.size]
@@ -152,7 +153,7 @@ def of_inputs(batch: Mapping[str, Any], transform: Any, split: str) -> Cause | N
             return Cause(
                 f"inputs of the networks are unscaled, from {low:.4g} to {high:.4g}",
                 "add normalize to data.train_transforms and data.eval_transforms; without mean and "
-                "std it takes those of the training part",
+                "std it uses those of the training part",
             )
     return None
 
@@ -194,5 +195,5 @@ def of_split(experiment: "Experiment", split: str) -> Cause:
         return Cause(error.what, error.hint)
     return Cause(
         "its inputs are finite, so the network is at fault",
-        "look at the training loss and at precision; averages of batch statistics diverge with it",
+        "check the training loss and the precision; averages of batch statistics diverge with it",
     )

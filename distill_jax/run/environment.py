@@ -110,7 +110,7 @@ def check_devices() -> None:
     import jax
 
     where = "JAX_PLATFORMS" if os.environ.get("JAX_PLATFORMS") else "JAX"
-    hint = "unset JAX_PLATFORMS to take what is there, or JAX_PLATFORMS=cpu"
+    hint = "unset JAX_PLATFORMS to use the devices that exist, or set JAX_PLATFORMS=cpu"
     try:
         jax.devices()
     except (RuntimeError, AssertionError) as error:
@@ -119,7 +119,7 @@ def check_devices() -> None:
         raise UserError(lines[0][:300], where=where, hint=hint) from error
     if jax.config.jax_disable_jit:  # pyright: ignore[reportAttributeAccessIssue]
         raise UserError(
-            "compilation is switched off, and a step is compiled before it is taken",
+            "compilation is disabled, and every step must be compiled",
             where="JAX_DISABLE_JIT",
             hint="unset it",
         )

@@ -198,9 +198,9 @@ def _serialize(
             inputs = _examples(network, dataset, "train", _CALIBRATION, preprocessing)
             if inputs is None:
                 raise ExportError(
-                    f"there are no training examples to calibrate it by: {missing}",
+                    f"there are no training examples for its calibration: {missing}",
                     where="formats: onnx_int8",
-                    hint="put the data where the run found them",
+                    hint="put the data where the run read them",
                 )
             files[FILES["onnx_int8"]] = to_int8(model, _batches(inputs))
     if "tflite" in formats:

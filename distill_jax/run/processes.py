@@ -224,7 +224,7 @@ def initialize(settings: Settings | None) -> None:
             "cluster_detection_method": "deactivate",
         }
     # Where others are missing, JAX's client aborts the process with a stack trace: be earlier.
-    alarm = threading.Timer(settings.timeout, _give_up, (_absent(settings, "waited in vain"),))
+    alarm = threading.Timer(settings.timeout, _give_up, (_absent(settings, "timed out"),))
     alarm.daemon = True
     alarm.start()
     try:
@@ -303,7 +303,7 @@ def _losses_end_the_process() -> Iterator[None]:
 def _lost(*_: Any) -> None:
     line = (
         "error: another process of this run has ended, or process 0 cannot be reached\n"
-        "  the same command, for all of them, goes on from the last checkpoint, if there is one\n"
+        "  the same command, for all processes, continues from the last checkpoint, if any\n"
     )
     with contextlib.suppress(OSError):
         os.write(2, line.encode())
@@ -347,7 +347,8 @@ def _handle_bad_cast() -> bool:
 
 def _absent(settings: Settings, what: str) -> PeersAbsent:
     return PeersAbsent(
-        f"process {settings.process_id} of {settings.num_processes} did not meet all others at "
+        f"process {settings.process_id} of {settings.num_processes} did not meet all other "
+        "processes at "
         f"{settings.coordinator} in {settings.timeout} s: {what}",
         where=settings.source,
         hint="are all processes running, and can they reach that address? "
@@ -371,7 +372,7 @@ def _reachable(settings: Settings) -> None:
             socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
             return
         time.sleep(0.2)
-    raise _absent(settings, "nobody listens there")
+    raise _absent(settings, "nothing listens there")
 
 
 def stop_if_asked(when: str) -> None:

@@ -113,7 +113,7 @@ def resolve(
                 raise ConfigError(what, where=where, hint=nearest(part, public))
             target = getattr(target, part)
         if allowed is not None and isinstance(target, types.ModuleType):
-            raise _foreign(name, f"leads through the module {target.__name__}", where)
+            raise _foreign(name, f"is reached through the module {target.__name__}", where)
     if allowed is not None and not allowed(_home(target)):
         raise _foreign(name, f"is defined in {_home(target) or 'no module'}", where, _home(target))
     if not callable(target):
@@ -154,8 +154,8 @@ def _foreign(name: str, why: str, where: str, module: str | None = None) -> Conf
     return ConfigError(
         f"{name!r}, which a stored file names, {why}",
         where=where,
-        hint=f"{trust}name it in the config file or on the command line: stored files of a run "
-        "choose no code",
+        hint=f"{trust}name it in the config file or on the command line: names in stored files "
+        "of a run are not imported",
     )
 
 
@@ -206,7 +206,7 @@ def bind(
     try:
         keywords, open_ended = _keywords(fn)
     except ValueError:  # of a built-in type, which has none
-        what = f"{getattr(fn, '__name__', fn)} is built in, and says nothing of its arguments"
+        what = f"{getattr(fn, '__name__', fn)} is built in, and its arguments cannot be inspected"
         raise ConfigError(what, where=where, hint="name a function or class of Python") from None
     named = fn.func if isinstance(fn, functools.partial) else fn
     label = getattr(named, "__qualname__", repr(named))

@@ -86,7 +86,7 @@ def select_outputs(config: ConfigDict, models: Mapping[Role, Model]) -> dict[Rol
             )
         if not spec.teacher and not config.roles[role].frozen:
             raise ConfigError(
-                f"{role} learns, so that its answers change",
+                f"{role} learns, so its outputs change",
                 where="cache.roles",
                 hint=f"set roles.{role}.frozen, or leave it out",
             )
@@ -97,7 +97,8 @@ def select_outputs(config: ConfigDict, models: Mapping[Role, Model]) -> dict[Rol
         raise ConfigError(
             f"the largest {spec.top_k} of {', '.join(spec.outputs)}",
             where="cache.top_k",
-            hint="only logits are stored so: cache.outputs=logits, or cache.top_k=0",
+            hint="only logits can be stored with cache.top_k: cache.outputs=logits, or "
+            "cache.top_k=0",
         )
     return selected
 

@@ -118,6 +118,6 @@ def unread_values(flat: Mapping[str, Any]) -> Iterator[Unread]:
             why = f"{name} starts as a copy of {source}"
             yield from unread(below(f"{where}.init"), why, hint)
         if not role.get("model"):
-            why = f"no model is named, so it is that of {source or 'the run in init'}"
+            why = f"no model is named, so it comes from {source or 'the run in init'}"
             hint = "leave it out, or name the model too"
             yield from unread(below(f"{where}.kwargs"), why, hint)

@@ -182,7 +182,7 @@ class Watch:
             line = (
                 f"warning: {name} was compiled again ({seconds:.2f} s) in {self.kind} "
                 f"at step {self.step}, called from {_caller()}: its arguments have another shape, "
-                "type or sharding than before, or it is made anew for each call"
+                "type or sharding than before, or each call creates it anew"
             )
             self.recompiled.append(line)
             self._log_line(line)
@@ -201,7 +201,7 @@ class Watch:
         )
         self.stalls.append(Stall(self.step, phase, message))
         where = f"on {self._host} (pid {os.getpid()})"
-        report = f"stalled: {message}, {where}; where its threads are:\n{_stacks()}"
+        report = f"stalled: {message}, {where}; stacks of its threads:\n{_stacks()}"
         with contextlib.suppress(OSError):
             print(report, file=sys.stderr, flush=True)
         for folder in self._folders:

@@ -107,7 +107,7 @@ def resume_lines(
         n = "1 line" if len(damaged) == 1 else f"{len(damaged)} lines"
         log_line(
             f"warning: {n} of {path.name} cannot be read and moved to {aside.name}; curves and "
-            "alarms go on without what they said"
+            "alarms continue without them"
         )
     if len(kept) < len(lines):
         with replacing(path) as temporary, temporary.open("wb") as file:

@@ -1,4 +1,4 @@
-"""How a step is carried out: what does not belong to the method, the networks or the optimizer."""
+"""Options of a step that do not belong to the method, the networks or the optimizer."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -16,9 +16,9 @@ class LookAhead(NamedTuple):
     """Virtual steps that advance the moving averages before each real one.
 
     Attributes:
-      steps: how many.
-      kind: "deep", on the same batch, or "wide", on so many batches.
-      restore: what of the state is as before afterwards: "all", "params+opt" or "params".
+      steps: number of virtual steps.
+      kind: "deep", on the same batch, or "wide", on as many batches as steps.
+      restore: parts of the state to restore afterwards: "all", "params+opt" or "params".
     """
 
     steps: int
@@ -35,20 +35,20 @@ class Options:
         losses and optimizer state stay float32 (float64 where that is the compute type).
       accum_steps: number of micro-batches; divides the batch size.
       grad_norm: whether the metrics include the global norm of the gradient.
-      nonfinite: what happens to a step whose loss or gradient is not finite. "keep" applies it;
-        "tell" does too, and sets the metric `nonfinite` to 1; "skip" leaves parameters, averages
-        and optimizer as they are and sets the metric `skipped` to 1.
+      nonfinite: handling of a step whose loss or gradient is not finite. "keep" applies it.
+        "report" applies it and sets the metric `nonfinite` to 1. "skip" does not change parameters,
+        averages and optimizer, and sets the metric `skipped` to 1.
       watch_every: steps between two measurements of the spread of the embeddings, see
-        `core.collapse`; 0 is never.
-      lookahead: virtual steps before each step, see `core.lookahead`; None takes none.
-      mesh: devices, from `core.partition.make_mesh`; by default all devices along the batch.
+        `core.collapse`; 0 turns it off.
+      lookahead: virtual steps before each step, see `core.lookahead`; None turns it off.
+      mesh: devices, from `core.partition.make_mesh`; by default all devices share the batch.
       partition_rules: `{regular expression: mesh axis or None for each array axis}` over the paths
         of the parameters, see `core.partition.infer`.
-      frozen_partition_rules: the same of the frozen networks.
+      frozen_partition_rules: the same for the frozen networks.
       partition_min_size: smallest number of elements of a parameter that `fsdp` splits.
 
     Raises:
-      ArgumentError: a value that does not exist or is out of range.
+      ArgumentError: a value is unknown or out of range.
     """
 
     precision: str = "float32"

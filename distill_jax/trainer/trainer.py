@@ -1,4 +1,4 @@
-"""`Trainer`: an objective, its networks and an optimizer as an initial state and a jitted step."""
+"""`Trainer`: combines an objective, networks and an optimizer into a state and a jitted step."""
 
 import collections
 import dataclasses
@@ -46,15 +46,15 @@ Weights = tuple[Params, State]
 """Parameters and state of a network."""
 
 Prepare = Callable[[Any, Array, Key], Any]
-"""`(fed, step, key) -> batch`: what a step is given as what the update takes; pure."""
+"""`(fed, step, key) -> batch`: turns the argument of a step into the batch of the update; pure."""
 
 
 @struct.dataclass
 class TrainerState:
-    """What a step takes and returns.
+    """The argument and result of `Trainer.step`.
 
     Attributes:
-      train: everything that changes; a step donates it.
+      train: the part that changes; a step donates it.
       frozen: `{role: (params, state)}` of the networks that are not trained.
       key: the root key; every key of a step is a function of it, a purpose and the step.
     """
@@ -71,7 +71,7 @@ class TrainerState:
 
 @dataclasses.dataclass(frozen=True, eq=False, init=False)
 class Trainer:
-    """Trains networks by an objective.
+    """Trains networks with an objective.
 
     Args:
       objective: the method, such as `objectives.KD()`, or a `WeightedObjective`.
@@ -79,18 +79,18 @@ class Trainer:
       student: network of the role "student".
       networks: other trained networks by role (projectors, predictors, a weighting network); as an
         attribute, all of them.
-      frozen: networks that are not trained, by role: a `Model` that brings its weights along, such
-        as `from_nnx(module)`, or `(Model, params, state)`.
+      frozen: networks that are not trained, by role: a `Model` with weights, such as
+        `from_nnx(module)`, or `(Model, params, state)`.
       averages: `{role: (source, decay)}`, moving averages of trained networks; the decay is a
         number or a function of the step.
       transform: `(key, batch, step) -> batch`, applied to training batches inside the step.
       outer_optimizer: optimizer of the weighting networks; makes the problem bilevel.
-      bilevel: how the outer gradient is taken.
+      bilevel: computation of the outer gradient.
       options: see `Options`.
 
     Raises:
-      ArgumentError: the objective needs a network that is not given, or the other way round; a
-        class in place of an objective; an optimizer that is not of optax.
+      ArgumentError: the networks are not those that the objective needs, arguments conflict, the
+        objective is a class, or the optimizer is not an optax optimizer.
 
     The example below trains one step of knowledge distillation::
 
@@ -147,10 +147,10 @@ class Trainer:
         if self.two_levels and not isinstance(objective, WeightedObjective):
             raise ArgumentError("outer_optimizer needs a WeightedObjective")
         if self.two_levels and self.options.accum_steps > 1:
-            raise ArgumentError("accum_steps is 1 where the weighting is learned")
+            raise ArgumentError("a learned weighting needs accum_steps of 1")
         steps.check_accumulation(objective, self.options.accum_steps)
 
-    # What follows from the arguments.
+    # Derived from the arguments.
 
     @functools.cached_property
     def models(self) -> Mapping[Role, Model]:
@@ -164,7 +164,7 @@ class Trainer:
 
     @property
     def two_levels(self) -> bool:
-        """Whether the weighting has an optimizer of its own."""
+        """Whether the weighting has its own optimizer."""
         return self.outer_optimizer is not None
 
     @property
@@ -275,10 +275,10 @@ class Trainer:
 
         Args:
           key: the root key. Parameters and all randomness of training are functions of it.
-          batch: an example of a batch; its shapes and types alone matter.
+          batch: an example batch; only its shapes and types matter.
 
         Raises:
-          ArgumentError: the key is not one typed key, or as `shapes`.
+          ArgumentError: the key is not one typed key, or the batch does not fit, see `shapes`.
         """
         checks.check_key(key)
         shapes = self.shapes(batch)
@@ -303,28 +303,28 @@ class Trainer:
         outer: bool = False,
         names: Sequence[str] | None = None,
     ) -> Callable[[TrainState, steps.Frozen, Any, Key], tuple[TrainState, Any]]:
-        """Returns the step as a pure function, to be transformed or compiled by the caller.
+        """Returns the step as a pure function, for you to transform or compile.
 
         Args:
-          prepare: `(fed, step, key) -> batch`; by default it fills in what a batch does not have,
-            and transforms it.
-          outer: whether the weighting learns in this step, which then takes
+          prepare: `(fed, step, key) -> batch`; the default fills in missing entries of a batch and
+            transforms it.
+          outer: whether the weighting learns in this step. The step then takes
             `{"train": batch, "held_out": batch}`.
-          names: of metrics that the step returns as one array `[m]`. Each output of a compiled step
-            costs the host some microseconds, which shows where steps are short.
+          names: metrics that the step returns as one array `[m]`. Each output of a compiled step
+            costs the host some microseconds, which is measurable for short steps.
 
         Returns:
           `(train_state, frozen, fed, key) -> (train_state, metrics)`.
 
         Raises:
-          ArgumentError: look-ahead needs several batches a step, and `prepare` is not given.
+          ArgumentError: lookahead needs several batches per step, and `prepare` is not given.
         """
         ahead, prepare_one = (
             self.options.lookahead,
             self._prepared_both if outer else self._prepared,
         )
         if prepare is None and ahead is not None and ahead.kind == "wide":
-            raise ArgumentError("a step takes one batch, and wide look-ahead takes several")
+            raise ArgumentError("a step takes one batch, and wide lookahead needs several")
         prepare = prepare or prepare_one
 
         def step(train: TrainState, frozen: steps.Frozen, fed: Any, key: Key):
@@ -372,15 +372,15 @@ class Trainer:
         """Takes one training step.
 
         Args:
-          state: from `init` or the step before; its arrays are donated and must not be used again.
-          batch: `input` `[b, ...]` and, where the objective reads it, `label` `[b]`. Missing
+          state: from `init` or the previous step; its arrays are donated, so do not use it again.
+          batch: `input` `[b, ...]` and, if the objective reads it, `label` `[b]`. Missing
             `mask`, `index` and `epoch` are filled in.
-          held_out: a batch from which the weighting learns, in bilevel training; without it the
-            step leaves the weighting as it is.
+          held_out: in bilevel training, a batch from which the weighting learns. Without it the
+            step does not change the weighting.
 
         Returns:
-          The new state, and scalar metrics: `loss`, the mean of each loss term, and more where the
-          options ask for it.
+          The new state, and scalar metrics: `loss`, the mean of each loss term, and the metrics
+          that the options turn on.
 
         Raises:
           ArgumentError: the batch does not fit the networks, the mesh or the objective.
@@ -437,7 +437,7 @@ class Trainer:
           frozen: the frozen networks.
           batch: after its transforms.
           wanted: names of outputs, by network or by name among the predictions of the objective.
-            What a weighting does goes by the name "example_weights".
+            The weights of a weighting have the name "example_weights".
         """
         nets, outputs_by_role = self.bind(train, frozen), {}
         for name, outputs in wanted:
@@ -472,8 +472,8 @@ class Trainer:
 
         Args:
           state: the state to evaluate.
-          batches: `input` and whatever the evaluators read (`label`), with a leading axis b.
-          evaluators: by name; they read outputs of networks alone.
+          batches: `input` and the arrays that evaluators read (`label`), with a leading axis b.
+          evaluators: evaluators by name; they may read only outputs of networks.
 
         Returns:
           `{metric: value}`, scalars and arrays.

@@ -1,4 +1,4 @@
-"""Weights of loss terms from evidence, one file each; every module exposes `make`."""
+"""Weightings: per-example weights of loss terms. Every module defines `make`."""
 
 from distill_jax._lazy import attach
 

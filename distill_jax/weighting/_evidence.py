@@ -1,4 +1,4 @@
-"""What several weightings check or compute from their evidence."""
+"""Checks and computations that several weightings share."""
 
 import jax
 import jax.numpy as jnp
@@ -8,23 +8,23 @@ from distill_jax.core.errors import ArgumentError
 
 
 def need_two_loss_terms(evidence: Evidence, who: str) -> None:
-    """Raises `ArgumentError` unless there are two signals: the label's and the teacher's."""
+    """Raises `ArgumentError` unless there are two loss terms: the label's and the teacher's."""
     if len(evidence.loss_terms) != 2:
         raise ArgumentError(
-            f"{who} divides between two signals and there are {len(evidence.loss_terms)}",
+            f"{who} divides between two loss terms and there are {len(evidence.loss_terms)}",
             where="loss_terms",
             hint="name the label's term, then the teacher's",
         )
 
 
 def need_classes(evidence: Evidence, what: str) -> None:
-    """Raises `ArgumentError` unless a label is one class; `what` is what needs that."""
+    """Raises `ArgumentError` unless a label is one class; `what` names the part that needs it."""
     if evidence.task != "classification":
         raise ArgumentError(
-            f"the weighting looks at {what}, and the task of the data is {evidence.task}",
+            f"the weighting reads {what}, and the task of the data is {evidence.task}",
             where="weighting",
-            hint="meta_weight_net, reweight, annealed and constant look at the losses alone"
-            + ("; trilateral sees several labels" if evidence.task == "multilabel" else ""),
+            hint="meta_weight_net, reweight, annealed and constant read only the losses"
+            + ("; trilateral supports several labels" if evidence.task == "multilabel" else ""),
         )
 
 
@@ -41,7 +41,7 @@ def log_probs(evidence: Evidence, role: str) -> Array:
 def probs(evidence: Evidence, role: str) -> Array:
     """Returns probabilities `[b, k]` of a role at temperature 1.
 
-    A point of the simplex of classes; of several labels a point of `[0, 1]^k`, the sigmoids.
+    A point of the simplex of classes; for several labels a point of `[0, 1]^k`, the sigmoids.
 
     Raises:
       ArgumentError: the method gives no logits of that role, or labels are real values, which have
@@ -56,7 +56,7 @@ def probs(evidence: Evidence, role: str) -> Array:
 def _logits(evidence: Evidence, role: str) -> Array:
     if role not in evidence.logits:
         raise ArgumentError(
-            f"the weighting looks at the logits of {role!r}, which the objective does not give",
+            f"the weighting reads the logits of {role!r}, which the objective does not give",
             where="weighting",
             hint=f"it gives {', '.join(evidence.logits) or 'none'}",
         )
@@ -65,18 +65,18 @@ def _logits(evidence: Evidence, role: str) -> Array:
 
 
 def labels(evidence: Evidence) -> Array:
-    """Returns the label as probabilities `[b, k]`; raises `ArgumentError` where there is none."""
+    """Returns the label as probabilities `[b, k]`; raises `ArgumentError` if there is none."""
     if evidence.task == "regression":
         need_classes(evidence, "labels as probabilities")
     if evidence.label_probs is None:
         raise ArgumentError(
-            "the weighting looks at labels, and the data have no classes", where="weighting"
+            "the weighting reads labels, and the data have no classes", where="weighting"
         )
     return evidence.label_probs
 
 
 def class_means(evidence: Evidence) -> Array:
-    """Returns the table `[k, k]`; raises `ArgumentError` where none was prepared."""
+    """Returns the table `[k, k]`; raises `ArgumentError` if none was prepared."""
     if evidence.class_means is None:
         raise ArgumentError(
             "the weighting compares with class means, and none were prepared",

@@ -10,11 +10,11 @@ from distill_jax.core.errors import ArgumentError
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Annealed(ExampleWeighting):
-    """The last signal's weight goes linearly from `start` to `end`; the others share the rest.
+    """The last loss term's weight goes linearly from `start` to `end`; the others share the rest.
 
     Attributes:
       total_steps: length of training.
-      start: weight of the last signal at step 0, in [0, 1].
+      start: weight of the last loss term at step 0, in [0, 1].
       end: its weight at the end of training.
     """
 
@@ -42,7 +42,7 @@ class Annealed(ExampleWeighting):
         s = len(evidence.loss_terms)
         if s < 2:
             raise ArgumentError(
-                "annealing goes from one signal to others, and there is one",
+                "annealing goes from one loss term to others, and there is one",
                 where="loss_terms",
                 hint="name at least two terms, the teacher's last",
             )

@@ -14,8 +14,8 @@ class Constant(ExampleWeighting):
     """Fixed weights.
 
     Attributes:
-      ratio: of the second of two signals, in [0, 1]; the first gets the rest.
-      weights: one for each signal, in place of `ratio`.
+      ratio: weight of the second of two loss terms, in [0, 1]; the first gets the rest.
+      weights: one for each loss term, in place of `ratio`.
     """
 
     ratio: float = 0.5
@@ -32,7 +32,7 @@ class Constant(ExampleWeighting):
         weights = self.weights or (1 - self.ratio, self.ratio)
         if len(weights) != len(evidence.loss_terms):
             raise ArgumentError(
-                f"{len(weights)} weights for {len(evidence.loss_terms)} signals",
+                f"{len(weights)} weights for {len(evidence.loss_terms)} loss terms",
                 where="weights",
                 hint=f"one for each of {', '.join(evidence.loss_terms)}",
             )

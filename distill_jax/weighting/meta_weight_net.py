@@ -12,13 +12,13 @@ from distill_jax.core.errors import ArgumentError
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MetaWeightNet(ExampleWeighting):
-    """`w = sigmoid(net(losses))`, one output for each signal.
+    """`w = sigmoid(net(losses))`, one output for each loss term.
 
-    With one signal and a network 1-100-1 it is the paper's; with several the network sees all
-    losses of an example.
+    One loss term and a network 1-100-1 give the paper's method. With several loss terms the network
+    sees all losses of an example.
 
     Attributes:
-      normalize: whether the weights of each signal are divided by their mean over the batch.
+      normalize: whether the weights of each loss term are divided by their mean over the batch.
     """
 
     normalize: bool = False

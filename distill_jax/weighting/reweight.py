@@ -1,13 +1,14 @@
-"""Weights by the gradient of the outer loss in them (L2RW and RW-KD).
+"""Weights from the gradient of the outer loss with respect to them (L2RW and RW-KD).
 
-All weights start at zero; the gradient of the held-out loss after one step, in each weight, says
-how much that signal of that example would help; what would hurt gets nothing. Normalized over the
-batch it is Ren et al. 2018 (arXiv:1803.09050, eq. 12-14), over the signals of each example Lu et
-al. 2021 (RW-KD, Findings of EMNLP, algorithm 1).
+All weights start at zero. The gradient of the held-out loss after one step, with respect to each
+weight, measures how much that loss term of that example would help. Terms that would hurt get
+weight zero. Normalized over the batch, this is Ren et al. 2018 (arXiv:1803.09050, eq. 12-14);
+normalized over the loss terms of each example, it is Lu et al. 2021 (RW-KD, Findings of EMNLP,
+algorithm 1).
 
-Deviation: RW-KD judges by cross-entropy and distillation on held-out examples. Here the config
-says by what; its default, with which the arm "rw" of the studies was run, is cross-entropy alone.
-`bilevel.outer_loss=cross_entropy,distillation` is the published one.
+Deviation: the outer loss of RW-KD is cross-entropy and distillation on held-out examples. Here it
+is an option. Its default, which the arm "rw" of the studies uses, is cross-entropy alone.
+`bilevel.outer_loss=cross_entropy,distillation` is the published outer loss.
 """
 
 import dataclasses
@@ -28,9 +29,9 @@ class Reweight(ExampleWeighting):
 
     Attributes:
       normalize: "batch": the weights of a batch sum to its number of real examples, or are all
-        zero where nothing helps; "signals": those of each example sum to one.
+        zero if nothing helps; "loss_terms": those of each example sum to one.
       floor: smallest weight before normalization; None is the papers', 0 over the batch and 1e-8
-        over signals, which then share equally where none helps.
+        over loss terms, which then share equally if none helps.
     """
 
     normalize: str = "batch"

@@ -29,7 +29,8 @@ class TeacherMargin(ExampleWeighting):
     """Ratio by the teacher's margin.
 
     Attributes:
-      granularity: "class": of the class means over the training part; "sample": of each example.
+      granularity: "class": margins of the class means over the training part; "sample": margins of
+        each example.
     """
 
     granularity: str = "class"

@@ -4,11 +4,11 @@ Hu et al. 2024 (ICLR), arXiv:2312.15112, eq. 6-10. With S, T the probabilities o
 teacher at temperature 1, G the label and T' the mean of the teacher over the training examples of
 the label's class, a network sees the triangles (S, T, G) and (S, T', G): their edges and vertices.
 Edges are differences in the paper; the authors' programs square them or take absolute values.
-Where the paper is silent: the features carry no gradient, T' is averaged over the training part
-alone, and the network starts at a given ratio.
+Choices that the paper leaves open: the features carry no gradient, T' is averaged over the training
+part alone, and the network starts at a given ratio.
 
-Of several labels at once S and T are the sigmoids and G the labels: points of `[0, 1]^k`, whose
-triangle (S, T, G) is as of classes. T' is of one class, so that blocks with it are refused.
+For several labels at once, S and T are the sigmoids and G the labels: points of `[0, 1]^k` with the
+triangle (S, T, G) as for classes. T' needs one class, so blocks with it are refused.
 """
 
 import dataclasses
@@ -36,15 +36,15 @@ EDGE_MODES = {"signed": lambda e: e, "squared": jnp.square, "abs": _absolute}
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Trilateral(ExampleWeighting):
-    """`softmax([0, net(features)])` over the signals; for two of them a ratio `sigmoid(net)`.
+    """`softmax([0, net(features)])` over the loss terms; for two of them a ratio `sigmoid(net)`.
 
     The network, role "weighting", gets `[b, blocks, f]` and returns s - 1 logits.
 
     Attributes:
       edge_mode: "signed", "squared" or "abs".
-      blocks: which of `BLOCKS` the network sees; order makes no difference.
-      compact: for many classes, what f = 3 numbers say of each block in place of k: the entry of
-        the label's class, the largest entry and the entropy of a vertex; the entry of the label's
+      blocks: which of `BLOCKS` the network sees; the order has no effect.
+      compact: for many classes, f = 3 numbers in place of k for each block: the entry of the
+        label's class, the largest entry and the entropy of a vertex; the entry of the label's
         class, the largest magnitude and the Euclidean length of an edge. Not in the paper.
     """
 
@@ -80,7 +80,7 @@ class Trilateral(ExampleWeighting):
         return ("class_means",) if any("m" in block for block in self.blocks) else ()
 
     def features(self, evidence: Evidence) -> Array:
-        """Returns what the network sees, `[b, blocks, f]` with f = k, or 3 if compact."""
+        """Returns the inputs of the network, `[b, blocks, f]` with f = k, or 3 if compact."""
         if self.compact:
             need_classes(evidence, "the entry of the label's class (compact)")
         label = labels(evidence)
@@ -103,7 +103,7 @@ class Trilateral(ExampleWeighting):
         s = len(evidence.loss_terms)
         if s < 2:
             raise ArgumentError(
-                "a ratio is between signals, and there is one",
+                "a ratio is between loss terms, and there is one",
                 where="loss_terms",
                 hint="name at least two terms",
             )
@@ -111,7 +111,7 @@ class Trilateral(ExampleWeighting):
         logits = outputs["logits"]
         if logits.shape != (evidence.mask.shape[0], s - 1):
             raise ArgumentError(
-                f"the network gives {logits.shape}, not one logit for each example and signal "
+                f"the network gives {logits.shape}, not one logit for each example and loss term "
                 f"after the first {(evidence.mask.shape[0], s - 1)}",
                 where="weighting.outputs",
                 hint=f"set it to {s - 1}",

@@ -23,7 +23,7 @@ class WSL(ExampleWeighting):
     """Weights `[1, scale * w]`.
 
     Attributes:
-      scale: of the teacher's term; the authors' value on ImageNet is 2.5.
+      scale: weight of the teacher's term; the authors' value on ImageNet is 2.5.
     """
 
     scale: float = 2.5

@@ -276,7 +276,7 @@ def test_class_means_equal_numpy_and_empty_classes_are_uniform():
     "kwargs, word",
     [
         ({"control": "shufled"}, "did you mean 'shuffled'"),
-        ({"loss_terms": ()}, "the signals are"),
+        ({"loss_terms": ()}, "the loss terms are"),
         ({"loss_terms": ("cross_entropy", "cross_entropy")}, "once"),
     ],
 )

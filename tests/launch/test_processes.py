@@ -105,7 +105,7 @@ def test_a_coordinator_that_is_not_there_is_told_within_the_time():
             {"DISTILL_JAX_TIMEOUT": "1"}, coordinator=address, num_processes=2, process_id=1
         )
         began = time.monotonic()
-        with pytest.raises(UserError, match=r"in 1 s: nobody listens there") as error:
+        with pytest.raises(UserError, match=r"in 1 s: nothing listens there") as error:
             processes.initialize(settings)
     assert error.value.exit_code == 71  # a launcher starts it again
     assert time.monotonic() - began < 10
@@ -119,7 +119,9 @@ def test_process_0_tells_in_time_that_the_others_are_missing():
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=90)
     assert found.returncode == 71, found.stderr
-    assert "error: flags: process 0 of 2 did not meet all others at 127.0.0.1" in found.stderr
+    assert (
+        "error: flags: process 0 of 2 did not meet all other processes at 127.0.0.1" in found.stderr
+    )
 
 
 def test_processes_that_are_done_wait_for_the_report(monkeypatch):

@@ -468,7 +468,7 @@ def test_a_classifier_is_taken_over_from_a_run(teacher):
 
 @pytest.mark.xdist_group("features_teacher")
 def test_mistakes_in_taking_over_are_refused(teacher):
-    with pytest.raises(ConfigError, match="whose model must be named"):
+    with pytest.raises(ConfigError, match="the model of this part must be named"):
         build.build(reuse(teacher))
     for head, match in (("student/Dense_1", "has no layer 'Dense_1'.*\n.*Dense_0"),
                         ("student/Conv_0", "another structure")):  # fmt: skip

@@ -157,7 +157,7 @@ def test_terms_of_active_distillation():
 def test_more_questions_than_examples_are_refused():
     objective = harness.make_objective("active_distillation", budget=31)
     memory = jax.device_get(objective.memory(jax.random.key(0), {}))
-    with pytest.raises(ConfigError, match="31 questions about 30"):
+    with pytest.raises(ConfigError, match="a budget of 31 for 30"):
         objective.init_memory(*dataset_pass(), memory, np.random.default_rng(0))
 
 

@@ -90,8 +90,8 @@ def test_weights_come_from_the_seed():
 @pytest.mark.parametrize(
     ("symbol", "message"),
     [
-        ("built", r"roles.student.model: tests.*:built starts from the same weights whatever"),
-        ("fixed", r"roles.student.model: tests.*:fixed starts from the same weights whatever"),
+        ("built", r"roles.student.model: tests.*:built starts from the same weights for every"),
+        ("fixed", r"roles.student.model: tests.*:fixed starts from the same weights for every"),
         ("nothing", r"3 is not an NNX module"),
         ("Sized", r"roles.student.kwargs: Sized needs 'din'"),
         ("Listing", r"returns a list\n  it must return an array"),
@@ -107,7 +107,7 @@ def test_a_part_that_starts_alike_is_warned_of():
     for symbol in ("pretrained", "Net"):
         experiment = build.build(make_config(symbol), shapes_only=True)
         preflight.warn(experiment, said.append, alone=True)
-    alike = "roles.student.model: body/kernel start alike whatever the seed"
+    alike = "roles.student.model: body/kernel start with the same values for every seed"
     assert [line for line in said if "alike" in line] == [f"warning: {alike}"]
 
 

@@ -165,7 +165,7 @@ def test_overrides_are_read_as_the_type_of_the_field(path, text, value):
         ("total", "{}", ["total: a value, not a group, cannot be emptied", "total=none unsets it"]),
         ("eval.every", 0, ["eval.every: 0 is not positive", "none for none"]),
         ("checkpoint.every", "-1 epochs", ["checkpoint.every: '-1 epochs' is not positive"]),
-        ("optim.warmup", "120 %", ["optim.warmup: '120 %' is more than all"]),
+        ("optim.warmup", "120 %", ["optim.warmup: '120 %' is more than 100 %"]),
         ("optim.warmup", "nan epochs", ["optim.warmup: 'nan epochs' is not positive"]),
         (
             "total.epochs",
@@ -425,7 +425,7 @@ WRONG = [
     (changed(optim__weight_decay=-0.1), ["optim.weight_decay: -0.1", "0 or more"]),
     (changed(optim__clip_norm=0.0), ["optim.clip_norm: 0.0", "none for no limit"]),
     (changed(data__held_out=1.0), ["data.held_out: 1.0", "fraction"]),
-    (changed(mesh__data=0), ["mesh.data: 0", "-1 for what is left"]),
+    (changed(mesh__data=0), ["mesh.data: 0", "-1 for the remainder"]),
     (changed(mesh__fsdp=-1), ["mesh: only one axis"]),
     (changed(checkpoint__keep=0), ["checkpoint.keep: 0"]),
     (changed(objective__name=""), ["objective.name", "distill_jax.objectives"]),

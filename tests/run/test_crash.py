@@ -56,7 +56,7 @@ def temporary(tmp_path, monkeypatch):
     [
         ((data, "open_dataset"), "train", CONFIG, "reading data", "starts from the beginning"),
         ((loop, "train"), "train", CONFIG, "building the experiment", "from the beginning"),
-        ((evaluation, "evaluate_run"), "eval", CONFIG, "evaluating", "the run is as it was"),
+        ((evaluation, "evaluate_run"), "eval", CONFIG, "evaluating", "the run is unchanged"),
         ((describe, "describe"), "describe", CONFIG, "describing the config", "nothing was"),
         ((study, "run_study"), "study", STUDY, "running the study", "0 runs are finished"),
     ],
@@ -74,7 +74,7 @@ def test_every_mode_ends_in_one_line(
     assert line.startswith(f"error: unexpected Surprise while {doing}: first line; ")
     assert intact in line and "second line" not in line
     folder = temporary if mode == "describe" else workdir
-    assert f"the trace is in {folder / 'crash.txt'}" in line
+    assert f"the traceback is in {folder / 'crash.txt'}" in line
     assert "in fail" in traces(folder) and "second line" in traces(folder)
     assert (workdir / "crash.txt").exists() == (mode != "describe")
 
@@ -89,14 +89,14 @@ def test_a_folder_that_cannot_be_written_gives_way_to_the_temporary_one(
 
     monkeypatch.setattr(loop, "train", gone)
     assert main.main(["distill-jax", CONFIG, f"--workdir={tmp_path / 'run'}"]) == 1
-    assert f"the trace is in {temporary / 'crash.txt'}" in one_line(capsys)
+    assert f"the traceback is in {temporary / 'crash.txt'}" in one_line(capsys)
     assert "Surprise" in traces(temporary)
 
 
 def test_no_place_for_the_trace_is_said(monkeypatch, capsys):
     monkeypatch.setattr(tempfile, "gettempdir", lambda: "/proc/nowhere")
     assert crash.report(Surprise("x"), folder=pathlib.Path("/proc/nowhere")) == 1
-    assert one_line(capsys).endswith("x; the trace could not be written anywhere")
+    assert one_line(capsys).endswith("x; the traceback could not be written anywhere")
 
 
 def test_a_second_error_is_added_to_the_first(tmp_path, capsys):
@@ -169,7 +169,7 @@ def test_an_error_in_a_thread_is_one_line_and_the_code_says_so(monkeypatch, caps
     before = threading.excepthook
     assert main.main(["distill-jax", CONFIG, f"--workdir={tmp_path / 'run'}"]) == 1
     line = one_line(capsys)
-    assert "unexpected Surprise in thread feeder while" in line and "the run goes on" in line
+    assert "unexpected Surprise in thread feeder while" in line and "the run continues" in line
     assert "in fail" in traces(tmp_path / "run")
     assert threading.excepthook is before
     monkeypatch.setattr(loop, "train", lambda *_, **__: {})
@@ -307,6 +307,6 @@ def test_a_save_that_cannot_make_its_folder_is_refused_before_threads_start():
     checkpointer = checkpoint.Checkpointer(pathlib.Path("/proc/run/checkpoints"))
     with pytest.raises(UserError, match="cannot be made") as error:
         checkpointer.save(make_state(1), {}, metric=None)
-    assert "steps saved before are untouched" in str(error.value)
+    assert "earlier steps are untouched" in str(error.value)
     checkpointer.close()
     assert threading.enumerate() == before

@@ -115,8 +115,8 @@ def test_a_gradient_that_is_not_finite_stops_where_the_loss_is(tmp_path):
     poisoned = (f"{HERE}:make_poisoned",)
     error = fails(config_of(**{"data.train_transforms": poisoned}), tmp_path)
     assert "the gradient is not finite at step" in error.what
-    assert "transforms of the train part make values that are NaN" in error.what
-    assert f"first of example {BAD}" in error.what and "optim.lr" not in error.hint
+    assert "transforms of the train part turn finite values into NaN" in error.what
+    assert f"the first is example {BAD}" in error.what and "optim.lr" not in error.hint
     assert "no checkpoint was saved yet" in error.hint
     position = loader.batch_rows
     at = int(re.findall(r"at step (\d+), where the loss is 0\.", error.what)[0])
@@ -126,7 +126,7 @@ def test_a_gradient_that_is_not_finite_stops_where_the_loss_is(tmp_path):
 def test_the_derivative_of_a_root_is_told_from_a_learning_rate(tmp_path):
     rooted = {"objective.name": f"{HERE}:Rooted", "checkpoint.every": 2}
     error = fails(config_of(**rooted), tmp_path / "first")
-    assert "at step 1, where" in error.what and "that is before any update" in error.what
+    assert "at step 1, where" in error.what and "no update came before" in error.what
     assert "the learning rate has not acted yet" in error.hint
     later = {**rooted, "objective.kwargs.after": 5, "optim.lr": 0.01}
     error = fails(config_of(**later), tmp_path / "later")
@@ -177,7 +177,7 @@ def test_an_evaluation_names_what_is_not_finite(tmp_path):
     poisoned = {"data.eval_transforms": (f"{HERE}:make_poisoned",)}
     error = fails(config_of(**mlp, **poisoned), tmp_path)
     assert "evaluation of the test part" in error.what
-    assert f"first of example {BAD}" in error.what and "eval_transforms" in error.hint
+    assert f"the first is example {BAD}" in error.what and "eval_transforms" in error.hint
 
 
 # Inputs of networks.

@@ -187,11 +187,11 @@ def test_a_term_that_is_constant_on_these_data_is_found():
     """With two classes one class is left beside the label's, and its share of the rest is 1."""
     assert constants.constant_terms(dkd(2)) == {"nckd": 0.0}
     assert constants.constant_terms(dkd(3)) == {}
-    with pytest.raises(ConfigError, match="'nckd' is 0 whatever the networks return"):
+    with pytest.raises(ConfigError, match="'nckd' is 0 for all outputs of the networks"):
         warnings_of(dkd(2))
     assert any("'nckd'" in line for line in warnings_of(dkd(2), alone=False))
     assert warnings_of(dkd(2, beta=0.0)) == [
-        "warning: objective.kwargs: 'nckd' weighs nothing at any step"
+        "warning: objective.kwargs: 'nckd' has weight 0 at every step"
     ]
 
 

@@ -125,9 +125,9 @@ def test_every_public_maker_of_a_package_is_reached_by_its_long_name(package):
         ("built", ""),  # a partial of what is defined there
         ("run", "is defined in posix"),
         ("loads", "is defined in json"),
-        ("os.system", "leads through the module os"),
+        ("os.system", "is reached through the module os"),
         ("Net.helper", "is defined in posix"),
-        ("nn.Dense", "leads through the module flax.linen"),
+        ("nn.Dense", "is reached through the module flax.linen"),
         ("_private", "has a private part"),
     ],
 )

@@ -416,7 +416,7 @@ def test_an_owner_notices_that_it_was_taken_for_dead(tmp_path):
         workdir.check_held(tmp_path)
         held.path.write_text(json.dumps(owner(tmp_path) | {"token": "x"}))
         held.beat()
-        with pytest.raises(workdir.InUse, match="has taken this folder over"):
+        with pytest.raises(workdir.InUse, match="has taken over this folder"):
             workdir.check_held(tmp_path)
     assert owner(tmp_path)["token"] == "x"  # which is another's by now
 
@@ -650,7 +650,7 @@ def test_an_arm_that_changed_is_refused_before_any_other_runs(begun, tmp_path):
 def test_a_run_among_the_checkpoints_of_another_is_refused(copied):
     folder, made, experiment = copied
     before = listing(folder)
-    with pytest.raises(UserError, match="lies among the checkpoints of the run"):
+    with pytest.raises(UserError, match="is inside the checkpoints of the run"):
         loop.train(made, folder / "checkpoints/12", make_experiment=lambda _: experiment)
     assert listing(folder) == before
 

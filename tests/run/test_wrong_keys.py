@@ -140,7 +140,7 @@ def test_positions_of_another_size_of_image(tmp_path):
     text = str(error.value)
     assert text.startswith("roles.student.init: ") and "positions: (1, 5, 8) in the check" in text
     assert text.endswith(
-        "learned positions are of one size of image: give that on which it was trained"
+        "learned positions fit one image size: give the size on which it was trained"
     )
     found, _ = read_network(tmp_path, like=(params, model_state), where="roles.student.init")
     np.testing.assert_array_equal(found["positions"], params["positions"])

@@ -155,7 +155,7 @@ def make_transform(
             raise ConfigError(
                 f"the teacher's view cannot share {name!r}",
                 where="data.teacher_shares",
-                hint=nearest(name, made) + "; a view of its own needs data.teacher_view",
+                hint=nearest(name, made) + "; a separate view needs data.teacher_view",
             )
     transform = transforms.compose(made)
     if data.teacher_view != "same":
@@ -215,7 +215,7 @@ def open_dataset(
         )
     if corrupted is not dataset and mixing:
         raise ConfigError(
-            f"{mixing[0]} mixes examples whose faults are known one by one",
+            f"{mixing[0]} mixes examples, and data.corrupt marks faults of single examples",
             where="data.train_transforms",
             hint=f"leave out {mixing[0]}, or data.corrupt",
         )
@@ -252,7 +252,7 @@ def _check_values(config: ConfigDict, report: checks.Report, batch: Batch) -> tu
         numbers = [normalize.get("mean"), normalize.get("std")]
         given = "normalize" in config.data.train_transforms and None not in numbers
         if given and (odd := moments.odd_statistics(values, *numbers)):
-            hint = "without mean and std, normalize takes those of the training part"
+            hint = "without mean and std, normalize uses those of the training part"
             warnings.append(f"data.transform_kwargs.normalize: {odd}; {hint}")
     seen = batch.get("views", batch["input"])  # methods that compare views leave the input alone
     unscaled = not isinstance(seen, Mapping) and seen.dtype.kind in "iu" and seen.ndim >= 4
@@ -266,7 +266,7 @@ def _check_values(config: ConfigDict, report: checks.Report, batch: Batch) -> tu
     )
     where = "data.train_transforms" if unscaled or kind == "grey" else "data.eval_transforms"
     hint = (
-        "add 'normalize', which without mean and std takes those of the training part, or 'scale', "
+        "add 'normalize', which without mean and std uses those of the training part, or 'scale', "
         "to data.train_transforms and data.eval_transforms"
     )
     if all(":" in (spec.model or ":") for spec in config.roles.values()):  # may scale themselves

@@ -161,7 +161,7 @@ def _check_task(config: ConfigDict, objective: Objective, dataset: Dataset) -> N
             f"{config.objective.name} is for {' and '.join(tasks)}, and the task of the data is "
             f"{dataset.task}",
             where="objective.name",
-            hint="kd and supervised serve it; a method of your own says so in `tasks`",
+            hint="kd and supervised support it; your own method declares it in `tasks`",
         )
 
 
@@ -222,7 +222,7 @@ def _two_levels(
     spec = config.bilevel
     if config.accum_steps > 1:
         raise ConfigError(
-            "a learned weighting does not go with gradient accumulation",
+            "a learned weighting does not work with gradient accumulation",
             where="accum_steps",
             hint="set accum_steps to 1, and bilevel.low_memory=true to save memory",
         )
@@ -299,13 +299,13 @@ def _check_lookahead(config, dataset: Dataset, ema, *, resident: bool) -> None:
         return
     if config.weighting.name:
         raise ConfigError(
-            "looking ahead does not go with a weighting",
+            "lookahead does not work with a weighting",
             where="lookahead.steps",
             hint="set lookahead.steps=0, or weighting.name=''",
         )
     if config.watch.nonfinite == "skip":
         raise ConfigError(
-            "looking ahead moves averages before a step is known to be finite",
+            "lookahead moves averages before a step is known to be finite",
             where="watch.nonfinite",
             hint="set watch.nonfinite=stop, or lookahead.steps=0",
         )

@@ -146,7 +146,8 @@ def role_spec(config: ConfigDict, role: Role) -> tuple[str, dict]:
     origin = NetworkRef.parse(spec.init, where=where)
     if origin.part:
         raise ConfigError(
-            f"{origin.role}/{origin.part} is a part of a network, whose model must be named",
+            f"{origin.role}/{origin.part} is a part of a network; the model of this part must "
+            "be named",
             where=f"roles.{role}.model",
             hint="linear_head for the last layer of a classifier",
         )
@@ -257,7 +258,7 @@ def _check_role_classes(
     alone = dataset.task == "classification" and len(dataset.classes) == 1
     if alone and logits.shape[-1] == 1:
         raise ConfigError(
-            f"all labels are {dataset.classes[0]!r}: with one class there is nothing to tell apart",
+            f"all labels are {dataset.classes[0]!r}: with one class there is nothing to learn",
             where="data",
             hint="labels of two classes or more; methods without labels need no logits",
         )
@@ -296,10 +297,10 @@ def _check_starts(
     shapes: state.Shapes,
     trainable: tuple[Role, ...],
 ) -> list[str]:
-    """Looks for weights that start alike whatever the seed, in networks from outside the package.
+    """Finds weights of outside networks that start with the same values for every seed.
 
     A network that starts from a checkpoint has its weights from there. Weights that are constant
-    within each array, such as zeros, are nobody's choice of a seed.
+    within each array, such as zeros, are allowed.
 
     Returns:
       Warnings about networks of which a part starts alike.
@@ -315,7 +316,7 @@ def _check_starts(
         alike, some_differ = _alike(models[role], shapes.roles[role].inputs)
         if alike and not some_differ:
             raise ConfigError(
-                f"{name} starts from the same weights whatever the seed",
+                f"{name} starts from the same weights for every seed",
                 where=f"roles.{role}.model",
                 hint="build the network from an argument rngs (nnx.Rngs), which comes from the "
                 f"seed; roles.{role}.init names the run that a network starts from",
@@ -323,7 +324,9 @@ def _check_starts(
         if alike:
             more = f" and {len(alike) - 3} more" if len(alike) > 3 else ""
             listed = ", ".join(alike[:3]) + more
-            messages.append(f"roles.{role}.model: {listed} start alike whatever the seed")
+            messages.append(
+                f"roles.{role}.model: {listed} start with the same values for every seed"
+            )
     return messages
 
 
@@ -345,13 +348,13 @@ def _alike(model: Model, inputs: tuple[Any, ...]) -> tuple[list[str], bool]:
 def _check_cache(config: ConfigDict, method: Method) -> None:
     if method.outer_optimizer is not None:
         raise ConfigError(
-            "a weighting that learns asks the teacher about held-out examples too",
+            "a weighting that learns needs teacher outputs of held-out examples too",
             where="cache.dir",
-            hint="set cache.dir to nothing, or take a weighting without networks",
+            hint="leave cache.dir empty, or use a weighting without networks",
         )
     if config.cache.teacher and (method.objective.needs_dataset_pass or config.weighting.name):
         raise ConfigError(
-            "only training examples are asked about, in the views of training",
+            "teacher outputs are stored only for training examples, in the views of training",
             where="cache.teacher",
-            hint="a method that asks about others needs a network in this role",
+            hint="a method that needs other outputs needs a network in this role",
         )

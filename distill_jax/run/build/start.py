@@ -61,7 +61,9 @@ def with_class_means(experiment: Experiment, state: Any, frozen: steps.Frozen) -
         nets = experiment.trainer.bind(state, frozen)
         return objective.class_sums(nets, batch, state.memory)
 
-    sums, _ = _survey(experiment, sums, state, frozen, "the class means were known", axis=None)
+    sums, _ = _over_training_part(
+        experiment, sums, state, frozen, "the class means were known", axis=None
+    )
     total = jax.tree.map(lambda x: x.astype(np.float64).sum(axis=0), sums)
     old = state.memory["class_means"]
     means = weighted_objective.class_means(
@@ -72,18 +74,18 @@ def with_class_means(experiment: Experiment, state: Any, frozen: steps.Frozen) -
 
 
 def with_dataset_pass(experiment: Experiment, state: Any, frozen: steps.Frozen, seed: int) -> Any:
-    """Lets an objective that surveys the training part do so, and stores what it learned."""
+    """Runs the dataset pass of an objective and stores its result in the memory."""
     objective = experiment.objective
     if not objective.needs_dataset_pass:
         return state
     frozen = on_device(experiment, frozen)
 
-    def ask(state, frozen, batch):
+    def outputs(state, frozen, batch):
         batch = evaluation_batch(experiment, batch, state.step)
         nets = experiment.trainer.bind(state, frozen)
         return dict(objective.dataset_pass(nets, batch, state.memory, state.step))
 
-    rows, _ = _survey(experiment, ask, state, frozen, "the survey was done")
+    rows, _ = _over_training_part(experiment, outputs, state, frozen, "the dataset pass was done")
     generator = np.random.Generator(np.random.Philox(key=[seed, zlib.crc32(b"survey")]))
     ids = example_ids(experiment.dataset.train)
     memory = objective.init_memory(rows, ids, jax.device_get(state.memory), generator)
@@ -91,7 +93,7 @@ def with_dataset_pass(experiment: Experiment, state: Any, frozen: steps.Frozen, 
     return state.replace(memory=jax.tree.map(put, memory, state.memory))
 
 
-def _survey(
+def _over_training_part(
     experiment: Experiment,
     fn: Callable,
     state: Any,

@@ -53,7 +53,7 @@ def _check_selection(config: ConfigDict) -> None:
         raise ConfigError(
             f"{config.eval.mode} would select the worst by {config.eval.metric}",
             where="eval.mode",
-            hint=f'"{best}" is its better end',
+            hint=f'"{best}" is the better direction',
         )
     check_metric(config, "study.metric")
 
@@ -136,9 +136,9 @@ def _check_numbers(config: ConfigDict) -> None:
     axes = ("data", "fsdp", "model")
     for axis in axes:
         size = config.mesh[axis]
-        check(f"mesh.{axis}", size >= 1 or size == -1, "at least 1, or -1 for what is left")
+        check(f"mesh.{axis}", size >= 1 or size == -1, "at least 1, or -1 for the remainder")
     if sum(config.mesh[axis] == -1 for axis in axes) > 1:
-        raise ConfigError("only one axis can take what is left", where="mesh", hint="set one")
+        raise ConfigError("only one axis can take the remainder", where="mesh", hint="set one")
     check("data.at_most", config.data.at_most >= 0, "0 for all, or more")
     check("data.views", config.data.views >= 0, "0 for a new view every epoch, or more")
     check("mesh.cpu_devices", config.mesh.cpu_devices >= 0, "0 for automatic, or more")
@@ -199,13 +199,13 @@ def _check_data(config: ConfigDict) -> None:
         for name in ("total_steps", "steps_per_epoch", "num_examples"):
             if name in config[group].kwargs:
                 raise ConfigError(
-                    "is known to the run, and would be overruled",
+                    "is set by the run and would be overridden",
                     where=f"{group}.kwargs.{name}",
                     hint="leave it out",
                 )
     if "held_out" in config.data.kwargs:
         raise ConfigError(
-            "would overrule data.held_out",
+            "would override data.held_out",
             where="data.kwargs.held_out",
             hint="set data.held_out, and leave this out",
         )
@@ -223,19 +223,19 @@ def _check_cache(config: ConfigDict) -> None:
     if not cache.dir:
         if cache.teacher:
             raise ConfigError(
-                "a function that answers for a teacher is asked beforehand",
+                "outputs of a function are stored before training",
                 where="cache.dir",
-                hint="name the folder of its answers",
+                hint="name the folder of its outputs",
             )
         return
     for path in ("cache.roles", "cache.outputs"):
         if not lookup(config, path) or not all(isinstance(x, str) for x in lookup(config, path)):
             raise ConfigError("needs names", where=path, hint="('teacher',) or ('logits',)")
     if cache.teacher and len(cache.roles) != 1:
-        raise ConfigError("one function answers for one role", where="cache.roles")
+        raise ConfigError("one function replaces one role", where="cache.roles")
     if cache.teacher and cache.roles[0] in config.roles:
         raise ConfigError(
-            f"{cache.teacher} answers for it, so that it has no network",
+            f"{cache.teacher} replaces it, so it has no network",
             where=f"roles.{cache.roles[0]}",
             hint="delete the role, or cache.teacher",
         )

@@ -187,7 +187,7 @@ def base() -> ConfigDict:
 
     config.watch = ConfigDict()  # monitoring of a run
     config.watch.stall_seconds = 600.0  # seconds without progress that count as a stall; 0 is off
-    config.watch.on_stall = "report"  # report: write all stacks and go on | exit: with code 70
+    config.watch.on_stall = "report"  # report: write all stacks and continue | exit: with code 70
     config.watch.nonfinite = "stop"  # stop: with code 3 | skip: discard the step
     config.watch.spike = 10.0  # alarm at this many deviations above the median; 0 is off
 

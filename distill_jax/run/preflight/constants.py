@@ -46,19 +46,20 @@ def findings(experiment: Experiment, *, idle: set[str]) -> Iterator[Finding]:
         spelt = ", ".join(f"{name!r} is {value:.4g}" for name, value in constant.items())
         yield Finding(
             "error",
-            f"the loss is constant whatever the networks return: {spelt}, and no other term has a "
+            f"the loss is constant for all outputs of the networks: {spelt}, and no other term "
+            "has a "
             "weight",
             "objective",
-            "another objective, other weights, or data that it is made for",
+            "another objective, other weights, or data that suit it",
         )
         return
     for name, value in constant.items():
         yield Finding(
             "comparison",
-            f"the term {name!r} is {value:.4g} whatever the networks return, so that it teaches "
+            f"the term {name!r} is {value:.4g} for all outputs of the networks, so it teaches "
             "nothing",
             "objective",
-            "a weight of 0 for it, another objective, or data that it is made for",
+            "a weight of 0 for it, another objective, or data that suit it",
         )
 
 

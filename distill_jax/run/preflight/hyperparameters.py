@@ -48,7 +48,9 @@ def of_schedules(experiment: Experiment) -> Iterator[Finding]:
             if isinstance(value, str) and "epoch" in value:
                 least = f"{total / experiment.steps_per_epoch:.4g} epochs"
             if kind == "hold" and steps >= total:
-                what = f"it lasts {steps:.0f} of {total} steps, so what it delays would never begin"
+                what = (
+                    f"it lasts {steps:.0f} of {total} steps, so the delayed part would never begin"
+                )
                 hint = f"less than {least}, or longer training"
             elif kind == "ramp" and steps > total:
                 what = (
@@ -110,7 +112,7 @@ def of_memory(experiment: Experiment) -> Iterator[Finding]:
         return
     where = max(sizes, key=lambda path: sizes[path])
     where = next((path for path in sizes if sizes[path] > limit), where)
-    what = f"{_spell(sizes[where])} of {_spell(total)} that a step holds at least, and there are "
+    what = f"{_spell(sizes[where])} of {_spell(total)} that a step needs at least, and there are "
     hint = "smaller networks, queues, images or batches"
     if where.startswith("roles.") and config.roles[where[6:]].kwargs:
         where += ".kwargs"
@@ -194,8 +196,8 @@ def of_optimizer(experiment: Experiment) -> Iterator[Finding]:
     if all(dependence.dead_leaves(pulled, *args)):
         yield Finding(
             "error",
-            "its update does not change with the size of a gradient, as that of methods that "
-            "take signs, so that no gradient would reach the weighting",
+            "its update does not depend on the size of a gradient, as in methods that take "
+            "signs, so no gradient would reach the weighting",
             "optim.name",
             "an optimizer with a derivative, such as sgd or adam",
         )

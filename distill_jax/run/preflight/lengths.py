@@ -39,7 +39,7 @@ def _of_averages(experiment: Experiment) -> Iterator[Finding]:
         if decay is None:
             continue
         if decay == 1:
-            hint = "below 1; what is to stay as it is, is a frozen role"
+            hint = "below 1; use a frozen role for a network that does not change"
             yield Finding("comparison", "the average would never move", where, hint)
         elif decay == 0:
             hint = "above 0, or one network"
@@ -63,5 +63,5 @@ def _of_batches(experiment: Experiment) -> Iterator[Finding]:
                 "at least two examples a micro-batch, or a network without batch norm",
             )
     if objective.couples_batch and "views" not in experiment.shapes.batch:
-        what = f"{label(objective)} compares the examples of a batch, of which there is one"
+        what = f"{label(objective)} compares the examples of a batch, and the batch has one"
         yield Finding("error", what, "batch_size", "two or more")

@@ -44,7 +44,7 @@ def _of_calls(experiment: Experiment, traced: Traced) -> Iterator[Finding]:
     for role in experiment.frozen:
         if (role, True) in traced.calls and role in stateful:
             what = (
-                f"{role} is frozen and is called in training mode: its answers would depend on "
+                f"{role} is frozen and is called in training mode: its outputs would depend on "
                 "the other examples of the batch"
             )
             yield Finding("error", what, f"roles.{role}", "nets(role, ..., train=False)")
@@ -52,7 +52,7 @@ def _of_calls(experiment: Experiment, traced: Traced) -> Iterator[Finding]:
         if role not in stateful:
             continue
         if (role, True) not in traced.calls:
-            what = "is never called in training mode, so that its batch statistics stay as they are"
+            what = "is never called in training mode, so its batch statistics never change"
         elif role not in traced.state:
             what = "gets new batch statistics that the objective does not return"
         else:
@@ -72,7 +72,7 @@ def _of_softmax(experiment: Experiment, traced: Traced) -> Iterator[Finding]:
             hint = "return the numbers before the softmax"
             yield Finding("error", f"{what} them", f"roles.{role}.model", hint)
             return
-    what = f"{label(experiment.objective)} takes a softmax of what is a softmax already"
+    what = f"{label(experiment.objective)} takes a softmax of a softmax"
     yield Finding("error", what, "objective", "give the loss logits")
 
 
@@ -100,15 +100,15 @@ def _given(shapes: RoleShapes) -> tuple[Any, ...]:
 
 
 def _of_batch(experiment: Experiment, traced: Traced) -> Iterator[Finding]:
-    """Parts of a batch that are read and should not be, or the other way round."""
+    """Parts of a batch that are read and should not be, or should be read and are not."""
     batch, reads, who = experiment.shapes.batch, traced.batch, label(experiment.objective)
     if "label_probs" in batch and "label" in reads and "label_probs" not in reads:
         what = f"inputs are mixed and {who} reads the labels before mixing"
-        hint = "leave out mixup and cutmix, or take an objective that reads label_probs"
+        hint = "leave out mixup and cutmix, or use an objective that reads label_probs"
         yield Finding("error", what, "data.train_transforms", hint)
     if "teacher_input" in batch and "teacher_input" not in reads:
-        what = f"{who} never looks at the teacher's own view"
-        hint = "same, or an objective whose teacher sees teacher_input"
+        what = f"{who} never uses the teacher's separate view"
+        hint = "same, or an objective whose teacher uses teacher_input"
         yield Finding("error", what, "data.teacher_view", hint)
     if traced.leaks:
         percent = experiment.config.data.corrupt.get("labels_percent")
@@ -116,9 +116,9 @@ def _of_batch(experiment: Experiment, traced: Traced) -> Iterator[Finding]:
         if not percent and not experiment.config.data.corrupt.get("labels_per_class"):
             where = "data.kwargs"  # of the data themselves: ignore_label
         weighting = getattr(experiment.objective, "weighting", None)
-        by = f" weighed by {type(weighting).__name__}" if weighting else ""
+        by = f" weighted by {type(weighting).__name__}" if weighting else ""
         hint = (
-            "set data.corrupt.drop_unlabelled, or take a method that uses a label only where "
+            "set data.corrupt.drop_unlabelled, or use a method that uses a label only where "
             "labelled is above 0"
         )
         if "label_probs" in traced.leaks:
@@ -136,10 +136,11 @@ def _of_class_means(experiment: Experiment) -> Iterator[Finding]:
     who = type(objective.weighting).__name__
     for role in sorted(roles - set(experiment.frozen)):
         what = (
-            f"{who} compares with class means of a teacher, which are taken before the first step, "
-            f"and {role} moves"
+            f"{who} compares with class means of a teacher, which are computed before the "
+            "first step, "
+            f"and {role} changes"
         )
-        hint = f"freeze {role}, or take blocks or a granularity that need no class means"
+        hint = f"freeze {role}, or use blocks or a granularity that need no class means"
         yield Finding("error", what, "weighting.name", hint)
 
 
@@ -160,16 +161,16 @@ def _of_terms(experiment: Experiment, traced: Traced) -> Iterator[Finding]:
     roles = (*experiment.trainable, *experiment.frozen, *experiment.ema)
     unreached, terms = [r for r in roles if r not in used], ", ".join(map(repr, weightless))
     if unreached and weightless:
-        what = f"{', '.join(unreached)} would run in every step for {terms}, which weighs nothing"
+        what = f"{', '.join(unreached)} would run in every step for {terms}, which has weight 0"
         hint = "another weight, or an objective without the term"
         yield Finding("comparison", what, "objective.kwargs", hint)
     elif weightless and _set_to_an_end(experiment):
-        yield Finding("warning", f"{terms} weighs nothing at any step", "objective.kwargs")
+        yield Finding("warning", f"{terms} has weight 0 at every step", "objective.kwargs")
     read = _evaluated(experiment)
     for role in unreached if not weightless else ():
         if role in experiment.frozen or (role in experiment.ema and role not in read):
             what = f"nothing that is learned depends on {role}"
-            hint = "an objective that uses what it says, or no such role"
+            hint = "an objective that uses its outputs, or delete the role"
             yield Finding("error", what, f"roles.{role}", hint)
 
 
@@ -211,7 +212,7 @@ def _of_dead(experiment: Experiment, traced: Traced) -> Iterator[Finding]:
         where = f"roles.{role}"
         still = [path for path in dead if f"{role}/{path}" in traced.moves]
         if still:
-            what = "could never learn: the loss depends on it only through what has no gradient"
+            what = "could never learn: no gradient flows from the loss to it"
             hint = (
                 "no stop_gradient, argmax or rounding between it and the loss, or freeze the role"
             )
@@ -220,13 +221,13 @@ def _of_dead(experiment: Experiment, traced: Traced) -> Iterator[Finding]:
         if not others or (weightless and role not in traced.roles):
             continue
         if role not in traced.roles:
-            what = f"the loss depends on nothing of {role}"
+            what = f"the loss does not depend on any parameter of {role}"
             yield Finding("error", what, where, "delete the role")
             continue
         outputs = _outputs_of(experiment.models[role], experiment.shapes.roles[role])
         nowhere = [path for path in others if not outputs[path]]
         if nowhere:
-            what = "could never learn: nothing that the network returns depends on it"
+            what = "could never learn: no output of the network depends on it"
             hint = "use it, or leave it out of the network"
             yield Finding("error", f"{_some(nowhere)} {what}", where, hint)
         for name, evaluator in experiment.evaluators.items():
@@ -234,7 +235,7 @@ def _of_dead(experiment: Experiment, traced: Traced) -> Iterator[Finding]:
             random = [path for path in others if outputs[path] & read]
             if random:
                 what = f"reads {', '.join(sorted(read))} of {role}, and {_some(random)} gets no"
-                hint = "an evaluator of what is trained"
+                hint = "an evaluator of trained outputs"
                 yield Finding("error", f"{what} gradient", f"evaluators.{name}", hint)
         idle = [path for path in others if outputs[path]]
         if idle:

@@ -35,7 +35,7 @@ def findings(config: ConfigDict, frozen: Sequence[Role], dataset: Dataset) -> It
         try:
             yield from teacher_saw(stored, config, where=where)
         except (KeyError, TypeError, AttributeError):  # written by another version
-            what = f"cannot be compared with the data here: {step} describes its own differently"
+            what = f"cannot be compared with the data here: {step} describes its data differently"
             yield Finding("warning", what, where)
         yield from _scaled(step, config, dataset, where=where)
         result = _result(step)
@@ -46,7 +46,7 @@ def findings(config: ConfigDict, frozen: Sequence[Role], dataset: Dataset) -> It
             what = "the same classes in another order"
             if sorted(theirs) != sorted(ours):
                 what = f"other classes ({theirs[0]!r}, ... for {ours[0]!r}, ...)"
-            hint = "a network of the classes of the data"
+            hint = "a network trained on the classes of the data"
             yield Finding("error", f"was trained on {what}", where, hint)
         accuracy = result.get("best", {}).get("held_out/accuracy")
         if accuracy is not None and ours and accuracy < 1.5 / len(ours):
@@ -112,7 +112,7 @@ def _of_weights(config: ConfigDict, init: str, where: str) -> Iterator[Finding]:
     yield Finding(
         "warning",
         f"was trained on images of mean {mean} and std {std} on the scale [0, 1], "
-        f"{card.size}x{card.size}; the transforms do not say that it sees such values",
+        f"{card.size}x{card.size}; the transforms do not give such values",
         where,
         f"data.eval_transforms with normalize, data.transform_kwargs.normalize.mean={mean} and "
         f"std={std}",
@@ -141,7 +141,10 @@ def teacher_saw(stored: Mapping[str, Any], config: ConfigDict, *, where: str) ->
     theirs, ours = stored["data"], config.data.to_dict()
     if _inputs(theirs) != _inputs(ours):
         kind = "error" if theirs["name"] == ours["name"] else "warning"
-        what = f"was evaluated on inputs after {_spell(theirs)}, and is asked after {_spell(ours)}"
+        what = (
+            f"was evaluated on inputs after {_spell(theirs)}, and is called on inputs after "
+            f"{_spell(ours)}"
+        )
         yield Finding(kind, what, where, "the same data.eval_transforms and transform_kwargs")
     same = theirs["name"] == ours["name"] and theirs["kwargs"] == ours["kwargs"]
     if same and theirs["held_out"] < ours["held_out"]:

@@ -30,9 +30,7 @@ def findings(experiment: Experiment, read: Mapping[str, set[str]]) -> Iterator[F
             used = used | named_in(type(thing))
         for name, value in config[group].kwargs.items():
             if name in fields and name not in used and value != fields[name]:
-                what = (
-                    f"{type(thing).__name__} does not read it with the other arguments as they are"
-                )
+                what = f"{type(thing).__name__} does not read it with these other arguments"
                 yield Finding("unused", what, f"{group}.kwargs.{name}", "leave it out")
     if (
         isinstance(objective, WeightedObjective)

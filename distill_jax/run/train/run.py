@@ -106,7 +106,8 @@ class Run:
         changes = workdir_lib.environment_changes(before, now)
         if changes:
             self.log_line(
-                f"warning: the run goes on in another environment, which may change the last bits "
+                "warning: the run continues in another environment, which may change the last "
+                "bits "
                 f"of its numbers: {', '.join(changes)}"
             )
 

@@ -31,7 +31,7 @@ RUNTIME_ONLY = (
 """Config paths that change how a run is carried out and not what it computes."""
 
 
-START_OVER = "--start_over sets aside what is there and begins at step 0"
+START_OVER = "--start_over moves the earlier run aside and begins at step 0"
 
 RESCUE = f"start over: {START_OVER}"
 """What else can be done where every checkpoint of a run is damaged."""
@@ -140,7 +140,7 @@ def check_inputs(before: Any, now: Mapping[str, Any], folder: pathlib.Path) -> N
             lines.append(f"roles.{role}.init: checksum {old[:12]} -> {new[:12]}")
     if lines:
         raise ConfigError(
-            "the run began with other data or networks than are there now:\n    "
+            "the data or networks differ from those at the start of the run:\n    "
             + "\n    ".join(lines),
             where=str(folder),
             hint=f"restore them to continue this run, or name another --workdir; {START_OVER}",

@@ -67,10 +67,10 @@ def check_held(folder: pathlib.Path) -> None:
     lock = _held.get(folder.absolute())
     if lock is not None and lock.lost:
         raise InUse(
-            "another process has taken this folder over: this one gave no sign of life for "
+            "another process has taken over this folder: this process gave no sign of life for "
             f"{STALE_SECONDS:.0f} s",
             where=str(folder),
-            hint="what was saved is intact",
+            hint="earlier checkpoints are intact",
         )
 
 

@@ -63,7 +63,7 @@ def claim(
         else:
             moved = enter()
         if moved:
-            log_line(f"set aside what was there: {moved}")
+            log_line(f"moved the earlier content aside: {moved}")
         _claimed.add(folder)
         stack.callback(_claimed.discard, folder)
         yield
@@ -151,7 +151,7 @@ def _enter(
     for above in folder.parents:
         if above.name == "checkpoints" and is_run(above.parent):
             raise UserError(
-                f"lies among the checkpoints of the run {above.parent}",
+                f"is inside the checkpoints of the run {above.parent}",
                 where=str(folder),
                 hint="name another folder",
             )

@@ -36,7 +36,7 @@ def read_result(
     except MissingFile:
         pass
     except DamagedFile as error:
-        log_line(f"warning: {error}; it is made again from the checkpoints")
+        log_line(f"warning: {error}; it is rebuilt from the checkpoints")
     return None
 
 
@@ -74,7 +74,7 @@ def intact(folder: pathlib.Path, *, study: bool = False) -> str:
     if study:
         n = sum(finished(run) for run in folder.glob("*/seed*"))
         runs = "1 run is" if n == 1 else f"{n} runs are"
-        return f"{runs} finished; the same command keeps these and goes on with the others"
+        return f"{runs} finished; the same command keeps these and continues with the others"
     if finished(folder):
         return "training is finished and its result is in result.json"
     for step in finished_steps(folder / "checkpoints")[::-1]:
@@ -83,5 +83,5 @@ def intact(folder: pathlib.Path, *, study: bool = False) -> str:
             read_meta(folder / "checkpoints" / str(step))
         except (CheckpointError, OSError):
             continue
-        return f"the checkpoint of step {step} is whole; the same command goes on from it"
-    return "there is no whole checkpoint; the same command starts from the beginning"
+        return f"the checkpoint of step {step} is complete; the same command continues from it"
+    return "there is no complete checkpoint; the same command starts from the beginning"

@@ -30,7 +30,7 @@ from distill_jax.trainer.io.step_index import Steps
 FORMER_ROLES = {"weighting": "weigher"}
 """What a role was called in checkpoints of version 0.1."""
 
-UNSAVED = "is the disk full, or the folder not writable? steps saved before are untouched"
+UNSAVED = "is the disk full, or the folder not writable? earlier steps are untouched"
 
 
 class Restored(NamedTuple):

@@ -99,8 +99,8 @@ def _hint(error: CheckpointError) -> str:
     if "has no" in error.what:
         return error.hint
     if "/positions: (" in error.what:
-        size = "give that on which it was trained"
-        return f"learned positions are of one size of image: {size}"
+        size = "give the size on which it was trained"
+        return f"learned positions fit one image size: {size}"
     return "give the model and the kwargs that it was trained with"
 
 

@@ -100,7 +100,7 @@ def verify(folder: pathlib.Path) -> None:
     try:
         stored = read_json(folder / CHECKSUMS)
     except MissingFile as e:
-        raise CheckpointError("was not written to its end", where=str(folder)) from e
+        raise CheckpointError("was not written completely", where=str(folder)) from e
     except DamagedFile as e:
         raise CheckpointError(f"{CHECKSUMS} is damaged: {e.what}", where=str(folder)) from e
     files = _hash_files(folder)

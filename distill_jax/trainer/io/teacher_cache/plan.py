@@ -149,9 +149,9 @@ def make_plan(
     used = dependence.inputs_used(see, key, dict(raw), jnp.int32(0))
     if "2" in used:
         raise ArgumentError(
-            "what the teacher sees depends on the step, as after mixup or cutmix",
+            "the teacher's view depends on the step, as after mixup or cutmix",
             where="transform",
-            hint="leave out such transforms, let the teacher see clean views, or cache nothing",
+            hint="leave out such transforms, let the teacher see clean views, or store nothing",
         )
     first = next(iter(outputs.values()))
     classes = first["logits"].shape[-1] if top_k else 0

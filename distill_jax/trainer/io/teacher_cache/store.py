@@ -174,7 +174,7 @@ def open_store(
         stored = fresh
     if changes := _differences(stored["key"], key):
         raise ArgumentError(
-            f"{folder} holds other answers:\n    " + "\n    ".join(changes),
+            f"{folder} holds other teacher outputs:\n    " + "\n    ".join(changes),
             where=where,
             hint='another folder, one for each seed with "{seed}" in its name, or delete this one',
         )
