@@ -2,7 +2,7 @@
 
 A network trains on almost anything without an error: a missing value, one part in other units than
 another, a channel axis in the wrong place, labels that wrap around. Each check is a function of the
-arrays alone. What cannot be right raises; what is unusual gives a warning.
+arrays alone. Impossible values raise an error; unusual ones give a warning.
 
 Floating-point inputs are read once. Parts larger than `SCANNED_BYTES` are sampled, and the rest is
 checked as it is read (`Guarded`).
@@ -156,7 +156,7 @@ def open_dataset(dataset: Any, *, where: str = "data") -> tuple[Dataset, Report]
     """Checks a data set that was just made.
 
     Args:
-      dataset: what the function that the config names has returned.
+      dataset: the result of the data set's function.
       where: the config path of that function.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Digits whose colour tells more of the label than their form, until it is reversed.
+"""Digits whose colour predicts the label better than their form, until it is reversed.
 
 ColoredMNIST (Arjovsky et al. 2019, arXiv:1907.02893, section 5.1) on the digits of scikit-learn
 (see `digits`). The label is whether the digit is 5 or more, and then wrong for a quarter of the

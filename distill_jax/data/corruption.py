@@ -1,4 +1,4 @@
-"""Known faults, put into a data set so that a study can ask whether a method notices them.
+"""Known faults, put into a data set so that a study can test whether a method detects them.
 
 What happens to an example is a function of the seed and the example's id (`source.example_ids`):
 it depends neither on the split nor on the order, and the examples hit at a smaller share are among
@@ -27,7 +27,7 @@ class Corrupted:
 
     Args:
       source: the parent, m examples.
-      key: what the flag is called in a batch.
+      key: name of the flag in a batch.
       flag: numbers `[n]`, n >= m; what lies beyond m is added.
       labels: int32 `[n]`; by default the parent's.
       ids: int32 `[n]`; by default the parent's.

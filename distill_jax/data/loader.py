@@ -2,7 +2,7 @@
 
 Training reads the endless concatenation of one permutation an epoch; batch n holds its positions
 n*B .. n*B + B - 1. Every example is seen exactly once an epoch, also where a batch straddles two.
-Nothing is stateful, so to resume is to ask for another n.
+Nothing is stateful: resuming reads another n.
 
 Both loaders are used in the same way, and the jitted step never knows which one it has:
 
@@ -290,7 +290,7 @@ class StreamLoader:
         return self.iterate(self.start)
 
     def window(self, step: int) -> Batch:
-        """Returns batch `step` on the devices. Any step may be asked for; the next one is fast."""
+        """Returns batch `step` on the devices, for any step; the next one is fast."""
         if self._batches is None or step not in (self._step, self._step + 1):
             self.close()
             self._batches, self._step = self.iterate(step), step - 1

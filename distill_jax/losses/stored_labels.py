@@ -1,4 +1,4 @@
-"""Stored soft labels: what is kept of a teacher's answer, and how far it is trusted.
+"""Stored soft labels: compressed teacher outputs, and their weights.
 
 FKD (Shen, Xing 2022, arXiv:2112.01528) keeps the k largest probabilities of each stored crop; FerKD
 (Shen 2023, arXiv:2312.17473) decides crop by crop whether a label is used.

@@ -24,7 +24,7 @@ def from_linen(module: nn.Module) -> Model:
     """Returns a Linen module as a `Model`.
 
     Parameters are the collection "params"; all other collections (batch statistics) are the
-    state, but for "intermediates". The module may take the mode as `train`, `training`,
+    state, except "intermediates". The module may take the mode as `train`, `training`,
     `is_training` or, negated, as `deterministic`, `use_running_average` or `eval`. An output that
     is an array becomes `{"logits": array}`.
     """
@@ -59,7 +59,7 @@ def from_linen(module: nn.Module) -> Model:
 
 
 class Later:
-    """Stands in for an argument of a network that is known only once its weights are made."""
+    """Placeholder for an argument of a network that is known only at `init`."""
 
     def __init__(self, meaning: str):
         self.meaning = meaning
@@ -73,7 +73,7 @@ LATER = {
 
 
 def build(make: functools.partial[Any]) -> Model:
-    """Returns the network that a builder makes, a class or function bound to its arguments.
+    """Returns the network of a builder, a class or function bound to its arguments.
 
     Arguments of `LATER` are filled in: `rngs` from the key that `init` is given; `in_features`
     from the first input of the network, as the size of its last axis, which is what
@@ -81,7 +81,7 @@ def build(make: functools.partial[Any]) -> Model:
     of an example, which is what a network takes that flattens its input.
 
     Raises:
-      ArgumentError: the builder returns something that is no network.
+      ArgumentError: the builder does not return a network.
     """
     later = {name for name, value in make.keywords.items() if isinstance(value, Later)}
     if "in_features" in later:
@@ -229,10 +229,10 @@ def to_nnx(weights: tuple[Params, State], *, like: Any) -> Any:
 
     Args:
       weights: `(params, state)`, such as `Trainer.student(state)` or those of a loaded network.
-      like: a module of the same structure; it is left as it is.
+      like: a module of the same structure; it does not change.
 
     Raises:
-      ArgumentError: the weights are not those of such a module.
+      ArgumentError: the weights do not fit the module.
     """
     from flax import nnx
 
@@ -270,7 +270,7 @@ def _takes_rngs(make: Callable[..., Any]) -> bool:
 
 
 def as_model(obj: Any, **kwargs: Any) -> Model:
-    """Returns what a config's "package.module:Symbol" names as a `Model`.
+    """Returns an object named by "package.module:Symbol" as a `Model`.
 
     Args:
       obj: a `Model`, a Linen or NNX module or class, or a function that returns any of these; a
@@ -278,7 +278,7 @@ def as_model(obj: Any, **kwargs: Any) -> Model:
       **kwargs: arguments of the class or function.
 
     Raises:
-      ArgumentError: the object is or returns something else, or arguments are left over.
+      ArgumentError: the object is none of these, or arguments are left over.
     """
     nnx_module = _nnx_module()
     if isinstance(obj, type) and issubclass(obj, nnx_module):

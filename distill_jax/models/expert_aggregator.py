@@ -1,4 +1,4 @@
-"""A transformer over the answers of experts (Meta-DMoE, Zhong et al. 2022, arXiv:2210.03885)."""
+"""A transformer over the outputs of experts (Meta-DMoE, Zhong et al. 2022, arXiv:2210.03885)."""
 
 import flax.linen as nn
 import jax

@@ -1,4 +1,4 @@
-"""The linear layer at the end of a classifier, as a network of its own."""
+"""The linear layer at the end of a classifier, as a separate network."""
 
 from distill_jax.core.api import Model
 from distill_jax.core.errors import ArgumentError

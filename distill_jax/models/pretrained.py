@@ -22,7 +22,7 @@ class LanguageModel(NamedTuple):
       params: its parameters, NumPy arrays in float32.
       arguments: those of `transformer.make` and `transformer.decoder`.
       config: `config.json`, or the metadata of a GGUF file.
-      report: what was done to the weights.
+      report: used and ignored tensors, and their types.
     """
 
     model: Model

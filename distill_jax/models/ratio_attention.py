@@ -59,7 +59,7 @@ def make(
     """Returns self-attention between blocks, `[b, blocks, f] -> logits [b, outputs]`.
 
     Args:
-      outputs: one fewer than there are signals, or as many, as the weighting asks.
+      outputs: number of loss terms, or one fewer, depending on the weighting.
       heads: number of attention heads.
       width: size of a token, a multiple of `heads`.
       ratio: the sigmoid of every output at the start, in (0, 1).

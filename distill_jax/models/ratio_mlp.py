@@ -55,7 +55,7 @@ def make(
     """Returns a ReLU perceptron `[b, ...] -> logits [b, outputs]`.
 
     Args:
-      outputs: one fewer than there are signals, or as many, as the weighting asks.
+      outputs: number of loss terms, or one fewer, depending on the weighting.
       hidden: widths; `()`, `(128,)` and `(128, 64)` are the 1-, 2- and 3-layer networks of Hu et
         al. 2024, table 5.
       ratio: the sigmoid of every output at the start, in (0, 1).

@@ -1,4 +1,4 @@
-"""A learned temperature, and a learned bias where asked for: the two scalars of losses on pairs."""
+"""A learned temperature and an optional learned bias: the two scalars of losses on pairs."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""A transformer that says what tokens are where some are hidden: MAE's decoder, JEPA's predictor.
+"""A transformer that predicts hidden tokens: MAE's decoder, JEPA's predictor.
 
 He et al. (2022, MAE, arXiv:2111.06377), section 3; Assran et al. (2023, I-JEPA, arXiv:2301.08243),
 section 3.

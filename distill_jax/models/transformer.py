@@ -236,7 +236,7 @@ class Transformer(nn.Module):
         return {"embedding": e, **outputs}
 
     def read_out(self, h: Array, table: Array, ask: Array | None) -> dict[str, Array]:
-        """Returns `logits` `[b, t, v]`, and what is asked of them."""
+        """Returns `logits` `[b, t, v]`, and the outputs for `ask` and `top`."""
         arch = self.arch
         bias = None
         if arch.head == "masked":
@@ -354,7 +354,7 @@ def make(
       head_width: of a head; 0 is width / heads.
       mlp_width: hidden width; 0 is 4 d, or 8/3 d where it is gated, in multiples of 8.
       max_length: number of learned positions.
-      causal: whether a token sees only those before it.
+      causal: whether a token attends only to those before it.
       norm: "layer" or "rms".
       norm_first: whether a branch is normalized before it, else the sum behind it.
       epsilon: of the norms.

@@ -256,9 +256,9 @@ def make(
       positions: "learned", or "fourier": fixed sines and cosines along each side.
       mask_token: whether there is a token for masked patches.
       tubelet: frames of a patch of a clip.
-      distilled: whether there is a second class token with a last layer of its own; `logits` are
+      distilled: whether there is a second class token with its own last layer; `logits` are
         then the mean of `class_logits` and `distilled_logits`.
-      registers: number of tokens beside the class token that stand for nothing.
+      registers: number of additional tokens without a patch, beside the class token.
       layer_scale: first gain of each channel of the branches, 0 for none.
       gelu: "tanh", "exact" as in networks that were trained in PyTorch, or CLIP's "quick".
       class_position: whether class tokens have positions too.

@@ -1,4 +1,4 @@
-"""The frame of the distillation methods: labels, softened logits, and one signal of their own."""
+"""Base class of the distillation methods: labels, softened logits, and further loss terms."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -21,7 +21,7 @@ class Distillation(Objective):
     weigh.
 
     Attributes:
-      weight: coefficient of the method's own signal, 0 or more.
+      weight: coefficient of the method's own loss term, 0 or more.
       label_weight: coefficient of the cross-entropy with the labels, 0 or more.
       distillation_weight: coefficient of the term of Hinton et al. 2015; the term is left out
         where it is 0.
@@ -117,7 +117,7 @@ class Signals:
 
 
 def ask_teacher(nets: Nets, batch: Batch, *, role: Role = "teacher") -> Outputs:
-    """Returns what a frozen teacher says of a batch, without gradient, in evaluation mode.
+    """Returns a frozen teacher's outputs of a batch, without gradient, in evaluation mode.
 
     It sees `teacher_input` where a transform gave it a view of its own, else what the student
     sees. Its logits are damaged where the data say so (`teacher_shift`).
@@ -130,7 +130,7 @@ def ask_teacher(nets: Nets, batch: Batch, *, role: Role = "teacher") -> Outputs:
 
 
 def damaged(logits: Array, batch: Batch) -> Array:
-    """Returns a teacher's logits `[b, k]`, rolled where the data say so (`teacher_shift`)."""
+    """Returns a teacher's logits `[b, k]`, rolled by `teacher_shift` of the batch."""
     return shift_logits(logits, batch["teacher_shift"]) if "teacher_shift" in batch else logits
 
 

@@ -19,7 +19,7 @@ def label_loss(logits: Array, batch: Batch, *, smoothing: float) -> Array:
 
 
 def shown(batch: Batch) -> Array:
-    """Returns 1 where an example's label may be used and 0 where it is hidden, `[b]`."""
+    """Returns 1 for each example with a usable label and 0 for a hidden one, `[b]`."""
     mask = batch["mask"]
     if "labelled" not in batch:
         return jnp.ones_like(mask)

@@ -1,4 +1,4 @@
-"""What masked methods share: what is hidden, and predicting it in the space of an encoder."""
+"""Shared parts of masked methods: the hidden tokens, and their prediction in an encoder's space."""
 
 import dataclasses
 import itertools

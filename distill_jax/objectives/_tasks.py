@@ -1,4 +1,4 @@
-"""Label and distillation losses of the three tasks, chosen by what the labels of the data are."""
+"""Label and distillation losses of the three tasks, chosen by the labels of the data."""
 
 import dataclasses
 from typing import ClassVar

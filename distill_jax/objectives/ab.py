@@ -32,7 +32,7 @@ class AB(StageDistillation):
 
     Attributes:
       weight: of the hinge; 0.1 to 100.
-      margin: distance from zero that the student is asked for, positive; published 1.
+      margin: required distance of the student from zero, positive; published 1.
     """
 
     weight: float = 1.0

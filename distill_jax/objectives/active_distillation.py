@@ -34,7 +34,7 @@ POLICIES = ("robust", "margin", "entropy", "uniform")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ActiveDistillation(Objective):
-    """Hard labels where there are some, soft labels of a teacher where they were asked for.
+    """Hard labels of labelled examples, and soft labels of a teacher for selected examples.
 
     The choice is a weight of each example, not part of a term's value: of held-out examples, which
     were never chosen from, both terms are plain losses.
@@ -47,7 +47,7 @@ class ActiveDistillation(Objective):
         least certain; "uniform" draws evenly.
       error_rate: estimated share of the pool on which the teacher is wrong, m / n, in [0, 1); of
         the robust policy. To be measured on held-out data.
-      kappa: cost of a wrong answer, as a share of its gain, in [0, 1]; of the robust policy.
+      kappa: cost of a wrong teacher label, as a share of its gain, in [0, 1]; for "robust".
       temperature: T of the soft-label term, positive.
       planted: share of the pool, the examples of largest gain, on which the teacher is made wrong:
         the case that the robust policy is for. A control, 0 in use.

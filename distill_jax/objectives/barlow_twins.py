@@ -24,7 +24,7 @@ class BarlowTwins(Objective):
     """The term "redundancy" on `views` of the batch, a statistic that all examples share.
 
     Attributes:
-      trade_off: lambda, weight of what lies off the diagonal, 0 or more.
+      trade_off: lambda, weight of the off-diagonal entries, 0 or more.
     """
 
     trade_off: float = 0.0051

@@ -4,7 +4,7 @@
 f' and g' are moving averages of f and g. Their batch statistics are their own, of the views that
 they see in training mode, as in the authors' program.
 
-Deviation: averages start as copies of what they average, not from a draw of their own.
+Deviation: averages start as copies of their sources, not from a separate draw.
 """
 
 import dataclasses

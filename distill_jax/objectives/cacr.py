@@ -32,7 +32,7 @@ class CACR(Objective):
       t_minus: t-, how much more a close example repels, 0 or more.
       alpha: coefficient of the attraction, 0 or more.
       beta: coefficient of the repulsion, 0 or more.
-      uniform: whether all weights are equal: the control that shows what they are worth.
+      uniform: whether all weights are equal, as a control.
       stop_grad_weights: whether weights have no gradient.
     """
 

@@ -24,7 +24,7 @@ class CLIP(Objective):
 
     Attributes:
       pairing: "softmax" (CLIP) or "sigmoid" (SigLIP).
-      form: what is held in memory at once, see `losses/contrastive.py`; the values are the same.
+      form: how similarities are stored, see `losses/contrastive.py`; the values are the same.
     """
 
     pairing: Literal["softmax", "sigmoid"] = "softmax"

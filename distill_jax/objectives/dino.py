@@ -164,7 +164,7 @@ class DINO(Objective):
         )
 
     def hold(self, x: Array, step: Array) -> Array:
-        """Returns what the encoder says, without gradient as long as heads learn alone."""
+        """Returns the encoder's outputs, without gradient while only heads learn."""
         if not (alone := self.steps("heads_only")):
             return x
         return jnp.where(step < alone, jax.lax.stop_gradient(x), x)
@@ -237,7 +237,7 @@ class DINO(Objective):
           centre: its name in the memory.
 
         Raises:
-          ArgumentError: there are not so many prototypes as the config says.
+          ArgumentError: the number of prototypes differs from the argument.
         """
         k = t.shape[-1]
         if k != self.num_prototypes:

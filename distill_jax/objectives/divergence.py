@@ -1,4 +1,4 @@
-"""Distillation by a divergence of choice, without labels unless they are asked for.
+"""Distillation by a chosen divergence; labels are optional.
 
 With `s` and `t` the probabilities of student and teacher at temperature T:
 

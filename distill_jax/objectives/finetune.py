@@ -24,7 +24,7 @@ class Finetune(Objective):
 
     Attributes:
       label_smoothing: share of target probability spread over all classes, in [0, 1).
-      output: output of the student that the head sees.
+      output: output of the student that the head takes.
       train_encoder: whether the student is in training mode. False, with the role frozen, trains
         the head alone: a linear probe by gradient steps.
     """

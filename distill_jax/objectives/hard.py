@@ -5,7 +5,7 @@ With a frozen teacher t, student s, augmentor g, `x~ = g(x, eps)` and a divergen
     student:    min  d(t(x~), s(x~))           + the frame's terms on x
     augmentor:  max  student_weight d(s(x), s(x~)) - teacher_weight d(t(x), t(x~))
 
-so that the augmentor changes the student's answer and keeps the teacher's. `adversary =
+so that the augmentor changes the student's prediction and keeps the teacher's. `adversary =
 "disagreement"` maximizes `d(t(x~), s(x~))` in place of the first term. Each network gets the
 gradient of its own term alone.
 
@@ -44,8 +44,8 @@ class HARD(Distillation):
     Attributes:
       distillation_weight: coefficient of the distillation on inputs as they are.
       label_weight: coefficient of the label term on these, 0 in the paper.
-      student_weight: of what the augmentor gains, 0 or more.
-      teacher_weight: of what it loses where the teacher's answer changes, 0 or more; without it,
+      student_weight: weight of the augmentor's gain, 0 or more.
+      teacher_weight: weight of its loss if the teacher's output changes, 0 or more; without it,
         it finds inputs on which the teacher knows nothing.
       bound: the most that it gains from one example, in nats times T^2, positive.
       adversary: "student_change" or "disagreement".

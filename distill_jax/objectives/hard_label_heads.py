@@ -29,7 +29,7 @@ class HardLabelHeads(Objective):
 
     Attributes:
       rounds: r, at least 2; the networks of the rounds are `teacher1` to `teacher<r>`.
-      feature: the output of the student that its classifier sees.
+      feature: the output of the student that its classifier takes.
     """
 
     rounds: int = 2

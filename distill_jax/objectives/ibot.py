@@ -37,7 +37,7 @@ HEAD = ("projector", "prototypes")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class IBOT(DINO):
-    """Terms "clusters", "patches" and, where it has a weight, "spread".
+    """Terms "clusters", "patches" and, with a weight, "spread".
 
     Facts: those of `DINO`, and with "patch_" in front those of patches.
 

@@ -1,6 +1,6 @@
 """I-JEPA, image-based joint-embedding prediction (Assran et al. 2023, arXiv:2301.08243).
 
-From the tokens of a large window of an image, a predictor says what the tokens of some blocks of
+From the tokens of a large window of an image, a predictor computes the tokens of some blocks of
 it are, as the moving average of the encoder sees them in the whole image (section 3).
 
 Taken over from the authors' program: true tokens are standardized with an epsilon of 1e-5, and the

@@ -27,7 +27,7 @@ from distill_jax.objectives._views import encode, project, share, views_of
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LeJEPA(Objective):
-    """The terms "invariance", "isotropy" and, where it counts, "spread".
+    """Terms "invariance", "isotropy" and, with a weight, "spread".
 
     `local_views`, where batches have them, are drawn to the centre of `views`, and tested too.
 

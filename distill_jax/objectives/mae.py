@@ -1,6 +1,6 @@
 """MAE, masked autoencoder (He, Chen, Xie, Li, Dollar, Girshick 2022, arXiv:2111.06377).
 
-The encoder sees the patches that are kept, a light decoder says what the pixels of the others are;
+The encoder takes the kept patches, and a light decoder predicts the pixels of the others;
 the loss is the mean of squares over the hidden patches alone, whose pixels may be standardized
 patch by patch (section 3). Every example hides as many patches, so that the mean over examples is
 the published one over all hidden patches of the batch.

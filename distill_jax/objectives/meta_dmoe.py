@@ -75,7 +75,7 @@ class MetaDMoE(Objective):
         return ("student", *(f"teacher{j + 1}" for j in range(self.experts)), "aggregator")
 
     def _target(self, nets: Nets, batch: Batch, keep: Array) -> Array:
-        """Returns what the aggregator makes of the experts, `[b, d]`."""
+        """Returns the aggregator's output for the experts, `[b, d]`."""
         features = []
         for role in self.roles[1:-1]:
             outputs, _ = nets(role, batch["input"])

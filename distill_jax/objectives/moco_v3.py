@@ -31,7 +31,7 @@ class MoCoV3(Objective):
 
     Attributes:
       temperature: tau, positive.
-      form: what is held in memory at once, see `losses/contrastive.py`; the values are the same.
+      form: how similarities are stored, see `losses/contrastive.py`; the values are the same.
     """
 
     temperature: float = 1.0

@@ -1,4 +1,4 @@
-"""Distillation from several teachers: averaged, with fixed weights, or weighed by confidence.
+"""Distillation from several teachers: averaged, with fixed weights, or weighted by confidence.
 
 `L = label_weight CE + distillation_weight sum_m w_m T^2 KL(teacher_m || student)`, each teacher
 softened by T. As `sum_m w_m KL(p_m || q) = KL(sum_m w_m p_m || q) + const` for weights that sum to

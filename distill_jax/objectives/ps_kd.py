@@ -1,7 +1,7 @@
 """Self-distillation with progressive targets (PS-KD; Kim et al. 2021, arXiv:2006.12000).
 
 `L = CE((1 - alpha_t) y + alpha_t P_{t-1}, P_t)`, eq. 5, with `alpha_t = alpha (t + 1) / T` for
-epochs t = 0..T-1 (eq. 7). `P_{t-1}(x)` is what the network said of the same example an epoch
+epochs t = 0..T-1 (eq. 7). `P_{t-1}(x)` is the network's prediction for the same example an epoch
 before. It is the training-mode output on the augmented example, before the update, kept in a table
 of one row for each training example, so that no second network runs.
 

@@ -1,6 +1,6 @@
 """Relational distillation (Park, Kim, Lu, Cho 2019, arXiv:1904.05068).
 
-The student's embeddings of a batch shall have the teacher's geometry, whatever their width: the
+The student's embeddings of a batch get the teacher's geometry, for any width: the
 Huber loss of all pairwise distances, each over the mean distance of the batch (section 3.2.1), and
 of the cosines of the angles of all triplets (section 3.2.2):
 

@@ -35,7 +35,7 @@ class SelfTraining(Objective):
 
     Attributes:
       weight: of the unsupervised term, 0 or more.
-      threshold: least probability of the teacher's answer that makes it a pseudo-label, in [0, 1].
+      threshold: least probability of the teacher's class for a pseudo-label, in [0, 1].
       label_smoothing: of the supervised term, in [0, 1).
     """
 

@@ -21,7 +21,7 @@ class SimCLR(Objective):
     Attributes:
       temperature: tau, positive.
       output: output of the student that is projected.
-      form: what is held in memory at once, see `losses/contrastive.py`; the values are the same.
+      form: how similarities are stored, see `losses/contrastive.py`; the values are the same.
     """
 
     temperature: float = 0.2

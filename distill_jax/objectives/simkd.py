@@ -29,7 +29,7 @@ class SimKD(SRRL):
     Attributes:
       regression_weight: of the distance of logits; published 0.
       student_stage: output of the student; empty takes its last `stage<i>`.
-      teacher_stage: output of the teacher whose mean over positions its classifier sees; empty
+      teacher_stage: output of the teacher whose mean over positions its classifier takes; empty
         takes its last `stage<i>`.
     """
 

@@ -23,7 +23,7 @@ class SimSiam(Objective):
     """The term "regression" on `views` of the batch, from -1 (equal directions) to 1.
 
     Attributes:
-      stop_gradient: whether what is predicted has no gradient; without it a control that collapses
+      stop_gradient: whether the target has no gradient; without it a control that collapses
         (section 4.1).
       predictor: whether there is a q; without it a control that learns nothing (section 4.2).
     """

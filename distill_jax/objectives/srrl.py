@@ -27,13 +27,13 @@ from distill_jax.objectives._features import connect, feature
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SRRL(Distillation):
-    """Regression of the teacher's last feature and of its classifier's answer.
+    """Regression of the teacher's last feature and of its classifier's logits.
 
     Attributes:
       weight: of the distance of features; 0.1 to 10.
       regression_weight: of the distance of logits, 0 or more.
       student_stage: output of the student; empty takes its last `stage<i>`.
-      teacher_stage: output of the teacher whose mean over positions its classifier sees; empty
+      teacher_stage: output of the teacher whose mean over positions its classifier takes; empty
         takes its last `stage<i>`.
     """
 
@@ -76,7 +76,7 @@ class SRRL(Distillation):
         return regressed[0], targets[0], state
 
     def _reuse(self, nets: Nets, regressed: Array) -> Array:
-        """Returns what the teacher's classifier says of a map that stands for the teacher's."""
+        """Returns the teacher classifier's logits for a map in place of the teacher's."""
         return nets("teacher_head", regressed.mean((1, 2)), stop_gradient_params=True)[0]["logits"]
 
 

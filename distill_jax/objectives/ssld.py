@@ -26,7 +26,7 @@ from distill_jax.objectives.divergence import Divergence
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SSLD(Divergence):
-    """Term `divergence`, weighed by whether an example was kept.
+    """Term `divergence`, with weight 1 for kept examples and 0 for others.
 
     Attributes:
       num_examples: ids are below it; from the data.

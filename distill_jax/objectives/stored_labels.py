@@ -1,4 +1,4 @@
-"""Soft labels of single crops, and how far each is trusted: FKD and FerKD.
+"""Stored soft labels of single crops, and their weights: FKD and FerKD.
 
 FKD (Shen, Xing 2022, "A Fast Knowledge Distillation Framework for Visual Recognition",
 arXiv:2112.01528): `L = -sum_c q_c log p_c` without temperature or label term, where q is what a
@@ -15,7 +15,7 @@ arXiv:2312.17473): crops are told apart by the teacher's confidence (`losses.sto
 .adapt_labels`), and `L = sum_b w_b CE(q'_b, p_b) / sum_b w_b`.
 
 Deviations: the paper's thresholds could not be confirmed, so none is a default; the upper one is
-part of the recipe by a second-hand account. A teacher may also be asked in every step.
+part of the recipe by a second-hand account. A teacher may also be called in every step.
 """
 
 import dataclasses

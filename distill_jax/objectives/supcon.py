@@ -22,7 +22,7 @@ class SupCon(Objective):
 
     Attributes:
       temperature: tau, positive.
-      form: what is held in memory at once, see `losses/contrastive.py`; the values are the same.
+      form: how similarities are stored, see `losses/contrastive.py`; the values are the same.
     """
 
     temperature: float = 0.1

@@ -1,6 +1,6 @@
 """Tf-KD with a virtual teacher (Yuan et al. 2020, arXiv:1909.11723, section 5).
 
-Distillation from a distribution that nobody computes, which gives the right class a and shares
+Distillation from a fixed distribution, which gives the right class a and shares
 the rest evenly (eq. 8), softened by a high temperature (eq. 9):
 
 `L = (1 - alpha) CE(student, label) + alpha weight KL(p^d_T || student_T)`,

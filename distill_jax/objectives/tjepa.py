@@ -1,6 +1,6 @@
 """T-JEPA, joint-embedding prediction on tables (Thimonier et al. 2025, arXiv:2410.05016).
 
-From the encoded tokens of some columns of a row, a predictor says what those of others are, as the
+From the encoded tokens of some columns of a row, a predictor computes those of others, as the
 moving average of the encoder sees them in the whole row (section 3). No augmentation is needed.
 Tokens that stand for no column ("regularization tokens", `registers` of `tabular_transformer`) are
 always kept and never predicted. The representation is all tokens of `target`.

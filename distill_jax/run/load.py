@@ -41,10 +41,10 @@ class Network:
       config: config of the run that trained it.
       role: its role in that run.
       step: the step of the checkpoint.
-      classes: class names in the order of the logits; empty where there are none.
+      classes: class names in the order of the logits; empty if there are none.
       input: shape and dtype of one raw example, `{"shape", "dtype"}`, for a table by group of
         columns.
-      meta: what was stored beside the state: `config`, `signature`, `step`, `inputs` and others.
+      meta: metadata of the checkpoint: `config`, `signature`, `step`, `inputs` and others.
       trusted: names that may be imported, as `trust` of `load`.
       transform: `(key, batch, step) -> batch`, the evaluation transforms.
     """
@@ -62,7 +62,7 @@ class Network:
     transform: Callable = dataclasses.field(repr=False)
 
     def preprocess(self, inputs: PyTree) -> PyTree:
-        """Returns what the evaluation transforms make of raw inputs `[b, ...]`; pure."""
+        """Applies the evaluation transforms to raw inputs `[b, ...]`; pure."""
         b = jax.tree.leaves(inputs)[0].shape[0]
         zeros = jnp.zeros(b, jnp.int32)
         batch = {"input": inputs, "label": zeros, "index": zeros, "epoch": zeros}
@@ -79,7 +79,7 @@ class Network:
           params: like `params`.
           state: like `state`.
           inputs: preprocessed inputs `[b, ...]`.
-          precision: of the computation, by default that of the run.
+          precision: compute type, by default that of the run.
         """
         nets = steps.BoundNets(
             {self.role: self.model},
@@ -136,7 +136,7 @@ class Network:
           `{name: [n, ...]}`, see `apply`.
 
         Raises:
-          ValueError: inputs of another shape, or of a type that is not that of the data.
+          ValueError: inputs have another shape or type than the data set.
         """
         inputs = self._checked(inputs)
         n = len(jax.tree.leaves(inputs)[0])
@@ -185,10 +185,10 @@ class Network:
         """Writes the network for other programs, with a parity card for each file.
 
         Args:
-          folder: where to; made where it is absent.
-          formats: of "stablehlo", "onnx", "onnx_int8", "tflite" and "safetensors".
-          outputs: names of the outputs; by default `probabilities`, or `embedding` of a
-            network without, or all of one without either.
+          folder: destination; created if absent.
+          formats: any of "stablehlo", "onnx", "onnx_int8", "tflite" and "safetensors".
+          outputs: names of the outputs; by default `probabilities`, else `embedding`, else
+            all outputs.
           preprocessing: whether inputs are raw, and the evaluation transforms are exported too.
           weights: of stablehlo: "inside" the file, or "apart", in `model.safetensors`.
           examples: largest number of test examples for the cards, and of training examples for
@@ -252,7 +252,7 @@ def load(
         export that has `model.safetensors`.
       step: "best" by the metric that selects checkpoints, "last", or a number of steps; a folder
         of one step needs none.
-      role: the network; by default that behind the "#", else "student".
+      role: the network; by default the role after "#", else "student".
       trust: modules or names `package.module:Symbol` outside this package that the stored config
         may import; it imports nothing else.
 
