@@ -208,7 +208,7 @@ FAULTS = (
         "public code of TGeo-KD: cross-entropy of softmax outputs",
         SUPERVISED,
         own("softmax"),
-        ("softmax already",),
+        ("takes a softmax of a softmax",),
     ),
     Fault(
         "a column of losses",
@@ -222,7 +222,7 @@ FAULTS = (
         "AI-Hypercomputer/maxtext: beta cannot rise from 0",
         KD,
         (*TEACHER, "objective.kwargs.alpha=0.0"),
-        ("weighs nothing",),
+        ("has weight 0",),
     ),
     Fault(
         "a ramp that begins after the end",

@@ -407,7 +407,10 @@ WRONG = [
     (changed(objective__kwargs__temperature=float("nan")), ["temperature: nan is not finite"]),
     (changed(evaluators__knn__k=(1e999,)), ["evaluators.knn.k: inf is not finite"]),
     (changed(data__kwargs__held_out=0.3), ["data.kwargs.held_out", "set data.held_out"]),
-    (changed(objective__kwargs__total_steps=9), ["objective.kwargs.total_steps: is known"]),
+    (
+        changed(objective__kwargs__total_steps=9),
+        ["objective.kwargs.total_steps: is set by the run"],
+    ),
     (changed(eval__metric="train/accuracy"), ["eval.metric", "use held_out/accuracy"]),
     (changed(study__metric="train/accuracy"), ["study.metric", "use held_out/accuracy"]),
     (arm(seed=3), ["study.arms.other.seed", "study.seeds"]),

@@ -132,7 +132,7 @@ def test_only_a_checkpoint_that_is_whole_is_promised(tmp_path, damaged, whole):
         if step in damaged:
             (folder / "data").write_text("y")
     found = workdir.intact(tmp_path)
-    expected = f"the checkpoint of step {whole} is whole" if whole else "no whole checkpoint"
+    expected = f"the checkpoint of step {whole} is complete" if whole else "no complete checkpoint"
     assert expected in found
 
 

@@ -144,7 +144,7 @@ def test_a_loss_that_exploded_shows_its_last_values(tmp_path):
 @pytest.mark.parametrize(
     ("updates", "loss", "losses", "what"),
     [
-        (0, np.nan, [], "before any update"),
+        (0, np.nan, [], "no update came before"),
         (9, np.nan, [0.7, 2.0, 900.0], "exploded"),
         (9, 3e30, [0.7, 0.7, 0.6, 0.7], "exploded"),
         (9, 0.7, [0.7, 0.7, 0.6, 0.7], "had not grown"),

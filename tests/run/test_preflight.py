@@ -157,7 +157,7 @@ HIDDEN = {"data.corrupt.labels_percent": 50.0}
     [
         (silent_faults.KD, ""),
         (silent_faults.SUPERVISED, "TfKD"),
-        (silent_faults.TGEO, "KD weighed by Trilateral"),
+        (silent_faults.TGEO, "KD weighted by Trilateral"),
     ],
 )
 def test_hidden_labels_are_refused_by_who_reads_them(spec, who):

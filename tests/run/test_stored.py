@@ -89,7 +89,7 @@ def test_a_result_without_its_parts_is_made_again_with_a_warning(tmp_path, lost)
     (tmp_path / "result.json").write_text(json.dumps({**whole, lost: [1]}))
     said: list[str] = []
     assert workdir.read_result(tmp_path, log_line=said.append) is None
-    assert f"{lost!r} is a list" in said[0] and "made again" in said[0]
+    assert f"{lost!r} is a list" in said[0] and "rebuilt" in said[0]
 
 
 LINES = (

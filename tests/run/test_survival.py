@@ -185,7 +185,7 @@ def test_metadata_of_a_wrong_type_are_damage(folder, name, value):
 
 def test_a_step_with_damaged_metadata_gives_way_to_the_one_before(folder):
     reseal(folder / "3", seconds="x")
-    assert "checkpoint of step 2 is whole" in workdir.intact(folder.parent)
+    assert "checkpoint of step 2 is complete" in workdir.intact(folder.parent)
     assert restore(folder)[0] == 2 and (folder / "3.damaged").is_dir()
 
 

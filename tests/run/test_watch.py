@@ -480,7 +480,7 @@ def test_looking_ahead_refuses_to_skip():
         "roles.teacher.ema_of": "student",
         "lookahead.steps": 1,
     }
-    with pytest.raises(ConfigError, match=r"watch\.nonfinite: looking ahead"):
+    with pytest.raises(ConfigError, match=r"watch\.nonfinite: lookahead"):
         build.build(make_config(**changes))
 
 
