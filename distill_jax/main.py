@@ -36,7 +36,7 @@ SURROUNDINGS = {
     errno.EIO: "the device failed to read or write",
     errno.ESTALE: "the file system was mounted again",
 }
-"""What the machine refuses, which no change of the program would mend."""
+"""Errors of the machine, which no change of the program would fix."""
 
 SMALLER = (
     "a smaller batch_size, eval.batch_size or data set; `--mode=describe` prints what a step needs"
@@ -50,16 +50,16 @@ DOING = {
     "study": "running the study",
     "export": "exporting the network",
 }
-"""What is being done, until something says more, by mode."""
+"""The activity of each mode, until a more specific one is set."""
 
 
 def main(argv: Sequence[str]) -> int:
     """Runs one command line and returns its exit code.
 
-    0 done, 1 an error that nobody foresaw (one line on stderr, the trace in `crash.txt`), 2 a
-    mistake that the user can mend (one message on stderr, no traceback), 3 a loss that is not
-    finite, 70 a stall that `watch.on_stall` ends, 71 another process of the run has ended or did
-    not come, 75 stopped by a signal with the state saved, 130 interrupted by a second Ctrl-C.
+    0 done, 1 an unexpected error (one line on stderr, traceback in `crash.txt`), 2 an error that
+    the user can fix (one message on stderr, no traceback), 3 a loss that is not finite, 70 a stall
+    that `watch.on_stall` ends, 71 another process of the run has ended or did not start, 75 stopped
+    by a signal with the state saved, 130 interrupted by a second Ctrl-C.
     """
     crash.doing("reading the command line")
     with _Command(_named_folder(argv)) as command:
@@ -91,11 +91,11 @@ def main(argv: Sequence[str]) -> int:
 
 @dataclasses.dataclass
 class _Command:
-    """A command line while it runs; within it, what is raised becomes a message and a code.
+    """A running command line. Within it, exceptions become a message and an exit code.
 
     Attributes:
-      folder: where the trace of an error goes.
-      parsed: the command line, once it is understood.
+      folder: folder for the traceback of an error.
+      parsed: the command line, once it is parsed.
       code: the exit code.
     """
 
@@ -194,7 +194,7 @@ def _started(command: _Command, parsed: flags.Flags) -> Iterator[None]:
     """Starts JAX and joins the other processes; ends what is stopped by a signal with its code."""
     with crash.threads(command.folder, suffix=_suffix(parsed)):
         try:
-            # Imported late: `--help` and mistakes in the command line answer before JAX is loaded.
+            # Imported late: `--help` and errors in the command line must not load JAX.
             crash.doing("starting JAX")
             with console.deferring_interrupts():
                 from distill_jax.run import environment

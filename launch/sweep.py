@@ -265,7 +265,7 @@ def run_local(lines: Sequence[Sequence[str]], *, jobs: int, folders: Sequence[pa
 
 
 def _outcome(code: int) -> str:
-    meanings = {0: "done", 2: "a mistake", 3: "a loss that is not finite", 70: "stalled"}
+    meanings = {0: "done", 2: "a user error", 3: "a loss that is not finite", 70: "stalled"}
     meanings[PREEMPTED] = "stopped"
     return meanings.get(code, f"exit code {code}") + ("" if code == 0 else "; see its log.txt")
 

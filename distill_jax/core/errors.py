@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 
 
 class UserError(Exception):
-    """A mistake in a config, a command line or the surroundings of a run.
+    """An error in a config, a command line or the environment of a run.
 
     The message says what is wrong, where, and what would be right. The entrypoint prints it
     without a traceback and exits with `exit_code`.

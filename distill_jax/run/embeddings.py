@@ -72,14 +72,14 @@ def _neighbours(source: Any, split_rows: Split) -> dict[str, np.ndarray]:
     count = min(NEIGHBOURS, len(split_rows.z) - 1)
     if count < 1:
         return {}
-    asked = spread(len(split_rows.z), QUERIES)
+    queries = spread(len(split_rows.z), QUERIES)
     z = normalized(split_rows.z).astype(np.float32)
-    where, cosine = knn.nearest(z[asked], z, count, own=asked)
-    shown = np.concatenate([asked[:, None], where], axis=1)
+    where, cosine = knn.nearest(z[queries], z, count, own=queries)
+    shown = np.concatenate([queries[:, None], where], axis=1)
     arrays = {
         "neighbours": shown,
         "neighbour_label": split_rows.label[shown],
-        "cosine": np.concatenate([np.ones((len(asked), 1), np.float32), cosine], axis=1),
+        "cosine": np.concatenate([np.ones((len(queries), 1), np.float32), cosine], axis=1),
     }
     images = source.read(shown.ravel())["input"]
     if isinstance(images, np.ndarray) and images.ndim == 4 and images.dtype == np.uint8:

@@ -114,8 +114,8 @@ def check_devices() -> None:
     try:
         jax.devices()
     except (RuntimeError, AssertionError) as error:
-        asked = os.environ.get("JAX_PLATFORMS", "")
-        lines = str(error).splitlines() or [f"JAX finds no backend {asked!r} on this machine"]
+        platforms = os.environ.get("JAX_PLATFORMS", "")
+        lines = str(error).splitlines() or [f"JAX finds no backend {platforms!r} on this machine"]
         raise UserError(lines[0][:300], where=where, hint=hint) from error
     if jax.config.jax_disable_jit:  # pyright: ignore[reportAttributeAccessIssue]
         raise UserError(

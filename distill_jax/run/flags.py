@@ -1,7 +1,7 @@
 """The command line: a config file, overrides of its values, a mode and a folder.
 
 `ml_collections.config_flags` reads `sys.argv`, answers a misspelt key with a traceback and refuses
-new keys in open groups. The same syntax is parsed here, so that every mistake is a `UserError`.
+new keys in open groups. The same syntax is parsed here, so that every error is a `UserError`.
 Nothing here imports JAX.
 """
 

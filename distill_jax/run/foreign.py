@@ -50,10 +50,10 @@ def spec(
       where: the config path.
     """
     found = opened(init, where=where)
-    told = dict(found.kwargs)
+    file_kwargs = dict(found.kwargs)
     if not frozen:
-        told.pop("num_classes", None)
-    return found.family.model, {**told, **kwargs}
+        file_kwargs.pop("num_classes", None)
+    return found.family.model, {**file_kwargs, **kwargs}
 
 
 def read(

@@ -270,9 +270,9 @@ def load(
     meta = read_meta(found)
     if "config" not in meta:
         raise CheckpointError(f"{META} holds no config", where=str(found))
-    made = _network(meta, role, found, trusted)
+    network = _network(meta, role, found, trusted)
     params, state = read_network(found, role=role, where="folder")
-    return dataclasses.replace(made, params=params, state=state)
+    return dataclasses.replace(network, params=params, state=state)
 
 
 def _load_export(folder: pathlib.Path, trusted: frozenset[str]) -> Network:
@@ -289,11 +289,11 @@ def _load_export(folder: pathlib.Path, trusted: frozenset[str]) -> Network:
         raise CheckpointError(f"is of {meta['format']!r}", where=str(place))
     if what := wrong_values(meta):
         raise CheckpointError(what, where=str(place))
-    made = _network(meta, meta["role"], folder, trusted)
+    network = _network(meta, meta["role"], folder, trusted)
     tree = weights.read(folder / EXPORTED["weights"], sha256=meta["sha256"]).nested("/")
     tree = {part: tree.get(part, {}) for part in ("params", "state")}
     tree = jax.tree.map(np.array, tree)
-    return dataclasses.replace(made, params=tree["params"], state=tree["state"])
+    return dataclasses.replace(network, params=tree["params"], state=tree["state"])
 
 
 def _network(

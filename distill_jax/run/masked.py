@@ -69,10 +69,10 @@ def store(
     def look(state, frozen, batch):
         batch = transform(key, batch, jnp.int32(0))
         nets = experiment.trainer.bind(state, frozen, key)
-        made = experiment.objective.pictures(nets, batch, state.memory, state.step)
-        return {k: batch[k] for k in ("input", "hidden", "targets")}, made
+        pictures = experiment.objective.pictures(nets, batch, state.memory, state.step)
+        return {k: batch[k] for k in ("input", "hidden", "targets")}, pictures
 
-    views, made = jax.device_get(look(state, frozen, batch))
+    views, pictures = jax.device_get(look(state, frozen, batch))
     if not write:
         return
     images, hidden, targets = (np.asarray(views[k]) for k in ("input", "hidden", "targets"))
@@ -84,7 +84,7 @@ def store(
         return np.round(255 * x.clip(0, 1)).astype(np.uint8)
 
     arrays = {"images": scaled(images), "hidden": hidden, "predicted": predicted}
-    if made:
-        arrays["pictures"] = np.stack([scaled(x) for x in made.values()])
-        arrays["pictures_of"] = np.asarray(list(made))
+    if pictures:
+        arrays["pictures"] = np.stack([scaled(x) for x in pictures.values()])
+        arrays["pictures_of"] = np.asarray(list(pictures))
     writers.save_arrays(workdir / FILE, arrays)

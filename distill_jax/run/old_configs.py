@@ -88,8 +88,8 @@ def renamed(path: str) -> str:
     return path
 
 
-def _one_value(config: dict[str, Any], whole: Mapping[str, Any]) -> None:
-    del whole
+def _one_value(config: dict[str, Any], full_config: Mapping[str, Any]) -> None:
+    del full_config
     for path in DURATIONS:
         for group, key in _at(config, path):
             units = group[key]
@@ -97,10 +97,12 @@ def _one_value(config: dict[str, Any], whole: Mapping[str, Any]) -> None:
                 group[key] = one_duration(units)
 
 
-def _epochs_of_methods(config: dict[str, Any], whole: Mapping[str, Any]) -> None:
+def _epochs_of_methods(config: dict[str, Any], full_config: Mapping[str, Any]) -> None:
     """Durations of methods were numbers of epochs; methods of others keep their arguments."""
     named: Any = next((group[key] for group, key in _at(config, "objective.name")), None)
-    named = named or next((group[key] for group, key in _at(dict(whole), "objective.name")), "")
+    named = named or next(
+        (group[key] for group, key in _at(dict(full_config), "objective.name")), ""
+    )
     if ":" in str(named):
         return
     for group, key in _at(config, "objective.kwargs"):
@@ -109,8 +111,8 @@ def _epochs_of_methods(config: dict[str, Any], whole: Mapping[str, Any]) -> None
             kwargs[METHODS[old]] = one_duration({"epochs": kwargs.pop(old)})
 
 
-def _renamed(config: dict[str, Any], whole: Mapping[str, Any]) -> None:
-    del whole
+def _renamed(config: dict[str, Any], full_config: Mapping[str, Any]) -> None:
+    del full_config
     for old, new in RENAMED.items():
         for group, key in list(_at(config, old)):
             value = group.pop(key)

@@ -33,8 +33,8 @@ def check(config: ConfigDict, *, changes: Mapping[str, Any] | None = None, befor
       ConfigError: naming the path.
     """
     arms = config_lib.arms(config)
-    whole = config_lib.flatten(config)
-    inherited = {unread.path: unread for unread in unread_values(whole)}
+    flat_config = config_lib.flatten(config)
+    inherited = {unread.path: unread for unread in unread_values(flat_config)}
     if before is not None:
         earlier = {unread.path for unread in unread_values(config_lib.flatten(before))}
         groups = tuple(f"{path}." for path in changes or ())
@@ -46,7 +46,7 @@ def check(config: ConfigDict, *, changes: Mapping[str, Any] | None = None, befor
     single = config_lib.without_study(config)
     for arm, changes in arms.items():
         flat = config_lib.flatten(config_lib.override(single, changes))
-        flat |= {path: value for path, value in whole.items() if path.startswith("study.")}
+        flat |= {path: value for path, value in flat_config.items() if path.startswith("study.")}
         here = {unread.path: unread for unread in unread_values(flat)}
         for path, unread in here.items():
             if path in changes:

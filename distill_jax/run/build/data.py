@@ -128,7 +128,7 @@ def make_transform(
         the training part.
     """
     key = "train_transforms" if train else "eval_transforms"
-    made = {}
+    by_name = {}
     for name in config.data[key]:
         where = f"data.transform_kwargs.{name}"
         by_path = ":" in name
@@ -138,7 +138,7 @@ def make_transform(
             else transforms.resolve(name, where=f"data.{key}")
         )
         kwargs = config.data.transform_kwargs.get(name, {})
-        made[name] = bind(
+        by_name[name] = bind(
             make,
             dict(kwargs),
             where=where,
@@ -148,20 +148,20 @@ def make_transform(
             },
         )()
     if not train:
-        return transforms.compose(made)
+        return transforms.compose(by_name)
     data = config.data
     for name in data.teacher_shares:
-        if name not in made or data.teacher_view == "same":
+        if name not in by_name or data.teacher_view == "same":
             raise ConfigError(
                 f"the teacher's view cannot share {name!r}",
                 where="data.teacher_shares",
-                hint=nearest(name, made) + "; a separate view needs data.teacher_view",
+                hint=nearest(name, by_name) + "; a separate view needs data.teacher_view",
             )
-    transform = transforms.compose(made)
+    transform = transforms.compose(by_name)
     if data.teacher_view != "same":
         clean = make_transform(config, dataset, train=False, trusted=trusted)
         transform = transforms.two_views(
-            made, clean if data.teacher_view == "clean" else None, shared=data.teacher_shares
+            by_name, clean if data.teacher_view == "clean" else None, shared=data.teacher_shares
         )
     return transforms.in_turn(transform, data.views) if data.views else transform
 

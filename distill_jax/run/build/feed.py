@@ -68,8 +68,8 @@ class Feed:
                 "teacher_outputs": teacher_outputs,
             }
             if experiment.resident:
-                whole = partition.replicated(mesh)
-                return loader.ResidentLoader(source, sharding=whole, **shared)
+                replicated = partition.replicated(mesh)
+                return loader.ResidentLoader(source, sharding=replicated, **shared)
             split = partition.over_batch(mesh)
             return loader.StreamLoader(source, start=start, sharding=split, **shared)
 

@@ -63,7 +63,7 @@ class Method:
     """What a run minimises, and how.
 
     Attributes:
-      objective: weighed where the config names a weighting.
+      objective: the method, with the weighting if the config names one.
       optimizer: of the networks that learn from the training loss.
       outer_optimizer: of the weighting, where it has one of its own.
       schedule: of the learning rate.
@@ -184,7 +184,7 @@ def _weighted(
     total: int,
     trusted: Collection[str],
 ) -> Objective:
-    """Returns the objective, weighed where the config names a weighting."""
+    """Returns the objective, with the weighting if the config names one."""
     spec = config.weighting
     if not spec.name:
         return objective

@@ -180,8 +180,8 @@ def _make_models(
                 where=f"roles.{role}.{differs}",
                 hint="leave model and kwargs out",
             )
-        made = make_model(name, kwargs, role=role, provided=provided, trusted=trusted)
-        models[role] = _wide(made) if config.precision == "float64" else made
+        model = make_model(name, kwargs, role=role, provided=provided, trusted=trusted)
+        models[role] = _wide(model) if config.precision == "float64" else model
     return models
 
 

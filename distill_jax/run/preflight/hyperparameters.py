@@ -143,11 +143,11 @@ def of_geometry(experiment: Experiment) -> Iterator[Finding]:
         grid = tokens.grid_of(inputs.shape[1:], **cut)
         for role, shapes in experiment.shapes.roles.items():
             own = experiment.config.roles[role].kwargs if role in experiment.config.roles else {}
-            asked = own.get("grid")
-            if asked and tuple(asked) != grid:
+            expected = own.get("grid")
+            if expected and tuple(expected) != grid:
                 yield Finding(
                     "error",
-                    f"a grid of {_by(asked)} tokens, and {name} cuts inputs into {_by(grid)}",
+                    f"a grid of {_by(expected)} tokens, and {name} cuts inputs into {_by(grid)}",
                     f"roles.{role}.kwargs.grid",
                     f"{grid}",
                 )

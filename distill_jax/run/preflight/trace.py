@@ -150,7 +150,7 @@ def first_of(used: frozenset[str], field: str) -> frozenset[str]:
 
 
 def label(objective: Objective) -> str:
-    """Returns the name of a method, weighed or not."""
+    """Returns the name of a method, with or without a weighting."""
     return type(method_of(objective)).__name__
 
 

@@ -157,9 +157,9 @@ def _enter(
             )
     with writable(folder):
         refuse_foreign(folder, kind)
-        made = _make(folder)
+        created = _make(folder)
         began = {p.name for p in folder.iterdir()}
-    leave = _Leave(folder, kind, made, marked=MARK in began)
+    leave = _Leave(folder, kind, created, marked=MARK in began)
     stack.push(leave.remove_folders)
     stack.enter_context(hold(folder, log_line=log_line))
     with writable(folder):
@@ -181,7 +181,7 @@ class _Leave:
 
     folder: pathlib.Path
     kind: str
-    made: Sequence[pathlib.Path]
+    created: Sequence[pathlib.Path]
     marked: bool
 
     def undo(self, kind: type[BaseException] | None, *_: Any) -> None:
@@ -200,19 +200,19 @@ class _Leave:
     def remove_folders(self, kind: type[BaseException] | None, *_: Any) -> None:
         if kind is not None:
             with contextlib.suppress(OSError):
-                for path in self.made:
+                for path in self.created:
                     path.rmdir()  # of those that are empty
 
 
 def _make(folder: pathlib.Path) -> list[pathlib.Path]:
-    """Makes a folder; returns it and those above it that were made, the innermost first."""
-    made = []
+    """Makes a folder; returns it and those above it that were created, the innermost first."""
+    created = []
     for path in (folder, *folder.parents):
         if path.exists():
             break
-        made.append(path)
+        created.append(path)
     folder.mkdir(parents=True, exist_ok=True)
-    return made
+    return created
 
 
 def _clear(folder: pathlib.Path, kind: str) -> None:
