@@ -154,7 +154,7 @@ def wide(width):
 
 def test_what_cannot_fit_is_refused_on_shapes():
     found = wide(10**9)
-    with pytest.raises(ConfigError, match=r"roles\.student\.kwargs: 9[\d,.e+]+ GiB of .* hold"):
+    with pytest.raises(ConfigError, match=r"roles\.student\.kwargs: 9[\d,.e+]+ GiB of .* needs"):
         preflight.warn(found, print, alone=False)
     said = []
     preflight.warn(wide(10**9 + 1), said.append, alone=True, planned=True)

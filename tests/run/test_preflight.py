@@ -143,7 +143,7 @@ def _arm(config, arm):
 
 def test_class_means_of_a_teacher_that_moves_are_refused():
     moving = experiment_of(silent_faults.TGEO, AVERAGE)
-    with pytest.raises(ConfigError, match=r"^weighting\.name: .*teacher moves"):
+    with pytest.raises(ConfigError, match=r"^weighting\.name: .*teacher changes"):
         warnings_of(moving)
     without = {"weighting.kwargs.blocks": ("sg", "tg", "st", "s", "t", "g")}
     warnings_of(experiment_of(silent_faults.TGEO, AVERAGE | without))

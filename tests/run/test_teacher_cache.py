@@ -143,7 +143,7 @@ def test_answers_to_other_questions_are_refused(folder, changes, told):
     build.stored_teacher_outputs(experiment, first, frozen, lambda line: None)
     config = make_config(folder, **changes)
     experiment, frozen = make_experiment(config)
-    with pytest.raises(ConfigError, match=f"holds other answers(.|\n)*{told}"):
+    with pytest.raises(ConfigError, match=f"holds other teacher outputs(.|\n)*{told}"):
         build.stored_teacher_outputs(experiment, config, frozen, lambda line: None)
 
 
