@@ -52,7 +52,7 @@ class Optimizers(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Bilevel:
-    """How the outer gradient is taken.
+    """Computation of the outer gradient.
 
     Attributes:
       method: through one step: "exact"; "finite_difference", which is there to compare with;
@@ -113,7 +113,7 @@ class Bilevel:
             )
         self._check_horizon()
         if self.method == "last_layer" and fraction < 1:
-            what = "the last layer's product costs next to nothing on the whole batch"
+            what = "the product of the last layer is cheap on the complete batch"
             raise refusal("jvp_fraction", what, "set jvp_fraction to 1")
 
     def _check_horizon(self) -> None:

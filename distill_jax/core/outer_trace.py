@@ -337,7 +337,7 @@ class Made(NamedTuple):
 
 
 def last_layer(model: Model, params: Params, state: State, inputs: tuple[Any, ...]) -> list[bool]:
-    """Says of each parameter leaf whether it is of the last layer.
+    """Returns, for each parameter leaf, whether it belongs to the last layer.
 
     The last layer is what the logits depend on and the embedding does not.
 
@@ -349,7 +349,7 @@ def last_layer(model: Model, params: Params, state: State, inputs: tuple[Any, ..
         endpoints, _ = model.apply(params, state, *inputs, train=False, rngs={})
         for name in ("embedding", "logits"):
             if name not in endpoints:
-                what = f"the network gives no {name!r}, which tells its last layer"
+                what = f"the network gives no {name!r}, which identifies its last layer"
                 hint = "use method=exact, or return the output from the network"
                 raise refusal("method", what, hint)
         return endpoints["embedding"], endpoints["logits"]
