@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from distill_jax.core import ranges
-from distill_jax.core.api import Array, Params, PyTree
+from distill_jax.core import layerwise, ranges
+from distill_jax.core.api import Array, Params, PyTree, Role
 from distill_jax.core.errors import ArgumentError, nearest
 
 Schedule = Callable[[Any], Array]
@@ -80,6 +80,9 @@ def make_optimizer(
     decay_mask: Rules,
     clip_norm: float | None,
     kwargs: Mapping[str, Any],
+    freeze: Mapping[Role, Sequence[str]] | None = None,
+    lr_by_layer: layerwise.Rates = (),
+    layer_decay: float = 1.0,
 ) -> tuple[optax.GradientTransformation, Schedule]:
     """Builds the optimizer: clipping, then weight decay, then the update rule.
 
@@ -95,6 +98,9 @@ def make_optimizer(
       decay_mask: which leaves decay; read only where it matters.
       clip_norm: largest norm of the whole gradient, None for no limit.
       kwargs: further arguments of the optax function of that name.
+      freeze: see `layerwise.by_layer`.
+      lr_by_layer: likewise.
+      layer_decay: likewise.
 
     Returns:
       The transformation and the schedule that it follows. Rules that do not fit the parameters
@@ -130,7 +136,12 @@ def make_optimizer(
         used = [m for m in kind.masks if weight_decay or m == "trust_ratio_mask"]
         own = {"weight_decay": weight_decay, **dict.fromkeys(used, mask)}
     chain.append(kind.make(rate, **{**kind.defaults, **own, **kwargs}))
-    return optax.chain(*chain), rate
+    made = optax.chain(*chain)
+    if any((freeze or {}).values()) or lr_by_layer or layer_decay != 1:
+        made = layerwise.by_layer(
+            made, freeze=freeze, lr_by_layer=lr_by_layer, layer_decay=layer_decay
+        )
+    return made, rate
 
 
 # Schedules: the factor of the learning rate at step `t`; it stays at 1 until `begin`, the end of

@@ -13,7 +13,7 @@ from distill_jax import weights
 from distill_jax.core.api import Dataset
 from distill_jax.core.errors import ConfigError
 from distill_jax.models import vit
-from distill_jax.run import build, foreign, paths
+from distill_jax.run import arguments, build, foreign, paths
 from distill_jax.run import config as config_lib
 from distill_jax.run.build import networks, start
 from distill_jax.run.preflight import teachers
@@ -143,6 +143,49 @@ def test_a_student_starts_from_a_file_and_learns_from_another(tmp_path):
     (tmp_path / "student.safetensors").unlink()
     found = dj.load(tmp_path / "run", step="last")(np.zeros((2, 8, 8, 1), np.uint8))
     assert found["logits"].shape == (2, 3)
+
+
+@pytest.mark.slow
+def test_a_student_keeps_frozen_parts_and_learns_by_layers(tmp_path):
+    """Through a whole run: the frozen parts of the last state are the bits of the file."""
+    mine = written(tmp_path / "student.safetensors", classes=3, seed=1)
+    config = config_of(str(tmp_path / "student.safetensors"), str(tmp_path / "student.safetensors"))
+    config.roles.student.freeze = ("patches", "Block_0/Attention_*", "cls")
+    config.optim.lr_by_layer, config.optim.lr = (("student/Dense_0", 10.0),), 0.01
+    config.optim.weight_decay = 0.1
+    loop.train(config, tmp_path / "run", log_line=lambda line: None)
+    found = dj.load(tmp_path / "run", step="last")
+    after = found.params
+    for part in ("patches", "cls"):
+        jax.tree.map(np.testing.assert_array_equal, after[part], mine[part])
+    block, theirs = after["Block_0"], mine["Block_0"]
+    jax.tree.map(np.testing.assert_array_equal, block["Attention_0"], theirs["Attention_0"])
+    assert np.any(block["Dense_0"]["kernel"] != theirs["Dense_0"]["kernel"])
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        (
+            "roles.student.freeze",
+            ("Dense_9",),
+            r"roles\.student\.freeze: .*no parameter\n.*Dense_1",
+        ),
+        ("optim.lr_by_layer", (("Dense_9", 2.0),), r"optim\.lr_by_layer: .*matches no parameter"),
+        ("optim.lr_by_layer", (("Dense_0", -2.0),), r"optim\.lr_by_layer: "),
+        ("optim.layer_decay", 0.5, r"optim\.layer_decay: no network has numbered blocks"),
+        ("optim.layer_decay", 0.0, r"optim\.layer_decay: "),
+        ("roles.teacher.freeze", ("cls",), r"roles\.teacher\.freeze: a frozen role"),
+    ],
+)
+def test_frozen_parts_and_rates_that_fit_nothing_are_refused(tmp_path, path, value, message):
+    written(tmp_path / "teacher.safetensors", classes=3)
+    config = config_of(str(tmp_path / "teacher.safetensors"))
+    config = config_lib.override(config, {path: value})
+    with pytest.raises(ConfigError, match=message):
+        config_lib.validate(config)
+        with arguments.located(config):
+            assert build.build(config).abstract_state
 
 
 def test_a_network_without_its_head_leaves_that_of_the_file(tmp_path):

@@ -345,4 +345,7 @@ def schedule_args(config: ConfigDict, steps_per_epoch: float, total_steps: int) 
         "decay_mask": o.decay_mask,
         "clip_norm": o.clip_norm,
         "kwargs": o.kwargs.to_dict(),
+        "freeze": {role: tuple(spec.freeze) for role, spec in config.roles.items()},
+        "lr_by_layer": o.lr_by_layer,
+        "layer_decay": o.layer_decay,
     }

@@ -155,6 +155,7 @@ def _check_roles(config: ConfigDict) -> None:
     trainable = [n for n, r in config.roles.items() if not r.frozen and r.ema_of is None]
     for name, group in config.roles.items():
         where = f"roles.{name}"
+        _check_frozen_parts(group, where)
         if group.ema_of is not None:
             if group.frozen:
                 raise ConfigError(
@@ -187,6 +188,21 @@ def _check_roles(config: ConfigDict) -> None:
     if not trainable:
         hint = "add role(model, ...) that is neither frozen nor a moving average"
         raise ConfigError("no role is trainable", where="roles", hint=hint)
+
+
+def _check_frozen_parts(group: ConfigDict, where: str) -> None:
+    if not group.freeze:
+        return
+    for pattern in group.freeze:
+        if not isinstance(pattern, str):
+            raise mistyped(pattern, str, f"{where}.freeze")
+    if group.frozen or group.ema_of is not None:
+        what = "a frozen role" if group.frozen else "a moving average"
+        raise ConfigError(
+            f"{what} learns nothing, so no part of it can be kept from it",
+            where=f"{where}.freeze",
+            hint="leave it out",
+        )
 
 
 def _check_data(config: ConfigDict) -> None:

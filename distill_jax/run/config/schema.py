@@ -53,6 +53,7 @@ def role(model: str = "", **kwargs: Any) -> ConfigDict:
     config.kwargs = ConfigDict(kwargs)
     config.init = config_dict.placeholder(str)  # checkpoint, run folder or weights to start from
     config.frozen = False  # true for a network that is never trained, such as a teacher
+    config.freeze = ()  # patterns of parameters that keep their first values: ("stem*", "stage1_*")
     config.ema_of = config_dict.placeholder(str)  # this role is the moving average of that role
     config.decay = 0.996  # decay of the moving average, per step
     config.decay_schedule = "constant"  # constant | cosine | linear: the last two end at 1
@@ -157,6 +158,8 @@ def base() -> ConfigDict:
         (r"/(kernel|embedding)$", True),
         (r".", False),
     )
+    config.optim.lr_by_layer = ()  # (regex, factor of the rate) over role/path/to/leaf; first match
+    config.optim.layer_decay = 1.0  # factor of the rate of each block to that of the one behind it
     config.optim.clip_norm = config_dict.placeholder(float)  # largest global gradient norm
 
     config.mesh = ConfigDict()
