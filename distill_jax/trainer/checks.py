@@ -4,6 +4,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from distill_jax.core.api import Batch, Model, Objective, Role
 from distill_jax.core.errors import ArgumentError, nearest
@@ -64,7 +65,7 @@ def check_kinds(objective: Any, **optimizers: Any) -> None:
 
 def check_key(key: Any) -> None:
     """Raises `ArgumentError` for what is no scalar typed key."""
-    typed = jax.dtypes.issubdtype(getattr(key, "dtype", None), jax.dtypes.prng_key)
+    typed = hasattr(key, "dtype") and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
     if not typed or key.shape:
         what = f"key is {key!r}" if isinstance(key, int) else "key is not one typed key"
         raise ArgumentError(what, where="key", hint="jax.random.key(0)")
