@@ -9,6 +9,7 @@ import hashlib
 import importlib
 import os
 import pathlib
+import tempfile
 from collections.abc import Sequence
 from typing import Any
 
@@ -208,7 +209,11 @@ def open_onnx(
     options.log_severity_level = 4
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     try:
-        session = runtime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+        with tempfile.TemporaryDirectory() as empty:  # weights outside have no part in the checksum
+            options.add_session_config_entry(
+                "session.model_external_initializers_file_folder_path", empty
+            )
+            session = runtime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
     except Exception as error:
         hint = "an ONNX file of standard operators, with its weights inside"
         raise WeightsError(

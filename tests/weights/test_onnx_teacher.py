@@ -137,6 +137,15 @@ def test_files_that_are_no_graphs_are_refused(tmp_path):
         onnx_teacher.read_bytes(str(tmp_path / "weights.pth"))
 
 
+def test_weights_outside_the_file_are_refused(tmp_path, monkeypatch):
+    path = write_graph(tmp_path / "a.onnx")
+    onnx.save(onnx.load(path), path, save_as_external_data=True, location="w.bin", size_threshold=0)
+    monkeypatch.chdir(tmp_path)
+    assert (tmp_path / "w.bin").exists()
+    with pytest.raises(WeightsError, match="with its weights inside"):
+        onnx_teacher.open_onnx(path)
+
+
 def test_a_package_is_located_pinned_and_not_imported(tmp_path, monkeypatch):
     folder = tmp_path / "fake_onnx_package"
     folder.mkdir()
