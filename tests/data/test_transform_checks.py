@@ -44,6 +44,14 @@ def test_normalize_takes_a_number_for_each_channel():
         three(None, {"input": {"numeric": np.zeros((3, 2))}}, None)
 
 
+@pytest.mark.parametrize("name", ["random_crop", "horizontal_flip", "rotation", "random_erasing"])
+def test_geometry_takes_images_alone(name):
+    whole = transforms.compose({name: registry.resolve(name)()})
+    for x, word in ((np.zeros((4, 13)), r"inputs are \[b, 13\]"), ({"numeric": 0}, "a table")):
+        with pytest.raises(ConfigError, match=f"^{name}: .*{word}"):
+            whole(jax.random.key(0), {"input": x, "index": np.arange(4)}, np.int32(0))
+
+
 def look(x):
     _, report = checks.open_dataset(dataset(part(x), part(x)))
     assert report.values is not None

@@ -1,5 +1,7 @@
 """Draws and checks that transforms share."""
 
+from collections.abc import Mapping
+
 import jax
 import jax.numpy as jnp
 
@@ -44,3 +46,16 @@ def beta(key: Key, alpha: float) -> Array:
 
 def partner(x: Array) -> Array:
     return jnp.roll(x, 1, axis=0)
+
+
+def require_images(batch: Batch, name: str) -> None:
+    """Raises `ArgumentError`, naming a transform, unless inputs are images `[b, h, w, c]`."""
+    images = batch["input"]
+    if isinstance(images, Mapping):
+        what = "the input is a table, not images"
+    elif images.ndim != 4:
+        shape = ", ".join(("b", *map(str, images.shape[1:])))
+        what = f"takes images [b, h, w, c], and inputs are [{shape}]"
+    else:
+        return
+    raise ArgumentError(what, where=name, hint="leave it out for data that are not images")

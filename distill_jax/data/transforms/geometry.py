@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from distill_jax.core import rng
 from distill_jax.core.api import Array, Batch, Key, Transform
 from distill_jax.core.errors import ArgumentError
-from distill_jax.data.transforms._draws import beta, integer, require, uniform
+from distill_jax.data.transforms._draws import beta, integer, require, require_images, uniform
 
 
 def crop(images: Array, offsets: Array, *, padding: int, mode: str = "constant") -> Array:
@@ -41,6 +41,7 @@ def make_random_crop(*, padding: int = 4, mode: str = "zero") -> Transform:
 
     def apply(key: Key, batch: Batch, step: Array) -> Batch:
         del step
+        require_images(batch, "random_crop")
         side = min(batch["input"].shape[1:3])
         require(
             padding < side,
@@ -60,6 +61,7 @@ def make_horizontal_flip(*, probability: float = 0.5) -> Transform:
 
     def apply(key: Key, batch: Batch, step: Array) -> Batch:
         del step
+        require_images(batch, "horizontal_flip")
         flip = uniform(key, batch) < probability
         images = batch["input"]
         images = jnp.where(flip[:, None, None, None], images[:, :, ::-1], images)
@@ -109,6 +111,7 @@ def make_rotation(*, degrees: float = 15.0, fill: float = 0.0) -> Transform:
 
     def apply(key: Key, batch: Batch, step: Array) -> Batch:
         del step
+        require_images(batch, "rotation")
         angles = degrees * (2 * uniform(key, batch) - 1)
         return {**batch, "input": rotate(batch["input"], angles, fill=fill)}
 
@@ -172,6 +175,7 @@ def make_random_erasing(
 
     def apply(key: Key, batch: Batch, step: Array) -> Batch:
         del step
+        require_images(batch, "random_erasing")
         hit, share, ratio, *corner = uniform(key, batch, 5).T
         height, width = batch["input"].shape[1:3]
         pixels = height * width * (area[0] + (area[1] - area[0]) * share)
@@ -270,6 +274,7 @@ def make_random_resized_crop(
 
     def apply(key: Key, batch: Batch, step: Array) -> Batch:
         del step
+        require_images(batch, "random_resized_crop")
         if not jnp.issubdtype(batch["input"].dtype, jnp.floating):
             raise ArgumentError(
                 f"a scaled crop of {batch['input'].dtype} images",
