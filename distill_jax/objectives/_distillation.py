@@ -140,7 +140,8 @@ def check_same_classes(student: Array, teacher: Array, *, role: Role = "teacher"
         raise ArgumentError(
             f"the {role} has {teacher.shape[-1]} classes and the student {student.shape[-1]}",
             where=role,
-            hint="distillation of logits needs the same classes in the same order",
+            hint="distillation of logits needs the same classes in the same order; `classes` of a "
+            "role maps others to them",
         )
 
 

@@ -476,7 +476,7 @@ WRONG = [
     (structure(delete), ["optim.lr: missing key", "base()"]),
     (structure(misspell), ["optim.leaning_rate", "available: clip_norm"]),
     (structure(retype), ["seed: 'zero' is not of type int"]),
-    (structure(plain_role), ["roles.student.decay: missing key", "role()"]),
+    (structure(plain_role), ["roles.student.classes: missing key", "role()"]),
     (structure(no_group), ["optim: 3 is not of type ConfigDict"]),
 ]
 

@@ -110,6 +110,43 @@ def test_a_teacher_of_other_classes_is_refused(tmp_path):
         build.build(config_of(path))
 
 
+def test_a_teacher_of_other_classes_is_asked_about_groups_of_them(tmp_path):
+    """The softmax is the sum of the probabilities of a group, as a share of all groups."""
+    path = str(tmp_path / "teacher.safetensors")
+    theirs = written(path, classes=7)
+    config = config_of(path)
+    config.roles.teacher.classes = (6, (0, 2, 3), (5, 1))
+    config_lib.validate(config)
+    experiment = build.build(config)
+    x = np.random.default_rng(0).normal(size=(4, 8, 8, 1)).astype(np.float32)
+    plain, _ = vit.make(**ARGUMENTS, num_classes=7).apply(theirs, {}, x, train=False)
+    found, _ = experiment.models["teacher"].apply(theirs, {}, x, train=False)
+    p = np.asarray(jax.nn.softmax(plain["logits"]), np.float64)
+    summed = np.stack([p[:, 6], p[:, [0, 2, 3]].sum(1), p[:, [5, 1]].sum(1)], axis=1)
+    wanted = summed / summed.sum(1, keepdims=True)
+    np.testing.assert_allclose(jax.nn.softmax(found["logits"]), wanted, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("role", "classes", "message"),
+    [
+        ("teacher", (0, 1), r"roles\.teacher\.classes: names 2 classes, the data have 3"),
+        ("teacher", (0, 1, 7), r"roles\.teacher\.classes: names class 7, .* 7 classes\n.*0 to 6"),
+        ("teacher", (0, 1, (2, 1)), r"roles\.teacher\.classes: class 1 is named twice"),
+        ("teacher", (0, 1, ()), r"roles\.teacher\.classes: .*no class"),
+        ("student", (0, 1, 2), r"roles\.student\.classes: is for a frozen network"),
+    ],
+)
+def test_groups_of_classes_that_do_not_fit_are_refused(tmp_path, role, classes, message):
+    path = str(tmp_path / "teacher.safetensors")
+    written(path, classes=7)
+    config = config_of(path)
+    config.roles[role].classes = classes
+    with pytest.raises(ConfigError, match=message), arguments.located(config):
+        config_lib.validate(config)
+        build.build(config)
+
+
 def test_values_that_a_teacher_did_not_see_are_a_warning(tmp_path):
     written(tmp_path / "model.safetensors", classes=3)
     card = {"mean": [0.5] * 3, "std": [0.25] * 3, "input_size": [3, 8, 8]}

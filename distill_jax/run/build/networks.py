@@ -26,7 +26,7 @@ from distill_jax.core.api import (
 from distill_jax.core.errors import ConfigError, explained, nearest
 from distill_jax.core.precision import cast
 from distill_jax.core.weighted_objective import WeightedObjective
-from distill_jax.models import adapters
+from distill_jax.models import _class_groups, adapters
 from distill_jax.run import foreign, paths, teacher_cache
 from distill_jax.run.build.data import Batches, Data
 from distill_jax.run.build.method import Method
@@ -70,6 +70,16 @@ def make_networks(
     dataset, objective = data.dataset, method.objective
     provided = provided_to_models(dataset.classes, dataset.cardinalities, batches.image_size)
     models = _make_models(config, provided, trusted)
+    for role, spec in config.roles.items():
+        if spec.classes:
+            where, k = f"{role}.classes", len(dataset.classes)
+            if len(spec.classes) != k:
+                raise ConfigError(
+                    f"names {len(spec.classes)} classes, the data have {k}",
+                    where=f"roles.{where}",
+                    hint="one entry for each class of the data, in their order",
+                )
+            models[role] = _class_groups.grouped(models[role], spec.classes, where=where)
     teacher = None
     if config.cache.teacher:
         k = len(dataset.classes)
@@ -122,10 +132,17 @@ def plan_cache(
         transform=batches.transform,
         raw=batches.raw,
         outputs={role: shapes.roles[role].outputs for role in config.cache.roles},
-        networks={r: role_spec(config, r) for r in config.cache.roles if r in config.roles},
+        networks={r: _asked(config, r) for r in config.cache.roles if r in config.roles},
         epochs=math.ceil(data.total_steps / data.steps_per_epoch),
         devices=partition.batch_shards(mesh),
     )
+
+
+def _asked(config: ConfigDict, role: Role) -> tuple[str, dict]:
+    """Returns what the stored answers of a role depend on beside its weights."""
+    name, kwargs = role_spec(config, role)
+    groups = _class_groups.indices_of(config.roles[role].classes)
+    return name, {**kwargs, **({"classes": groups} if groups else {})}
 
 
 def role_spec(config: ConfigDict, role: Role) -> tuple[str, dict]:

@@ -156,6 +156,7 @@ def _check_roles(config: ConfigDict) -> None:
     for name, group in config.roles.items():
         where = f"roles.{name}"
         _check_frozen_parts(group, where)
+        _check_class_groups(group, f"{where}.classes")
         if group.ema_of is not None:
             if group.frozen:
                 raise ConfigError(
@@ -203,6 +204,27 @@ def _check_frozen_parts(group: ConfigDict, where: str) -> None:
             where=f"{where}.freeze",
             hint="leave it out",
         )
+
+
+def _check_class_groups(group: ConfigDict, where: str) -> None:
+    if not group.classes:
+        return
+    if not group.frozen:
+        raise ConfigError(
+            "is for a frozen network that was trained on other classes",
+            where=where,
+            hint="leave it out: a network that learns has the classes of the data",
+        )
+    members = []
+    for one in group.classes:
+        found = (one,) if type(one) is int else one
+        if not isinstance(found, (tuple, list)) or not found:
+            raise ConfigError(f"{one!r} is no class", where=where, hint="(3, (5, 7), 0)")
+        if not all(type(index) is int and index >= 0 for index in found):
+            raise ConfigError(f"{one!r} is no class", where=where, hint="indices from 0")
+        members += found
+    if twice := {index for index in members if members.count(index) > 1}:
+        raise ConfigError(f"class {min(twice)} is named twice", where=where, hint="each once")
 
 
 def _check_data(config: ConfigDict) -> None:
