@@ -125,6 +125,9 @@ def test_a_teacher_of_other_classes_is_asked_about_groups_of_them(tmp_path):
     summed = np.stack([p[:, 6], p[:, [0, 2, 3]].sum(1), p[:, [5, 1]].sum(1)], axis=1)
     wanted = summed / summed.sum(1, keepdims=True)
     np.testing.assert_allclose(jax.nn.softmax(found["logits"]), wanted, rtol=1e-5)
+    asked = networks.asked(config, "teacher")
+    config.roles.teacher.classes = (6, (0, 2, 3), 5)
+    assert networks.asked(config, "teacher") != asked  # of which stored answers depend
 
 
 @pytest.mark.parametrize(

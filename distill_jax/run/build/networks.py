@@ -132,13 +132,13 @@ def plan_cache(
         transform=batches.transform,
         raw=batches.raw,
         outputs={role: shapes.roles[role].outputs for role in config.cache.roles},
-        networks={r: _asked(config, r) for r in config.cache.roles if r in config.roles},
+        networks={r: asked(config, r) for r in config.cache.roles if r in config.roles},
         epochs=math.ceil(data.total_steps / data.steps_per_epoch),
         devices=partition.batch_shards(mesh),
     )
 
 
-def _asked(config: ConfigDict, role: Role) -> tuple[str, dict]:
+def asked(config: ConfigDict, role: Role) -> tuple[str, dict]:
     """Returns what the stored answers of a role depend on beside its weights."""
     name, kwargs = role_spec(config, role)
     groups = _class_groups.indices_of(config.roles[role].classes)
