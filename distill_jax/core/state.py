@@ -143,8 +143,10 @@ def infer_shapes(objective: Objective, models: Mapping[Role, Model], batch: Batc
     """
     for role in objective.roles:
         if role not in models:
+            weighting: Any = getattr(objective, "weighting", None)
+            owner = weighting if role in getattr(weighting, "roles", ()) else objective
             raise ArgumentError(
-                f"objective {type(objective).__name__} needs a network {role!r}",
+                f"{type(owner).__name__} needs a network {role!r}",
                 where="roles",
                 hint=f"it needs {', '.join(objective.roles)}; {nearest(role, models)}",
             )

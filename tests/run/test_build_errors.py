@@ -112,6 +112,13 @@ CORPUS = [
         ["needs a network 'teacher'", "roles"],
     ),
     (
+        "missing network of a weighting",
+        KD,
+        "train",
+        ["weighting.name=meta_weight_net"],
+        ["roles: MetaWeightNet needs a network 'weighting'"],
+    ),
+    (
         "spare role",
         SUPERVISED,
         "train",
