@@ -46,8 +46,8 @@ class KD(OfTask):
         student, state = nets("student", batch["input"], train=True)
         target = ask_teacher(nets, batch)["logits"]
         check_same_classes(student["logits"], target)
-        name, value = self.label_term(student["logits"], batch)
         distillation = self.distillation(student["logits"], target, temperature=self.temperature)
+        name, value = self.label_term(student["logits"], batch)
         return Terms(
             values={"distillation": distillation, name: value},
             coef={"distillation": self.alpha, name: 1 - self.alpha},
