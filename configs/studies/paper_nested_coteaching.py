@@ -46,8 +46,8 @@ def second_stage(first: str, **kwargs) -> dict:
 def get_config():
     config = common.fashion_mnist()
     config.objective.name = "nested_coteaching"
-    config.roles.student = config_lib.role("mlp", hidden=(256, 256))
-    config.roles.peer = config_lib.role("mlp", hidden=(256, 256))
+    config.roles.student = config_lib.role("mlp", hidden=(256, 256), num_classes=10)
+    config.roles.peer = config_lib.role("mlp", hidden=(256, 256), num_classes=10)
     config.data.train_transforms = ("horizontal_flip", "normalize")
     del config.data.transform_kwargs["random_crop"]
     config.data.corrupt = {"label_noise": NOISE}
