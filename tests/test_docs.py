@@ -212,7 +212,7 @@ def shrunk(args):
             more[f"evaluators.{name}"] = "none"
     more |= few_arms(config)
     if config.weighting.name or "weighting" in str(list(arms(config).values())):
-        more["bilevel.warmup"] = 1
+        more |= {"bilevel.warmup": 1, "bilevel.outer_batch": 0.25}
     return [*args, *(f"--config.{key}={value}" for key, value in more.items())]
 
 

@@ -103,7 +103,7 @@ def test_a_weigher_can_weigh_each_teacher():
         loss_terms=("cross_entropy", "distillation/teacher1", "distillation/teacher2"),
         num_classes=K,
     )
-    with pytest.raises(ConfigError, match="no term 'distillation/teacher3'"):
+    with pytest.raises(ConfigError, match="no loss term 'distillation/teacher3'"):
         bad = WeightedObjective(
             objective=objective, weighting=weighted.weighting, loss_terms=("distillation/teacher3",)
         )
