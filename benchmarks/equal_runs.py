@@ -30,11 +30,12 @@ SAME = [
     "--config.eval.every=6",
     "--config.log.every_steps=4",
 ]
+PIXELS = "--config.data.transform_kwargs.normalize={'mean': (0.506,), 'std': (0.182,)}"
 PROBE = ["--config.evaluators.few_label_probe.draws=2"]
 ONE_PART = ["--config.data.outer=0", "--config.bilevel.outer_batch=0.5"]  # as earlier checkouts
 DURATION = re.compile(r"--config\.(total|[a-z.]+\.(?:warmup|every))=(\d+)")
-SUPERVISED = "--config=configs/distill/supervised.py:smoke"
 TEACHER = "--config.roles.teacher.init={out}/teacher"
+SUPERVISED = ["--config=configs/distill/supervised.py:smoke", PIXELS]
 STUDY = [
     "--mode=study",
     "--config.study.arms={'slow': {}, 'fast': {'optim': {'lr': 0.2}}}",
@@ -43,16 +44,21 @@ STUDY = [
 ]
 RUNS = {
     "teacher": [
-        "--config=configs/distill/supervised.py:smoke",
+        *SUPERVISED,
         "--config.checkpoint.every=6",
     ],
-    "kd": ["--config=configs/distill/kd.py:smoke", TEACHER, "--config.watch.nonfinite=skip"],
-    "kd_cached": ["--config=configs/distill/kd_cached.py:smoke", TEACHER],
-    "tgeo_kd": ["--config=configs/bilevel/tgeo_kd.py:smoke", TEACHER],
+    "kd": [
+        "--config=configs/distill/kd.py:smoke",
+        PIXELS,
+        TEACHER,
+        "--config.watch.nonfinite=skip",
+    ],
+    "kd_cached": ["--config=configs/distill/kd_cached.py:smoke", PIXELS, TEACHER],
+    "tgeo_kd": ["--config=configs/bilevel/tgeo_kd.py:smoke", PIXELS, TEACHER],
     "simclr": ["--config=configs/ssl/simclr.py:smoke", *PROBE],
-    "ijepa": ["--config=configs/ssl/ijepa.py:smoke", *PROBE],
-    "replicas": [SUPERVISED, *STUDY, "--config.study.replicas=yes"],
-    "alone": [SUPERVISED, *STUDY, "--config.study.replicas=no"],
+    "ijepa": ["--config=configs/ssl/ijepa.py:smoke", PIXELS, *PROBE],
+    "replicas": [*SUPERVISED, *STUDY, "--config.study.replicas=yes"],
+    "alone": [*SUPERVISED, *STUDY, "--config.study.replicas=no"],
 }
 
 
