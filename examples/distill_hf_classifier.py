@@ -3,7 +3,6 @@
 import sys
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
@@ -12,7 +11,7 @@ import distill_jax as dj
 from distill_jax.models import pretrained
 
 teacher = pretrained.language_model(sys.argv[1] if len(sys.argv) > 1 else "runs/bert")
-vocabulary, classes = teacher.arguments["vocabulary"], teacher.arguments["num_classes"]
+vocabulary, classes = (teacher.arguments[name] for name in ("vocabulary", "num_classes"))
 
 
 class BagOfTokens(nnx.Module):
@@ -25,8 +24,8 @@ class BagOfTokens(nnx.Module):
         return self.out((self.embed(x["tokens"]) * mask).sum(1) / mask.sum(1))
 
 
-rng = np.random.default_rng(0)  # in place of texts by the folder's tokenizer, see docs/language.md
-inputs = {"tokens": rng.integers(0, vocabulary, (512, 16)), "mask": np.ones((512, 16), np.int32)}
+tokens = np.random.default_rng(0).integers(0, vocabulary, (512, 16))  # or docs/language.md's
+inputs = {"tokens": tokens, "mask": np.ones((512, 16), np.int32)}
 answer = jax.jit(lambda x: teacher.model.apply(teacher.params, {}, x, train=False)[0]["logits"])
 trainer = dj.Trainer(
     dj.objectives.KD(temperature=2.0, alpha=1.0),  # no labels: the teacher alone
@@ -34,9 +33,10 @@ trainer = dj.Trainer(
     frozen={"teacher": (teacher.model, teacher.params, {})},
     optimizer=optax.adam(1e-2),
 )
-parts = [jax.tree.map(lambda x, i=i: jnp.asarray(x[i::8]), inputs) for i in range(8)]
-state = trainer.init(jax.random.key(0), {"input": parts[0], "label": np.zeros(64, np.int32)})
-for part in parts * 20:
-    state, metrics = trainer.step(state, {"input": part, "label": np.zeros(64, np.int32)})
+parts = [jax.tree.map(lambda x, i=i: x[i::8], inputs) for i in range(8)]
+batches = [{"input": part, "label": np.zeros(64, np.int32)} for part in parts]
+state = trainer.init(jax.random.key(0), batches[0])
+for batch in batches * 20:
+    state, metrics = trainer.step(state, batch)
 same = trainer.predict(state, inputs)["logits"].argmax(1) == answer(inputs).argmax(1)
 print(f"loss {float(metrics['loss']):.4f}, agreement with the teacher {float(same.mean()):.3f}")

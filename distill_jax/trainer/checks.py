@@ -11,6 +11,20 @@ from distill_jax.core.errors import ArgumentError, nearest
 from distill_jax.core.weighted_objective import WeightedObjective
 
 
+def check_levels(
+    objective: Objective, outer_optimizer: Any, bilevel: Any, accum_steps: int
+) -> None:
+    """Raises `ArgumentError` for arguments of a bilevel problem that do not go together."""
+    if outer_optimizer is None:
+        if bilevel is not None:
+            raise ArgumentError("bilevel needs an outer_optimizer")
+        return
+    if not isinstance(objective, WeightedObjective):
+        raise ArgumentError("outer_optimizer needs a WeightedObjective")
+    if accum_steps > 1:
+        raise ArgumentError("a learned weighting needs accum_steps of 1")
+
+
 def all_models(
     networks: Mapping[Role, Model], frozen: Mapping[Role, Any], averages: Mapping[Role, Any]
 ) -> dict[Role, Model]:

@@ -142,12 +142,7 @@ class Trainer:
             options=options or Options(),
         )
         checks.check_roles(objective, self.models)
-        if not self.two_levels and bilevel is not None:
-            raise ArgumentError("bilevel needs an outer_optimizer")
-        if self.two_levels and not isinstance(objective, WeightedObjective):
-            raise ArgumentError("outer_optimizer needs a WeightedObjective")
-        if self.two_levels and self.options.accum_steps > 1:
-            raise ArgumentError("a learned weighting needs accum_steps of 1")
+        checks.check_levels(objective, outer_optimizer, bilevel, self.options.accum_steps)
         steps.check_accumulation(objective, self.options.accum_steps)
 
     # Derived from the arguments.
