@@ -32,7 +32,11 @@ SAME = [
 ]
 PIXELS = "--config.data.transform_kwargs.normalize={'mean': (0.506,), 'std': (0.182,)}"
 PROBE = ["--config.evaluators.few_label_probe.draws=2"]
-ONE_PART = ["--config.data.outer=0", "--config.bilevel.outer_batch=0.5"]  # as earlier checkouts
+ONE_PART = [  # as earlier checkouts
+    "--config.data.outer=0",
+    "--config.data.held_out=0.1",
+    "--config.bilevel.outer_batch=0.5",
+]
 DURATION = re.compile(r"--config\.(total|[a-z.]+\.(?:warmup|every))=(\d+)")
 TEACHER = "--config.roles.teacher.init={out}/teacher"
 SUPERVISED = ["--config=configs/distill/supervised.py:smoke", PIXELS]

@@ -172,7 +172,7 @@ def test_the_loss_of_invariance(penalty, weight):
 
 def test_data_without_domains_are_refused():
     batch = {k: v for k, v in facts().items() if k != "domain"}
-    with pytest.raises(ConfigError, match="which domain"):
+    with pytest.raises(ConfigError, match="have no domain"):
         invariance.make().loss(answers(student=jnp.asarray(LOGITS)), batch, {}, jnp.int32(0))
 
 

@@ -98,6 +98,7 @@ def test_balanced_weights_are_counted_on_the_training_part(files):
                 "weighting.name": "trilateral",
                 "weighting.loss_terms": ("squared_error", "distillation"),
                 "bilevel.outer_batch": 0.5,
+                "data.outer": 0.0,
             },
             "class means",
         ),

@@ -173,6 +173,7 @@ def test_one_module_imports_by_name():
         ("__init__.py", "import_module"),  # of public names, from tables in the code
         ("_lazy.py", "import_module"),
         ("certificates.py", "import_module"),  # networks of the tables of families
+        ("onnx_teacher.py", "import_module"),  # onnxruntime
         ("program.py", "import_module"),  # converters, by names in the code
     }
 

@@ -56,7 +56,7 @@ def smoke(config: ConfigDict) -> ConfigDict:
     everything = (config, *config.study.arms.values())
     if any(changes.get("weighting", {}).get("name") for changes in everything):
         config.bilevel.outer_batch = min(config.bilevel.outer_batch, 0.25)
-        config.data.held_out = max(config.data.held_out, 0.1)
+        config.data.held_out = max(config.data.held_out, 0.2)
     for changes in everything:
         with changes.unlocked(), changes.ignore_type():
             _shrink(changes, images=images)
