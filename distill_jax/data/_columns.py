@@ -37,8 +37,8 @@ class Table:
       path: the file, or the folder of the files.
       cells: `[n]` by column: `object` arrays of text with None where it is missing, or float64
         with NaN.
-      rows: for messages, `[n]`: which line or row of which file each is.
-      unusable: columns that hold neither text nor numbers, and what they hold.
+      rows: `[n]`, the file and line or row number of each row, for messages.
+      unusable: types of the columns that hold neither text nor numbers, by column.
       names: all columns in their order.
     """
 
@@ -52,14 +52,14 @@ class Table:
         return len(self.rows)
 
     def at(self, i: int) -> str:
-        """Returns where row `i` stands."""
+        """Returns the location of row `i`, for messages."""
         return self.rows[i]
 
     def check(self, column: str) -> None:
-        """Refuses a column that holds something else than text or numbers.
+        """Raises an error for a column that holds neither text nor numbers.
 
         Raises:
-          DataUnavailable: the hint says what to do.
+          DataUnavailable: the column is unusable; the hint gives the remedy.
         """
         if column in self.unusable:
             raise DataUnavailable(
@@ -81,7 +81,7 @@ class Table:
 
         Raises:
           DataUnavailable: a few cells that are no numbers among many that are, infinite values, or
-            whole numbers too large to be told apart.
+            whole numbers too large to be represented exactly.
         """
         self.check(column)
         cells = self.cells[column]
@@ -136,7 +136,7 @@ def _spell(x: float) -> str:
 
 
 def kind(path: Path) -> str:
-    """Returns the ending that tells the format of a file, without `.gz`; "" of others."""
+    """Returns the file extension of a known format, without `.gz`; "" for other files."""
     suffixes = [suffix.lower() for suffix in path.suffixes]
     if suffixes[-1:] == [".gz"]:
         suffixes.pop()
@@ -144,12 +144,12 @@ def kind(path: Path) -> str:
 
 
 def read(path: Path, *, delimiter: str = "", missing: Sequence[str] = MISSING) -> Table:
-    """Reads a whole file, in the format that its name tells.
+    """Reads a whole file; the format is inferred from its name.
 
     Args:
       path: `.csv`, `.tsv` (UTF-8 with a header, quoted with `"`), `.jsonl` (an object a line), each
         plain or `.gz`, or `.parquet`.
-      delimiter: of text; by default that of the ending.
+      delimiter: delimiter of text files; by default that of the extension.
       missing: cells of text that stand for a missing value.
 
     Raises:
@@ -287,7 +287,7 @@ def _from_values(
 
 
 def _exceeds(values: Sequence[Any]) -> bool:
-    """Says whether a whole number is too large for float64; the values are then kept as text."""
+    """Returns whether a whole number is too large for float64; the values are then kept as text."""
     return any(isinstance(value, int) and abs(value) >= WHOLE for value in values)
 
 
@@ -351,7 +351,7 @@ def read_parquet(path: Path) -> Any:
 
 
 class arrow_reading:
-    """As `source.reading`, for what Arrow raises: errors of types of its own among others."""
+    """Like `source.reading`, for errors raised by Arrow, including Arrow's own types."""
 
     def __init__(self, path: Path, *, hint: str):
         self.path, self.hint = path, hint

@@ -45,15 +45,15 @@ class Undecodable(ValueError):
 class Decoder:
     """Turns the content of an image file into uint8 `[h, w, c]`.
 
-    The orientation in EXIF is applied. 16 bits a channel become 8. Of animations the first frame
-    counts. Transparent pixels are laid over black, unless there are four channels.
+    The orientation in EXIF is applied. Channels of 16 bits are reduced to 8. Only the first frame
+    of an animation is read. Transparent pixels are laid over black, unless there are four channels.
 
     Attributes:
       channels: 1 (luminance), 3 or 4.
       size: height and width; None keeps those of the image.
-      fit: how an image gets another size: "crop" cuts the centre of the right aspect out and
-        scales it, "stretch" changes the aspect, "pad" scales it to fit and fills up with black.
-      most_pixels: images with more are refused before they are decoded.
+      fit: how an image is resized: "crop" cuts out the centre with the right aspect and scales it,
+        "stretch" changes the aspect, "pad" scales it to fit and fills up with black.
+      most_pixels: images with more pixels are rejected before decoding.
       shape: `[h, w]` that every image must have where `size` is None.
     """
 
@@ -106,7 +106,7 @@ class _explained:
 
 @contextlib.contextmanager
 def open_image(content: bytes | Path, most_pixels: int) -> Iterator[Image.Image]:
-    """Opens an image, of which the header alone is read.
+    """Opens an image and reads its header only.
 
     Raises:
       Undecodable: no image of `FORMATS`, or one with more pixels than allowed.
@@ -159,7 +159,7 @@ def make_decoder(
     """Returns the decoder of a set of images.
 
     Args:
-      contents: all of them; the first that can be read gives the shape where there is no `size`.
+      contents: all images; the first readable one sets the shape where there is no `size`.
       size: side, or height and width; 0 where all images have the same size already.
       mode: "grey", "rgb", "rgba", or "auto": "grey" where `LOOKED_AT` of the images, evenly spaced,
         have no colour, else "rgb".
@@ -167,7 +167,7 @@ def make_decoder(
       most_pixels: see `Decoder`.
 
     Raises:
-      ArgumentError: an argument of another value.
+      ArgumentError: an invalid argument.
     """
     sides = (size, size) if isinstance(size, int) else tuple(size)
     if len(sides) != 2 or not all(isinstance(s, int) and 0 <= s <= 2**14 for s in sides):
@@ -216,10 +216,10 @@ class EncodedImages:
 
     Args:
       contents: `[n]`, files or their bytes.
-      labels: int32 `[n]`, or what `task` says.
+      labels: int32 `[n]`, or labels of another `task`.
       decoder: of all of them.
       provenance: where they came from.
-      names: of the images, `[n]`, for messages.
+      names: names of the images, `[n]`, for messages.
       task: what labels are; see `labels`.
       ignore_label: the value that stands for an unknown label.
     """
@@ -254,7 +254,7 @@ class EncodedImages:
         """Returns `input` uint8 `[b, h, w, c]` and `label`, int32 `[b]` or float32 `[b, m]`.
 
         Raises:
-          DataUnavailable: a file that cannot be decoded, or has gone.
+          DataUnavailable: a file that cannot be decoded or no longer exists.
         """
         images = []
         for i in np.asarray(indices).tolist():
@@ -281,8 +281,8 @@ def decode(
       keep: whether the images are returned, or only tried.
 
     Returns:
-      uint8 `[n, h, w, c]`, zeros where an image cannot be decoded, or None; and what is wrong with
-      each of those, by position.
+      uint8 `[n, h, w, c]`, zeros where an image cannot be decoded, or None; and the error of each
+      of those images, by position.
     """
     shape = decoder.size or decoder.shape or (1, 1)
     images = np.zeros((len(contents), *shape, decoder.channels), np.uint8) if keep else None
@@ -340,19 +340,19 @@ def make_dataset(
 
     Args:
       contents: `[n]`, files or their bytes.
-      labels: int32 `[n]`, or what the task says.
+      labels: int32 `[n]`, or labels of another task.
       parts: of the images, `[n]`: see `_splits.settle`.
       names: `[n]`, for messages.
       classes: names in label order.
       decoder: of all of them.
       on_error: "refuse" or "skip".
-      resident_bytes: size of the decoded images up to which they are held in memory.
-      provenance: of all of them; name, number and checksum are replaced.
-      checksum: of the images at some positions.
-      notes: what was left out before.
+      resident_bytes: largest total size of decoded images that are held in memory.
+      provenance: provenance of all images; name, number and checksum are replaced.
+      checksum: function that returns the checksum of the images at given positions.
+      notes: what was left out earlier, one line each.
       task: what labels are.
       ignore_label: the value that stands for an unknown label.
-      held_out: share of the training part held out where no part is.
+      held_out: share of the training part to hold out where `parts` has no held-out part.
       split_seed: seed of that split.
 
     Raises:

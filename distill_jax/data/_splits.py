@@ -1,4 +1,4 @@
-"""Which part an example of a user's files belongs to, and the names of its class."""
+"""Assignment of a user's examples to parts, and the names of classes."""
 
 import hashlib
 from collections.abc import Iterable, Sequence
@@ -31,8 +31,8 @@ def by_hash(
 ) -> np.ndarray:
     """Returns the part of each key, an array of "train", "held_out" and "test".
 
-    What belongs to the test part depends on the key and `seed` alone; what is held out of the rest
-    too. Examples that are added later move none that were there before.
+    Membership in the test part depends only on the key and `seed`, and so does the choice of
+    held-out examples among the rest. Adding examples later does not move existing ones.
 
     Args:
       keys: one for each example; equal ones fall in the same part.
@@ -59,16 +59,16 @@ def by_hash(
 
 
 def check_held_out(held_out: float) -> None:
-    """Refuses shares outside of [0, 1)."""
+    """Raises an error for shares outside of [0, 1)."""
     if not 0 <= held_out < 1:
         raise ArgumentError(f"held_out is {held_out}", where="held_out", hint="0 <= x < 1")
 
 
 def check_filled(parts: np.ndarray, *, where: str, what: str) -> None:
-    """Refuses parts of which the training or the test part is empty.
+    """Raises an error if the training or the test part is empty.
 
     Raises:
-      DataUnavailable: which one it is.
+      DataUnavailable: one of them is empty; the message names it.
     """
     for name in ("train", "test"):
         if name not in parts:
@@ -81,7 +81,7 @@ def check_filled(parts: np.ndarray, *, where: str, what: str) -> None:
 
 
 def settle(parts: np.ndarray, *, where: str) -> np.ndarray:
-    """Returns parts that the files name; without a test part, what is held out takes its place.
+    """Returns the parts named by the files; without a test part, the held-out part replaces it.
 
     Raises:
       DataUnavailable: no training part, or nothing beside it.
@@ -97,7 +97,7 @@ def settle(parts: np.ndarray, *, where: str) -> np.ndarray:
 
 
 def held(parts: np.ndarray) -> np.ndarray | None:
-    """Returns which training examples are held out, bool `[n]`; None where the files do not say."""
+    """Returns which training examples are held out, bool `[n]`; None where not specified."""
     own = parts == "held_out"
     return own if own.any() else None
 
@@ -106,7 +106,7 @@ def part_of(value: str, *, where: str) -> str:
     """Returns the part that a folder, a file or a cell names.
 
     Raises:
-      DataUnavailable: it names none.
+      DataUnavailable: the value names no part.
     """
     part = SPLITS.get(value.strip().lower())
     if part is None:
@@ -136,7 +136,7 @@ def number(
     where: str,
     what: str,
 ) -> tuple[np.ndarray, tuple[str, ...]]:
-    """Gives classes their numbers.
+    """Assigns numbers to classes.
 
     Args:
       labels: the name of the class of each example, `[n]`; None where it is unknown.

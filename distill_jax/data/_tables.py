@@ -1,9 +1,9 @@
-"""What the tables share: delimited text in chunks, ids of categories, scaling, embedded files.
+"""Code shared by the tables: delimited text in chunks, ids of categories, scaling, embedded files.
 
 A table's input is `{"categorical": int32 [n, c], "numeric": float32 [n, m]}`. Column j of
-`categorical` holds ids in [0, cardinalities[j]); id 0 stands for a missing value and for one that
-the training part does not have. Which values have ids, and the mean and deviation of every numeric
-column, come from the official training part alone, before the held-out share is carved off.
+`categorical` holds ids in [0, cardinalities[j]); id 0 stands for a missing value and for a value
+that does not occur in the training part. The vocabulary of ids and the mean and deviation of every
+numeric column come from the official training part alone, before the held-out share is split off.
 """
 
 import dataclasses
@@ -29,7 +29,7 @@ MISSING = frozenset({"", "?"})
 
 
 class _Converted(dict[str, Any]):
-    """What `to` makes of each cell, stripped of blanks; `last` is the newest one asked for."""
+    """Results of `to` by cell, stripped of blanks; `last` is the cell that was converted last."""
 
     def __init__(self, to: Callable[[str], Any]):
         self.to, self.last = to, ""
@@ -60,11 +60,11 @@ class Chunk:
     def convert(
         self, column: str, to: Callable[[str], Any], dtype: Any, *, expected: str
     ) -> np.ndarray:
-        """Returns `to` of every cell of a column, stripped of blanks; each value is asked once.
+        """Returns `to` of every cell of a column, stripped of blanks; each value is converted once.
 
         Raises:
-          DataUnavailable: `to` raised KeyError or ValueError; file, line, cell and what was
-            `expected` are named.
+          DataUnavailable: `to` raised KeyError or ValueError; the message names the file, line,
+            cell and what was `expected`.
         """
         cells, table = self.columns[column], _Converted(to)
         try:
@@ -140,14 +140,14 @@ def read_chunks(
 
 
 class Raw(NamedTuple):
-    """A part of a table before its training part has said what has an id.
+    """A part of a table before ids are assigned from the training part.
 
     Attributes:
       codes: int `[n, c]`, positions in `values`.
       values: the strings of each of the c categorical columns.
       numeric: float64 `[n, m]`.
-      labels: int `[n]`, or what the task says.
-      provenance: of the part.
+      labels: int `[n]`, or labels of another task.
+      provenance: provenance of the part.
     """
 
     codes: np.ndarray
@@ -158,7 +158,7 @@ class Raw(NamedTuple):
 
 
 class _Codes(dict[str, int]):
-    """Numbers new strings in the order in which they are asked for."""
+    """Numbers new strings in the order in which they are first looked up."""
 
     def __missing__(self, value: str) -> int:
         return self.setdefault(value, len(self))
@@ -179,16 +179,16 @@ def read_raw(
 
     Args:
       path: the file, plain or `.gz`.
-      columns: names of all columns; those named nowhere else are dropped.
+      columns: names of all columns; those not used by another argument are dropped.
       categorical: names of the c categorical columns.
       numeric: names of the m numeric columns.
       label: name of the column of labels.
       labels: label numbers by their text.
-      name: honest name of the part.
+      name: accurate name of the part.
       licence: SPDX identifier or short name.
 
     Raises:
-      DataUnavailable: the file is empty, damaged, or a cell is not what its column holds.
+      DataUnavailable: the file is empty, damaged, or a cell does not fit the type of its column.
     """
     known = ", ".join(labels)
     codes = {key: _Codes() for key in categorical}
@@ -226,8 +226,8 @@ def signed_log(x: np.ndarray) -> np.ndarray:
 def standardize(train: np.ndarray, *others: np.ndarray) -> None:
     """Brings columns to mean 0 and deviation 1 of `train`, in place; NaN becomes 0, the mean.
 
-    A column that does not vary in `train` is centred only. Columns are taken one by one, so that
-    nothing of the size of the table is allocated.
+    A column that does not vary in `train` is centred only. Columns are processed one by one, so
+    that no array of the size of the table is allocated.
     """
     for j in range(train.shape[1]):
         present = train[:, j][~np.isnan(train[:, j])].astype(np.float64)
@@ -249,7 +249,7 @@ def make_dataset(
     task: str = "classification",
     ignore_label: float | None = None,
 ) -> Dataset:
-    """Gives ids and scales as the training part says; see the module.
+    """Assigns ids and scales from the training part; see the module.
 
     Ids follow the sorted values of a column, from 1.
 
@@ -328,8 +328,8 @@ def read_asset(
 
     Keys of the `.npz`: `codes` uint8 `[c, n]`, `values` (UTF-8 of a JSON list of c lists of
     strings), `numeric_<j>` unsigned `[n]` for each numeric column, `scale` `[m]` by which they are
-    divided, `label` uint8 `[n]`, `test_<split>` bool `[n]`. Columns lie one after another because
-    they compress better so.
+    divided, `label` uint8 `[n]`, `test_<split>` bool `[n]`. Columns are stored one after another
+    because they compress better that way.
 
     Raises:
       DataUnavailable: the file is absent from the installation or damaged.
@@ -362,7 +362,7 @@ def make_hash(column: str, buckets: int) -> Callable[[str], int]:
         1 + BLAKE2b(value in UTF-8; key = column name, 8 bytes, little-endian) mod (buckets - 1)
 
     so that ids need no vocabulary, do not depend on the rows read, and equal values of different
-    columns collide independently. No value is unknown; rare ones share buckets with others.
+    columns collide independently. No value is unknown; rare values share buckets with others.
 
     Raises:
       ArgumentError: fewer than 2 buckets.
@@ -412,15 +412,15 @@ def make_click_log(
 ) -> Dataset:
     """Reads one large file of clicks in the order of time; its last rows are the test part.
 
-    The file is read twice, once to count its lines, so that nothing but the arrays and one chunk
-    is held: 4 (c + m + 1) bytes a row. The digests in the provenance are those of the arrays.
+    The file is read twice, once to count its lines, so that only the arrays and one chunk are held
+    in memory: 4 (c + m + 1) bytes a row. The digests in the provenance are those of the arrays.
 
     Args:
       encode: `chunk -> (labels [n], c columns of ids [n], m columns of numbers [n])`; a number is
         NaN where it is missing.
       path: the file, plain or `.gz`.
-      name: of the data in that layout.
-      hint: what should lie at `path`.
+      name: name of the data in that layout.
+      hint: the file expected at `path`.
       columns: names of all columns.
       delimiter: one character.
       header: whether the first line holds those names.

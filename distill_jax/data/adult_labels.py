@@ -1,7 +1,7 @@
-"""Adult as several labels at once: five facts of a person from what the census form says besides.
+"""Adult as a multilabel task: five facts about a person, predicted from the other census columns.
 
 The rows and the test part are those of `adult` with its own split. A label is taken from one column
-or from the income, and all columns that tell a label, or much of it, are no inputs:
+or from the income, and columns that reveal a label, fully or largely, are not inputs:
 
 | label | present where | columns left out |
 |---|---|---|
@@ -11,8 +11,8 @@ or from the income, and all columns that tell a label, or much of it, are no inp
 | `full_time` | hours-per-week is 40 or more | hours-per-week |
 | `degree` | educational-num is 13 or more: a bachelor's degree | education, educational-num |
 
-Left are workclass, occupation, race, native-country, age, fnlwgt, capital-gain and capital-loss.
-Licence and origin: DATA_LICENSES.md.
+The remaining columns are workclass, occupation, race, native-country, age, fnlwgt, capital-gain and
+capital-loss. Licence and origin: DATA_LICENSES.md.
 """
 
 import numpy as np
@@ -29,7 +29,7 @@ LOG = (NUMERIC.index("capital-gain"), NUMERIC.index("capital-loss"))
 def make(*, held_out: float = 0.1, split_seed: int = 0) -> Dataset:
     """Returns 4 categorical and 4 numeric columns, 5 labels.
 
-    The held-out part is drawn from all training examples alike.
+    The held-out part is drawn uniformly from all training examples.
 
     Args:
       held_out: share of the training part held out.

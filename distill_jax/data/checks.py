@@ -1,8 +1,8 @@
 """Checks that every data set passes when it is opened, whatever its source.
 
-A network trains on almost anything without an error: a missing value, one part in other units than
-another, a channel axis in the wrong place, labels that wrap around. Each check is a function of the
-arrays alone. Impossible values raise an error; unusual ones give a warning.
+A network trains on almost anything without an error: a missing value, parts in different units, a
+channel axis in the wrong place, labels that wrap around. Each check is a function of the arrays
+alone. Impossible values raise an error; unusual ones give a warning.
 
 Floating-point inputs are read once. Parts larger than `SCANNED_BYTES` are sampled, and the rest is
 checked as it is read (`Guarded`).
@@ -43,13 +43,13 @@ SPREAD = 16.0
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Report:
-    """What was found in a data set.
+    """The findings of the checks of a data set.
 
     Attributes:
       warnings: one line each, without a full stop.
-      values: of the training part, where the input is one array; None where it is not, or where
-        only shapes are known.
-      scanned: whether all values were looked at.
+      values: statistics of the training part, where the input is one array; None where it is not,
+        or where only shapes are known.
+      scanned: whether all values were read.
     """
 
     warnings: tuple[str, ...] = ()
@@ -84,7 +84,7 @@ def count_classes(parts: Mapping[str, np.ndarray], *, where: str = "data") -> in
     """Returns the number of classes of data whose classes have no names.
 
     Args:
-      parts: labels int32 `[n]` by part, of which "train" decides.
+      parts: labels int32 `[n]` by part; the count is that of "train".
       where: path of the file or of the setting.
 
     Raises:
@@ -125,7 +125,7 @@ def _some(values: Sequence[Any] | np.ndarray) -> str:
 
 
 def check_layout(shape: Sequence[int], dtype: Any, *, name: str, where: str) -> None:
-    """Refuses arrays of images whose channels are not on the last axis.
+    """Raises an error for arrays of images whose channels are not on the last axis.
 
     Args:
       shape: `[n, h, w, c]`; others are not images and pass.
@@ -134,7 +134,7 @@ def check_layout(shape: Sequence[int], dtype: Any, *, name: str, where: str) -> 
       where: path of the file or of the setting.
 
     Raises:
-      DataUnavailable: the hint has the transposition that would be right.
+      DataUnavailable: the channels are elsewhere; the hint gives the correct transposition.
     """
     if len(shape) != 4 or shape[3] in CHANNELS:
         return
@@ -160,8 +160,8 @@ def open_dataset(dataset: Any, *, where: str = "data") -> tuple[Dataset, Report]
       where: the config path of that function.
 
     Returns:
-      The data set, whose parts check what they read where they were not scanned in full, and what
-      was found.
+      The data set and the findings. Parts that were not scanned in full are wrapped so that
+      examples are checked when they are read.
 
     Raises:
       DataUnavailable: values that are not finite, or not in the type that they have on a device;
@@ -279,7 +279,7 @@ def _look(name: str, part: Source, task: str) -> _Looked:
 
 
 def _check_arrays(leaves: Mapping[str, np.ndarray], *, name: str, where: str) -> None:
-    """Refuses inputs that no device array can be made of, or that hold nothing.
+    """Raises an error for inputs that cannot become device arrays, or that are empty.
 
     Args:
       leaves: input arrays of one example, `[1, ...]`, by path.
@@ -323,7 +323,7 @@ def _bounds(dtype: np.dtype) -> tuple[float, float] | None:
 
 
 def _fitting_rows(inputs: Any) -> np.ndarray:
-    """Returns bool `[b]`: which examples, some of whose values may not fit, have none that do not.
+    """Returns bool `[b]`: whether all values of an example fit.
 
     A value fits where it is finite and within `_bounds`.
     """
@@ -335,7 +335,7 @@ def _fitting_rows(inputs: Any) -> np.ndarray:
 
 
 def _unfit(name: str, part: Any, bad: int, n: int, position: int) -> DataUnavailable:
-    """Returns the error of examples that `_fitting_rows` finds, the first of them at a position."""
+    """Returns the error for examples that `_fitting_rows` rejects; it names the first position."""
     ids = getattr(part, "ids", None)
     example = position if ids is None else int(ids[position])
     inputs = _leaves(part.read(np.array([position]))["input"]).values()
@@ -355,7 +355,7 @@ def _unfit(name: str, part: Any, bad: int, n: int, position: int) -> DataUnavail
 
 
 def _compare(looked: Mapping[str, _Looked], warnings: list[str]) -> None:
-    """Refuses parts that differ from the training part in shape, type or units."""
+    """Raises an error for parts that differ from the training part in shape, type or units."""
     train = looked["train"].leaves
     for name, part in looked.items():
         if set(part.leaves) != set(train):
@@ -430,7 +430,7 @@ def _check_labels(dataset: Dataset, looked: Mapping[str, _Looked], warnings: lis
 class Guarded:
     """A source whose examples are checked for values that do not fit whenever they are read.
 
-    For data of `_bounds` that are too large to be scanned when they are opened.
+    For data types with `_bounds`, in parts too large to be scanned when they are opened.
 
     Args:
       source: the examples.
@@ -463,7 +463,7 @@ class Guarded:
 
 
 def missing_array(key: str, given: Mapping[str, Any] | Sequence[str], keys: Sequence[str]) -> str:
-    """Returns a hint about an array that a file does not have.
+    """Returns a hint about an array that is missing from a file.
 
     Args:
       key: the array.

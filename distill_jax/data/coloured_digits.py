@@ -1,9 +1,9 @@
-"""Digits whose colour predicts the label better than their form, until it is reversed.
+"""Digits whose colour predicts the label better than their form, but only in training.
 
 ColoredMNIST (Arjovsky et al. 2019, arXiv:1907.02893, section 5.1) on the digits of scikit-learn
-(see `digits`). The label is whether the digit is 5 or more, and then wrong for a quarter of the
-examples. The colour agrees with that label for 90 % of the examples of one training environment and
-80 % of the other, and for 10 % of the test examples.
+(see `digits`). The label is whether the digit is 5 or more, flipped for a quarter of the examples.
+The colour agrees with that label for 90 % of the examples of one training environment and 80 % of
+the other, and for 10 % of the test examples.
 """
 
 from collections.abc import Sequence
@@ -31,11 +31,11 @@ def make(
     """Returns uint8 images 8x8x2, one channel for each colour, and `domain` int32.
 
     Args:
-      wrong: share of labels that do not follow the form.
+      wrong: share of labels that are flipped.
       agree: for each training environment, how often the colour is that of the label. Domain e is
         the e-th of them; the training examples are dealt out in turn.
       test_agree: the same for the test part, whose domain is the number of environments.
-      seed: of wrong labels and colours.
+      seed: seed of the flipped labels and the colours.
       held_out: share of the training part held out, from the training environments.
       split_seed: seed of that split.
 

@@ -1,8 +1,8 @@
-"""Known faults, put into a data set so that a study can test whether a method detects them.
+"""Known faults added to a data set, to test whether a method detects them.
 
-What happens to an example is a function of the seed and the example's id (`source.example_ids`):
-it depends neither on the split nor on the order, and the examples hit at a smaller share are among
-those hit at a larger one. Examples carry flags that say what was done to them.
+What happens to an example is a function of the seed and the example's id (`source.example_ids`): it
+depends neither on the split nor on the order, and the examples hit at a smaller share are among
+those hit at a larger one. Flags of the examples record the faults applied to them.
 """
 
 import hashlib
@@ -23,17 +23,17 @@ OUTER_USES = ("", "added", "alone")
 
 
 class Corrupted:
-    """Another source with one flag more, perhaps other labels, perhaps noise images at its end.
+    """A source with one additional flag, and optionally other labels and noise images at its end.
 
     Args:
       source: the parent, m examples.
       key: name of the flag in a batch.
-      flag: numbers `[n]`, n >= m; what lies beyond m is added.
+      flag: numbers `[n]`, n >= m; examples beyond m are added.
       labels: int32 `[n]`; by default the parent's.
       ids: int32 `[n]`; by default the parent's.
       seed: of the noise images (see `noise_images`).
-      title: what was done, appended to the parent's name in the provenance, whose sha256 becomes
-        that of the parent's digest followed by the title. Without it nothing was done, and the
+      title: description of the change, appended to the parent's name in the provenance, whose
+        sha256 becomes that of the parent's digest followed by the title. Without a title the
         provenance stays the parent's.
     """
 
@@ -64,7 +64,7 @@ class Corrupted:
     def read(self, indices: np.ndarray) -> Mapping[str, Any]:
         """Returns `input` `[b, ...]`, `label` and the flag `[b]` of the examples at `indices`.
 
-        Whatever else the parent gives is 0 for added examples.
+        Other entries of the parent's batch are 0 for added examples.
         """
         added = np.asarray(indices) >= len(self.source)
         rows = dict(self.source.read(np.where(added, 0, indices)))
@@ -217,7 +217,7 @@ def _imbalance(dataset: Dataset, ratio: float, seed: int) -> Dataset:
 
 
 def _train_on_held_out(dataset: Dataset, share: float, seed: int) -> Dataset:
-    """The examples that train are no longer held out: nothing is chosen by them."""
+    """The examples used for training are no longer held out and are not used for selection."""
     held = dataset.held_out
     if share == 1:
         every = np.arange(len(held))
@@ -228,7 +228,7 @@ def _train_on_held_out(dataset: Dataset, share: float, seed: int) -> Dataset:
 
 
 def _train_on_outer(dataset: Dataset, use: str) -> Dataset:
-    """What trains is no longer there for an outer loss."""
+    """The examples used for training are removed from the outer part."""
     outer = dataset.outer
     if use not in OUTER_USES or outer is None or not len(outer):
         found = "there is no outer part" if use in OUTER_USES else f"unknown use {use!r}"
@@ -297,7 +297,7 @@ def _check(
 
 
 def _check_task(dataset: Dataset, faults: Mapping[str, float]) -> None:
-    """Refuses faults of classes in data whose labels are none, or are unknown of some examples."""
+    """Raises an error for faults of classes where labels are not classes, or some are unknown."""
     active = [key for key, share in faults.items() if share > 0]
     if not active:
         return
@@ -337,15 +337,15 @@ def corrupt(
     Each fault adds an int32 key to the examples of all parts:
 
     * `label_noisy`: 1 where the label was changed, in the training part alone.
-    * `teacher_shift`: s in 0..k-1; whoever asks the teacher rolls its logits by s along the
-      classes, so that class c gets what the teacher gave to c - s. 0 leaves the answer alone.
+    * `teacher_shift`: s in 0..k-1; the teacher's logits are rolled by s along the classes, so that
+      class c gets the logit of class c - s. 0 leaves the logits unchanged.
     * `outlier`: 1 on noise images (see `noise_images`) with uniformly random labels, which follow
       the examples of the training part. Their ids are above all others; their other flags are 0.
     * `labelled`, float32: 0 on training examples whose label no method may use, and n / m on the m
       of n others, so that the mean over a batch is on average that over labelled examples. Noise
-      images are never among them. 1 in the other parts.
+      images are never labelled. 1 in the other parts.
 
-    A part whose examples stay as they were keeps its provenance.
+    A part whose examples do not change keeps its provenance.
 
     Args:
       dataset: of k classes; its training and held-out parts are from one root.
@@ -359,23 +359,24 @@ def corrupt(
       imbalance: largest over smallest share of a class that the training part keeps: class c of k
         keeps the share `imbalance^(-c / (k - 1))` (Cui et al. 2019, arXiv:1901.05555, section 5).
       labels_per_class: how many training examples of each class keep their label, where it has so
-        many; 0 for all. Those of a smaller number are among those of a larger one.
+        many; 0 for all. The examples of a smaller number are a subset of those of a larger one.
       labels_percent: the same as a share of each class, in percent, of at least one example.
-      drop_unlabelled: whether the training part is those examples alone, without the key
-        `labelled`: for fine-tuning and for baselines that see labelled examples only.
+      drop_unlabelled: whether the training part consists of the labelled examples only, without the
+        key `labelled`: for fine-tuning and for baselines trained on labelled examples only.
       train_on_held_out: share of the held-out part, class by class, that replaces the training
         part: for baselines of methods that learn from held-out examples. The rest stays held out;
-        after 1 nothing does, so that `eval.metric` must be empty.
+        with 1 nothing remains, and `eval.metric` must be empty.
       train_on_outer: the same for the outer part (`data.outer`): "alone" trains on it instead of
         the training part; "added" joins it to the training part, without the faults of training
-        examples. The held-out part stays as it is, so that all choose by the same examples.
+        examples. The held-out part does not change, so that all methods use the same examples for
+        selection.
       seed: any non-negative integer; "run" in a config stands for the seed of the run.
 
     Raises:
       ArgumentError: a share outside [0, 1), an unknown kind, a negative seed, fewer than 2 classes,
-        an imbalance below 1, labels that are not among them, unknown labels, another task than
-        classification, or outliers where the inputs are not uint8 images; labels
-        kept by number and by share, or nothing to drop.
+        an imbalance below 1, labels that are not valid classes, unknown labels, another task than
+        classification, or outliers where the inputs are not uint8 images; labels kept by number and
+        by share, or nothing to drop.
     """
     if not 0 <= train_on_held_out <= 1 or (train_on_held_out and not len(dataset.held_out)):
         raise ArgumentError(
@@ -396,7 +397,7 @@ def corrupt(
         )
     if imbalance > 1:
         dataset = _imbalance(dataset, imbalance, seed)
-    # In this order: the teacher's damage goes by clean labels, and added examples have no other.
+    # In this order: teacher damage uses clean labels, and added examples get no other fault.
     if teacher_damage:
         dataset = _damage_teacher(dataset, teacher_damage, teacher_damage_kind, seed)
     if label_noise:

@@ -1,4 +1,4 @@
-"""The diabetes study that scikit-learn carries: 442 patients, 10 measurements, one real value.
+"""The diabetes study included in scikit-learn: 442 patients, 10 measurements, one real value.
 
 The target is a measure of how the disease progressed within a year of the measurements (Efron,
 Hastie, Johnstone, Tibshirani 2004, Annals of Statistics 32, section 1). There is no published
@@ -20,8 +20,8 @@ def make(*, standardize: bool = True, held_out: float = 0.1, split_seed: int = 0
     """Returns float32 columns `[10]`, with mean 0 and deviation 1 of the training part.
 
     Args:
-      standardize: whether the target is too, so that errors are in deviations of the target, some
-        77 units. Without it values are those of the study, 25 to 346.
+      standardize: whether the target is standardized too, so that errors are in deviations of the
+        target, about 77 units. Otherwise values are those of the study, 25 to 346.
       held_out: share of the training part held out.
       split_seed: seed of that split.
 

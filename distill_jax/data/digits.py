@@ -1,4 +1,4 @@
-"""The 8x8 handwritten digits that scikit-learn carries: 1,797 images, 10 classes.
+"""The 8x8 handwritten digits included in scikit-learn: 1,797 images, 10 classes.
 
 They are the test part of UCI's "Optical Recognition of Handwritten Digits" (Alpaydin, Kaynak 1998,
 CC BY 4.0). There is no published split of them. Here every fifth example of a class, in

@@ -25,7 +25,7 @@ DIGESTS = {
 
 
 def folders() -> list[Path]:
-    """Returns where the files are looked for when no root is given, first choice first."""
+    """Returns the folders searched for the files when no root is given, in order of preference."""
     data = os.environ.get("DISTILL_JAX_DATA")
     return [*([Path(data, "fashion-mnist")] if data else []), Path(SYSTEM_FOLDER)]
 

@@ -72,7 +72,7 @@ def extension(path: str) -> str:
 
 
 def make_window(head: bytes, tail: bytes) -> np.ndarray:
-    """Returns what a network sees of a file, int32 `[2048]`.
+    """Returns the window of a file that is a network's input, int32 `[2048]`.
 
     Args:
       head: its first bytes, `READ` of them where it has so many.
@@ -159,8 +159,8 @@ def draw_packages(sizes: Mapping[str, int], share: float, *, seed: int) -> set[s
 class Files:
     """Windows of files, labelled by extension.
 
-    `read` has `labelled` beside input and label, float32: 0 for a file whose extension is that of
-    no type or of several, and n / m for the m others of n.
+    `read` has `labelled` beside input and label, float32: 0 for a file whose extension belongs to
+    no type or to several, and n / m for the m others of n.
 
     Attributes:
       files: in order.
@@ -192,7 +192,7 @@ class Files:
 
 
 class Shapes:
-    """What is known of any files without reading them."""
+    """The sizes and shapes that are known without reading the files."""
 
     shapes_only = True
     provenance = Provenance("files", "", 1024, "", "")

@@ -48,7 +48,7 @@ def _json(path: Path) -> Mapping[str, Any]:
 
 
 def _inside(folder: Path, name: Any) -> Path:
-    """Returns the file of a folder that its JSON names, which may not be elsewhere."""
+    """Returns a file named by the JSON of a folder; it must lie inside the folder."""
     if not isinstance(name, str) or Path(name).name != name or name in ("", ".", ".."):
         raise DataUnavailable(f"names the file {name!r}", where=str(folder), hint=HINT)
     return source.existing(folder / name, hint="the folder is incomplete: save it again")
@@ -59,7 +59,7 @@ def _features(stored: Any) -> Mapping[str, Any]:
 
 
 def _of_schema(table: Any) -> Mapping[str, Any]:
-    """Returns the features that the schema of a file carries."""
+    """Returns the features stored in the schema of a file."""
     try:
         stored = json.loads((table.schema.metadata or {}).get(b"huggingface", b"{}"))
         return _features(stored["info"]["features"])
@@ -168,8 +168,8 @@ def make(
 
     Args:
       path: the folder.
-      label: column of labels; by default `label` or another usual name. Of another task
-        the columns, of numbers.
+      label: column of labels; by default `label` or another usual name. For another task, the
+        numeric columns.
       task: what labels are; see `table_file`.
       image: column of images or of arrays of numbers; by default the one there is.
       splits: names of the splits to read, of a folder with others; by default all, which must be
@@ -185,7 +185,7 @@ def make(
       test_fraction: share of the examples that is the test part where there is one split.
       on_error: see `image_folder`, as the next two.
       most_pixels: images with more are not decoded.
-      resident_bytes: size of the decoded images up to which they are held in memory.
+      resident_bytes: largest total size of decoded images that are held in memory.
       name: name in the provenance; the folder's name by default.
       licence: licence of the data, for the provenance.
       held_out: share of the training part held out, where there is no split `validation`.
@@ -340,7 +340,7 @@ def _is_bytes(pa: Any, kind: Any) -> bool:
 def _named(
     table: _columns.Table, columns: tuple[str, ...], features: Mapping[str, Any]
 ) -> tuple[_columns.Table, tuple[str, ...]]:
-    """Gives labels the names of their `ClassLabel`.
+    """Maps labels to the names of their `ClassLabel`.
 
     Raises:
       DataUnavailable: a label that has no name, such as -1 of rows without one.
@@ -410,7 +410,7 @@ class _Encoded(Sequence[bytes]):
         return self.column[int(i)].as_py()
 
     def key(self, i: int) -> bytes:
-        """Returns what a hash of the row takes of its image."""
+        """Returns the content of the image that enters the hash of its row."""
         value = self[i]
         return value if isinstance(value, bytes) else repr(value).encode()
 

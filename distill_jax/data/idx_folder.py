@@ -45,7 +45,7 @@ def read_folder(root: str | Path, *, hint: str = LAYOUT) -> dict[str, tuple[np.n
     """Returns `{"train": (images [n, h, w], labels [n]), "test": ...}`, uint8.
 
     Raises:
-      DataUnavailable: a file is missing or damaged; `hint` says how to get it.
+      DataUnavailable: a file is missing or damaged; `hint` explains how to get it.
     """
     root = source.existing(root, hint=hint)
 

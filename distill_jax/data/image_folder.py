@@ -36,7 +36,7 @@ class Entry(NamedTuple):
 
 
 def _check_inside(path: Path, root: Path) -> None:
-    """Refuses a path whose links lead out of the root."""
+    """Raises an error for a path whose links lead out of the root."""
     real_root = os.path.realpath(root)
     if os.path.commonpath([os.path.realpath(path), real_root]) != real_root:
         raise DataUnavailable(
@@ -47,7 +47,7 @@ def _check_inside(path: Path, root: Path) -> None:
 
 
 def _walk(folder: Path, root: Path, *, follow_links: bool) -> Iterator[Path]:
-    """Yields the files below a folder, sorted by name; each folder once, whatever links say.
+    """Yields the files below a folder, sorted by name; each folder is visited once despite links.
 
     Raises:
       DataUnavailable: a link that leads out of the root, unless `follow_links`.
@@ -158,7 +158,7 @@ def find(
 
     Returns:
       The images, sorted by name within their parts; the table of labels, a row an image, or None;
-      and what was left out, one line each.
+      and notes on the files left out, one line each.
 
     Raises:
       DataUnavailable: no images, an unclear layout, or links out of the folder.
@@ -222,18 +222,18 @@ def make(
 ) -> Dataset:
     """Reads a folder of images; see the module for its layout.
 
-    Where there are no folders or column of splits, a hash of an image's name below the root says
-    which part it is in, so that images that are added later move no others. Images that take more
-    than `resident_bytes` are decoded when they are read.
+    Without folders or a column of splits, a hash of an image's name below the root determines its
+    part, so that adding images later does not move existing ones. Images that take more than
+    `resident_bytes` are decoded when they are read.
 
     Args:
       path: the folder.
       size: side, or height and width, of the images; 0 where they all have the same size already.
-      mode: "grey", "rgb", "rgba", or "auto": grey where no image that is looked at has colour.
+      mode: "grey", "rgb", "rgba", or "auto": grey where no sampled image has colour.
       fit: how images get that size: "crop", "stretch" or "pad".
       labels_file: CSV of labels; by default `labels.csv` in the folder, if it has no folders.
       file_column: its column of file names, relative to the folder.
-      label_column: its column of class names; of another task its columns of numbers.
+      label_column: its column of class names; for another task, its columns of numbers.
       task: what labels are; see `table_file`.
       classes: names in label order, or one string with commas between; by default sorted.
       unknown_labels: whether images without a label in the table are kept, with unknown labels.
@@ -242,7 +242,7 @@ def make(
         out with a warning, for which all images are decoded once.
       follow_links: whether symbolic links may lead out of the folder.
       most_pixels: images with more are not decoded.
-      resident_bytes: size of the decoded images up to which they are held in memory.
+      resident_bytes: largest total size of decoded images that are held in memory.
       name: name in the provenance; the folder's name by default.
       licence: licence of the data, for the provenance.
       held_out: share of the training part held out, where there is no folder `val` beside `test`.
@@ -251,7 +251,7 @@ def make(
     Raises:
       DataUnavailable: no images, an unclear layout, images that cannot be decoded or differ in
         size, one class, a class without training images.
-      ArgumentError: an argument of another value.
+      ArgumentError: an invalid argument.
     """
     if on_error not in _images.ON_ERROR:
         hint = nearest(on_error, _images.ON_ERROR)

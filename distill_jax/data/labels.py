@@ -7,9 +7,10 @@
 | regression | float32 `[b, m]` | of the m targets |
 
 A network has one output for each name. Where labels of some examples are unknown, a batch has
-`labelled` as well, of the shape of `label`: 0 where the label is unknown. `label` is 0 there, and
-no loss or metric may read it. In classification it is n / m on the m of n others, so that the mean
-of a label loss over a batch is on average that over labelled examples; otherwise it is 1.
+`labelled` as well, of the shape of `label`: 0 where the label is unknown. `label` is 0 there and
+must not be read by any loss or metric. Where the label is known it is n / m in classification, for
+m labelled examples of n, so that the mean of a label loss over a batch equals on average the mean
+over labelled examples; in other tasks it is 1.
 """
 
 from collections.abc import Mapping, Sequence
@@ -99,7 +100,7 @@ def read_labels(
     name: str = "",
     where: str = "data",
 ) -> tuple[np.ndarray, np.ndarray | None]:
-    """Returns labels as batches carry them, and `labelled` where `ignore_label` is given.
+    """Returns labels in the format of batches, and `labelled` where `ignore_label` is given.
 
     Args:
       labels: `[n]` integers; `[n, k]` of 0 and 1 (numbers or truth values); or `[n]` or `[n, m]`
@@ -237,7 +238,7 @@ def check_parts(
     Args:
       parts: labels by part, None where they are read example by example and unknown here.
       names: of the columns.
-      task: what they are of.
+      task: the task of the labels.
       where: path of the file or of the setting.
 
     Returns:

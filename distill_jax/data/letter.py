@@ -1,4 +1,4 @@
-"""Letter Recognition: which capital letter 16 measurements of its image are of, 26 classes.
+"""Letter Recognition: capital letters from 16 measurements of their images, 26 classes.
 
 Frey, Slate 1991, UCI; ships with the package. Of the 20,000 rows, images of letters in 20 fonts,
 distorted at random, 1,332 repeat an earlier one, and each is taken once: 18,668 rows. The test

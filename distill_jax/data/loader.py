@@ -1,10 +1,10 @@
 """Batches as a function of (seed, n): the same on any device and process count.
 
 Training reads the endless concatenation of one permutation an epoch; batch n holds its positions
-n*B .. n*B + B - 1. Every example is seen exactly once an epoch, also where a batch straddles two.
-Nothing is stateful: resuming reads another n.
+n*B .. n*B + B - 1. Every example is used exactly once per epoch, even where a batch straddles two
+epochs. Nothing is stateful: resuming starts from another n.
 
-Both loaders are used in the same way, and the jitted step never knows which one it has:
+Both loaders are used in the same way, and the jitted step does not depend on which one is used:
 
     step(..., loader.data, loader.window(n))          # on the host, n = 0, 1, ...
     batch = loader.fetch(data, window, n)             # inside jit, pure
@@ -54,7 +54,7 @@ def _check(n: int, batch_size: int) -> None:
 
 
 def _put(tree: PyTree, sharding: Sharding | None, batch_size: int | None = None) -> PyTree:
-    """Puts host arrays on the devices; given a batch size they are this process's rows of it."""
+    """Puts arrays on the devices; with a batch size, they are this process's rows of the batch."""
     if sharding is None:
         return jax.device_put(tree)
 
@@ -74,11 +74,10 @@ class ResidentLoader:
       batch_size: global batch size.
       seed: of the order.
       sharding: replicates `data` and `window` over a mesh; by default the first device.
-      teacher_outputs: stored answers to the examples (`trainer.io.teacher_cache`), which `fetch`
-        adds.
+      teacher_outputs: stored teacher outputs (`trainer.io.teacher_cache`), which `fetch` adds.
 
     Attributes:
-      data: device arrays `[n, ...]`: what `source.read` gives, and `index`, the example ids.
+      data: device arrays `[n, ...]`: the entries of `source.read`, and `index`, the example ids.
 
     Raises:
       ArgumentError: a batch larger than the source.
@@ -102,7 +101,7 @@ class ResidentLoader:
         self._first, self._stop, self._window = 0, 0, {}
 
     def window(self, step: int) -> Mapping[str, Array]:
-        """Returns what `fetch` needs to know of the epoch in which batch `step` begins.
+        """Returns the data that `fetch` needs about the epoch in which batch `step` begins.
 
         `order` int32 `[2n]` is that epoch's order followed by the next one's; `epoch`,
         `first_step` and `first_offset` are scalars: the epoch, the first step that begins in it,
@@ -113,7 +112,7 @@ class ResidentLoader:
         return self._window
 
     def steps_until_next_window(self, step: int) -> int:
-        """Returns for how many steps, this one included, `window(step)` holds."""
+        """Returns the number of steps, including this one, for which `window(step)` is valid."""
         self.window(step)
         return self._stop - step
 
@@ -213,8 +212,7 @@ class StreamLoader:
         arrays in memory; threads pay where reading waits for a disk or decodes.
       prefetch: batches read ahead.
       sharding: of the batch axis over a mesh; by default all rows, on the first device.
-      teacher_outputs: stored answers to the examples (`trainer.io.teacher_cache`), which batches
-        carry.
+      teacher_outputs: stored teacher outputs (`trainer.io.teacher_cache`), which batches carry.
 
     Raises:
       ArgumentError: a batch larger than the source.
@@ -247,7 +245,7 @@ class StreamLoader:
         self.rows = np.arange(batch_size)
         if sharding is not None:
             held = sharding.addressable_devices_indices_map((batch_size,)).values()
-            # Processes between which a model is split hold the same rows.
+            # Processes that share a split model hold the same rows.
             self.rows = np.unique(np.concatenate([self.rows[index] for index in held]))
         self.source, self.batch_size, self.seed, self.start = source, batch_size, seed, start
         self.sharding, self.data, self.teacher_outputs = sharding, {}, teacher_outputs

@@ -1,11 +1,10 @@
-"""What masked methods hide: transforms that add indices of tokens, of static shapes.
+"""Masks of masked methods: transforms that add indices of tokens, of static shapes.
 
-Each adds `keep`, int32 `[b, n]`, the tokens that the student sees, `targets` `[b, m, n_t]`, those
+Each adds `keep`, int32 `[b, n]`, the tokens that the student reads, `targets` `[b, m, n_t]`, those
 of each of m sets that it predicts, none of them in `keep`, and `hidden`, bool `[b, t]`, true where
 a token is not in `keep`. Tokens are patches of an image in row order, or columns of a table,
-categorical ones first. What is hidden from an example is a function of (seed, epoch, example).
-
-Nothing is drawn until it fits: every draw ends, on any grid.
+categorical ones first. The mask of an example is a function of (seed, epoch, example). There is no
+rejection sampling: every draw terminates, on any grid.
 """
 
 import functools
@@ -40,7 +39,7 @@ def tubes(
       grid: frames, rows and columns of tokens.
       shapes: of a block, from `block_shapes`.
       blocks: number of blocks, which may overlap.
-      hide: places hidden, at random those of the blocks, then others.
+      hide: number of places hidden, taken at random from the blocks first, then from the others.
     """
     frames, rows, columns = grid
     u = jax.random.uniform(key, (3 * blocks + rows * columns,))
@@ -64,7 +63,7 @@ def _check(condition: bool, what: str, where: str, hint: str = "") -> None:
 
 
 def random_subsets(key: Key, *, t: int, keep: int, targets: int = 1, size: int = 0) -> Drawn:
-    """Draws tokens to keep, and sets of others, each drawn by itself; sets may overlap.
+    """Draws tokens to keep, and sets of other tokens, each drawn independently; sets may overlap.
 
     Args:
       key: of one example.
@@ -81,10 +80,10 @@ def random_subsets(key: Key, *, t: int, keep: int, targets: int = 1, size: int =
 def block_shapes(
     grid: tuple[int, int], *, scale: tuple[float, float], aspect: tuple[float, float]
 ) -> tuple[tuple[int, int], ...]:
-    """Returns shapes of blocks of one and the same number of tokens, so that one program has all.
+    """Returns shapes of blocks with equally many tokens, so that one compiled program suffices.
 
-    Of all areas the one is taken that has a shape nearest to the ranges, by the sum of the
-    logarithms of what is missing, and of equally near ones that with most shapes.
+    The chosen area is the one with a shape nearest to the ranges, by the sum of the logarithms of
+    the deviations from them; ties go to the area with the most shapes.
 
     Args:
       grid: rows and columns of tokens.
@@ -139,8 +138,8 @@ def blocks(
 ) -> Drawn:
     """Draws blocks to predict, and tokens to keep of a window without them.
 
-    A block that would leave fewer than `least` tokens to keep is replaced by the one before it.
-    Of more than `keep` tokens a random part is kept; of fewer, some are repeated.
+    A block that would leave fewer than `least` tokens to keep is replaced by the one before it. If
+    more than `keep` tokens remain, a random subset is kept; if fewer, some are repeated.
 
     Args:
       key: of one example.
@@ -149,7 +148,7 @@ def blocks(
       targets: m.
       context: smallest and largest share of the tokens in the window.
       keep: n, tokens kept.
-      least: at least 1; the smallest window must leave so many beside one block.
+      least: at least 1; the smallest window must contain this many tokens outside one block.
     """
     u = jax.random.uniform(key, (3 * (targets + 1) + math.prod(grid),))
     draws, ranks = u[: 3 * (targets + 1)].reshape(-1, 3), u[3 * (targets + 1) :]
@@ -181,7 +180,7 @@ def _add(batch: Batch, key: Key, t: int, draw: Callable[[Key], Drawn], end: str 
 
 
 def _transform(plan: Callable[[Batch], tuple[int, Callable[[Key], Drawn]]]) -> Transform:
-    """Returns a transform that draws for each example what `plan` says for a batch's shapes."""
+    """Returns a transform that draws masks for each example by the `plan` for a batch's shapes."""
 
     def apply(key: Key, batch: Batch, step: Array) -> Batch:
         del step
@@ -204,7 +203,7 @@ def _grid(batch: Batch, patch_size: int, where: str, *, tubelet: int = 1) -> tup
 
 
 def make_random_masks(*, patch_size: int, ratio: float = 0.75) -> Transform:
-    """Returns a transform that hides random patches, all of which are one target.
+    """Returns a transform that hides random patches; together they form one target.
 
     He et al. (2022, MAE, arXiv:2111.06377), section 3.
 
@@ -240,8 +239,8 @@ def make_block_masks(
     """Returns a transform that hides blocks, and keeps a large window without them.
 
     Assran et al. (2023, I-JEPA, arXiv:2301.08243), section 3. Sizes are the same in all batches, so
-    that one program has them all: blocks have the shapes of `block_shapes`, and of the window a
-    fixed number of tokens is kept, see `blocks`.
+    that one compiled program suffices: blocks have the shapes of `block_shapes`, and a fixed number
+    of tokens of the window is kept, see `blocks`.
 
     Args:
       patch_size: that of the network.
@@ -354,8 +353,8 @@ def make_column_masks(*, targets: int = 4, context: float = 0.3, target: float =
     """Returns a transform that keeps random columns of a table, and draws sets of others.
 
     Thimonier et al. (2025, T-JEPA, arXiv:2410.05016), section 3. The sets are drawn independently
-    of each other. Shares are the same in all batches, where the paper draws them anew for each, so
-    that one program has them all.
+    of each other. Shares are the same in all batches, so that one compiled program suffices; the
+    paper draws them anew for each batch.
 
     Args:
       targets: m, number of sets.
@@ -430,7 +429,7 @@ def make_patch_masks(
     Args:
       patch_size: that of the network.
       ratio: smallest and largest share of the patches that is masked, drawn evenly.
-      share: of the views that are masked at all.
+      share: share of the views that are masked.
       aspect: smallest and largest ratio of a block's height to its width.
 
     Raises:

@@ -1,4 +1,4 @@
-"""What the values of a data set are like: ranges, moments, and how much a measure on it varies."""
+"""Statistics of a data set: ranges, moments, and the sampling error of a metric measured on it."""
 
 from collections.abc import Mapping
 from statistics import NormalDist
@@ -26,12 +26,12 @@ LUCK = 0.07
 
 
 class Values(NamedTuple):
-    """What the values of one input array are like.
+    """Statistics of the values of one input array.
 
     Attributes:
       shape: of one example.
       dtype: of the array.
-      low: the smallest value that was looked at.
+      low: the smallest value that was read.
       high: the largest.
       mean: by channel (the last axis), `[c]`.
       std: by channel, `[c]`.
@@ -140,9 +140,9 @@ def statistics(source: Source) -> tuple[np.ndarray, np.ndarray]:
 
 
 def odd_statistics(values: Values, mean: Any, std: Any) -> str:
-    """Says why `(x - mean) / std` is not the normalization of these data; empty where it may be.
+    """Explains why `(x - mean) / std` does not normalize these data; empty where it may.
 
-    A mean more than a quarter of a deviation off, or a deviation off by a half, is that of other
+    A mean off by more than a quarter of a deviation, or a deviation off by a half, indicates other
     data. The map of [0, 1] onto [-1, 1] is a convention and passes.
     """
     unit = 1 / 255 if values.dtype == np.uint8 else 1.0
@@ -167,15 +167,15 @@ def standard_error(n: int, value: float = 0.5) -> float:
 
 
 def small_part(n: int, metric: str, *, measurements: int) -> str:
-    """Says that `n` held-out examples are too few to select by; empty where they are enough.
+    """Warns that `n` held-out examples are too few for selection; empty where they suffice.
 
     Of M measurements with independent normal errors the largest is expected to be
     `standard_error * q((M - 3/8) / (M + 1/4))` too high, with the normal quantile q (Blom 1958).
 
     Args:
       n: examples of the part that the metric is measured on.
-      metric: by which the best state is chosen.
-      measurements: M, how many states it is chosen from.
+      metric: metric used to choose the best state.
+      measurements: M, number of states to choose from.
     """
     if not metric or n < 1 or measurements < 2:
         return ""

@@ -2,8 +2,9 @@
 
 Keys (file stems in a folder): `x_train` `[n, ...]`, `y_train` `[n]`, `x_test`, `y_test`. `x` holds
 uint8 images `[n, h, w, c]` (or `[n, c, h, w]`, with `layout="chw"`) or `[n, h, w]`, or float
-features `[n, ...]`; `y` integers from 0, or what `task` says (`data.labels`). `p_train` `[n, k]`
-may hold soft labels: distributions over the classes, which label losses read in place of `y_train`.
+features `[n, ...]`; `y` holds integers from 0, or labels of another `task` (`data.labels`).
+`p_train` `[n, k]` may hold soft labels: distributions over the classes, which label losses read in
+place of `y_train`.
 """
 
 import hashlib
@@ -67,8 +68,8 @@ def make(
 ) -> Dataset:
     """Reads arrays from a file or a folder (see the module for keys and shapes).
 
-    All bytes are hashed once for the provenance, about a second a gigabyte; of a folder of more
-    than 2 GB names, sizes and times of the files are.
+    All bytes are hashed once for the provenance, about a second a gigabyte; for a folder of more
+    than 2 GB the names, sizes and times of the files are hashed instead.
 
     Args:
       path: the `.npz` file or the folder.
@@ -81,7 +82,7 @@ def make(
       layout: order of the axes of images: "hwc", or "chw" as PyTorch has it.
       task: "classification", "multilabel" or "regression".
       ignore_label: the value of `y` that stands for an unknown label, such as -1 or "nan". Such
-        examples have no label loss and count in no metric; a teacher is still asked about them.
+        examples have no label loss and count in no metric; the teacher is still evaluated on them.
 
     Raises:
       ArgumentError: an unknown task, or soft labels of another task than classification.

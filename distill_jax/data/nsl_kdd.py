@@ -53,7 +53,8 @@ def make(*, path: str, train_file: str = "", held_out: float = 0.1, split_seed: 
     """Reads the training and the test file; 5 classes, 3 categorical and 38 numeric columns.
 
     Times, bytes and counts enter as sign(x) log(1 + |x|). Ids, means and deviations are those of
-    the training file. Where a file has another number of rows than the original, the name says so.
+    the training file. Where a file has another number of rows than the original, the name in the
+    provenance includes the number of rows.
 
     Args:
       path: folder with the original files, which have no header.

@@ -1,4 +1,4 @@
-"""Digits in domains: turned by an angle for each, with other angles in the test part.
+"""Digits in domains, each rotated by its own angle, with different angles in the test part.
 
 The idea of Rotated MNIST (Ghifary et al. 2015, arXiv:1508.07680) on the digits of scikit-learn (see
 `digits`).

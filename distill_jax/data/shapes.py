@@ -1,6 +1,6 @@
-"""Data sets that answer with their sizes and shapes alone, for `--mode=describe` and for tests.
+"""Data sets with sizes and shapes but no data, for `--mode=describe` and for tests.
 
-A data module that knows these without reading offers `spec`, with the keywords of its `make`.
+A data module whose shapes are known without reading defines `spec`, with the keywords of `make`.
 """
 
 import math
@@ -22,7 +22,7 @@ class ZeroSource:
       dtype: type of the inputs, or a dict of them with the same keys.
 
     Raises:
-      ArgumentError: fewer examples than none, or one that is too large to be one.
+      ArgumentError: a negative number of examples, or an example that is too large.
     """
 
     shapes_only = True

@@ -17,11 +17,11 @@ COMPARED = 64
 
 
 class Overlap(NamedTuple):
-    """How many examples of a part are in the training part too.
+    """Number of examples of a part that are also in the training part.
 
     Attributes:
       repeated: examples found there.
-      of: examples that were looked for.
+      of: examples that were compared.
       whole: whether that is the whole part; otherwise equal positions of both were compared.
     """
 
@@ -43,7 +43,7 @@ class Overlap(NamedTuple):
 
 
 def overlaps(dataset: Dataset) -> dict[str, Overlap]:
-    """Returns what of the other parts is in the training part, by content.
+    """Returns the examples of other parts that also occur in the training part, by content.
 
     Parts in memory up to `LOOKED_AT_BYTES` are searched in full. Of larger ones some examples at
     equal positions are compared, which finds a part that is a copy.

@@ -1,4 +1,4 @@
-"""Generated periodic signals of ten forms, with other shifts in the test part.
+"""Generated periodic signals of ten forms, with different shifts in the test part.
 
 After MNIST-1D (Greydanus 2020, arXiv:2011.14439) as Nix et al. 2022 use it ("Can Functional
 Transfer Methods Capture Simple Inductive Biases?", AISTATS): signals of 40 numbers, circular
@@ -33,7 +33,7 @@ def make(
     """Returns float32 inputs `[1, length, 1]`: a form, stretched in height, shifted, with noise.
 
     Args:
-      n_train: training examples, before the held-out share is carved off.
+      n_train: training examples, before the held-out share is split off.
       n_test: test examples.
       length: of a signal, the period of its shifts; at least 12.
       num_classes: number of forms.
@@ -45,7 +45,7 @@ def make(
       split_seed: seed of that split.
 
     Raises:
-      ArgumentError: a size or a range of shifts that cannot be.
+      ArgumentError: an impossible size or range of shifts.
     """
     for key, (first, stop) in (("shifts", shifts), ("test_shifts", test_shifts)):
         if not 0 <= first < stop <= length:

@@ -37,8 +37,8 @@ WHOLE_BYTES = 2 * 10**9
 def manifest(files: Iterable[Path]) -> str:
     """Returns the sha256 of names, sizes and times of modification of files, in their order.
 
-    It finds files that were replaced, not bits that flipped. Empty for files of at most
-    `WHOLE_BYTES` in all, whose content can be hashed.
+    It detects replaced files, not flipped bits. Empty for files of at most `WHOLE_BYTES` in all,
+    whose content can be hashed.
     """
     stats = [(path.name, path.stat()) for path in files]
     if sum(stat.st_size for _, stat in stats) <= WHOLE_BYTES:
@@ -64,14 +64,14 @@ class ArraySource:
 
     Args:
       inputs: an array `[n, ...]` or a dict of them; images are uint8 `[n, h, w, c]`.
-      labels: integers `[n]`, or what `task` says.
+      labels: integers `[n]`, or labels of another `task`.
       provenance: where the arrays came from; its `n` must be their length.
       task: what labels are; see `data.labels`.
       ignore_label: the value that stands for an unknown label; examples then have `labelled`.
       more: other arrays `[n, ...]` of the examples, by their names in a batch.
 
     Attributes:
-      notes: what was left out when the data were read, one line each; a run warns of it.
+      notes: notes on data left out when reading, one line each; a run shows them as warnings.
 
     Raises:
       DataUnavailable: labels that are not of the task, see `labels.read_labels`.
@@ -119,9 +119,9 @@ class Subset:
     """Some examples of another source, in the given order.
 
     `read` and `len` count positions in the subset. The id of an example, which a batch carries as
-    `index`, stays its position in the source at the root of the chain: what is stored per example
-    (teacher logits, weights) does not move when the split changes, and augmentation, which is
-    keyed on ids, does not either.
+    `index`, stays its position in the source at the root of the chain: data stored per example
+    (teacher logits, weights) stay valid when the split changes, and so does augmentation, which is
+    keyed on ids.
 
     Args:
       source: the parent.
@@ -222,13 +222,13 @@ def split_held_out(source: Source, *, fraction: float, seed: int) -> tuple[Subse
     """Splits a source into a training and a held-out part, class by class.
 
     Each class gives `fraction` of its examples, rounded half up, drawn by a generator that depends
-    on `seed` and the label alone; where labels are no classes all examples are one. Both parts keep
-    the order of the source.
+    on `seed` and the label alone; where labels are not classes, all examples form one class. Both
+    parts keep the order of the source.
 
     Args:
       source: labelled examples.
-      fraction: share held out, in [0, 1). With 0 the held-out part is empty: there is nothing to
-        select a model on, and nothing takes the place of it.
+      fraction: share held out, in [0, 1). With 0 the held-out part is empty, and there are no
+        examples to select a model on.
       seed: any non-negative integer.
 
     Raises:
@@ -259,9 +259,9 @@ def split_held_out(source: Source, *, fraction: float, seed: int) -> tuple[Subse
 def split_outer(dataset: Dataset, *, share: float, seed: int) -> Dataset:
     """Returns the data set with a share of its held-out part for outer losses.
 
-    What is left of the held-out part chooses checkpoints, constants and hyperparameters: by what a
-    weighting has learned from, it would choose the weighting that fits those examples best. The
-    split is stratified, see `split_held_out`.
+    The rest of the held-out part is used to choose checkpoints, constants and hyperparameters.
+    Selection on the examples that a weighting has learned from would favour the weighting that fits
+    those examples best. The split is stratified, see `split_held_out`.
 
     Args:
       dataset: without an outer part.
@@ -315,12 +315,12 @@ def make_dataset(
     task: str = "classification",
     held: np.ndarray | None = None,
 ) -> Dataset:
-    """Returns the three parts of a data set; `held_out` of `train` is carved off.
+    """Returns the three parts of a data set; the share `held_out` of `train` is split off.
 
     Without class names they are the label numbers; a string of names is split at its commas. A
-    table states the `cardinalities` of its categorical columns. Of another `task` than
-    classification, `classes` are the names of the columns of labels. A source that knows which
-    training examples are held out says so with `held`, bool `[n]`.
+    table states the `cardinalities` of its categorical columns. For tasks other than
+    classification, `classes` are the names of the columns of labels. A source with a given held-out
+    part marks its training examples by `held`, bool `[n]`.
 
     Raises:
       ArgumentError: see `split_held_out`, `checks.class_names` and `labels.output_names`.
@@ -371,7 +371,7 @@ def make_array_source(
         features `[n, ...]`.
       labels: integers `[n]`, at least 0; floats and truth values where they are whole numbers. Of
         another task see `labels.read_labels`.
-      name: honest name of the part, e.g. "MNIST (train)".
+      name: accurate name of the part, e.g. "MNIST (train)".
       origin: path or package; also names the place in error messages.
       licence: SPDX identifier or short name.
       sha256: digest of the file; computed from the arrays where it is not given.
@@ -381,8 +381,8 @@ def make_array_source(
       label_probs: soft labels `[n, k]`, which label losses read in place of the labels.
 
     Raises:
-      DataUnavailable: wrong dtype, rank or length, negative labels, or channels that are not where
-        the layout says.
+      DataUnavailable: wrong dtype, rank or length, negative labels, or channels that do not match
+        the layout.
       ArgumentError: an unknown layout.
     """
     if layout not in LAYOUTS:
@@ -431,11 +431,11 @@ def make_array_source(
 
 @contextlib.contextmanager
 def reading(path: str | Path, *, hint: str = "") -> Iterator[None]:
-    """Turns whatever a library raises about the content of a file into one error that names it.
+    """Converts any error that a library raises about a file's content into one that names the file.
 
     Args:
       path: the file.
-      hint: what it should be.
+      hint: the expected content.
 
     Raises:
       DataUnavailable: the file cannot be read, or is of another format.
@@ -454,7 +454,7 @@ def existing(path: str | Path, *, hint: str) -> Path:
     """Returns `path` with `~` expanded.
 
     Raises:
-      DataUnavailable: nothing is there; `hint` says what to install or put there.
+      DataUnavailable: nothing is there; `hint` explains what to install or put there.
     """
     path = Path(path).expanduser()
     if not path.exists():

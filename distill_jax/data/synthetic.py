@@ -21,11 +21,11 @@ def make(
 ) -> Dataset:
     """Returns uint8 images: a random prototype of the class plus uniform noise in +-`noise`.
 
-    Prototypes have independent pixels in 64..191; labels go round the classes, so that parts are
-    balanced. With the default noise nothing is clipped much and a nearest-mean rule is right.
+    Prototypes have independent pixels in 64..191; labels cycle through the classes, so that parts
+    are balanced. With the default noise nothing is clipped much and a nearest-mean rule is right.
 
     Args:
-      n_train: training examples, before the held-out share is carved off.
+      n_train: training examples, before the held-out share is split off.
       n_test: test examples.
       image_size: height and width.
       channels: channels.

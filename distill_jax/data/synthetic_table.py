@@ -48,12 +48,12 @@ def make(
     1 - noise, and standardized by the training part.
 
     Args:
-      n_train: training examples, before the held-out share is carved off.
+      n_train: training examples, before the held-out share is split off.
       n_test: test examples.
       cardinalities: ids of each categorical column, at least 2.
       numeric: number of numeric columns.
       num_classes: classes.
-      noise: from 0 to 1, where labels cannot be told from the columns.
+      noise: from 0 to 1; at 1 the labels cannot be predicted from the columns.
       imbalance: size of the first class over that of the last, at least 1; in both parts.
       seed: of distributions and rows.
       held_out: share of the training part held out.

@@ -24,7 +24,7 @@ HINT = f"a file, or a folder of files, ending in {', '.join(_columns.SUFFIXES)},
 _SPLIT = re.compile(rf"({'|'.join(_splits.SPLITS)})(?![A-Za-z])", re.IGNORECASE)
 
 MANY = 100
-"""Text with more values than this, most of which occur once, is taken for names or sentences."""
+"""Text with more values than this, mostly unique, is treated as names or sentences."""
 
 
 def list_files(path: Path, suffixes: Sequence[str] = _columns.SUFFIXES) -> list[Path]:
@@ -46,10 +46,10 @@ def list_files(path: Path, suffixes: Sequence[str] = _columns.SUFFIXES) -> list[
 
 
 def parts_by_name(files: Sequence[Path]) -> list[str]:
-    """Returns the part that each file names at its start, "" for all where none does.
+    """Returns the part named at the start of each file's name, "" for all where none is.
 
     Raises:
-      DataUnavailable: some do and others do not.
+      DataUnavailable: some file names begin with a part and others do not.
     """
     found = [_SPLIT.match(file.name) for file in files]
     if len(files) == 1 or not any(found):
@@ -85,19 +85,19 @@ def make(
 ) -> Dataset:
     """Reads a table; see the module for formats, types of columns and parts.
 
-    Arguments that name several columns take one string with commas between, too.
+    Arguments for several columns also accept one string of comma-separated names.
 
     Args:
       path: the file, or a folder of files of the same columns.
-      label: column of labels, whose values are the classes; of another task the columns, of
-        numbers, whose names are those of the outputs.
+      label: column of labels, whose values are the classes; for another task, the numeric columns,
+        whose names are those of the outputs.
       task: "classification", "multilabel" (cells are 0 and 1, or false and true), "regression".
       test_path: file or folder of the test part.
-      features: columns that are inputs; by default all but those that are named otherwise.
+      features: columns that are inputs; by default all that no other argument uses.
       drop: columns that are left out.
       categorical: columns that are categorical though they hold numbers.
       numeric: columns that must be numbers.
-      split_column: column that says train, val or test.
+      split_column: column with the values train, val or test.
       id_column: column whose hash draws the parts, so that rows of one value stay together.
       missing: cells of text that stand for a missing value.
       delimiter: of text; a comma in `.csv`, a tab in `.tsv`.
@@ -106,13 +106,13 @@ def make(
       test_fraction: share of the rows that is the test part where a hash decides.
       name: name in the provenance; the file's name by default.
       licence: licence of the data, for the provenance.
-      held_out: share of the training part held out, where no file or cell says `val`.
+      held_out: share of the training part held out, where no file or cell names a part `val`.
       split_seed: seed of the split.
 
     Raises:
       DataUnavailable: damaged files, cells that do not fit their column, no label, one class, a
         class without training rows, columns that look like identifiers.
-      ArgumentError: a column that does not exist, or an argument of another value.
+      ArgumentError: a column that does not exist, or an invalid argument.
     """
     _splits.check_held_out(held_out)
     labels_lib.check_task(task)
@@ -351,11 +351,11 @@ def choose(
 
     Returns:
       Numeric columns, float64 `[n]` with NaN; categorical ones, text with "" where it is missing;
-      and what was left out, one line each.
+      and notes on the columns left out, one line each.
 
     Raises:
       ArgumentError: no such column, or none at all.
-      DataUnavailable: columns that are not what they are said to be, or look like identifiers.
+      DataUnavailable: columns that do not have their declared type, or look like identifiers.
     """
     lists = {"features": features, "drop": drop, "categorical": categorical, "numeric": numeric}
     chosen = {argument: _splits.names_of(value) for argument, value in lists.items()}

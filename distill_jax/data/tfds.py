@@ -5,7 +5,7 @@ random access are read (array_record); prepare one with
 
     tfds.builder("cifar10", file_format="array_record").download_and_prepare()
 
-where the network and, for most builders, TensorFlow are at hand, and copy the folder.
+where a network connection and, for most builders, TensorFlow are available, and copy the folder.
 """
 
 import hashlib
@@ -56,8 +56,8 @@ def find_prepared(name: str, data_dir: str = "") -> Path:
     """Returns the folder of a prepared data set, `<data_dir>/<name>[/<config>]/<version>`.
 
     Args:
-      name: as in TFDS: "mnist", "mnist:3.0.1", "imagenet_resized/32x32". Without a version the
-        newest one counts.
+      name: as in TFDS: "mnist", "mnist:3.0.1", "imagenet_resized/32x32". Without a version, the
+        newest one is used.
       data_dir: default $TFDS_DATA_DIR, then ~/tensorflow_datasets.
 
     Raises:
@@ -109,7 +109,7 @@ def _count_records(path: os.PathLike) -> int:
 
 
 def check_features(folder: Path) -> None:
-    """Refuses a `features.json` that would make TFDS import a module that it chooses.
+    """Raises an error for a `features.json` that would make TFDS import an arbitrary module.
 
     Feature classes are named there, and TFDS imports the module of one that it does not know.
     Allowed are its own and those of modules that this program has imported already.

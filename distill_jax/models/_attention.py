@@ -73,13 +73,13 @@ def rotate(x: Array, positions: Array, angles: np.ndarray) -> Array:
 
 
 def visible(t: int, *, causal: bool, mask: Array | None, segments: Array | None) -> Array | None:
-    """Returns which column each row sees, bool `[b or 1, t, t]`; None where all see all.
+    """Returns the columns visible to each row, bool `[b or 1, t, t]`; None where all are visible.
 
     Args:
       t: tokens.
-      causal: whether a token sees only itself and those before it.
-      mask: `[b, t]`, 0 for tokens that none sees.
-      segments: int `[b, t]`; tokens see those of their own segment.
+      causal: whether a token attends only to itself and to earlier tokens.
+      mask: `[b, t]`, 0 for tokens that are not attended to.
+      segments: int `[b, t]`; tokens attend only within their own segment.
     """
     parts = []
     if causal:
@@ -118,7 +118,7 @@ def attend(q: Array, k: Array, v: Array, seen: Array | None) -> Array:
       q: queries `[b, t, h, c]`.
       k: keys `[b, s, g, c]`.
       v: values `[b, s, g, c]`.
-      seen: bool `[b or 1, t, s]`; None where all is seen.
+      seen: bool `[b or 1, t, s]`; None where all columns are visible.
     """
     b, t, h, c = q.shape
     g = k.shape[2]
@@ -179,7 +179,7 @@ class Attention(nn.Module):
       head_width: c.
       bias: whether query, key and value have one.
       out_bias: whether the output has one.
-      causal: whether a token sees only those before it.
+      causal: whether a token attends only to itself and to earlier tokens.
       angles: of rotary positions, `[c / 2]`; None for none.
       implementation: one of `IMPLEMENTATIONS`.
       kernel_init: of query, key and value.

@@ -1,4 +1,4 @@
-"""What the connectors between feature maps are made of."""
+"""Building blocks of the connectors between feature maps."""
 
 import flax.linen as nn
 import jax

@@ -24,7 +24,7 @@ ACTIVATIONS = {
 
 
 class Gate(nn.Module):
-    """Channels times a gate that their means open (Hu et al. 2018, arXiv:1709.01507)."""
+    """Channels times a gate computed from their means (Hu et al. 2018, arXiv:1709.01507)."""
 
     squeezed: int
     activations: tuple[str, str]
@@ -38,7 +38,7 @@ class Gate(nn.Module):
 
 
 class Block(nn.Module):
-    """A block as its spec says."""
+    """The residual block of a spec."""
 
     spec: BlockSpec
     gate: tuple[str, str]
@@ -75,7 +75,7 @@ class Block(nn.Module):
 class InvertedResidualNet(nn.Module):
     """The network of a spec.
 
-    Endpoints: `stem`, `stage1` ... of every stage, `embedding` (what the last layer sees) and
+    Endpoints: `stem`, `stage1` ... of every stage, `embedding` (input of the last layer) and
     `logits`.
     """
 

@@ -1,4 +1,4 @@
-"""The architectures that `models.transformer` can be, as data, and what may be changed in them."""
+"""The architectures of `models.transformer` as data, and the arguments that may be changed."""
 
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -11,7 +11,7 @@ from distill_jax.models import _attention
 
 
 class Architecture(NamedTuple):
-    """A transformer in numbers and words; `transformer.make` explains each."""
+    """The hyperparameters of a transformer; see `transformer.make`."""
 
     vocabulary: int
     width: int = 256

@@ -1,4 +1,4 @@
-"""What the networks for tables share: checks, embedding tables, linear parts and hidden layers.
+"""Code shared by the networks for tables: checks, embedding tables, linear parts and hidden layers.
 
 A table is `{"categorical": int32 [b, c], "numeric": float32 [b, m]}`; either may have no columns,
 not both. Column j of `categorical` holds ids in [0, cardinalities[j]); an id outside counts as the
@@ -36,7 +36,7 @@ def check(
     drop_path: float = 0.0,
     **sizes: int | tuple[int, ...],
 ) -> None:
-    """Refuses sizes that do not hold whole numbers above 0, and rates that are none."""
+    """Raises an error for sizes that are not whole numbers above 0, and for invalid rates."""
     named: dict[str, Any] = {"cardinalities": cardinalities, **sizes}
     ranges.sizes(**named)
     ranges.rates(dropout=dropout, drop_path=drop_path)

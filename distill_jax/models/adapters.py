@@ -75,10 +75,10 @@ LATER = {
 def build(make: functools.partial[Any]) -> Model:
     """Returns the network of a builder, a class or function bound to its arguments.
 
-    Arguments of `LATER` are filled in: `rngs` from the key that `init` is given; `in_features`
-    from the first input of the network, as the size of its last axis, which is what
-    `nnx.Linear` and `nnx.Conv` take, or, where the network fails on that, as the number of values
-    of an example, which is what a network takes that flattens its input.
+    Arguments of `LATER` are filled in: `rngs` from the key that `init` is given; `in_features` from
+    the first input of the network, as the size of its last axis, as for `nnx.Linear` and
+    `nnx.Conv`, or, where the network fails on that, as the number of values of an example, as for a
+    network that flattens its input.
 
     Raises:
       ArgumentError: the builder does not return a network.
@@ -98,7 +98,7 @@ def build(make: functools.partial[Any]) -> Model:
     try:
         return as_model(bound)
     except (ArgumentError, TypeError) as error:
-        # A function of any keywords, of which what it calls wants `rngs`.
+        # A function with `**kwargs` that forwards `rngs` to its callee.
         if _takes_rngs(symbol) and "rngs" in str(error):
             return from_nnx(bound)
         raise
@@ -251,16 +251,16 @@ def to_nnx(weights: tuple[Params, State], *, like: Any) -> Any:
 
 
 def _nnx_module() -> type:
-    """Returns `nnx.Module` if anybody has imported NNX, else a class without instances.
+    """Returns `nnx.Module` if NNX has been imported, else a class without instances.
 
-    Importing NNX costs a few tenths of a second, which runs without NNX networks need not pay.
+    Importing NNX costs a few tenths of a second, which runs without NNX networks avoid.
     """
     loaded = sys.modules.get("flax.nnx")
     return loaded.Module if loaded is not None else type("Nothing", (), {})
 
 
 def _takes_rngs(make: Callable[..., Any]) -> bool:
-    """Says whether a class or function takes `rngs` by name, or any keyword."""
+    """Returns whether a class or function takes `rngs` by name, or any keyword."""
     target = inspect.unwrap(make.func if isinstance(make, functools.partial) else make)
     if isinstance(target, type):  # whose metaclass hides the signature of the constructor
         target = target.__init__
@@ -329,7 +329,7 @@ def _named(outputs: Any) -> Outputs:
 
 
 class _explained:
-    """Turns Flax's complaints about missing random keys and other inputs into a `ArgumentError`."""
+    """Converts Flax's errors about missing random keys and other inputs into an `ArgumentError`."""
 
     def __init__(self, inputs: tuple[Any, ...]):
         self.inputs = inputs
@@ -381,8 +381,8 @@ def _from_dict(like: Any, tree: Mapping[str, Any]) -> Any:
 def _streams(rngs: Mapping[str, Key] | None, *, train: bool) -> dict[str, Key]:
     """Returns keys by purpose, and as "default" that of "dropout".
 
-    Evaluation without keys gets a constant one, since modules may hold streams that they do not
-    use then.
+    Evaluation without keys gets a constant key, since modules may hold streams that evaluation does
+    not use.
     """
     if not rngs and train:
         raise _missing_key("dropout")

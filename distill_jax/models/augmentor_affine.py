@@ -14,7 +14,7 @@ BORDERS = ("zero", "wrap")
 
 
 def warp(images: Array, affine: Array, *, border: str) -> Array:
-    """Samples each image at the places that an affine map gives, `[b, h, w, c] -> [b, h, w, c]`.
+    """Samples each image at the positions given by an affine map, `[b, h, w, c] -> [b, h, w, c]`.
 
     Output pixel (x, y), in units of half the image from its centre, takes the bilinearly
     interpolated value of the input at `affine @ (x, y, 1)`.
@@ -25,7 +25,7 @@ def warp(images: Array, affine: Array, *, border: str) -> Array:
       border: "zero", nothing is outside of the image; "wrap", it repeats.
     """
     b, h, w, c = images.shape
-    kind = jnp.promote_types(affine.dtype, jnp.float32)  # a pixel is finer than bfloat16 can say
+    kind = jnp.promote_types(affine.dtype, jnp.float32)  # bfloat16 cannot resolve single pixels
     half_h, half_w = (h - 1) / 2, (w - 1) / 2
     y, x = jnp.meshgrid(jnp.arange(h) - half_h, jnp.arange(w) - half_w, indexing="ij")
     y, x = y.reshape(1, -1).astype(kind) * (2 / h), x.reshape(1, -1).astype(kind) * (2 / w)

@@ -1,8 +1,8 @@
 """A small convolutional network over the bytes of a file's two ends.
 
-Byte n-grams of any place are found by two strided convolutions and a maximum over each half of the
-window, the signature at its very beginning by a part of its own. Convolutions are products of
-matrices over reshaped windows, which is what costs least on a CPU.
+Two strided convolutions and a maximum over each half of the window detect byte n-grams at any
+position; a separate part reads the signature at the beginning. Convolutions are matrix products
+over reshaped windows, which is fastest on a CPU.
 """
 
 import flax.linen as nn
@@ -84,7 +84,7 @@ def make(
       embedding_dim: size of the vector of a byte.
       widths: channels of the two convolutions.
       hidden: width of the last hidden layer.
-      header: windows of the first convolution that the last layers see whole, from the beginning.
+      header: leading windows of the first convolution that the last layers read without pooling.
       dropout: rate before the last layer.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Transformers over tokens with the weights that others publish."""
+"""Transformers over tokens with published weights."""
 
 import pathlib
 from collections.abc import Mapping
@@ -44,8 +44,8 @@ def language_model(
     Args:
       path: the folder or file.
       sha256: checksums that the files must have.
-      head: "keep", or "replace": a classifier, or CLIP's projection, keeps the values that it is
-        drawn with from the key 0, for other classes or another width.
+      head: "keep", or "replace": a classifier, or CLIP's projection, keeps its random initial
+        values from the key 0, for other classes or another width.
       **changes: arguments of `transformer.make` in place of the file's, such as `dropout`,
         `attention`, `pool` or `num_classes`.
 

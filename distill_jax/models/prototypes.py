@@ -1,4 +1,4 @@
-"""Learned directions, and how close to each of them a vector points."""
+"""Learned prototypes, and the cosine of a vector with each of them."""
 
 import flax.linen as nn
 import jax

@@ -1,9 +1,9 @@
 """A ratio network with self-attention between the blocks of trilateral features.
 
-Hu et al. 2024 (arXiv:2312.15112), table 5, compare perceptrons with attention of one to three
-heads and say nothing more of it. The details here are ours: one token for each block, by a linear
-map of its own; one residual attention layer on normalized tokens; the mean over tokens; a linear
-map to the logits.
+Hu et al. 2024 (arXiv:2312.15112), table 5, compare perceptrons with attention of one to three heads
+and give no further details. The details here are ours: one token for each block, by a linear map of
+its own; one residual attention layer on normalized tokens; the mean over tokens; a linear map to
+the logits.
 """
 
 import flax.linen as nn
@@ -39,7 +39,7 @@ class RatioAttention(nn.Module):
             )
         _, t, f = x.shape
         kernel = self.param("kernel", _by_block, (t, f, self.width))
-        # What names a block is also the bias of its map.
+        # The bias of a block's map also identifies the block.
         names = self.param("names", nn.initializers.normal(0.02), (1, t, self.width))
         x, kernel, names = promote_dtype(x, kernel, names)
         x = jnp.einsum("btf,tfd->btd", x, kernel) + names

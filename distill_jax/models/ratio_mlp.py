@@ -12,9 +12,9 @@ from distill_jax.models.layers import Dense, dense_uniform
 
 
 def head(x: Array, *, outputs: int, ratio: float, zero_init: bool) -> Array:
-    """Returns logits `[b, outputs]` whose sigmoids start at `ratio`; to be called in a network.
+    """Returns logits `[b, outputs]` whose sigmoids start at `ratio`; called inside a module.
 
-    The start is a constant, not a bias that is learned: weight decay then draws towards `ratio`.
+    The offset is a constant, not a learned bias, so that weight decay pulls towards `ratio`.
     """
     last = nn.initializers.zeros if zero_init else dense_uniform
     return Dense(outputs, kernel_init=last)(x) + math.log(ratio / (1 - ratio))

@@ -52,8 +52,8 @@ def make(
 ) -> Model:
     """Returns a map of s student features to s teacher features, one stack of layers a pair.
 
-    It is called with s maps `[b, h, w, c]`, then s maps `[b, h, w, c']` of which only the channels
-    count, and returns `output1`, ... `[b, h, w, c']` and, with a variance, `variance1`, ...
+    It is called with s maps `[b, h, w, c]`, then s maps `[b, h, w, c']` that only set the numbers
+    of channels, and returns `output1`, ... `[b, h, w, c']` and, with a variance, `variance1`, ...
     `[1, 1, 1, c']`.
 
     Args:

@@ -66,7 +66,7 @@ class ResNet(nn.Module):
             x = jax.nn.relu(BatchNorm()(conv(x), train=train))
         pre = outputs["stem"] = x
         if self.stem != "small":
-            # zeros are no larger than what a ReLU gives
+            # zeros are no larger than the outputs of a ReLU
             x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
             x = nn.max_pool(x, (3, 3), (2, 2))
         make_block = Bottleneck if self.bottleneck else Block

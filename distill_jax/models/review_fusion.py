@@ -54,10 +54,10 @@ def nearest_resize(x: Array, size: tuple[int, ...]) -> Array:
 
 
 def make(*, width: int = 0, batch_norm: bool = True) -> Model:
-    """Returns the fusion of s student maps, each with what comes from deeper ones.
+    """Returns the fusion of s student maps, each with the fused deeper ones.
 
-    It is called with s maps `[b, h, w, c]`, shallow to deep, then s maps of which only the shapes
-    count, and returns `output1`, ... of those shapes. Deeper maps are resized to the next stage by
+    It is called with s maps `[b, h, w, c]`, shallow to deep, then s maps that only set the output
+    shapes, and returns `output1`, ... of those shapes. Deeper maps are resized to the next stage by
     nearest neighbours.
 
     Args:

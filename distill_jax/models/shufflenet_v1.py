@@ -1,11 +1,11 @@
 """ShuffleNet for small images (Zhang et al. 2018, arXiv:1707.01083).
 
 Grouped 1x1 convolutions with a shuffle of channels between them. For 32x32 the stem is one 1x1
-convolution without pooling; three groups are "ShuffleNetV1" of the distillation literature (Tian
-et al. 2020, arXiv:1910.10699, appendix), whose blocks have an activation behind the depthwise
+convolution without pooling; three groups are "ShuffleNetV1" of the distillation literature (Tian et
+al. 2020, arXiv:1910.10699, appendix), whose blocks have an activation behind the depthwise
 convolution, too, which those of the paper lack. The inner width of a block is a quarter of the
-channels that its convolutions make, in a stage's first block those beside the pooled input, rounded
-up to a multiple of the groups.
+output channels of its convolutions, rounded up to a multiple of the groups; in a stage's first
+block these are the channels beside the pooled input.
 """
 
 import flax.linen as nn

@@ -45,7 +45,7 @@ class Block(nn.Module):
         y = jax.nn.relu(BatchNorm()(Conv(half, kernel_size=1)(x), train=train))
         y = BatchNorm()(Conv(half, stride=self.stride, groups=half)(y), train=train)
         y = BatchNorm()(Conv(half, kernel_size=1)(y), train=train)
-        # The part that is passed on is not negative: the activation leaves it as it is.
+        # The part that is passed on is not negative: the activation does not change it.
         y = shuffle_channels(jnp.concatenate([kept, y], -1), 2)
         return y, jax.nn.relu(y)
 

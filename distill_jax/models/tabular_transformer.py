@@ -76,8 +76,8 @@ def make(
 ) -> Model:
     """Returns an FT-Transformer for tables `{"categorical": [b, c], "numeric": [b, m]}`.
 
-    A second input may follow, `keep`, int `[b, n]`, for masked methods: the network then sees these
-    columns alone, categorical ones counted first, and its class tokens.
+    A second input may follow, `keep`, int `[b, n]`, for masked methods: the network then reads only
+    these columns, categorical ones counted first, and its class tokens.
 
     Tokens are a class token and one per column, categorical ones first: the row of an id or a
     vector times the value, plus the column's bias (section 3.3); logits come from the normalized
@@ -100,10 +100,9 @@ def make(
       mlp_ratio: hidden width of the perceptrons over the token width.
       dropout: rate on every residual branch.
       drop_path: rate of the last block's stochastic depth, growing linearly from 0.
-      registers: r, number of tokens that stand for no column, the first of which is the class
-        token.
-      pool: what `embedding` is: "cls" (the class token behind a ReLU), "mean" (of all tokens) or
-        "flat" (all tokens side by side).
+      registers: r, number of tokens without a column; the first one is the class token.
+      pool: how `embedding` is computed: "cls" (the class token behind a ReLU), "mean" (of all
+        tokens) or "flat" (all tokens side by side).
 
     Raises:
       ArgumentError: an unknown pool, one of a class token without registers, a size below 1, a rate

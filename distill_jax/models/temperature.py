@@ -22,7 +22,7 @@ def make(
       initial: temperature at the start, positive; 0.07 for a softmax over candidates, 0.1 for
         sigmoids.
       bias: its value at the start, -10 for sigmoids (Zhai et al. 2023, arXiv:2303.15343); None
-        leaves it out, for a softmax does not see it.
+        leaves it out, since a softmax does not depend on it.
       largest_scale: limit of the scale, positive.
 
     Raises:

@@ -64,13 +64,13 @@ def make(
     mlp_ratio: int = 4,
     grid: tuple[int, ...] = (),
 ) -> Model:
-    """Returns a map of encoded tokens to what those at other places are.
+    """Returns a map of encoded tokens to predictions of the tokens at other positions.
 
-    Inputs are `context` `[b, r + n, d]`, the encoded tokens, behind r that have no place; `keep`,
-    int `[b, n]`, where they are among t; `targets`, int `[b, m, n_t]`, the places of m sets; and
-    `like` `[b, t, d']`, of which the shape alone is taken. A set is predicted from the context and
-    from a learned token at each of its places, and does not see the other sets. The endpoint is
-    `output` `[b, m, n_t, d']`.
+    Inputs are `context` `[b, r + n, d]`, n encoded tokens after r tokens without a position;
+    `keep`, int `[b, n]`, their positions among t; `targets`, int `[b, m, n_t]`, the positions of m
+    sets; and `like` `[b, t, d']`, which only sets the output shape. A set is predicted from the
+    context and from a learned token at each of its positions, independently of the other sets. The
+    endpoint is `output` `[b, m, n_t, d']`.
 
     Args:
       width: of its tokens.

@@ -31,7 +31,7 @@ RULES: Mapping[str, tuple[tuple[str | None, ...], tuple[str | None, ...]]] = {
     "mlp/(up|gate)": (_COLUMNS, ("model",)),
     "mlp/down": (_ROWS, (None,)),
 }
-"""Axes of kernel and bias of the products in a block, of which `partition_rules` are made."""
+"""Axes of kernel and bias of the products in a block, used by `partition_rules`."""
 
 _ACTIVATIONS: Mapping[str, Callable[[Array], Array]] = {
     "gelu": functools.partial(jax.nn.gelu, approximate=False),
@@ -327,20 +327,20 @@ def make(
 ) -> Model:
     """Returns a transformer over tokens; its input is ids, int `[b, t]`, or a mapping.
 
-    A mapping has `tokens` and any of: `mask` `[b, t]`, 0 on padding, on either side; `segments`
-    int `[b, t]`, equal within each of several documents packed in a row, which do not see each
-    other; `positions` int `[b, t]`, by default counted from the first token that is seen and in
-    each segment anew; `types` int `[b, t]`, BERT's token types, by default 0; and `ask` int
-    `[b, t, k]`, the tokens whose log-probabilities are wanted. An id that does not exist gives NaN.
+    A mapping has `tokens` and any of: `mask` `[b, t]`, 0 on padding, on either side; `segments` int
+    `[b, t]`, equal within each of several documents packed in a row, which do not attend to each
+    other; `positions` int `[b, t]`, by default counted from the first unmasked token and anew in
+    each segment; `types` int `[b, t]`, BERT's token types, by default 0; and `ask` int `[b, t, k]`,
+    the tokens whose log-probabilities are computed. An id that does not exist gives NaN.
 
-    Outputs: `embedded` `[b, t, d]`, what the first block gets; `block<i>` of every block; `stage1`
-    to `stage3`, the blocks at a third, two thirds and the end; `hidden` `[b, t, d]`, normalized
-    where there is a last norm, and the same as `tokens`; `embedding` `[b, d]`, pooled; `logits`
-    `[b, t, v]`, at each position of the next token (of this token for `head="masked"`), or of
-    `num_classes`; `log_probs` `[b, t, k]` where some are asked for; with `top`, also `top_index`
-    and `top_log_probs` `[b, t, top]` and `tail_log_prob` `[b, t]`. Logits that are not used cost
-    nothing under `jit`; `log_probs` and `top_*` never hold all logits of a large vocabulary at
-    once, see `core.sequences`.
+    Outputs: `embedded` `[b, t, d]`, the input of the first block; `block<i>` of every block;
+    `stage1` to `stage3`, the blocks at a third, two thirds and the end; `hidden` `[b, t, d]`,
+    normalized where there is a last norm, and the same as `tokens`; `embedding` `[b, d]`, pooled;
+    `logits` `[b, t, v]`, for the next token at each position (for the token itself with
+    `head="masked"`), or of `num_classes`; `log_probs` `[b, t, k]` where `ask` is given; with `top`,
+    also `top_index` and `top_log_probs` `[b, t, top]` and `tail_log_prob` `[b, t]`. Logits that are
+    not used cost nothing under `jit`; `log_probs` and `top_*` never hold all logits of a large
+    vocabulary at once, see `core.sequences`.
 
     Arguments that are None are the layout's.
 
@@ -356,8 +356,8 @@ def make(
       max_length: number of learned positions.
       causal: whether a token attends only to those before it.
       norm: "layer" or "rms".
-      norm_first: whether a branch is normalized before it, else the sum behind it.
-      epsilon: of the norms.
+      norm_first: whether the input of a branch is normalized, else the sum after it.
+      epsilon: epsilon of the norms.
       activation: "gelu" (exact), "gelu_tanh", "quick_gelu", "silu" or "relu".
       gated: whether the hidden units are multiplied by a second linear map.
       positions: "learned" or "rope".
@@ -365,13 +365,13 @@ def make(
       rope_scaling: of "rope", a dict as in `config.json`: "linear" or "llama3".
       qkv_bias: whether queries, keys and values have a bias.
       out_bias: whether the output of attention has one.
-      mlp_bias: whether the perceptron has them.
+      mlp_bias: whether the perceptron has biases.
       token_types: number of BERT's token types.
       embedding_norm: whether the embedded tokens are normalized.
-      final_norm: whether the last block's output is.
+      final_norm: whether the last block's output is normalized.
       head: "tied" to the embedding, "untied", "masked" (BERT's, for hidden tokens) or "none".
-      pool: "mean" over the mask, "cls" (the first token that is seen), "last", or "end", at the
-        first token with the id `end`.
+      pool: "mean" over the mask, "cls" (the first unmasked token), "last", or "end", at the first
+        token with the id `end`.
       pooler: activation of a linear map behind the pooling, "tanh" or "relu"; "" for no map.
       end: see `pool`; -1 is the largest id in the sequence.
       projection: width of a last linear map of the embedding; 0 for none.
@@ -385,7 +385,7 @@ def make(
 
     Raises:
       ArgumentError: an unknown layout or choice, or sizes that do not fit; as the network is first
-        called, also an input that does not.
+        called, also an input that does not fit.
     """
     return from_linen(Transformer(_architecture(**locals())))
 

@@ -240,7 +240,7 @@ def make(
 
     Endpoints: `patches` `[b, t, d]` before the first block, `block<i>` of every block, `stage1` to
     `stage3` (the blocks at a third, two thirds and the end), `tokens` (normalized), `embedding` and
-    `logits`; with a projection also `pooled`, what is projected to `embedding`.
+    `logits`; with a projection also `pooled`, the input of the projection to `embedding`.
 
     Args:
       num_classes: k; 0 leaves the last layer and `logits` out, for a head that is another network.
@@ -266,7 +266,7 @@ def make(
       patch_bias: whether embedded patches have a bias.
       pre_norm: whether tokens are normalized before the first block, as in CLIP.
       projection: width of a linear map of the pooled token to `embedding`, which the last layer
-        then sees; 0 for none.
+        then reads; 0 for none.
 
     Raises:
       ArgumentError: an unknown variant, pool or kind of positions, or a width that the heads do not

@@ -61,10 +61,10 @@ def make(
 ) -> Model:
     """Returns a wide ResNet for images `[b, h, w, c]` of any size.
 
-    Endpoints: `stem` and `stage1` to `stage3`, each normalized and activated by what follows, their
-    `_pre` (before that activation) and `_raw` (before that norm: the stem's convolution, and the
-    sums of the last blocks, which the distillation literature takes for features of these
-    networks), `embedding` and `logits`.
+    Endpoints: `stem` and `stage1` to `stage3`, each after the norm and activation of the next
+    layer, their `_pre` (before that activation) and `_raw` (before that norm: the stem's
+    convolution, and the sums of the last blocks, which the distillation literature takes for
+    features of these networks), `embedding` and `logits`.
 
     Args:
       num_classes: k.

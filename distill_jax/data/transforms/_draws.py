@@ -16,7 +16,7 @@ def require(condition: bool, what: str, where: str) -> None:
 
 
 def uniform(key: Key, batch: Batch, *shape: int) -> Array:
-    """Returns numbers in [0, 1), `[b, *shape]`: one draw an example, cheap to run and compile."""
+    """Returns numbers in [0, 1), `[b, *shape]`: one draw per example, cheap to run and compile."""
     return jax.vmap(lambda k: jax.random.uniform(k, shape))(rng.example_keys(key, batch))
 
 

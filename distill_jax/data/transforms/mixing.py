@@ -24,8 +24,9 @@ def make_feature_corruption(*, share: float = 0.6) -> Transform:
 
     SCARF (Bahri, Jiang, Tay, Metzler 2022, arXiv:2106.15147), section 3: a fixed number of columns
     of each row is chosen at random, and each of their cells is replaced by that of another example,
-    drawn for each cell by itself: a draw from the column's own distribution. As in `mixup`, the
-    other example is one of the batch. A cell whose other example is padding stays.
+    drawn independently for each cell: a draw from the column's empirical distribution. As in
+    `mixup`, the other example is one of the batch. A cell whose other example is padding is
+    unchanged.
 
     Args:
       share: of the columns that are replaced; at least one is.

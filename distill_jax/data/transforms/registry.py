@@ -1,4 +1,4 @@
-"""Transforms by name, and what they presuppose of the values of an image."""
+"""Transforms by name, and the range of image values that each one expects."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -55,7 +55,7 @@ def check_values(
     where: str = "batch",
     kind: str = "",
 ) -> str:
-    """Follows the range of an image's values through transforms.
+    """Tracks the range of an image's values through transforms.
 
     Args:
       names: transforms in order: names, or pairs of a name and its keyword arguments.
@@ -66,7 +66,7 @@ def check_values(
 
     Returns:
       The kind of the values after the last one: see `moments.Values.kind`; "normalized"; or ""
-      after a transform of somebody's own.
+      after a user's own transform.
 
     Raises:
       ArgumentError: values reach a transform in units that it does not take. The hint names the

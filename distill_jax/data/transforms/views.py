@@ -1,4 +1,4 @@
-"""Several views of an example, views of a teacher of its own, and transforms in a row."""
+"""Several views of an example, separate views for the teacher, and chains of transforms."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -32,17 +32,17 @@ def compose(transforms: Mapping[str, Transform]) -> Transform:
 def two_views(
     transforms: Mapping[str, Transform], clean: Transform | None, *, shared: Sequence[str]
 ) -> Transform:
-    """Returns the transforms, and a view of the teacher's own as `teacher_input`.
+    """Returns the chained transforms, with a separate view for the teacher as `teacher_input`.
 
-    A student that sees another view than its teacher learns what the teacher says of an image, not
-    of what it sees (Beyer, Zhai, Royer, Markeeva, Anil, Kolesnikov 2022, arXiv:2106.05237, figure
-    2: "independent noise", and "fixed teacher" where the teacher's view is `clean`).
+    A student with another view than its teacher learns the teacher's output for the image, not for
+    the student's own view (Beyer, Zhai, Royer, Markeeva, Anil, Kolesnikov 2022, arXiv:2106.05237,
+    figure 2: "independent noise", and "fixed teacher" where the teacher's view is `clean`).
 
     Args:
       transforms: of the student's view, in order.
       clean: of the teacher's view; None draws the student's transforms once more.
       shared: names of transforms whose draws both views share, such as mixup, which then mixes the
-        same pairs in the same proportion. After `clean` they alone are applied.
+        same pairs in the same proportion. With `clean`, only these are applied after it.
     """
 
     def draw_again(key: Key, batch: Batch, step: Array) -> Batch:
@@ -108,8 +108,8 @@ def make_views(
 ) -> Transform:
     """Returns a transform that adds `views` `[b, count, h, w, c]`; the input stays as it is.
 
-    Those of a table are a table of `[b, count, c]` and `[b, count, m]`. Each view is drawn by
-    itself, as a function of (seed, epoch, example, view).
+    Those of a table are a table of `[b, count, c]` and `[b, count, m]`. Each view is drawn
+    independently, as a function of (seed, epoch, example, view).
 
     Args:
       count: v.
@@ -140,7 +140,7 @@ def make_local_views(
 def make_halves() -> Transform:
     """Returns a transform that adds `views` `[b, 2, h / 2, w, c]`: upper and lower half of images.
 
-    Two parts that show different things and belong together, as for losses on pairs. The input
+    The two parts differ in content and form a matching pair, as for losses on pairs. The input
     stays as it is; of an odd number of rows the last is left out.
     """
 
