@@ -120,13 +120,13 @@ class _Command:
 
 
 def _named_folder(argv: Sequence[str]) -> pathlib.Path | None:
-    """Returns the folder that a command line which was not understood names, if it is there."""
+    """Returns the folder that a command line with errors names, if it exists."""
     named = [arg.partition("=")[2] for arg in argv if arg.startswith("--workdir=")]
     return pathlib.Path(named[0]) if named and os.path.isdir(named[0]) else None
 
 
 def _suffix(parsed: flags.Flags | None) -> str:
-    """Returns what tells the files of the processes of a run apart."""
+    """Returns a suffix that distinguishes the files of the processes of a run."""
     number = getattr(parsed, "process_id", None)
     if not number and "jax" in sys.modules:
         with contextlib.suppress(Exception):
@@ -137,7 +137,7 @@ def _suffix(parsed: flags.Flags | None) -> str:
 
 
 def _intact(parsed: flags.Flags | None) -> str:
-    """Returns what a run that ended left whole; looks, and promises nothing else."""
+    """Returns a clause on what is intact after a run that ended, from what is found there."""
     if parsed is None or parsed.workdir is None or parsed.mode == "describe":
         return "nothing was trained or changed"
     if parsed.mode in ("eval", "export"):
@@ -243,7 +243,7 @@ def _start_jax(parsed: flags.Flags) -> None:
 
 
 def _do(parsed: flags.Flags) -> None:
-    """Does what is no single training run, and prints what comes out."""
+    """Runs the modes other than a single training run, and prints their output."""
     with console.deferring_interrupts():
         from distill_jax.run import build, processes
         from distill_jax.run.train import evaluation

@@ -1,8 +1,8 @@
 """Alarms: rules over the history of what is logged, computed on the host from finished numbers.
 
-A rule is a pure function of the history of one metric, `[(step, value), ...]` from the first log
-of the run to the newest, and says what is wrong with the newest value, or nothing. A table names
-the rules by pattern of the metrics that they read. Nothing here runs in a step.
+A rule is a pure function of the history of one metric, `[(step, value), ...]` from the first log of
+the run to the newest. It returns a message about what is wrong with the newest value, or None. A
+table lists the rules with a pattern for the metrics that they read. Nothing here runs in a step.
 """
 
 import fnmatch
@@ -19,13 +19,13 @@ from distill_jax.trainer.io.files import read_rows
 
 History = Sequence[tuple[int, float]]
 Rule = Callable[[History], str | None]
-"""Returns a message about the newest value, None where nothing is wrong."""
+"""Returns a message about the newest value, or None if nothing is wrong."""
 
 WINDOW = 64
 """Logged values that a spike is measured against."""
 
 FEWEST = 16
-"""With fewer values before it nothing is a spike."""
+"""Number of earlier values that are required before a value can count as a spike."""
 
 LEFT = {
     "student/std": 0.4,
@@ -33,7 +33,7 @@ LEFT = {
     "instances/std": 0.4,
     "*/variance": 0.01,
 }
-"""Share of its first value below which a measure of embeddings is lost, by what it measures."""
+"""Share of its first value below which a measure of embeddings counts as lost, by measure."""
 
 RANK_LEFT, RANK, INFORMATION = 0.15, 2.0, 0.05
 """Of ranks the share of the first, as in `LEFT`; and a number of dimensions, and of nats that
@@ -50,15 +50,15 @@ class Alarm(NamedTuple):
 
 
 def spike(deviations: float) -> Rule:
-    """Returns the rule for a value far above those before it.
+    """Returns the rule for a value far above the preceding ones.
 
-    Of the last `WINDOW` values before the newest, m is the median and s the larger of 1.4826 times
-    their median absolute deviation, which is the standard deviation of a normal distribution, and
-    0.05 |m|, so that rounding in a flat curve is none. A value above m + deviations * s is a spike.
-    With fewer than `FEWEST` values before it nothing is.
+    Let m be the median of the last `WINDOW` values before the newest. Let s be the larger of 0.05
+    |m|, so that rounding in a flat curve is no spike, and 1.4826 times their median absolute
+    deviation, which is the standard deviation for a normal distribution. A value above m +
+    deviations * s is a spike. A value with fewer than `FEWEST` values before it is never one.
 
     Args:
-      deviations: how far is too far.
+      deviations: threshold, in units of s.
     """
 
     def rule(history: History) -> str | None:
@@ -90,9 +90,9 @@ def below(least: float) -> Rule:
 
 
 def lost(share: float, *, least: float = math.inf) -> Rule:
-    """Returns the rule for what falls below `least` and `share` of its first, positive value.
+    """Returns the rule for a value below `least` and below `share` of its first, positive value.
 
-    Below both at two logs in a row, of which the first log is none.
+    The value must be below both at two logs in a row, not counting the first log.
     """
 
     def rule(history: History) -> str | None:
@@ -105,7 +105,7 @@ def lost(share: float, *, least: float = math.inf) -> Rule:
 
 
 def either(*rules: Rule) -> Rule:
-    """Returns the rule that says what the first of `rules` with something to say says."""
+    """Returns the rule that gives the message of the first of `rules` that has one."""
 
     def rule(history: History) -> str | None:
         return next((message for one in rules if (message := one(history)) is not None), None)
@@ -116,21 +116,21 @@ def either(*rules: Rule) -> Rule:
 def default_rules(*, spike_deviations: float) -> list[tuple[str, str, Rule]]:
     """Returns the rules of a run as `(name, pattern of metrics, rule)`.
 
-    "spike" is about losses and norms of gradients. "collapse" is about representations, which an
-    untrained network spreads as widely as its input makes it: training may give up part of that,
-    and has lost what the representations are for where at two logs in a row
+    "spike" is about losses and norms of gradients. "collapse" is about representations. An
+    untrained network spreads them as widely as its input does. Training may reduce that spread, but
+    the representations have collapsed if, at two logs in a row,
 
     - they point nearly the same way: less than 0.4 of the first "std" is left, a sixth of its
-      square, see `spectrum.normalized_std`; not asked of tokens side by side, of which the larger
-      part may say, in healthy runs too, where they are;
+      square, see `spectrum.normalized_std`. This is not tested for the tokens of an input, which
+      may mostly encode their position in healthy runs too;
     - they fill few dimensions: less than 0.15 of the first "rank", see `spectrum.rankme`, or less
       than both 2 and half of the first;
     - they shrink to a point, whatever their directions: less than 0.01 of the first "variance";
-    - one prototype or two take nearly everything: the mean assignment has an entropy below log 2.5,
-      where log 2 is that of two alike;
-    - assignments to prototypes are the same for all examples: what they say of an example, their
-      mutual information with it, is below 0.05 nats, of log k that are possible, and below half of
-      the first, which is low: before training little is said, and more where all is well.
+    - one or two prototypes take nearly everything: the mean assignment has an entropy below log
+      2.5, where log 2 is that of two alike;
+    - assignments to prototypes are the same for all examples: their mutual information with the
+      example is below 0.05 nats, out of a possible log k, and below half of the first value. That
+      first value is low: it is small before training and rises in a healthy run.
 
     The first values are those of the very first step. `benchmarks/collapse.py` measures which
     collapses are noticed.
@@ -158,13 +158,13 @@ def default_rules(*, spike_deviations: float) -> list[tuple[str, str, Rule]]:
 class Alarms:
     """Sees all that a run logs, and raises an alarm once for each event.
 
-    An event lasts while a rule has something to say about a metric at one log after the other.
+    An event lasts as long as a rule returns a message about a metric at consecutive logs.
 
     Args:
       folder: of the run; alarms go to its `alarms.jsonl`, and where the run continues, history
         and earlier alarms are read from its files. None where another process writes.
       rules: `(name, pattern of metrics, rule)`, where `*` stands for anything.
-      resume_step: step at which the run continues; what is later is forgotten.
+      resume_step: step at which the run continues; later entries are dropped.
       log_line: prints a line.
 
     Attributes:

@@ -1,4 +1,4 @@
-"""The arms of a study: their order, the config of each of their runs, and what must hold of them.
+"""The arms of a study: their order, the config of each run, and the checks on them.
 
 An arm may start from another's network: `init = "arm:teacher"` means the run of arm `teacher`
 with the same seed, `"arm:teacher@0"` the one with seed 0.

@@ -33,9 +33,9 @@ class Collective(NamedTuple):
 
     Attributes:
       kind: as HLO names it, without `-start`.
-      nbytes: of the whole arrays that a group exchanges: what is summed, what is gathered, what is
-        scattered. Of a permutation, what one device sends.
-      group: devices that exchange with each other.
+      nbytes: size of the whole arrays that a group exchanges: summed, gathered or scattered. For a
+        permutation, the size that one device sends.
+      group: devices that exchange data with each other.
       times: executions in one run of the program; loops of unknown length count once.
     """
 

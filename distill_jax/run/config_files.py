@@ -1,7 +1,7 @@
-"""From the name of a config on the command line to its file, and to what the file defines.
+"""Finds and runs the config file that the command line names.
 
-A path wins; else the name is that of a shipped config, with or without its folder: `kd`,
-`distill/kd` and `configs/distill/kd.py` are the same file wherever the program is started.
+A path takes precedence. Otherwise the name is that of a shipped config, with or without its folder:
+`kd`, `distill/kd` and `configs/distill/kd.py` are the same file wherever the program is started.
 """
 
 import contextlib
@@ -74,7 +74,7 @@ def find(name: str) -> pathlib.Path:
 
 
 def run(path: pathlib.Path) -> dict[str, Any]:
-    """Runs a config file and returns what it defines.
+    """Runs a config file and returns its definitions.
 
     A file below a folder `configs` can import `configs.common`, wherever the program is started.
 
@@ -111,7 +111,7 @@ def explained(path: pathlib.Path) -> Iterator[None]:
 
 
 def _raised(error: BaseException, path: pathlib.Path) -> UserError:
-    """Returns what a config file raised as one message that shows file and line."""
+    """Returns the exception of a config file as one message with file and line."""
     if isinstance(error, SyntaxError):
         # Of a file with null bytes, neither is known.
         where, line = f"{error.filename or path}:{error.lineno or 1}", (error.text or "").strip()

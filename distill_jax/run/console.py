@@ -13,7 +13,7 @@ class Tolerant:
     """A text stream that stops writing, instead of raising, once nobody can read it.
 
     Args:
-      stream: the stream; everything but writing is left to it.
+      stream: the stream; everything except writing is delegated to it.
     """
 
     def __init__(self, stream: Any):
@@ -80,8 +80,8 @@ def deferring_interrupts() -> Iterator[None]:
 def guard() -> None:
     """Makes the standard streams of this process tolerant.
 
-    A closed descriptor is opened on the null device first: the next file that is opened would get
-    its number otherwise, and what libraries print would be written into that file.
+    A closed descriptor is first opened on the null device. Otherwise the next file that is opened
+    would get its number, and the output of libraries would be written into that file.
     """
     for number in (0, 1, 2):
         try:

@@ -17,7 +17,7 @@ UNEXPECTED = 1
 """Exit code of an error that nobody foresaw."""
 
 INTERRUPTED = 130
-"""Exit code after a second Ctrl-C, or a first one where nothing can be continued."""
+"""Exit code after a second Ctrl-C, or after the first one if nothing can be continued."""
 
 TRACE = "crash.txt"
 
@@ -26,13 +26,13 @@ _in_threads: list[str] = []
 
 
 def doing(what: str) -> None:
-    """Notes what is being done, as a phrase that follows "while"."""
+    """Records the current activity, as a phrase that follows "while"."""
     global _doing
     _doing = what
 
 
 def done_so_far() -> str:
-    """Returns what was noted last."""
+    """Returns the activity that was recorded last."""
     return _doing
 
 
@@ -47,9 +47,9 @@ def report(
     """Prints an error in one line, writes its trace to `crash.txt`, and returns the exit code.
 
     Args:
-      error: what was raised.
-      folder: of the run, which is made where it is absent; without one, or where it cannot be
-        written to, the trace goes to the folder for temporary files.
+      error: the exception.
+      folder: of the run, created if absent. Without one, or if it cannot be written to, the trace
+        goes to the folder for temporary files.
       intact: what is left whole, a clause.
       suffix: of the name of the file, for one process of several.
       thread: name of the thread that raised it, where it was not the main one.
@@ -87,7 +87,7 @@ def _write(
 
 @contextlib.contextmanager
 def threads(folder: pathlib.Path | None, *, suffix: str = "") -> Iterator[None]:
-    """Tells of errors that end a thread as `tell` does; the run goes on without the thread.
+    """Reports errors that end a thread as `tell` does; the run continues without the thread.
 
     Args:
       folder: of the run.
@@ -111,7 +111,7 @@ def threads(folder: pathlib.Path | None, *, suffix: str = "") -> Iterator[None]:
 
 
 def in_threads() -> bool:
-    """Whether an error has ended a thread since this was asked last."""
+    """Whether an error has ended a thread since the last call."""
     any_thread = bool(_in_threads)
     _in_threads.clear()
     return any_thread
@@ -120,7 +120,7 @@ def in_threads() -> bool:
 def guarded(
     work: Callable[[], int], *, folder: pathlib.Path | None = None, intact: str = ""
 ) -> int:
-    """Returns the exit code of a program's work, or tells of what ends it.
+    """Returns the exit code of a program's work, and reports the error that ends it.
 
     Args:
       work: the program; returns its exit code.
@@ -141,7 +141,7 @@ def guarded(
 
 @contextlib.contextmanager
 def during(what: str) -> Iterator[None]:
-    """Notes what is being done for a while; an error keeps the note."""
+    """Records the current activity inside the block; an error keeps the record."""
     before = _doing
     doing(what)
     yield

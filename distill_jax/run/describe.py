@@ -1,4 +1,4 @@
-"""What a config would run, without reading data or training: tables from shapes alone."""
+"""Describes what a config would run, without reading data or training: tables from shapes only."""
 
 import json
 import math
@@ -34,11 +34,11 @@ def _leaf_rows(tree) -> list[tuple[str, ...]]:
 
 
 def describe(config: ConfigDict, *, trusted: Collection[str] | None = None) -> str:
-    """Returns what a run would be: a summary, the sharding of each leaf, the step, the config.
+    """Describes a run: a summary, the sharding of each leaf, the step, the config.
 
-    The summary has networks with their parameters, length, memory and cost. FLOPs are over all
-    devices of a step, memory and what is exchanged with others on each. Compiles for the devices of
-    this process. Reads no data: the data set answers with its shapes.
+    The summary has networks with their parameters, length, memory and cost. FLOPs are summed over
+    all devices of a step; memory and communication are per device. Compiles for the devices of this
+    process. Reads no data, only the shapes of the data set.
 
     Args:
       config: the config.

@@ -1,8 +1,8 @@
-"""Why a loss, a gradient or an output is not finite, from what can still be looked at.
+"""Diagnoses why a loss, gradient or output is not finite, from what is still available.
 
-The batch of a step is a function of the seed and the step, so it is read again; the parameters that
-met it are gone. A cause is named only where it is seen: inputs that are not finite, inputs without
-scale, a loss that had grown. No message promises a checkpoint that does not exist.
+The batch of a step is a function of the seed and the step, so it is read again. The parameters of
+that step are gone. A cause is named only if it is observed: inputs that are not finite, inputs that
+are not scaled, a loss that had grown. No message promises a checkpoint that does not exist.
 """
 
 import contextlib
@@ -29,13 +29,13 @@ EXPLODED = 10.0
 """A loss of so many times the smallest of those before it has exploded."""
 
 UNSCALED = 30.0
-"""Inputs whose root mean square is above this are without scale."""
+"""Inputs whose root mean square is above this count as not scaled."""
 
 RATE = "lower optim.lr, set optim.clip_norm, or lengthen optim.warmup"
 
 
 class Cause(NamedTuple):
-    """A cause: what was seen, a clause without a full stop, and what would be right."""
+    """A cause: the observation, a clause without a full stop, and the remedy."""
 
     what: str
     hint: str

@@ -42,9 +42,9 @@ def store(
     Args:
       workdir: the run folder.
       experiment: what was run.
-      outputs: what the evaluators read of the test split, `{role: {name: [n, ...]}}`.
+      outputs: outputs on the test split that the evaluators read, `{role: {name: [n, ...]}}`.
       facts: beside them.
-      spectra: eigenvalues of the covariance by what they are of, in order.
+      spectra: eigenvalues of the covariance by the name of their source, in order.
     """
     chosen = encoder(experiment)
     if chosen is None:

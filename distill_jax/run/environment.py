@@ -53,7 +53,7 @@ def available_cores() -> int:
 def cpu_devices(config, *, processes: int = 1) -> int:
     """How many devices to split a CPU into: one per core where that is faster and the batch fits.
 
-    Of several processes each gets its share, as if they shared one machine.
+    With several processes, each gets its share, as if they shared one machine.
 
     Convolutional networks and transformers gain (docs/performance.md); the step of a perceptron is
     too short to pay for the exchange of its gradients. Replicas of a study exchange nothing.
@@ -81,9 +81,9 @@ def configure_jax(*, cpu_devices: int, x64: bool = False) -> None:
     Must run before JAX touches a device; later calls leave the devices as they are. On Linux freed
     memory stays in the process, see `keep_freed_memory`. `x64` lets arrays have 64 bits.
 
-    Decompositions inside a step use one thread, unless `OPENBLAS_NUM_THREADS` says otherwise: their
-    matrices are small, XLA has threads of its own, and where cores are shared those of OpenBLAS
-    wait for each other (the eigenvalues of a matrix `[128, 128]`: 80 ms instead of 2 ms).
+    Decompositions inside a step use one thread, unless `OPENBLAS_NUM_THREADS` is set: their
+    matrices are small, XLA has its own threads, and on shared cores the threads of OpenBLAS wait
+    for each other (the eigenvalues of a matrix `[128, 128]`: 80 ms instead of 2 ms).
     """
     try:
         import jax  # NumPy comes with it, whose own copy of OpenBLAS keeps its threads
@@ -215,7 +215,7 @@ def describe_environment() -> dict[str, Any]:
 
 
 class Preempted(Exception):
-    """The run was asked to stop; what it saved is intact, and the same command continues it."""
+    """A signal stopped the run; its saved files are intact, and the same command continues it."""
 
     exit_code = 75
 
@@ -241,8 +241,8 @@ def asked_to_stop() -> bool:
 def stop_on_signal() -> Iterator[StopFlag]:
     """Turns SIGTERM and the first Ctrl-C into a flag that is read between steps and runs.
 
-    A second Ctrl-C interrupts at once. Outside the main thread signals are left alone. Within
-    another one it gives that one's flag.
+    A second Ctrl-C interrupts at once. Outside the main thread, signals are not changed. Nested
+    inside another one, it returns the flag of the outer one.
     """
     global _stop
     if _stop is not None:

@@ -216,7 +216,7 @@ def _serialize(
 
 
 def _config(network: Network, data: bytes, about: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns what `load` needs beside the weights, and what a reader wants to know."""
+    """Returns the metadata that `load` needs besides the weights, and information for readers."""
     meta = network.meta
     return {
         "format": EXPORTED["format"],

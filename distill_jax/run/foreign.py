@@ -1,7 +1,8 @@
 """Networks of other libraries as the start of a role: `roles.*.init` names their weights.
 
-`file.safetensors` (or another format of `weights.read`), `hf:<folder>` and `package:<name>`. Where
-`roles.*.model` is left out, the file tells it. `paths.is_foreign` tells them from runs.
+`file.safetensors` (or another format of `weights.read`), `hf:<folder>` and `package:<name>`. If
+`roles.*.model` is left out, it is read from the file. `paths.is_foreign` distinguishes these names
+from runs.
 """
 
 import functools
@@ -45,7 +46,7 @@ def spec(
 
     Args:
       init: `roles.*.init`.
-      kwargs: of the config, in place of what the file tells.
+      kwargs: of the config, which override those in the file.
       frozen: whether the network stays as it is.
       where: the config path.
     """
@@ -61,12 +62,12 @@ def read(
 ) -> tuple[PyTree, PyTree]:
     """Fills a network with the weights.
 
-    The last layer is read where the network has one of the same shape, and left out where it has
-    none. Where a network that learns has other classes, the last layer keeps its first values.
+    The last layer is read if the network has one of the same shape, and left out if it has none. If
+    a network that learns has other classes, the last layer keeps its initial values.
 
     Args:
       init: `roles.*.init`.
-      model: `roles.*.model`, None where the file tells it.
+      model: `roles.*.model`, None if it is read from the file.
       like: parameters and state: arrays, or shapes for a frozen network.
       frozen: whether the network stays as it is.
       where: the config path.
@@ -94,7 +95,7 @@ def read(
 
 
 def checksum(init: str, *, where: str) -> str | None:
-    """Returns the checksum of what would be read, None where it is gone."""
+    """Returns the checksum of the file or files that would be read, or None if they are gone."""
     if init.startswith(PACKAGE):
         return opened(init, where=where).provenance["sha256"]
     place = pathlib.Path(init.removeprefix(FOLDER)).expanduser()
@@ -102,6 +103,6 @@ def checksum(init: str, *, where: str) -> str | None:
 
 
 def licence(init: str) -> dict[str, str]:
-    """Returns what is known of the data and the licence of weights, for a card."""
+    """Returns what is known about the data and the licence of weights, for a card."""
     entry = PACKAGES.get(init.removeprefix(PACKAGE)) if init.startswith(PACKAGE) else None
     return {"data": entry.origin, "licence": entry.licence} if entry else {}

@@ -27,7 +27,7 @@ from distill_jax.trainer.io.step_index import find_step
 NOWHERE = Provenance("no data", "", 0, "")
 
 EXPORTED = {"weights": "model.safetensors", "config": "config.json", "format": "distill_jax"}
-"""Names of the files of an exported network, and what its config says that it is."""
+"""Names of the files of an exported network, and the format name in its config."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -102,8 +102,8 @@ class Network:
           inputs: raw inputs `[b, ...]`, as the data set holds them.
 
         Returns:
-          `{name: [b, ...]}`: what the network returns, and `probabilities` `[b, k]` where it
-          returns `logits`.
+          `{name: [b, ...]}`: the outputs of the network, and `probabilities` `[b, k]` if it returns
+          `logits`.
         """
         return self.forward(params, state, self.preprocess(inputs))
 
@@ -276,7 +276,7 @@ def load(
 
 
 def _load_export(folder: pathlib.Path, trusted: frozenset[str]) -> Network:
-    """Reads what `Network.export` has written as safetensors."""
+    """Reads a network that `Network.export` has written as safetensors."""
     from distill_jax import weights
 
     place = folder / EXPORTED["config"]
@@ -302,7 +302,7 @@ def _network(
     """Returns a network without its weights.
 
     Args:
-      meta: what was stored beside the state.
+      meta: the metadata that is stored with the state.
       role: the network.
       folder: that holds `meta`, for messages.
       trusted: see `load`.

@@ -21,7 +21,7 @@ MOST = 6
 
 
 def hides(experiment: build.Experiment) -> bool:
-    """Says whether training batches are images with square patches of which some are hidden."""
+    """Whether training batches are images with square patches, some of which are hidden."""
     batch = experiment.shapes.batch
     image = batch["input"]
     if "hidden" not in batch or not hasattr(image, "shape") or len(image.shape) != 4:
@@ -41,12 +41,12 @@ def store(
     seed: int,
     write: bool,
 ) -> None:
-    """Writes `masks.npz`, where a method hides parts of images.
+    """Writes `masks.npz`, if the method hides parts of images.
 
     Of at most six training images, spread evenly, as a step sees them: uint8 `images`
     `[q, h, w, c]`; `hidden` bool `[q, t]`, which patches the student does not see; `predicted`
     bool `[q, m, t]`, those of each set that it predicts; and `pictures` uint8 `[p, q, h, w, c]` of
-    the objective, in the scale of the images, with `pictures_of` `[p]`, what they are.
+    the objective, in the scale of the images, with `pictures_of` `[p]`, their names.
 
     Args:
       workdir: the run folder.

@@ -14,7 +14,7 @@ _SCALAR = re.compile(r"optim\.lr|(objective|weighting)\.kwargs\..+")
 """Config paths whose numbers may differ between runs side by side."""
 
 NO_REPLICAS = (NotImplementedError, jax.errors.JAXTypeError)
-"""What says that runs cannot go side by side."""
+"""Exceptions that mean that runs cannot be trained side by side."""
 
 
 class Member(NamedTuple):
@@ -28,10 +28,10 @@ class Member(NamedTuple):
 
 
 def kind(config: ConfigDict) -> str:
-    """Returns what runs have in common that may go side by side.
+    """Returns a key that is equal for runs that may be trained side by side.
 
-    They differ in the runs that they start from, in numbers that may be traced, and in the seed,
-    unless their data do so with it.
+    Such runs may differ in the runs that they start from, in numbers that may be traced, and in the
+    seed, unless their data depend on it.
     """
     flat = config_lib.flatten(config)
     same_data = not config_lib.data_follow_seed(config)

@@ -1,8 +1,8 @@
 """Configs that earlier versions stored, in the spelling of this one.
 
-`convert` is applied to what run folders hold, never to what you type: there an old spelling is
-refused with the new one. `CONVERSIONS` lists what changed, oldest first; each entry leaves a config
-of this version as it is. To rename a key, add a line to `RENAMED`.
+`convert` is applied to stored configs in run folders, never to user input: there an old spelling is
+refused, and the message names the new one. `CONVERSIONS` lists what changed, oldest first; each
+entry leaves a config of this version as it is. To rename a key, add a line to `RENAMED`.
 """
 
 import copy
@@ -30,7 +30,7 @@ RENAMED_VALUES: dict[str, Mapping[Any, Any]] = {
 """New path of a key -> {old value: new value}."""
 
 DURATIONS = ("total", "optim.warmup", "bilevel.warmup", "eval.every", "checkpoint.every")
-"""Keys that held a group of units, of which one was set."""
+"""Keys that held a group of units, one of which was set."""
 
 METHODS = {
     "warmup_epochs": "warmup",
@@ -81,7 +81,7 @@ def one_duration(units: Mapping[str, Any]) -> str | None:
 
 
 def renamed(path: str) -> str:
-    """Returns the new path of a key or of what is below a group, the same where it has none."""
+    """Returns the new path of a key or of a path below a group; unchanged if it was not renamed."""
     for old, new in RENAMED.items():
         if f"{path}.".startswith(f"{old}."):
             path = new + path[len(old) :]
@@ -128,7 +128,7 @@ def _renamed(config: dict[str, Any], full_config: Mapping[str, Any]) -> None:
 
 
 def _one_held_out_part(config: dict[str, Any], whole: Mapping[str, Any]) -> None:
-    """The held-out part had both uses: what the weighting learned from also chose."""
+    """One held-out part had both uses: training the weighting and selecting checkpoints."""
     data = config.get("data")
     if config is whole and isinstance(data, dict):
         data.setdefault("outer", 0.0)

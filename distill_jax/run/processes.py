@@ -1,4 +1,4 @@
-"""Several processes as one run: how they find each other, and what they decide together.
+"""Several processes as one run: how they find each other, and their collective decisions.
 
 `detect` is a pure function of the environment; `initialize` is the one place that calls
 `jax.distributed`. A run of one process never initializes anything.
@@ -33,45 +33,45 @@ PR_SET_PDEATHSIG = 1
 """From Linux's prctl.h: a signal for this process when the thread that started it ends."""
 
 PORT = 8476
-"""Where process 0 listens, unless an address says otherwise."""
+"""Port on which process 0 listens, unless an address sets another."""
 
 TIMEOUT_SECONDS = 300
 HEARTBEAT_SECONDS = 60
-"""A peer that is silent for so long is taken for dead, and every process ends."""
+"""Seconds of silence after which a peer counts as dead, and every process ends."""
 
 SHUTDOWN_SECONDS = 3600
-"""Processes that are done wait so long for the first one, which writes the report."""
+"""Seconds that finished processes wait for the first one, which writes the report."""
 
 PEER_LOST = 71
-"""Exit code where another process of the run has ended, or did not come."""
+"""Exit code if another process of the run has ended, or did not connect."""
 
 LAUNCHER = "DISTILL_JAX_LAUNCHER"
-"""Environment variable by which a launcher on this machine gives its children its number."""
+"""Environment variable in which a launcher on this machine passes its process id to children."""
 
 LAUNCHER_SECONDS = 0.5
-"""Between two looks at whether the launcher is still there."""
+"""Seconds between two checks that the launcher still exists."""
 
 ORPHAN_SECONDS = 4
-"""A process whose launcher is gone is asked to stop, and ends after so long in any case."""
+"""Seconds that a process whose launcher is gone has to stop before it is ended in any case."""
 
 LAST_WORD_SECONDS = 2
-"""For so long process 0, without which the others are ended, stays after an error."""
+"""Seconds that process 0 stays after an error; the others are ended when it is gone."""
 
 
 class PeersAbsent(UserError):
-    """Processes that did not meet in time; a start of all of them may."""
+    """The processes did not connect in time; restarting all of them may help."""
 
     exit_code = PEER_LOST
 
 
 class Settings(NamedTuple):
-    """Who takes part. All three None: JAX asks the TPU host's metadata.
+    """The participating processes. If all three are None, JAX reads the metadata of the TPU host.
 
     Attributes:
       coordinator: host:port of process 0.
       num_processes: how many processes there are.
       process_id: which of them this is.
-      source: what said so, for messages.
+      source: where these values come from, for messages.
       timeout: seconds that processes wait for each other at the start.
     """
 
@@ -101,7 +101,8 @@ def detect(
     4. several `TPU_WORKER_HOSTNAMES` with `TPU_WORKER_ID`, as Kubernetes on TPU sets them;
     5. `DISTILL_JAX_PROCESSES=tpu`: a TPU VM, whose metadata JAX reads itself.
 
-    `DISTILL_JAX_PROCESSES=off` switches 2 to 5 off. `DISTILL_JAX_TIMEOUT` are the seconds to wait.
+    `DISTILL_JAX_PROCESSES=off` switches 2 to 5 off. `DISTILL_JAX_TIMEOUT` is the number of seconds
+    to wait.
 
     Args:
       environ: the environment, such as `os.environ`.
@@ -201,7 +202,8 @@ def _checked(settings: Settings) -> Settings:
 def initialize(settings: Settings | None) -> None:
     """Joins the other processes; must run before JAX touches a device. None does nothing.
 
-    Every process uses all devices that it sees: start one a host, or hide the others' devices.
+    Every process uses all devices that it sees: start one per host, or hide the devices of the
+    others.
 
     Raises:
       PeersAbsent: the others did not come in time.
@@ -210,7 +212,7 @@ def initialize(settings: Settings | None) -> None:
         return
     import jax
 
-    # JAX's own handler of SIGTERM would keep the signal from a program that does not ask it.
+    # JAX's own handler of SIGTERM would hide the signal from a program that does not query it.
     with contextlib.suppress(AttributeError):
         jax.config.update("jax_enable_preemption_service", False)
     if settings.coordinator is None:
@@ -246,8 +248,8 @@ def follow(parent: int) -> None:
     """Ends this process soon after another one has ended, in whatever way.
 
     It gets SIGTERM, so that a run saves its state, and ends `ORPHAN_SECONDS` later in any case.
-    On Linux the kernel sends the signal; elsewhere, and where the parent had gone before, a thread
-    that looks at the number of the parent does.
+    On Linux the kernel sends the signal; elsewhere, and if the parent was already gone, a thread
+    that checks the parent's process id does.
 
     Args:
       parent: process id of the parent of this process.
@@ -275,13 +277,13 @@ def follow_launcher() -> None:
 
 @contextlib.contextmanager
 def _losses_end_the_process() -> Iterator[None]:
-    """Within, clients of JAX's coordination service end the process with `PEER_LOST` on its errors.
+    """Makes clients of JAX's coordination service end the process with `PEER_LOST` on its errors.
 
-    Left to itself the client aborts the process. It takes a callback for that, which
-    `jax.distributed.initialize` does not pass on, and in jaxlib 0.10 to convert its argument for
-    Python fails: the C++ exception `std::bad_cast` ends the process on a thread of its own. A
-    handler of such ends is set, which tells this exception from all others. Where there is no
-    such callback or C++ library, the process is aborted as before.
+    By default the client aborts the process. It accepts a callback instead, which
+    `jax.distributed.initialize` does not pass on. In jaxlib 0.10 the conversion of the callback's
+    argument for Python fails: the C++ exception `std::bad_cast` ends the process on a separate
+    thread. This function installs a termination handler that distinguishes this exception from all
+    others. Without such a callback or C++ library, the process is aborted as before.
     """
     from jax._src.distributed import _jax  # pyright: ignore[reportPrivateImportUsage]
 
@@ -362,7 +364,7 @@ def _give_up(error: UserError) -> None:
 
 
 def _reachable(settings: Settings) -> None:
-    """Waits until process 0 listens; alone, JAX ends the process without an error to catch."""
+    """Waits until process 0 listens; otherwise JAX ends the process without a catchable error."""
     if not settings.process_id:
         return
     host, _, port = (settings.coordinator or "").rpartition(":")
@@ -376,7 +378,7 @@ def _reachable(settings: Settings) -> None:
 
 
 def stop_if_asked(when: str) -> None:
-    """Ends the run where a signal asks any process to. All have to ask at the same point.
+    """Ends the run if any process got a signal to stop. All must call this at the same point.
 
     Args:
       when: the end of the message.
@@ -389,12 +391,13 @@ def stop_if_asked(when: str) -> None:
 
 
 def leave(report: Callable[[], int]) -> None:
-    """Ends this process at once after an error where several take part, else does nothing.
+    """Ends this process at once after an error if there are several processes.
 
-    An orderly end would wait for the others, which may wait in a collective for this one.
+    With one process it does nothing. An orderly end would wait for the others, which may wait in a
+    collective for this one.
 
     Args:
-      tell: says what happened and returns the exit code.
+      tell: reports the error and returns the exit code.
     """
     if count() == 1:
         return

@@ -1,8 +1,9 @@
-"""From names in a config to functions bound to checked keyword arguments.
+"""Resolves names in a config to functions bound to checked keyword arguments.
 
-Importing a module runs it, and a name may stand in a file that somebody else wrote: the config of a
-run, or what a checkpoint tells of its networks. Such a name reaches public modules of this package
-and what the user names now; anything else is refused before it is imported. See `resolve`.
+Importing a module runs it, and a name may come from a file that somebody else wrote: the config of
+a run, or the metadata of a checkpoint. Such a name can only refer to public modules of this package
+and to names that the user passes now. Anything else is refused before it is imported. See
+`resolve`.
 """
 
 import dataclasses
@@ -62,15 +63,15 @@ def names_in(value: Any) -> frozenset[str]:
 def resolve(
     package: str, name: str, *, where: str, trusted: Collection[str] = ()
 ) -> Callable[..., Any]:
-    """Returns what a name in the config stands for.
+    """Returns the object that a name in the config refers to.
 
-    Without a colon it is a module of `distill_jax.<package>`, and stands for its `make`. Of
-    `"package.module:Symbol"`, three kinds are imported:
+    A name without a colon is a module of `distill_jax.<package>`, and refers to its `make`. Three
+    kinds of `"package.module:Symbol"` are imported:
 
     - a name that is trusted itself, whatever it leads to;
-    - one of a module that is trusted, or that a trusted name is of, where the symbol is defined in
-      such a module: what a module imports from elsewhere cannot be reached through it;
-    - one of a public module of `distill_jax.<package>`, where the symbol is defined in there.
+    - a name in a trusted module, or in the module of a trusted name, if the symbol is defined in
+      such a module: objects that a module imports from elsewhere cannot be reached through it;
+    - a name in a public module of `distill_jax.<package>`, if the symbol is defined there.
 
     Args:
       package: `"objectives"`, `"models"`, `"data"`, `"evaluators"` or `"weightings"`.
@@ -193,10 +194,10 @@ def bind(
 
     Args:
       fn: a function or class.
-      kwargs: what the config sets.
+      kwargs: the arguments that the config sets.
       where: the config path of `kwargs`.
-      provided: values such as `num_classes` that are passed where `fn` accepts them and the config
-        is silent.
+      provided: values such as `num_classes` that are passed if `fn` accepts them and the config
+        does not set them.
 
     Raises:
       ConfigError: for a keyword that is not accepted, one that is missing, or a value of another
@@ -210,7 +211,7 @@ def bind(
         raise ConfigError(what, where=where, hint="name a function or class of Python") from None
     named = fn.func if isinstance(fn, functools.partial) else fn
     label = getattr(named, "__qualname__", repr(named))
-    if label == "make":  # that of a module, which is what the config names
+    if label == "make":  # of a module, which the config names
         label = fn.__module__.rpartition(".")[2]
     for name in kwargs:
         if name not in keywords and not open_ended:
@@ -267,7 +268,7 @@ def _signature(fn: Callable[..., Any]) -> inspect.Signature:
 
 
 def _plain(value: Any) -> Any:
-    """Returns plain dicts for config groups: what is bound must not be a mutable config."""
+    """Returns plain dicts for config groups: bound arguments must not be mutable configs."""
     return value.to_dict() if hasattr(value, "to_dict") else value
 
 

@@ -13,11 +13,12 @@ from distill_jax.run.build import Experiment
 
 
 def floor(experiment: Experiment) -> dict[str, float]:
-    """Returns the least that a step has to compute and to move, over all devices.
+    """Returns lower bounds on the computation and memory traffic of a step, over all devices.
 
-    FLOPs: one forward pass of each network that it applies, and twice as much again for the
-    gradient of each that learns. Bytes: every parameter, moment, average and example read once,
-    and what the step changes written once. Activations, which a large cache could hold, are left
+    FLOPs: one forward pass of each network that the step applies, plus twice as much for the
+      gradient of each network that learns. Bytes: every parameter, moment, average and example read
+      once, and every array that the step changes written once. Activations, which a large cache
+      could hold, are left
     out. Networks are traced and lowered, not compiled; XLA counts their operations. A method that
     calls a network on several views needs more, and a gradient that stops early less.
 
@@ -66,7 +67,7 @@ def summary(
     seconds_per_step: float | None,
     spent: Mapping[str, float],
 ) -> dict[str, Any]:
-    """Returns what a result says of speed.
+    """Returns the speed entries of a result.
 
     Args:
       experiment: of the run.
@@ -75,8 +76,8 @@ def summary(
       spent: seconds since the first step by phase, from `watch.Watch.spend`.
 
     Returns:
-      `flops_per_second`, over the devices of a step as all its figures are, those of `floor`,
-      `floor_over_actual` (their ratio in FLOPs), and `shares` of the time by phase.
+      `flops_per_second`, summed over the devices of a step like all other figures, those of
+      `floor`, `floor_over_actual` (their ratio in FLOPs), and `shares` of the time by phase.
     """
     figures: dict[str, Any] = floor(experiment)
     if flops_per_step:

@@ -58,16 +58,16 @@ def run_study(
     start_over: bool = False,
     log_line: Callable[[str], None] = print,
 ) -> str:
-    """Runs what is not finished, writes `study.json` and `report.html`, returns the table.
+    """Runs the unfinished members, writes `study.json` and `report.html`, returns the table.
 
-    A run that diverges is recorded as failed and the others go on. With `study.replicas`, runs of
-    one kind go side by side (`contrib/replicas.py`).
+    A run that diverges is recorded as failed and the others continue. With `study.replicas`, runs
+    of one kind are trained side by side (`contrib/replicas.py`).
 
     Args:
       config: with `study.arms`, `study.seeds`, `study.reference` and `study.metric`.
       workdir: the study's folder; each run lies in `<arm>/seed<k>`.
       trusted: as in `build.build`.
-      start_over: whether what the folder and its runs hold is set aside.
+      start_over: whether the contents of the folder and its runs are set aside.
       log_line: prints a line.
 
     Raises:
@@ -89,7 +89,7 @@ def _run_folders(config: ConfigDict, workdir: pathlib.Path) -> list[pathlib.Path
 
 
 class _SameData:
-    """Builds experiments, and refuses one whose data are not those of earlier runs."""
+    """Builds experiments, and refuses one whose data differ from those of earlier runs."""
 
     def __init__(self, make_experiment: Callable[[ConfigDict], build_lib.Experiment]):
         self._build, self._alike = make_experiment, workdir_lib.Alike()
@@ -226,7 +226,7 @@ def _outcomes(
 
 
 def _log_later(line: str) -> None:
-    """Says nothing: `loop.train` looks at the same folder and does."""
+    """Prints nothing: `loop.train` checks the same folder and prints the line."""
     del line
 
 
@@ -237,8 +237,8 @@ def _side_by_side(
     log_line: Callable[[str], None],
     reported: set[tuple[str, str]],
 ) -> dict[int, dict[str, Any] | NonFiniteError]:
-    """Returns outcomes by `id` of the member; those that cannot go side by side are left out."""
-    from distill_jax.contrib import replicas  # on top of this layer, and only where it is asked for
+    """Returns outcomes by `id` of the member; those that cannot run side by side are left out."""
+    from distill_jax.contrib import replicas  # a layer above this one; imported only if it is used
 
     arms = list(dict.fromkeys(member.arm for member in members))
     try:
@@ -264,12 +264,12 @@ def _side_by_side(
 def _warnings(
     members: list[Member], log_line: Callable[[str], None], reported: set[tuple[str, str]]
 ) -> Callable[[str], None]:
-    """Returns a `say` for runs that passes on what they warn of, once for each of their arms.
+    """Returns a `log_line` for runs that forwards their warnings, once for each of their arms.
 
     Args:
-      members: runs that say the same.
+      members: runs that log the same lines.
       log_line: prints a line.
-      told: (arm, line) of what was passed on.
+      reported: (arm, line) of the warnings that were forwarded.
     """
     arms = list(dict.fromkeys(member.arm for member in members))
     seeds = list(dict.fromkeys(str(member.seed) for member in members))
@@ -293,12 +293,12 @@ def _mode(config: ConfigDict) -> str:
 def tune(config: ConfigDict, statuses: Mapping[tuple[str, int], Any]) -> dict[str, dict[str, Any]]:
     """Chooses, for each entry of `study.tuned`, the arm of the best mean over the finished seeds.
 
-    By `eval.metric` of the last state, which is measured on the held-out part: the test part is
-    not looked at.
+    By `eval.metric` of the last state, which is measured on the held-out part: the test part is not
+    used.
 
     Returns:
-      `{name: {"arm": chosen, "by": metric, "candidates": {arm: mean}}}`; a name is left out while
-      none of its candidates has finished.
+      `{name: {"arm": chosen, "by": metric, "candidates": {arm: mean}}}`; a name is left out as long
+      as none of its candidates has finished.
     """
     metric, sign = config.eval.metric, 1 if config.eval.mode == "max" else -1
     chosen = {}
@@ -318,8 +318,8 @@ def tune(config: ConfigDict, statuses: Mapping[tuple[str, int], Any]) -> dict[st
 def _write(config, workdir, statuses) -> dict[str, dict[str, list[statistics.ArmSummary]]]:
     """Writes `study.json`; returns the comparison of last ("value") and of best states ("best").
 
-    The second is left out where no run chose a state. Each is by question, and that of all arms
-    under "" where the study has none.
+    The second is left out if no run selected a state. Each is a mapping by question, or has one
+    entry "" for all arms if the study has no questions.
     """
     arms = {arm: (arm, changes) for arm, changes in config_lib.arms(config).items()}
     tuned = tune(config, statuses)

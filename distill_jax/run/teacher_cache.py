@@ -1,4 +1,4 @@
-"""Stored outputs of frozen networks as a config asks for them, see `trainer.io.teacher_cache`."""
+"""Stored outputs of frozen networks, as set in a config, see `trainer.io.teacher_cache`."""
 
 import contextlib
 import functools
@@ -27,12 +27,12 @@ from distill_jax.weights import onnx_teacher
 def find_teacher(
     config: ConfigDict, trusted: Collection[str], *, shapes_only: bool = False, num_classes: int = 0
 ) -> Callable[..., Any]:
-    """Returns what gives outputs in place of a network: a function, or an ONNX file.
+    """Returns the teacher that replaces a network: a function, or an ONNX file.
 
     Args:
       config: whose `cache.teacher` names it.
       trusted: as in `resolve`; an ONNX file is data, and needs no trust.
-      shapes_only: whether a file that is not on this machine is taken for one of `num_classes`.
+      shapes_only: whether a file that is not on this machine is assumed to have `num_classes`.
       num_classes: k of the data.
 
     Raises:
@@ -66,14 +66,14 @@ def find_teacher(
 
 
 def of_view_alone(teacher: Callable[..., Any] | None) -> bool:
-    """Returns whether a teacher sees nothing but the view, so that evaluators may ask it too."""
+    """Returns whether a teacher reads only the view, so that evaluators may call it too."""
     if teacher is None:
         return False
     return not {"index", "epoch", "raw"} & set(inspect.signature(teacher).parameters)
 
 
 def select_outputs(config: ConfigDict, models: Mapping[Role, Model]) -> dict[Role, Model]:
-    """Returns the networks, of which the cached ones give the stored outputs alone.
+    """Returns the networks; those that are cached return only the stored outputs.
 
     Raises:
       ConfigError: a role that does not exist or learns, or outputs that cannot be stored so.
@@ -104,7 +104,7 @@ def select_outputs(config: ConfigDict, models: Mapping[Role, Model]) -> dict[Rol
 
 
 def make_plan(config: ConfigDict, *, epochs: int, **shapes: Any) -> cache.Plan:
-    """Decides what is stored in training over `epochs`; `shapes` as of the library's function.
+    """Decides what to store in training over `epochs`; `shapes` as of the library's function.
 
     Raises:
       ConfigError: the view depends on the step or on how examples meet in a batch.
@@ -131,9 +131,9 @@ def make_key(
     source: Source,
     network: tuple[PyTree, PyTree] | None,
 ) -> dict[str, Any]:
-    """Returns what stored outputs are a function of, JSON-like.
+    """Returns everything that determines the stored outputs, JSON-like.
 
-    A function that stands in for a network is known by its name alone, an ONNX file by its sha256.
+    A function that replaces a network is identified only by its name, an ONNX file by its sha256.
     """
     data = config.data
     kwargs = config_lib.flatten(data.transform_kwargs)
@@ -170,11 +170,11 @@ def prepare(
     log_line: Callable[[str], None],
     **networks: Any,
 ) -> cache.TeacherOutputs:
-    """Opens the cache of a run and fills what is missing; arguments as of the library's function.
+    """Opens the cache of a run and fills missing chunks; arguments as of the library's function.
 
     Raises:
       ConfigError: the folder holds outputs for other inputs or networks.
-      Preempted: a signal asked to stop; the chunks that were filled are kept.
+      Preempted: a signal requested a stop; the chunks that were filled are kept.
     """
     folder = absolute(config.cache.dir.replace("{seed}", str(config.seed)), where="cache.dir")
     for role in plan.outputs:

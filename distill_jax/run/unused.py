@@ -1,8 +1,9 @@
-"""Values of a config that nothing reads as the rest of it stands; needs neither JAX nor data.
+"""Values of a config that nothing reads, given its other values; needs neither JAX nor data.
 
-A key that does not exist is refused by `config.validate`. Here are keys that do, were changed, and
-would be ignored. In a study every arm may leave unread what it inherits, so long as some arm reads
-it, but nothing that it sets itself; so may a command line what the file sets, which by it is off.
+A key that does not exist is refused by `config.validate`. This module finds keys that exist, were
+changed, and would be ignored. In a study, an arm need not read the values that it inherits, as long
+as some arm reads them, but it must read all values that it sets itself. Likewise a command line may
+switch off values that the file sets.
 """
 
 from collections.abc import Iterator, Mapping
@@ -14,7 +15,7 @@ from distill_jax.run.config import ConfigDict
 
 
 class Unread(NamedTuple):
-    """A value that is ignored: its path, why, and what would be right."""
+    """A value that is ignored: its path, the reason, and the remedy."""
 
     path: str
     why: str
@@ -22,11 +23,11 @@ class Unread(NamedTuple):
 
 
 def check(config: ConfigDict, *, changes: Mapping[str, Any] | None = None, before=None) -> None:
-    """Refuses what is set and read by nothing.
+    """Refuses values that are set and never read.
 
     Args:
       config: a config that passes `config.validate`.
-      changes: what a command line changed in it, by path.
+      changes: values that a command line changed in it, by path.
       before: the config without these changes.
 
     Raises:
@@ -61,7 +62,7 @@ def _refusal(unread: Unread, where: str) -> ConfigError:
 
 
 def unread_values(flat: Mapping[str, Any]) -> Iterator[Unread]:
-    """Yields what a config sets and nothing reads, from its leaves by path."""
+    """Yields values that a config sets and nothing reads, from its leaves by path."""
     roles = {p.split(".")[1]: {} for p in flat if p.startswith("roles.") and p.count(".") > 1}
     for path, value in flat.items():
         parts = path.split(".", 2)

@@ -1,9 +1,9 @@
-"""What a run is doing: where its time goes, whether it still moves, and what compiles too late.
+"""Monitors a run: where its time goes, whether it makes progress, and late compilations.
 
-One loop runs in a process at a time. It says what it does with `enter` and `during`; a thread of
-the watch's own writes that down, and tells when nothing has happened for too long. Code far from
-the loop (a barrier, the feed of a replica) reaches the watch of the moment through the functions of
-this module; without one they do nothing. The loop never waits for a file.
+One loop runs in a process at a time. It reports its activity with `enter` and `during`. A separate
+thread of the watch writes it down, and reports when nothing has happened for too long. Code far
+from the loop (a barrier, the feed of a replica) reaches the current watch through the functions of
+this module; without a watch they do nothing. The loop never waits for a file.
 """
 
 import collections
@@ -27,7 +27,7 @@ HEARTBEAT_SECONDS = 5.0
 """Between two heartbeats."""
 
 QUIET_SECONDS = 10.0
-"""A phase without a sign of life is told of after so long, after twice as long, and so on."""
+"""Seconds after which a phase without a sign of life is reported; doubled after each report."""
 
 FIRST_STEP = 6.0
 """Before the first step, which has to be compiled, patience is so many times as long."""
@@ -68,14 +68,14 @@ class Stall(NamedTuple):
 
 
 class Watch:
-    """Watches one loop; a context manager, and the watch of the moment inside.
+    """Watches one loop; a context manager, inside which it is the current watch.
 
     Args:
       folders: run folders that get `heartbeat.json` and, after a stall, `stall.txt`. A process
         other than the first adds its number to these names.
       total: steps of the run.
-      stall_seconds: without a sign of life (another phase, a step, a batch of an evaluation) for
-        so long the run is told to stall. 0 is off.
+      stall_seconds: seconds without a sign of life (another phase, a step, a batch of an
+        evaluation) after which a stall of the run is reported. 0 is off.
       on_stall: "report", or "exit" with code `STALLED`.
       process: number of this process.
       log_line: prints a line.
@@ -85,8 +85,8 @@ class Watch:
     Attributes:
       step: finished steps, as the host knows.
       spent: seconds since the first step by phase; `spend` brings them up to date.
-      stalls: what was told.
-      recompiled: what was compiled again after its time, a line for each.
+      stalls: the stalls that were reported.
+      recompiled: late recompilations, one line for each.
     """
 
     def __init__(
@@ -114,11 +114,11 @@ class Watch:
         self._at: tuple[str, float] = ("start", clock())
         self._told: tuple[str, float] | None = None
         self._quiet, self._patient = self._at, QUIET_SECONDS
-        self._failed: tuple[BaseException, str] | None = None  # what was done when it was raised
+        self._failed: tuple[BaseException, str] | None = None  # the activity when it was raised
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watch", daemon=True)
 
-    # What the loop says.
+    # Called by the loop.
 
     @property
     def phase(self) -> str:
@@ -147,9 +147,9 @@ class Watch:
         """Is in a phase for a while.
 
         Args:
-          phase: what the time is spent on.
-          kind: which activity this is, so that what it compiles the first time is expected, and
-            what it compiles later is not.
+          phase: the phase that the time is counted for.
+          kind: kind of activity. Compilations in its first execution are expected, later ones are
+            not.
         """
         before = self.phase, self.kind
         self.enter(phase)
@@ -167,7 +167,7 @@ class Watch:
             self.kind = before[1]
 
     def _activity(self) -> str:
-        """Returns what is being done, as a phrase that follows "while"."""
+        """Returns the current activity, as a phrase that follows "while"."""
         if self.kind.startswith("evaluation of "):
             return f"evaluating {self.kind.removeprefix('evaluation of ')}"
         if self.phase in ("dispatch", "device"):
@@ -188,7 +188,7 @@ class Watch:
             self._log_line(line)
 
     def check(self) -> None:
-        """Tells, once, that nothing has happened for too long."""
+        """Reports, once, that nothing has happened for too long."""
         at = phase, since = self._at
         waited = self._clock() - since
         patience = self._patience * (1 if self.started else FIRST_STEP)
@@ -217,7 +217,7 @@ class Watch:
             self._end(STALLED)
 
     def report(self) -> None:
-        """Says what takes long before the first step, or is done for the first time."""
+        """Logs phases that take long before the first step, or in their first execution."""
         at = phase, since = self._at
         if self._process or (self.started and self.kind in self._seen):
             return
@@ -245,7 +245,7 @@ class Watch:
         )
         for folder in self._folders:
             path = folder / f"heartbeat{self._suffix}.json"
-            with contextlib.suppress(OSError):  # a full disk must not end what still computes
+            with contextlib.suppress(OSError):  # a full disk must not end the run
                 folder.mkdir(parents=True, exist_ok=True)
                 write_text(path, content)
 
@@ -284,19 +284,19 @@ _current: Watch | None = None
 
 
 def enter(phase: str) -> None:
-    """Tells the watch of the moment that a phase begins."""
+    """Notifies the current watch that a phase begins."""
     if _current is not None:
         _current.enter(phase)
 
 
 def alive() -> None:
-    """Tells the watch of the moment that a long phase goes on."""
+    """Notifies the current watch that a long phase is still active."""
     if _current is not None:
         _current.enter(_current.phase)
 
 
 def during(phase: str, kind: str = "") -> contextlib.AbstractContextManager[None]:
-    """Tells the watch of the moment what is done for a while."""
+    """Notifies the current watch of the activity inside the block."""
     return contextlib.nullcontext() if _current is None else _current.during(phase, kind)
 
 

@@ -50,8 +50,8 @@ class JsonlWriter:
 
     Args:
       path: the file; created where it is absent.
-      resume_step: step at which the run continues, see `resume_lines`; what is there of this step
-        is not written again, so that a resumed run repeats none.
+      resume_step: step at which the run continues, see `resume_lines`; existing rows of this step
+        are not written again, so that a resumed run repeats none.
       log_line: prints a line.
     """
 
@@ -137,9 +137,9 @@ def _drop_host(folder: pathlib.Path) -> None:
 class TensorBoardWriter:
     """Writes scalars as TensorBoard events, in the format of tensorboardX.
 
-    A copy for convenience: where it cannot be written, a warning says so once and the run goes on
-    without it. tensorboardX's own writer has a thread, whose death blocks the program for ever
-    once its queue is full; its records are written here directly.
+    The events are a copy for convenience: if they cannot be written, one warning is logged and the
+    run continues without them. tensorboardX's own writer uses a thread. If that thread dies, the
+    program blocks forever once the queue is full, so records are written here directly.
 
     Args:
       folder: where the event files go.
@@ -203,10 +203,11 @@ class TensorBoardWriter:
 
 
 def _import_tensorboardx() -> Any:
-    """Imports what is used of tensorboardX, without torch, which it would load for seconds.
+    """Imports the used parts of tensorboardX, without torch, which takes seconds to load.
 
     Returns:
-      The module of the writer of records, that of the protocol, and what makes a scalar's summary.
+      The module of the record writer, that of the protocol, and the function that makes a scalar
+      summary.
     """
     hidden = "torch" not in sys.modules
     if hidden:
@@ -252,7 +253,7 @@ def make_writer(
     is_main: bool = True,
     log_line: Callable[[str], None] = print,
 ) -> MultiWriter:
-    """Builds the writer of a run: `metrics.jsonl` and, if asked, `tensorboard/` in the workdir.
+    """Builds the writer of a run: `metrics.jsonl` and, optionally, `tensorboard/` in the workdir.
 
     Args:
       workdir: folder of the run.
@@ -274,7 +275,7 @@ def make_writer(
 
 
 class Progress:
-    """Shows how far a run is: a bar on a terminal, a line now and then in a log file.
+    """Shows the progress of a run: a bar on a terminal, an occasional line in a log file.
 
     Args:
       total: steps of the whole run.

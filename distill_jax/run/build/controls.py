@@ -105,7 +105,7 @@ class Programs:
         return jax.jit(init)
 
     def _bound(self, params: Mapping[Role, Params], model_state: Mapping[Role, State]):
-        """Networks at these parameters and states, whose randomness no result depends on."""
+        """Networks with these parameters and states; no result depends on their randomness."""
         key, precision = jax.random.key(0), self._experiment.config.precision
         return steps.BoundNets(
             self._experiment.models, params, model_state, key=key, precision=precision

@@ -36,7 +36,7 @@ class Data:
 
     Attributes:
       dataset: the parts.
-      report: what was found in them.
+      report: findings about the data.
       steps_per_epoch: batches of the training part, not rounded.
       total_steps: steps of the run.
       resident: whether the examples lie on the device.
@@ -169,7 +169,7 @@ def make_transform(
 def load_dataset(
     config: ConfigDict, *, shapes_only: bool = False, trusted: Collection[str] = ()
 ) -> Dataset:
-    """Reads the data set of a config, or only its shapes where it can tell them without reading.
+    """Reads the data set of a config, or only its shapes if they are known without reading.
 
     `trusted` as in `resolve`.
     """

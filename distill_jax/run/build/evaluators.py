@@ -107,7 +107,7 @@ def _measured(experiment: Experiment, split: str) -> list[str]:
 
 
 def _labels(dataset: Dataset, rows: np.ndarray, random: np.random.Generator) -> np.ndarray:
-    """Returns labels of the task of a data set, of which every class, or both values, occur."""
+    """Returns labels for the task of a data set in which every class, or both values, occur."""
     k = len(dataset.classes)
     if dataset.task == "multilabel":
         return ((rows[:, None] + np.arange(k)) % 2).astype(np.float32)
@@ -124,7 +124,7 @@ def ask(
     split: str,
     parts: Mapping[str, Any],
 ) -> Mapping[str, Any]:
-    """Calls an evaluator with what it takes: see `api.Evaluator`."""
+    """Calls an evaluator with the arguments that it takes: see `api.Evaluator`."""
     if not hasattr(evaluator, "parts"):
         return evaluator(outputs, example_info)
     call: Any = evaluator

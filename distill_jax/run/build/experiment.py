@@ -41,13 +41,13 @@ RAW_WIDTH = 4096
 
 @dataclasses.dataclass
 class Caches:
-    """What is found out about an experiment once.
+    """Facts about an experiment that are computed once.
 
     Attributes:
       steps: the compiled steps by name.
       controls: the programs of controls, see `controls.Programs`.
       measured: names of the scalars that evaluators measure, by split.
-      asked: what functions in place of networks gave, by split and examples.
+      asked: outputs of functions that replace networks, by split and examples.
       warned: whether its warnings were printed.
     """
 
@@ -60,21 +60,21 @@ class Caches:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Experiment:
-    """A trainer, and what only a run has beside it: data, evaluators, lengths; for every seed.
+    """A trainer together with the data, evaluators and lengths of a run; the same for every seed.
 
-    What is compiled of it and done with it are functions over it, see the modules beside this one.
+    The functions that compile and run it are in the neighbouring modules.
 
     A copy by `dataclasses.replace` has empty caches.
 
     Attributes:
-      trainer: computes.
+      trainer: performs the computation.
       shapes: of its networks, losses and memories on a batch.
-      data: what was found in the data set.
+      data: findings about the data set.
       schedule: of the learning rate.
       outer: when the weighting learns; None where it does not.
       resident: whether the examples lie on the devices.
-      cache: which answers of a teacher are stored.
-      asked: functions in place of networks, which evaluators may read, see `teacher_outputs`.
+      cache: which teacher outputs are stored.
+      asked: functions that replace networks and that evaluators may read, see `teacher_outputs`.
       notes: warnings about the first weights of networks.
     """
 
@@ -118,7 +118,7 @@ class Experiment:
 
     @property
     def frozen(self) -> tuple[Role, ...]:
-        """Networks that never learn; a function that answers in place of one is none."""
+        """Networks that never learn; a function that replaces a network is not included."""
         return tuple(role for role in self.trainer.frozen if role in self.config.roles)
 
     @property
@@ -235,7 +235,7 @@ class Experiment:
 
     @functools.cached_property
     def parts(self) -> Mapping[str, int | None]:
-        """Splits that evaluators need beside the measured one, and how many examples of each."""
+        """Splits that evaluators need besides the measured one, with the number of examples."""
         sizes: dict[str, int | None] = {}
         for evaluator in self.evaluators.values():
             for part, most in getattr(evaluator, "parts", {}).items():
@@ -245,9 +245,10 @@ class Experiment:
 
     @functools.cached_property
     def controls(self) -> Mapping[str, Mapping[Role, tuple[str, ...]]]:
-        """Outputs `{control: {role: names}}` that something else stands in for on the test split.
+        """Outputs `{control: {role: names}}` that a control replaces on the test split.
 
-        Roles that are no network have no control, and inputs wider than `RAW_WIDTH` are none.
+        Roles that are not networks have no control. Inputs wider than `RAW_WIDTH` are not used as
+        one.
         """
         wanted: dict[str, dict[Role, tuple[str, ...]]] = {}
         networks = self.shapes.roles.keys() - self.asked.keys()
@@ -277,7 +278,7 @@ class Experiment:
 
     @property
     def cached(self) -> tuple[Role, ...]:
-        """Roles whose answers are stored before training."""
+        """Roles whose outputs are stored before training."""
         return tuple(self.cache.outputs) if self.cache is not None else ()
 
     def online(self, frozen: steps.Frozen) -> steps.Frozen:
@@ -333,7 +334,7 @@ def raw_input(dataset: Dataset, inputs: Any) -> jax.Array:
 def readable(
     objective: Objective, shapes: state.Shapes, roles: Collection[Role]
 ) -> dict[str, Mapping[str, Any]]:
-    """Shapes of outputs of networks, predictions of the method, and what the weighting did."""
+    """Shapes of network outputs, predictions of the method, and results of the weighting."""
     outputs: dict[str, Mapping[str, Any]] = {
         r: s.outputs for r, s in shapes.roles.items() if r in roles
     }

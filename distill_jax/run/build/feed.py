@@ -15,7 +15,7 @@ from distill_jax.trainer.trainer import Prepare
 
 
 def feed_shapes(experiment: Experiment, variant: str = "inner") -> PyTree:
-    """Returns what a `Feed` gives a step, as shapes with shardings."""
+    """Returns the arguments that a `Feed` passes to a step, as shapes with shardings."""
     mesh, cache = experiment.mesh, experiment.cache
 
     def one(source, b):
@@ -48,7 +48,7 @@ class Feed:
       experiment: what is run.
       seed: of the order of the examples.
       start: the first step.
-      teacher_outputs: what the batches carry of stored answers, from `stored_answers`.
+      teacher_outputs: the stored teacher outputs that the batches carry, from `stored_answers`.
     """
 
     def __init__(
@@ -81,7 +81,7 @@ class Feed:
             self._held_out = make(dataset.outer_part, self._outer.batch_size, first)
 
     def __call__(self, step: int, variant: str = "inner") -> PyTree:
-        """Returns what the step of that name takes at `step`."""
+        """Returns the arguments of the step of that name at `step`."""
         if variant == "inner":
             return self._train.data, self._train.window(step)
         assert self._outer is not None

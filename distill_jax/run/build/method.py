@@ -93,7 +93,7 @@ def make_method(
 
     Args:
       config: a config.
-      make_objective: what `objective.name` names.
+      make_objective: the function that `objective.name` refers to.
       data: the data.
       trainable: roles that learn.
       averages: roles that are moving averages.
@@ -135,10 +135,10 @@ def make_method(
 
 
 def label_statistics(dataset: Dataset, kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns what a label loss needs to know of the training part, where it needs anything.
+    """Returns the statistics of the training part that a label loss needs, if any.
 
-    `label_scale` of real values; `label_counts` for `class_weights="balanced"`. Labels are read
-    for these alone.
+    These are `label_scale` for real values and `label_counts` for `class_weights="balanced"`.
+    Labels are read only for these.
     """
     train = dataset.train
     needed = dataset.task == "regression" or kwargs.get("class_weights") == "balanced"
@@ -166,7 +166,7 @@ def _check_task(config: ConfigDict, objective: Objective, dataset: Dataset) -> N
 
 
 def check_made(made: Any, name: str, kind: str, has: Sequence[str], *, where: str) -> None:
-    """Raises `ConfigError` for what is no objective, weighting or evaluator."""
+    """Raises `ConfigError` for an object that is not an objective, weighting or evaluator."""
     with explained(f"{name} returned a {type(made).__name__}, which cannot be read", where=where):
         whole = all(hasattr(made, attribute) for attribute in has)
     if isinstance(made, type) or not whole:

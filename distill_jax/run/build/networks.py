@@ -45,8 +45,8 @@ class Networks:
 
     Attributes:
       models: by role.
-      shapes: of what they, the losses and memories are on a batch.
-      teacher: what answers in place of a network, see `teacher_cache.find_teacher`.
+      shapes: of the networks, losses and memories on a batch.
+      teacher: what replaces a network as the teacher, see `teacher_cache.find_teacher`.
       notes: warnings about their first weights, one line each.
     """
 
@@ -115,7 +115,7 @@ def plan_cache(
     *,
     mesh: Mesh,
 ) -> Plan | None:
-    """Returns which answers of a teacher are stored; None where none are."""
+    """Returns which teacher outputs are stored, or None if none are."""
     if not config.cache.dir:
         return None
     _check_cache(config, method)
@@ -139,7 +139,7 @@ def plan_cache(
 
 
 def asked(config: ConfigDict, role: Role) -> tuple[str, dict]:
-    """Returns what the stored answers of a role depend on beside its weights."""
+    """Returns what the stored outputs of a role depend on in addition to its weights."""
     name, kwargs = role_spec(config, role)
     groups = _class_groups.indices_of(config.roles[role].classes)
     return name, {**kwargs, **({"classes": groups} if groups else {})}
@@ -290,7 +290,7 @@ def _check_role_classes(
 
 
 def _source_of_classes(config: ConfigDict, role: Role) -> tuple[str, str]:
-    """Returns the key that says how many logits a network has, and what would be right."""
+    """Returns the key that sets the number of logits of a network, and a hint to correct it."""
     if role not in config.roles:
         hint = "logits of the classes of the data"
         if is_onnx(config.cache.teacher):
@@ -316,11 +316,11 @@ def _check_starts(
 ) -> list[str]:
     """Finds weights of outside networks that start with the same values for every seed.
 
-    A network that starts from a checkpoint has its weights from there. Weights that are constant
+    A network that starts from a checkpoint takes its weights from it. Weights that are constant
     within each array, such as zeros, are allowed.
 
     Returns:
-      Warnings about networks of which a part starts alike.
+      Warnings about networks in which some weights start with the same values for every seed.
 
     Raises:
       ConfigError: no weight of a network depends on the seed.

@@ -28,14 +28,14 @@ from distill_jax.trainer.options import LookAhead
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Names:
-    """What a config names, before anything is read.
+    """The objects that a config refers to, before anything is read.
 
     Attributes:
       trusted: names outside this package that may be imported.
       trainable: roles that learn.
       frozen: roles that never learn.
       averages: roles that are moving averages.
-      make_objective: what `objective.name` names.
+      make_objective: the function that `objective.name` refers to.
       mesh: devices.
     """
 
@@ -50,14 +50,14 @@ class Names:
 def build(
     config: ConfigDict, *, shapes_only: bool = False, trusted: Collection[str] | None = None
 ) -> Experiment:
-    """Turns a config into an experiment; nothing is computed, and data is read unless told not to.
+    """Turns a config into an experiment; computes nothing, and reads data unless `shapes_only`.
 
     Args:
       config: the config; it is validated first.
-      shapes_only: whether the data set is asked for its shapes instead of its examples.
-      trusted: names and modules outside this package that may be imported, see `resolve`. By
-        default those that the config names, which must then be the caller's own: of a config that
-        was read from a file, as by `config.from_json`, give what is trusted, or `()`.
+      shapes_only: whether only the shapes of the data set are read instead of its examples.
+      trusted: names and modules outside this package that may be imported, see `resolve`. The
+        default is those that the config names, so the config must then be the caller's own. For a
+        config that was read from a file, as by `config.from_json`, pass the trusted names, or `()`.
 
     Raises:
       ConfigError: anything in the config does not fit anything else in it.

@@ -1,4 +1,4 @@
-"""What a run starts from: the first state, frozen networks, stored answers."""
+"""What a run starts from: the initial state, frozen networks, stored teacher outputs."""
 
 import functools
 import zlib
@@ -51,7 +51,7 @@ def initial_state(experiment: Experiment, key: Key, config: ConfigDict) -> Any:
 
 
 def with_class_means(experiment: Experiment, state: Any, frozen: steps.Frozen) -> Any:
-    """Fills the class-mean table, where the weighting needs one, from the training part alone."""
+    """Fills the class-mean table from the training part only, if the weighting needs one."""
     if not isinstance(experiment.objective, WeightedObjective) or "class_means" not in state.memory:
         return state
     objective, frozen = experiment.objective, on_device(experiment, frozen)
@@ -117,7 +117,7 @@ def _over_training_part(
 def frozen_networks(experiment: Experiment, config: ConfigDict) -> steps.Frozen:
     """Reads the networks that never learn from the checkpoints that `config` names.
 
-    Those whose answers are stored stay on the host: training does not need them.
+    Networks whose outputs are stored stay on the host: training does not need them.
     """
     return {
         role: _read(experiment, config, role, *experiment.abstract_frozen[role])
@@ -150,7 +150,7 @@ def stored_teacher_outputs(
     frozen: steps.Frozen,
     log_line: Callable[[str], None],
 ) -> TeacherOutputs | None:
-    """Opens the answers that a run reads instead of asking, and fills in what is missing.
+    """Opens the stored outputs that a run reads, and fills in missing ones.
 
     Args:
       config: of the run, with its seed.
@@ -158,7 +158,7 @@ def stored_teacher_outputs(
       log_line: prints a line.
 
     Raises:
-      ConfigError: the folder holds answers to other questions.
+      ConfigError: the folder holds outputs for other inputs or networks.
     """
     if experiment.cache is None:
         return None

@@ -59,7 +59,7 @@ def _check_selection(config: ConfigDict) -> None:
 
 
 def check_values(value: Any, path: str = "", above: tuple[int, ...] = ()) -> None:
-    """Refuses what cannot be stored: functions, arrays, a config inside itself, keys of no name.
+    """Refuses values that cannot be stored: functions, arrays, cyclic configs, unnamed keys.
 
     Numbers in open groups are finite; those elsewhere have ranges of their own.
     """

@@ -39,14 +39,14 @@ OWNED = {"name": "kwargs", "model": "kwargs", "schedule": "schedule_kwargs"}
 def override(config: ConfigDict, values: Mapping[str, Any]) -> ConfigDict:
     """Returns a locked copy of `config` with other values; field references follow.
 
-    The command line and the arms of a study both end here. A string is read as the type of the
-    field that it replaces: `"3e-4"` for a float, `"crop,flip"` or `"('crop', 'flip')"` for a
-    tuple, `"none"` for an optional field. Inside an open group it is any literal, a tuple where it
-    has commas outside quotes, or else a string. Another name drops the keyword arguments of the
-    old one, and other transforms those of the transforms that are left out, unless `values` sets
-    them too. A role is added by its model, init or ema_of. An empty group empties an open group
-    other than roles. None deletes a role, an evaluator, the arguments of a transform or an arm.
-    Other values for the same group are set afterwards.
+    The command line and the arms of a study both use this function. A string is read as the type of
+    the field that it replaces: `"3e-4"` for a float, `"crop,flip"` or `"('crop', 'flip')"` for a
+    tuple, `"none"` for an optional field. Inside an open group it is any literal, a tuple if it has
+    commas outside quotes, and otherwise a string. A new name drops the keyword arguments of the old
+    one, and new transforms drop those of the transforms that are removed, unless `values` sets them
+    too. A role is added by its model, init or ema_of. An empty group empties an open group other
+    than roles. None deletes a role, an evaluator, the arguments of a transform or an arm. Other
+    values for the same group are applied afterwards.
 
     Args:
       config: the config, left as it is.
@@ -214,7 +214,7 @@ def _tuple(text: str) -> tuple[Any, ...]:
 
 
 def data_follow_seed(config: ConfigDict) -> bool:
-    """Returns whether runs that differ in `seed` alone have other data: faults of their own."""
+    """Returns whether runs that differ only in `seed` have different data: their own faults."""
     return config.data.corrupt.get("seed") == "run"
 
 

@@ -68,7 +68,7 @@ def smoke(config: ConfigDict) -> ConfigDict:
 
 
 def _shrink(changes: Any, *, images: bool) -> None:
-    """Makes smaller what a config, or an arm, sets."""
+    """Reduces the sizes that a config, or an arm, sets."""
     _at_most(changes, 32, "batch_size")
     _at_most(changes, 2, "bilevel", "every")
     _at_most(changes, 0.25, "data", "held_out")

@@ -10,12 +10,12 @@ from distill_jax.run.config.tree import flatten, is_a, mistyped
 
 
 def validate(config: ConfigDict) -> None:
-    """Refuses what can be known to be wrong before data and arrays exist.
+    """Refuses errors that can be detected before data and arrays exist.
 
     Names and keyword arguments of open groups are checked when they are resolved.
 
     Raises:
-      ConfigError: naming the path, what would be right, and the nearest name.
+      ConfigError: names the path, the correct value, and the nearest name.
     """
     if not isinstance(config, ConfigDict):
         raise ConfigError(f"a config is a ConfigDict, not {type(config).__name__}")

@@ -1,9 +1,9 @@
-"""Finds, before anything is compiled, what would train and do nothing of what its config says.
+"""Finds, before anything is compiled, settings that would have no effect on training.
 
 An error ends the run. A warning is a line that begins "warning:". What a study may compare on
 purpose (a teacher of weight zero, an average that never moves) is an error in a single run and a
 warning in an arm. The step is traced once on shapes (`trace`), and `distill_jax.analysis` reads the
-trace. Of the data only what lies in memory is looked at.
+trace. Only data that is in memory is inspected.
 """
 
 from collections.abc import Callable, Iterator
@@ -17,13 +17,13 @@ from distill_jax.run.preflight.finding import Finding
 def warn(
     experiment: Experiment, log_line: Callable[[str], None], *, alone: bool, planned: bool = False
 ) -> None:
-    """Refuses what would do nothing of what the config says, and warns of what may not, once.
+    """Refuses settings that would have no effect, and warns once of those that may have none.
 
     Args:
       experiment: what will be run.
       log_line: prints a line.
       alone: whether it is a single run, not an arm of a study.
-      planned: whether nothing is run, so that it may need more memory than there is here.
+      planned: whether nothing is run, so that the run may need more memory than this machine has.
 
     Raises:
       ConfigError: the first error.
@@ -43,7 +43,7 @@ def warn(
 
 
 def findings(experiment: Experiment) -> Iterator[Finding]:
-    """Yields what is found, cheap checks first."""
+    """Yields the findings, cheap checks first."""
     config, dataset = experiment.config, experiment.dataset
     yield from lengths.findings(experiment)
     yield from hyperparameters.findings(experiment)

@@ -40,7 +40,7 @@ def never_weighed(experiment: Experiment, traced: Traced) -> list[str]:
 
 
 def findings(experiment: Experiment, *, idle: set[str]) -> Iterator[Finding]:
-    """Yields constant terms beside those of `idle`, which have no weight."""
+    """Yields constant terms other than those of `idle`, which have no weight."""
     constant = {n: v for n, v in constant_terms(experiment).items() if n not in idle}
     if constant.keys() == experiment.shapes.terms.values.keys() - idle:
         spelt = ", ".join(f"{name!r} is {value:.4g}" for name, value in constant.items())
@@ -105,7 +105,7 @@ def constant_terms(experiment: Experiment) -> dict[str, float]:
     constant = {}
     for name in draws[0]:
         low, high = min(x[name][0] for x in draws), max(x[name][1] for x in draws)
-        if high - low <= 1e-6 * max(1.0, abs(low)):  # false for what is not finite
+        if high - low <= 1e-6 * max(1.0, abs(low)):  # false if not finite
             constant[name] = float(low)
     return constant
 
@@ -146,7 +146,7 @@ def _batch(experiment: Experiment, pool: np.ndarray, seed: int) -> Batch:
         if name == "label" and experiment.dataset.task == "multilabel":
             return random.integers(2, size=shape).astype(np.float32)
         if name == "label" and experiment.dataset.task == "regression":
-            return random.normal(size=shape)  # not of the pool, of which the outputs are
+            return random.normal(size=shape)  # not from the pool, unlike the outputs
         if name == "label_probs":
             return random.dirichlet(np.ones(shape[-1]), shape[:-1])
         if jnp.issubdtype(x.dtype, jnp.floating):
@@ -160,7 +160,7 @@ def _batch(experiment: Experiment, pool: np.ndarray, seed: int) -> Batch:
 
 
 class _RandomNets:
-    """Networks that answer every call with random numbers of the shapes that they have in a run."""
+    """Networks that return random numbers of the shapes that their outputs have in a run."""
 
     def __init__(self, experiment: Experiment, draw: Callable[[Any], Array]):
         self._models, self._shapes, self._draw = experiment.models, experiment.shapes.roles, draw

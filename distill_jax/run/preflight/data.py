@@ -18,11 +18,11 @@ from distill_jax.run.config import ConfigDict
 from distill_jax.run.preflight.finding import Finding
 
 _VALUES = ("normalize", "scale", "downscale")
-"""Transforms that change what the numbers of an input mean."""
+"""Transforms that change the units of an input."""
 
 
 def of_transforms(config: ConfigDict, raw: Batch, evaluate: Transform) -> Iterator[Finding]:
-    """Yields randomness in evaluation, transforms on one side alone, and wrong units."""
+    """Yields randomness in evaluation, transforms on only one side, and wrong units."""
     key = jax.eval_shape(jax.random.key, 0)
     with explained("fails on these inputs", where="data.eval_transforms"):
         used = dependence.inputs_used(

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 
 class Finding(NamedTuple):
-    """Something that does not do what it says.
+    """A setting that does not have its stated effect.
 
     Attributes:
       kind: "error" or "warning"; "comparison", an error in a single run and a warning in an arm of
@@ -12,7 +12,7 @@ class Finding(NamedTuple):
         error unless nothing is run.
       what: one sentence without a full stop.
       where: the config path.
-      hint: what would be right.
+      hint: the remedy.
     """
 
     kind: str

@@ -1,7 +1,7 @@
 """Hyperparameters that do not fit the run: its length, its data and the memory of its host.
 
-What a single value may be is checked where the value lives (`core/ranges.py`). Here is what depends
-on other parts of the config. Everything is computed from shapes.
+The range of a single value is checked where the value is defined (`core/ranges.py`). This module
+checks values that depend on other parts of the config. Everything is computed from shapes.
 """
 
 import contextlib
@@ -21,7 +21,7 @@ from distill_jax.run.preflight.finding import Finding
 
 
 def findings(experiment: Experiment) -> Iterator[Finding]:
-    """Yields what does not fit the run."""
+    """Yields hyperparameters that do not fit the run."""
     yield from of_memory(experiment)
     yield from of_schedules(experiment)
     yield from of_queues(experiment)

@@ -10,7 +10,7 @@ from distill_jax.run.preflight.trace import label
 
 
 def findings(experiment: Experiment) -> Iterator[Finding]:
-    """Yields what would never begin, never move, or has too few examples at a time."""
+    """Yields parts that would never begin, never move, or have too few examples at a time."""
     config, total = experiment.config, experiment.total_steps
     outer = experiment.outer
     if outer is not None and outer.warmup >= total:

@@ -27,7 +27,7 @@ from distill_jax.run.preflight.trace import (
 
 
 def findings(experiment: Experiment) -> Iterator[Finding]:
-    """Yields what one trace of the step shows."""
+    """Yields the findings of one trace of the step."""
     traced = trace(experiment)
     yield from _of_calls(experiment, traced)
     yield from _of_softmax(experiment, traced)

@@ -1,4 +1,4 @@
-"""What the folder of a frozen network tells of how it was trained, beside the config of the run."""
+"""Compares how a frozen network was trained, as its folder records it, with the config."""
 
 import json
 import pathlib
@@ -95,9 +95,9 @@ def differs(theirs: Sequence[Any], ours: Sequence[Any]) -> str:
 
 
 def _of_weights(config: ConfigDict, init: str, where: str) -> Iterator[Finding]:
-    """Yields a warning where a network of another library sees other values than in its training.
+    """Yields a warning if a network of another library gets other input values than in training.
 
-    What its card says of the values is compared with the transform `normalize`.
+    The values that its card states are compared with the transform `normalize`.
     """
     card = foreign.opened(init, where=where).card
     if card is None:
@@ -132,11 +132,11 @@ def _result(step: pathlib.Path) -> dict[str, Any]:
 
 
 def teacher_saw(stored: Mapping[str, Any], config: ConfigDict, *, where: str) -> Iterator[Finding]:
-    """Compares what a network was trained on with what it is asked about.
+    """Compares the training inputs of a network with those that it gets in this run.
 
     Args:
       stored: the config of the run that trained it.
-      config: of the run that asks it.
+      config: of the run that uses the network.
       where: the config path of its checkpoint.
     """
     theirs, ours = stored["data"], config.data.to_dict()

@@ -1,4 +1,4 @@
-"""One trace of the loss and its gradient on shapes, and what it shows."""
+"""One trace of the loss and its gradient on shapes, and its findings."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -17,7 +17,7 @@ from distill_jax.run.build import Experiment
 from distill_jax.run.preflight.unread import noting
 
 LABELS = frozenset({"label", "label_probs"})
-"""Parts of a batch that say what a label is."""
+"""Parts of a batch that contain label information."""
 
 
 class Inputs(NamedTuple):
@@ -34,17 +34,17 @@ class Inputs(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Traced:
-    """What one trace of the loss and its gradient shows.
+    """The findings of one trace of the loss and its gradient.
 
     Attributes:
       dead: paths of trainable parameters, by role, whose gradient is zero by structure.
-      moves: "role/path" of all trainable parameters that the loss depends on, also through what
-        has no gradient.
+      moves: "role/path" of all trainable parameters that the loss depends on, including through
+        paths without a gradient.
       roles: networks that the loss, the memory or the dataset pass depends on.
       batch: names of parts of the batch that they depend on.
-      leaks: those of `LABELS` that gradient, memory or dataset pass depend on where every label is
-        hidden.
-      coef: of each term, what its coefficient depends on.
+      leaks: those of `LABELS` that gradient, memory or dataset pass depend on although every label
+        is hidden.
+      coef: for each term, the dependencies of its coefficient.
       repeated: whether a softmax is taken of a softmax.
       calls: (role, train) of all calls.
       state: roles whose state the objective returns.
@@ -124,7 +124,7 @@ def trace(experiment: Experiment) -> Traced:
 
 
 def inputs_of(experiment: Experiment) -> Inputs:
-    """Returns the shapes of what a step is given."""
+    """Returns the shapes of the inputs of a step."""
     shapes, learned = experiment.shapes, experiment.trainable
     params = {role: network.params for role, network in shapes.roles.items()}
     return Inputs(
@@ -139,7 +139,7 @@ def inputs_of(experiment: Experiment) -> Inputs:
 
 
 def below(used: frozenset[str], field: str) -> frozenset[str]:
-    """Returns the paths within one field of `Inputs`, of what was used of the one argument."""
+    """Returns the used paths within one field of `Inputs`, the single argument."""
     start = f"0/{field}/"
     return frozenset(name.removeprefix(start) for name in used if name.startswith(start))
 
@@ -160,7 +160,7 @@ def method_of(objective: Objective) -> Objective:
 
 
 def _leaks(run: Callable[[Inputs], Mapping[str, PyTree]], inputs: Inputs) -> frozenset[str]:
-    """Returns which of `LABELS` what is learned depends on where `labelled` is 0 throughout."""
+    """Returns which of `LABELS` affect learning although `labelled` is 0 for every example."""
     if "labelled" not in inputs.batch:
         return frozenset()
 
@@ -175,7 +175,7 @@ def _leaks(run: Callable[[Inputs], Mapping[str, PyTree]], inputs: Inputs) -> fro
 
 
 class _Watched(BoundNets):
-    """Networks that remember who was called, and whether in training mode."""
+    """Networks that record which roles were called, and whether in training mode."""
 
     calls: set[tuple[Role, bool]]
 
@@ -189,7 +189,7 @@ class _Watched(BoundNets):
 
 
 def _watched(objective: Objective, read: dict[str, set[str]]) -> Objective:
-    """Returns the objective, with its fields and those of its weighting noted as they are read."""
+    """Returns the objective, recording reads of its fields and of those of its weighting."""
     if not isinstance(objective, WeightedObjective):
         return noting(objective, read["objective"])
     return dataclasses.replace(

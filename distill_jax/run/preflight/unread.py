@@ -45,7 +45,7 @@ def findings(experiment: Experiment, read: Mapping[str, set[str]]) -> Iterator[F
 
 
 def defaults(thing: Any) -> dict[str, Any]:
-    """Returns the fields of a dataclass with their defaults, and nothing of anything else."""
+    """Returns the fields of a dataclass with their defaults; empty for any other object."""
     if not dataclasses.is_dataclass(thing):
         return {}
     return {field.name: field.default for field in dataclasses.fields(thing)}
@@ -67,7 +67,7 @@ def noting(thing: Any, read: set[str]) -> Any:
 
 
 def named_in(cls: type) -> set[str]:
-    """Returns every name in the code of a class, some of which runs on the host alone."""
+    """Returns every name in the code of a class, parts of which run only on the host."""
     functions = (x for base in cls.__mro__ for x in vars(base).values() if inspect.isfunction(x))
     names, left = set(), [function.__code__ for function in functions]
     while left:

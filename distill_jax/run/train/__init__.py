@@ -1,1 +1,1 @@
-"""Training one run: its loop, what is due between steps, what it measures and leaves."""
+"""Training one run: its loop, the events between steps, its measurements and artifacts."""

@@ -65,7 +65,7 @@ def example_weight_rows(experiment: Experiment) -> np.ndarray:
 def write_example_weights(
     run: Run, chosen: np.ndarray, trust: Mapping[str, np.ndarray], example_info: Mapping[str, Any]
 ) -> None:
-    """Stores what the weighting makes of training examples, and the extreme ones among them."""
+    """Stores the weights of training examples, and those with extreme weights."""
     objective: Any = run.experiment.objective
     source = run.experiment.dataset.train
     weights = trust["weights"]

@@ -1,4 +1,4 @@
-"""Evaluation: outputs of networks on a split, and what the evaluators measure of them."""
+"""Evaluation: outputs of networks on a split, and the metrics of the evaluators."""
 
 import functools
 import pathlib
@@ -71,9 +71,10 @@ def predictions(
 def asked_outputs(
     experiment: Experiment, split: str, *, rows: np.ndarray | None = None
 ) -> dict[str, Any]:
-    """Returns the outputs of functions in place of networks that evaluators read.
+    """Returns the outputs, which evaluators read, of functions that replace networks.
 
-    They see the examples as evaluation transforms them, which no step changes: each is asked once.
+    Their inputs are transformed as in evaluation and do not depend on the step: each is called
+    once.
     """
     wanted = {role for e in experiment.evaluators.values() for role in e.outputs}
     read = wanted & experiment.asked.keys()
@@ -97,7 +98,7 @@ def collect(
     rows: np.ndarray | None = None,
     axis: int = 0,
 ) -> tuple[Any, dict[str, np.ndarray]]:
-    """Returns what `predict` says of a split, padding removed, and the facts `[n]` beside it.
+    """Returns the outputs of `predict` on a split, without padding, and the facts `[n]`.
 
     Args:
       experiment: of the data set.
@@ -138,13 +139,13 @@ def collect_parts(
     split: str,
     own: tuple[Any, Any],
 ) -> dict[str, tuple[Any, Any]]:
-    """Collects, once for all evaluators, what they need beside the split that is measured.
+    """Collects, once for all evaluators, the outputs that they need besides the measured split.
 
     Args:
       experiment: whose evaluators.
       gather: `(split, rows=None) -> (outputs, facts)`.
-      split: what is measured.
-      found: of it, where it is among the parts itself.
+      split: the measured split.
+      own: outputs and facts of it, used if it is one of the parts.
 
     Returns:
       `{part: (outputs, facts)}`.
@@ -222,13 +223,13 @@ def evaluate_run(
 
     Also written to `eval.json` in the folder, by step and metric.
 
-    Beside a run that trains it reads, and takes part in nothing else.
+    Next to a run that is training, this only reads.
 
     Args:
       config: of the run.
       workdir: the run folder.
-      make_experiment: how the experiment is built. Of a config that was read from the folder,
-        `build` must be told what is trusted.
+      make_experiment: how the experiment is built. For a config that was read from the folder, pass
+        the trusted names to `build`.
 
     Raises:
       CheckpointError: the folder holds no undamaged checkpoint.

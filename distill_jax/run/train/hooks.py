@@ -22,7 +22,7 @@ def read(
       run: the run.
       rows: metrics `[m]` of the steps since the last call.
       step: the last of them.
-      stalls: what stalled meanwhile.
+      stalls: stalls since the last call.
       seconds: time since the first step began.
 
     Raises:
@@ -50,7 +50,7 @@ def measure(
     step: int,
     split: str,
 ) -> dict[str, Any]:
-    """Measures collected outputs of a split, logs and stores what they say, returns the metrics."""
+    """Measures collected outputs of a split, logs and stores the metrics, and returns them."""
     with diagnosis.evaluating(run.experiment, split):
         metrics = evaluation.measure(run.experiment, outputs, example_info, split, parts)
     if split == "test":
@@ -64,7 +64,7 @@ def measure(
 
 
 def save(run: Run, state: TrainState, measured: Mapping[str, Any] | None) -> None:
-    """Saves a state with what was measured of it."""
+    """Saves a state with its measurements."""
     with watch.during("checkpoint", "saving"):
         run.save(state, measured)
 
@@ -84,12 +84,12 @@ def stop(runs: Sequence[Run], step: int) -> None:
 def chosen(
     run: Run, best: Mapping[str, Any] | None, measured: Mapping[str, Any] | None
 ) -> dict[str, Any]:
-    """Returns what a result says of the best state: its step and all its metrics.
+    """Returns the entry of a result for the best state: its step and all its metrics.
 
     Args:
       run: the run.
       best: from `Run.best`.
-      measured: of the test split, where the best state is not the last and there is one.
+      measured: metrics of the test split, if there is one and the best state is not the last.
     """
     if best is None:
         return {}

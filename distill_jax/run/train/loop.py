@@ -1,4 +1,4 @@
-"""The loop of one run: steps, and what is due between them, in a fixed order."""
+"""The loop of one run: steps, and the events between them, in a fixed order."""
 
 import pathlib
 from collections.abc import Callable
@@ -37,13 +37,13 @@ def train(
       arm: name of the run in a study, for titles.
       reported: the metric that a study compares, checked before the first step.
       make_experiment: how the experiment is built; a study passes a cached builder.
-      start_over: whether what the folder holds of an earlier run is set aside.
+      start_over: whether the files of an earlier run in the folder are set aside.
       log_line: prints a line.
 
     Raises:
       UserError: the config, the data or a checkpoint does not fit, the folder is not this
         program's or another process writes to it, or a loss became NaN.
-      Preempted: a signal asked the run to stop; its state is saved, where it had begun.
+      Preempted: a signal stopped the run; its state is saved, if it had begun.
     """
     clock = Clock()
     with (
@@ -84,7 +84,7 @@ def train(
 def steps(
     run: Run, program: SingleRun, stepper: Stepper, stop: Stop, state: TrainState, step: int
 ) -> TrainState:
-    """Takes the steps that are left, with what is due between them."""
+    """Takes the remaining steps, with the events between them."""
     schedule, group = stepper.schedule, Group([run])
     while step < schedule.total:
         event = schedule.next(step)

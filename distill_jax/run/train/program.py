@@ -15,13 +15,13 @@ from distill_jax.run.train.run import Run
 
 
 class Program(Protocol):
-    """What steps are taken of: one run, or several that go side by side.
+    """The program that takes steps: of one run, or of several side by side.
 
     Every array has a leading axis of runs where there are several.
 
     Attributes:
       update: the compiled steps `(state, online, fed, key) -> (state, metrics [(r,) m])` by name.
-      online: what of the frozen networks a step applies.
+      online: the part of the frozen networks that a step applies.
       key: the root key.
     """
 
@@ -34,17 +34,17 @@ class Program(Protocol):
         ...
 
     def compile(self, step: int) -> None:
-        """Compiles what is needed from `step` on."""
+        """Compiles the programs that are needed from `step` on."""
         ...
 
     def feed(self, step: int, variant: str = "inner", /) -> Any:
-        """Returns what the step of that name takes at `step`."""
+        """Returns the arguments of the step of that name at `step`."""
         ...
 
     def collect(
         self, state: TrainState, split: str, rows: np.ndarray | None = None
     ) -> tuple[list[Any], dict[str, np.ndarray]]:
-        """Returns the outputs of each run on a split, and the facts beside them."""
+        """Returns the outputs of each run on a split, and the facts."""
         ...
 
     def split(self, state: TrainState) -> list[TrainState]:

@@ -1,4 +1,4 @@
-"""The result of a run: what is written and what is printed of it."""
+"""The result of a run, as it is written and printed."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -37,7 +37,7 @@ def lost_line(lost: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def of_experiment(experiment: Experiment) -> dict[str, Any]:
-    """Returns what a result says of the data and the networks."""
+    """Returns the entries of a result about the data and the networks."""
     return {
         "classes": list(experiment.dataset.classes),
         "task": experiment.dataset.task,
@@ -69,7 +69,7 @@ def of_compute(
     watch: Watch,
     side_by_side: int = 1,
 ) -> dict[str, Any]:
-    """Returns what a result says of operations and time.
+    """Returns the entries of a result about operations and time.
 
     Args:
       experiment: what was run.

@@ -1,4 +1,4 @@
-"""One run folder: what is logged, kept and reported of it."""
+"""One run folder: its logs, checkpoints and results."""
 
 import collections
 import json
@@ -44,10 +44,10 @@ class Run:
       log_line: prints a line.
 
     Attributes:
-      error: why the run ended before its time.
+      error: why the run ended early.
 
     Raises:
-      ConfigError: the folder holds another run, or nothing measures a metric that is chosen by.
+      ConfigError: the folder holds another run, or a metric used for selection is not measured.
     """
 
     def __init__(
@@ -82,7 +82,7 @@ class Run:
         self.latest: dict[str, float] = {}
         # Metrics of the steps since the last event, where a stop comes between two.
         self.unlogged: list[tuple[str, np.ndarray]] = []
-        self.first_spread: dict[str, float] = {}  # what others are compared with
+        self.first_spread: dict[str, float] = {}  # reference for later values
         self.last_losses: collections.deque[float] = collections.deque(maxlen=diagnosis.KEPT)
         self.skipped = self._skipped_in_a_row = 0
         self.alarms: Any = None
@@ -168,7 +168,7 @@ class Run:
         return self.earlier_seconds + self.training_seconds * self.share
 
     def read(self, pending: list[tuple[str, np.ndarray]], step: int) -> dict[str, float]:
-        """Averages the metrics since the last event; refuses what is not finite."""
+        """Averages the metrics since the last event; raises if one is not finite."""
         new = len(pending)
         self.unlogged = pending = [*self.unlogged, *pending]
         columns: dict[str, list[float]] = {}
@@ -204,7 +204,7 @@ class Run:
         return means | ({"skipped": float(sum(columns["skipped"]))} if "skipped" in columns else {})
 
     def _skip(self, step: int) -> None:
-        """Counts a step that changed nothing; gives up where nothing else happens."""
+        """Counts a skipped step; raises after `SKIPPED_IN_A_ROW` of them in a row."""
         self.skipped += 1
         self._skipped_in_a_row += 1
         if self._skipped_in_a_row == 1:
@@ -253,7 +253,7 @@ class Run:
         self.alarms.see(step, metrics)
 
     def write_measured(self, step: int, metrics: Mapping[str, Any]) -> None:
-        """Logs what was measured on a split."""
+        """Logs the measurements on a split."""
         self.latest |= scalars(metrics)
         if "held_out/spectrum" in metrics:
             self.spectra[step] = metrics["held_out/spectrum"]
@@ -308,7 +308,7 @@ class Run:
         self.checkpointer.save(state, meta, metric=metric)
 
     def finish(self, best: Mapping[str, Any], compute: Mapping[str, Any]) -> dict[str, Any]:
-        """Writes the result: the last measurements, and what is known of the best state."""
+        """Writes the result: the last measurements, and those of the best state."""
         result = {
             "status": "done",
             "arm": self.arm,

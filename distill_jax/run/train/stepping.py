@@ -1,4 +1,4 @@
-"""Steps between two events: what is due when, how far the host runs ahead, when to stop."""
+"""Steps between two events: their schedule, how far the host runs ahead, when to stop."""
 
 import contextlib
 import time
@@ -19,8 +19,8 @@ from distill_jax.run.train.run import Run
 from distill_jax.run.watch import Watch
 
 IN_FLIGHT = 8
-"""After this many steps the loop waits for the first of them: the device never idles, and the rate
-shown and the answer to a signal are at most so many steps off."""
+"""After this many steps the loop waits for the first of them: the device never idles, and the
+displayed rate and the response to a signal lag by at most this many steps."""
 
 Rows = list[tuple[str, np.ndarray]]
 """Metrics of steps: the name of the step and its values `[(r,) m]`."""
@@ -68,7 +68,7 @@ class Schedule:
         return min(self.total, *((step // n + 1) * n for n in every))
 
     def at(self, step: int, *, event: int) -> Due:
-        """Returns what is due after `step`, which is before `event` where the run was stopped."""
+        """Returns the events due after `step`, which is before `event` if the run was stopped."""
         reached, last = step == event, step == self.total
         return Due(
             log=reached and (step % self._log == 0 or last),
@@ -95,13 +95,13 @@ class Stepper:
     """Takes the steps of a program, and keeps time, progress and the watch.
 
     Args:
-      program: computes.
+      program: performs the computation.
       runs: of the program.
       clock: phases of the time.
       log_line: prints a line.
 
     Attributes:
-      schedule: what is due when.
+      schedule: the events by step.
       paces: seconds of a step between events.
     """
 
@@ -129,13 +129,13 @@ class Stepper:
 
     @contextlib.contextmanager
     def opened(self, title: str) -> Iterator[tuple[TrainState, int]]:
-        """Starts the program and opens its runs; gives the state to go on from, and its step.
+        """Starts the program and opens its runs; returns the state to continue from, and its step.
 
         Args:
-          title: what the progress is of.
+          title: title of the progress display.
 
         Raises:
-          Preempted: a signal asked to stop before the first step.
+          Preempted: a signal requested a stop before the first step.
         """
         with contextlib.ExitStack() as stack:
             stack.enter_context(self.watch)
@@ -174,7 +174,7 @@ class Stepper:
     def advance(
         self, state: TrainState, step: int, *, until: int, stop: Stop
     ) -> tuple[TrainState, int, Rows]:
-        """Takes steps until `until`, or until asked to stop; returns the metrics of each."""
+        """Takes steps until `until`, or until a stop is requested; returns the metrics of each."""
         begin, started, pending, program = step, time.perf_counter(), [], self.program
         while step < until and not stop.asked(step):
             variant = self._variant(step)
@@ -216,7 +216,7 @@ class Stepper:
         return time.perf_counter() - self._began
 
     def stalls(self) -> list[alarms.Alarm]:
-        """Takes what the watch has told since the last call."""
+        """Takes the stalls that the watch has reported since the last call."""
         stalls = self.watch.stalls[:]
         del self.watch.stalls[: len(stalls)]
         return [alarms.Alarm(step, "stall", phase, message) for step, phase, message in stalls]

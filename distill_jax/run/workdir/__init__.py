@@ -1,17 +1,17 @@
 # ruff: noqa: F401
-"""Folders that the program writes: whose they are, who writes them, and what a run consists of.
+"""Folders that the program writes: their ownership, their locks, and the contents of a run.
 
 The rules, each in one function:
 
 - `claim`: one writer per folder, files of other programs are left alone, and a start that fails
   leaves the folder as it was. `foreign` finds those files; `hold` is the lock alone.
 - `is_run`: a folder is a run once it holds a finished checkpoint or a result.
-- `set_aside`: starting over moves what is there into a subfolder.
+- `set_aside`: starting over moves the existing files into a subfolder.
 - `check_config`: a run continues under the config that is stored in its newest checkpoint.
 - `check_inputs`: a run continues with the data and the networks that it began with, by checksum.
-- `environment_changes`: versions, devices and precision that differ from the start before.
+- `environment_changes`: versions, devices and precision that differ from the previous start.
 
-Nothing here imports JAX at the top, so that launchers may use it.
+Nothing here imports JAX at module level, so that launchers may use it.
 """
 
 from distill_jax.run.workdir.continuation import (

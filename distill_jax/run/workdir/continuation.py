@@ -28,13 +28,13 @@ RUNTIME_ONLY = (
     "watch.on_stall",
     "watch.spike",
 )
-"""Config paths that change how a run is carried out and not what it computes."""
+"""Config paths that change how a run is executed but not its results."""
 
 
 START_OVER = "--start_over moves the earlier run aside and begins at step 0"
 
 RESCUE = f"start over: {START_OVER}"
-"""What else can be done where every checkpoint of a run is damaged."""
+"""The alternatives if every checkpoint of a run is damaged."""
 
 
 CONFIG_HINT = f"restore it from a copy, or name another --workdir; {START_OVER}"
@@ -110,10 +110,10 @@ def data_checksums(dataset: Any) -> dict[str, dict[str, Any]]:
 
 
 def check_inputs(before: Any, now: Mapping[str, Any], folder: pathlib.Path) -> None:
-    """Checks that a run goes on with the data and the networks that it began with.
+    """Checks that a run continues with the data and the networks that it began with.
 
-    What either side does not know (data without a checksum, a checkpoint of an earlier version, a
-    network that is gone and not needed any more) is not compared.
+    Entries that are missing on either side (data without a checksum, a checkpoint of an earlier
+    version, a network that is gone and no longer needed) are not compared.
 
     Args:
       before: the "inputs" of a checkpoint, None where it names none.

@@ -12,7 +12,7 @@ from distill_jax.trainer.io.files import peek
 
 
 def arithmetic(environment: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns what of an environment may change the bits that a run computes, by name."""
+    """Returns the properties of an environment that may change the bits of results, by name."""
     fields = ("platform", "device", "devices", "processes", "x64")
     chosen = {name: environment[name] for name in fields if name in environment}
     versions = environment.get("versions")
@@ -20,10 +20,10 @@ def arithmetic(environment: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def environment_changes(before: Any, now: Mapping[str, Any]) -> list[str]:
-    """Returns `"name: old -> new"` of what may change the bits that a run computes.
+    """Returns `"name: old -> new"` for each change that may affect the bits that a run computes.
 
     Args:
-      before: `arithmetic` of the start before; None where it is not known.
+      before: `arithmetic` of the previous start; None if it is not known.
       now: that of this start.
     """
     if not isinstance(before, Mapping):

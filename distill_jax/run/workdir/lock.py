@@ -25,8 +25,9 @@ owner is on another machine."""
 
 
 STALE_SECONDS = 60.0
-"""A lock of another machine without a sign of life for so long is taken over. File attributes that
-an NFS client caches (up to 60 s) do not count: the lock is opened before its time is read."""
+"""Seconds without a sign of life after which a lock of another machine is taken over. File
+attributes that an NFS client caches (up to 60 s) do not count: the lock is opened before its time
+is read."""
 
 
 class InUse(UserError):
@@ -35,7 +36,7 @@ class InUse(UserError):
 
 @contextlib.contextmanager
 def hold(folder: pathlib.Path, *, log_line: Callable[[str], None] = print) -> Iterator[None]:
-    """Holds the lock of a folder that exists; within itself it does nothing.
+    """Holds the lock of an existing folder; nested inside itself it does nothing.
 
     Args:
       folder: to hold.
@@ -88,7 +89,7 @@ def writable(folder: pathlib.Path) -> Iterator[None]:
 
 
 def _boot() -> str:
-    """Returns what identifies the numbers of processes: the boot and the namespace, on Linux."""
+    """Returns the scope in which process ids are unique: the boot and the namespace, on Linux."""
     with contextlib.suppress(OSError):
         boot = pathlib.Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return f"{boot} {os.readlink('/proc/self/ns/pid')}"
@@ -150,7 +151,7 @@ def _beat() -> None:
 
 
 def _owner(path: pathlib.Path) -> tuple[dict[str, Any], float]:
-    """Returns what a lock states, empty where it cannot be read, and the time of its last sign."""
+    """Returns the content of a lock, empty if unreadable, and the time of its last sign of life."""
     with path.open(encoding="utf-8") as file:
         when = os.fstat(file.fileno()).st_mtime
         try:
@@ -170,13 +171,13 @@ def _acquire(folder: pathlib.Path, log_line: Callable[[str], None]) -> _Lock:
 
     The lock is a file that is made by `link`, which NFS carries out atomically, with its content
     in it from the start. Locks of the kernel (`flock`) end with the process but are local to a
-    machine, or refused, on many network file systems; here one only keeps two processes of a
-    machine from taking over the same stale lock. Between machines the one whose content remains
-    after both have written wins.
+    machine, or refused, on many network file systems; here such a lock only keeps two processes of
+    a machine from taking over the same stale lock. Between machines, the process whose content
+    remains after both have written wins.
 
-    Whether an owner on this machine runs is known from its number and start time. One elsewhere is
-    waited for until it gives a sign of life, and so is alive, or has given none for long enough, by
-    the clock of the file system alone.
+    Whether an owner on this machine is running is known from its process id and start time. For an
+    owner on another machine, this waits until it gives a sign of life, and so is alive, or has
+    given none for long enough, measured only by the clock of the file system.
 
     Raises:
       UserError: another process has it, or the folder cannot be written.
@@ -261,7 +262,7 @@ def _create(path: pathlib.Path, temporary: pathlib.Path, text: str) -> None:
     try:
         os.link(temporary, path)
     except FileExistsError:
-        if not temporary.samefile(path):  # else the answer to the first attempt was lost
+        if not temporary.samefile(path):  # else the reply to the first attempt was lost
             raise
     except OSError:  # no links on this file system
         with os.fdopen(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644), "w") as file:

@@ -1,9 +1,9 @@
-"""Names of what is written into folders."""
+"""Names of the files that are written into folders."""
 
 from collections.abc import Mapping, Sequence
 
 MARK = ".distill_jax.json"
-"""States that this program made the folder, and what for."""
+"""Marks a folder as made by this program, and states its purpose."""
 
 _RUN = (
     *("config.json", "env.json", "metrics.jsonl", "alarms.jsonl", "heartbeat.json", "stall.txt"),

@@ -30,18 +30,18 @@ def claim(
     with_peers: bool = True,
     log_line: Callable[[str], None] = print,
 ) -> Iterator[None]:
-    """Makes a folder this program's and this process's own for the time of the block.
+    """Claims a folder for this program and this process inside the block.
 
-    Of several processes the first one claims, and the others raise what it raises. Within a claim
-    of the same folder this does nothing. Where the block fails, for a reason that a message
-    explains, before the folder became a run, the folder is left as it was.
+    With several processes, the first one claims, and the others raise the same error. Nested inside
+    a claim of the same folder, this does nothing. If the block fails before the folder became a
+    run, for a reason that a message explains, the folder is left as it was.
 
     Args:
       folder: need not exist.
-      kind: what it holds, a key of `NAMES`.
-      start_over: whether what an earlier run has left there is set aside.
-      with_peers: whether processes that JAX knows take part. A launcher must not wake JAX, which
-        takes hold of devices.
+      kind: kind of its contents, a key of `NAMES`.
+      start_over: whether the files of an earlier run are set aside.
+      with_peers: whether the processes that JAX knows take part. A launcher must not initialize
+        JAX, which would acquire devices.
       log_line: prints a line.
 
     Raises:
@@ -50,7 +50,7 @@ def claim(
         something else of this program, or cannot be written.
     """
     folder = folder.absolute()
-    if folder in _claimed:  # by all processes, of which one holds the lock
+    if folder in _claimed:  # by all processes; one of them holds the lock
         yield
         return
     stack = contextlib.ExitStack()
@@ -70,9 +70,9 @@ def claim(
 
 
 def is_run(folder: pathlib.Path) -> bool:
-    """Whether a folder holds a run: a state that was saved to its end, or a result.
+    """Whether a folder holds a run: a state that was completely saved, or a result.
 
-    What else a start has written there, such as a config or a log, binds no later start.
+    Other files of a start, such as a config or a log, do not constrain a later start.
     """
     result = peek(folder / "result.json")
     done = isinstance(result, dict) and result.get("status") == "done"
@@ -80,11 +80,11 @@ def is_run(folder: pathlib.Path) -> bool:
 
 
 def foreign(folder: pathlib.Path, kind: str) -> pathlib.Path | None:
-    """Returns what in a folder would be overwritten or deleted and is not this program's.
+    """Returns a file in a folder that would be overwritten or deleted and is not this program's.
 
     Args:
       folder: may be absent.
-      kind: what it is to hold, a key of `NAMES`.
+      kind: kind of its future contents, a key of `NAMES`.
 
     Raises:
       UserError: this program uses the folder for something else.
@@ -116,7 +116,7 @@ def foreign(folder: pathlib.Path, kind: str) -> pathlib.Path | None:
 
 
 def refuse_foreign(folder: pathlib.Path, kind: str) -> None:
-    """Raises `UserError` where a folder holds what `foreign` finds."""
+    """Raises `UserError` if `foreign` finds a file in a folder."""
     if (stranger := foreign(folder, kind)) is not None:
         raise UserError(
             "was not written by this program, which would overwrite or delete it",
@@ -126,7 +126,7 @@ def refuse_foreign(folder: pathlib.Path, kind: str) -> None:
 
 
 def set_aside(folder: pathlib.Path, kind: str) -> pathlib.Path | None:
-    """Moves what this program has written in a folder into `earlier-<n>` there, if anything."""
+    """Moves the files of this program in a folder, if any, into `earlier-<n>` there."""
     named = _named(folder, kind)
     if not named:
         return None
@@ -190,7 +190,7 @@ class _Leave:
         if kind is None:
             return
         if issubclass(kind, Exception) and not issubclass(kind, (UserError, Preempted, OSError)):
-            return  # nobody foresaw it: what is there may tell why
+            return  # unexpected error: the files may help to find the cause
         with contextlib.suppress(OSError):
             if self.kind == "run" and not is_run(self.folder):
                 _clear(self.folder, self.kind)
@@ -216,7 +216,7 @@ def _make(folder: pathlib.Path) -> list[pathlib.Path]:
 
 
 def _clear(folder: pathlib.Path, kind: str) -> None:
-    """Deletes what a start that did not become a run has left; the folder is this program's."""
+    """Deletes the files of a start that did not become a run; the folder is this program's."""
     for path in _named(folder, kind):
         if path.name == "checkpoints":
             for step in path.iterdir():
@@ -243,7 +243,7 @@ def _named(folder: pathlib.Path, kind: str) -> list[pathlib.Path]:
 
 
 def _kind_by_content(folder: pathlib.Path) -> str | None:
-    """Returns what a folder without a mark holds: those of version 0.1 have none."""
+    """Infers the kind of a folder without a mark: folders of version 0.1 have none."""
     config = peek(folder / "config.json")
     if isinstance(config, dict) and {"roles", "objective", "data", "seed"} <= config.keys():
         return "run"

@@ -1,4 +1,4 @@
-"""The result of a run, and what a run or study that ended early has left."""
+"""The result of a run, and the files of a run or study that ended early."""
 
 import json
 import pathlib
@@ -66,7 +66,7 @@ def write_json(path: pathlib.Path, value: Any) -> None:
 
 
 def intact(folder: pathlib.Path, *, study: bool = False) -> str:
-    """Returns what a run or study that ended early left whole, a clause; reads every byte of it."""
+    """Returns a clause on the intact files of a run or study that ended early; reads every byte."""
 
     def finished(run: pathlib.Path) -> bool:
         return read_result(run, log_line=lambda _: None) is not None
