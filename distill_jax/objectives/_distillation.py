@@ -17,14 +17,13 @@ from distill_jax.objectives._labels import check_smoothing, label_loss
 class Distillation(Objective):
     """`label_weight CE + distillation_weight T^2 KL(teacher_T || student_T) + weight * signal`.
 
-    A method adds its signal in `loss_terms`; each is a term of its own, which a weighting may
-    weigh.
+    A method adds its signal in `loss_terms`. Each signal is a separate loss term, which a weighting
+    can reweight.
 
     Attributes:
       weight: coefficient of the method's own loss term, 0 or more.
       label_weight: coefficient of the cross-entropy with the labels, 0 or more.
-      distillation_weight: coefficient of the term of Hinton et al. 2015; the term is left out
-        where it is 0.
+      distillation_weight: coefficient of the term of Hinton et al. 2015. At 0 the term is left out.
       temperature: T of both softmaxes, positive.
       label_smoothing: of the label term, in [0, 1).
     """
@@ -56,7 +55,7 @@ class Distillation(Objective):
         memory: PyTree,
         step: Array,
     ) -> "Signals":
-        """Returns the method's own terms.
+        """Returns the loss terms of the method.
 
         Args:
           nets: the networks, for connectors.
@@ -99,14 +98,14 @@ class Distillation(Objective):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Signals:
-    """What a method adds to the frame.
+    """The loss terms and new states that a method adds to the base loss.
 
     Attributes:
       values: per-example losses `[b]` by name.
-      coef: coefficients by name, `weight` of the objective where left out.
+      coef: coefficients by name. A missing name takes the objective's `weight`.
       state: new state of connectors.
       memory: the new memory; None keeps the old one.
-      weights: of single examples `[b]` by name, 1 where left out.
+      weights: per-example weights `[b]` by name, 1 where left out.
     """
 
     values: Mapping[str, Array]
@@ -117,10 +116,10 @@ class Signals:
 
 
 def ask_teacher(nets: Nets, batch: Batch, *, role: Role = "teacher") -> Outputs:
-    """Returns a frozen teacher's outputs of a batch, without gradient, in evaluation mode.
+    """Returns a frozen teacher's outputs for a batch, without gradient, in evaluation mode.
 
-    It sees `teacher_input` where a transform gave it a view of its own, else what the student
-    sees. Its logits are damaged where the data say so (`teacher_shift`).
+    The teacher's input is `teacher_input` where a transform provides one, else the student's input.
+    Its logits are rolled by `teacher_shift` where the batch has it.
     """
     outputs, _ = nets(role, batch.get("teacher_input", batch["input"]))
     outputs = dict(jax.lax.stop_gradient(outputs))
@@ -135,7 +134,7 @@ def damaged(logits: Array, batch: Batch) -> Array:
 
 
 def check_same_classes(student: Array, teacher: Array, *, role: Role = "teacher") -> None:
-    """Raises `ArgumentError` unless both networks rank the same number of classes."""
+    """Raises `ArgumentError` unless both networks have the same number of classes."""
     if student.shape != teacher.shape:
         raise ArgumentError(
             f"the {role} has {teacher.shape[-1]} classes and the student {student.shape[-1]}",
@@ -171,7 +170,7 @@ def check_not_negative(**values: Any) -> None:
 
 
 def check_durations(objective: Any, *names: str) -> None:
-    """Raises `ArgumentError` for a duration that is none, or needs a length that is not given."""
+    """Raises `ArgumentError` for an invalid duration, or one that needs a length not given."""
     if objective.steps_per_epoch is not None:
         check_positive(steps_per_epoch=objective.steps_per_epoch)
     for name in names:

@@ -1,4 +1,4 @@
-"""The frame of the methods that match features of several stages."""
+"""Base class of the methods that match features of several stages."""
 
 import dataclasses
 import re
@@ -13,9 +13,9 @@ from distill_jax.objectives._distillation import Distillation, endpoint
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StageDistillation(Distillation):
-    """Distillation of features of pairs of stages.
+    """Distillation of features between pairs of stages.
 
-    Features are maps; tokens and vectors are viewed as such (`losses.features.as_map`).
+    Features are maps. Tokens and vectors are converted to maps (`losses.features.as_map`).
 
     Attributes:
       student_stages: outputs of the student, shallow to deep; empty takes all `stage<i>`.
@@ -31,7 +31,7 @@ class StageDistillation(Distillation):
         """Returns the maps of both networks, paired.
 
         Raises:
-          ArgumentError: an output does not exist or is no map, or the numbers differ.
+          ArgumentError: an output is missing or is not a map, or the numbers of stages differ.
         """
         maps = []
         for role, outputs, names in (
@@ -79,19 +79,19 @@ def connect(
 ) -> tuple[Outputs, list[Array], list[Array], State]:
     """Maps the student's features to the teacher's shapes by the network of `role`.
 
-    Of two maps of different size the larger is averaged first.
+    If two maps differ in size, the larger is average-pooled first.
 
     Args:
       nets: the networks.
-      role: a connector that is called with all maps of the student, then all of the teacher, of
-        which only the shapes count, and returns `output1`, `output2`, ...
+      role: a connector that is called with all maps of the student, then all maps of the teacher,
+        and returns `output1`, `output2`, ... Only the shapes of the teacher's maps are used.
       student: maps of the student.
       teacher: maps of the teacher.
       train: training mode of the connector.
 
     Returns:
-      All outputs of the connector; `output1`, ...; the teacher's maps to compare them with; the
-      connector's new state.
+      All outputs of the connector; `output1`, ...; the teacher's maps to compare them with; the new
+      state of the connector.
     """
     where = f"roles.{role}"
     pairs = [match_sizes(s, t, where=where) for s, t in zip(student, teacher, strict=True)]
@@ -102,7 +102,7 @@ def connect(
 
 
 def connected(outputs: Outputs, targets: Sequence[Array], *, role: Role) -> list[Array]:
-    """Returns `output1`, ... of a connector after a check against the shapes of the targets."""
+    """Returns `output1`, ... of a connector, checked against the shapes of the targets."""
     mapped = []
     for i, target in enumerate(targets, start=1):
         if f"output{i}" not in outputs:

@@ -1,4 +1,4 @@
-"""The label loss that methods of classification share, and which labels may be read."""
+"""The label loss shared by the classification methods, and the mask of usable labels."""
 
 import jax.numpy as jnp
 
@@ -8,9 +8,10 @@ from distill_jax.losses.classification import cross_entropy, soft_cross_entropy
 
 
 def label_loss(logits: Array, batch: Batch, *, smoothing: float) -> Array:
-    """Cross-entropy against the batch's mixed labels where it has them, else its class ids.
+    """Cross-entropy with the batch's mixed labels where it has them, else with its class ids.
 
-    Examples whose label is hidden count 0, the others more (`labelled`, see `data.corruption`).
+    Each value is multiplied by `labelled` (see `data.corruption`): 0 where the label is hidden,
+    more elsewhere.
     """
     if "label_probs" in batch:
         return soft_cross_entropy(logits, batch["label_probs"], smoothing=smoothing)

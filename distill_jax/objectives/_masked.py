@@ -1,4 +1,4 @@
-"""Shared parts of masked methods: the hidden tokens, and their prediction in an encoder's space."""
+"""Shared parts of masked methods: hidden tokens and their prediction in latent space."""
 
 import dataclasses
 import itertools
@@ -27,14 +27,14 @@ class Masks(NamedTuple):
 
 
 def masks_of(batch: Batch, *, suggest: str) -> list[Masks]:
-    """Returns the masks of a batch; further ways to hide parts of it have keys with `_1`, `_2`, ...
+    """Returns the masks of a batch. Further mask types have keys with `_1`, `_2`, ...
 
     Args:
       batch: the batch.
-      suggest: the transform that the method goes with.
+      suggest: the transform to name in the error message.
 
     Raises:
-      ArgumentError: no transform has made masks.
+      ArgumentError: the batch has no masks.
     """
     if missing := [key for key in MASKS if key not in batch]:
         raise ArgumentError(
@@ -54,7 +54,7 @@ def tokens_of(outputs: Outputs, role: Role) -> Array:
     """Returns the encoded tokens `[b, r + t, d]` of an encoder.
 
     Raises:
-      ArgumentError: it has none.
+      ArgumentError: the encoder has no such output.
     """
     if "tokens" not in outputs:
         raise ArgumentError(
@@ -68,15 +68,15 @@ def tokens_of(outputs: Outputs, role: Role) -> Array:
 def side_by_side(full: Array) -> Array:
     """Returns tokens `[b, t, d]` at up to `WATCHED` places as one vector, `[b, <= WATCHED d]`.
 
-    Tokens have collapsed where those at one place are the same in all examples: however much they
-    differ from place to place, they say where they are and nothing else.
+    Tokens have collapsed if the tokens at one place are the same in all examples. Differences
+    between places then encode the position only.
     """
     some = full[:, :: -(-full.shape[1] // WATCHED)]
     return some.reshape(len(some), -1)
 
 
 def check_number(tokens: int, expected: int) -> None:
-    """Raises `ArgumentError` unless the masks are of as many tokens as the encoder has."""
+    """Raises `ArgumentError` unless the masks and the encoder have the same number of tokens."""
     if tokens != expected:
         raise ArgumentError(
             f"masks of {expected} tokens for an encoder of {tokens}",
@@ -87,18 +87,19 @@ def check_number(tokens: int, expected: int) -> None:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LatentPrediction(Objective):
-    """The term "prediction": a distance of predicted and true tokens of hidden parts.
+    """The loss term "prediction": a distance between predicted and true tokens of hidden parts.
 
-    `L = mean over sets m, their tokens and features of distance(g(f(x_C), m), sg f'(x)_m)`, where f
-    sees the kept tokens alone, and f' all. Of several ways to hide parts the mean is taken.
+    `L = mean over sets m, their tokens and features of distance(g(f(x_C), m), sg f'(x)_m)`. The
+    input of f is the kept tokens only, the input of f' is all tokens. With several mask types, the
+    loss is their mean.
 
     Attributes:
       distance: "squared", "absolute" or "smooth_l1".
-      target_norm: whether true tokens are standardized, each by itself.
-      moving_average: whether f' is the role `target`, the moving average of the student; else it
-        is the student, a control.
-      stop_gradient: whether f' gets no gradient; without it and without a moving average, a
-        control that collapses.
+      target_norm: whether each true token is standardized.
+      moving_average: whether f' is the role `target`, the moving average of the student. If false,
+        f' is the student itself, as a control.
+      stop_gradient: whether f' gets no gradient. If false and without a moving average, a control
+        that collapses.
     """
 
     distance: str = "smooth_l1"
@@ -132,7 +133,7 @@ class LatentPrediction(Objective):
         del memory, step
         state, values, masks = {}, [], masks_of(batch, suggest=self.suggest)
         role = "target" if self.moving_average else "student"
-        # The whole comes first: what a role sees first is what evaluators will see.
+        # The full input comes first: evaluators use the first input shape of a role.
         full = tokens_of(nets(role, batch["input"])[0], role)
         for keep, targets, t in masks:
             outputs, state["student"] = nets("student", batch["input"], keep, train=True)

@@ -1,4 +1,4 @@
-"""A queue of keys of earlier batches, part of the memory of an objective."""
+"""A queue of keys of earlier batches, stored in the memory of an objective."""
 
 import jax.numpy as jnp
 
@@ -7,15 +7,15 @@ from distill_jax.core.errors import ArgumentError
 
 
 def empty(size: int, dim: int, *, rows: int) -> PyTree:
-    """Returns `keys` `[q, d]`; `next`, the slot that is written next; `filled`, how many are used.
+    """Returns `keys` `[q, d]`; `next`, the next slot to write; `filled`, the number of used slots.
 
     Args:
       size: q.
       dim: d.
-      rows: keys of a batch, which must fit.
+      rows: number of keys per batch, at most q.
 
     Raises:
-      ArgumentError: they do not.
+      ArgumentError: the keys of a batch do not fit.
     """
     if size < rows:
         raise ArgumentError(
@@ -31,12 +31,12 @@ def empty(size: int, dim: int, *, rows: int) -> PyTree:
 
 
 def usable(memory: PyTree) -> Array:
-    """Returns which slots hold a key, bool `[q]`."""
+    """Returns a mask of the slots that hold a key, bool `[q]`."""
     return jnp.arange(len(memory["keys"])) < memory["filled"]
 
 
 def check_width(keys: Array, dim: int) -> None:
-    """Raises `ArgumentError` where keys `[..., d]` have another width than the queue."""
+    """Raises `ArgumentError` if the width of keys `[..., d]` differs from that of the queue."""
     if keys.shape[-1] != dim:
         raise ArgumentError(
             f"the projector gives {keys.shape[-1]} features and the queue has {dim}",
@@ -46,7 +46,7 @@ def check_width(keys: Array, dim: int) -> None:
 
 
 def enqueue(memory: PyTree, keys: Array, mask: Array) -> PyTree:
-    """Writes the keys of real rows over the oldest ones; padding takes no slot.
+    """Replaces the oldest keys by the keys of real rows; padding takes no slot.
 
     Args:
       memory: from `empty`.

@@ -1,4 +1,4 @@
-"""Label and distillation losses of the three tasks, chosen by the labels of the data."""
+"""Label and distillation losses of the three tasks, chosen by the type of the labels."""
 
 import dataclasses
 from typing import ClassVar
@@ -17,24 +17,24 @@ REGRESSION = ("squared_error", "huber")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OfTask(Objective):
-    """A method whose losses follow the task of the data; see `label_term` and `distillation`.
+    """A method whose losses depend on the task of the data; see `label_term` and `distillation`.
 
     Attributes:
-      task: one of `core.api.TASKS`; a run takes it from the data.
-      label_smoothing: share of the target spread evenly over all classes, or, of several labels,
-        over present and absent, in [0, 1). Not of a regression.
-      class_weights: factors of the label loss. Numbers: one for each class, or, of several labels,
-        for the term of each where it is present. "balanced": from the training part, `n / (k n_c)`
-        of a class with n_c of n examples, or the number of examples without a label over that of
-        those with it.
+      task: one of `core.api.TASKS`; set by a run from the data.
+      label_smoothing: share of the target spread evenly over all classes or, with several labels,
+        over present and absent, in [0, 1). Not for regression.
+      class_weights: factors of the label loss. Numbers: one for each class or, with several labels,
+        one for the term of each label where it is present. "balanced": computed on the training
+        part, `n / (k n_c)` for a class with n_c of n examples or, with several labels, the number
+        of examples without a label over the number with it.
       focal_gamma: exponent of the focal loss (Lin et al. 2017, arXiv:1708.02002), 0 or more; 0 is
-        the cross-entropy. Not of a regression, and without smoothing.
-      regression_loss: "squared_error" or "huber"; the name of the label term of a regression.
+        the cross-entropy. Not for regression, and not with smoothing.
+      regression_loss: "squared_error" or "huber"; also the name of the label term in regression.
       huber_delta: where Huber's loss becomes linear, in units of `label_scale`.
-      label_counts: training examples with each class or label, then all of them, `[k + 1]`, for
-        "balanced"; a run counts them.
-      label_scale: what differences of each target are measured in; a run gives the standard
-        deviation over the training part. 1 where left out.
+      label_counts: number of training examples with each class or label, then the total, `[k + 1]`,
+        for "balanced"; computed by a run.
+      label_scale: unit in which differences of each target are measured; a run sets it to the
+        standard deviation over the training part. 1 where left out.
     """
 
     task: str = "classification"
@@ -93,7 +93,7 @@ class OfTask(Objective):
         """Returns `class_weights` as numbers `[k]` for `logits` `[b, k]`, None where none are set.
 
         Raises:
-          ArgumentError: of another number of classes.
+          ArgumentError: the number of class weights is not k.
         """
         if not self.class_weights:
             return None
@@ -115,16 +115,17 @@ class OfTask(Objective):
     def label_term(self, logits: Array, batch: Batch) -> tuple[str, Array]:
         """Returns the name of the label loss and its values `[b]`.
 
-        "cross_entropy" of the softmax with the class, or of the sigmoids with several labels, the
-        mean over labels; `regression_loss` of real values, the mean over targets. Unknown labels
-        (`labelled`) have no part in it.
+        "cross_entropy" of the softmax with the class or, with several labels, of the sigmoids, as
+        the mean over labels; `regression_loss` for real values, as the mean over targets. Unknown
+        labels (`labelled`) are left out.
 
         Args:
           logits: `[b, k]` of the student.
           batch: with `label`, or `label_probs` of mixed or soft labels.
 
         Raises:
-          ArgumentError: as many outputs as labels are needed, or mixed labels with a focal loss.
+          ArgumentError: the numbers of outputs and labels differ, or labels are mixed with a focal
+            loss.
         """
         if self.task == "classification":
             return "cross_entropy", self._of_class(logits, batch)
@@ -147,10 +148,10 @@ class OfTask(Objective):
         return self.regression_loss, self._distance(logits, label, known)
 
     def distillation(self, student: Array, teacher: Array, *, temperature: float) -> Array:
-        """Returns the loss `[b]` of a student's outputs `[b, k]` against a teacher's.
+        """Returns the loss `[b]` between a student's outputs `[b, k]` and a teacher's.
 
-        `distillation_kl` of classes, `binary_distillation` of several labels, `regression_loss` of
-        real values, where the temperature has no part.
+        `distillation_kl` for classes, `binary_distillation` for several labels, `regression_loss`
+        for real values, which does not use the temperature.
         """
         if self.task == "classification":
             return classification.distillation_kl(student, teacher, temperature=temperature)

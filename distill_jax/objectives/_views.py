@@ -1,8 +1,8 @@
-"""What methods that compare views of an example share: encoding and projecting them.
+"""Encoding and projection of views, shared by the methods that compare views of an example.
 
-Views are `[b, v, ...]`, those of tables a dictionary of such arrays: a network sees
-`[b * v, ...]`, example by example, so that rows stay on their device and batch statistics are those
-of all views together.
+Views are `[b, v, ...]`, for tables a dictionary of such arrays. A network is applied to
+`[b * v, ...]`, example by example, so that rows stay on their device and batch statistics are
+computed over all views together.
 """
 
 import jax
@@ -32,7 +32,7 @@ def views_of(
     """Returns the views of a batch, `[b, v, ...]`.
 
     Raises:
-      ArgumentError: there are none, fewer than `least` or more than `most`.
+      ArgumentError: the batch has no views, fewer than `least` or more than `most`.
     """
     if key not in batch:
         raise ArgumentError(
@@ -64,10 +64,10 @@ def apply(
     train: bool = True,
     stop_gradient_params: bool = False,
 ) -> tuple[Array, State]:
-    """Applies a network to each view `[b, v, ...]`; returns one of its outputs, `[b, v, d]`.
+    """Applies a network to each view `[b, v, ...]` and returns one of its outputs, `[b, v, d]`.
 
     Raises:
-      ArgumentError: the network has no such output, or gives it no vector.
+      ArgumentError: the network has no such output, or the output is not a vector.
     """
     b, v = jax.tree.leaves(x)[0].shape[:2]
     rows = jax.tree.map(lambda leaf: leaf.reshape(b * v, *leaf.shape[2:]), x)
@@ -91,7 +91,8 @@ def encode(
 def project(
     nets: Nets, role: Role, embeddings: Array, *, train: bool = True
 ) -> tuple[Array, State]:
-    """Maps embeddings `[b, v, d]` by a head; returns its output `[b, v, d]` and its new state."""
+    """Applies a head to embeddings `[b, v, d]`; returns its output `[b, v, d]` and its new
+    state."""
     return apply(nets, role, embeddings, output="output", train=train)
 
 

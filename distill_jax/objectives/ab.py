@@ -1,17 +1,18 @@
 """Activation boundaries (Heo et al. 2019, arXiv:1811.03233).
 
-`L = label_weight CE + weight sum_stages mean(relu(margin - y r(s))^2)` where r(s) is the student's
-feature before the activation through a connector and y = +-1 the sign of the teacher's.
+`L = label_weight CE + weight sum_stages mean(relu(margin - y r(s))^2)`, where r(s) is the student's
+feature before the activation, mapped by a connector, and y = +-1 is the sign of the teacher's.
 
-The paper initializes a student with it, then trains that student with labels (and logits). Two
-runs do the same: this objective with `label_weight=0`, and no selection of checkpoints, since the
-classifier stays as it began (`eval.metric=""`, `data.held_out=0`); then any other objective with
-`roles.student.init=<the first run>`. With labels, the default, both are learned at once.
+The paper initializes a student with this loss, then trains the student with labels (and logits).
+Two runs do the same. The first uses this objective with `label_weight=0` and no checkpoint
+selection, since the classifier is not trained (`eval.metric=""`, `data.held_out=0`). The second
+uses any other objective with `roles.student.init=<the first run>`. With labels, the default, both
+are learned at once.
 
-Deviations: mean over the elements in place of their sum, and the same weight for every stage; of
-two maps of different size the larger is averaged first. No published weight belongs to this mean:
-Tian et al. 2020 (arXiv:1910.10699) take 3/1000 of the sum, and half of it for each stage further
-from the last.
+Deviations: the mean over the elements in place of their sum, and the same weight for every stage.
+If two maps differ in size, the larger is average-pooled first. There is no published weight for
+this mean: Tian et al. 2020 (arXiv:1910.10699) use 3/1000 of the sum, and half of it for each stage
+further from the last.
 
 Networks: student and teacher with outputs `stage<i>_pre`; regressor, model `regressor` with
 `batch_norm=True` as published.
@@ -31,8 +32,8 @@ class AB(StageDistillation):
     """Squared hinge on the signs of the teacher's values before the activation.
 
     Attributes:
-      weight: of the hinge; 0.1 to 100.
-      margin: required distance of the student from zero, positive; published 1.
+      weight: coefficient of the hinge; 0.1 to 100.
+      margin: required distance of the student's values from zero, positive; published 1.
     """
 
     weight: float = 1.0

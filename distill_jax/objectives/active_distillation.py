@@ -1,12 +1,13 @@
-"""Active distillation with a budget of questions (RAD, Baykal et al. 2023, arXiv:2210.01213).
+"""Active distillation with a budget of teacher queries (RAD, Baykal et al. 2023, arXiv:2210.01213).
 
-`L = (sum_{i in A} CE(student, y_i) + sum_{i in Q} T^2 KL(teacher || student)) / (|A| + |Q|)`, where
-A are the labelled examples (`data.corrupt.labels_per_class`) and Q, `budget` examples of the
-others, is drawn once before the first step. A scout, a network trained on A, says how much is to be
-gained from each; `losses.policies` has the sampling distribution that follows, and the rounding.
+`L = (sum_{i in A} CE(student, y_i) + sum_{i in Q} T^2 KL(teacher || student)) / (|A| + |Q|)`. A is
+the set of labelled examples (`data.corrupt.labels_per_class`). Q is a set of `budget` other
+examples, drawn once before the first step. A scout, a network trained on A, estimates the gain from
+querying each example; `losses.policies` computes the sampling distribution from the gains, and the
+rounding.
 
-Deviations: one round of questions; the paper's T is 1. Without a survey, outside a run, all
-examples are labelled and asked for.
+Deviations: there is one round of queries; the paper's T is 1. Without a survey, outside a run, all
+examples count as labelled and as queried.
 """
 
 import dataclasses
@@ -36,21 +37,21 @@ POLICIES = ("robust", "margin", "entropy", "uniform")
 class ActiveDistillation(Objective):
     """Hard labels of labelled examples, and soft labels of a teacher for selected examples.
 
-    The choice is a weight of each example, not part of a term's value: of held-out examples, which
-    were never chosen from, both terms are plain losses.
+    The selection sets the weight of each example and does not change the value of a term. On
+    held-out examples, from which none is selected, both terms are therefore plain losses.
 
     Attributes:
       num_classes: k; from the data.
-      num_examples: ids are below it; from the data.
-      budget: number of questions, at least 0.
-      policy: "robust" draws as RAD; "margin" and "entropy" take the examples of which the scout is
-        least certain; "uniform" draws evenly.
-      error_rate: estimated share of the pool on which the teacher is wrong, m / n, in [0, 1); of
-        the robust policy. To be measured on held-out data.
+      num_examples: n; all example ids are below it; from the data.
+      budget: number of queries, at least 0.
+      policy: "robust" samples as RAD; "margin" and "entropy" select the examples with the least
+        certain scout predictions; "uniform" samples evenly.
+      error_rate: estimated share of the pool on which the teacher is wrong, m / n, in [0, 1); for
+        "robust". Measure it on held-out data.
       kappa: cost of a wrong teacher label, as a share of its gain, in [0, 1]; for "robust".
       temperature: T of the soft-label term, positive.
-      planted: share of the pool, the examples of largest gain, on which the teacher is made wrong:
-        the case that the robust policy is for. A control, 0 in use.
+      planted: share of the pool, the examples of largest gain, on which the teacher is made wrong.
+        This is the case that the robust policy is designed for. A control, 0 in use.
     """
 
     num_classes: int

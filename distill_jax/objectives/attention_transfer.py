@@ -3,9 +3,9 @@
 `L = label_weight CE + weight sum_stages mean((q_s / |q_s| - q_t / |q_t|)^2)` where q is the mean of
 the squared activations over the channels, as a vector over positions.
 
-Deviations: squared distance and mean over positions, for which the weight 1000 was published (the
-paper's coefficient is 1000 over the number of elements); of two maps of different size the larger
-is averaged first. Stages need not have the same number of channels.
+Deviations: the squared distance and the mean over positions, for which the weight 1000 was
+published (the paper's coefficient is 1000 over the number of elements). If two maps differ in size,
+the larger is average-pooled first. Stages need not have the same number of channels.
 """
 
 import dataclasses
@@ -18,7 +18,7 @@ from distill_jax.objectives._features import StageDistillation
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AttentionTransfer(StageDistillation):
-    """Distance of the maps of where activations are large, over several stages.
+    """Distance between the attention maps of student and teacher, over several stages.
 
     Attributes:
       weight: of the distance; 100 to 10000, published 1000.

@@ -1,10 +1,12 @@
 """Barlow Twins (Zbontar, Jing, Misra, LeCun, Deny 2021, arXiv:2103.03230).
 
-`L = sum_i (1 - C_ii)^2 + trade_off sum_{i != j} C_ij^2`, eq. 1, with C the correlation over the
-whole batch, on any mesh, of the projections of two views. With more views the mean over pairs.
+`L = sum_i (1 - C_ii)^2 + trade_off sum_{i != j} C_ij^2`, eq. 1, where C is the cross-correlation of
+the projections of two views over the whole batch, on any mesh. With more views, L is the mean over
+pairs.
 
-The published trade-off of 0.0051 goes with 8192 features; the second sum grows with their square
-and the first with their number. With fewer examples than features C cannot become the identity.
+The published trade-off of 0.0051 is for 8192 features. The second sum grows with the square of the
+number of features, the first with the number. With fewer examples than features C cannot become the
+identity.
 """
 
 import dataclasses
@@ -21,7 +23,7 @@ from distill_jax.objectives._views import MOST_PAIRED, encode, project, share, v
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BarlowTwins(Objective):
-    """The term "redundancy" on `views` of the batch, a statistic that all examples share.
+    """The loss term "redundancy" on `views`, a batch statistic shared by all examples.
 
     Attributes:
       trade_off: lambda, weight of the off-diagonal entries, 0 or more.

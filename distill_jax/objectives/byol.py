@@ -1,10 +1,10 @@
 """BYOL, bootstrap your own latent (Grill et al. 2020, arXiv:2006.07733).
 
-`L = sum over ordered pairs of views of |n(q(g(f(x)))) - sg n(g'(f'(x')))|^2`, eq. 2, symmetrized;
-f' and g' are moving averages of f and g. Their batch statistics are their own, of the views that
-they see in training mode, as in the authors' program.
+`L = sum over ordered pairs of views of |n(q(g(f(x)))) - sg n(g'(f'(x')))|^2`, eq. 2, symmetrized.
+f' and g' are moving averages of f and g. They have their own batch statistics, computed from their
+own inputs in training mode, as in the authors' program.
 
-Deviation: averages start as copies of their sources, not from a separate draw.
+Deviation: the moving averages start as copies of their sources, not from a separate initialization.
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ class BYOL(Objective):
     """The term "regression" on `views` of the batch, mean over ordered pairs of views, doubled.
 
     Attributes:
-      predictor: whether there is a q; without it a control that is known to collapse.
+      predictor: whether the predictor q is used. If false, a control that is known to collapse.
     """
 
     predictor: bool = True

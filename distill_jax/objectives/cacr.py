@@ -1,15 +1,17 @@
 """CACR, contrastive attraction and contrastive repulsion (Zheng et al. 2021, arXiv:2105.03746).
 
-`L = alpha L_attraction + beta L_repulsion` with the squared distance of unit vectors as cost: the
-other views of an example attract, the farther the more; other examples repel, the closer the more
-(`losses/contrastive.py:attraction`, `repulsion`). Both weights have a gradient unless told not to;
-the authors' programs do either.
+`L = alpha L_attraction + beta L_repulsion`, with the squared distance of unit vectors as cost.
+Other views of the same example attract, with larger weights for farther ones. Other examples repel,
+with larger weights for closer ones (`losses/contrastive.py:attraction`, `repulsion`). The weights
+of both are differentiated through by default (`stop_grad_weights`); the authors' programs do
+either.
 
-With two views the attraction is a plain mean: it takes three or more to be the method. The loss has
-no lower end at 0 and says nothing of collapse.
+With two views the attraction is a plain mean; the method needs three or more. The loss is not
+bounded below by 0 and does not indicate collapse.
 
-Deviations: a projector stands between the embedding and the loss, where the paper's small networks
-end in the vectors that are compared. The variant with moving averages for ImageNet is not here.
+Deviations: a projector is placed between the embedding and the loss, where the paper's small
+networks output the compared vectors directly. The variant with moving averages for ImageNet is not
+implemented.
 
 Usual: five views, t+ 1, t- 0.9 for ten classes and 2 for more.
 """
@@ -28,8 +30,8 @@ class CACR(Objective):
     """The terms "attraction" and "repulsion" on `views` of the batch.
 
     Attributes:
-      t_plus: t+, how much more a far view attracts, 0 or more.
-      t_minus: t-, how much more a close example repels, 0 or more.
+      t_plus: t+, how strongly the attraction favours far views, 0 or more.
+      t_minus: t-, how strongly the repulsion favours close examples, 0 or more.
       alpha: coefficient of the attraction, 0 or more.
       beta: coefficient of the repulsion, 0 or more.
       uniform: whether all weights are equal, as a control.

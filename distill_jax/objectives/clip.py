@@ -2,11 +2,11 @@
 SigLIP (Zhai et al. 2023, arXiv:2303.15343).
 
 The first two views of an example are a pair: two augmentations, or the halves of an image (the
-transform `halves`). `pairing="softmax"` is the mean cross-entropy of finding the partner in both
-directions; `pairing="sigmoid"` asks of every pair of the batch by itself whether it is one, with a
+transform `halves`). `pairing="softmax"` is the mean cross-entropy of identifying the partner, in
+both directions. `pairing="sigmoid"` is a binary classification of each pair in the batch, with a
 learned bias (`losses/contrastive.py:clip_contrast`, `sigmoid_contrast`).
 
-Deviation: both halves have the same encoder and projector, for both are images.
+Deviation: both halves share one encoder and projector, since both are images.
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ from distill_jax.objectives._views import encode, project, take, views_of
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CLIP(Objective):
-    """The term "pairs" on the first two `views` of the batch; fact `scale`, 1 / temperature.
+    """The term "pairs" on the first two `views` of the batch; metric `scale`, 1 / temperature.
 
     Attributes:
       pairing: "softmax" (CLIP) or "sigmoid" (SigLIP).

@@ -1,14 +1,14 @@
 """Correlation congruence (Peng et al. 2019, arXiv:1904.01802).
 
-`L = CE + weight / n^2 sum_ij (K_t(i, j) - K_s(i, j))^2` with the Gaussian kernel of unit embeddings
-of all pairs of a batch, as its Taylor series in their product (section 3).
+`L = CE + weight / n^2 sum_ij (K_t(i, j) - K_s(i, j))^2`, with the Gaussian kernel of unit
+embeddings for all pairs of a batch, as its Taylor series in their product (section 3).
 
-`form="successive"` is the simplified form that benchmarks of distillation often run under this
-name: the product of the absolute differences between student and teacher of each two neighbours in
-the batch. It compares embeddings coordinate by coordinate, which takes a `projector` of the
-student's and a `projector_of_teacher`, both trained; the two could agree on a constant.
+`form="successive"` is the simplified form that distillation benchmarks often use under this name:
+the product of the absolute differences between student and teacher for each two neighbours in the
+batch. It compares embeddings coordinate by coordinate and therefore needs a `projector` for the
+student and a `projector_of_teacher`, both trained. The two projectors could converge to a constant.
 
-Deviations: the kernels need no common width, so that no embedding layer is trained for them. The
+Deviations: the kernels do not need a common width, so no embedding layer is trained for them. The
 paper adds the loss of Hinton et al. 2015, here `distillation_weight`, which is 0 by default.
 """
 
@@ -30,11 +30,11 @@ class CorrelationCongruence(Distillation):
     """Matches kernels between the examples of a batch, term `congruence`.
 
     Attributes:
-      weight: 100 suits the kernels, whose squared differences are small; usual 0.02 for
+      weight: 100 suits the kernels, whose squared differences are small; usually 0.02 for
         "successive".
       form: one of `FORMS`.
-      gamma: of the kernel `exp(-gamma |x - y|^2)`, positive; the paper 0.4.
-      order: of the Taylor series, 1 or more; the paper 2.
+      gamma: width parameter of the kernel `exp(-gamma |x - y|^2)`, positive; 0.4 in the paper.
+      order: order of the Taylor series, 1 or more; 2 in the paper.
       feature: output of both networks that is compared.
     """
 

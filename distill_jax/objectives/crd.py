@@ -4,20 +4,21 @@
 Embeddings of both networks are mapped to unit vectors by two trained heads, `projector` and
 `projector_of_teacher`; embeddings of one example attract, those of different examples repel.
 
-`negatives="memory"` is the published method (section 3.1). Two banks `[n, d]` hold an embedding of
-each training example by each network, moved towards the new one after each use. The embedding of
-one network is compared with the other's bank at the same example and at N drawn ones by
-noise-contrastive estimation: `-log h+ - sum_j log(1 - h-_j)`, `h = p / (p + N / n)` and
-`p = exp(s . t / T) / Z`, where Z is n times the mean of `exp(s . t / T)` over the first batch, kept
-ever after, as the authors do.
+`negatives="memory"` is the published method (section 3.1). Two banks `[n, d]` hold one embedding of
+each training example, one bank for each network. After each use an entry moves towards the new
+embedding. The embedding of one network is compared with the other network's bank at the same
+example and at N sampled ones by noise-contrastive estimation: `-log h+ - sum_j log(1 - h-_j)`,
+`h = p / (p + N / n)` and `p = exp(s . t / T) / Z`. Z is n times the mean of `exp(s . t / T)` over
+the first batch and stays fixed, as in the authors' program.
 
 `negatives="batch"` needs no bank: the other examples of the batch are the negatives of InfoNCE
 (`losses/contrastive_distillation.py:batch_contrast`).
 
-Deviations of the memory form: negatives are drawn with replacement, by default once for the whole
-batch, as a function of the step alone. The example itself and, with `class_aware`, those of its
-class are left out; the sum over what remains is scaled to N. `log h` has no small constant inside.
-Where an index occurs twice in a batch, its later occurrence is written; padding never is.
+Deviations of the memory form: negatives are sampled with replacement, by default once for the whole
+batch, as a function of the step alone. The example itself and, with `class_aware`, the examples of
+its class are left out; the sum over the remaining negatives is scaled to N. `log h` has no small
+constant inside. If an index occurs twice in a batch, its later occurrence is written; padding is
+never written.
 """
 
 import dataclasses
@@ -47,18 +48,19 @@ class CRD(Distillation):
     """Contrast between embeddings of student and teacher, term `contrast`.
 
     Attributes:
-      weight: usual 0.8.
+      weight: usually 0.8.
       negatives: one of `NEGATIVES`.
-      contrast_temperature: T, positive; the paper 0.02 to 0.3, best between 0.05 and 0.2.
-      class_aware: whether examples of the same class are no negatives of each other. In memory,
-        examples that were not seen yet have no class and count as negatives.
+      contrast_temperature: T, positive; 0.02 to 0.3 in the paper, best between 0.05 and 0.2.
+      class_aware: whether examples of the same class are excluded from the negatives. In the memory
+        form, examples that have not occurred yet have no class and count as negatives.
       feature: output of both networks that is embedded.
-      num_negatives: N of the memory form, at most n - 1; the paper 4 to 16384, the more the better.
-      shared_negatives: whether one draw of negatives serves the whole batch, `[N, d]` instead of
-        `[b, N, d]` numbers to gather.
+      num_negatives: N of the memory form, at most n - 1; 4 to 16384 in the paper, where more are
+        better.
+      shared_negatives: whether one sample of negatives is shared by the whole batch, so that
+        `[N, d]` numbers are gathered instead of `[b, N, d]`.
       momentum: share of the old row of a bank in the new one, in [0, 1).
       dim: d of the memory form: the width of both projectors.
-      num_examples: n of the memory form; given by the data where the config is silent.
+      num_examples: n of the memory form; taken from the data if not set.
     """
 
     weight: float = 0.8
@@ -96,9 +98,9 @@ class CRD(Distillation):
             )
 
     def memory(self, key: Key, batch: Batch) -> PyTree:
-        """Banks of both networks, uniform rows of about unit length; `log Z`, infinite until known.
+        """Banks of both networks, uniform rows of about unit length; `log Z`, infinite until set.
 
-        Also the labels that were seen, -1 where none, if `class_aware`.
+        With `class_aware`, also the labels seen so far, -1 where there is none.
         """
         if self.negatives == "batch":
             return {}

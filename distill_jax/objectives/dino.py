@@ -2,20 +2,20 @@
 
 `L = mean over pairs of a whole view u and another view w of -sum_k P_k(u) log Q_k(w)`, eq. 3, with
 `Q = softmax(s / 0.1)` of the student and `P = softmax((t - c) / tau)` of its moving average, eq. 1
-and section 3.1; c is the moving average of t, eq. 4, as it was before the step. The average sees
-`views` alone, the student also `local_views`, where the batch has them. s and t are cosines with
-learned prototypes (`models/prototypes.py`).
+and section 3.1. c is the moving average of t before the step, eq. 4. The moving-average network is
+applied to `views` only, the student also to `local_views` where the batch has them. s and t are
+cosines with learned prototypes (`models/prototypes.py`).
 
 `centring="sinkhorn"` balances the assignments of the whole batch instead (`losses/clustering.py`;
 Caron et al. 2020, SwAV; Ruan et al. 2023, arXiv:2210.07277; Oquab et al. 2023, DINOv2, section 4).
 
-Deviation: the temperature of the average rises with every step and is final after
-`temperature_warmup`. The authors' program raises it once an epoch and has the final value in the
-last of these epochs, one earlier.
+Deviation: the temperature of the moving average rises in every step and is final after
+`temperature_warmup`. The authors' program raises it once per epoch and reaches the final value one
+epoch earlier, in the last of these epochs.
 
-Where networks have batch statistics, those of the student are kept of its whole views, as it will
-see whole images. Networks of moving averages are applied in training mode; one without dropout is
-a role with its own `model`.
+If the networks have batch statistics, the student keeps those of its whole views, since evaluation
+uses whole images. Moving-average networks are applied in training mode; one without dropout is a
+role with its own `model`.
 """
 
 import dataclasses
@@ -54,13 +54,13 @@ CENTRINGS = ("mean", "sinkhorn", "none")
 
 
 class Clustered(NamedTuple):
-    """What the heads make of embeddings.
+    """The results of the heads on embeddings.
 
     Attributes:
       value: the loss, `[b]`.
-      state: of the heads.
-      memory: with the moved centre.
-      facts: of the assignments.
+      state: new states of the heads.
+      memory: the memory with the updated centre.
+      metrics: statistics of the assignments.
     """
 
     value: Array
@@ -71,28 +71,30 @@ class Clustered(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DINO(Objective):
-    """The term "clusters" on `views` and `local_views` of the batch.
+    """The loss term "clusters" on `views` and `local_views` of the batch.
 
-    Facts: "prototype_entropy" of the mean assignment, log k where all prototypes are used alike
-    and 0 where one takes everything; "assignment_entropy", the mean entropy of assignments, log k
-    where they say nothing; "assignment_information", the first less the second, their mutual
-    information with the views: 0 where assignments are the same for all, in either way. They stand
-    for the bottleneck before the prototypes, which is narrow however healthy a run is.
+    Metrics: "prototype_entropy", entropy of the mean assignment, log k if all prototypes are used
+    equally and 0 if all assignments go to one; "assignment_entropy", the mean entropy of the
+    assignments, log k if they are uniform; "assignment_information", the first minus the second,
+    their mutual information with the views. It is 0 if all assignments are the same, in either way.
+    They replace statistics of the bottleneck before the prototypes, which is narrow even in a
+    healthy run.
 
     Attributes:
-      num_prototypes: k, as `prototypes` has; the paper 65536 on ImageNet, small data want fewer.
-      centring: "mean", "sinkhorn", or "none", a control in which one prototype takes over.
-      centre_decay: share of the old centre, in [0, 1).
+      num_prototypes: k, equal to that of `prototypes`; 65536 in the paper on ImageNet. Small data
+        need fewer.
+      centring: "mean", "sinkhorn", or "none", a control that collapses to one prototype.
+      centre_decay: weight of the old centre in the moving average, in [0, 1).
       student_temperature: positive.
-      temperature: of the average's softmax, positive; as high as the student's is a control in
-        which assignments become uniform.
-      first_temperature: where the temperature starts, positive; the paper 0.04.
-      temperature_warmup: duration in which it gets to `temperature`, linearly; the paper has 30 of
-        300 epochs.
-      freeze_prototypes: duration in which prototypes stay as they are; the paper has 1 epoch.
-      heads_only: duration in which heads learn alone and the encoder has no gradient, for one that
-        was trained before; its weight decay goes on.
-      steps_per_epoch: length of an epoch; a run gives it, and durations in epochs need it.
+      temperature: temperature of the moving average's softmax, positive. Equal to the student's, it
+        is a control in which assignments become uniform.
+      first_temperature: initial value of this temperature, positive; 0.04 in the paper.
+      temperature_warmup: duration of the linear change to `temperature`; 30 of 300 epochs in the
+        paper.
+      freeze_prototypes: duration in which prototypes are frozen; 1 epoch in the paper.
+      heads_only: duration in which only the heads are trained and the encoder has no gradient, for
+        a pretrained encoder. Its weight decay still applies.
+      steps_per_epoch: length of an epoch; set by a run, required for durations in epochs.
     """
 
     num_prototypes: int = 1024
@@ -164,17 +166,17 @@ class DINO(Objective):
         )
 
     def hold(self, x: Array, step: Array) -> Array:
-        """Returns the encoder's outputs, without gradient while only heads learn."""
+        """Returns the encoder's outputs, without gradient while only the heads are trained."""
         if not (alone := self.steps("heads_only")):
             return x
         return jnp.where(step < alone, jax.lax.stop_gradient(x), x)
 
     def steps(self, name: str) -> float:
-        """Returns a duration by its name in steps."""
+        """Returns the duration of a given name, in steps."""
         return steps(getattr(self, name), name, steps_per_epoch=self.steps_per_epoch)
 
     def encode_local(self, nets: Nets, batch: Batch, step: Array) -> Array | None:
-        """Returns the student's embeddings of small crops, `[b, w, d]`, None where none are."""
+        """Returns the student's embeddings of small crops, `[b, w, d]`, or None without crops."""
         if "local_views" not in batch:
             return None
         views = views_of(batch, key="local_views", least=1)
@@ -190,15 +192,15 @@ class DINO(Objective):
         memory: PyTree,
         step: Array,
     ) -> Clustered:
-        """Applies the heads of student and average to embeddings, and compares them.
+        """Applies the heads of the student and the moving average to embeddings; computes the loss.
 
         Args:
           nets: the networks.
-          h: the student's, of whole views `[b, u, d]`.
-          local: the student's, of small crops `[b, w, d]`.
-          t: the average's, of whole views `[b, u, d]`.
+          h: embeddings of whole views by the student, `[b, u, d]`.
+          local: embeddings of small crops by the student, `[b, w, d]`.
+          t: embeddings of whole views by the moving average, `[b, u, d]`.
           mask: float `[b]`, 0 on padding.
-          memory: of the objective.
+          memory: memory of the objective.
           step: number of finished steps.
         """
         state: dict[Role, State] = {}
@@ -227,17 +229,17 @@ class DINO(Objective):
     def assign(
         self, t: Array, weights: Array, memory: PyTree, step: Array, *, centre: str = "centre"
     ) -> tuple[Array, dict[str, Array], dict[str, Array]]:
-        """Returns the average's assignments `[b, m, k]`, the moved memory, and facts.
+        """Returns the moving average's assignments `[b, m, k]`, the updated memory, and metrics.
 
         Args:
           t: cosines with prototypes, `[b, m, k]`.
-          weights: which of them count, `[b, m]`.
-          memory: of the objective.
+          weights: weights of the embeddings, `[b, m]`.
+          memory: memory of the objective.
           step: number of finished steps.
-          centre: its name in the memory.
+          centre: key of the centre in the memory.
 
         Raises:
-          ArgumentError: the number of prototypes differs from the argument.
+          ArgumentError: the number of prototypes differs from `num_prototypes`.
         """
         k = t.shape[-1]
         if k != self.num_prototypes:
@@ -268,7 +270,7 @@ class DINO(Objective):
         return assignments.reshape(t.shape), memory, metrics
 
     def temperature_at(self, step: Array) -> Array | float:
-        """Returns the temperature of the average's softmax."""
+        """Returns the temperature of the moving average's softmax."""
         if not (warmup := self.steps("temperature_warmup")):
             return self.temperature
         done = jnp.minimum(step / warmup, 1)

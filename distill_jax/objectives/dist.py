@@ -1,11 +1,11 @@
 """DIST: distillation from a stronger teacher (Huang et al. 2022, arXiv:2205.10536).
 
-Instead of equal probabilities it asks for correlated ones: of the classes of an example (`inter`,
-rows of the batch) and of the examples for a class (`intra`, columns):
+The loss requires correlated rather than equal probabilities, between the classes of an example
+(`inter`, rows of the batch) and between the examples for a class (`intra`, columns):
 
 `L = CE(student, label) + beta T^2 (1 - mean_i r(row_i)) + gamma T^2 (1 - mean_c r(column_c))`.
 
-Deviations: the factor T^2 is not in the paper's equations, whose T is 1 on ImageNet; it keeps the
+Deviations: the factor T^2 is not in the paper's equations, where T is 1 on ImageNet. It keeps the
 size of the gradient independent of T, as in Hinton et al. 2015. Rows and columns without variation
 count as uncorrelated and give no gradient, in place of a small constant in the denominator.
 """
@@ -27,8 +27,8 @@ from distill_jax.objectives._distillation import (
 class DIST(Distillation):
     """Terms `inter` and `intra`, with coefficients `weight beta` and `weight gamma`.
 
-    Examples that the mask leaves out are in no column. A column needs many examples: batches of
-    64 and more.
+    Masked examples are excluded from the columns. A column needs many examples: use batches of 64
+    and more.
 
     Attributes:
       beta: weight of the relation between classes, 0 or more; 1 to 2 is usual.

@@ -10,8 +10,9 @@ With `s` and `t` the probabilities of student and teacher at temperature T:
 | `js` | `(KL(s || m) + KL(t || m)) / 2`, `m = (s + t) / 2` |
 | `cross_entropy` | `-sum_c t_c log s_c`: the gradient of `forward`, plus the teacher's entropy |
 
-SSLD calls its loss a Jensen-Shannon divergence; what it defines is half of Jeffreys'. It has no
-temperature and no label term, which the defaults here follow, so that unlabelled data will do.
+SSLD calls its loss a Jensen-Shannon divergence, but its definition is half of Jeffreys' divergence.
+It has no temperature and no label term. The defaults here are the same, so unlabelled data can be
+used.
 """
 
 import dataclasses
@@ -26,15 +27,16 @@ from distill_jax.objectives._distillation import Distillation, Signals, check_sa
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Divergence(Distillation):
-    """Term `divergence`.
+    """The loss term `divergence`.
 
     Attributes:
       kind: "forward", "reverse", "jeffreys", "js" or "cross_entropy".
-      label_weight: coefficient of the label term, 0 or more; SSLD has none, and needs label
-        smoothing and mixed labels off.
+      label_weight: coefficient of the label term, 0 or more. SSLD has no label term; without it,
+        turn off label smoothing and mixed labels.
       temperature: T of both softmaxes, positive; 1 in SSLD.
-      floor: lower bound, below 0, of the teacher's log-probability in `KL(s || t)`, which grows
-        without bound where the teacher is sure that a class is wrong: a deviation from SSLD.
+      floor: lower bound, below 0, of the teacher's log-probability in `KL(s || t)`, which is
+        otherwise unbounded where the teacher's probability of a class approaches 0. A deviation
+        from SSLD.
     """
 
     kind: str = "jeffreys"

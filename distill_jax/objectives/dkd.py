@@ -1,8 +1,8 @@
 """Decoupled knowledge distillation (Zhao et al. 2022, arXiv:2203.08679).
 
-The divergence of Hinton et al. 2015 splits into a part between the target class and the rest and
-a part among the other classes, which it weights by `1 - t_target`. Here each part has a weight of
-its own (eq. 7), so that a confident teacher still teaches:
+The divergence of Hinton et al. 2015 is the sum of a part between the target class and the rest and
+a part among the other classes, weighted by `1 - t_target`. Here each part has its own weight (eq.
+7), so that the second part is not suppressed for a confident teacher:
 
 `L = CE(student, label) + T^2 (alpha TCKD + beta NCKD)`.
 
@@ -31,16 +31,16 @@ from distill_jax.objectives._distillation import (
 class DKD(Distillation):
     """Terms `tckd` and `nckd`, with coefficients `weight alpha` and `weight beta`.
 
-    The target class is the label; with mixed labels (`label_probs`) it is the largest of them.
+    The target class is the label or, with mixed labels (`label_probs`), the largest of them.
 
     Attributes:
       alpha: weight of the target part, 0 or more; 1 throughout the paper.
-      beta: weight of the other part, 0 or more. On CIFAR-100 from 1 to 8, larger where the
-        teacher is further ahead of the student, with T = 4; on ImageNet 0.5 with T = 1.
-      warmup: duration over which the coefficient of both parts rises linearly to its value; the
-        paper has 20 epochs, of 240 on CIFAR-100.
+      beta: weight of the other part, 0 or more. On CIFAR-100 from 1 to 8 with T = 4, larger for a
+        larger gap between teacher and student; on ImageNet 0.5 with T = 1.
+      warmup: duration over which the coefficients of both parts rise linearly to their values; 20
+        epochs in the paper, of 240 on CIFAR-100.
       standardize: whether logits are standardised first (Sun et al. 2024, arXiv:2403.01427).
-      steps_per_epoch: length of an epoch; a run gives it, and durations in epochs need it.
+      steps_per_epoch: length of an epoch; set by a run, required for durations in epochs.
     """
 
     alpha: float = 1.0

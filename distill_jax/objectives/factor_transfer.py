@@ -3,19 +3,19 @@
 `L = label_weight CE + weight mean(|f_s / |f_s| - f_t / |f_t||)
    + reconstruction_weight mean((t - P(t))^2)`
 
-A paraphraser P, an auto-encoder of the teacher's feature t, has the factor f_t in its middle; a
-translator turns the student's feature into f_s.
+A paraphraser P is an auto-encoder of the teacher's feature t; its bottleneck is the factor f_t. A
+translator maps the student's feature to f_s.
 
-Deviations: the paper trains the paraphraser first; here it learns in the same run, from its own
-reconstruction alone, and its factor is a target without gradient. Two runs do as the paper does:
+Deviations: the paper trains the paraphraser first. Here it is trained in the same run, by its own
+reconstruction loss only, and its factor is a target without gradient. Two runs reproduce the paper:
 one with `weight=0, label_weight=0`, then one with `reconstruction_weight=0` in which
 `roles.paraphraser` is frozen and starts from `<the first run>#paraphraser`. The distance is a mean
-over the elements of the factors, where the paper has a sum; of two factors of different size the
-larger is averaged first.
+over the elements of the factors, where the paper has a sum. If two factors differ in size, the
+larger is average-pooled first.
 
-No published weight belongs to this mean. The 200 of Tian et al. 2020 (arXiv:1910.10699), which is
-the default, is for factors that were squared and averaged over their channels before they were
-normalized, h w numbers, whose mean distance is larger than that of h w c.
+There is no published weight for this mean. The default, 200 from Tian et al. 2020
+(arXiv:1910.10699), is for factors that were squared and averaged over their channels before
+normalization. These have h w numbers, and their mean distance is larger than that of h w c numbers.
 
 Networks: student; teacher; paraphraser and translator, models of these names.
 """
@@ -33,11 +33,12 @@ from distill_jax.objectives._features import connect, feature
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FactorTransfer(Distillation):
-    """Distance of translated from paraphrased features.
+    """Distance between translated and paraphrased features.
 
     Attributes:
-      weight: of the distance of factors; 50 to 1000.
-      reconstruction_weight: of the paraphraser's own loss, 0 or more; 0 for a frozen paraphraser.
+      weight: coefficient of the distance of factors; 50 to 1000.
+      reconstruction_weight: coefficient of the paraphraser's own loss, 0 or more; 0 for a frozen
+        paraphraser.
       student_stage: output of the student; empty takes its last `stage<i>`.
       teacher_stage: output of the teacher; empty takes its last `stage<i>`.
     """

@@ -1,12 +1,12 @@
 """Supervised training of an encoder without a classifier, and of a new last layer on top of it.
 
-`L = CE(head(embedding(x)), y)`, the fine-tuning of Chen et al. 2020 (arXiv:2006.10029, section 3)
+`L = CE(head(embedding(x)), y)`, the fine-tuning of Chen et al. 2020 (arXiv:2006.10029, section 3),
 from the last layer of the encoder or, with `projector`, from a middle layer of its projector.
 Evaluators read the logits as `role="prediction"`.
 
-Networks: student, an encoder (`num_classes=0`), that starts from the run that pretrained it
-(`init="<run>#student"`); head, `linear_head`; where asked for, projector: the first layers of that
-run's, a `projector` of features 0 with `init="<run>#projector/*"`.
+Networks: student, an encoder (`num_classes=0`) initialized from its pretraining run
+(`init="<run>#student"`); head, `linear_head`; optionally projector, the first layers of the
+projector of that run: a `projector` with `features=0` and `init="<run>#projector/*"`.
 """
 
 import dataclasses
@@ -24,8 +24,8 @@ class Finetune(Objective):
 
     Attributes:
       label_smoothing: share of target probability spread over all classes, in [0, 1).
-      output: output of the student that the head takes.
-      train_encoder: whether the student is in training mode. False, with the role frozen, trains
+      output: output of the student that is the input of the head.
+      train_encoder: whether the student is in training mode. False, with a frozen student, trains
         the head alone: a linear probe by gradient steps.
     """
 

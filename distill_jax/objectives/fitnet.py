@@ -1,13 +1,13 @@
 """Hints (FitNets: Romero et al. 2015, arXiv:1412.6550), eq. 3.
 
-`L = label_weight CE + weight mean((r(s) - t)^2)` with a middle feature s of the student, t of the
-teacher, and a convolutional regressor r that learns with the student.
+`L = label_weight CE + weight mean((r(s) - t)^2)`, with an intermediate feature s of the student, t
+of the teacher, and a convolutional regressor r that is trained with the student.
 
-Deviations: the paper halves the sum over the elements, here is their mean, for which the weight
-100 was published (Tian et al. 2020, arXiv:1910.10699); the larger of two maps is averaged to the
-size of the smaller, where the paper's regressor has a kernel as large as the difference; one stage
-of training in place of two. With `label_weight=0` and a second run that starts from the student of
-the first, training is in two stages as in the paper.
+Deviations: the paper uses half the sum over the elements; here it is their mean, for which the
+weight 100 was published (Tian et al. 2020, arXiv:1910.10699). The larger of two maps is
+average-pooled to the size of the smaller, where the paper's regressor has a kernel as large as the
+difference. Training has one stage in place of two. For the two stages of the paper, run once with
+`label_weight=0`, then start a second run from the student of the first.
 
 Networks: student; teacher; regressor, model `regressor`, in the published setting with
 `batch_norm=True` and, for features behind a ReLU, `relu=True`.
@@ -27,7 +27,7 @@ class FitNet(Distillation):
     """Regression of one feature of the teacher from one of the student.
 
     Attributes:
-      weight: of the squared error; 1 to 1000, published 100.
+      weight: coefficient of the squared error; 1 to 1000, published 100.
       student_stage: output of the student.
       teacher_stage: output of the teacher.
     """

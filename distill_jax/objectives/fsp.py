@@ -3,12 +3,12 @@
 `L = label_weight CE + weight sum_pairs mean((G_s - G_t)^2)` over pairs of consecutive stages, with
 `G_ij = 1/(h w) sum_positions f1_i f2_j` (eqs. 1 and 2).
 
-Deviations: mean over the entries of G in place of their sum, for which the weight 50 was published
-(Tian et al. 2020, arXiv:1910.10699); of two stages the larger is averaged to the size of the
-smaller, where the paper takes maxima. The paper learns flows first and labels afterwards: set
-`label_weight=0`, then start another run from this student.
+Deviations: the mean over the entries of G in place of their sum, for which the weight 50 was
+published (Tian et al. 2020, arXiv:1910.10699). The larger of two stages is average-pooled to the
+size of the smaller, where the paper uses max pooling. The paper trains on the flows first and on
+the labels afterwards: set `label_weight=0`, then start another run from this student.
 
-Both networks need the same channels in the stages that are compared.
+Both networks need the same number of channels in the stages that are compared.
 """
 
 import dataclasses
@@ -23,10 +23,10 @@ from distill_jax.objectives._features import StageDistillation
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FSP(StageDistillation):
-    """Distance of the products of the channels of consecutive stages.
+    """Distance between channel products of consecutive stages.
 
     Attributes:
-      weight: of the distance; 1 to 100, published 50.
+      weight: coefficient of the distance; 1 to 100, published 50.
     """
 
     weight: float = 50.0

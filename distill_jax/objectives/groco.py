@@ -1,13 +1,13 @@
 """GroCo, learning by sorting with group ordering constraints (Shvetsova et al. 2023,
 arXiv:2301.02009).
 
-The similarities of an anchor with its other views and with its k hardest negatives pass a
-differentiable sorting network; each positive is to end in one of the top ranks
-(`losses/ranking.py:groco`). Negatives are the other examples of the whole batch, each by the view
-that the anchor is of its own. Only anchors have a gradient, so devices exchange nothing on the way
-back. Similarities are at most 1, so the loss does not come near 0.
+The similarities of an anchor with its other views and with its k hardest negatives pass through a
+differentiable sorting network; each positive should reach one of the top ranks
+(`losses/ranking.py:groco`). Negatives are the other examples of the whole batch, each represented
+by the view with the same index as the anchor. Only anchors have a gradient, so the backward pass
+needs no communication between devices. Similarities are at most 1, so the loss does not approach 0.
 
-Deviations: views of different sizes (multi-crop) are not here.
+Deviation: views of different sizes (multi-crop) are not implemented.
 
 Usual: k 10, beta 1.
 """

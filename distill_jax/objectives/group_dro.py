@@ -1,13 +1,13 @@
 """A round of feature discovery (RFC / Bonsai, Zhang, Lopez-Paz, Bottou 2022, arXiv:2203.15516).
 
-Networks of earlier rounds split the examples into those that they get right and those that they get
-wrong. A new network minimizes the largest of the mean losses of these 2r groups (algorithm 1, by
-group DRO; Sagawa et al. 2020, arXiv:1911.08731). One that uses
-the features of an earlier round fails in that round's group of errors, so it must find others.
-Round 0 is `objectives.supervised`; every round starts from scratch.
+Networks of earlier rounds split the examples into those that they classify correctly and those that
+they do not. A new network minimizes the largest of the mean losses of these 2r groups (algorithm 1,
+by group DRO; Sagawa et al. 2020, arXiv:1911.08731). A network that uses the features of an earlier
+round fails on the errors of that round, so it must find other features. Round 0 is
+`objectives.supervised`; every round starts from scratch.
 
-The groups are found as examples arrive and the largest mean is that of the batch; the authors use
-the whole training set as one batch. Their L2 term is `optim.weight_decay`.
+Groups are assigned per batch, and the largest mean is that of the batch; the authors use the whole
+training set as one batch. Their L2 term is `optim.weight_decay`.
 """
 
 import dataclasses
@@ -29,7 +29,7 @@ def check_rounds(rounds: int) -> None:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GroupDRO(Objective):
-    """Term `cross_entropy`, weighted such that its mean is that of the worst group.
+    """The loss term `cross_entropy`, weighted such that its mean is that of the worst group.
 
     Attributes:
       rounds: r, the number of earlier rounds, whose networks are `teacher1` to `teacher<r>`.

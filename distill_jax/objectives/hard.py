@@ -2,18 +2,18 @@
 
 With a frozen teacher t, student s, augmentor g, `x~ = g(x, eps)` and a divergence d:
 
-    student:    min  d(t(x~), s(x~))           + the frame's terms on x
+    student:    min  d(t(x~), s(x~))           + the terms of `Distillation` on x
     augmentor:  max  student_weight d(s(x), s(x~)) - teacher_weight d(t(x), t(x~))
 
-so that the augmentor changes the student's prediction and keeps the teacher's. `adversary =
-"disagreement"` maximizes `d(t(x~), s(x~))` in place of the first term. Each network gets the
-gradient of its own term alone.
+so that the augmentor changes the student's prediction and preserves the teacher's.
+`adversary = "disagreement"` maximizes `d(t(x~), s(x~))` in place of the first term. Each network
+gets the gradient of its own term only.
 
-Deviations: d is `T^2 KL`; the authors switch between the two players when their losses pass
-thresholds, here both move in every step and what the augmentor is paid for an example stops at
-`bound`. The weights of the two terms in the paper were not at hand. One optimizer moves both
-networks: under Adam a coefficient does not change the augmentor's pace, its `scale` does. The noise
-is a function of step, epoch and example, the same for every seed of a run.
+Deviations: d is `T^2 KL`. The authors alternate between the two networks when their losses pass
+thresholds; here both are updated in every step, and the augmentor's gain per example is capped at
+`bound`. The weights of the two terms in the paper were not available. One optimizer updates both
+networks: under Adam, a coefficient does not change the augmentor's rate of change, but its `scale`
+does. The noise is a function of step, epoch and example, the same for every seed of a run.
 """
 
 import dataclasses
@@ -39,15 +39,15 @@ ADVERSARIES = ("student_change", "disagreement")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class HARD(Distillation):
-    """Terms `augmented`, of the student, and `augmentor`, of the augmentor, which may be negative.
+    """Terms `augmented`, for the student, and `augmentor`, for the augmentor, possibly negative.
 
     Attributes:
-      distillation_weight: coefficient of the distillation on inputs as they are.
-      label_weight: coefficient of the label term on these, 0 in the paper.
+      distillation_weight: coefficient of the distillation term on unaugmented inputs.
+      label_weight: coefficient of the label term on unaugmented inputs, 0 in the paper.
       student_weight: weight of the augmentor's gain, 0 or more.
-      teacher_weight: weight of its loss if the teacher's output changes, 0 or more; without it,
-        it finds inputs on which the teacher knows nothing.
-      bound: the most that it gains from one example, in nats times T^2, positive.
+      teacher_weight: weight of the augmentor's penalty on a changed teacher output, 0 or more;
+        without it, the augmentor finds inputs on which the teacher is uninformative.
+      bound: the largest gain from one example, in nats times T^2, positive.
       adversary: "student_change" or "disagreement".
       noise: e, dimension of the augmentor's noise.
     """
@@ -91,7 +91,7 @@ class HARD(Distillation):
         warped = nets("augmentor", x, eps)[0]["output"]
 
         still = jax.lax.stop_gradient(warped)
-        # The running statistics stay those of real inputs.
+        # Keep the running statistics of real inputs.
         learner = nets("student", still, train=True)[0]["logits"]
         target = jax.lax.stop_gradient(damaged(nets("teacher", still)[0]["logits"], batch))
 
@@ -100,7 +100,7 @@ class HARD(Distillation):
         if self.adversary == "disagreement":
             gain = d(answer, probed)
         else:
-            # In the same mode as the answer that it is compared with.
+            # In the same mode as the output that it is compared with.
             before = nets("student", x, stop_gradient_params=True)[0]["logits"]
             gain = d(jax.lax.stop_gradient(before), probed)
         cost = d(teacher["logits"], answer)

@@ -1,13 +1,13 @@
-"""Synthesis of found features (RFC / Bonsai, Zhang, Lopez-Paz, Bottou 2022, arXiv:2203.15516).
+"""Synthesis of discovered features (RFC / Bonsai, Zhang, Lopez-Paz, Bottou 2022, arXiv:2203.15516).
 
-A fresh network with one head for each round of discovery learns the hard predictions of the rounds'
-networks, `L = mean_j CE(head_j, argmax teacher_j)` (algorithm 1, synthesis), with half of the
-weight on examples on which all rounds are right or all wrong and half on the others; the authors
-draw such examples more often instead. What follows learns from features that hold all that was
-found, and starts with the mean of the heads.
+A new network with one head for each round of discovery learns the hard predictions of the rounds'
+networks, `L = mean_j CE(head_j, argmax teacher_j)` (algorithm 1, synthesis). Half of the weight is
+on examples on which all rounds are right or all are wrong, half on the others; the authors sample
+such examples more often instead. Later training starts from the features of all rounds and from the
+mean of the heads.
 
-Here head j is the student's own classifier plus `heads_j - mean_j heads_j`: any r heads can be
-written so, and the student's classifier is their mean, ready for what follows.
+Here head j is the student's own classifier plus `heads_j - mean_j heads_j`. Any r heads can be
+written in this form, and the student's classifier is their mean, ready for later training.
 """
 
 import dataclasses
@@ -29,7 +29,7 @@ class HardLabelHeads(Objective):
 
     Attributes:
       rounds: r, at least 2; the networks of the rounds are `teacher1` to `teacher<r>`.
-      feature: the output of the student that its classifier takes.
+      feature: the output of the student that is the input of its classifier.
     """
 
     rounds: int = 2

@@ -1,21 +1,21 @@
 """iBOT and the losses of DINOv2: clusters of images and of masked patches.
 
-`L = L_clusters + patch_weight L_patches + spread_weight L_spread`. The first is DINO's
-(`dino.py`), the student seeing whole views with some patches masked. The second, of Zhou et al.
-(2022, iBOT, arXiv:2111.07832), eq. 2 and 3, is the cross-entropy of assignments of the masked
-patches by the moving average, which sees them, with the student's of the same view, which does not:
-the mean over the masked patches of a view, then over views, of which one without masked patches
-counts as 0. The third is KoLeo (`losses/noncontrastive.py:koleo`) of the student's embeddings of
-whole views in front of the heads, each view by itself, summed over views (Oquab et al. 2023,
-DINOv2, arXiv:2304.07193, section 4); published with 0.1, `centring="sinkhorn"` and
-`shared_head=False`.
+`L = L_clusters + patch_weight L_patches + spread_weight L_spread`. The first term is DINO's
+(`dino.py`), with some patches masked in the student's whole views. The second term (Zhou et al.
+2022, iBOT, arXiv:2111.07832, eq. 2 and 3) is the cross-entropy between two assignments of the
+masked patches: the moving average's, computed on the unmasked view, and the student's, computed on
+the masked view. It is the mean over the masked patches of a view, then over views; a view without
+masked patches counts as 0. The third term is KoLeo (`losses/noncontrastive.py:koleo`) on the
+student's embeddings of whole views before the heads, computed for each view and summed over views
+(Oquab et al. 2023, DINOv2, arXiv:2304.07193, section 4). It is published with 0.1,
+`centring="sinkhorn"` and `shared_head=False`.
 
-The student is called with a mask, as `models/vit.py` with `mask_token` takes it; the transform
-`patch_masks` draws it.
+The student is called with a mask, as in `models/vit.py` with `mask_token`. The transform
+`patch_masks` samples it.
 
-Deviations: the number of prototypes of patches is that of images. In a shared head batch statistics
-would be of images alone; the published heads have none. The centre of patches is that of the masked
-ones, as in DINOv2; iBOT's is of all patches of the whole views.
+Deviations: the number of prototypes is the same for patches and images. In a shared head, batch
+statistics would be those of images only; the published heads have none. The centre of patches is
+computed over masked patches, as in DINOv2; in iBOT over all patches of the whole views.
 """
 
 import dataclasses
@@ -39,14 +39,15 @@ HEAD = ("projector", "prototypes")
 class IBOT(DINO):
     """Terms "clusters", "patches" and, with a weight, "spread".
 
-    Facts: those of `DINO`, and with "patch_" in front those of patches.
+    Metrics: those of `DINO`, and those of patches with the prefix "patch_".
 
     Attributes:
-      patch_weight: 0 or more; both papers 1.
-      shared_head: whether the heads of images assign patches, too. Otherwise there are roles
-        `patch_projector` and `patch_prototypes`, with their averages.
-      spread_weight: of KoLeo, 0 or more.
-      spread_groups: parts of the batch in which nearest neighbours are looked for; divides it.
+      patch_weight: coefficient of the patch term, 0 or more; 1 in both papers.
+      shared_head: whether the heads of images also assign patches. If false, the roles
+        `patch_projector` and `patch_prototypes` do, with their moving averages.
+      spread_weight: coefficient of KoLeo, 0 or more.
+      spread_groups: number of parts of the batch within which nearest neighbours are searched;
+        divides the batch.
     """
 
     patch_weight: float = 1.0
@@ -126,12 +127,13 @@ class IBOT(DINO):
 
     @staticmethod
     def _places(chosen: Array, t: int) -> Array:
-        """Indices in [0, t) of patches of each view `[b, v, m]` as indices in all, `[b, v m]`."""
+        """Converts patch indices in [0, t) of each view, `[b, v, m]`, to indices in all,
+        `[b, v m]`."""
         b, v, m = chosen.shape
         return (chosen + t * jnp.arange(v)[None, :, None]).reshape(b, v * m)
 
     def _patches(self, nets, student, target, weights, mask, memory, step):
-        """Compares the assignments of patches `[b, v m, d]`, weights being `[b, v, m]`."""
+        """Compares the assignments of patches `[b, v m, d]`, with weights `[b, v, m]`."""
         b, v, m = weights.shape
         state = {}
         projector, prototypes = (f"{self.head}{role}" for role in HEAD)

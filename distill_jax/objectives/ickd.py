@@ -1,12 +1,12 @@
 """Inter-channel correlation distillation, ICKD-C (Liu et al. 2021, arXiv:2202.03680).
 
-`L = CE + weight |G(regressor(f_s)) - G(f_t)|_F^2 / c`, averaged over examples: `G` `[c, c]` holds
-the inner products of all pairs of channels of a feature map as vectors over positions, each row of
-unit length (section 3). A linear map of the channels, model `regressor`, gives the student as many
-as the teacher has. The grid form for dense prediction is not here.
+`L = CE + weight |G(regressor(f_s)) - G(f_t)|_F^2 / c`, averaged over examples. `G` `[c, c]` holds
+the inner products of all pairs of channels of a feature map, as vectors over positions, with rows
+of unit length (section 3). A linear map of the channels, model `regressor`, gives the student the
+number of channels of the teacher. The grid form for dense prediction is not implemented.
 
-The divisor c, rather than c^2, and rows of unit length are those of the authors' program, which the
-usual weight belongs to.
+The divisor c, rather than c^2, and rows of unit length follow the authors' program; the usual
+weight is for this form.
 """
 
 import dataclasses
@@ -20,10 +20,10 @@ from distill_jax.objectives._features import connect, feature
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ICKD(Distillation):
-    """Matches which channels respond alike within an example, term `channels`.
+    """Matches the correlations between channels within an example, term `channels`.
 
     Attributes:
-      weight: usual 2.5.
+      weight: usually 2.5.
       student_stage: map of the student; empty takes the last stage, as is usual.
       teacher_stage: map of the teacher; empty takes the last stage.
     """

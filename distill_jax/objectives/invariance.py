@@ -1,13 +1,13 @@
-"""Risks that are equal, or optimal at once, in several environments.
+"""Invariant risk: equal, or simultaneously optimal, risks in several environments.
 
 `L = (sum_e R_e + penalty_weight P) / max(1, penalty_weight)`, where `R_e` is the mean cross-entropy
-in environment e and P is that of IRMv1 (Arjovsky et al. 2019, arXiv:1907.02893),
+in environment e. P is the penalty of IRMv1 (Arjovsky et al. 2019, arXiv:1907.02893),
 `sum_e ||d/ds R_e(s logits)||^2` at s = 1, or of V-REx (Krueger et al. 2021, arXiv:2003.00688),
 `Var_e R_e`. The division keeps the size of the gradient, as in the authors' programs and in that of
-RFC (arXiv:2203.15516), whose features this fine-tunes.
+RFC (arXiv:2203.15516), whose features are fine-tuned with this loss.
 
-Environments come with the data as `domain`. The penalties are of the batch; the IRMv1 penalty of a
-small batch is biased upwards, so take large ones.
+Environments are given by the data as `domain`. Penalties are computed per batch. The IRMv1 penalty
+of a small batch is biased upwards, so use large batches.
 """
 
 import dataclasses
@@ -29,7 +29,7 @@ def domain_of(batch: Batch) -> Array:
     """Returns the environment of each example, int `[b]`.
 
     Raises:
-      ArgumentError: the data have none.
+      ArgumentError: the data have no environments.
     """
     if "domain" not in batch:
         raise ArgumentError(
@@ -47,7 +47,7 @@ class Invariance(Objective):
     Attributes:
       penalty: "irm" or "vrex".
       penalty_weight: 0 or more; the literature sweeps 10 to 1e5.
-      environments: E; domains of higher numbers do not count.
+      environments: E; domains with higher numbers are ignored.
     """
 
     penalty: str = "irm"

@@ -1,10 +1,11 @@
 """Knowledge distillation (Hinton, Vinyals, Dean 2015, arXiv:1503.02531).
 
 `L = (1 - alpha) CE(student, label) + alpha T^2 KL(teacher_T || student_T)`, section 2.1. The
-teacher is a frozen network in evaluation mode; it sees the same augmented view as the student.
+teacher is a frozen network in evaluation mode; its input is the same augmented view as the
+student's.
 
-Where labels are several at once, both terms are of sigmoids, label by label; of real values both
-are distances, from the label and from the teacher's value (`_tasks.OfTask`).
+With several labels, both terms use sigmoids, label by label. For real values, both are distances,
+from the label and from the teacher's output (`_tasks.OfTask`).
 """
 
 import dataclasses
@@ -18,11 +19,11 @@ from distill_jax.objectives._tasks import OfTask
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class KD(OfTask):
-    """Classical distillation of logits with a constant ratio; other arguments as of `OfTask`.
+    """Classical distillation of logits with a constant ratio; see `OfTask` for other arguments.
 
     Attributes:
-      temperature: T of both softmaxes in the distillation term, positive; of both sigmoids where
-        there are several labels. Not of a regression.
+      temperature: T of both softmaxes in the distillation term or, with several labels, of both
+        sigmoids, positive. Not for regression.
       alpha: weight of the distillation term, in [0, 1]; the label term gets `1 - alpha`.
     """
 

@@ -1,13 +1,13 @@
 """LeJEPA (Balestriero, LeCun 2025, arXiv:2511.08544): views of an image agree, and all of them
 together are an isotropic normal distribution. No moving average, no stopped gradient.
 
-`L = (1 - lambda) mean over views v, features |z_v - c|^2 + lambda mean over views of SIGReg(z_v)`
-with c the mean of the global views of an image, and SIGReg the statistic of `losses.isotropy` on
-random directions, which are drawn anew in each step. It is one of each view by itself, of the
+`L = (1 - lambda) mean over views v, features |z_v - c|^2 + lambda mean over views of SIGReg(z_v)`,
+with c the mean of the global views of an image. SIGReg is the statistic of `losses.isotropy` on
+random directions, sampled anew in each step. It is computed for each view separately, over the
 examples of the whole batch on any mesh.
 
-`spread` adds the hinge of VICReg's variance, since the gradient of SIGReg vanishes where all
-embeddings are one. The directions are a function of the step alone, not of the run's seed.
+`spread` adds the hinge of VICReg's variance, since the gradient of SIGReg vanishes if all
+embeddings are equal. The directions are a function of the step alone, not of the run's seed.
 """
 
 import dataclasses
@@ -29,13 +29,14 @@ from distill_jax.objectives._views import encode, project, share, views_of
 class LeJEPA(Objective):
     """Terms "invariance", "isotropy" and, with a weight, "spread".
 
-    `local_views`, where batches have them, are drawn to the centre of `views`, and tested too.
+    `local_views`, where batches have them, are pulled towards the centre of `views` and are
+    included in the isotropy term.
 
     Attributes:
       trade_off: lambda, from 0 (a control that collapses) to 1.
-      directions: number of random directions of a step.
-      largest: end of the range of integration.
-      knots: points of the integration.
+      directions: number of random directions per step.
+      largest: upper end of the integration range.
+      knots: number of integration points.
       spread: coefficient of the hinge on deviations below 1.
     """
 

@@ -1,11 +1,11 @@
 """Distillation of standardised logits (Sun et al. 2024, arXiv:2403.01427).
 
-Each row of logits is brought to mean 0 and deviation 1 before the softmax, so that the student
-learns the relations of the teacher's logits and not their range:
+Each row of logits is standardized to mean 0 and deviation 1 before the softmax. The student learns
+the relations of the teacher's logits and not their range:
 
 `L = 0.1 CE(student, label) + 9 T^2 KL(softmax(Z(teacher) / T) || softmax(Z(student) / T))`.
 
-`dkd` takes standardised logits, too (`standardize`).
+`dkd` also supports standardised logits (`standardize`).
 
 Deviations: a row without variation gives no gradient, in place of a small constant in the
 denominator. The variance divides by the number of classes k, where the authors' program divides by

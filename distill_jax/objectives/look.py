@@ -1,13 +1,13 @@
 """LOOK, leave-one-out nearest neighbours for supervised pretraining (Feng et al. 2022,
 arXiv:2110.06014).
 
-An example needs the label of most of its nearest neighbours only, not of all examples of its
-class, so that a class may stay in several places (`losses/ranking.py:look`). Labels are read; the
-embedding itself is compared, without a projector.
+An example should share the label of most of its nearest neighbours only, not be close to all
+examples of its class. A class may therefore form several clusters (`losses/ranking.py:look`). The
+loss uses labels. It compares the embedding itself, without a projector.
 
-Deviations: the candidates are those of the batch, without the memory of a moving average; the other
-views of an example are always among its neighbours, so that the vote is never without one for its
-label. The equation is ours as far as the paper's abstract leaves it open.
+Deviations: the candidates are those of the batch, without the memory of a moving average. The other
+views of an example are always among its neighbours, so that the vote always includes its label. The
+equation is ours where the paper's abstract does not specify it.
 """
 
 import dataclasses
@@ -24,7 +24,8 @@ class LOOK(Objective):
     """The term "vote" on `views` of the batch and its labels.
 
     Attributes:
-      neighbours: views of other examples that vote, positive; few in relation to those of a class.
+      neighbours: number of views of other examples that vote, positive; small relative to the
+        number in a class.
       temperature: tau of their votes, positive.
     """
 

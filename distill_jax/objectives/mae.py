@@ -1,9 +1,9 @@
 """MAE, masked autoencoder (He, Chen, Xie, Li, Dollar, Girshick 2022, arXiv:2111.06377).
 
-The encoder takes the kept patches, and a light decoder predicts the pixels of the others;
-the loss is the mean of squares over the hidden patches alone, whose pixels may be standardized
-patch by patch (section 3). Every example hides as many patches, so that the mean over examples is
-the published one over all hidden patches of the batch.
+The encoder processes the kept patches, and a light decoder predicts the pixels of the others. The
+loss is the mean squared error over the hidden patches only, whose pixels may be standardized patch
+by patch (section 3). All examples have the same number of hidden patches, so the mean over examples
+equals the published mean over all hidden patches of the batch.
 """
 
 import dataclasses
@@ -25,7 +25,7 @@ def cut(images: Array, t: int) -> Array:
     """Cuts images `[b, h, w, c]` into t square patches, `[b, t, p p c]`.
 
     Raises:
-      ArgumentError: they have no such patches.
+      ArgumentError: the images cannot be cut into such patches.
     """
     h, w = images.shape[1:3]
     side = math.isqrt(h * w // t)
@@ -44,8 +44,8 @@ class MAE(Objective):
 
     Attributes:
       norm_pix: whether the pixels of a patch are standardized by their mean and unbiased variance.
-      epsilon: added to that variance. On flat backgrounds the published 1e-6 makes noise of
-        nothing; take the square of the smallest contrast that matters.
+      epsilon: added to that variance. On flat backgrounds the published 1e-6 amplifies noise; use
+        the square of the smallest contrast of interest.
     """
 
     norm_pix: bool = True
@@ -80,8 +80,8 @@ class MAE(Objective):
     ) -> Mapping[str, Array]:
         """Returns "prediction": the images, with hidden patches as the decoder predicts them.
 
-        Where it learned standardized pixels, with mean and deviation of the true ones, as in the
-        paper's figures.
+        With standardized pixels, the prediction is scaled by the mean and deviation of the true
+        pixels, as in the paper's figures.
         """
         del memory, step
         images = batch["input"]

@@ -1,24 +1,23 @@
 """Meta-distillation from a mixture of domain experts (Meta-DMoE, Zhong et al. 2022).
 
-arXiv:2210.03885. For a domain of the data, half of whose examples are support S and the other half
-query Q:
+arXiv:2210.03885. The examples of a domain are split in half, into support S and query Q:
 
     L_in(theta) = mean_{S, d} (f(x; theta) - A(M_1(x), ..., M_M(x); phi))^2
     theta' = theta - inner_lr grad L_in(theta)
     L = mean_Q CE(h(f(x; theta')), y)
 
-f are the student's features, h its classifier, which the inner step does not move, M the frozen
-experts and A the aggregator, which learns through theta' alone. In training, the experts of the
-domain itself are left out; a test domain, of which labels are unknown, asks all of them, adapts to
-its batch in the same way, and is then predicted (`predictions`): evaluation sees the batch that it
-predicts, as the paper does.
+f are the student's features and h its classifier, which is not updated in the inner step. M are the
+frozen experts and A is the aggregator, which is trained through theta' only. In training, the
+experts of the current domain are left out. A test domain has unknown labels: all experts are used,
+the student adapts to the batch in the same way, and then predicts it (`predictions`). Evaluation
+therefore adapts to the batch that it predicts, as in the paper.
 
-Expert j of M has the domains e with `floor(e M / domains) = j - 1`.
+Expert j of M is trained on the domains e with `floor(e M / domains) = j - 1`.
 
-Deviations: each step is of one domain, step modulo the number of domains, and uses only the batch's
-examples of it, so that batches must be large; the network is in evaluation mode throughout, as in
-the authors' program, so that batch statistics stay what they were at the start; dropout in the
-aggregator is left out.
+Deviations: each step uses one domain, step modulo the number of domains, and only the examples of
+that domain in the batch, so batches must be large. The network is in evaluation mode throughout, as
+in the authors' program, so batch statistics keep their initial values. Dropout in the aggregator is
+left out.
 """
 
 import dataclasses
@@ -37,14 +36,14 @@ from distill_jax.objectives.invariance import domain_of
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MetaDMoE(Objective):
-    """Term `cross_entropy`, of the query examples after the inner step.
+    """The loss term `cross_entropy` of the query examples after the inner step.
 
     Attributes:
       experts: M, at least 2; the networks are `teacher1` to `teacher<M>`.
       domains: number of training domains, numbered from 0, at least M.
-      test_domains: number of further domains, numbered on, that evaluation may meet.
+      test_domains: number of further domains, numbered on, that may occur in evaluation.
       inner_lr: step size of the inner step, positive; 1e-4 to 1e-3 in the paper.
-      leave_out: whether training leaves out the expert of the domain. The paper finds this better
+      leave_out: whether training leaves out the expert of the domain. In the paper this is better
         on some data only.
       feature: the output that is matched, `[b, d]` for all networks.
     """
@@ -127,7 +126,8 @@ class MetaDMoE(Objective):
     def predictions(
         self, nets: Nets, batch: Batch, memory: PyTree, step: Array
     ) -> dict[str, Outputs]:
-        """Returns `prediction`: each domain in a batch adapts to its examples there, no labels."""
+        """Returns `prediction`: logits after adaptation to each domain in the batch, without
+        labels."""
         mask, domain = batch["mask"], domain_of(batch)
         keep = jnp.ones((mask.shape[0], self.experts), mask.dtype)
 

@@ -2,16 +2,16 @@
 arXiv:2003.04297).
 
 `L = -log(exp(q . k / tau) / (exp(q . k / tau) + sum over the queue of exp(q . k_j / tau)))`, eq. 1:
-q is the first view by student and projector, k the second by their moving averages, without
-gradient. After that the keys of the batch take the place of the oldest ones in the queue.
+q is the projection of the first view by student and projector, k that of the second by their moving
+averages, without gradient. Afterwards the keys of the batch replace the oldest keys in the queue.
 
-Deviations: slots of the queue that hold nothing yet are no negatives, where the authors start from
-random vectors; the loss of the very first batch is therefore 0. Batch statistics are those of the
-whole batch, on any mesh, so that shuffling examples between devices has nothing to prevent. Keys
-are of the averages after the last step, not of averages that have already moved on.
+Deviations: empty slots of the queue are not negatives, where the authors start from random vectors;
+the loss of the first batch is therefore 0. Batch statistics are those of the whole batch, on any
+mesh, so examples need not be shuffled between devices. Keys are computed with the moving averages
+after the last step, not with already updated averages.
 
-Usual: queue 65536 on ImageNet, tau 0.2, decay 0.999 over some 10^5 steps. An average remembers
-1 / (1 - decay) steps: in shorter runs take less.
+Usual: queue 65536 on ImageNet, tau 0.2, decay 0.999 over some 10^5 steps. A moving average has a
+memory of 1 / (1 - decay) steps: in shorter runs use a smaller decay.
 """
 
 import dataclasses
@@ -29,11 +29,11 @@ from distill_jax.objectives._views import encode, project, take, views_of
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MoCo(Objective):
-    """The term "contrastive" on the first two `views` of the batch; fact `filled` of the queue.
+    """The term "contrastive" on the first two `views` of the batch; metric `filled` of the queue.
 
     Attributes:
       temperature: tau, positive.
-      queue: number of keys that are remembered, at least the batch.
+      queue: number of keys in the queue, at least the batch size.
       dim: width of the projector.
     """
 

@@ -1,13 +1,13 @@
 """MoCo v3, momentum contrast within the batch (Chen, Xie, He 2021, arXiv:2104.02057).
 
-`L = 2 tau (ctr(q_1, k_2) + ctr(q_2, k_1))`, algorithm 1: q are views by student, projector and
-predictor, k by the moving averages of student and projector, without gradient;
+`L = 2 tau (ctr(q_1, k_2) + ctr(q_2, k_1))`, algorithm 1: q are the views encoded by student,
+projector and predictor, k by the moving averages of student and projector, without gradient;
 `ctr(q, k) = -q_i . k_i / tau + log sum_j exp(q_i . k_j / tau)` over the keys of the whole batch.
-With more views it is the mean over ordered pairs, times 4 tau.
+With more views, L is the mean over ordered pairs, times 4 tau.
 
-Deviation: keys are of the averages after the last step, not of averages that have already moved on.
-The frozen random patch projection of the paper's vision transformers is the network's business, not
-the loss's.
+Deviation: keys are computed with the moving averages after the last step, not with already updated
+averages. The frozen random patch projection of the paper's vision transformers belongs to the
+network, not to the loss.
 
 Usual: tau 1 for a ResNet, 0.2 for a vision transformer; decay from 0.99 to 1 along a cosine; a
 normalization without gain and shift at the end of projector and predictor (`last_norm`).
@@ -27,7 +27,7 @@ from distill_jax.objectives._views import MOST_PAIRED, encode, project, views_of
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MoCoV3(Objective):
-    """The term "contrastive" on `views` of the batch.
+    """The loss term "contrastive" on `views` of the batch.
 
     Attributes:
       temperature: tau, positive.

@@ -1,15 +1,16 @@
 """Mugs, several granularities in one representation (Zhou et al. 2022, arXiv:2203.14415).
 
-`L = (L_instance + L_clusters) / 2`. The first is InfoNCE (section 3.1) of the student's instance
-head, a projector and a predictor, with the keys that the average's projector gives of whole views,
-against a queue of earlier keys as in `moco.py`. The second is DINO's loss (section 3.3; `dino.py`).
-Each is half the mean over pairs of different whole views and half the mean over pairs of a whole
-view and a small crop, where the batch has `local_views`; otherwise the mean over the former.
+`L = (L_instance + L_clusters) / 2`. The first term is InfoNCE (section 3.1) between the student's
+instance head, a projector and a predictor, and the keys of whole views from the moving average's
+projector, against a queue of earlier keys as in `moco.py`. The second term is DINO's loss (section
+3.3; `dino.py`). If the batch has `local_views`, each term is half the mean over pairs of different
+whole views plus half the mean over pairs of a whole view and a small crop; otherwise it is the mean
+over the former.
 
-Deviations: the part between them, contrast of local groups (section 3.2: an image and its nearest
-neighbours in a memory, mixed by a transformer block), is left out. Slots of the queue that hold
-nothing yet are no negatives, so that the first loss is 0. The weakly augmented views of some images
-are views like any other.
+Deviations: the intermediate term, contrast of local groups (section 3.2: an image and its nearest
+neighbours in a memory, mixed by a transformer block), is left out. Empty slots of the queue are not
+negatives, so that the first loss is 0. The weakly augmented views of some images are treated like
+all other views.
 """
 
 import dataclasses
@@ -35,8 +36,8 @@ class Mugs(DINO):
       instance_weight: coefficient, 0 or more.
       cluster_weight: coefficient, 0 or more.
       contrast_temperature: tau of InfoNCE, positive.
-      queue: number of keys that are remembered, at least those of the whole views of a batch; the
-        paper 65536.
+      queue: number of keys in the queue, at least those of the whole views of a batch; 65536 in the
+        paper.
       dim: width of the instance head.
     """
 
@@ -59,7 +60,7 @@ class Mugs(DINO):
         return (*DINO.roles, *head)
 
     def memory(self, key: Key, batch: Batch) -> PyTree:
-        """That of `DINO`, and `queue`, see `_queue.empty`."""
+        """The memory of `DINO`, and `queue`, see `_queue.empty`."""
         rows = batch["mask"].shape[0] * count(views_of(batch))
         queue = _queue.empty(self.queue, self.dim, rows=rows)
         return {**super().memory(key, batch), "queue": queue}

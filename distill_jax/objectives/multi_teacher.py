@@ -1,18 +1,18 @@
 """Distillation from several teachers: averaged, with fixed weights, or weighted by confidence.
 
 `L = label_weight CE + distillation_weight sum_m w_m T^2 KL(teacher_m || student)`, each teacher
-softened by T. As `sum_m w_m KL(p_m || q) = KL(sum_m w_m p_m || q) + const` for weights that sum to
-1, equal weights are the average of the teachers' probabilities (You et al. 2017, "Learning from
-Multiple Teacher Networks"; Hinton et al. 2015, arXiv:1503.02531, section 1), but each teacher is a
-term.
+softened by T. For weights that sum to 1, `sum_m w_m KL(p_m || q) = KL(sum_m w_m p_m || q) + const`.
+Equal weights are therefore the average of the teachers' probabilities (You et al. 2017, "Learning
+from Multiple Teacher Networks"; Hinton et al. 2015, arXiv:1503.02531, section 1), but with a
+separate loss term for each teacher.
 
 * "probabilities": w as given.
 * "logits": one term, against the softmax of the weighted mean of the teachers' logits.
 * "confidence": for each example, `w_m = (1 - exp(L_m) / sum_j exp(L_j)) / (M - 1)` with `L_m` the
   cross-entropy of teacher m with the label (CA-MKD; Zhang, Chen, Wang 2022, arXiv:2201.00007).
 
-Deviation: CA-MKD's second part, matching of intermediate features, is left out; its first part has
-the cross-entropy with the teachers, which has the same gradient.
+Deviation: the second part of CA-MKD, matching of intermediate features, is left out. Its first part
+uses the cross-entropy with the teachers, which has the same gradient.
 """
 
 import dataclasses
@@ -36,25 +36,25 @@ COMBINATIONS = ("probabilities", "logits", "confidence")
 
 
 def confidence_weights(losses: Array) -> Array:
-    """Weights of teachers by their losses, `[b, m] -> [b, m]`; rows sum to 1, m is at least 2."""
+    """Returns teacher weights from losses, `[b, m] -> [b, m]`; rows sum to 1, m is at least 2."""
     return (1 - jax.nn.softmax(losses)) / (losses.shape[-1] - 1)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MultiTeacher(Objective):
-    """Distillation of logits from several frozen teachers of the same classes.
+    """Distillation of logits from several frozen teachers with the same classes.
 
-    Terms: `cross_entropy`, and `distillation/<role>` for each teacher, which a weighting may weigh;
-    `distillation` where logits are averaged. The "teacher" that a weighting sees is the mixture of
-    the teachers' probabilities.
+    Terms: `cross_entropy`, and `distillation/<role>` for each teacher, which a weighting can
+    reweight; one term `distillation` if logits are averaged. The "teacher" passed to a weighting is
+    the mixture of the teachers' probabilities.
 
     Attributes:
       teachers: roles of the teachers.
       combination: one of `COMBINATIONS`.
-      weights: of the teachers, in their order, 0 or more; they are scaled to sum to 1. Equal
-        where left out. Not with "confidence".
-      distillation_weight: of distillation, 0 or more; 1 in CA-MKD.
-      label_weight: of the cross-entropy with the labels, 0 or more; 1 in CA-MKD.
+      weights: weights of the teachers, in their order, 0 or more; scaled to sum to 1. Equal where
+        left out. Not with "confidence".
+      distillation_weight: coefficient of distillation, 0 or more; 1 in CA-MKD.
+      label_weight: coefficient of the cross-entropy with the labels, 0 or more; 1 in CA-MKD.
       temperature: T of all softmaxes, positive; 4 in CA-MKD.
       label_smoothing: of the label term, in [0, 1).
     """
@@ -128,7 +128,7 @@ class MultiTeacher(Objective):
                 values[f"distillation/{role}"] = distillation_kl(own, logits, temperature=t)
                 coef[f"distillation/{role}"] = self.distillation_weight * shares[role]
         if self.combination == "confidence":
-            # In nats, whatever the share of labels; equal weights where there is none.
+            # In nats, for any share of labels; equal weights where there is no label.
             plain = {name: x for name, x in batch.items() if name != "labelled"}
             losses = [label_loss(logits, plain, smoothing=0.0) for logits in said.values()]
             confidence = confidence_weights(shown(batch)[:, None] * jnp.stack(losses, axis=1))

@@ -1,17 +1,17 @@
 """Learning with noisy labels: compressed features and co-teaching.
 
 Nested dropout (Chen et al. 2022, arXiv:2206.13140; 2021, arXiv:2104.13766) orders the features:
-`L = CE(W (f * m_k), y)`, with `m_k` keeping the first k of d, one k a batch, and
-`p(k)` proportional to `exp(-(k / sigma)^2)`. Few features remember few wrong labels.
+`L = CE(W (f * m_k), y)`, where `m_k` keeps the first k of d, with one k per batch and `p(k)`
+proportional to `exp(-(k / sigma)^2)`. Fewer features memorize fewer wrong labels.
 
-Co-teaching (Han et al. 2018, arXiv:1804.06872): of a batch each of two networks picks the share
-`R(t) = 1 - forget_rate * min(t / ramp, 1)` with the smallest loss, t counted in epochs, and
-the other one learns from it. Both rank over the batch of all devices. The prediction is the mean
-of their logits.
+Co-teaching (Han et al. 2018, arXiv:1804.06872): each of two networks selects the share
+`R(t) = 1 - forget_rate * min(t / ramp, 1)` of the batch with the smallest loss, t counted in
+epochs, and the other network learns from it. Both rank the examples of all devices together. The
+prediction is the mean of their logits.
 
-The second stage of the first paper is both at once, from two networks of its first stage, at a
-tenth of the learning rate; networks are then ranked in evaluation mode with `keep` features, each
-on its half of the batch, and both get the same k.
+The second stage of the first paper combines both. It starts from two networks of its first stage,
+at a tenth of the learning rate. The networks are then ranked in evaluation mode with `keep`
+features, each on its half of the batch, and both get the same k.
 
 Deviations: batch norm is not frozen in the second stage. k is a function of `seed` and the step,
 so it does not change with the seed of the run.
@@ -41,28 +41,29 @@ class NestedCoteaching(Objective):
 
     Roles: "student" and, with `peers`, "peer"; with nested dropout also "head" (and "peer_head"),
     a map of the embedding to `num_classes` features, e.g. `projector`. The networks' own logits
-    are then not used: make them with `num_classes=0` where the model allows it.
+    are then not used: set `num_classes=0` where the model allows it.
 
-    Terms: `cross_entropy` and `peer_cross_entropy`, whose means are over the examples that were
-    kept, and `kept_noise`, of no weight: the share of wrong labels among those that the student
-    learns from, where the data say which labels are wrong.
+    Terms: `cross_entropy` and `peer_cross_entropy`, whose means are over the selected examples, and
+    `kept_noise`, with zero weight: the share of wrong labels among the examples that the student
+    learns from, where the data mark wrong labels.
 
     Prediction: "prediction", the mean logits of the networks, with `keep` features.
 
     Attributes:
       peers: whether there are two networks. With a forget rate of 0 they learn independently.
-      forget_rate: share of the batch that is left out at the end of the ramp, in [0, 1); about
-        the share of wrong labels. Published: 0.2 to 0.3 after nested dropout.
-      ramp: duration over which it grows from 0, epoch by epoch; 0 makes it constant, as published
-        after nested dropout. 10 epochs in Han et al., where training starts from scratch.
+      forget_rate: share of the batch that is left out at the end of the ramp, in [0, 1); about the
+        share of wrong labels. Published: 0.2 to 0.3 after nested dropout.
+      ramp: duration over which the share left out grows from 0, epoch by epoch; 0 makes it
+        constant, as published after nested dropout. 10 epochs in Han et al., where training starts
+        from scratch.
       split: whether each network ranks half of the batch (even rows the student, odd rows the
         peer) and learns from the other's half; else both rank the whole.
-      sigma: width of nested dropout; 0 is none. Published: 10 with 10 classes, 100 with 100.
-      keep: features at ranking and prediction, k*; 0 is all of them. Chosen on held-out data.
-      seed: of the sequence of k.
+      sigma: width of nested dropout; 0 disables it. Published: 10 with 10 classes, 100 with 100.
+      keep: k*, number of features for ranking and prediction; 0 is all. Chosen on held-out data.
+      seed: seed of the sequence of k.
       num_classes: k, from the data.
-      steps_per_epoch: length of an epoch; a run gives it, and durations in epochs need it. Without
-        it the ramp goes step by step.
+      steps_per_epoch: length of an epoch; set by a run, required for durations in epochs. Without
+        it the ramp advances step by step.
     """
 
     peers: bool = True
@@ -125,7 +126,7 @@ class NestedCoteaching(Objective):
 
     def loss(self, nets: Nets, batch: Batch, memory: PyTree, step: Array) -> Terms:
         own = [_rows(batch, i if self.split else None) for i in range(len(self.networks))]
-        # Who learns from whose examples: with peers each from what the other picked.
+        # With peers, each network learns from the examples that the other selected.
         order = (1, 0) if self.peers else (0,)
         learned, states = [], {}
         for i, j in enumerate(order):
@@ -161,7 +162,7 @@ class NestedCoteaching(Objective):
     def _logits(
         self, nets: Nets, i: int, batch: Batch, *, step: Array | None = None, train: bool = False
     ) -> tuple[Array, dict[str, State]]:
-        """Returns logits of network i and new states: with a random width where it trains."""
+        """Returns logits of network i and new states; in training, with a random width."""
         outputs, state = nets(NETWORKS[i], batch["input"], train=train)
         if not self.sigma:
             return outputs["logits"], {NETWORKS[i]: state}
@@ -188,7 +189,7 @@ class NestedCoteaching(Objective):
 
 
 def _rows(batch: Batch, half: int | None) -> Batch:
-    """Returns every second row of a batch, from `half` on, or all of them."""
+    """Returns every second row of a batch, starting at `half`, or all rows."""
     if half is None:
         return batch
     b = batch["mask"].shape[0]
@@ -200,7 +201,7 @@ def _rows(batch: Batch, half: int | None) -> Batch:
 
 
 def _place(values: Array, half: int | None) -> Array:
-    """Returns values of every second row in their places in the batch, with 0 between."""
+    """Scatters values of every second row to their places in the batch, with 0 between."""
     if half is None:
         return values
     zeros = jnp.zeros_like(values)

@@ -1,12 +1,12 @@
 """Neuron selectivity transfer (Huang and Wang 2017, arXiv:1707.01219).
 
-`L = CE + weight sum_layers MMD^2`: the channels of a feature map, as unit vectors over positions,
-are samples of a distribution; student and teacher are compared by the maximum mean discrepancy
-with the polynomial kernel `(x . y)^2` (section 4), for each example by itself. Numbers of channels
+`L = CE + weight sum_layers MMD^2`. The channels of a feature map, as unit vectors over positions,
+are samples of a distribution. Student and teacher are compared by the maximum mean discrepancy with
+the polynomial kernel `(x . y)^2` (section 4), separately for each example. The numbers of channels
 may differ.
 
-Deviations: the paper halves its weight; of two maps of different size the larger is averaged, where
-the paper interpolates.
+Deviations: the paper halves its weight. If two maps differ in size, the larger is average-pooled,
+where the paper interpolates.
 """
 
 import dataclasses
@@ -21,10 +21,10 @@ from distill_jax.objectives._features import StageDistillation
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class NST(StageDistillation):
-    """Matches the distribution of where channels respond, term `selectivity`.
+    """Matches the distributions of channel responses over positions, term `selectivity`.
 
     Attributes:
-      weight: usual 50, of all stages.
+      weight: usually 50, for all stages.
     """
 
     weight: float = 50.0

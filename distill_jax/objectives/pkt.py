@@ -1,11 +1,11 @@
 """Probabilistic knowledge transfer (Passalis and Tefas 2018, arXiv:1803.10837).
 
-`L = CE + weight / n^2 sum_i KL(p_i || q_i)`: `p_ij` is the probability that the teacher's example i
-has j for a neighbour, in proportion to `(cos + 1) / 2` of their embeddings; `q_ij` the student's
-(section 3). Widths may differ.
+`L = CE + weight / n^2 sum_i KL(p_i || q_i)`: `p_ij` is the probability that example j is a
+neighbour of example i for the teacher, proportional to `(cos + 1) / 2` of their embeddings; `q_ij`
+is the same for the student (section 3). Widths may differ.
 
-Deviation: each example is among its own neighbours, as in the form that the usual weight belongs
-to; the paper leaves it out.
+Deviation: each example is among its own neighbours, which is the form that the usual weight is for;
+the paper leaves it out.
 """
 
 import dataclasses
@@ -22,7 +22,7 @@ class PKT(Distillation):
     """Matches conditional probabilities among the examples of a batch, term `neighbours`.
 
     Attributes:
-      weight: usual 30000.
+      weight: usually 30000.
       feature: output of both networks that is compared.
     """
 

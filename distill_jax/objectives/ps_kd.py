@@ -1,11 +1,11 @@
 """Self-distillation with progressive targets (PS-KD; Kim et al. 2021, arXiv:2006.12000).
 
 `L = CE((1 - alpha_t) y + alpha_t P_{t-1}, P_t)`, eq. 5, with `alpha_t = alpha (t + 1) / T` for
-epochs t = 0..T-1 (eq. 7). `P_{t-1}(x)` is the network's prediction for the same example an epoch
-before. It is the training-mode output on the augmented example, before the update, kept in a table
-of one row for each training example, so that no second network runs.
+epochs t = 0..T-1 (eq. 7). `P_{t-1}(x)` is the network's prediction for the same example one epoch
+earlier. It is the training-mode output on the augmented example, before the update, stored in a
+table with one row per training example, so that no second network is needed.
 
-An example that was not seen yet has its label for a past prediction.
+The past prediction of an example that has not occurred yet is its label.
 """
 
 import dataclasses
@@ -24,7 +24,7 @@ TABLES = ("predictions", "label", "uniform")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PSKD(Objective):
-    """Cross-entropy with labels that give way to the network's own past predictions.
+    """Cross-entropy with labels that are gradually replaced by the network's past predictions.
 
     Terms: `cross_entropy` and `self_distillation`, with coefficients `1 - alpha_t` and `alpha_t`.
     The table is `num_examples * num_classes` floats.
@@ -32,12 +32,12 @@ class PSKD(Objective):
     Attributes:
       alpha: alpha_T, the share of past predictions in the last epoch, in [0, 1]. Published: 0.8
         on CIFAR-100 and 0.3 on ImageNet.
-      table: what stands for the past: "predictions"; "label", which is plain cross-entropy; or
-        "uniform", which is label smoothing that grows. The last two are controls.
+      table: source of the past predictions: "predictions"; "label", which is plain cross-entropy;
+        or "uniform", which is label smoothing that grows. The last two are controls.
       num_classes: k, from the data.
-      num_examples: n, ids of examples are below it; from the data.
-      total_steps: of training, from the run.
-      steps_per_epoch: length of an epoch; a run gives it. By default an epoch is one step, so that
+      num_examples: n; all example ids are below it; from the data.
+      total_steps: number of training steps, from the run.
+      steps_per_epoch: length of an epoch; set by a run. By default an epoch is one step, so that
         durations in epochs are numbers of steps.
     """
 
@@ -66,7 +66,7 @@ class PSKD(Objective):
             )
 
     def memory(self, key: Key, batch: Batch) -> PyTree:
-        """`past` `[n, k]`: a row of zeros for an example that was not seen yet."""
+        """`past` `[n, k]`: rows of zeros for examples that have not occurred yet."""
         del key, batch
         if self.table != "predictions":
             return {}
@@ -104,7 +104,7 @@ class PSKD(Objective):
     def _past(
         self, logits: Array, label: Array, batch: Batch, memory: PyTree
     ) -> tuple[Array, PyTree]:
-        """Returns past predictions `[b, k]` and the memory that has the present ones."""
+        """Returns past predictions `[b, k]` and the memory with the present predictions."""
         if self.table == "label":
             return label, memory
         if self.table == "uniform":

@@ -1,14 +1,14 @@
 """Knowledge review (Chen et al. 2021, arXiv:2104.09044).
 
-`L = label_weight CE + weight sum_stages HCL(fused_i, t_i)`: each stage of the student is fused, by
-learned gates, with what comes from its deeper stages, and compared with the teacher's stage by the
-hierarchical context loss, mean squares at several pooled sizes.
+`L = label_weight CE + weight sum_stages HCL(fused_i, t_i)`. Each stage of the student is fused, by
+learned gates, with the result of its deeper stages. It is compared with the teacher's stage by the
+hierarchical context loss, the mean squared error at several pooled sizes.
 
-The pyramid has the full size and 4x4, 2x2 and 1x1, as far as these are smaller than the map.
-`warmup` lets the weight grow over the first epochs, as public programs of the method do.
+The pyramid has the full size and 4x4, 2x2 and 1x1, where these are smaller than the map. `warmup`
+increases the weight over the first epochs, as in public programs of the method.
 
-Networks: student; teacher; fusion, model `review_fusion`. Published stages end in the pooled
-feature, and those of the teacher are from before the activation:
+Networks: student; teacher; fusion, model `review_fusion`. The published stages end with the pooled
+feature, and the teacher's are taken before the activation:
 `student_stages=("stage1", "stage2", "stage3", "embedding")`,
 `teacher_stages=("stage1_pre", "stage2_pre", "stage3_pre", "embedding")`.
 """
@@ -31,9 +31,9 @@ class ReviewKD(StageDistillation):
     """Distance of stages of the teacher from a review of the student's stages.
 
     Attributes:
-      weight: of the distance; 0.5 to 10.
+      weight: coefficient of the distance; 0.5 to 10.
       warmup: duration over which the weight grows linearly to its value; 0 to 20 epochs.
-      steps_per_epoch: length of an epoch; a run gives it, and durations in epochs need it.
+      steps_per_epoch: length of an epoch; set by a run, required for durations in epochs.
     """
 
     weight: float = 1.0

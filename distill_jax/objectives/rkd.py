@@ -1,13 +1,13 @@
 """Relational distillation (Park, Kim, Lu, Cho 2019, arXiv:1904.05068).
 
-The student's embeddings of a batch get the teacher's geometry, for any width: the
-Huber loss of all pairwise distances, each over the mean distance of the batch (section 3.2.1), and
-of the cosines of the angles of all triplets (section 3.2.2):
+The student's embeddings of a batch match the teacher's geometry, for any width. The loss is the
+Huber loss of all pairwise distances, each divided by the mean distance of the batch (section
+3.2.1), and of the cosines of the angles of all triplets (section 3.2.2):
 
 `L = CE + weight (distance_weight L_D + angle_weight L_A)`.
 
 Deviations: sums over pairs and triplets are means over all n^2 and n^3 of them, repetitions of an
-example included, to which the usual weights belong. Pairs of equal embeddings count in the mean
+example included; the usual weights are for these means. Pairs of equal embeddings count in the mean
 distance and have no gradient. `L_A` takes O(b^3) time.
 """
 
@@ -25,8 +25,8 @@ class RKD(Distillation):
     """Distances and angles among the examples of a batch, terms `distance` and `angle`.
 
     Attributes:
-      distance_weight: coefficient of distances, 0 or more; usual 25, the paper 1 to 25.
-      angle_weight: coefficient of angles, 0 or more; usual 50, the paper 2 to 50.
+      distance_weight: coefficient of distances, 0 or more; usually 25, in the paper 1 to 25.
+      angle_weight: coefficient of angles, 0 or more; usually 50, in the paper 2 to 50.
       feature: output of both networks that is compared.
     """
 

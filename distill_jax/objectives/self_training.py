@@ -6,8 +6,8 @@ arXiv:1703.01780) or, in plain self-training, a frozen network. `lookahead.steps
 virtual steps.
 
 Deviations: classification in place of segmentation, so that the share of confident pixels of an
-image becomes 0 or 1 for an example (its default threshold 0.968 is theirs); no ClassMix and no
-feature distance.
+image becomes 0 or 1 for an example (the default threshold 0.968 is the authors'); no ClassMix and
+no feature distance.
 """
 
 import dataclasses
@@ -30,12 +30,12 @@ from distill_jax.objectives._labels import check_smoothing, label_loss
 class SelfTraining(Objective):
     """Cross-entropy with labels and with confident pseudo-labels.
 
-    Where the data hide labels (`data.corrupt.labels_per_class`), pseudo-labels are for examples
-    without one; otherwise for all.
+    If the data hide labels (`data.corrupt.labels_per_class`), pseudo-labels are used for examples
+    without a label; otherwise for all examples.
 
     Attributes:
-      weight: of the unsupervised term, 0 or more.
-      threshold: least probability of the teacher's class for a pseudo-label, in [0, 1].
+      weight: coefficient of the unsupervised term, 0 or more.
+      threshold: minimum probability of the teacher's top class for a pseudo-label, in [0, 1].
       label_smoothing: of the supervised term, in [0, 1).
     """
 

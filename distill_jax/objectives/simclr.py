@@ -1,8 +1,8 @@
 """SimCLR (Chen, Kornblith, Norouzi, Hinton 2020, arXiv:2002.05709).
 
-`L = mean over views i of -z_i . z_p(i) / tau + log sum_{j != i} exp(z_i . z_j / tau)`, eq. 1, with
-`z` the normalized outputs of a projector and the negatives of the whole batch, on any mesh. With
-more than two views the first term is the mean over the other views of the example.
+`L = mean over views i of -z_i . z_p(i) / tau + log sum_{j != i} exp(z_i . z_j / tau)`, eq. 1, where
+`z` are the normalized outputs of a projector and the negatives are those of the whole batch, on any
+mesh. With more than two views the first term is the mean over the other views of the example.
 """
 
 import dataclasses
@@ -16,11 +16,11 @@ from distill_jax.objectives._views import encode, project, views_of
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SimCLR(Objective):
-    """The term "contrastive" on `views` of the batch.
+    """The loss term "contrastive" on `views` of the batch.
 
     Attributes:
       temperature: tau, positive.
-      output: output of the student that is projected.
+      output: output of the student that is the input of the projector.
       form: how similarities are stored, see `losses/contrastive.py`; the values are the same.
     """
 

@@ -4,8 +4,8 @@
 arXiv:2006.10029, eq. 2 and 3; alpha is 1 as published. The cross-entropy with the teacher and the
 divergence from it differ by a constant.
 
-The teacher is what `finetune` trained: an encoder, with `projector` the first layers of its
-projector, and a head. The student is a classifier of any kind.
+The teacher is a network trained by `finetune`: an encoder, a head and, with `projector`, the first
+layers of its projector. The student is a classifier of any kind.
 """
 
 import dataclasses
@@ -32,8 +32,8 @@ class SimCLRv2(Objective):
     Attributes:
       alpha: share of the distillation term, above 0 and at most 1.
       temperature: T of both softmaxes, positive.
-      projector: whether layers of the projector belong to the teacher.
-      output: output of the teacher's encoder that they, or the head, see.
+      projector: whether the teacher includes layers of the projector.
+      output: output of the teacher's encoder that is the input of these layers or of the head.
     """
 
     alpha: float = 1.0

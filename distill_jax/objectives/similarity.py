@@ -1,8 +1,8 @@
 """Similarity-preserving distillation (Tung and Mori 2019, arXiv:1907.09682).
 
-`L = CE + weight / n^2 sum_layers |G_t - G_s|_F^2` with `G` the products of the flattened features
-of all pairs of examples of a batch, each row of unit length (section 3). Features may have any
-shape. No deviation.
+`L = CE + weight / n^2 sum_layers |G_t - G_s|_F^2`, where `G` holds the products of the flattened
+features of all pairs of examples of a batch, with rows of unit length (section 3). Features may
+have any shape. No deviation.
 """
 
 import dataclasses
@@ -16,10 +16,10 @@ from distill_jax.objectives._features import StageDistillation, feature
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Similarity(StageDistillation):
-    """Matches which examples of a batch activate a network alike, term `similarity`.
+    """Matches the pairwise similarities between examples of a batch, term `similarity`.
 
     Attributes:
-      weight: usual 3000.
+      weight: usually 3000.
       student_stages: outputs of the student; empty takes the last stage, as is usual.
       teacher_stages: as many outputs of the teacher; empty takes its last stage.
     """

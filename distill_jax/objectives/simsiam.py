@@ -1,8 +1,8 @@
 """SimSiam, simple siamese networks (Chen, He 2021, arXiv:2011.10566).
 
 `L = -mean over ordered pairs of views of cos(q(z_i), sg z_j)`, eq. 1 to 4, `z = g(f(x))`: BYOL
-without a moving average. It is the method that collapses most easily; its batch normalization, the
-last of which has no gain and shift, is a part of it (roles of the config).
+without a moving average. The method collapses more easily than any other. Its batch normalization
+is part of it (roles of the config); the last layer has no gain and shift.
 
 Deviations: the learning rate of the predictor follows the schedule of the other networks; the
 published one is constant.
@@ -23,9 +23,10 @@ class SimSiam(Objective):
     """The term "regression" on `views` of the batch, from -1 (equal directions) to 1.
 
     Attributes:
-      stop_gradient: whether the target has no gradient; without it a control that collapses
-        (section 4.1).
-      predictor: whether there is a q; without it a control that learns nothing (section 4.2).
+      stop_gradient: whether the target has no gradient. If false, a control that collapses (section
+        4.1).
+      predictor: whether the predictor q is used. If false, a control that learns nothing (section
+        4.2).
     """
 
     stop_gradient: bool = True

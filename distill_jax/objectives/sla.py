@@ -1,7 +1,7 @@
 """Self-supervised label augmentation (SLA; Lee, Hwang, Shin 2020, arXiv:1910.05872).
 
-M transformations of the image (rotations, colour permutations) whose identity is known. A joint
-head tells class and transformation apart, k * M classes, so that features need not be invariant:
+The identity of M transformations of the image (rotations, colour permutations) is known. A joint
+head classifies class and transformation, k * M classes, so that features need not be invariant:
 
 * "sla": `L = 1/M sum_j CE(joint(f(x_j)), (y, j))`, eq. 4.
 * "sla_sd": the plain head learns from the aggregated prediction of the joint one,
@@ -10,8 +10,8 @@ head tells class and transformation apart, k * M classes, so that features need 
 * "da": `1/M sum_j CE(z(x_j), y)`, data augmentation.
 * "mt": `1/M sum_j [CE(z(x_j), y) + CE(transformation head(f(x_j)), j)]`, eq. 2, two tasks.
 
-Deviation: none in the losses. The published runs take one or the other bank; here a product of
-both is one bank.
+Deviation: none in the losses. The published runs use one of the two sets of transformations; here a
+product of both is one set.
 """
 
 import dataclasses
@@ -33,14 +33,14 @@ MODES = ("sla", "sla_sd", "da", "mt")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SLA(Objective):
-    """Joint labels of classes and transformations, and the methods that it is compared with.
+    """Joint labels of classes and transformations, and the baselines of the paper.
 
     A step runs the student on M views of each example. The role "joint" is a map of the embedding,
     e.g. `projector`: k * M features, or M in mode "mt"; mode "da" has none. In mode "sla" the
-    student's own logits are not used: make it with `num_classes=0` where the model allows it.
+    student's own logits are not used: set `num_classes=0` where the model allows it.
 
-    Predictions: "single", of the untransformed image, and "aggregated", the mean over views of
-    the logits of their own transformation (of the plain logits in modes "da" and "mt").
+    Predictions: "single", for the untransformed image, and "aggregated", the mean over views of the
+    logits of their own transformation (of the plain logits in modes "da" and "mt").
 
     Attributes:
       mode: one of `MODES`.

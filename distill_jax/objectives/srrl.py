@@ -1,13 +1,13 @@
 """Softmax regression representation learning (Yang et al. 2021, ICLR).
 
-`L = label_weight CE + weight mean((r(s) - t)^2) + regression_weight mean((C(r(s)) - z_t)^2)`: the
-student's last feature s, through a regressor r, is to equal the teacher's t and to make the
-teacher's classifier C say what it says of t, the teacher's logits z_t.
+`L = label_weight CE + weight mean((r(s) - t)^2) + regression_weight mean((C(r(s)) - z_t)^2)`. The
+student's last feature s, mapped by a regressor r, should equal the teacher's feature t. The
+teacher's classifier C on r(s) should give the teacher's logits z_t.
 
 Deviations: means over elements in place of sums.
 
 Networks: student; teacher; regressor, model `regressor` with `batch_norm=True, relu=True` as
-published; teacher_head, model `linear_head`, frozen, which takes over the teacher's last layer by
+published; teacher_head, model `linear_head`, frozen, initialized from the teacher's last layer by
 `init="<run>#<role>/<layer>"`, e.g. `"runs/teacher#student/Dense_0"`.
 """
 
@@ -30,11 +30,11 @@ class SRRL(Distillation):
     """Regression of the teacher's last feature and of its classifier's logits.
 
     Attributes:
-      weight: of the distance of features; 0.1 to 10.
-      regression_weight: of the distance of logits, 0 or more.
+      weight: coefficient of the distance of features; 0.1 to 10.
+      regression_weight: coefficient of the distance of logits, 0 or more.
       student_stage: output of the student; empty takes its last `stage<i>`.
-      teacher_stage: output of the teacher whose mean over positions its classifier takes; empty
-        takes its last `stage<i>`.
+      teacher_stage: output of the teacher whose mean over positions is the input of its classifier;
+        empty takes its last `stage<i>`.
     """
 
     weight: float = 1.0
@@ -76,7 +76,7 @@ class SRRL(Distillation):
         return regressed[0], targets[0], state
 
     def _reuse(self, nets: Nets, regressed: Array) -> Array:
-        """Returns the teacher classifier's logits for a map in place of the teacher's."""
+        """Returns the teacher classifier's logits for a map that replaces the teacher's."""
         return nets("teacher_head", regressed.mean((1, 2)), stop_gradient_params=True)[0]["logits"]
 
 

@@ -1,12 +1,12 @@
 """Distillation with mined unlabelled examples (SSLD, Cui et al. 2021, arXiv:2103.05959).
 
-The loss is `objectives.divergence`, by default half of Jeffreys' divergence without labels. A
-survey before the first step lets the teacher score the examples without a label
-(`data.corrupt.labels_per_class`) and keeps the `per_class` highest of each class; the loss is the
-mean over these and the labelled ones. Where no label is hidden, all examples are the pool.
+The loss is `objectives.divergence`, by default half of Jeffreys' divergence without labels. In a
+survey before the first step, the teacher scores the examples without a label
+(`data.corrupt.labels_per_class`), and the `per_class` highest of each class are kept. The loss is
+the mean over these and the labelled examples. If no label is hidden, all examples are the pool.
 
-Deviations: the authors do not say whether an example may be kept for several classes, see `rule`;
-near-duplicates of the evaluation data are not looked for.
+Deviations: the paper does not specify whether an example may be kept for several classes, see
+`rule`; near-duplicates of the evaluation data are not removed.
 """
 
 import dataclasses
@@ -26,13 +26,13 @@ from distill_jax.objectives.divergence import Divergence
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SSLD(Divergence):
-    """Term `divergence`, with weight 1 for kept examples and 0 for others.
+    """The loss term `divergence`, with weight 1 for kept examples and 0 for others.
 
     Attributes:
-      num_examples: ids are below it; from the data.
-      per_class: how many of each class are kept, at least 0; None keeps the whole pool.
-      rule: "argmax", the highest among those that the teacher puts into the class, or "column",
-        among all.
+      num_examples: n; all example ids are below it; from the data.
+      per_class: number of examples kept per class, at least 0; None keeps the whole pool.
+      rule: "argmax", the highest among the examples that the teacher assigns to the class, or
+        "column", the highest among all examples.
     """
 
     num_examples: int

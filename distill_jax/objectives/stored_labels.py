@@ -1,8 +1,8 @@
 """Stored soft labels of single crops, and their weights: FKD and FerKD.
 
 FKD (Shen, Xing 2022, "A Fast Knowledge Distillation Framework for Visual Recognition",
-arXiv:2112.01528): `L = -sum_c q_c log p_c` without temperature or label term, where q is what a
-teacher said of one of M stored crops. Those crops are `data.views=M`, their labels a cache of the
+arXiv:2112.01528): `L = -sum_c q_c log p_c` without temperature or label term, where q is a
+teacher's output on one of M stored crops. The crops are `data.views=M`, their labels a cache of the
 teacher with M views (`cache.dir`), and its codecs `cache.top_k` and `cache.rest`:
 
     hard                   top_k=1, rest=drop
@@ -11,11 +11,11 @@ teacher with M views (`cache.dir`), and its codecs `cache.top_k` and `cache.rest
     marginal renormalised  top_k=5, rest=drop
 
 FerKD (Shen 2023, "FerKD: Surgical Label Adaptation for Efficient Distillation",
-arXiv:2312.17473): crops are told apart by the teacher's confidence (`losses.stored_labels
-.adapt_labels`), and `L = sum_b w_b CE(q'_b, p_b) / sum_b w_b`.
+arXiv:2312.17473): crops are distinguished by the teacher's confidence
+(`losses.stored_labels.adapt_labels`), and `L = sum_b w_b CE(q'_b, p_b) / sum_b w_b`.
 
-Deviations: the paper's thresholds could not be confirmed, so none is a default; the upper one is
-part of the recipe by a second-hand account. A teacher may also be called in every step.
+Deviations: the paper's thresholds could not be confirmed, so none is a default. The upper threshold
+is part of the method according to a second-hand source. A teacher may also be called in every step.
 """
 
 import dataclasses
@@ -34,18 +34,18 @@ from distill_jax.objectives._labels import check_smoothing
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StoredLabels(Objective):
-    """Cross-entropy with a teacher's label of each crop, kept, calibrated or discarded.
+    """Cross-entropy with a teacher's label for each crop, kept, calibrated or discarded.
 
-    As it stands every label is kept (FKD). The mean over the batch is over the crops that are used;
-    `kept` is logged and has no part in the loss.
+    By default every label is kept (FKD). The mean over the batch is over the crops that are used;
+    `kept` is logged and is not part of the loss.
 
     Attributes:
       low: crops below this confidence are discarded; in [0, 1], 0 discards none.
-      mid: crops below this one get the softened true label; 0 calibrates none, above 1 all.
+      mid: crops below this confidence get the softened true label; 0 calibrates none, above 1 all.
       high: crops above this confidence are discarded; 1 discards none.
-      smoothing: of the true label, in [0, 1).
-      score: what confidence is: "max", the teacher's largest probability, or "label", that of the
-        true class, which does not punish crops that show two objects.
+      smoothing: label smoothing of the true label, in [0, 1).
+      score: definition of confidence: "max", the teacher's largest probability, or "label", that of
+        the true class, which does not penalize crops that show two objects.
     """
 
     low: float = 0.0
@@ -73,7 +73,7 @@ class StoredLabels(Objective):
 
     @property
     def couples_batch(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """Where crops are discarded, the mean is over those of the batch that are left."""
+        """If crops are discarded, the mean is over the remaining crops of the batch."""
         return self.low > 0 or self.high < 1
 
     def loss(self, nets: Nets, batch: Batch, memory: PyTree, step: Array) -> Terms:
@@ -101,7 +101,7 @@ class StoredLabels(Objective):
 
 
 def teacher_probs(nets: Nets, batch: Batch) -> Array:
-    """Returns the teacher's label `[b, k]` of each input; of a mixture, that of its two crops."""
+    """Returns the teacher's label `[b, k]` of each input; for a mixture, that of its two crops."""
     if "mix" not in batch:
         return jax.nn.softmax(ask_teacher(nets, batch)["logits"])
     first, second = (

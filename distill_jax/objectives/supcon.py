@@ -1,8 +1,8 @@
 """SupCon, supervised contrastive learning (Khosla et al. 2020, arXiv:2004.11362).
 
 `L = mean over views i of -1 / |P(i)| sum_{p in P(i)} log(exp(z_i . z_p / tau) / Z_i)`, eq. 2, with
-`Z_i = sum_{a != i} exp(z_i . z_a / tau)`: the sum over positives stands outside of the logarithm.
-P(i) are all other views in the batch of the class of i. Labels are read.
+`Z_i = sum_{a != i} exp(z_i . z_a / tau)`: the sum over positives is outside the logarithm. P(i) are
+all other views in the batch with the class of i. The loss uses labels.
 
 The paper trains a linear classifier on the frozen encoder afterwards; here evaluators do that.
 """
@@ -18,7 +18,7 @@ from distill_jax.objectives._views import encode, project, views_of
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SupCon(Objective):
-    """The term "contrastive" on `views` of the batch and its labels.
+    """The loss term "contrastive" on `views` of the batch and its labels.
 
     Attributes:
       temperature: tau, positive.

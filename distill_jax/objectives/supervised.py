@@ -1,8 +1,8 @@
 """Training on labels alone.
 
 Cross-entropy with label smoothing (Szegedy et al. 2016, arXiv:1512.00567). Labels mixed by a
-transform (mixup, cutmix) arrive as `label_probs` and replace the class ids. Where the labels of the
-data are several at once, or real values, the loss is that of the task (`_tasks.OfTask`).
+transform (mixup, cutmix) are given as `label_probs` and replace the class ids. For several labels,
+or real values, the loss is that of the task (`_tasks.OfTask`).
 """
 
 import dataclasses
@@ -14,7 +14,7 @@ from distill_jax.objectives._tasks import OfTask
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Supervised(OfTask):
-    """The student's label loss; arguments as of `OfTask`."""
+    """The student's label loss; see `OfTask` for arguments."""
 
     roles: ClassVar[tuple[str, ...]] = ("student",)
     couples_batch: ClassVar[bool] = False

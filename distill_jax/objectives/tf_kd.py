@@ -1,21 +1,21 @@
 """Tf-KD with a virtual teacher (Yuan et al. 2020, arXiv:1909.11723, section 5).
 
-Distillation from a fixed distribution, which gives the right class a and shares
-the rest evenly (eq. 8), softened by a high temperature (eq. 9):
+Distillation from a fixed distribution, which assigns probability a to the right class and spreads
+the rest evenly over the others (eq. 8), softened by a high temperature (eq. 9):
 
 `L = (1 - alpha) CE(student, label) + alpha weight KL(p^d_T || student_T)`,
 `p^d(c) = a` for the right class, `(1 - a) / (k - 1)` for any other.
 
-A distribution is softened as one that comes from logits is, `p^(1/T)` divided by its sum. There
-is no factor T^2, as in eq. 9; `weight` is the place for one.
+The distribution is softened as one computed from logits, `p^(1/T)` divided by its sum. There is no
+factor T^2, as in eq. 9; `weight` can include one.
 
 The self-training variant of the paper and born-again networks (Furlanello et al. 2018,
-arXiv:1805.04770) need no method of their own: they are `kd` with a teacher of the student's
-architecture, `roles.teacher.init` being an earlier run of it.
+arXiv:1805.04770) do not need a separate method: they are `kd` with a teacher of the student's
+architecture, with `roles.teacher.init` set to an earlier run of it.
 
-Deviations: with mixed labels, a is spread over the classes as the label is. The authors' program
-softens the virtual teacher as if its probabilities were logits, which makes it nearly uniform; that
-is not followed.
+Deviations: with mixed labels, a is spread over the classes in proportion to the label. The authors'
+program softens the virtual teacher as if its probabilities were logits, which makes it nearly
+uniform; this is not reproduced.
 """
 
 import dataclasses
@@ -40,10 +40,10 @@ class TfKD(Objective):
       a: probability of the right class, between 1 / k and 1; above 0.9 in the paper.
       temperature: T of the virtual teacher, positive; 20 and above in the paper.
       weight: multiplier of the virtual teacher's term, 0 or more. The divergence is a sum over the
-        classes, in the authors' program a mean: its multiplier, 1 except for some networks on
-        CIFAR-100, is `weight` times k, so that its 1 is `weight=1/k`.
-      soften_student: whether the student, too, is softened in that term, as in eq. 9. The authors
-        report that their CIFAR-100 runs did not.
+        classes, in the authors' program a mean. Their multiplier, 1 except for some networks on
+        CIFAR-100, is `weight` times k, so that their 1 is `weight=1/k`.
+      soften_student: whether the student is also softened in that term, as in eq. 9. The authors
+        report that it was not in their CIFAR-100 runs.
       label_smoothing: of the label term, in [0, 1).
     """
 

@@ -1,12 +1,12 @@
 """VICReg, variance-invariance-covariance regularization (Bardes, Ponce, LeCun 2022,
 arXiv:2105.04906).
 
-`L = 25 s(z, z') + 25 (v(z) + v(z')) / 2 + (c(z) + c(z'))`, eq. 6, of projections of two views;
-statistics are unbiased, and of the whole batch on any mesh. With more views s is the mean over
-pairs, v the mean and c twice the mean over views.
+`L = 25 s(z, z') + 25 (v(z) + v(z')) / 2 + (c(z) + c(z'))`, eq. 6, of projections of two views.
+Statistics are unbiased and computed over the whole batch on any mesh. With more views s is the mean
+over pairs, v the mean and c twice the mean over views.
 
-Deviation from the text, not from the authors' program: s is the mean over features, not their sum,
-with which the published weights go, and half of v, which the text does not have.
+Deviations from the text, not from the authors' program: s is the mean over features, not their sum,
+and the published weights are for this mean; v is halved, which is not in the text.
 """
 
 import dataclasses
@@ -28,9 +28,9 @@ class VICReg(Objective):
     Attributes:
       invariance: coefficient of the mean squared difference, 0 or more.
       variance: coefficient of the hinge that keeps deviations at 1, 0 or more. Without it all
-        examples become one point.
-      covariance: coefficient of squared covariances, 0 or more. Without it and the former
-        nothing keeps representations apart.
+        examples collapse to one point.
+      covariance: coefficient of squared covariances, 0 or more. With both `variance` and
+        `covariance` at 0, nothing prevents collapse.
     """
 
     invariance: float = 25.0

@@ -4,9 +4,9 @@
 log-likelihood of the teacher's feature t under a Gaussian with mean mu(s) and one variance v_c of
 each channel, `v = softplus(a) + 1e-5`.
 
-Deviations: mean over the elements in place of their sum, for which the weight 1 was published (Tian
-et al. 2020, arXiv:1910.10699); of two maps of different size the larger is averaged first; no
-term for the logits.
+Deviations: the mean over the elements in place of their sum, for which the weight 1 was published
+(Tian et al. 2020, arXiv:1910.10699). If two maps differ in size, the larger is average-pooled
+first. There is no term for the logits.
 
 Networks: student; teacher; posterior, model `regressor` with `variance=5.0` and, as published,
 `kernel_sizes=(1, 1, 1)`.
@@ -24,10 +24,10 @@ from distill_jax.objectives._features import StageDistillation, connect
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class VID(StageDistillation):
-    """A lower bound of the information that the student's features hold about the teacher's.
+    """A lower bound on the mutual information between the student's and the teacher's features.
 
     Attributes:
-      weight: of the bound; 0.1 to 10, published 1.
+      weight: coefficient of the bound; 0.1 to 10, published 1.
     """
 
     weight: float = 1.0
