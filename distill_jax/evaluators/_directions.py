@@ -1,4 +1,4 @@
-"""Which end of a metric is better. Needs no JAX, so that configs are checked with it."""
+"""The direction of improvement of each metric. Does not import JAX, so config checks can use it."""
 
 import re
 from typing import Literal
@@ -18,14 +18,14 @@ _DIRECTIONS: dict[Literal["max", "min"], re.Pattern[str]] = {
 
 
 def direction(metric: str) -> Literal["max", "min"] | None:
-    """Returns which end of a metric is better, None where nothing is known of it.
+    """Returns the direction in which a metric improves, or None if it is unknown.
 
-    Nothing is known of what only an evaluator of the user gives, and of metrics of this package
-    that are best in between or describe something, such as `alpha_req` or `ratio_mean`.
+    It is unknown for metrics of user-defined evaluators, and for metrics of this package that have
+    an intermediate optimum or are descriptive, such as `alpha_req` or `ratio_mean`.
 
     Args:
-      metric: its name, with or without the split. What is measured of another network, as in
-        `nll_initial`, is better at the same end.
+      metric: its name, with or without the split. A metric of another network, such as
+        `nll_initial`, has the same direction.
     """
     name = _CONTROL.sub("", metric.rpartition("/")[2])
     return next((end for end, names in _DIRECTIONS.items() if names.fullmatch(name)), None)

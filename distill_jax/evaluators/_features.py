@@ -1,4 +1,4 @@
-"""What the evaluators of embeddings share: checks, subsets, scaling and an exact classifier."""
+"""Shared code of the embedding evaluators: checks, subsets, scaling and an exact classifier."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -10,20 +10,20 @@ from distill_jax.core import ranges
 from distill_jax.core.errors import ArgumentError, NonFiniteError
 
 Part = tuple[Mapping[str, Mapping[str, Any]], Mapping[str, Any]]
-"""Outputs `{role: {name: [n, ...]}}` of a split, and its facts `[n]`."""
+"""Outputs `{role: {name: [n, ...]}}` of a split, and its per-example fields `[n]`."""
 
 CONTROLS = ("raw", "initial")
-"""What an encoder is compared with: its input, and itself before any training."""
+"""Controls that an encoder is compared with: its input, and the encoder at initialisation."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OfEmbedding:
-    """What every evaluator of embeddings is told.
+    """Common arguments of the embedding evaluators.
 
     Attributes:
       role: the encoder.
-      output: which of its outputs.
-      controls: of `CONTROLS`, what is measured beside it.
+      output: name of its output.
+      controls: the entries of `CONTROLS` to evaluate as well.
     """
 
     role: str
@@ -47,7 +47,7 @@ def read_embedding(outputs: Mapping[str, Mapping[str, Any]], role: str, output: 
     """Returns an output of `role` as float64 `[n, d]`, flattened if it has more axes.
 
     Raises:
-      ArgumentError: it is absent, or the split is empty.
+      ArgumentError: the output is absent, or the split is empty.
       NonFiniteError: a value is NaN or infinite.
     """
     where = f"outputs of role {role!r}"
@@ -73,7 +73,7 @@ def read_embedding(outputs: Mapping[str, Mapping[str, Any]], role: str, output: 
 
 
 def read_split(part: Part, role: str, output: str, *, most: int | None = None) -> Split:
-    """Returns the embeddings and labels of a split, or of at most `most` examples of it."""
+    """Returns the embeddings and labels of a split, of at most `most` examples."""
     outputs, example_info = part
     z = read_embedding(outputs, role, output)
     label = np.asarray(example_info["label"])
@@ -89,14 +89,14 @@ def read_split(part: Part, role: str, output: str, *, most: int | None = None) -
 
 
 def spread(n: int, most: int | None) -> np.ndarray:
-    """Returns `most` of the positions 0..n-1, spread evenly; all where there are no more."""
+    """Returns `most` of the positions 0..n-1, spread evenly; all if n is smaller."""
     if most is None or n <= most:
         return np.arange(n)
     return np.linspace(0, n - 1, most).round().astype(np.int64)
 
 
 def parts_of(parts: Mapping[str, Part] | None, *names: str, where: str) -> list[Part]:
-    """Returns the parts of these names; raises ArgumentError where one was not given."""
+    """Returns the parts with these names; raises ArgumentError if one is missing."""
     parts = parts or {}
     for name in names:
         if name not in parts:
@@ -107,18 +107,18 @@ def parts_of(parts: Mapping[str, Part] | None, *names: str, where: str) -> list[
 
 
 def check_positive(where: str, **numbers: Any) -> None:
-    """Raises ArgumentError unless every number that is given is above 0."""
+    """Raises ArgumentError unless every given number is positive."""
     ranges.within("(0, inf)", where=where, **numbers)
 
 
 def normalized(z: np.ndarray) -> np.ndarray:
-    """Returns rows of length 1; a row of zeros stays one."""
+    """Returns rows of unit length; zero rows stay zero."""
     norm = np.linalg.norm(z, axis=1, keepdims=True)
     return z / np.where(norm > 0, norm, 1)
 
 
 class Scaler(NamedTuple):
-    """Mean and deviation `[d]` of some rows; a constant column keeps the deviation 1."""
+    """Mean and standard deviation `[d]` of rows; a constant column has deviation 1."""
 
     mean: np.ndarray
     scale: np.ndarray
@@ -156,28 +156,29 @@ def fit_logistic(
 ) -> Linear:
     """Returns the minimum of `|W|^2 / 2 + c sum_i w_i CE(z_i W + b, y_i)`, in float64.
 
-    Multinomial; the bias is not penalised. Classes without examples keep weights of their own,
-    which only repel. Newton's method with conjugate gradients in a trust region works on
-    coordinates in which the Hessian at W = 0 is the identity: directions of embeddings differ by
-    orders of magnitude in variance. scipy's L-BFGS-B hands tiny matrices to BLAS, whose threads
-    wait for each other: 40 fits to few examples took 6 s of two busy cores instead of 0.15 s.
+    Multinomial logistic regression; the bias is not penalised. Classes without examples have
+    weights too, which only repel. Newton's method with conjugate gradients in a trust region works
+    in coordinates in which the Hessian at W = 0 is the identity, since the variances of embedding
+    directions differ by orders of magnitude. scipy's L-BFGS-B hands tiny matrices to BLAS, whose
+    threads wait for each other: 40 fits to few examples took 6 s on two busy cores instead
+    of 0.15 s.
 
     Args:
       z: float64 `[n, d]`, scaled.
       labels: int `[n]` below k.
       k: number of classes.
-      c: inverse strength of the penalty.
+      c: inverse penalty strength.
       weights: `[n]`, 1 by default.
-      start: where to begin; by default at 0.
-      tolerance: norm of the gradient in those coordinates, of the objective over `c * n`; about
-        the square of it is what the objective may fall short.
+      start: initial point; 0 by default.
+      tolerance: gradient norm of the objective over `c * n` in those coordinates; the objective is
+        within about its square of the minimum.
     """
-    from scipy import optimize  # not before it is needed: it takes a while
+    from scipy import optimize  # imported lazily: the import is slow
 
     n, d = z.shape
     w = (np.ones(n) if weights is None else weights) / n
     rows, penalty = np.arange(n), 1 / (c * n)
-    if n < d:  # the minimum is a combination of rows, so that n directions are enough
+    if n < d:  # the minimum is a combination of rows, so n directions suffice
         _, root, transposed = np.linalg.svd(np.sqrt(w)[:, None] * z, full_matrices=False)
         values, vectors, d = root**2, transposed.T, n
     else:
@@ -226,7 +227,7 @@ def fit_logistic(
 
 
 def class_weights(labels: np.ndarray) -> np.ndarray:
-    """Returns weights `[n]` with which all classes that occur count alike; their mean is 1."""
+    """Returns weights `[n]` of mean 1 that give all occurring classes the same total."""
     count = np.bincount(labels)
     return (len(labels) / (np.count_nonzero(count) * np.maximum(count, 1)))[labels]
 

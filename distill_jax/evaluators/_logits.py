@@ -1,4 +1,4 @@
-"""What the evaluators of logits share: checks, log-softmax and predictions, in float64."""
+"""Shared code of the logit evaluators: checks, log-softmax and predictions, in float64."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -18,7 +18,7 @@ def read_logits(outputs: Mapping[str, Mapping[str, Any]], role: str) -> np.ndarr
     """Returns the logits of `role` as float64 `[n, k]`.
 
     Raises:
-      ArgumentError: they are absent, are not a matrix, or the split is empty.
+      ArgumentError: the logits are absent or not a matrix, or the split is empty.
       NonFiniteError: one of them is NaN or infinite. A metric over such logits would be NaN at
         best and an innocent-looking number at worst (`argmax` of NaN is a class).
     """
@@ -46,7 +46,7 @@ def read_logits(outputs: Mapping[str, Mapping[str, Any]], role: str) -> np.ndarr
 
 
 def read_labels(batch: Mapping[str, Any], logits: np.ndarray) -> np.ndarray:
-    """Returns the labels `[n]`; refuses what are no classes of `logits` `[n, k]`."""
+    """Returns the labels `[n]`; rejects values that are not classes of `logits` `[n, k]`."""
     labels = np.asarray(batch["label"])
     n, k = logits.shape
     if labels.shape != (n,) or labels.dtype.kind not in "iu":
@@ -65,10 +65,10 @@ def read_labels(batch: Mapping[str, Any], logits: np.ndarray) -> np.ndarray:
 
 
 def read_columns(batch: Mapping[str, Any], logits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the labels float64 `[n, m]` of `logits` `[n, m]`, and bool `[n, m]`: which are known.
+    """Returns the labels float64 `[n, m]` for `logits` `[n, m]`, and a bool mask of known ones.
 
     Raises:
-      ArgumentError: they are not one column for each output.
+      ArgumentError: the labels do not have one column per output.
     """
     labels = np.asarray(batch["label"])
     if labels.shape != logits.shape:

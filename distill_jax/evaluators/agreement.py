@@ -1,4 +1,4 @@
-"""How faithfully one classifier follows another."""
+"""Fidelity of one classifier to another."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -52,14 +52,14 @@ def make(*, role: str = "student", reference: str = "teacher") -> Agreement:
       agreement: share of examples with the same top class; ties go to the lower class.
       kl: mean KL(reference || role) at temperature 1, in nats.
       agreement_reference_right, agreement_reference_wrong: `agreement` among the examples that
-        the reference classifies rightly, or wrongly; left out where there are none.
+        the reference classifies correctly, or incorrectly; omitted if there are none.
 
     Args:
-      role: the network that follows.
-      reference: the network that is followed.
+      role: the network to measure.
+      reference: the network it is compared with.
 
     Raises:
-      ArgumentError: both are one role.
+      ArgumentError: `role` and `reference` are equal.
       NonFiniteError: on evaluation, if a logit is NaN or infinite.
     """
     if role == reference:

@@ -1,4 +1,4 @@
-"""How far a classifier's confidence can be trusted."""
+"""Calibration of a classifier's confidence."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ def reliability_table(confidence: np.ndarray, correct: np.ndarray, bins: int) ->
     """Returns equal-width bins `(lower, upper]` as float64 `[bins, 5]`.
 
     Columns: lower edge, upper edge, number of examples, mean confidence, accuracy. The last two
-    are NaN where a bin is empty.
+    are NaN for empty bins.
     """
     edges = np.arange(bins + 1) / bins
     bin_of = np.searchsorted(edges[1:-1], confidence, side="left")
@@ -33,7 +33,7 @@ def expected_calibration_error(table: np.ndarray) -> float:
 def by_confidence(confidence: np.ndarray, correct: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Returns (confidence, correct) `[n]`, most confident first, ties averaged.
 
-    Examples of equal confidence have no order, so each gets the mean correctness of its tie.
+    Examples of equal confidence are unordered, so each gets the mean correctness of its tie.
     """
     values, group = np.unique(-confidence, return_inverse=True)
     size = np.bincount(group)
@@ -75,8 +75,8 @@ class Calibration:
 def make(*, role: str = "student", bins: int = 15) -> Calibration:
     """Makes the evaluator of the calibration of `logits` `[n, k]`.
 
-    The confidence of an example is its largest probability. Nothing here depends on the order of
-    the examples: those of equal confidence each count with the mean correctness of their tie.
+    The confidence of an example is its largest probability. No metric depends on the order of
+    the examples: examples of equal confidence each get the mean correctness of their tie.
 
     Metrics:
       ece: expected calibration error over equal-width bins `(lower, upper]` (Guo et al., 2017,
@@ -90,7 +90,7 @@ def make(*, role: str = "student", bins: int = 15) -> Calibration:
 
     Args:
       role: the network to measure.
-      bins: number of bins, of either kind.
+      bins: number of bins of both kinds.
 
     Raises:
       ArgumentError: `bins` is below 1.

@@ -1,4 +1,4 @@
-"""Whether embeddings cluster by class."""
+"""Clustering of embeddings, compared with the classes."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -25,9 +25,9 @@ def k_means(
 ) -> tuple[np.ndarray, float]:
     """Returns (cluster `[n]`, sum of squared distances) of Lloyd's algorithm on `z` `[n, d]`.
 
-    It starts from centres drawn with probability proportional to the squared distance to those
-    drawn before (Arthur and Vassilvitskii 2007) and ends where no row moves. A cluster that loses
-    its last row keeps its centre.
+    Initial centres are drawn with probability proportional to the squared distance to the previous
+    ones (Arthur and Vassilvitskii 2007). The iteration ends when no row changes its cluster. An
+    empty cluster keeps its centre.
     """
     square = (z * z).sum(axis=1)
 
@@ -57,7 +57,7 @@ def hungarian_accuracy(labels: np.ndarray, cluster: np.ndarray) -> float:
 
     Labels and clusters are ints `[n]`, from 0 on.
     """
-    from scipy.optimize import linear_sum_assignment  # not before it is needed
+    from scipy.optimize import linear_sum_assignment  # imported lazily
 
     table = np.zeros((cluster.max() + 1, labels.max() + 1), np.int64)
     np.add.at(table, (cluster, labels), 1)
@@ -99,19 +99,19 @@ def make(
 ) -> Clustering:
     """Makes the evaluator of k-means clusters of unit embeddings `[n, d]`.
 
-    Metrics, and those of the controls with `_raw` and `_initial` behind the name:
+    Metrics, and those of the controls with the suffixes `_raw` and `_initial`:
       clustering_accuracy: share of examples whose cluster is mapped to their class, by the best
         one-to-one map of all clusters to all classes of the split (Hungarian algorithm).
 
     Args:
       role: the encoder.
-      output: which of its outputs; more axes than one are flattened.
-      clusters: how many; by default as many as classes occur.
-      restarts: random starts, of which the tightest result counts.
-      seed: of the starts.
-      max_examples: most examples, spread evenly; none for all.
-      controls: whether the test split is also measured on the input itself and on the encoder as
-        it was initialised.
+      output: name of the encoder's output; further axes are flattened.
+      clusters: number of clusters; by default the number of classes that occur.
+      restarts: number of random starts; the result with the smallest sum of squares is used.
+      seed: seed of the starts.
+      max_examples: maximum number of examples, spread evenly; None for all.
+      controls: whether to evaluate the test split also on the raw input and on the encoder at
+        initialisation.
 
     Raises:
       ArgumentError: a number is out of its range.

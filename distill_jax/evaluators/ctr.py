@@ -13,7 +13,7 @@ from distill_jax.evaluators._logits import read_labels, read_logits
 def log_odds(logits: np.ndarray) -> np.ndarray:
     """Returns log p / (1 - p) of every class against the rest, `[n, k]` for logits `[n, k]`.
 
-    It orders examples as p does, also where p is 1 to the last digit.
+    It ranks examples as p does, even if p rounds to 1.
     """
     edge = np.full((len(logits), 1), -np.inf)
     before = np.logaddexp.accumulate(logits[:, :-1], axis=1)
@@ -95,19 +95,19 @@ class CTR:
 def make(*, role: str = "student", positive: int = 1) -> CTR:
     """Makes the evaluator of the probability p of one class of `logits` `[n, k]`.
 
-    The other classes are taken together: p is the softmax probability of `positive`. Examples are
+    All other classes count as negative: p is the softmax probability of `positive`. Examples are
     ranked by log p / (1 - p), in float64.
 
     Metrics:
       auc: area under the ROC curve, the share of pairs of a positive and a negative that are
-        ranked rightly; ties count one half. Left out unless both occur.
+        ranked correctly; ties count one half. Omitted unless both occur.
       average_precision: sum over thresholds of precision times the growth of recall, without
-        interpolation; ties pass together. Left out without positives.
+        interpolation; ties pass together. Omitted without positives.
       log_loss: mean of -y log p - (1 - y) log(1 - p), in nats and without clipping.
       normalised_entropy: `log_loss` over that of always predicting the share of positives in this
-        split (He et al., 2014); below 1 is better than that. Left out with `auc`.
+        split (He et al., 2014); below 1 is better than that. Omitted with `auc`.
       calibration_ratio: sum of p over the number of positives (same source); 1 is right
-        on average. Left out without positives.
+        on average. Omitted without positives.
 
     Args:
       role: the network to measure.

@@ -1,4 +1,4 @@
-"""How well heads of another library do on frozen embeddings: a perceptron, and boosted trees."""
+"""Non-linear heads on frozen embeddings: a perceptron, and boosted trees."""
 
 import dataclasses
 import importlib.util
@@ -26,7 +26,7 @@ HEADS = ("mlp", "trees")
 
 
 def _make_head(name: str, *, hidden: tuple[int, ...], trees: int, rate: float, seed: int) -> Any:
-    from sklearn import ensemble, neural_network  # not before it is needed: it takes a while
+    from sklearn import ensemble, neural_network  # imported lazily: the import is slow
 
     if name == "trees":
         return ensemble.HistGradientBoostingClassifier(
@@ -76,7 +76,7 @@ class Downstream(OfEmbedding):
             head = _make_head(
                 name, hidden=self.hidden, trees=self.trees, rate=self.rate, seed=self.seed
             )
-            # Its threads wait in a spin: where cores are shared, two took 100 times as long as one.
+            # Its threads spin while waiting: on shared cores, two took 100 times as long as one.
             with threadpoolctl.threadpool_limits(1), warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # that 200 passes did not converge
                 head.fit(z, train.label)
@@ -98,33 +98,33 @@ def make(
     max_examples: int | None = 4_000,
     controls: bool = True,
 ) -> Downstream:
-    """Makes the evaluator of heads that are not linear, both of scikit-learn.
+    """Makes the evaluator of two non-linear scikit-learn heads.
 
-    On embeddings that are standardised by the training part: "mlp", a perceptron that stops when
-    a tenth of the training part, held back, no longer gets better, and "trees", gradient boosting
-    over histograms, a reference that needs no embedding, so that `trees_accuracy_raw` is what a
-    table has to be compared with. Nothing is chosen; for linear heads see `probe`.
+    The embeddings are standardised by the training part. "mlp" is a perceptron with early stopping
+    on a tenth of the training part. "trees" is histogram-based gradient boosting. Trees need no
+    embedding, so for tabular data `trees_accuracy_raw` is the baseline to compare with. No
+    hyperparameter is selected. For linear heads see `probe`.
 
-    Metrics, and those of the controls with `_raw` and `_initial` behind the name, for NAME in
+    Metrics, and those of the controls with the suffixes `_raw` and `_initial`, for NAME in
     `heads`:
       NAME_accuracy, NAME_balanced_accuracy: of the split; the latter is the mean over the classes
         that occur.
 
     Args:
       role: the encoder.
-      output: which of its outputs; more axes than one are flattened.
+      output: name of the encoder's output; further axes are flattened.
       heads: "mlp", "trees" or both.
       hidden: widths of the perceptron.
-      trees: rounds of boosting, one tree a class each, of 15 leaves at most.
+      trees: rounds of boosting, each with one tree per class of at most 15 leaves.
       rate: learning rate of boosting.
-      seed: of both heads.
+      seed: seed of both heads.
       max_examples: most training examples, spread evenly; none for all. Time grows with them, with
         the width of the embedding and, of trees, with the number of classes.
-      controls: whether the test split is also measured on the input itself and on the encoder as
-        it was initialised.
+      controls: whether to evaluate the test split also on the raw input and on the encoder at
+        initialisation.
 
     Raises:
-      ArgumentError: an unknown head, or a number out of its range; scikit-learn is not installed.
+      ArgumentError: a head is unknown, a number is out of range, or scikit-learn is not installed.
       NonFiniteError: on evaluation, if an embedding is NaN or infinite.
     """
     if importlib.util.find_spec("sklearn") is None:

@@ -1,4 +1,4 @@
-"""How well a linear classifier of frozen embeddings does from a few labels."""
+"""Accuracy of a linear classifier of frozen embeddings, trained on a few labels."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -26,7 +26,7 @@ WHERE = "few_label_probe"
 def draw(labels: np.ndarray, *, seed: int, number: int) -> np.ndarray:
     """Returns the rank `[n]`, from 0, of each example among those of its class in a random order.
 
-    Those with rank below m are m labels a class: fewer labels are among more.
+    Ranks below m select m labels per class, so smaller sets are nested in larger ones.
     """
     random = np.random.Generator(np.random.Philox(key=[seed, number]))
     order = random.random(len(labels))
@@ -39,7 +39,7 @@ def draw(labels: np.ndarray, *, seed: int, number: int) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FewLabelProbe(OfEmbedding):
-    """A linear classifier from a few labels, averaged over draws of them; see `make`."""
+    """A linear classifier trained on a few labels, averaged over draws; see `make`."""
 
     per_class: tuple[int, ...]
     percent: tuple[float, ...]
@@ -103,31 +103,31 @@ def make(
 ) -> FewLabelProbe:
     """Makes the evaluator of linear probes from a few labels of each class.
 
-    As `probe`, from a class-balanced random part of the labels of the training examples, with a
-    fixed penalty: nothing is chosen, so that no further label is looked at. Embeddings are
-    standardised by all training examples, whose labels that does not need. A class with fewer
-    examples gives all. The draws depend on `seed` and the training labels alone, so they are the
-    same for every encoder, state and control, and differences between those are paired; fewer
-    labels are among more.
+    Like `probe`, on a class-balanced random subset of the training labels and with a fixed
+    penalty: no hyperparameter is selected, so no further label is read. Embeddings are standardised
+    by all training examples, which needs no labels. A class with too few examples uses all of them.
+    The draws depend on `seed` and the training labels alone, so they are the same for every
+    encoder, state and control, and differences are paired. Smaller subsets are nested in larger
+    ones.
 
-    Metrics, and those of the controls with `_raw` and `_initial` behind the name, for NAME in
+    Metrics, and those of the controls with the suffixes `_raw` and `_initial`, for NAME in
     "<m>_per_class" and "<s>_percent":
       few_label_accuracy_NAME, few_label_balanced_accuracy_NAME: mean over the draws.
-      few_label_se_NAME: standard error of the former over the draws; absent for one draw. It says
-        nothing of the spread over seeds of training.
+      few_label_se_NAME: standard error of the former over the draws; absent for one draw. It does
+        not include the spread over training seeds.
       few_label_draws_NAME: array `[draws]` of accuracies.
 
     Args:
       role: the encoder.
-      output: which of its outputs; more axes than one are flattened.
+      output: name of the encoder's output; further axes are flattened.
       per_class: numbers of labels of each class.
       percent: shares of the labels of each class, in percent, at least one label each.
-      draws: how many random parts.
-      seed: of the draws.
-      c: inverse strength of the penalty, see `probe`.
+      draws: number of random subsets.
+      seed: seed of the draws.
+      c: inverse penalty strength, see `probe`.
       max_examples: most training examples to draw from, spread evenly; none for all.
-      controls: whether the test split is also measured on the input itself and on the encoder as
-        it was initialised.
+      controls: whether to evaluate the test split also on the raw input and on the encoder at
+        initialisation.
 
     Raises:
       ArgumentError: a number is out of its range.

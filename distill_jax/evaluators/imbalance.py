@@ -1,4 +1,4 @@
-"""What a classifier does for every class, rare or not."""
+"""Class-balanced metrics of a classifier under class imbalance."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -44,7 +44,7 @@ class Imbalance:
 def make(*, role: str = "student") -> Imbalance:
     """Makes the evaluator of a classifier's `logits` `[n, k]` under class imbalance.
 
-    Metrics; those that `classification` has too are the same numbers:
+    Metrics; those shared with `classification` have the same values:
       macro_f1: F1 averaged over the classes that occur among labels or predictions.
       balanced_accuracy: recall averaged over the classes that occur among the labels.
       macro_auc: area under the ROC curve of every class against the rest, averaged over the

@@ -1,4 +1,4 @@
-"""Classes of test examples by those of their nearest training examples."""
+"""Nearest-neighbour classification of embeddings."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -20,7 +20,7 @@ from distill_jax.evaluators._features import (
 
 WHERE = "knn"
 BLOCK = 1024
-"""Queries whose similarities to the whole bank are held at a time."""
+"""Number of queries whose similarities to the whole bank are stored at once."""
 
 
 def nearest(
@@ -32,8 +32,8 @@ def nearest(
       queries: unit rows `[n, d]`.
       bank: unit rows `[m, d]`.
       k: at most m.
-      own: position in the bank of each query `[n]`, which is left out of its neighbours; -1 where
-        it is not there.
+      own: position of each query in the bank `[n]`, excluded from its neighbours; -1 if it is not
+        in the bank.
     """
     indices, similar = [], []
     for start in range(0, len(queries), BLOCK):
@@ -52,13 +52,13 @@ def nearest(
 
 
 def vote(labels: np.ndarray, similar: np.ndarray, classes: int, temperature: float) -> np.ndarray:
-    """Returns the class `[n]` of most votes; ties go to the lower one.
+    """Returns the class `[n]` with the most votes; ties go to the lower class.
 
     Args:
       labels: of the neighbours, `[n, k]`.
       similar: their similarities, `[n, k]`; -inf has no vote.
-      classes: how many there are.
-      temperature: a vote counts `exp(similar / temperature)`.
+      classes: number of classes.
+      temperature: a vote has weight `exp(similar / temperature)`.
     """
     top = similar.max(axis=1, keepdims=True)
     weight = np.exp((similar - np.where(np.isfinite(top), top, 0)) / temperature)
@@ -69,7 +69,7 @@ def vote(labels: np.ndarray, similar: np.ndarray, classes: int, temperature: flo
 
 
 def own_positions(index: np.ndarray, bank: np.ndarray) -> np.ndarray:
-    """Returns where in `bank` `[m]` each of `index` `[n]` is, -1 where it is not."""
+    """Returns the position in `bank` `[m]` of each entry of `index` `[n]`, -1 if absent."""
     order = np.argsort(bank, kind="stable")
     at = np.minimum(np.searchsorted(bank, index, sorter=order), len(bank) - 1)
     return np.where(bank[order[at]] == index, order[at], -1)
@@ -123,23 +123,23 @@ def make(
 ) -> Knn:
     """Makes the evaluator of weighted nearest neighbours (Wu et al. 2018, arXiv:1805.01978).
 
-    Embeddings `[n, d]` are scaled to length 1. The k training examples of largest cosine vote for
-    their classes with weights exp(cosine / temperature) (Caron et al. 2021, arXiv:2104.14294,
+    Embeddings `[n, d]` are scaled to length 1. The k training examples with the largest cosine vote
+    for their classes with weights exp(cosine / temperature) (Caron et al. 2021, arXiv:2104.14294,
     appendix F.4). An example is never its own neighbour. On small data, k should stay below the
     number of examples of a class.
 
-    Metrics, and those of the controls with `_raw` and `_initial` behind the name:
+    Metrics, and those of the controls with the suffixes `_raw` and `_initial`:
       knn_accuracy, knn_balanced_accuracy: with the first k; the mean over the classes that occur.
       knn<k>_accuracy, knn<k>_balanced_accuracy: with each further k.
 
     Args:
-      role: the encoder: `target` where its moving average is meant.
-      output: which of its outputs; more axes than one are flattened.
-      k: number of neighbours, or several; all of the bank where it is smaller.
+      role: the encoder; `target` for its moving average.
+      output: name of the encoder's output; further axes are flattened.
+      k: number of neighbours, or several; the whole bank if it is smaller.
       temperature: of the votes.
       bank: most training examples to compare with, spread evenly; none for all.
-      controls: whether the test split is also measured on the input itself and on the encoder as
-        it was initialised.
+      controls: whether to evaluate the test split also on the raw input and on the encoder at
+        initialisation.
 
     Raises:
       ArgumentError: a number is not positive.

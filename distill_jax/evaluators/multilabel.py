@@ -1,4 +1,4 @@
-"""Ranking, decisions and proper scores of several labels at once."""
+"""Ranking, decision and proper-score metrics of multilabel classifiers."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -67,10 +67,10 @@ class Multilabel:
 
 
 def make(*, role: str = "student") -> Multilabel:
-    """Makes the evaluator of `logits` `[n, k]` of k labels, each present where its logit is high.
+    """Makes the evaluator of `logits` `[n, k]` of k labels; a high logit predicts presence.
 
-    Unknown labels have no part in any metric. A mean over labels leaves out those for which the
-    metric is not defined.
+    Unknown labels are excluded from all metrics. Means over labels skip those for which the metric
+    is undefined.
 
     Metrics:
       mean_average_precision: mean over labels of the average precision (see `ctr`), of labels
@@ -79,11 +79,11 @@ def make(*, role: str = "student") -> Multilabel:
         and absent somewhere.
       macro_f1: mean over labels of F1 of the probability 0.5, of labels that occur or are
         predicted; micro_f1: F1 of all decisions together.
-      binary_accuracy: share of right decisions.
-      subset_accuracy: share of examples all of whose labels are known and right.
+      binary_accuracy: share of correct decisions.
+      subset_accuracy: share of examples whose labels are all known and correctly predicted.
       nll: mean binary cross-entropy of a label, in nats.
       brier: mean squared difference of probability and label.
-      average_precision_by_label, auc_by_label, f1_by_label: arrays `[k]`, NaN where not defined.
+      average_precision_by_label, auc_by_label, f1_by_label: arrays `[k]`, NaN where undefined.
 
     Args:
       role: the network to measure.

@@ -1,4 +1,4 @@
-"""How well a linear classifier of frozen embeddings does."""
+"""Accuracy of a linear classifier of frozen embeddings."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -29,18 +29,18 @@ GRID = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
 def choose(
     train: Split, held_out: Split | None, k: int, grid: Sequence[float], *, balanced: bool
 ) -> tuple[Linear, Scaler, float]:
-    """Fits a classifier for each strength of the penalty and returns the best on held-out data.
+    """Fits a classifier for each penalty strength and returns the best on held-out data.
 
-    The scaler sees the training part alone. The strongest penalty is tried first; ties go to it,
-    and the first strength that does worse than the one before is the last, as weaker penalties
-    take the longest. With one strength the held-out part is not looked at.
+    The scaler is fitted to the training part alone. Penalties are tried from the strongest on; ties
+    go to the stronger one. The search stops at the first strength that is worse than the one
+    before, since weaker penalties take longest. With one strength the held-out part is not read.
 
     Args:
-      train: what is fitted.
-      held_out: what chooses.
+      train: split to fit.
+      held_out: split to select the strength on.
       k: number of classes.
       grid: inverse strengths, see `_features.fit_logistic`.
-      balanced: whether classes count alike, in the fit and in the choice.
+      balanced: whether classes have equal weight, in the fit and in the selection.
     """
     scaler = Scaler.fit(train.z)
     z = scaler(train.z)
@@ -106,24 +106,24 @@ def make(
     """Makes the evaluator of a linear probe, solved exactly.
 
     Multinomial logistic regression with an L2 penalty on embeddings that are standardised by the
-    training part, fitted to the training part with its labels, and measured on the split. Of
-    several strengths, from the strongest until one does worse than the one before, that of the
-    highest held-out accuracy is taken; figures of the held-out split itself are therefore a
-    little high, those of the test split are not.
+    training part, fitted to the training part with its labels, and measured on the split. Several
+    strengths are tried from the strongest until one is worse than the one before, and the one with
+    the highest held-out accuracy is used. Metrics of the held-out split itself are therefore
+    slightly optimistic; those of the test split are not.
 
-    Metrics, and those of the controls with `_raw` and `_initial` behind the name:
+    Metrics, and those of the controls with the suffixes `_raw` and `_initial`:
       probe_accuracy, probe_balanced_accuracy: of the split; the latter is the mean over the
         classes that occur.
-      probe_c: the inverse strength that was taken.
+      probe_c: the selected inverse strength.
 
     Args:
       role: the encoder.
-      output: which of its outputs; more axes than one are flattened.
-      c: inverse strength of the penalty, `|W|^2 / 2 + c * sum of losses`, or several.
-      balanced: whether the classes count alike in the fit and in the choice of `c`.
+      output: name of the encoder's output; further axes are flattened.
+      c: inverse penalty strength, `|W|^2 / 2 + c * sum of losses`, or several.
+      balanced: whether classes have equal weight in the fit and in the selection of `c`.
       max_examples: most training (and held-out) examples, spread evenly; none for all.
-      controls: whether the test split is also measured on the input itself and on the encoder as
-        it was initialised.
+      controls: whether to evaluate the test split also on the raw input and on the encoder at
+        initialisation.
 
     Raises:
       ArgumentError: a number is not positive; the held-out part is empty and `c` is several.

@@ -1,4 +1,4 @@
-"""Errors and correlations of real values."""
+"""Errors and correlations of real-valued predictions."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ from distill_jax.evaluators.trust import ranks
 
 
 def pearson(x: np.ndarray, y: np.ndarray) -> float:
-    """Returns the correlation of `x` and `y` `[n]`; NaN where one of them is constant."""
+    """Returns the correlation of `x` and `y` `[n]`; NaN if either is constant."""
     x, y = x - x.mean(), y - y.mean()
     size = np.sqrt((x @ x) * (y @ y))
     return float(x @ y / size) if size > 0 else float("nan")
@@ -19,7 +19,7 @@ def pearson(x: np.ndarray, y: np.ndarray) -> float:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Regression:
-    """Metrics of the values that `role` gives against targets; see `make`."""
+    """Metrics of the predictions of `role` against the targets; see `make`."""
 
     role: str = "student"
 
@@ -59,18 +59,18 @@ class Regression:
 
 
 def make(*, role: str = "student") -> Regression:
-    """Makes the evaluator of the values `logits` `[n, m]` of m targets, in their units.
+    """Makes the evaluator of the predictions `logits` `[n, m]` of m targets, in their units.
 
-    Each metric is that of one target, averaged over the targets for which it is defined; unknown
-    targets have no part in it.
+    Each metric is computed per target and averaged over the targets for which it is defined.
+    Unknown targets are excluded.
 
     Metrics:
       rmse: root of the mean squared error.
       mae: mean absolute error.
-      r2: share of the variance of the target in this split that is explained; 0 is its mean, and
-        below 0 is worse. Left out for a target that is constant.
-      pearson, spearman: correlation of values and target, and of their ranks, ties having the mean
-        of theirs. Left out where either is constant.
+      r2: share of the target's variance in this split that is explained; predicting the mean gives
+        0, and worse predictions are negative. Omitted for a constant target.
+      pearson, spearman: correlation of predictions and target, and of their ranks, with ties
+        sharing their mean rank. Omitted if either is constant.
       <metric>_by_target: arrays `[m]` where m > 1.
 
     Args:

@@ -1,4 +1,4 @@
-"""What embeddings look like without labels: rank, spectrum, spread."""
+"""Label-free measures of embeddings: rank, spectrum, spread."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -75,29 +75,30 @@ def make(
     max_examples: int | None = 10_000,
     controls: bool = True,
 ) -> Representation:
-    """Makes the evaluator of embeddings `[n, d]` without labels, in float64.
+    """Makes the evaluator of label-free measures of embeddings `[n, d]`, in float64.
 
-    Any of the metrics may choose the best checkpoint (`eval.metric=held_out/rankme`): no label is
-    read. They tell states and hyperparameters of one method apart, not methods.
+    Any of the metrics may select the best checkpoint (`eval.metric=held_out/rankme`), since no
+    label is read. They compare states and hyperparameters of one method, not different methods.
 
-    Metrics, and those of the controls with `_raw` and `_initial` behind the name (see
+    Metrics, and those of the controls with the suffixes `_raw` and `_initial` (see
     `core.spectrum` for the definitions):
       rankme: effective rank of the uncentred embeddings, at most min(n, d).
-      alpha_req: decay of the covariance spectrum; left out where d < 3 or nothing varies.
+      alpha_req: decay of the covariance spectrum; omitted if d < 3 or the embeddings are constant.
       normalized_std: deviation of unit embeddings, times sqrt(d): 1 is even, 0 is collapse.
       feature_variance: mean variance of a dimension, not normalised.
       uniformity: log mean Gaussian potential of unit embeddings; 0 is collapse.
-      lidar, alignment: of the views of each example, where `views` names them.
+      lidar, alignment: from the views of each example, if `views` is given.
       spectrum: array `[d]`, eigenvalues of the centred covariance, the largest first.
 
     Args:
       role: the encoder.
-      output: which of its outputs; more axes than one are flattened.
-      views: "role/output" of embeddings `[n, v, d]` of v views of each example, such as a method's
-        `predictions` may give; empty where there are none.
-      max_examples: most examples, spread evenly; none for all. `uniformity` takes their square.
-      controls: whether the test split is also measured on the input itself and on the encoder as
-        it was initialised.
+      output: name of the encoder's output; further axes are flattened.
+      views: "role/output" of embeddings `[n, v, d]` of v views of each example, such as from
+        a method's `predictions`; empty if there are none.
+      max_examples: maximum number of examples, spread evenly; None for all. The cost of
+        `uniformity` is quadratic.
+      controls: whether to evaluate the test split also on the raw input and on the encoder at
+        initialisation.
 
     Raises:
       ArgumentError: a number is not positive, or `views` names no output.

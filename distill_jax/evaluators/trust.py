@@ -1,4 +1,4 @@
-"""On which examples a weighting listens to the teacher."""
+"""Evaluation of the teacher's share in a weighting."""
 
 import dataclasses
 from collections.abc import Iterator, Mapping
@@ -16,7 +16,7 @@ WHERE = "trust"
 def teacher_share(weights: np.ndarray) -> np.ndarray:
     """Returns the ratio `[n]`: the last of the weights `[n, s]` over their sum.
 
-    Where the sum is not positive, no signal counts, and the last weight itself is returned.
+    If the sum is not positive, no loss term counts, and the last weight itself is returned.
     """
     total = weights.sum(axis=1)
     return weights[:, -1] / np.where(total > 0, total, 1)
@@ -32,7 +32,7 @@ def teacher_margin(teacher: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 
 def ranks(values: np.ndarray) -> np.ndarray:
-    """Returns the ranks `[n]` of values `[n]` from 1, ties having the mean of theirs."""
+    """Returns the ranks `[n]` of values `[n]` from 1; ties get their mean rank."""
     _, group = np.unique(values, return_inverse=True)
     size = np.bincount(group)
     return (np.cumsum(size) - (size - 1) / 2)[group]
@@ -43,9 +43,10 @@ def four_groups(
 ) -> Iterator[tuple[str, np.ndarray]]:
     """Yields (name, bool `[n]`) of "right_far", "right_near", "wrong_far" and "wrong_near".
 
-    Within the examples that the teacher classifies rightly, and wrongly, the share `quantile` that
-    has the largest and the smallest distance of student and teacher probabilities (logits
-    `[n, k]`); at least one example, and all that tie with the last one. Empty groups are left out.
+    Among the examples that the teacher classifies correctly, and incorrectly, each group is the
+    share `quantile` with the largest or the smallest distance between student and teacher
+    probabilities (logits `[n, k]`): at least one example, including ties with the last one. Empty
+    groups are omitted.
     """
     gap = np.exp(log_softmax(student)) - np.exp(log_softmax(teacher))
     distance = np.sqrt((gap**2).sum(axis=1))
@@ -60,7 +61,7 @@ def four_groups(
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Trust:
-    """The ratio of a weighting against what is known of the teacher; see `make`."""
+    """The ratio of a weighting compared with the teacher's correctness; see `make`."""
 
     quantile: float = 0.2
 
@@ -106,7 +107,7 @@ class Trust:
 
 
 def read_flag(batch: Mapping[str, Any], name: str, n: int) -> np.ndarray | None:
-    """Returns where the flag `[n]` is not 0, None without it; raises ArgumentError on its shape."""
+    """Returns the flag `[n]` as bool, None if absent; raises ArgumentError on a wrong shape."""
     if name not in batch:
         return None
     flag = np.asarray(batch[name])
@@ -150,10 +151,10 @@ def _read_weights(arrays: Mapping[str, np.ndarray], n: int) -> np.ndarray:
 def make(*, quantile: float = 0.2) -> Trust:
     """Makes the evaluator of a weighting's ratio, the teacher's share of an example's weights.
 
-    Read are the weights `[n, s]` of the signals, the teacher's last, and the logits `[n, k]` of
-    student and teacher as the weighting saw them. The ratio is the last weight over the sum of all;
-    where that is not positive, the last weight. Means are over examples; what is undefined, the
-    group being empty or the other side of it, is left out.
+    The inputs are the weights `[n, s]` of the loss terms, the teacher's last, and the logits
+    `[n, k]` of student and teacher as given to the weighting. The ratio is the last weight over the
+    sum of all, or the last weight itself if the sum is not positive. Means are over examples.
+    Metrics that are undefined because a group or its complement is empty are omitted.
 
     Metrics:
       ratio_mean, ratio_std: over all examples.
@@ -163,17 +164,18 @@ def make(*, quantile: float = 0.2) -> Trust:
         between the probabilities of student and teacher (Hu et al., 2024, arXiv:2312.15112,
         table 4), ties with the last one included.
       teacher_wrong_auc: area under the ROC curve of 1 - ratio for the teacher being wrong: the
-        share of pairs of a wrong and a right answer that the ratio orders so; ties count one half.
+        share of pairs of a wrong and a right prediction with a lower ratio for the wrong one; ties
+        count one half.
       ratio_margin_correlation: Spearman's rank correlation of the ratio with the teacher's margin
-        p_y - max_{c != y} p_c; left out where either is constant.
+        p_y - max_{c != y} p_c; omitted if either is constant.
 
-    Of the flags that the data may carry:
+    For optional flags of the data:
       damaged_auc: as `teacher_wrong_auc`, for `teacher_shift` != 0.
-      ratio_noisy, ratio_clean: mean where the label was changed (`label_noisy`) and elsewhere.
+      ratio_noisy, ratio_clean: mean over the changed labels (`label_noisy`) and the others.
       ratio_outlier, ratio_inlier: mean over noise images (`outlier`) and the others.
 
     Args:
-      quantile: size of a group, as a share of what it is taken from.
+      quantile: size of a group, as a share of the correct or incorrect examples.
 
     Raises:
       ArgumentError: `quantile` is outside (0, 0.5]; on evaluation, if shapes do not fit.

@@ -40,9 +40,9 @@ def soft_cross_entropy(logits: Array, probs: Array, *, smoothing: float = 0.0) -
 def focal(logits: Array, label: Array, *, gamma: float) -> Array:
     """Focal loss of class ids, `[b, k], [b] -> [b]`, in nats.
 
-    `-(1 - p)^gamma log p` of the label's probability p (Lin et al. 2017, arXiv:1708.02002, eq. 4,
-    of a softmax). `1 - p` is summed over the other classes, so that its power has a derivative
-    where p rounds to 1.
+    `-(1 - p)^gamma log p` with p the softmax probability of the label (Lin et al. 2017,
+    arXiv:1708.02002, eq. 4). `1 - p` is computed as a sum over the other classes, so that its power
+    has a derivative where p rounds to 1.
     """
     own = jnp.arange(logits.shape[-1])[None] == label[:, None]
     others = jax.nn.logsumexp(jnp.where(own, -jnp.inf, logits), axis=-1)
@@ -57,19 +57,20 @@ def weighted_cross_entropy(
 
     Args:
       logits: `[b, k]`.
-      probs: label distributions; one-hot rows of class ids.
-      weights: of the classes.
-      smoothing: as of `cross_entropy`.
+      probs: label distributions; one-hot rows for class ids.
+      weights: class weights.
+      smoothing: see `cross_entropy`.
     """
     probs = (1 - smoothing) * probs + smoothing / probs.shape[-1]
     return optax.softmax_cross_entropy(logits, probs * weights[None])
 
 
 def kl(log_p: Array, log_q: Array) -> Array:
-    """`KL(p || q)` of log-probabilities of two distributions, `[b, k], [b, k] -> [b]`.
+    """`KL(p || q)` of two distributions given as log-probabilities, `[b, k], [b, k] -> [b]`.
 
-    As `sum p (d - 1 + exp(-d))` with `d = log p - log q`: the same for rows that sum to 1, but its
-    terms are of second order where p and q are close, so that they do not cancel in float32.
+    Computed as `sum p (d - 1 + exp(-d))` with `d = log p - log q`. For rows that sum to 1 this is
+    the same value, but its terms are of second order where p and q are close, so they do not cancel
+    in float32.
     """
     p, d = jnp.exp(log_p), log_p - log_q
     near = jnp.abs(d) < 1
@@ -85,7 +86,7 @@ def distillation_kl(student: Array, teacher: Array, *, temperature: float) -> Ar
     section 2.1, arXiv:1503.02531).
 
     Raises:
-      ArgumentError: other classes in the two, or a temperature that is not above 0.
+      ArgumentError: the numbers of classes differ, or the temperature is not positive.
     """
     if isinstance(temperature, (int, float)):
         ranges.within("(0, inf)", temperature=temperature)
@@ -102,7 +103,7 @@ def shift_logits(logits: Array, shift: Array) -> Array:
 
     Args:
       logits: `[b, k]`.
-      shift: int `[b]`; 0 leaves a row as it is, anything else makes a right answer wrong.
+      shift: int `[b]`; 0 leaves a row unchanged; any other shift makes a correct prediction wrong.
     """
     k = logits.shape[-1]
     source = (jnp.arange(k)[None] - shift[:, None]) % k

@@ -1,6 +1,6 @@
 """Losses that compare assignments of views to learned prototypes.
 
-Logits are `[..., k]` for k prototypes. Softmaxes and Sinkhorn's iteration are taken in the log
+Logits are `[..., k]` for k prototypes. Softmaxes and Sinkhorn iterations are computed in the log
 domain, in float32 or wider.
 """
 
@@ -31,8 +31,8 @@ def move_centre(centre: Array, logits: Array, weights: Array, *, decay: float) -
     Args:
       centre: c, `[k]`.
       logits: t, `[..., k]`.
-      weights: which of them count, `[...]`; where none does the centre stays.
-      decay: share of the old centre.
+      weights: `[...]`, 0 for logits to ignore; the centre is unchanged if all are 0.
+      decay: weight of the old centre.
     """
     rows, w = _wide(logits).reshape(-1, logits.shape[-1]), weights.reshape(-1)
     total = w.sum()
@@ -46,32 +46,33 @@ def sinkhorn(
 ) -> Array:
     """Returns assignments `[n, k]` whose columns sum to about n / k, and whose rows to 1.
 
-    Caron et al. (2020, SwAV, arXiv:2006.09882), eq. 3 to 5: `exp(t / temperature)`, its columns
-    and rows scaled in turn, rows last. One prototype cannot take everything.
+    Caron et al. (2020, SwAV, arXiv:2006.09882), eq. 3 to 5: the columns and rows of
+    `exp(t / temperature)` are scaled in turn, rows last. This prevents a single prototype from
+    receiving all assignments.
 
     Args:
       logits: t, `[n, k]`.
-      weights: `[n]`, 0 on rows that do not count; they are no part of the sums.
+      weights: `[n]`, 0 on rows that are excluded from the sums.
       temperature: epsilon in the paper.
-      iterations: number of times that both are scaled.
+      iterations: number of times that columns and rows are scaled.
     """
     real = (weights > 0)[:, None]
     log_q = jnp.where(real, _wide(logits) / temperature, -jnp.inf)
     for _ in range(iterations):
         total = jax.nn.logsumexp(log_q, axis=0, keepdims=True)
-        # Without any row that counts all sums are empty.
+        # If all weights are 0, all sums are empty.
         log_q = log_q - jnp.where(jnp.isfinite(total), total, 0)
         log_q = log_q - jnp.where(real, jax.nn.logsumexp(log_q, axis=1, keepdims=True), 0)
     return jnp.exp(log_q)
 
 
 def view_entropies(targets: Array, logits: Array, *, temperature: float) -> Array:
-    """Cross-entropy of each view with each, `[b, u, k], [b, w, k] -> [b, u, w]` (DINO, eq. 2).
+    """Cross-entropy of every pair of views, `[b, u, k], [b, w, k] -> [b, u, w]` (DINO, eq. 2).
 
     Args:
       targets: assignments by the teacher.
-      logits: of the student.
-      temperature: of the student's softmax.
+      logits: logits of the student.
+      temperature: temperature of the student's softmax.
     """
     log_p = jax.nn.log_softmax(_wide(logits) / temperature)
     return -jnp.einsum("buk,bwk->buw", targets, log_p, precision="highest")
@@ -80,7 +81,7 @@ def view_entropies(targets: Array, logits: Array, *, temperature: float) -> Arra
 def between_views(values: Array) -> Array:
     """Mean over pairs of different views, `[b, u, w] -> [b]` (DINO, eq. 3).
 
-    The first u of the w views of the student are those that the teacher sees; w is at least 2.
+    The teacher sees the first u of the student's w views; w is at least 2.
     """
     u, w = values.shape[1:]
     other = jnp.arange(u)[:, None] != jnp.arange(w)[None]
@@ -90,13 +91,13 @@ def between_views(values: Array) -> Array:
 def masked_entropy(targets: Array, logits: Array, weights: Array, *, temperature: float) -> Array:
     """Mean cross-entropy over the masked patches of an image, `[b, p, k], [b, p, k] -> [b]`.
 
-    Zhou et al. (2022, iBOT, arXiv:2111.07832), eq. 2. An image without any gives 0.
+    Zhou et al. (2022, iBOT, arXiv:2111.07832), eq. 2. An image without masked patches gives 0.
 
     Args:
-      targets: assignments of patches by the teacher, who sees them.
-      logits: of the student, who does not.
+      targets: assignments of the patches by the teacher, which sees all of them.
+      logits: logits of the student, which does not see the masked patches.
       weights: `[b, p]`, 1 where the patch is masked.
-      temperature: of the student's softmax.
+      temperature: temperature of the student's softmax.
     """
     values = soft_cross_entropy(_wide(logits) / temperature, targets)
     return (weights * values).sum(-1) / jnp.maximum(weights.sum(-1), 1)

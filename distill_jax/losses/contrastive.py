@@ -1,17 +1,17 @@
-"""Contrastive losses over views of the examples of the whole batch.
+"""Contrastive losses over the views of all examples of the batch.
 
-Embeddings are `[b, v, d]`; rows of padding are candidates of no anchor. Losses that need all
-similarities of the batch hold one table of them, as "dense" below, or have a `form`, which changes
-what is held in memory and nothing else. With n vectors, G devices and blocks of `BLOCK`:
+Embeddings are `[b, v, d]`; padding rows are never candidates. Losses that need all similarities of
+the batch store them in one table, as "dense" below, or take an argument `form`, which affects
+memory use only. With n vectors, G devices and blocks of `BLOCK`:
 
 * "dense": one table, `n * n / G` numbers on a device;
-* "gathered": each device gathers all candidates explicitly and has the rows of its own anchors;
-  the same size as "dense", without relying on how the compiler splits a product;
-* "ring": candidates go around the devices and are met in blocks, each of which is computed again
-  in the backward pass, `n / G * min(n / G, BLOCK)` numbers. On one device there are blocks alone.
+* "gathered": each device gathers all candidates explicitly and computes the rows of its own
+  anchors; same size as "dense", independent of how the compiler partitions a product;
+* "ring": candidates are passed around the devices and processed in blocks, each recomputed in the
+  backward pass; `n / G * min(n / G, BLOCK)` numbers. On one device only the blocks remain.
 
-Devices are those of the mesh in context (`jax.set_mesh`, `jax.shard_map`); without one, or with one
-device, "gathered" is "dense".
+The devices are those of the mesh in context (`jax.set_mesh`, `jax.shard_map`). Without a mesh, or
+with one device, "gathered" is the same as "dense".
 """
 
 import functools
@@ -30,16 +30,16 @@ Form: TypeAlias = Literal["dense", "gathered", "ring"]
 FORMS: tuple[str, ...] = get_args(Form)
 
 BLOCK = 1024
-"""Candidates that an anchor meets at once in the form "ring"."""
+"""Number of candidates per block in the form "ring"."""
 
 FLOOR = -1e30
-"""The logit of what is no candidate. Finite: an anchor without candidates has a gradient of 0."""
+"""The logit of excluded candidates. Finite, so that an anchor without candidates has gradient 0."""
 
 Rows: TypeAlias = Mapping[str, Array]
 """Anchors or candidates: arrays with one leading axis."""
 
 Sums: TypeAlias = tuple[Array, ...]
-"""Of every anchor what was found among some candidates, each `[m]`."""
+"""Partial results of the anchors over a set of candidates, each `[m]`."""
 
 
 def normalize(x: Array, *, epsilon: float = 1e-12) -> Array:
@@ -51,7 +51,7 @@ def normalize(x: Array, *, epsilon: float = 1e-12) -> Array:
 
 
 def products(x: Array, y: Array) -> Array:
-    """Returns all inner products, `[m, d], [n, d] -> [m, n]`, of full precision everywhere."""
+    """Returns all inner products, `[m, d], [n, d] -> [m, n]`, in full precision on every device."""
     return jnp.matmul(x, y.T, precision="highest")
 
 
@@ -64,14 +64,14 @@ def over_candidates(
     start: tuple[float, ...],
     form: str,
 ) -> Sums:
-    """Returns what each anchor finds among all candidates.
+    """Reduces over all candidates for each anchor.
 
     Args:
-      block: what anchors find among some candidates.
-      merge: of two sets of candidates; `start` is its neutral element.
-      anchors: m rows. A place, `[m]`, must be among them.
+      block: computes the partial results of the anchors over a block of candidates.
+      merge: combines the partial results of two sets of candidates; `start` is its neutral element.
+      anchors: m rows. They must include `place`, `[m]`.
       candidates: n rows.
-      start: what is found among no candidates.
+      start: the partial results of an empty set of candidates.
       form: one of `FORMS`.
     """
     sizes = partition.axes_in_context()
@@ -108,13 +108,13 @@ def over_candidates(
 
 def _started(start: tuple[float, ...], anchors: Rows) -> Sums:
     dtype = anchors["vector"].dtype
-    # Derived from the anchors, for under `shard_map` it must differ between devices as they do.
+    # Derived from the anchors, since under `shard_map` it must vary over devices as they do.
     nothing = (0 * anchors["place"]).astype(dtype)
     return tuple(nothing + value for value in start)
 
 
 def _in_blocks(block, merge, sums: Sums, anchors: Rows, candidates: Rows) -> Sums:
-    """Merges what is found in blocks of candidates, which are computed again when going back."""
+    """Merges the results of blocks of candidates; blocks are recomputed in the backward pass."""
 
     @jax.checkpoint
     def one(sums, anchors, candidates):
@@ -161,15 +161,16 @@ def softmax_contrast(
 ) -> Array:
     """Mean over positives of `-log softmax` over all candidates, `[m, d], [n, d] -> [m]`.
 
-    `L_i = log sum_a exp(s_ia) - mean of s_ip over the positives p of i`, s the inner products. An
-    anchor without positives has 0.
+    `L_i = log sum_a exp(s_ia) - mean of s_ip over the positives p of i`, with s the inner products.
+    The loss of an anchor without positives is 0.
 
     Args:
       anchors: unit vectors divided by the temperature.
       candidates: unit vectors.
-      groups: ints `[m]` and `[n]`; a candidate of the anchor's group is a positive.
-      usable: bool `[n]`, false where a candidate is none.
-      leave_out_own: whether anchors and candidates are the same list and none meets itself.
+      groups: ints `[m]` and `[n]`; candidates of the anchor's group are its positives.
+      usable: bool `[n]`, false for rows that are not candidates.
+      leave_out_own: whether anchors and candidates are the same list; each anchor then excludes
+        itself.
       form: one of `FORMS`.
     """
     place = jnp.arange(anchors.shape[0])
@@ -212,15 +213,17 @@ def nt_xent(z: Array, mask: Array, *, temperature: float, form: str = "dense") -
 def sup_con(
     z: Array, label: Array, mask: Array, *, temperature: float, form: str = "dense"
 ) -> Array:
-    """Supervised contrast, `[b, v, d], [b] -> [b]`, mean over the views of an example as anchors.
+    """Supervised contrastive loss, `[b, v, d], [b] -> [b]`.
 
-    Khosla et al. (2020, arXiv:2004.11362), the loss with the sum over positives outside of the
+    The mean over the views of an example as anchors.
+
+    Khosla et al. (2020, arXiv:2004.11362), the loss with the sum over positives outside the
     logarithm, eq. 2: `-1 / |P(i)| sum_{p in P(i)} log(exp(z_i . z_p / tau) / sum_{a != i} exp(z_i .
-    z_a / tau))`, P(i) all other views in the batch of the class of i.
+    z_a / tau))`, with P(i) all other views of the class of i in the batch.
 
     Args:
       z: embeddings of views, v at least 2; normalized here.
-      label: ints; views of equal label are positives of each other.
+      label: ints; views with equal labels are positives of each other.
       mask: float `[b]`, 0 on padding.
       temperature: tau.
       form: one of `FORMS`.
@@ -240,11 +243,11 @@ def sup_con(
 
 
 def soft_con(z: Array, probs: Array, mask: Array, *, temperature: float) -> Array:
-    """Supervised contrast with soft positives, `[b, v, d], [b, k] -> [b]`.
+    """Supervised contrastive loss with soft positives, `[b, v, d], [b, k] -> [b]`.
 
-    Bai et al. (2023, BaCon, arXiv:2310.01376): the loss of `sup_con` with each pair weighed by
-    `m_ij = q_i . q_j`, 1 for two views of one example, and divided by the sum of the weights. In a
-    loss on logits `[b, v, k]` of a cosine classifier:
+    Bai et al. (2023, BaCon, arXiv:2310.01376): the loss of `sup_con` with each pair weighted
+    by `m_ij = q_i . q_j`, 1 for two views of one example, divided by the sum of the weights. Usage
+    with the logits `[b, v, k]` of a cosine classifier:
 
         probs = jax.lax.stop_gradient(debiased_probs(logits, prior))
         value = soft_con(z, probs, mask, temperature=0.1)  # [b]
@@ -252,7 +255,7 @@ def soft_con(z: Array, probs: Array, mask: Array, *, temperature: float) -> Arra
 
     Args:
       z: embeddings of views; normalized here.
-      probs: q, what is believed of the class of each example; see `debiased_probs`.
+      probs: q, estimated class probabilities of each example; see `debiased_probs`.
       mask: float `[b]`, 0 on padding.
       temperature: tau.
     """
@@ -270,15 +273,15 @@ def soft_con(z: Array, probs: Array, mask: Array, *, temperature: float) -> Arra
 def debiased_probs(
     logits: Array, prior: Array, *, temperature: float = 0.1, power: float = 0.5
 ) -> Array:
-    """Class probabilities with the estimated prior taken out, `[b, v, k], [k] -> [b, k]`.
+    """Class probabilities corrected for an estimated prior, `[b, v, k], [k] -> [b, k]`.
 
     Mean over views of `softmax(logits / temperature - power log prior)` (BaCon).
 
     Args:
-      logits: of a cosine classifier.
-      prior: positive, estimated share of each class; from outside of the step.
-      temperature: of the softmax.
-      power: of the prior.
+      logits: logits of a cosine classifier.
+      prior: positive, estimated share of each class; computed outside the training step.
+      temperature: temperature of the softmax.
+      power: exponent of the prior.
     """
     shift = power * jnp.log(prior)
     return jax.nn.softmax(logits / temperature - shift[None, None], axis=-1).mean(1)
@@ -287,21 +290,21 @@ def debiased_probs(
 def marginal_divergence(
     logits: Array, prior: Array, mask: Array, *, temperature: float = 0.1, power: float = 1.1
 ) -> Array:
-    """How far predictions of a batch are from an estimated distribution of classes; a scalar.
+    """Divergence of a batch's predictions from an estimated class distribution, a scalar.
 
-    `R = log k - H(p')`, `p' ~ p / prior^power`, p the mean of `softmax(logits / temperature)`: the
-    regularizer of BaCon, at least 0, and 0 where p is proportional to `prior^power`.
+    `R = log k - H(p')`, `p' ~ p / prior^power`, with p the mean of `softmax(logits / temperature)`.
+    This is the regularizer of BaCon. It is at least 0, and 0 if p is proportional to `prior^power`.
 
     Args:
       logits: `[b, k]`.
       prior: `[k]`, positive.
       mask: float `[b]`, 0 on padding.
-      temperature: of the softmax.
-      power: of the prior.
+      temperature: temperature of the softmax.
+      power: exponent of the prior.
     """
     probs = jax.nn.softmax(logits / temperature, axis=-1)
     mean = (mask[:, None] * probs).sum(0) / jnp.maximum(mask.sum(), 1)
-    # Below the smallest normal number a class has no entropy left to lose.
+    # Below the smallest normal number a class contributes no entropy.
     mean = jnp.maximum(mean, jnp.finfo(mean.dtype).tiny)
     log_p = jax.nn.log_softmax(jnp.log(mean) - power * jnp.log(prior))
     return jnp.log(logits.shape[-1]) + (jnp.exp(log_p) * log_p).sum()
@@ -310,15 +313,15 @@ def marginal_divergence(
 def queue_contrast(
     queries: Array, keys: Array, queue: Array, usable: Array, *, temperature: float
 ) -> Array:
-    """InfoNCE of queries with their keys against a queue, `[b, d], [b, d], [q, d] -> [b]`.
+    """InfoNCE of queries and keys with a queue of negatives, `[b, d], [b, d], [q, d] -> [b]`.
 
     He et al. (2020, MoCo, arXiv:1911.05722), eq. 1.
 
     Args:
       queries: normalized here.
-      keys: normalized here; no gradient passes.
+      keys: normalized here; no gradient flows through them.
       queue: unit vectors.
-      usable: bool `[q]`, false for slots that hold nothing yet.
+      usable: bool `[q]`, false for empty slots.
       temperature: tau.
     """
     queries, keys = normalize(queries), jax.lax.stop_gradient(normalize(keys))
@@ -331,13 +334,13 @@ def queue_contrast(
 def pair_contrast(
     x: Array, y: Array, mask: Array, *, temperature: float | Array = 1.0, form: str = "dense"
 ) -> Array:
-    """Cross-entropy of finding one's own partner among all, `[b, d], [b, d] -> [b]`.
+    """Cross-entropy of identifying each anchor's partner in the batch, `[b, d], [b, d] -> [b]`.
 
     Args:
       x: anchors; normalized here.
-      y: candidates, partner i of anchor i; normalized here.
+      y: candidates; row i is the partner of anchor i; normalized here.
       mask: float `[b]`, 0 on padding.
-      temperature: a number, or one for each anchor, `[b]`.
+      temperature: a number, or one per anchor, `[b]`.
       form: one of `FORMS`.
     """
     place = jnp.arange(x.shape[0])
@@ -355,13 +358,13 @@ def pair_contrast(
 def clip_contrast(x: Array, y: Array, mask: Array, scale: Array, *, form: str = "dense") -> Array:
     """Symmetric cross-entropy of pairs, `[b, d], [b, d] -> [b]`.
 
-    Radford et al. (2021, CLIP, arXiv:2103.00020), figure 3: mean of both directions.
+    Radford et al. (2021, CLIP, arXiv:2103.00020), figure 3: the mean over both directions.
 
     Args:
       x: one half of each pair; normalized here.
       y: the other half; normalized here.
       mask: float `[b]`, 0 on padding.
-      scale: one over the temperature, `[b]`, the same for all.
+      scale: inverse temperature, `[b]`, equal for all rows.
       form: one of `FORMS`.
     """
     there = pair_contrast(x, y, mask, temperature=1 / scale, form=form)
@@ -374,15 +377,15 @@ def sigmoid_contrast(
 ) -> Array:
     """Binary cross-entropy of all pairs, summed over candidates, `[b, d], [b, d] -> [b]`.
 
-    Zhai et al. (2023, SigLIP, arXiv:2303.15343): `sum_j softplus(-l_ij (t x_i . y_j + c))`, l
-    1 for a pair and -1 else. Blocks of candidates need nothing of each other.
+    Zhai et al. (2023, SigLIP, arXiv:2303.15343): `sum_j softplus(-l_ij (t x_i . y_j + c))`, with l
+    1 for a matching pair and -1 otherwise. Blocks of candidates are independent of each other.
 
     Args:
       x: one half of each pair; normalized here.
       y: the other half; normalized here.
       mask: float `[b]`, 0 on padding.
-      scale: t, `[b]`, the same for all.
-      bias: c, `[b]`, the same for all.
+      scale: t, `[b]`, equal for all rows.
+      bias: c, `[b]`, equal for all rows.
       form: one of `FORMS`.
     """
     x = normalize(x) * scale[:, None]
@@ -402,22 +405,22 @@ def _sigmoid_block(anchors: Rows, candidates: Rows) -> Sums:
 
 
 def _squared_distances(x: Array, y: Array) -> Array:
-    # Not by a norm, whose derivative at distance 0 is infinite.
+    # Not computed from a norm, whose derivative at distance 0 is infinite.
     return 2 - 2 * products(x, y)
 
 
 def attraction(
     z: Array, *, t: float, uniform: bool = False, stop_grad_weights: bool = False
 ) -> Array:
-    """Distance to the other views of an example, the farther the more, `[b, v, d] -> [b]`.
+    """Attraction to the other views of an example, weighted towards far views, `[b, v, d] -> [b]`.
 
     Zheng et al. (2021, CACR, arXiv:2105.03746): mean over views of `sum_{u != v} w_u |z_v-z_u|^2`,
-    w the softmax over u of `t |z_v-z_u|^2`. With two views w is 1.
+    with w the softmax over u of `t |z_v-z_u|^2`. With two views w is 1.
 
     Args:
       z: embeddings of views; normalized here.
       t: t+, 0 or more.
-      uniform: whether all w are equal, a control.
+      uniform: whether all w are equal, as a control.
       stop_grad_weights: whether w has no gradient.
     """
     z = normalize(z)
@@ -431,16 +434,16 @@ def attraction(
 def repulsion(
     z: Array, mask: Array, *, t: float, uniform: bool = False, stop_grad_weights: bool = False
 ) -> Array:
-    """Minus the distance to other examples, the closer the more, `[b, v, d] -> [b]`.
+    """Repulsion from other examples, weighted towards close ones, `[b, v, d] -> [b]`.
 
-    CACR: mean over pairs of views v < u of `-sum_{j != i} w_j |z_i^v-z_j^u|^2`, w the softmax over
-    j of `-t |z_i^v-z_j^u|^2`.
+    CACR: mean over pairs of views v < u of `-sum_{j != i} w_j |z_i^v-z_j^u|^2`, with w the softmax
+    over j of `-t |z_i^v-z_j^u|^2`.
 
     Args:
       z: embeddings of views; normalized here.
       mask: float `[b]`, 0 on padding.
       t: t-, 0 or more.
-      uniform: whether all w are equal, a control.
+      uniform: whether all w are equal, as a control.
       stop_grad_weights: whether w has no gradient.
     """
     z = normalize(z)
@@ -456,7 +459,7 @@ def repulsion(
 
 
 def _weights(logits: Array, allowed: Array, *, uniform: bool, stop: bool) -> Array:
-    """Returns a softmax over what is allowed, 0 elsewhere and where nothing is."""
+    """Returns a softmax over the allowed entries, 0 elsewhere and in rows without any."""
     logits = 0 * logits if uniform else logits
     weights = jax.nn.softmax(jnp.where(allowed, logits, FLOOR), axis=-1)
     weights = jnp.where(allowed, weights, 0)

@@ -1,4 +1,4 @@
-"""Contrasts between embeddings of a student and a teacher: one value per example, `[b]`."""
+"""Contrastive losses between student and teacher embeddings: one value per example, `[b]`."""
 
 import jax
 import jax.numpy as jnp
@@ -11,16 +11,16 @@ def noise_contrast(
 ) -> Array:
     """Noise-contrastive loss, `[b], [b, q], [b, q] -> [b]`, in nats.
 
-    CRD (Tian et al. 2020, arXiv:1910.10699, section 3.1) of one positive and q
+    CRD (Tian et al. 2020, arXiv:1910.10699, section 3.1) with one positive and q
     negatives: `-log h+ - sum_j w_j log(1 - h-_j)` with `h = p / (p + q / n)` and
     `p = exp(logit) / Z`.
 
     Args:
       positive: logits of the matching pairs, `[b]`.
-      negative: logits of the others, `[b, q]`.
-      weights: of the negatives, 1 for each or 0 for one left out, `[b, q]`.
+      negative: logits of the negative pairs, `[b, q]`.
+      weights: weights of the negatives, 1 or 0 for excluded ones, `[b, q]`.
       log_z: logarithm of Z, a scalar.
-      num_examples: n, over which the noise is uniform.
+      num_examples: n, the number of examples over which the noise is uniform.
     """
     shift = log_z + jnp.log(negative.shape[1] / num_examples)
     return jax.nn.softplus(shift - positive) + (weights * jax.nn.softplus(negative - shift)).sum(1)
@@ -31,7 +31,7 @@ def estimate_log_z(
 ) -> Array:
     """Returns `log(n mean(exp(logit)))` over the pairs of a batch, a scalar without gradient.
 
-    The constant of `noise_contrast`, as its authors estimate it on the first batch.
+    This is the constant of `noise_contrast`, which its authors estimate on the first batch.
 
     Args:
       positive: `[b]`.
@@ -55,7 +55,7 @@ def batch_contrast(student: Array, teacher: Array, allowed: Array, *, temperatur
     Args:
       student: unit vectors, `[b, d]`.
       teacher: unit vectors, `[b, d]`.
-      allowed: bool `[b, b]`, whether j is a negative of i; i itself is its positive whatever it is.
+      allowed: bool `[b, b]`, whether j is a negative of i; i is always its own positive.
       temperature: T, positive.
     """
     logits = student @ teacher.T / temperature

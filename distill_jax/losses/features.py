@@ -1,8 +1,8 @@
 """Losses between feature maps: one value per example, `[b]`.
 
-Maps are `[b, h, w, c]`. Sums of the papers over the elements of a map are means here, as in the
-benchmark of Tian et al. 2020 (arXiv:1910.10699), whose weights the objectives take over, but for
-`boundary_distance` and `factor_distance`, where its reductions are others.
+Maps are `[b, h, w, c]`. Where the papers sum over the elements of a map, these losses average, as
+does the benchmark of Tian et al. 2020 (arXiv:1910.10699), whose weights the objectives use. The
+exceptions are `boundary_distance` and `factor_distance`, for which its reductions differ.
 """
 
 import math
@@ -21,11 +21,11 @@ def as_map(x: Array, *, where: str) -> Array:
 
     Args:
       x: a map; vectors `[b, d]`, which become `[b, 1, 1, d]`; or tokens `[b, t, d]` of a square
-        grid in row order, behind a class token or not, which is left out.
-      where: config path that named the feature.
+        grid in row order. A leading class token is dropped.
+      where: config path of the feature.
 
     Raises:
-      ArgumentError: the feature has another rank, or its tokens form no square.
+      ArgumentError: the feature has another rank, or its tokens do not form a square grid.
     """
     if x.ndim == 4:
         return x
@@ -50,7 +50,7 @@ def as_map(x: Array, *, where: str) -> Array:
 
 
 def match_sizes(first: Array, second: Array, *, where: str) -> tuple[Array, Array]:
-    """Averages the larger of two maps down to the smaller, each axis by a whole number.
+    """Average-pools the larger of two maps to the smaller, by an integer factor per axis.
 
     Raises:
       ArgumentError: one size does not divide the other.
@@ -89,14 +89,14 @@ def mean_square(x: Array) -> Array:
 
 
 def _normalized(x: Array) -> Array:
-    """Rows of unit length, `[b, ...] -> [b, n]`; a row of zeros stays, without a gradient."""
+    """Rows of unit length, `[b, ...] -> [b, n]`; a zero row stays zero and has no gradient."""
     return normalized(x.reshape(x.shape[0], -1), epsilon=1e-12)
 
 
 def attention_distance(student: Array, teacher: Array) -> Array:
     """Squared distance of normalized attention maps (Zagoruyko & Komodakis 2017, eq. 2).
 
-    A map is the mean of squared activations over the channels, as a vector of unit length.
+    An attention map is the mean over channels of the squared activations, scaled to unit length.
 
     Args:
       student: `[b, h, w, c]`.
@@ -109,7 +109,7 @@ def attention_distance(student: Array, teacher: Array) -> Array:
 def gaussian_nll(target: Array, mean: Array, variance: Array) -> Array:
     """`1/2 (log variance + (target - mean)^2 / variance)`, averaged over the elements.
 
-    The bound of Ahn et al. 2019 without its constant.
+    The variational bound of Ahn et al. 2019 without its constant.
 
     Args:
       target: `[b, h, w, c]`.
@@ -121,7 +121,7 @@ def gaussian_nll(target: Array, mean: Array, variance: Array) -> Array:
 
 
 def flow(first: Array, second: Array) -> Array:
-    """Products of the channels of two maps of one size, averaged over positions (Yim 2017, eq. 1).
+    """Channel products of two maps of equal size, averaged over positions (Yim 2017, eq. 1).
 
     `[b, h, w, c], [b, h, w, c'] -> [b, c, c']`.
     """
@@ -131,21 +131,21 @@ def flow(first: Array, second: Array) -> Array:
 
 
 def boundary_distance(student: Array, teacher: Array, *, margin: float) -> Array:
-    """Squared hinge that puts the student on the teacher's side of zero (Heo et al. 2019).
+    """Squared hinge loss on the sign of the teacher's activations (Heo et al. 2019).
 
     Args:
       student: values before the activation, `[b, ...]`.
       teacher: values before the activation, `[b, ...]`; only their signs count.
-      margin: distance from zero that the student is asked for.
+      margin: distance from zero beyond which the student has no loss.
     """
     gap = jnp.where(teacher > 0, margin - student, margin + student)
     return mean_square(jax.nn.relu(gap))
 
 
 def factor_distance(student: Array, teacher: Array) -> Array:
-    """Mean absolute difference of factors of unit length (Kim et al. 2018), over all entries.
+    """Mean absolute difference over the entries of unit-length factors (Kim et al. 2018).
 
-    Entries that are equal have no gradient.
+    Equal entries have no gradient.
     """
     return absolute(_normalized(student) - _normalized(teacher)).mean(-1)
 
@@ -153,9 +153,9 @@ def factor_distance(student: Array, teacher: Array) -> Array:
 def hierarchical_distance(student: Array, teacher: Array) -> Array:
     """Hierarchical context loss of Chen et al. 2021.
 
-    Mean squares at the full size and after average pooling to 4, 2 and 1 positions a side, those
-    below the smaller side of the map; each level counts half of the one before, and the weights
-    sum to 1.
+    Mean squared differences at full size and after average pooling to 4, 2 and 1 positions per
+    side, restricted to sizes below the smaller side of the map. Each level has half the weight of
+    the one before, and the weights sum to 1.
 
     Args:
       student: `[b, h, w, c]`.
@@ -172,7 +172,7 @@ def hierarchical_distance(student: Array, teacher: Array) -> Array:
 
 
 def _adaptive_pool(x: Array, size: int) -> Array:
-    """Averages into `size` bins a side; bins of an indivisible side overlap by up to a position."""
+    """Averages into `size` bins per side; bins overlap by up to one position if not divisible."""
     if not (x.shape[1] % size or x.shape[2] % size):
         return _pool(x, size, size)
 

@@ -1,6 +1,6 @@
-"""Groups and environments of examples, as weights and shares `[b]` whose mean is a group's.
+"""Losses over groups and environments, as per-example weights and shares `[b]`.
 
-"Mean" is the mean over the batch, padding left out. Letters: g groups, e environments.
+All means are over the batch without padding. Letters: g groups, e environments.
 """
 
 import jax
@@ -16,11 +16,11 @@ def _sizes(member: Array, mask: Array) -> tuple[Array, Array]:
 
 
 def worst_group_weights(loss: Array, member: Array, mask: Array) -> Array:
-    """Weights `[b]` with which the mean of `loss` is the largest mean of a group.
+    """Weights `[b]` with which the weighted mean of `loss` is the largest group mean.
 
     Args:
       loss: `[b]`.
-      member: `[b, g]`, 0 or 1; an example may be in several groups. Empty ones do not count.
+      member: `[b, g]`, 0 or 1; an example may be in several groups. Empty groups are ignored.
       mask: `[b]`, 0 on padding.
     """
     member, size = _sizes(member, mask)
@@ -30,7 +30,7 @@ def worst_group_weights(loss: Array, member: Array, mask: Array) -> Array:
 
 
 def balanced_weights(member: Array, mask: Array) -> Array:
-    """Weights `[b]` that give each of g disjoint groups that are not empty the same share, mean 1.
+    """Weights `[b]` of mean 1 that give each non-empty one of g disjoint groups the same total.
 
     Args:
       member: `[b, g]`, one-hot.
@@ -46,7 +46,7 @@ def environment_risks(loss: Array, member: Array, mask: Array) -> Array:
 
     Args:
       loss: `[b]`.
-      member: `[b, e]`, one-hot; rows of zeros belong to none.
+      member: `[b, e]`, one-hot; a zero row belongs to no environment.
       mask: `[b]`.
     """
     member, size = _sizes(member, mask)
@@ -61,7 +61,7 @@ def irm_penalty(logits: Array, label: Array, member: Array, mask: Array) -> Arra
     Args:
       logits: `[b, k]`.
       label: class ids `[b]`.
-      member: `[b, e]`, one-hot; rows of zeros belong to none.
+      member: `[b, e]`, one-hot; a zero row belongs to no environment.
       mask: `[b]`.
     """
     member, size = _sizes(member, mask)
@@ -74,11 +74,11 @@ def irm_penalty(logits: Array, label: Array, member: Array, mask: Array) -> Arra
 def vrex_penalty(loss: Array, member: Array, mask: Array) -> Array:
     """Shares `[b]` whose mean is the variance over environments of their mean losses.
 
-    V-REx, Krueger et al. 2021, arXiv:2003.00688; environments without an example do not count.
+    V-REx, Krueger et al. 2021, arXiv:2003.00688; environments without examples are ignored.
 
     Args:
       loss: `[b]`.
-      member: `[b, e]`, one-hot; rows of zeros belong to none.
+      member: `[b, e]`, one-hot; a zero row belongs to no environment.
       mask: `[b]`.
     """
     member, size = _sizes(member, mask)

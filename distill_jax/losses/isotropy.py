@@ -1,4 +1,4 @@
-"""Statistics of how far embeddings of a batch are from an isotropic normal distribution."""
+"""Statistics of the deviation of a batch of embeddings from an isotropic normal distribution."""
 
 import jax
 import jax.numpy as jnp
@@ -8,9 +8,9 @@ from distill_jax.core.api import Array, Key
 
 
 def random_directions(key: Key, *, width: int, count: int, dtype=jnp.float32) -> Array:
-    """Returns directions of length one, uniform on the sphere, `[width, count]`.
+    """Returns unit vectors drawn uniformly from the sphere, `[width, count]`.
 
-    They are drawn in float32, whatever the precision; a draw too short to normalize stays finite.
+    They are drawn in float32 at any precision. A draw too short to normalize stays finite.
     """
     drawn = jax.random.normal(key, (width, count), jnp.float32)
     length = jnp.sqrt((drawn**2).sum(0, keepdims=True))
@@ -20,17 +20,17 @@ def random_directions(key: Key, *, width: int, count: int, dtype=jnp.float32) ->
 def sigreg(
     z: Array, mask: Array, directions: Array, *, largest: float = 3.0, knots: int = 17
 ) -> Array:
-    """Epps-Pulley statistic of projections of a batch, mean over directions, a scalar.
+    """Epps-Pulley statistic of the projections of a batch, averaged over directions, a scalar.
 
     `n integral |phi_n(t) - exp(-t^2 / 2)|^2 exp(-t^2 / 2) dt` from `-largest` to `largest`, with
-    phi_n the empirical characteristic function of the projections of the n examples, by the
-    trapezoidal rule on `knots` points of the half that symmetry leaves. Balestriero and LeCun
-    (2025, LeJEPA, arXiv:2511.08544), section 4. For independent examples of a standard normal
-    distribution its expectation is that of `expected_sigreg`, whatever n.
+    phi_n the empirical characteristic function of the projections of the n examples (Balestriero
+    and LeCun 2025, LeJEPA, arXiv:2511.08544, section 4). The integrand is symmetric; it is
+    integrated over `[0, largest]` by the trapezoidal rule on `knots` points. For independent
+    standard normal examples the expectation is `expected_sigreg` for every n.
 
     Args:
       z: `[b, d]`, of the whole batch.
-      mask: float `[b]`, 0 on padding, which counts nowhere.
+      mask: float `[b]`, 0 on padding, which is ignored.
       directions: `[d, m]`, of length one.
       largest: end of the range of integration.
       knots: points of the rule, at least 2.
@@ -40,7 +40,7 @@ def sigreg(
     projected = jnp.matmul(z.astype(wide), directions.astype(wide), precision="highest")
     t, normal, weights = (jnp.asarray(x, wide)[:, None] for x in _rule(largest, knots))
 
-    # Recomputed backwards: `knots` times the projections would be kept for the gradient otherwise.
+    # Recomputed in the backward pass, which would otherwise store `knots` times the projections.
     @jax.checkpoint
     def characteristic(projected: Array) -> tuple[Array, Array]:
         angles = t[:, :, None] * projected[None]
@@ -61,7 +61,7 @@ def expected_sigreg(*, largest: float = 3.0, knots: int = 17) -> float:
 
 
 def _rule(largest: float, knots: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Points, values of `exp(-t^2 / 2)` there, and weights of the trapezoidal rule, folded at 0."""
+    """Points, values of `exp(-t^2 / 2)` and weights of the trapezoidal rule, folded at 0."""
     t = np.linspace(0, largest, knots)
     weights = np.full(knots, 2 * largest / (knots - 1))
     weights[[0, -1]] /= 2

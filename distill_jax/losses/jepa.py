@@ -25,7 +25,7 @@ def squared(x: Array, y: Array) -> Array:
 
 
 def absolute(x: Array, y: Array) -> Array:
-    """Mean size of the difference, `[b]`; without a gradient where it is 0."""
+    """Mean absolute difference, `[b]`; without a gradient where it is 0."""
     return _mean(ties.absolute(_difference(x, y)))
 
 
@@ -41,7 +41,7 @@ DISTANCES = {"squared": squared, "absolute": absolute, "smooth_l1": smooth_l1}
 def standardize(x: Array, *, epsilon: float = 1e-5, unbiased: bool = False) -> Array:
     """Returns `(x - mean) / sqrt(variance + epsilon)` along the last axis.
 
-    This is layer normalization without gain and shift; a constant row gives zeros.
+    This is layer normalization without scale and bias; a constant row gives zeros.
 
     Args:
       x: `[..., d]`.

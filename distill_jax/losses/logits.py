@@ -9,7 +9,7 @@ from distill_jax.core.api import Array
 from distill_jax.losses.classification import kl
 
 _TINY_VARIANCE = 1e-12
-"""A row or column that varies less is constant: it has no scale and gives no gradient."""
+"""Rows or columns with less variation are treated as constant and give no gradient."""
 
 
 def log_probs(student: Array, teacher: Array, *, temperature: float) -> tuple[Array, Array]:
@@ -26,8 +26,8 @@ def reverse_kl(
       student: logits `[b, k]`.
       teacher: logits `[b, k]`.
       temperature: T of both softmaxes.
-      floor: lower bound of the teacher's log-probability, which nothing else bounds here; with it
-        the teacher's row no longer sums to 1 and the value may fall below 0 by as little.
+      floor: lower bound of the teacher's log-probability, which is otherwise unbounded. With it the
+        teacher's row no longer sums to 1, and the value may be slightly negative.
     """
     log_student, log_teacher = log_probs(student, teacher, temperature=temperature)
     if floor is None:
@@ -52,19 +52,18 @@ def teacher_cross_entropy(student: Array, teacher: Array, *, temperature: float)
 def decoupled_kl(
     student: Array, teacher: Array, target: Array, *, temperature: float
 ) -> tuple[Array, Array]:
-    """The two parts of the divergence in Zhao et al. 2022, eq. 5 and 7 (arXiv:2203.08679).
+    """The two terms of the divergence of Zhao et al. 2022, eq. 5 and 7 (arXiv:2203.08679).
 
     `KL(t || s) = TCKD + (1 - t_target) NCKD`; both are multiplied by T^2 here.
 
     Args:
       student: logits `[b, k]`.
       teacher: logits `[b, k]`.
-      target: the class that is set apart, int `[b]`.
+      target: the target class, int `[b]`.
       temperature: T of all softmaxes.
 
     Returns:
-      TCKD `[b]`, between "target" and "any other class", and NCKD `[b]`, between the other classes
-      among themselves.
+      TCKD `[b]`, over "target" and "any other class", and NCKD `[b]`, over the other classes only.
     """
     is_target = jax.nn.one_hot(target, student.shape[-1], dtype=bool)
 
@@ -89,7 +88,7 @@ def decoupled_kl(
 def standardize(logits: Array) -> Array:
     """Rows of mean 0 and standard deviation 1, `[b, k] -> [b, k]`.
 
-    Sun et al. 2024, algorithm 1 (arXiv:2403.01427): the deviation is that of all k classes
+    Sun et al. 2024, algorithm 1 (arXiv:2403.01427): the deviation is over all k classes
     (divisor k). A constant row becomes 0 and gives no gradient.
     """
     centred = logits - logits.mean(-1, keepdims=True)
@@ -111,7 +110,7 @@ def inter_class(student: Array, teacher: Array, *, temperature: float) -> Array:
 def intra_class(student: Array, teacher: Array, mask: Array, *, temperature: float) -> Array:
     """`T^2 (1 - mean_c r_c)` with r_c the correlation of two columns of probabilities.
 
-    Huang et al. 2022, eq. 9 (arXiv:2205.10536), over the examples that the mask keeps.
+    Huang et al. 2022, eq. 9 (arXiv:2205.10536), over the examples with mask 1.
 
     Args:
       student: logits `[b, k]`.
@@ -120,8 +119,8 @@ def intra_class(student: Array, teacher: Array, mask: Array, *, temperature: flo
       temperature: T of both softmaxes.
 
     Returns:
-      `[b]`, each example's share: the correlation is a sum over examples, and share i is
-      `T^2 (1 - n / k sum_c term_ic)` with n the sum of the mask, whose masked mean is the loss.
+      `[b]`, one share per example. The correlation is a sum over examples, and share i is
+      `T^2 (1 - n / k sum_c term_ic)` with n the sum of the mask. The masked mean is the loss.
     """
     total = jnp.maximum(mask.sum(), 1)
     mask = mask[:, None]

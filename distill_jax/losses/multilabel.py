@@ -1,4 +1,4 @@
-"""Losses of several labels at once: one value per example, `[b]`, the mean over its labels."""
+"""Multilabel losses: one value per example, `[b]`, the mean over its labels."""
 
 import jax
 import jax.numpy as jnp
@@ -8,11 +8,11 @@ from distill_jax.losses.classification import kl
 
 
 def mean_known(values: Array, known: Array | None) -> Array:
-    """Returns the mean of each row over its known entries, `[b, k] -> [b]`; 0 where none is.
+    """Returns the mean of each row over its known entries, `[b, k] -> [b]`; 0 where none is known.
 
     Args:
       values: `[b, k]`, finite everywhere.
-      known: float `[b, k]`, 1 where an entry counts and 0 where not; None where all do.
+      known: float `[b, k]`, 1 where an entry is known, else 0; None if all are known.
     """
     if known is None:
         return values.mean(-1)
@@ -28,19 +28,19 @@ def binary_cross_entropy(
     positive_weights: Array | None = None,
     gamma: float = 0.0,
 ) -> Array:
-    """Cross-entropy of the sigmoids of logits, `[b, k], [b, k] -> [b]`, in nats.
+    """Binary cross-entropy with logits, `[b, k], [b, k] -> [b]`, in nats.
 
-    Of a logit z with target y, `-y w log s(z) - (1 - y) log s(-z)` with the sigmoid s. With
-    `gamma` it is the focal loss (Lin et al. 2017, arXiv:1708.02002, eq. 4): either term is
-    multiplied by the probability of its opposite to the power gamma.
+    `-y w log s(z) - (1 - y) log s(-z)` for a logit z with target y and the sigmoid s. With `gamma`
+    this is the focal loss (Lin et al. 2017, arXiv:1708.02002, eq. 4): each term is multiplied by
+    the probability of the opposite outcome to the power gamma.
 
     Args:
       logits: `[b, k]`.
-      label: 0, 1 or shares between, `[b, k]`.
+      label: targets in [0, 1], `[b, k]`.
       known: see `mean_known`.
       smoothing: mass e of the target: `(1 - e) * y + e / 2`.
-      positive_weights: w `[k]`, of the term of a label that is present.
-      gamma: 0 or more; 0 is the cross-entropy.
+      positive_weights: w `[k]`, weights of the terms of present labels.
+      gamma: 0 or more; 0 gives the cross-entropy.
     """
     label = (1 - smoothing) * label + smoothing / 2 if smoothing else label
     log_p, log_not = jax.nn.log_sigmoid(logits), jax.nn.log_sigmoid(-logits)
@@ -55,9 +55,9 @@ def binary_cross_entropy(
 def binary_distillation(student: Array, teacher: Array, *, temperature: float) -> Array:
     """Distillation of each label, `[b, k], [b, k] -> [b]`, in nats.
 
-    `T^2 KL(s(teacher / T) || s(student / T))` of two-point distributions, with the sigmoid s, as
-    Hinton et al. 2015 (arXiv:1503.02531, section 2.1) have it of a softmax; a softmax over the
-    logits `[z, 0]` is the sigmoid of z.
+    `T^2 KL(s(teacher / T) || s(student / T))` of Bernoulli distributions, with the sigmoid s. This
+    is the loss of Hinton et al. 2015 (arXiv:1503.02531, section 2.1), whose softmax over the logits
+    `[z, 0]` is the sigmoid of z.
     """
     two = lambda z: jnp.stack([jax.nn.log_sigmoid(z), jax.nn.log_sigmoid(-z)], -1)  # noqa: E731
     return temperature**2 * kl(two(teacher / temperature), two(student / temperature)).mean(-1)

@@ -1,7 +1,7 @@
-"""Losses between views that have no negatives: regression of embeddings, and statistics of them.
+"""Losses between views without negatives: regression of embeddings, and batch statistics.
 
-Views are `[b, v, d]`. Statistics are those of the whole batch without its padding, and scalars: an
-objective returns them as each example's share. All is computed in float32 or wider, products in
+Views are `[b, v, d]`. Statistics are scalars over the whole batch without padding; an objective
+returns them as the share of each example. All values are computed in float32 or wider, products in
 full precision on every device.
 """
 
@@ -15,8 +15,9 @@ from distill_jax.losses.contrastive import normalize, products
 def cross_view_cosine(x: Array, y: Array) -> Array:
     """Mean cosine of each view in `x` with the other views in `y`, `[b, v, d] -> [b]`.
 
-    `2 - 2 c` is the squared distance of directions of Grill et al. (2020, BYOL, arXiv:2006.07733),
-    eq. 2, `-c` the loss of Chen and He (2021, SimSiam, arXiv:2011.10566), eq. 2.
+    For the mean cosine c, `2 - 2 c` is the squared distance of unit vectors of Grill et al.
+    (2020, BYOL, arXiv:2006.07733), eq. 2, and `-c` is the loss of Chen and He
+    (2021, SimSiam, arXiv:2011.10566), eq. 2.
     """
     v = x.shape[1]
     cosines = jnp.einsum("bid,bjd->bij", normalize(x), normalize(y), precision="highest")
@@ -37,8 +38,8 @@ def _centred(z: Array, mask: Array) -> tuple[Array, Array]:
 def cross_correlation(x: Array, y: Array, mask: Array, *, epsilon: float = 1e-5) -> Array:
     """Correlation over the batch of each feature of `x` with each of `y`, `[b, d] -> [d, d]`.
 
-    Zbontar et al. (2021, Barlow Twins, arXiv:2103.03230), eq. 2, of features that are standardized
-    by their mean and biased variance plus `epsilon`.
+    Zbontar et al. (2021, Barlow Twins, arXiv:2103.03230), eq. 2, of features standardized by their
+    mean and their biased variance plus `epsilon`.
     """
     parts = []
     for z in (x, y):
@@ -72,22 +73,22 @@ def covariance_penalty(z: Array, mask: Array) -> Array:
 
 
 def _others(x: Array) -> Array:
-    """Sum of the squares off the diagonal, not as a difference, in which they may be lost."""
+    """Sum of squares off the diagonal, not by subtraction, which may lose them to rounding."""
     return jnp.where(jnp.eye(len(x), dtype=bool), 0, x * x).sum()
 
 
 def koleo(x: Array, mask: Array, *, groups: int = 1, epsilon: float = 1e-8) -> Array:
-    """`-log(|n(x_i) - n(x_j)| + epsilon)`, x_j the nearest other row of a group, `[b, d] -> [b]`.
+    """`-log(|n(x_i) - n(x_j)| + epsilon)`, x_j the nearest row in the group, `[b, d] -> [b]`.
 
-    Sablayrolles et al. (2019, arXiv:1806.03198), eq. 2, on directions as in Oquab et al. (2023,
+    Sablayrolles et al. (2019, arXiv:1806.03198), eq. 2, on unit vectors as in Oquab et al. (2023,
     DINOv2, arXiv:2304.07193), section 4. Equal rows give `-log epsilon` and no gradient. A row
-    without any other in its group, or of padding, gives 0.
+    that is alone in its group, or is padding, gives 0.
 
     Args:
       x: embeddings.
       mask: float `[b]`, 0 on padding.
-      groups: parts of equal size, of consecutive rows, in which neighbours are looked for; divides
-        b. The published programs have one for each device.
+      groups: number of equal parts of consecutive rows within which neighbours are searched;
+        divides b. The published implementations use one per device.
       epsilon: added to the distance.
     """
     b, d = x.shape

@@ -1,4 +1,4 @@
-"""Which examples to ask a teacher about: pure NumPy, on the host, once in a run.
+"""Selection of the examples that a teacher labels: pure NumPy, on the host, once per run.
 
 Letters: n examples of a pool, k classes.
 """
@@ -11,8 +11,8 @@ from distill_jax.core.errors import ArgumentError, nearest
 def margin_gains(probs: np.ndarray, *, floor: float = 1e-3) -> np.ndarray:
     """Returns 1 minus the difference of the two largest probabilities, `[n, k] -> [n]`.
 
-    Never below `floor`, which deviates from the paper: for an over-confident student 1 / gain
-    would otherwise have no bound.
+    The result is at least `floor`, which deviates from the paper: for an over-confident student
+    1 / gain would otherwise be unbounded.
     """
     top = np.partition(np.asarray(probs, np.float64), -2, axis=-1)
     return np.maximum(1 - (top[:, -1] - top[:, -2]), floor)
@@ -30,13 +30,13 @@ def robust_distribution(gains: np.ndarray, *, wrong: float, kappa: float = 1.0) 
     It maximizes over p the least value, over sets S of at most m examples on which the teacher is
     wrong, of `sum_{i not in S} p_i g_i - kappa sum_{i in S} p_i g_i`. With gains in descending
     order and `H_k = sum_{j <= k} 1 / g_j`, `k* = argmax_k (k - (1 + kappa) min(m, k)) / H_k` and
-    `p_i = (1 / g_i) / H_{k*}` for the k* largest gains, 0 for the others. Where every choice is
-    worth less than nothing (all answers may be wrong), all examples are taken.
+    `p_i = (1 / g_i) / H_{k*}` for the k* largest gains, 0 for the others. If every
+    choice has a negative value (all teacher labels may be wrong), all examples are included.
 
     Args:
       gains: g, positive, `[n]`, in any order.
-      wrong: m, an estimate of the number of wrong answers, 0 or more.
-      kappa: 0 where a wrong answer gains nothing, 1 where it costs its gain.
+      wrong: m, an estimate of the number of wrong teacher labels, 0 or more.
+      kappa: 0 if a wrong label gains nothing, 1 if it costs its gain.
     """
     n = len(gains)
     order = np.argsort(-gains, kind="stable")
@@ -50,9 +50,9 @@ def robust_distribution(gains: np.ndarray, *, wrong: float, kappa: float = 1.0) 
 
 
 def inclusion_probabilities(p: np.ndarray, *, budget: int) -> np.ndarray:
-    """Returns `min(1, c p)` with c such that the sum is `budget`, `[n] -> [n]`.
+    """Returns `min(1, c p)` with c chosen such that the sum is `budget`, `[n] -> [n]`.
 
-    Where p is positive on fewer than `budget` examples, all of these have 1 and the rest of the
+    If p is positive on fewer than `budget` examples, these get probability 1 and the rest of the
     budget is spread evenly over the others.
     """
     p = np.asarray(p, np.float64)
@@ -72,8 +72,8 @@ def inclusion_probabilities(p: np.ndarray, *, budget: int) -> np.ndarray:
 def dependent_rounding(inclusion: np.ndarray, random: np.random.Generator) -> np.ndarray:
     """Draws a set of fixed size with the given inclusion probabilities, `[n] -> bool [n]`.
 
-    Two fractional entries exchange mass until one of them is 0 or 1, in a random order, which
-    keeps the sum and the mean of every entry (Gandhi et al. 2006, "Dependent rounding").
+    In a random order, two fractional entries exchange mass until one of them is 0 or 1. This
+    preserves the sum and the mean of every entry (Gandhi et al. 2006, "Dependent rounding").
     The sum of `inclusion` must be a whole number.
     """
     x, tiny = np.array(inclusion, np.float64), 1e-9
@@ -90,16 +90,16 @@ def dependent_rounding(inclusion: np.ndarray, random: np.random.Generator) -> np
 
 
 def class_topk(probs: np.ndarray, *, per_class: int, rule: str = "argmax") -> np.ndarray:
-    """Marks, for each class, the examples of its highest probabilities, `[n, k] -> bool [n]`.
+    """Marks the most probable examples of each class, `[n, k] -> bool [n]`.
 
     Args:
-      probs: of a teacher.
-      per_class: how many of each class.
-      rule: "argmax", among the examples whose largest probability is that of the class; or
-        "column", among all, so that an example may stand for several classes.
+      probs: class probabilities of a teacher.
+      per_class: number of examples per class.
+      rule: "argmax" selects among the examples whose most probable class it is; "column" selects
+        among all, so that an example may be marked for several classes.
 
     Raises:
-      ArgumentError: another rule.
+      ArgumentError: the rule is unknown.
     """
     if rule not in ("argmax", "column"):
         hint = nearest(rule, ("argmax", "column"))

@@ -1,7 +1,7 @@
-"""Losses on the order of an anchor's neighbours: soft sorting, and voting among the nearest.
+"""Losses on the order of an anchor's neighbours: soft sorting, and nearest-neighbour voting.
 
-Embeddings are `[b, v, d]`; candidates of an anchor are views of the other examples of the whole
-batch, without padding.
+Embeddings are `[b, v, d]`; the candidates of an anchor are the views of all other examples of
+the batch, without padding.
 """
 
 import jax
@@ -12,23 +12,23 @@ from distill_jax.core.api import Array
 from distill_jax.losses.contrastive import normalize, products
 
 EPSILON = 1e-6
-"""Shares are kept this far from 0 and 1 before their logarithm."""
+"""Shares are clipped to this distance from 0 and 1 before the logarithm."""
 
 
 def soft_sort(x: Array, *, steepness: float) -> tuple[Array, Array]:
     """Sorts softly in ascending order, `[..., n] -> [..., n], [..., n, n]`.
 
     The odd-even network of n layers (Petersen, Borgelt, Kuehne, Deussen 2021, arXiv:2105.04019)
-    with the Cauchy comparator (2022, arXiv:2203.09630): of wires a, b the lower gets
-    `s a + (1 - s) b` and the upper `(1 - s) a + s b`, `s = 1/2 + arctan(beta (b - a)) / pi`.
+    with the Cauchy comparator (2022, arXiv:2203.09630): for wires a, b the lower output is
+    `s a + (1 - s) b` and the upper `(1 - s) a + s b`, with `s = 1/2 + arctan(beta (b - a)) / pi`.
 
     Args:
       x: numbers to be sorted.
-      steepness: beta, positive; towards infinity the result is that of a sort.
+      steepness: beta, positive; the limit at infinity is a hard sort.
 
     Returns:
-      The sorted numbers, and the doubly stochastic matrix whose row r says of which inputs rank r
-      is made.
+      The sorted numbers, and the doubly stochastic matrix whose row r holds the weights of the
+      inputs in rank r.
     """
     n = x.shape[-1]
     wire, layer = np.arange(n), np.arange(n)[:, None]
@@ -44,7 +44,7 @@ def soft_sort(x: Array, *, steepness: float) -> tuple[Array, Array]:
         share = 0.5 + jnp.arctan(steepness * ahead[..., None]) / jnp.pi
         return share * rows + (1 - share) * other, None
 
-    # Numbers and rows of the matrix are mixed alike.
+    # The same mixing applies to the numbers and to the rows of the matrix.
     rows = jnp.concatenate([x[..., None], matrix], axis=-1)
     signs = np.where(upwards, 1.0, -1.0)
     rows, _ = jax.lax.scan(pass_layer, rows, (jnp.asarray(partner), jnp.asarray(signs, x.dtype)))
@@ -52,16 +52,16 @@ def soft_sort(x: Array, *, steepness: float) -> tuple[Array, Array]:
 
 
 def group_order(positive: Array, negative: Array, *, steepness: float) -> Array:
-    """How much positives and negatives are out of order, `[..., p], [..., k] -> [...]`.
+    """Loss on the order of positives before negatives, `[..., p], [..., k] -> [...]`.
 
     Shvetsova, Petersen, Kukleva, Schiele, Kuehne (2023, GroCo, arXiv:2301.02009): each group is
-    sorted, both are sorted softly together, and the share of the top p ranks that each score has is
-    compared with 1 for positives and 0 for negatives by binary cross-entropy, mean over all scores.
+    sorted, then both are soft-sorted together. The loss is the binary cross-entropy of each score's
+    share in the top p ranks, with target 1 for positives and 0 for negatives, averaged over scores.
 
     Args:
       positive: similarities of positives.
       negative: similarities of negatives.
-      steepness: of the comparators, see `soft_sort`.
+      steepness: steepness of the comparators, see `soft_sort`.
     """
     p, k = positive.shape[-1], negative.shape[-1]
     scores = jnp.concatenate([jnp.sort(negative, axis=-1), jnp.sort(positive, axis=-1)], axis=-1)
@@ -72,23 +72,23 @@ def group_order(positive: Array, negative: Array, *, steepness: float) -> Array:
 
 
 def _strangers(b: int, v: int, mask: Array) -> Array:
-    """Says of each pair of views whether they are of two examples and the second one is real."""
+    """Returns which pairs of views belong to different examples, the second not padding."""
     example = jnp.repeat(jnp.arange(b), v)
     return (example[:, None] != example[None]) & jnp.repeat(mask > 0, v)[None]
 
 
 def groco(z: Array, mask: Array, *, negatives: int, steepness: float) -> Array:
-    """Ordering of the other views of an anchor before its hardest negatives, `[b, v, d] -> [b]`.
+    """Loss that ranks an anchor's other views before its hardest negatives, `[b, v, d] -> [b]`.
 
-    GroCo, mean over the views of an example as anchors. Only anchors have a gradient.
+    GroCo, mean over the views of an example as anchors. Only anchors receive a gradient.
 
     Args:
       z: embeddings of views, v at least 2; normalized here.
       mask: float `[b]`, 0 on padding.
-      negatives: k, the most similar of the other examples, each by the view that the anchor is of
-        its own, so that they are k different ones; all of them where there are fewer. A batch with
-        fewer than k real ones is filled up with scores of -1.
-      steepness: of the comparators.
+      negatives: k, the number of most similar other examples; all if there are fewer. Each is
+        compared by the view with the anchor's own view number, so that the k examples differ. If
+        fewer than k are not padding, the scores are filled up with -1.
+      steepness: steepness of the comparators.
     """
     b, v, _ = z.shape
     z = normalize(z)
@@ -111,15 +111,15 @@ def look(z: Array, label: Array, mask: Array, *, neighbours: int, temperature: f
     """Leave-one-out vote of the nearest neighbours, `[b, v, d], [b] -> [b]`.
 
     Feng et al. (2022, LOOK, arXiv:2110.06014): `-log (sum of exp(z_i . z_j / tau) over neighbours j
-    of the label of i / sum over all neighbours)`, mean over the views of an example as anchors.
-    Neighbours are the most similar views of other examples, and always the other views of the
-    example itself, so that the vote is never without one for the label.
+    with the label of i / sum over all neighbours)`, mean over the views of an example as anchors.
+    The neighbours are the most similar views of other examples and the other views of the example
+    itself, so that at least one neighbour has the label.
 
     Args:
       z: embeddings of views, v at least 2; normalized here.
       label: ints.
       mask: float `[b]`, 0 on padding.
-      neighbours: how many views of other examples; all of them where there are fewer.
+      neighbours: number of views of other examples; all if there are fewer.
       temperature: tau.
     """
     b, v, d = z.shape

@@ -1,4 +1,4 @@
-"""Losses of real values: one value per example, `[b]`, the mean over its targets."""
+"""Regression losses: one value per example, `[b]`, the mean over its targets."""
 
 import jax.numpy as jnp
 import optax
@@ -15,9 +15,9 @@ def squared_error(
     Args:
       values: `[b, m]`.
       target: `[b, m]`.
-      scale: `[m]`, what a difference is measured in, such as the standard deviation of a target
-        over the training examples; 1 where left out.
-      known: float `[b, m]`, 1 where a target counts; all where left out.
+      scale: `[m]`, the unit of the differences, such as the standard deviation of a target over
+        the training examples; 1 by default.
+      known: float `[b, m]`, 1 where a target is known; all are known by default.
     """
     return mean_known(jnp.square(_scaled(values, target, scale)), known)
 
@@ -30,10 +30,10 @@ def huber(
     scale: Array | None = None,
     known: Array | None = None,
 ) -> Array:
-    """Huber's loss of `r = (values - target) / scale`, `[b, m], [b, m] -> [b]`.
+    """Huber loss of `r = (values - target) / scale`, `[b, m], [b, m] -> [b]`.
 
     `r^2 / 2` up to `|r| = delta`, and `delta (|r| - delta / 2)` beyond (Huber 1964, Annals of
-    Mathematical Statistics 35, section 1). Arguments as of `squared_error`.
+    Mathematical Statistics 35, section 1). See `squared_error` for the arguments.
     """
     return mean_known(optax.huber_loss(_scaled(values, target, scale), delta=delta), known)
 

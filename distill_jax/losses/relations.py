@@ -1,7 +1,7 @@
-"""Losses between relations of examples, or of channels: one share per example, `[b]`.
+"""Losses on the relations between examples or channels: one share per example, `[b]`.
 
 A loss over pairs or triplets of a batch is divided among its examples such that the mean over the
-examples with mask 1 is the published loss. Examples with mask 0 take part in no relation.
+examples with mask 1 is the published loss. Examples with mask 0 are excluded from all relations.
 """
 
 import math
@@ -14,14 +14,14 @@ from distill_jax.core.api import Array
 from distill_jax.losses.ties import absolute, normalized
 
 TRIPLET_BLOCK = 2**22
-"""Number of elements of the largest array that the angles of a block of vertices may make."""
+"""Maximum number of elements of an array of angles for a block of vertices."""
 
 
 def distances(x: Array) -> Array:
-    """Euclidean distances of all pairs, `[b, d] -> [b, b]`; no gradient where one is 0.
+    """Euclidean distances of all pairs, `[b, d] -> [b, b]`; no gradient where a distance is 0.
 
-    An example's distance from itself is 0 whatever its two copies are: a compiler may compute a
-    value twice with other last bits.
+    The distance of an example to itself is set to 0, since a compiler may compute a value twice
+    with different last bits.
     """
     square = ((x[:, None] - x[None]) ** 2).sum(-1)
     positive = (square > 0) & ~jnp.eye(len(x), dtype=bool)
@@ -31,9 +31,9 @@ def distances(x: Array) -> Array:
 def distance_share(student: Array, teacher: Array, mask: Array) -> Array:
     """Huber loss of distances over their mean, `[b, d], [b, e], [b] -> [b]`.
 
-    RKD-D (Park et al. 2019, arXiv:1904.05068, section 3.2.1). The mean distance is that of the
-    n (n - 1) pairs of different examples; the loss is averaged over all n^2 pairs, among them
-    those of an example with itself, which are 0.
+    RKD-D (Park et al. 2019, arXiv:1904.05068, section 3.2.1). The mean distance is over the
+    n (n - 1) pairs of different examples. The loss is averaged over all n^2 pairs, including the
+    pairs of an example with itself, which are 0.
     """
     n = _count(mask)
 
@@ -46,18 +46,18 @@ def distance_share(student: Array, teacher: Array, mask: Array) -> Array:
 
 
 def angle_share(student: Array, teacher: Array, mask: Array) -> Array:
-    """Huber loss of the cosines of triplets, `[b, d], [b, e], [b] -> [b]`: share of each vertex.
+    """Huber loss of the cosines of triplets, `[b, d], [b, e], [b] -> [b]`, one share per vertex.
 
     RKD-A (Park et al. 2019, arXiv:1904.05068, section 3.2.2), averaged over all n^3 triplets. Takes
-    O(b^3) time; large batches go through their vertices in blocks whose angles are computed again
-    in the backward pass, so that memory stays O(b^2).
+    O(b^3) time. Large batches process their vertices in blocks whose angles are recomputed in the
+    backward pass, so that memory stays O(b^2).
     """
     b, n = len(mask), _count(mask)
 
     def share(vertex):
         *ends, i = vertex
-        # Not left to the subtraction: a compiler may compute a value twice with other last bits,
-        # which to normalize would give the vertex a direction from itself.
+        # Set explicitly: a compiler may compute a value twice with different last bits, and
+        # normalizing their difference would give the vertex a direction from itself.
         others = (jnp.arange(b) != i)[:, None]
         s, t = (
             normalized(jnp.where(others, x - v[None], 0))
@@ -121,9 +121,9 @@ def probability_share(student: Array, teacher: Array, mask: Array, *, eps: float
     """KL divergence of conditional probabilities of neighbours, `[b, d], [b, e], [b] -> [b]`.
 
     PKT (Passalis and Tefas 2018, arXiv:1803.10837, section 3) with the cosine kernel
-    `(cos + 1) / 2`; the mean is `sum_ij p_ij log(p_ij / q_ij) / n^2`, p of the teacher. The paper
-    sums over j other than i; here, and in the form that its usual weight belongs to, i is one of
-    them.
+    `(cos + 1) / 2`; the mean is `sum_ij p_ij log(p_ij / q_ij) / n^2`, with p the teacher's. The
+    paper sums over j other than i. Here j = i is included, as in the form to which the usual
+    weight applies.
 
     Args:
       student: `[b, d]`.
@@ -145,8 +145,8 @@ def selectivity(student: Array, teacher: Array) -> Array:
     """Maximum mean discrepancy of channels, `[b, ..., c], [b, ..., e] -> [b]`.
 
     NST (Huang and Wang 2017, arXiv:1707.01219, section 4) with the kernel `(x . y)^2` between
-    channels as vectors over positions, normalized. With `A = X X^T / c` over positions, the
-    discrepancy is `|A_s - A_t|^2`, which is used where there are fewer positions than channels.
+    channels, taken as normalized vectors over positions. With `A = X X^T / c` over positions, the
+    discrepancy is `|A_s - A_t|^2`. This form is used if there are fewer positions than channels.
     """
 
     def channels(x):  # [b, c, positions]

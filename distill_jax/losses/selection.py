@@ -1,4 +1,4 @@
-"""Which examples count, which rows of a table they write, and how many features are kept."""
+"""Selection of examples by loss, of table rows to write, and of leading features."""
 
 import jax
 import jax.numpy as jnp
@@ -7,16 +7,16 @@ from distill_jax.core.api import Array, Key
 
 
 def small_loss_weights(loss: Array, mask: Array, *, rate: Array | float) -> Array:
-    """Weights `[b]` that keep the `ceil(rate * n)` examples of smallest loss among the n real ones.
+    """Weights `[b]` that keep the `ceil(rate * n)` smallest losses of the n non-padding examples.
 
     Han et al. 2018 (arXiv:1804.06872), algorithm 1, lines 4 and 5. Kept examples have weight
-    `n / kept` and others 0, so that the mean over the n is the mean over the kept. Ties go to the
-    earlier row. Without gradient.
+    `n / kept` and others 0, so that the mean over n equals the mean over the kept ones. Ties go to
+    the earlier row. The weights have no gradient.
 
     Args:
       loss: `[b]`.
       mask: `[b]`, 0 on padding, which is never kept.
-      rate: share that is kept, in [0, 1].
+      rate: share of examples to keep, in [0, 1].
     """
     loss = jax.lax.stop_gradient(jnp.where(mask > 0, loss, jnp.inf))
     rank = jnp.argsort(jnp.argsort(loss, stable=True), stable=True)
@@ -41,10 +41,10 @@ def truncate(features: Array, k: Array | int) -> Array:
 
 
 def rows_to_write(index: Array, mask: Array, n: int) -> Array:
-    """Returns the row of a table `[n, ...]` that each example writes, int `[b]`; n is none.
+    """Returns the row of a table `[n, ...]` that each example writes, int `[b]`; n for no write.
 
-    Padding writes nothing. A batch that straddles two epochs can hold an example twice: its last
-    occurrence is written, so that the table does not depend on the order of a scatter.
+    Padding writes nothing. A batch that spans two epochs may contain an example twice. The last
+    occurrence is written, so that the result does not depend on the order of a scatter.
 
     Args:
       index: ids of the examples, int `[b]`, below n.

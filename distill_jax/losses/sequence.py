@@ -1,9 +1,9 @@
 """Divergences between teacher and student at each token, over all tokens or the k most probable.
 
-All take log-probabilities whose last axis is a distribution and drop that axis: `[b, t, c]` gives
-`[b, t]`, in nats. Where the vocabulary is large, neither network's logits need to exist as a whole:
-store `top_log_probs_of` the teacher, ask the student for `log_probs_of` the same tokens, and
-compare the two by `sparse_divergence`.
+All functions take log-probabilities with a distribution along the last axis and reduce that axis:
+`[b, t, c] -> [b, t]`, in nats. For large vocabularies the full logits need not be materialized:
+store `top_log_probs_of` the teacher, compute the student's `log_probs_of` the same tokens, and
+compare the two with `sparse_divergence`.
 """
 
 from collections.abc import Callable, Mapping
@@ -22,7 +22,7 @@ from distill_jax.core.sequences import (
 from distill_jax.losses.classification import kl
 
 _LEAST = -1e4
-"""Stands for the logarithm of 0: its exponential is 0, and its products with 0 are 0."""
+"""Replaces the logarithm of 0: its exponential is 0, and its products with 0 are 0."""
 
 
 def _mixed(log_p: Array, log_q: Array, share: float) -> Array:
@@ -73,7 +73,7 @@ def token_divergence(
       share: s of the skew and Jensen-Shannon divergences, in (0, 1); 0.1 is usual for skew.
 
     Raises:
-      ArgumentError: an unknown kind, or a share outside of (0, 1).
+      ArgumentError: an unknown kind, or a share outside (0, 1).
     """
     if kind not in DIVERGENCES:
         raise ArgumentError(
@@ -86,12 +86,12 @@ def token_divergence(
 
 
 def with_tail(log_probs: Array, tail: Array | None = None) -> Array:
-    """Returns `[..., k + 1]`: k tokens, and all others as one.
+    """Returns `[..., k + 1]`: the k tokens, and all others as one entry.
 
     Args:
-      log_probs: of k different tokens, `[..., k]`.
-      tail: the logarithm of what is left to the others, `[...]`. None computes it from the sum of
-        the k, which in float32 is right to 1e-7 of probability and not below that.
+      log_probs: log-probabilities of k different tokens, `[..., k]`.
+      tail: log-probability of all other tokens, `[...]`. By default it is computed from the sum of
+        the k, which in float32 is accurate to a probability of 1e-7.
     """
     if tail is None:
         rest = 1 - jnp.exp(log_probs).sum(-1)
@@ -102,18 +102,19 @@ def with_tail(log_probs: Array, tail: Array | None = None) -> Array:
 def sparse_divergence(
     kind: str, teacher: TopLogProbs, student: Array, *, share: float = 0.5
 ) -> Array:
-    """Returns the divergence over k tokens of the teacher and the rest as one more, `[b, t]`.
+    """Returns the divergence over the teacher's top k tokens and one tail entry, `[b, t]`.
 
-    It is at most that over all tokens, and equal where the two networks divide the tail alike.
+    It is at most the divergence over all tokens, and equal to it if both networks have the same
+    distribution within the tail.
 
     Args:
       kind: one of `DIVERGENCES`.
-      teacher: its k most probable tokens.
-      student: its log-probabilities of these tokens, `[b, t, k]`.
-      share: as of `token_divergence`.
+      teacher: the teacher's k most probable tokens.
+      student: log-probabilities of these tokens under the student, `[b, t, k]`.
+      share: see `token_divergence`.
 
     Raises:
-      ArgumentError: as `token_divergence`.
+      ArgumentError: see `token_divergence`.
     """
     log_teacher = with_tail(teacher.log_probs, teacher.tail)
     return token_divergence(kind, log_teacher, with_tail(student), share=share)

@@ -1,4 +1,4 @@
-"""A bank of image transformations whose identity is a label, and joint logits over it.
+"""A bank of image transformations used as labels, and joint logits over classes and views.
 
 Self-supervised label augmentation (Lee, Hwang, Shin 2020, arXiv:1910.05872), section 3: M
 transformations, k classes, k * M joint classes. Views are sample-major: row `i * M + j` is view j
@@ -20,14 +20,14 @@ PERMUTATIONS = {
     3: ((0, 1, 2), (1, 2, 0), (2, 0, 1)),
     6: tuple(itertools.permutations(range(3))),
 }
-"""Orders of three colour channels: none, cyclic, all."""
+"""Permutations of three colour channels: identity, cyclic, all."""
 
 
 def augmented_views(x: Array, *, rotations: int, permutations: int) -> Array:
     """Returns every view of images, `[b, h, w, c] -> [b * M, h, w, c]`, sample-major.
 
     Args:
-      x: square images where they are rotated, three channels where those are permuted.
+      x: images; square if rotated, with three channels if these are permuted.
       rotations: 1, 2 or 4.
       permutations: 1, 3 or 6. `M = rotations * permutations`, the permutation varies fastest.
     """
@@ -43,14 +43,14 @@ def own_columns(joint: Array, *, views: int) -> Array:
     """Returns the joint logits of each view's own transformation, `[b * M, k * M] -> [b, M, k]`.
 
     Entry `[i, j, c]` is the logit of joint class `c * M + j` in view j. The mean over j is the
-    aggregated prediction (section 3.2), entry `[i, 0]` the single-inference one.
+    aggregated prediction (section 3.2), and entry `[i, 0]` is the single-inference one.
     """
     own = joint.reshape(-1, views, joint.shape[-1] // views, views)
     return jnp.diagonal(own, axis1=1, axis2=3).swapaxes(1, 2)
 
 
 def joint_cross_entropy(joint: Array, probs: Array, *, views: int) -> Array:
-    """Cross-entropy with the joint class, mean over views, `[b * M, k * M], [b, k] -> [b]`.
+    """Cross-entropy of the joint class, mean over views, `[b * M, k * M], [b, k] -> [b]`.
 
     Args:
       joint: logits of the joint classes of every view.

@@ -1,6 +1,6 @@
 """One offline HTML file about a run or a study, built from the files of its folder alone.
 
-Beside it stand the plain tables and the statistics that the console shows of the same numbers.
+The package also has the plain-text tables and the statistics that the console prints.
 """
 
 from distill_jax._lazy import attach

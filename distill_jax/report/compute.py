@@ -1,4 +1,4 @@
-"""What the runs cost."""
+"""Cost of the runs."""
 
 from collections.abc import Mapping, Sequence
 
@@ -16,7 +16,7 @@ _COSTS = {1: ("flops_per_step", "FLOPs"), 5: ("seconds_per_step", "time")}
 
 
 def section(arms: Mapping[str, Sequence[Run]], *, base: str | None = None) -> Html | None:
-    """Shows the cost of the arms, and that of their steps relative to the arm `base`."""
+    """Shows the cost of the arms, and the cost of their steps relative to the arm `base`."""
     arms = {arm: runs for arm, runs in arms.items() if any(run.result for run in runs)}
     if not arms:
         return None
@@ -64,7 +64,7 @@ def _mean(runs: Sequence[Run], path: str) -> float | None:
 
 
 def _floors(arms: Mapping[str, Sequence[Run]]) -> Html | None:
-    """Shows how near the steps are to what they cannot do without."""
+    """Compares the steps with a floor of their cost."""
     floors = {
         arm: [_mean(runs, f"compute.{name}") for name in _FLOOR] for arm, runs in arms.items()
     }
@@ -87,7 +87,7 @@ def _floors(arms: Mapping[str, Sequence[Run]]) -> Html | None:
 
 
 def _shares(arms: Mapping[str, Sequence[Run]]) -> Html | None:
-    """Shows what the time after the first step was spent on."""
+    """Shows a breakdown of the time after the first step."""
     every = [run for runs in arms.values() for run in runs]
     phases = sorted({p for run in every for p in lookup(run.result, "compute.shares") or {}})
     if not phases:

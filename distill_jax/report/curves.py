@@ -9,7 +9,7 @@ from distill_jax.report.folders import Run
 from distill_jax.report.html import Html, el, join
 from distill_jax.report.page import figure, muted
 
-_POINTS = 240  # of a curve, at most: more cannot be seen and would swell the file
+_POINTS = 240  # maximum per curve; more are not visible and enlarge the file
 
 
 def section(arms: Mapping[str, Sequence[Run]], *, names: Sequence[str]) -> Html | None:

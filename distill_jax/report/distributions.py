@@ -23,7 +23,7 @@ class Ridge:
 def density(values: np.ndarray, x_range: tuple[float, float]) -> tuple[np.ndarray, np.ndarray]:
     """Returns bin centres and the smoothed share of the values `[n]` in each bin, which sum to 1.
 
-    What is outside the range counts in the outermost bins; smoothing keeps the total.
+    Values outside the range are counted in the outermost bins; smoothing preserves the total.
     """
     low, high = x_range
     edges = np.linspace(low, high, _BINS + 1)
@@ -41,9 +41,9 @@ def ridges(
     pitch: int = 32,
     overlap: float = 1.5,
 ) -> Html:
-    """Draws one row of densities below the other, with a line at each mean.
+    """Draws rows of densities below each other, with a line at each mean.
 
-    Every row has its own vertical scale, which its groups share: their areas are equal.
+    Every row has its own vertical scale. Its groups share this scale, so their areas are equal.
 
     Args:
       rows: from top to bottom.
@@ -104,12 +104,12 @@ def cloud(
     x_label: str,
     y_label: str,
 ) -> Html:
-    """Draws points, lines with bands over them, and above both how many values lie where.
+    """Draws points, lines with bands over them, and a histogram above both.
 
     Args:
       dots: (name, x `[m]`, y `[m]`) by colour number.
       lines: medians with the bands around them.
-      counts: of bins of equal width over the range of x.
+      counts: counts of equal-width bins over the range of x.
       x_range, y_range: limits.
       x_label, y_label: names of the axes.
     """

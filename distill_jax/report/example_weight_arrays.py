@@ -1,4 +1,4 @@
-"""What a run stores of the weights of its training examples, read and checked."""
+"""Reads and checks the stored weights of a run's training examples."""
 
 import dataclasses
 import zipfile
@@ -18,7 +18,7 @@ FLAGS = {
     "label_noisy": ("clean label", "changed label"),
     "outlier": ("usual example", "outlier"),
 }
-"""What may be wrong with an example, as the names of the sound ones and of the others."""
+"""Flags of faulty examples, with the names of the clean and the faulty group."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -26,15 +26,15 @@ class StoredWeights:
     """The arrays of trust.npz, checked: n training examples, s loss terms, k classes.
 
     Attributes:
-      label: of the run.
+      label: label of the run.
       classes: k names.
-      metrics: of `evaluators.trust`, and the mean weight of every loss term.
+      metrics: metrics of `evaluators.trust`, and the mean weight of every loss term.
       ratio, margin: `[n]`.
       answers: (top class, its probability) `[n]` of the student and of the teacher.
       labels, index: `[n]`.
       flags: bool `[n]` by name.
       images: (rows, uint8 `[m, h, w, c]`) of the lowest and the highest ratios, if stored.
-      control: what the run did to the weights before they acted; empty for nothing.
+      control: modification of the weights before their use; empty for none.
     """
 
     label: str
@@ -51,7 +51,7 @@ class StoredWeights:
 
     @classmethod
     def read(cls, run: Run) -> "StoredWeights":
-        """Reads the arrays of a run; raises ValueError where they are not what they should be."""
+        """Reads the arrays of a run; raises ValueError if they are invalid."""
         try:
             with np.load(run.path / "trust.npz", allow_pickle=False) as file:
                 arrays = {name: file[name] for name in file.files}
@@ -96,7 +96,7 @@ def _answer(logits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _images(arrays: Mapping[str, Any], n: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Returns stored rows and images that fit each other."""
+    """Returns stored rows and images of matching lengths."""
     images_by_name = {}
     for name in ("low", "high"):
         rows, images = arrays.get(name), arrays.get(f"{name}_images")

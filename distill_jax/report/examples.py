@@ -1,4 +1,4 @@
-"""Stored images beside what the networks say of them."""
+"""Stored images with the predictions of the networks."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -42,7 +42,7 @@ def section(
     number = {name: i for i, name in enumerate(order)} or {n: i + 1 for i, n in enumerate(voters)}
     parts = []
     for title, chosen in _example_groups(right, list(votes)):
-        # The evenest splits first, then the most confident errors: there the networks differ.
+        # Most even splits first, then the most confident errors, since there the networks differ.
         doubt = np.stack([p for _, p in votes.values()], axis=1)
         split = np.abs(right[chosen].mean(axis=1) - 0.5)
         weight = np.where(right[chosen], 0, doubt[chosen]).mean(axis=1) - 2 * split
@@ -106,15 +106,15 @@ def card(
     kind: str = "test example",
     more: Any = None,
 ) -> Html:
-    """Returns an example with what networks say of it.
+    """Returns a card of an example with the predictions of the networks.
 
     Args:
       image: uint8 `[h, w, c]`.
       truth: name of its class.
-      index: position in the source.
-      said: (network, colour number, class, probability, whether it is right).
-      kind: of example, for the alternative text.
-      more: what else stands on the card.
+      index: position in the source data.
+      said: (network, colour number, class, probability, whether it is correct).
+      kind: kind of example, for the alternative text.
+      more: further content of the card.
     """
     stride = math.ceil(max(image.shape[:2]) / _PIXELS)
     image = image[::stride, ::stride]

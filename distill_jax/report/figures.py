@@ -1,6 +1,6 @@
 """Figures as inline SVG that follow the page's theme.
 
-Colours are the classes `c0`, `c1`, ... of `report/page.css`; nothing here names one.
+Colours are the classes `c0`, `c1`, ... of `report/page.css`; this module defines no colours.
 """
 
 import base64
@@ -20,9 +20,9 @@ _DASHES = ("none", "7 4", "2 3", "9 3 2 3")
 
 
 def colour(i: int | None) -> str:
-    """Returns the class of the i-th colour; colours repeat and line dashes tell them apart.
+    """Returns the CSS class of the i-th colour; repeated colours differ in the dashes of lines.
 
-    None is the pale grey of what has no colour of its own.
+    None gives the pale grey of elements without a colour of their own.
     """
     return "pale" if i is None else f"c{i % COLOURS}"
 
@@ -35,7 +35,7 @@ def dash(i: int) -> str:
 def key(
     names: Sequence[str] | Mapping[int, str], *, dashes: Mapping[int, str] | None = None
 ) -> Html:
-    """Returns the legend of series 0, 1, ..., or of those numbers; `dashes` as in `line_chart`."""
+    """Returns the legend of series 0, 1, ..., or of given numbers; `dashes` as in `line_chart`."""
 
     def item(i: int, name: str) -> Html:
         stroke = (dashes or {}).get(i, dash(i))
@@ -85,7 +85,7 @@ def ticks(low: float, high: float, count: int = 5) -> list[float]:
 
 
 def log_ticks(low: float, high: float) -> list[float]:
-    """Returns 1, 2 and 5 times powers of ten in [low, high], or the powers alone if many."""
+    """Returns 1, 2 and 5 times powers of ten in [low, high], or only the powers if too many."""
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     factors = (1, 2, 5) if high / low < 1e3 else (1,)
     return [m * 10.0**p for p in powers for m in factors if low <= m * 10.0**p <= high]
@@ -100,7 +100,7 @@ def short(value: float) -> str:
 
 
 def shortened(text: str, letters: int) -> str:
-    """Returns at most so many letters, the last one an ellipsis where some are left out."""
+    """Returns the text, truncated with an ellipsis to at most `letters` characters."""
     return text if len(text) <= letters else text[: letters - 1] + "…"
 
 
@@ -172,12 +172,12 @@ class Panel:
         return el("polygon", points=outline, class_=class_)
 
     def name(self, text: str, y: float, *, class_: str = "name") -> Html:
-        """Returns the name of a row, left of the plot, as much of it as there is room for."""
+        """Returns the name of a row, left of the plot, shortened to the available width."""
         shown = shortened(text, (self.left - 24) // 7)
         return el("text", el("title", text), shown, x=self.left - 14, y=y, class_=class_)
 
     def svg(self, *marks: Any, alt: str) -> Html:
-        """Returns the figure around its marks."""
+        """Returns the figure with the given marks."""
         view = f"0 0 {WIDTH} {self.height}"
         return el("svg", *marks, viewBox=view, role="img", aria_label=alt, class_="plot")
 
@@ -208,12 +208,12 @@ def line_chart(
 
     Args:
       series: by colour number; all values finite, and positive if `log`.
-      y_label: what is drawn, for the alternative text; the caption names it to the eye.
+      y_label: name of the plotted quantity, for the alternative text; the caption shows it.
       x_label: name of the horizontal axis.
-      log, log_x: a logarithmic vertical, or horizontal, axis; x is positive then.
+      log, log_x: whether the vertical, or horizontal, axis is logarithmic; x must be positive then.
       y_range: limits of the vertical axis; by default those of the values.
       level: a value to mark by a dashed line, within the limits.
-      dashes: dash patterns by colour number, where they are not to follow it.
+      dashes: dash patterns by colour number; by default they follow the colour number.
     """
     edges = [a for s in series.values() for a in (s.y, s.low, s.high) if a is not None]
     xs = np.concatenate([s.x for s in series.values()])
@@ -266,13 +266,13 @@ def dot_plot(
     zero: bool = False,
     colours: Mapping[str, int] | None = None,
 ) -> Html:
-    """Draws one row a name: a ring per value, a bar at the mean, a line for the interval.
+    """Draws one row per name: a ring per value, a bar at the mean, a line for the interval.
 
     Args:
       rows: from top to bottom.
       x_label: name of the horizontal axis.
       zero: whether to include and mark 0.
-      colours: colour numbers by name, of some rows; by default the positions.
+      colours: colour numbers by name, for some rows; by default the positions.
     """
     numbers = [v for row in rows for v in (*row.values.values(), *(row.interval or ()))]
     x_range = limits(np.array(numbers + [0.0] * (zero or not numbers)))
@@ -325,7 +325,7 @@ def bar_chart(
 
     Args:
       rows: from top to bottom; values finite and not negative.
-      kinds: what the bars of a row are, by colour number.
+      kinds: names of the bars of a row, by colour number.
       x_label: name of the horizontal axis.
       level: a value to mark by a dashed line.
       unit: written after every value, which has two decimals.

@@ -1,4 +1,4 @@
-"""What can be read of the folders of runs and studies, whatever is missing or damaged."""
+"""Reads the folders of runs and studies; files may be missing or damaged."""
 
 import dataclasses
 import functools
@@ -19,14 +19,14 @@ from distill_jax.trainer.io import files
 
 
 def is_trust(metric: str) -> bool:
-    """Says whether a metric, with its split, is one of `evaluators.trust`."""
+    """Returns whether a metric, with its split, belongs to `evaluators.trust`."""
     name = metric.rpartition("/")[2]
     return name.startswith("ratio_") or name in ("teacher_wrong_auc", "damaged_auc")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Run:
-    """What could be read of a run folder."""
+    """The readable contents of a run folder."""
 
     path: Path
     label: str
@@ -63,7 +63,7 @@ class Run:
         return bool(self.config or self.result or self.records)
 
     def array(self, name: str) -> np.ndarray:
-        """Returns one array of predictions.npz; not kept, since a study has many runs."""
+        """Returns one array of predictions.npz; not cached, since a study has many runs."""
         with np.load(self.path / "predictions.npz", allow_pickle=False) as file:
             return file[name]
 
@@ -83,7 +83,7 @@ class Run:
         return [str(n) for n in names] if len(names) == k else [str(i) for i in range(k)]
 
     def evaluate(self, evaluator: Any, role: str) -> Mapping[str, Any]:
-        """Evaluates stored logits; empty where they cannot be (not finite, not a classifier)."""
+        """Evaluates stored logits; empty if that fails (not finite, not a classifier)."""
         try:
             outputs = {role: {"logits": self.array(f"logits_{role}")}}
             return evaluator(outputs, {"label": self.array("label")})
@@ -91,13 +91,13 @@ class Run:
             return {}
 
     def quality(self, role: str) -> Mapping[str, Any]:
-        """Metrics and the reliability table of stored logits; empty where there are none."""
+        """Metrics and the reliability table of stored logits; empty if there are none."""
         made = (module.make(role=role) for module in (classification, calibration))
         first, second = (self.evaluate(evaluator, role) for evaluator in made)
         return {**first, **second} if first and second else {}
 
     def metric_names(self, most: int) -> list[str]:
-        """Names of curves; the loss, the metric of selection and usual ones first."""
+        """Names of curves; the loss, the selection metric and common metrics first."""
         logged = {n: None for r in self.records for n, v in r.items() if is_finite(v)}
         first = ["train/loss", str(lookup(self.config, "eval.metric") or "")]
         first += ["held_out/accuracy", "held_out/nll", "held_out/ece"]
@@ -114,7 +114,7 @@ class Run:
 
 
 class Study:
-    """What could be read of a study folder."""
+    """The readable contents of a study folder."""
 
     def __init__(self, path: Path, spec: Mapping[str, Any], notes: list[str]):
         self.path, self.spec, self.notes = path, spec, notes
@@ -126,12 +126,12 @@ class Study:
 
     @property
     def published(self) -> Mapping[str, float]:
-        """Figures of others by arm."""
+        """Published values by arm."""
         return self.spec.get("published") or {}
 
     @property
     def questions(self) -> Mapping[str, Sequence[str]]:
-        """Arm, reference and further arms of each question whose arms are there."""
+        """Arm, reference and further arms of each question whose arms are present."""
         asked = self.spec.get("questions")
         if not isinstance(asked, dict):
             return {}
@@ -162,7 +162,7 @@ class Study:
 
     @functools.cached_property
     def runs(self) -> dict[str, list[Run]]:
-        """Run folders that can be read, by arm; empty arms are left in."""
+        """Readable run folders by arm; arms without runs are included."""
         by_arm: dict[str, list[Run]] = {}
         for arm in self.arms:
             runs = [
@@ -183,13 +183,13 @@ class Study:
 
     @functools.cached_property
     def best_summaries(self) -> list[ArmSummary]:
-        """The comparison of the states that were best on held-out data; empty where none was."""
+        """The comparison of the best states on held-out data; empty if there are none."""
         values = self._values("best")
         return self._summarise(values) if any(values.values()) else []
 
     @functools.cached_property
     def best_answers(self) -> dict[str, list[ArmSummary]]:
-        """As `answers`, of the states that were best on held-out data."""
+        """Like `answers`, for the best states on held-out data."""
         return ask(self._values("best"), self.questions)
 
     def _summarise(self, values: Mapping[str, Mapping[str, float]]) -> list[ArmSummary]:
@@ -206,7 +206,7 @@ class Study:
 
     @property
     def shown(self) -> dict[str, Any]:
-        """How sentences show the metric."""
+        """Formatting arguments of the metric in sentences."""
         return {"mode": self.mode, "digits": self.digits}
 
     def fmt(self, value: float, *, sign: str = "") -> str:
@@ -227,17 +227,17 @@ class Study:
 
     @functools.cached_property
     def best(self) -> str | None:
-        """The arm of the best mean, among those with runs that can be read."""
+        """The arm with the best mean among the arms with readable runs."""
         sign = 1 if self.mode == "max" else -1
         means = {s.arm: sign * s.value.mean for s in self.summaries if s.value}
         return max((a for a in means if self.finished(a)), key=lambda a: means[a], default=None)
 
     @functools.cached_property
     def colours(self) -> dict[str, int]:
-        """Colour numbers of the arms that figures draw over each other.
+        """Colour numbers of the arms that figures overlay.
 
-        Of more arms than there are colours these are the reference, the best, those with ratios of
-        a weighting and the first others, as many as there are colours.
+        If there are more arms than colours, the reference, the best arm, the arms with weighting
+        ratios and then the first others get a colour.
         """
 
         def rank(arm: str) -> tuple[bool, ...]:
@@ -248,7 +248,7 @@ class Study:
         return {arm: i for i, arm in enumerate(a for a in self.arms if a in chosen)}
 
     def finished(self, arm: str) -> list[Run]:
-        """The runs of an arm whose values count."""
+        """The runs of an arm with a final value."""
         folders = {self.path / str(self.seeds(arm)[seed].get("run")) for seed in self.values[arm]}
         return [run for run in self.runs[arm] if run.path in folders]
 
@@ -275,7 +275,7 @@ def read_json(path: Path, notes: list[str]) -> dict[str, Any]:
 
 
 def _read_records(path: Path, notes: list[str]) -> list[dict[str, Any]]:
-    """Returns the lines of metrics.jsonl; a kill may have cut the last one short."""
+    """Returns the records of metrics.jsonl; the last line may be truncated after a kill."""
     if not path.exists():
         notes.append(f"{path.name} is missing")
         return []
@@ -297,7 +297,7 @@ def read_alarms(folder: Path) -> list[str]:
 
 
 def read_arrays(path: Path, needed: str, notes: list[str]) -> dict[str, np.ndarray]:
-    """Returns the arrays of a file; none if it is absent, damaged, or has not the needed one."""
+    """Returns the arrays of a file; none if it is absent, damaged, or lacks the needed one."""
     if needed not in read_names(path, notes):
         return {}
     with np.load(path, allow_pickle=False) as file:

@@ -1,4 +1,4 @@
-"""HTML elements that escape what they hold."""
+"""HTML elements that escape their contents."""
 
 import html
 from collections.abc import Iterator
@@ -8,7 +8,7 @@ _VOID = {"img", "meta"}
 
 
 class Html(str):
-    """Text that is HTML already. Every other string is escaped on its way into an element."""
+    """Text that is already HTML. All other strings are escaped when added to an element."""
 
     __slots__ = ()
 
@@ -18,8 +18,8 @@ def el(tag: str, *children: Any, **attributes: Any) -> Html:
 
     Args:
       tag: its name.
-      *children: `Html` as it is; sequences, child by child; None, nothing; all else as escaped
-        text.
+      *children: `Html` is inserted unchanged, sequences child by child, None is skipped, and all
+        else is inserted as escaped text.
       **attributes: escaped values. A trailing underscore is dropped (`class_`), other underscores
         become hyphens, floats get two decimals, and None leaves the attribute out.
     """
@@ -34,7 +34,7 @@ def el(tag: str, *children: Any, **attributes: Any) -> Html:
 
 
 def join(*children: Any) -> Html:
-    """Returns children side by side, by the rules of `el`."""
+    """Returns the concatenated children, converted as in `el`."""
     return Html("".join(_child(child) for child in children))
 
 

@@ -1,4 +1,4 @@
-"""What a masked method sees of images, and what it predicts."""
+"""Visible and predicted patches of masked methods."""
 
 import math
 
@@ -10,7 +10,7 @@ from distill_jax.report.page import muted, picture
 
 
 def section(run: Run) -> Html | None:
-    """Shows what `masks.npz` holds; None where a run hides nothing of images."""
+    """Shows the contents of `masks.npz`; None if a run masks no image patches."""
     path, notes = run.path / "masks.npz", list[str]()
     if not path.exists():
         return None

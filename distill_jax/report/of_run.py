@@ -25,8 +25,8 @@ from distill_jax.report.wording import duration, flat, fmt, is_finite
 def write_run_report(run_dir: str | os.PathLike[str]) -> Path:
     """Writes `report.html` into a run folder and returns its path.
 
-    Every file of the folder is optional, so that an interrupted run can be read too; what is
-    missing is said at the top of the report.
+    Every file of the folder is optional, so that interrupted runs can be reported too. Missing
+    files are listed at the top of the report.
 
     Raises:
       UserError: the folder is absent or holds none of a run's files.

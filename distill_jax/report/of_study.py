@@ -20,13 +20,13 @@ from distill_jax.report.statistics import ArmSummary, answer, conclusion, verdic
 from distill_jax.report.wording import NONE, cut, duration, flat, is_finite, minus
 
 MOST_ALARMS = 20
-"""Alarms of all runs that are listed; they are counted beyond it."""
+"""Maximum number of listed alarms of all runs; further ones are only counted."""
 
 
 def write_study_report(study_dir: str | os.PathLike[str]) -> Path:
     """Writes `report.html` into a study folder and returns its path.
 
-    Means and intervals are computed anew from the values of the seeds in `study.json`.
+    Means and intervals are recomputed from the values of the seeds in `study.json`.
 
     Raises:
       UserError: the folder has no readable `study.json`.
@@ -137,7 +137,7 @@ def _comparison(study: Study, summaries: Sequence[ArmSummary]) -> Html:
 def _comparisons(
     study: Study, answers: Mapping[str, Sequence[ArmSummary]], every: Sequence[ArmSummary]
 ) -> Html:
-    """One table for each question, or one of all arms where there is none."""
+    """One table for each question, or one of all arms if there are no questions."""
     if not answers:
         return _comparison(study, every)
     tables = [(el("h4", question), _comparison(study, rows)) for question, rows in answers.items()]
@@ -246,7 +246,7 @@ def _study_trust(study: Study) -> Html | None:
 
 
 def _base(study: Study) -> str | None:
-    """Returns the arm that costs are compared with: plain distillation, or the reference."""
+    """Returns the baseline arm of the cost comparison: plain distillation, or the reference."""
     names = ("kd", str(study.spec.get("reference")))
     return next((arm for arm in names if arm in study.arms), None)
 

@@ -1,4 +1,4 @@
-"""The page, and the pieces of HTML that sections are made of."""
+"""The page, and the HTML components of its sections."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -76,7 +76,7 @@ def figure(title: str, plot: Html | None, caption: str = "", *, legend: Html | N
 
 
 def grid(items: Sequence[Html]) -> Html:
-    """Returns items two in a row; a single one has the width of half a row too."""
+    """Returns items in two columns; a single item also has half the width."""
     return el("div", items, class_="grid2" if len(items) > 1 else "grid2 one")
 
 
@@ -121,5 +121,5 @@ def muted(*text: Any) -> Html:
 
 
 def picture(image: np.ndarray, alt: str) -> Html:
-    """Returns an image uint8 `[h, w, c]`; of channels that no screen has, the first."""
+    """Returns an image uint8 `[h, w, c]`; for other numbers of channels, the first."""
     return el("img", src=png(image if image.shape[2] in (1, 3, 4) else image[..., :1]), alt=alt)

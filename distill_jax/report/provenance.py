@@ -1,4 +1,4 @@
-"""Where the data came from, what the runs ran on, and their configs."""
+"""Origin of the data, machines of the runs, and their configs."""
 
 import json
 from collections.abc import Mapping, Sequence

@@ -1,4 +1,4 @@
-"""What the embeddings of a run look like: a map, neighbours and spectra."""
+"""Embeddings of a run: a map, neighbours and spectra."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -14,14 +14,14 @@ from distill_jax.report.page import figure, grid, muted, picture
 from distill_jax.report.wording import fmt
 
 ROUNDING = 1e-10
-"""Eigenvalues below this share of the largest are rounding of what they were computed from."""
+"""Eigenvalues below this share of the largest are rounding error."""
 
 CLASSES = 2 * figures.COLOURS
-"""So many classes have a mark of their own on the map; of more, the largest do."""
+"""Maximum number of classes with their own mark on the map; the largest are chosen."""
 
 
 def section(run: Run) -> Html | None:
-    """Shows what `embeddings.npz` holds; None where a run has no embeddings."""
+    """Shows the contents of `embeddings.npz`; None if a run has no embeddings."""
     path, notes = run.path / "embeddings.npz", list[str]()
     if not path.exists():
         return None
@@ -43,7 +43,7 @@ def section(run: Run) -> Html | None:
 def principal_components(z: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Returns the first two principal components `[n, 2]` of rows `[n, d]` and their shares `[2]`.
 
-    Each has its largest entry positive. Of a single dimension the second component is 0.
+    The largest entry of each is positive. For a single dimension the second component is 0.
     """
     u, s, _ = np.linalg.svd(z - z.mean(axis=0), full_matrices=False)
     share = s**2 / max((s**2).sum(), np.finfo(np.float64).tiny)
@@ -137,7 +137,7 @@ def _cell(image: np.ndarray, name: str, cosine: Any, same: bool, j: int) -> Html
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Cloud:
-    """Points `[n, 2]` that are drawn alike, and what is said of each."""
+    """Points `[n, 2]` with a common mark, and the tooltip of each."""
 
     name: str
     points: np.ndarray
@@ -150,13 +150,13 @@ def mark(i: int) -> str:
 
 
 def scatter_plot(clouds: Sequence[Cloud], *, x_label: str, y_label: str, alt: str) -> Html:
-    """Draws points, a unit being as long on one axis as on the other.
+    """Draws points, with equal scales on both axes.
 
     Args:
       clouds: finite points, at least one; the i-th has the i-th `mark`.
       x_label: name of the horizontal axis.
       y_label: name of the vertical axis.
-      alt: what is to be seen, for the alternative text.
+      alt: the alternative text.
     """
     xy = np.concatenate([cloud.points for cloud in clouds])
     middle, half = (xy.max(0) + xy.min(0)) / 2, float(np.ptp(xy, axis=0).max()) * 0.54 or 1.0

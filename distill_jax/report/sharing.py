@@ -1,9 +1,10 @@
-"""What files that are handed on may say of the machine: no absolute path, no host, no user.
+"""Removes machine details from shareable files: no absolute path, no host, no user.
 
-Meant to be handed on are `report.html`, `result.json`, `eval.json`, `env.json`, `study.json`,
-`table.txt`, `metrics.jsonl`, `alarms.jsonl`, the `.npz` files and `tensorboard/`. Private are
-`config.json` and `checkpoints/`, which name data and other runs by path so that a run can go on,
-`heartbeat.json`, `stall.txt`, `crash.txt` and the lock of a folder, which name host and files.
+The shareable files are `report.html`, `result.json`, `eval.json`, `env.json`, `study.json`,
+`table.txt`, `metrics.jsonl`, `alarms.jsonl`, the `.npz` files and `tensorboard/`. The private
+files are `config.json` and `checkpoints/`, which name data and other runs by path so that a run can
+be resumed, and `heartbeat.json`, `stall.txt`, `crash.txt` and the lock of a folder,
+which name the host and files.
 """
 
 import pathlib
@@ -13,18 +14,18 @@ from typing import Any
 
 _END = r"\s/'\"`,;:|&<>()\[\]{}#="
 _PATH = re.compile(rf"(?<![\w/.:~<+-])(?:/[^{_END}]+)+/?")
-"""An absolute path within a text: no part of a URL, of a word, or of markup."""
+"""An absolute path within a text, not part of a URL, a word or markup."""
 
 
 def scrubbed(value: Any, folder: pathlib.Path) -> Any:
-    """Returns a JSON value of which no string names an absolute path.
+    """Returns a JSON value without absolute paths.
 
-    A path within the folder, beside it or below the working directory is shown relative to that,
-    any other by its name, and a run of a study with its arm. The folder itself is ".".
+    A path within the folder, beside it or below the working directory becomes relative to it. Any
+    other path becomes its name, and a run of a study its arm and name. The folder itself is ".".
 
     Args:
       value: strings, numbers, lists and mappings of them.
-      folder: of the run or study that the value is about.
+      folder: folder of the run or study that the value describes.
     """
     if isinstance(value, str):
         return _text(value, folder)
@@ -38,7 +39,7 @@ def scrubbed(value: Any, folder: pathlib.Path) -> Any:
 def _text(text: str, folder: pathlib.Path) -> str:
     if "/" not in text:
         return text
-    # Known folders first, as whole strings: their names may have spaces.
+    # Known folders first, as whole strings, since their names may contain spaces.
     for root, shown in _roots(folder):
         start = rf"(?<![\w/.]){re.escape(root)}"
         text = re.sub(rf"{start}/(?=[^\s/])", f"{shown}/" if shown else "", text)
@@ -50,9 +51,9 @@ def _text(text: str, folder: pathlib.Path) -> str:
 
 
 def _roots(folder: pathlib.Path) -> list[tuple[str, str]]:
-    """Returns folders that paths are shown relative to, longest first, and what stands for them.
+    """Returns the root folders of relative paths, longest first, with their replacements.
 
-    None of them is one in which the folders of users are.
+    Folders that contain the home directories of users are excluded.
     """
     folder, here = folder.absolute(), pathlib.Path.cwd()
     of_study = _SEED.fullmatch(folder.name) is not None
@@ -69,7 +70,7 @@ _SEED = re.compile(r"seed\d+")
 
 
 def _name(path: str) -> str:
-    """Returns how a path outside the known folders is shown; a regular expression stays."""
+    """Returns the name that replaces any other path; regular expressions are unchanged."""
     pure = pathlib.PurePath(path)
     alone = len(pure.parts) == 2
     if re.search(r"[$^*+?\\]", path) or (alone and not pathlib.Path(path).exists()):

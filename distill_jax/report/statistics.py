@@ -1,4 +1,4 @@
-"""What a study may claim: means, t-intervals and paired differences over seeds."""
+"""Statistics of a study: means, t-intervals and paired differences over seeds."""
 
 import dataclasses
 import math
@@ -62,9 +62,9 @@ def estimate(values: Sequence[float]) -> Estimate:
 def summarise(results: Mapping[str, Mapping[str, float]], *, reference: str) -> list[ArmSummary]:
     """Summarises a study, arms in the order given.
 
-    Differences are paired by seed: what a seed does to both arms (initial weights, order of the
-    data) cancels. Intervals assume that seeds are independent and differences about normal; they
-    are not corrected for the number of arms.
+    Differences are paired by seed: effects of a seed that are common to both arms (initial weights,
+    order of the data) cancel. Intervals assume that seeds are independent and differences
+    approximately normal; they are not corrected for the number of arms.
 
     Args:
       results: finished values by arm and seed.
@@ -124,11 +124,11 @@ def answer(
     mode: str = "max",
     digits: int = 4,
 ) -> str:
-    """Answers a question in one sentence: both means, and what their difference supports.
+    """Returns a one-sentence answer: both means, and the conclusion from their difference.
 
     Args:
-      question: what is asked.
-      summaries: of `ask`.
+      question: text of the question.
+      summaries: from `ask`.
       metric: its name.
       mode: "max" if higher is better, "min" if lower is.
       digits: decimals.
@@ -144,7 +144,7 @@ def answer(
 
 
 def verdict(summary: ArmSummary, *, mode: str = "max", digits: int = 4) -> str:
-    """Says in words what the paired difference supports, and nothing beyond it.
+    """Returns the conclusion that the paired difference supports, in words.
 
     Args:
       summary: an arm.
@@ -167,7 +167,7 @@ def verdict(summary: ArmSummary, *, mode: str = "max", digits: int = 4) -> str:
 
 
 def conclusion(difference: Estimate, *, mode: str = "max") -> str:
-    """Says in a few words where the interval of a difference lies; empty without an interval."""
+    """Returns a short description of a difference's interval; empty without an interval."""
     if mode not in ("max", "min"):
         raise ConfigError(f"mode is {mode!r}", where="eval.mode", hint="max or min")
     if difference.interval is None:
@@ -197,7 +197,7 @@ def format_table(
       mode: "max" if higher is better, "min" if lower is.
       digits: decimals.
       markdown: a Markdown table instead of plain text.
-      published: figures of others by arm, in a column beside ours.
+      published: published values by arm, in a separate column.
     """
     columns = ["arm", "seeds", "mean", "95 % interval", "difference ± se", "95 % interval", ""]
     rows = [_cells(summary, mode=mode, digits=digits) for summary in summaries]
@@ -235,7 +235,7 @@ def comparison(
     """Returns the answers to the questions of a study, and a table for each question and state.
 
     Args:
-      compared: rows of `summarise` by state and question; "" where nothing is asked. Sentences
+      compared: rows of `summarise` by state and question; "" for no question. Sentences
         answer the questions of the state "value".
       titles: names of the metric by state.
       mode: "max" if higher is better, "min" if lower is.

@@ -1,11 +1,11 @@
-"""Tables of plain text and the numbers in them, alike in training, evaluation and studies."""
+"""Plain-text tables and number formats, common to training, evaluation and studies."""
 
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 CONTROLS = ("_initial", "_raw")
-"""Ends of the names of metrics of something else than the network, see `api.Evaluator`."""
+"""Suffixes of metrics that do not describe the network itself, see `api.Evaluator`."""
 
 
 def is_finite(value: Any) -> bool:
@@ -14,7 +14,7 @@ def is_finite(value: Any) -> bool:
 
 
 def number(value: Any) -> str:
-    """Returns four decimals, or four digits where those would hide the number."""
+    """Returns the number with four decimals, or four digits if the decimals would hide it."""
     if not is_finite(value):
         return "-"
     plain = value == 0 or 1e-3 <= abs(value) < 1e4
@@ -22,7 +22,7 @@ def number(value: Any) -> str:
 
 
 def decimals(value: float) -> int:
-    """Returns four, or as many as show three digits of a smaller value."""
+    """Returns 4, or as many decimals as show three digits of a smaller value."""
     return max(4, 2 - math.floor(math.log10(abs(value)))) if value else 4
 
 
@@ -30,7 +30,7 @@ _PREFIXES = {1e18: "E", 1e15: "P", 1e12: "T", 1e9: "G", 1e6: "M", 1e3: "k"}
 
 
 def si(value: float) -> str:
-    """Returns three digits and the prefix of the unit that follows."""
+    """Returns three digits and the SI prefix of the following unit."""
     for scale, prefix in _PREFIXES.items():
         if abs(value) >= scale:
             return f"{value / scale:.3g} {prefix}"
@@ -55,8 +55,8 @@ def plain(rows: Sequence[Sequence[str]], header: Sequence[str]) -> str:
 def metrics(states: Mapping[str, Mapping[str, Any]], *, chosen_by: str = "") -> str:
     """Returns a table of measurements: one row for each metric, one column for each state.
 
-    First the metric by which the best state is chosen, on every split, and the accuracy; then the
-    others by name, and last their controls. A state that nothing is known of has no column.
+    The rows start with the metric that selects the best state, on every split, and the accuracy,
+    followed by the others by name and their controls. A state without values has no column.
 
     Args:
       states: `{state: {"step": step, "<split>/<metric>": value}}`, in the order of the columns.

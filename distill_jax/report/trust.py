@@ -1,4 +1,4 @@
-"""How the weighting divides: its ratio over time, over examples, and on known faults."""
+"""The ratio of a weighting: over time, over examples, and on known faults."""
 
 import dataclasses
 import itertools
@@ -55,14 +55,13 @@ def section(
     *,
     colours: Mapping[str, int] | None = None,
 ) -> Html | None:
-    """Shows the ratios of the arms that have any.
+    """Shows the ratios of the arms that have ratios.
 
     Args:
-      arms: runs by arm, for what is drawn over time, with bands over seeds.
-      finished: runs whose stored ratios count; numbers are means over them, pictures show the
-        first of each arm.
-      colours: colour numbers of the arms of a study that are drawn over each other; None for a
-        single run.
+      arms: runs by arm, for the curves over time, with bands over seeds.
+      finished: runs with stored ratios; numbers are means over them, figures show the first run
+        of each arm.
+      colours: colour numbers of the overlaid arms of a study; None for a single run.
     """
     problems, by_arm = [], {}
     for arm, runs in finished.items():
@@ -118,7 +117,7 @@ def _has_curves(runs: Sequence[Run]) -> bool:
 
 
 def _folded(stored: Iterable[StoredWeights], cards: Sequence[Html | None]) -> Html:
-    """Returns cards that open at a click, the first of them open."""
+    """Returns collapsible cards, the first one open."""
     parts = [(seed.label, part) for seed, part in zip(stored, cards, strict=True) if part]
     return join(
         el("details", el("summary", f"Examples of {label}"), part, open="" if i == 0 else None)
@@ -134,7 +133,7 @@ class _Panel:
 
 @dataclasses.dataclass(frozen=True)
 class _Block:
-    """Panels of one kind, one an arm or a metric."""
+    """Panels of one kind, one per arm or metric."""
 
     title: str
     caption: str
@@ -187,10 +186,10 @@ def _over_time(arms: Mapping[str, Sequence[Run]]) -> _Block | None:
 
 
 def _areas(arms: Mapping[str, Sequence[Run]], colours: Mapping[str, int] | None) -> _Block | None:
-    """How well the ratio tells faults over time.
+    """Detection of faults by the ratio, over time.
 
-    One panel a metric and one line an arm that has a colour; without colours, one panel and one
-    line a metric.
+    One panel per metric and one line per arm with a colour; without colours, one panel with one
+    line per metric.
     """
     charts = {
         metric: {
@@ -236,7 +235,7 @@ def _of_examples(
     stored: Mapping[str, StoredWeights],
     draw: Callable[[StoredWeights, tuple[float, float]], tuple[str, str, Html | None]],
 ) -> _Block | None:
-    """Draws the ratios of the examples of every arm, between the same limits."""
+    """Draws the ratios of the examples of every arm, with common limits."""
     if not stored:
         return None
     limits = _range(np.concatenate([seed.ratio for seed in stored.values()]))
@@ -274,7 +273,7 @@ def _margins(stored: StoredWeights, limits: tuple[float, float]) -> tuple[str, s
 def _bands(margin: np.ndarray, ratio: np.ndarray) -> tuple[np.ndarray, list[Series]]:
     """Returns counts `[bins]` over margins from -1 to 1, and medians with 10-90 % bands.
 
-    Bins of few examples have none, and the line breaks there.
+    Bins with few examples have no band, and the line breaks there.
     """
     bin_of = _bin_of(margin)
     counts = np.bincount(bin_of, minlength=_BINS)
@@ -295,9 +294,9 @@ def _bin_of(margin: np.ndarray) -> np.ndarray:
 
 
 def _spread(margin: np.ndarray, ratio: np.ndarray) -> np.ndarray:
-    """Returns rows of at most `_DOTS` examples, as many from each bin of the margin.
+    """Returns rows of at most `_DOTS` examples, equally many from each bin of the margin.
 
-    Within a bin they are even in rank of the ratio, so that its extremes are among them.
+    Within a bin they are evenly spaced in the rank of the ratio, including its extremes.
     """
     bin_of = _bin_of(margin)
     chosen = []
@@ -353,7 +352,7 @@ def _by_class(stored: StoredWeights, limits: tuple[float, float]) -> tuple[str, 
 
 
 def _numbers(seeds: Mapping[str, Sequence[Mapping[str, float]]], heads: Sequence[str]) -> Html:
-    """Returns means of the metrics over seeds, one column an arm."""
+    """Returns means of the metrics over seeds, one column per arm."""
     every = dict.fromkeys(n for metrics in seeds.values() for own in metrics for n in own)
     names = [n for n in _NAMES if n in every] + [n for n in every if n.startswith("mean weight")]
     rows = [

@@ -13,7 +13,7 @@ NONE = "\u2013"
 
 
 def fmt(value: Any) -> str:
-    """Returns a number as the tables of the console show it."""
+    """Formats a number as in the tables of the console."""
     return minus(number(value)) if is_finite(value) else NONE
 
 

@@ -1,4 +1,4 @@
-"""Checks and computations that several weightings share."""
+"""Checks and computations shared by several weightings."""
 
 import jax
 import jax.numpy as jnp
@@ -32,7 +32,7 @@ def log_probs(evidence: Evidence, role: str) -> Array:
     """Returns log-probabilities `[b, k]` of classes at temperature 1, at least in float32.
 
     Raises:
-      ArgumentError: the method gives no logits of that role, or labels are no classes.
+      ArgumentError: the method has no logits for that role, or labels are not classes.
     """
     need_classes(evidence, "a distribution over classes")
     return jax.nn.log_softmax(_logits(evidence, role))
@@ -41,10 +41,10 @@ def log_probs(evidence: Evidence, role: str) -> Array:
 def probs(evidence: Evidence, role: str) -> Array:
     """Returns probabilities `[b, k]` of a role at temperature 1.
 
-    A point of the simplex of classes; for several labels a point of `[0, 1]^k`, the sigmoids.
+    For classes a point of the simplex; for several labels the sigmoids, a point of `[0, 1]^k`.
 
     Raises:
-      ArgumentError: the method gives no logits of that role, or labels are real values, which have
+      ArgumentError: the method has no logits for that role, or labels are real values, which have
         no probabilities.
     """
     if evidence.task == "multilabel":

@@ -10,7 +10,7 @@ from distill_jax.core.errors import ArgumentError
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Annealed(ExampleWeighting):
-    """The last loss term's weight goes linearly from `start` to `end`; the others share the rest.
+    """Changes the last loss term's weight linearly; the other terms share the rest.
 
     Attributes:
       total_steps: length of training.

@@ -15,7 +15,7 @@ class Constant(ExampleWeighting):
 
     Attributes:
       ratio: weight of the second of two loss terms, in [0, 1]; the first gets the rest.
-      weights: one for each loss term, in place of `ratio`.
+      weights: one weight per loss term, instead of `ratio`.
     """
 
     ratio: float = 0.5

@@ -29,9 +29,9 @@ class Reweight(ExampleWeighting):
 
     Attributes:
       normalize: "batch": the weights of a batch sum to its number of real examples, or are all
-        zero if nothing helps; "loss_terms": those of each example sum to one.
-      floor: smallest weight before normalization; None is the papers', 0 over the batch and 1e-8
-        over loss terms, which then share equally if none helps.
+        zero if no term helps; "loss_terms": the weights of each example sum to one.
+      floor: smallest weight before normalization. None uses the papers' values: 0 over the batch,
+        and 1e-8 over loss terms, which then have equal weights if none helps.
     """
 
     normalize: str = "batch"
@@ -58,7 +58,7 @@ class Reweight(ExampleWeighting):
         return jnp.zeros((evidence.mask.shape[0], len(evidence.loss_terms)), jnp.float32)
 
     def from_gradient(self, gradient: Array, mask: Array) -> Array:
-        """Returns weights `[b, s]` from the outer loss's gradient in them; 0 on padding."""
+        """Returns weights `[b, s]` from the gradient of the outer loss in them; 0 on padding."""
         by_loss_term = self.normalize == "loss_terms"
         floor = (1e-8 if by_loss_term else 0.0) if self.floor is None else self.floor
         raw = mask[:, None] * jnp.maximum(-gradient, floor)

@@ -1,9 +1,9 @@
-"""The ratio follows the teacher's margin (Lukasik et al. 2021, ADA-KD, arXiv:2106.10494).
+"""Weighting by the teacher's margin (Lukasik et al. 2021, ADA-KD, arXiv:2106.10494).
 
 `alpha = max(0, p_y - mean_{c != y} p_c)` of the teacher's probabilities, averaged over the
-examples of a class in the original, or of each example. A class-wise mean of margins is the margin
-of the class-mean probabilities, the margin being linear in them. A mixed label gets the mean of its
-classes' ratios.
+examples of a class in the original, or computed for each example. The margin is linear in the
+probabilities, so the class-wise mean of margins is the margin of the class-mean probabilities. A
+mixed label gets the mean of the ratios of its classes.
 """
 
 import dataclasses
@@ -26,7 +26,7 @@ GRANULARITIES = ("class", "sample")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TeacherMargin(ExampleWeighting):
-    """Ratio by the teacher's margin.
+    """Teacher ratio from the teacher's margin.
 
     Attributes:
       granularity: "class": margins of the class means over the training part; "sample": margins of
@@ -58,7 +58,7 @@ class TeacherMargin(ExampleWeighting):
 
 
 def _margins(right: Array, k: int) -> Array:
-    """Returns the ratio of a label to which the teacher gives the probability `right`."""
+    """Returns the ratio for a label with teacher probability `right`."""
     return jnp.maximum(right - (1 - right) / (k - 1), 0.0)
 
 

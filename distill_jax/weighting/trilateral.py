@@ -3,12 +3,12 @@
 Hu et al. 2024 (ICLR), arXiv:2312.15112, eq. 6-10. With S, T the probabilities of student and
 teacher at temperature 1, G the label and T' the mean of the teacher over the training examples of
 the label's class, a network sees the triangles (S, T, G) and (S, T', G): their edges and vertices.
-Edges are differences in the paper; the authors' programs square them or take absolute values.
-Choices that the paper leaves open: the features carry no gradient, T' is averaged over the training
-part alone, and the network starts at a given ratio.
+Edges are differences in the paper; the authors' code squares them or takes absolute values.
+Three choices are not specified in the paper: here the features carry no gradient, T' is averaged
+over the training part alone, and the network starts at a given ratio.
 
 For several labels at once, S and T are the sigmoids and G the labels: points of `[0, 1]^k` with the
-triangle (S, T, G) as for classes. T' needs one class, so blocks with it are refused.
+triangle (S, T, G) as for classes. T' requires a single class, so blocks with T' are rejected.
 """
 
 import dataclasses
@@ -23,7 +23,7 @@ from distill_jax.weighting._evidence import class_means, labels, need_classes, p
 
 BLOCKS = ("sg", "tg", "st", "mg", "sm", "s", "t", "m", "g")
 """Edges `sg = G - S, tg = G - T, st = T - S, mg = G - T', sm = T' - S`, then the vertices
-`s, t, m = T', g`: eq. 10 in its order."""
+`s, t, m = T', g`: in the order of eq. 10."""
 
 
 def _absolute(x: Array) -> Array:
@@ -43,7 +43,7 @@ class Trilateral(ExampleWeighting):
     Attributes:
       edge_mode: "signed", "squared" or "abs".
       blocks: which of `BLOCKS` the network sees; the order has no effect.
-      compact: for many classes, f = 3 numbers in place of k for each block: the entry of the
+      compact: for many classes, f = 3 numbers instead of k per block: the entry of the
         label's class, the largest entry and the entropy of a vertex; the entry of the label's
         class, the largest magnitude and the Euclidean length of an edge. Not in the paper.
     """

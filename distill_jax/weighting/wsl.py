@@ -1,7 +1,7 @@
 """Weighted soft labels (Zhou et al. 2021, arXiv:2102.00650).
 
-The label's term keeps its weight; the teacher's gets `scale * w`, with
-`w = 1 - exp(-CE(student) / CE(teacher))` at temperature 1, constant under differentiation. The
+The label's loss term has weight 1; the teacher's has weight `scale * w`, with
+`w = 1 - exp(-CE(student) / CE(teacher))` at temperature 1, without a gradient. The
 paper's distillation term is T^2 times a cross-entropy, whose gradient is that of T^2 times the KL
 divergence used here.
 """
@@ -15,7 +15,7 @@ from distill_jax.core.api import Array, Evidence, ExampleWeighting, Nets
 from distill_jax.core.errors import ArgumentError
 from distill_jax.weighting._evidence import labels, log_probs, need_two_loss_terms
 
-_TINY = 1e-7  # added to the teacher's cross-entropy, as by the authors
+_TINY = 1e-7  # added to the teacher's cross-entropy, as in the authors' code
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -23,7 +23,7 @@ class WSL(ExampleWeighting):
     """Weights `[1, scale * w]`.
 
     Attributes:
-      scale: weight of the teacher's term; the authors' value on ImageNet is 2.5.
+      scale: weight of the teacher's term; the authors use 2.5 on ImageNet.
     """
 
     scale: float = 2.5
