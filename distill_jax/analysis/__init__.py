@@ -1,1 +1,1 @@
-"""What traced functions show: one walk over their equations (`walk`) and the rules that use it."""
+"""Analysis of traced functions: an interpreter of their equations (`walk`) and rules for it."""

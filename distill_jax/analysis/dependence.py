@@ -32,7 +32,7 @@ class Dependence:
 
     @property
     def dead(self) -> bool:
-        """Whether it is the same whatever the inputs, as a gradient that never moves anything."""
+        """Whether the result is constant for all inputs, like a gradient without effect."""
         return self.zero or not self.on
 
 
@@ -64,7 +64,7 @@ def union(dependences: PyTree) -> frozenset[str]:
 
 
 def dead_leaves(grad_fn: Callable[..., PyTree], *args: Any) -> list[bool]:
-    """Says of each leaf of a gradient whether it is zero by structure, or depends on no input."""
+    """Returns for each leaf of a gradient whether it is structurally zero or input-independent."""
     return [leaf.dead for leaf in jax.tree.leaves(of(grad_fn, *args))]
 
 

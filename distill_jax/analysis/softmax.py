@@ -1,4 +1,4 @@
-"""Where a softmax is taken of what is a softmax already.
+"""Detection of a softmax that is applied to the result of a softmax.
 
 A softmax over the last axis is recognized as `exp(x) / sum(exp(x))`, and its logarithm as
 `x - log(sum(exp(x)))`, whatever constant of each row is added to `x`.
@@ -14,12 +14,12 @@ from distill_jax.analysis import walk
 
 
 def repeated(trace: walk.Trace) -> bool:
-    """Says whether a traced function takes a softmax of a softmax, or of its logarithm's `exp`."""
+    """Returns whether a traced function applies a softmax to a softmax, or to `exp` of its log."""
     return _walk(trace)[0].repeated
 
 
 def gives_probabilities(fn: Callable[..., Any], *args: Any) -> bool:
-    """Says whether a leaf of `fn(*args)` is a softmax."""
+    """Returns whether a leaf of `fn(*args)` is a softmax."""
     return any(value.kind == "softmax" for value in _walk(walk.trace(fn, *args))[1])
 
 

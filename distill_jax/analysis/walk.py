@@ -1,9 +1,8 @@
 """The walk over the equations of a traced function.
 
 `interpret` evaluates a jaxpr over any domain: arrays, sets of inputs, positions of rows. A `Rules`
-object says what an equation, a constant and a join of two paths mean in that domain. How control
-flow is entered (`scan`, `while`, `cond`, and everything that calls one function) is written here
-and nowhere else.
+object defines an equation, a constant and a join of two paths in that domain. Only this module
+handles control flow (`scan`, `while`, `cond`, and everything that calls one function).
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -38,7 +37,7 @@ class Rules:
         raise NotImplementedError
 
     def join(self, values: Sequence[Any], test: Any = None) -> Any:
-        """Returns what holds on each of several paths, of which `test` chooses one."""
+        """Returns the join of the values of several paths; `test` selects one of them."""
         raise NotImplementedError
 
 
@@ -119,7 +118,7 @@ def _enter(eqn: Equation, given: list[Any], rules: Rules) -> list[Any] | None:
 def _fixed_point(
     body: Callable[[list[Any]], list[Any]], carry: list[Any], rules: Rules
 ) -> tuple[list[Any], list[Any]]:
-    """Returns the carry that holds before and after the body, and what the body gives for it."""
+    """Returns the carry at the fixed point of the body, and the body's results for it."""
     while True:
         out = body(carry)
         joined = [rules.join(pair) for pair in zip(carry, out, strict=False)]

@@ -1,1 +1,1 @@
-"""What few need, on top of the shell."""
+"""Optional extensions on top of the shell."""

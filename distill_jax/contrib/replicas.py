@@ -30,7 +30,7 @@ __all__ = ["NO_REPLICAS", "Member", "Replicas", "kind", "make_experiments", "ref
 
 
 def refusal(experiment: Experiment) -> str:
-    """Says why the runs of an experiment cannot be replicas; empty where they can."""
+    """Returns the reason why the runs of an experiment cannot be replicas, empty if they can."""
     config = experiment.config
     reasons = {
         "several processes": jax.process_count() > 1,
@@ -63,7 +63,7 @@ def train(
       The result of each run, or the error with which it diverged.
 
     Raises:
-      NotImplementedError: saying why these runs cannot be replicas; nothing was computed.
+      NotImplementedError: these runs cannot be replicas; nothing was computed.
       jax.errors.JAXTypeError: a scalar that differs decides what is computed.
       UserError: as `loop.train`.
       Preempted: stopped by a signal; the states are saved.
@@ -114,7 +114,7 @@ def _train(
 
 
 def title(members: Sequence[Member]) -> str:
-    """Returns what the progress is of."""
+    """Returns the label of the progress display."""
     arms = dict.fromkeys(member.arm for member in members)
     if not any(arms):
         return "train"
@@ -125,7 +125,7 @@ def title(members: Sequence[Member]) -> str:
 def steps(
     group: Group, program: Replicas, stepper: Stepper, stop: Stop, state: TrainState, step: int
 ) -> TrainState:
-    """Takes the steps that are left, with what is due between them."""
+    """Takes the remaining steps and performs the actions due between them."""
     schedule = stepper.schedule
     while step < schedule.total and group.going:
         event = schedule.next(step)

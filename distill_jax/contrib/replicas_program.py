@@ -253,7 +253,7 @@ class Replicas:
 
 
 class _OrderOnly:
-    """A source whose examples are their ids: what a replica needs beside the shared data."""
+    """A source whose examples are their ids, which a replica needs in addition to shared data."""
 
     def __init__(self, source: Any):
         self._source = source

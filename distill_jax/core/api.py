@@ -328,7 +328,7 @@ class Dataset(NamedTuple):
 
     @property
     def outer_part(self) -> Source:
-        """What outer losses see."""
+        """The examples for outer losses."""
         return self.held_out if self.outer is None else self.outer
 
     @property

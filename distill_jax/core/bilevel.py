@@ -1,10 +1,10 @@
-"""The step of a bilevel problem: a student learns from weighted terms, a weighting from it.
+"""The step of a bilevel problem: a student learns from weighted terms and a weighting learns too.
 
     inner:  theta' = theta + update(grad_theta mean_i sum_s w_is(omega) L_is(theta))
     outer:  omega descends the loss of theta' on held-out examples
 
 (Hu et al. 2024, eq. 4-5, arXiv:2312.15112, with one step in place of the inner optimum.)
-`outer_trace` has the gradient through one step, `horizon` those that see further.
+`outer_trace` has the gradient through one step, `horizon` the gradients with a longer horizon.
 """
 
 import functools
@@ -45,25 +45,25 @@ def make_bilevel_step(
     skip_nonfinite: bool = False,
     report_nonfinite: bool = False,
 ) -> StepFn:
-    """Builds one of the two steps between which the host chooses.
+    """Builds a step, with or without an update of the weighting; the host selects one each time.
 
     Args:
       weighted: the objective and its weighting.
       models: a network for each role.
-      optimizers: of both levels.
-      bilevel: how the outer gradient is taken.
+      optimizers: the optimizers of both levels.
+      bilevel: options of the outer gradient.
       outer: whether the weighting learns in this step. The step then takes `{"train": batch,
         "held_out": batch}`, where the training batch has a leading axis of `bilevel.batches`
         batches if that is more than one; otherwise it takes a training batch.
       precision: compute type of the networks.
       ema: `{role: (source, decay)}`, as in `steps.make_train_step`.
-      grad_norm: whether the metrics have the norm of the inner gradient.
-      skip_nonfinite: whether a step changes nothing where its loss, its gradient, or those of the
-        outer level are not finite, see `steps.skip`.
-      report_nonfinite: whether the metrics have `nonfinite`, 1 in such steps, else 0.
+      grad_norm: whether the metrics include the norm of the inner gradient.
+      skip_nonfinite: whether a step changes nothing if the loss or the gradient of either level is
+        not finite, see `steps.skip`.
+      report_nonfinite: whether the metrics include `nonfinite`, 1 in such steps, else 0.
 
     Returns:
-      `(state, frozen, batch, key) -> (state, metrics)`; with `outer` the metrics also have
+      `(state, frozen, batch, key) -> (state, metrics)`. With `outer`, the metrics also include
       `outer_loss`, before the weighting's update, and `outer_grad_norm`.
     """
     finish = functools.partial(
@@ -94,7 +94,7 @@ def make_bilevel_step(
         trace = Trace(made, state, frozen, train, key)
         omega, outer_state = trace.omega, state.opt_state["outer"]
         metrics: dict[str, Array] = {}
-        kept: dict[str, PyTree] = {}  # what a method takes along from step to step
+        kept: dict[str, PyTree] = {}  # state of the method between steps
 
         def direction(grads, moved) -> Params:
             metrics["outer_loss"], u = trace.outer_direction(grads, moved, held_out)

@@ -1,8 +1,8 @@
-"""How spread out the representations of a batch are, measured inside the step.
+"""Measures of the spread of the representations of a batch, computed inside the step.
 
-Their collapse shows in no loss: one method is stuck at a loss that another reaches healthily. What
-`spectrum` says of the embeddings of a batch is small beside a step, and is computed only in the
-steps that are logged.
+The loss does not show a collapse: a value at which one method is stuck is healthy for another. The
+measures from `spectrum` are cheap compared with a step, and are computed only in the steps that are
+logged.
 """
 
 from collections.abc import Mapping
@@ -15,11 +15,11 @@ from distill_jax.core.api import Array
 
 PREFIX = "embedding/"
 LARGEST = 512
-"""Rows that are looked at, and the widest embedding whose spectrum is taken."""
+"""Number of rows that are measured, and the largest width for which the spectrum is computed."""
 
 
 def names(embeddings: Mapping[str, Array]) -> tuple[str, ...]:
-    """Returns the names of what `measure` finds in embeddings, or shapes of them, `[b, ..., d]`."""
+    """Returns the names of the results of `measure` for embeddings or shapes `[b, ..., d]`."""
     measures = []
     for name, z in embeddings.items():
         kinds = ["std", "variance", "rank", "uniformity"]
@@ -33,11 +33,12 @@ def names(embeddings: Mapping[str, Array]) -> tuple[str, ...]:
 def measure(embeddings: Mapping[str, Array], mask: Array) -> dict[str, Array]:
     """Returns scalars by `names`, without gradient.
 
-    "std", "rank", "alpha", "uniformity", "alignment" and "lidar" are those of `spectrum`,
-    "variance" its `feature_variance`. Of wide embeddings "alpha" and "lidar" are left out.
+    "std", "rank", "alpha", "uniformity", "alignment" and "lidar" are defined in `spectrum`;
+    "variance" is its `feature_variance`. "alpha" and "lidar" are omitted for wide embeddings.
 
     Args:
-      embeddings: `[b, d]` or, of v views, `[b, v, d]`; of a large batch the first examples count.
+      embeddings: `[b, d]`, or `[b, v, d]` for v views; only the first examples of a large batch
+        are used.
       mask: float `[b]`, 0 on padding.
     """
     values: dict[str, Array] = {}
@@ -63,14 +64,14 @@ def measure(embeddings: Mapping[str, Array], mask: Array) -> dict[str, Array]:
 
 
 def due(step: Array | int, every: int) -> Array | bool:
-    """Returns whether the step after `step` finished ones is the first, or one that is logged."""
+    """Returns whether the step after `step` finished steps is the first or is logged."""
     return (step == 0) | ((step + 1) % every == 0)
 
 
 def measure_when_due(
     embeddings: Mapping[str, Array], mask: Array, step: Array, *, every: int
 ) -> dict[str, Array]:
-    """Returns `measure` in the steps that are `due`, zeros in others."""
+    """Returns `measure` in the steps that are `due`, and zeros in other steps."""
     if not embeddings:
         return {}
     embeddings = jax.lax.stop_gradient(dict(embeddings))

@@ -22,8 +22,8 @@ def parse(value: int | float | str, name: str = "duration") -> tuple[float, str]
       name: the argument to name in errors.
 
     Raises:
-      ArgumentError: for a text that is no duration, or a number that is negative or not finite.
-      ArgumentTypeError: for anything but a number or a text.
+      ArgumentError: the string is not a duration, or the number is negative or not finite.
+      ArgumentTypeError: the value is neither a number nor a string.
     """
     hint = "a number of steps, or '20 epochs', '500 steps', '100000 examples', '10 %'"
     if isinstance(value, bool) or not isinstance(value, (int, float, str)):
@@ -82,7 +82,7 @@ def steps(
       batch_size: examples of a step; durations in examples need it.
 
     Raises:
-      ArgumentError: as `parse`, and where the unit needs an argument that is not given.
+      ArgumentError: as in `parse`, or the unit needs an argument that is not given.
     """
     number, unit = parse(value, name)
     if unit == "steps":

@@ -1,4 +1,4 @@
-"""Errors that are the user's to fix: one clear message, no traceback, exit code 2."""
+"""Errors that the user can fix: one clear message, no traceback, exit code 2."""
 
 import contextlib
 import difflib
@@ -11,13 +11,13 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 class UserError(Exception):
     """An error in a config, a command line or the environment of a run.
 
-    The message says what is wrong, where, and what would be right. The entrypoint prints it
+    The message describes the error, its location and a correction. The entrypoint prints it
     without a traceback and exits with `exit_code`.
 
     Args:
-      what: what is wrong, one sentence without a full stop.
-      where: the config path, flag or file at fault.
-      hint: what would be right.
+      what: description of the error, one sentence without a full stop.
+      where: the config path, flag or file that causes the error.
+      hint: how to correct it.
     """
 
     exit_code = 2
@@ -35,8 +35,8 @@ class ConfigError(UserError):
 class ArgumentError(ConfigError, ValueError):
     """An argument that the library cannot use.
 
-    `where` is the name of the argument, or of what it belongs to: a network, a transform, an
-    evaluator, the batch. In a run, `run.arguments.located` adds the path of the config.
+    `where` is the name of the argument or of its owner: a network, a transform, an evaluator or
+    the batch. In a run, `run.arguments.located` adds the config path.
     """
 
 
@@ -49,7 +49,7 @@ class DataUnavailable(UserError):
 
 
 class CheckpointError(UserError):
-    """A checkpoint that is absent, damaged, or of another structure than the run."""
+    """A checkpoint that is missing, damaged, or of a different structure from the run."""
 
 
 class ExportError(UserError):
@@ -63,9 +63,10 @@ class NonFiniteError(UserError):
 
 
 def raised_by_code(error: BaseException) -> bool:
-    """Returns whether code raised an error, rather than the user a `KeyboardInterrupt` by Ctrl-C.
+    """Returns whether code raised the error; False for a `KeyboardInterrupt` by Ctrl-C.
 
-    A `raise` is the instruction at which the innermost frame stopped; a signal stops it anywhere.
+    If code raised it, the innermost frame stopped at a `raise` instruction. A signal stops a frame
+    at any instruction.
     """
     if not isinstance(error, KeyboardInterrupt):
         return True
@@ -79,9 +80,10 @@ def raised_by_code(error: BaseException) -> bool:
 
 
 def text_of(error: BaseException, *, most: int = 200, lines: int | None = 1) -> str:
-    """Returns the first `lines` of the text of an error in one, cut to `most` characters.
+    """Returns the first `lines` lines of an error message as one line of at most `most` characters.
 
-    Empty for an error whose text cannot be had: code that a config names may raise anything.
+    The result is empty if converting the error to a string fails: code that a config names may
+    raise anything.
     """
     try:
         text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
@@ -93,7 +95,7 @@ def text_of(error: BaseException, *, most: int = 200, lines: int | None = 1) -> 
 
 
 def raised_at(error: BaseException) -> str:
-    """Returns file and line of the innermost frame that is not of an installed package."""
+    """Returns file and line of the innermost frame outside installed packages."""
     frames = traceback.extract_tb(error.__traceback__)
     own = [frame for frame in frames if "site-packages" not in frame.filename] or list(frames)
     return f"{own[-1].filename.rpartition('/')[2]}:{own[-1].lineno}" if own else ""
@@ -101,12 +103,12 @@ def raised_at(error: BaseException) -> str:
 
 @contextlib.contextmanager
 def explained(what: str, *, where: str) -> Iterator[None]:
-    """Turns what is raised within, but for a `UserError`, into an `ArgumentError` of one message.
+    """Converts any exception except a `UserError` into an `ArgumentError` with one message.
 
-    For code that a config chooses and feeds, which may fail in any way on what it was not made for.
+    It wraps code that a config selects, which may fail in any way on unsuitable inputs.
 
     Args:
-      what: what failed, the beginning of the message.
+      what: what failed; the beginning of the message.
       where: the argument, or the path of the config.
     """
     try:
@@ -128,17 +130,17 @@ def explained(what: str, *, where: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def below(path: str, names: Collection[str]) -> Iterator[None]:
-    """Gives errors that name an argument the path of the config that holds it.
+    """Adds the config path of an argument to errors that name the argument.
 
     Args:
-      path: of the group that holds the arguments.
-      names: the arguments; a mapping gives their keys.
+      path: config path of the group that holds the arguments.
+      names: the arguments; a mapping gives their config keys.
     """
     try:
         yield
     except UserError as error:
         name = re.split(r"[.\[]", error.where)[0]
-        if not error.where and isinstance(error, ArgumentError):  # of all of them together
+        if not error.where and isinstance(error, ArgumentError):  # about all arguments together
             raise ConfigError(error.what, where=path, hint=error.hint) from error
         if name not in names:
             raise
@@ -149,7 +151,7 @@ def below(path: str, names: Collection[str]) -> Iterator[None]:
 
 
 def nearest(name: str, options: Iterable[str]) -> str:
-    """Returns a hint that names the closest option and lists what exists."""
+    """Returns a hint that names the closest option and lists all options."""
     options = sorted(map(str, options))
     close = difflib.get_close_matches(str(name), options, n=1, cutoff=0.5)
     hint = f"did you mean {close[0]!r}? " if close else ""

@@ -1,20 +1,20 @@
-"""Outer gradients that see further than one inner step, and cost less than unrolling ahead.
+"""Outer gradients with a horizon beyond one inner step, at a lower cost than unrolling ahead.
 
-All are pure, and those of a whole gradient take the arguments of `hypergradient.unrolled`. Let `a`
-be the adjoint of the parameters, at first `dV/dparams` after the step, and `H` the Hessian of the
-inner loss.
+All functions are pure. Those that compute a whole gradient take the arguments of
+`hypergradient.unrolled`. Let `a` be the adjoint of the parameters, initially `dV/dparams` after the
+step, and let `H` be the Hessian of the inner loss.
 
 * `neumann`: K terms of the series for the inverse of `I - dPhi/dparams`, where `Phi` is the step of
-  the optimizer at the present point, its state included. With gradient descent at rate `lr` it is
+  the optimizer at the current point, including its state. For gradient descent with rate `lr` it is
   `u = -lr sum_j (I - lr (H + damping))^j a`, K steps with a fixed Hessian (Lorraine et al. 2020,
-  arXiv:1911.02590). One term is the one-step gradient.
-* `conjugate_gradient`: `u = -(H + damping)^-1 a` by K steps, the gradient at an optimum that
-  training has reached (Pedregosa 2016, arXiv:1602.02355; Rajeswaran et al. 2019, arXiv:1909.04630).
+  arXiv:1911.02590). With one term it is the one-step gradient.
+* `conjugate_gradient`: `u = -(H + damping)^-1 a` by K steps. It is the gradient at an optimum of
+  the inner loss (Pedregosa 2016, arXiv:1602.02355; Rajeswaran et al. 2019, arXiv:1909.04630).
 * Truncated backpropagation (Shaban et al. 2019, arXiv:1810.10667) is `hypergradient.unrolled` from
-  the state of K steps ago, on the batches since.
-* `carry`: forward mode for few outer variables (Franceschi et al. 2017, arXiv:1703.01785): the
-  tangents of the student in them go along with training, so that the gradient of the outer loss is
-  an inner product at any time, exact from the first step on.
+  the state of K steps ago, on the batches since then.
+* `carry`: forward mode for few outer variables (Franceschi et al. 2017, arXiv:1703.01785). The
+  tangents of the student with respect to them are updated during training. The gradient of the
+  outer loss is then an inner product in any step, exact from the first step on.
 """
 
 from collections.abc import Callable
@@ -45,11 +45,11 @@ def neumann(
 ) -> tuple[Array, PyTree]:
     """Returns the outer loss after one step, and its gradient by a Neumann series.
 
-    It is the gradient through `steps` steps whose Hessian and optimizer are those of the present
-    step. Memory does not grow with `steps`; a term costs a Hessian-vector product.
+    It is the gradient through `steps` steps that all use the Hessian and the optimizer state of the
+    current step. Memory does not grow with `steps`; each term costs a Hessian-vector product.
 
     Args:
-      grad_fn: `(params, omega, 0) -> (dJ/dparams, dJ/domega)` on the present batch.
+      grad_fn: `(params, omega, 0) -> (dJ/dparams, dJ/domega)` on the current batch.
       outer_value_and_grad: `params -> (V, dV/dparams)`.
       tx: the inner optimizer.
       params: inner parameters before the step.
@@ -96,8 +96,8 @@ def conjugate_gradient(
 ) -> tuple[Array, PyTree]:
     """Returns the outer loss after one step, and its gradient by conjugate gradients from zero.
 
-    The optimizer takes the step and has no other part. The iteration stops where a direction has no
-    positive curvature: where the first has none, the gradient is zero, and damping is needed.
+    The optimizer is used only to take the step. The iteration stops at a direction without positive
+    curvature. If this is the first direction, the gradient is zero and damping is needed.
 
     Args:
       grad_fn, outer_value_and_grad, tx, params, opt_state, omega: as in `neumann`.
@@ -137,12 +137,12 @@ def _in_omega(grad_fn: GradFn, params: Params, omega: PyTree, u: Params) -> PyTr
 
 
 Tangents = tuple[PyTree, list[Array]]
-"""Derivatives of parameters and of the floating-point leaves of the optimizer state in each of m
-outer variables, leaves `[m, ...]`."""
+"""Derivatives of the parameters and of the floating-point leaves of the optimizer state with
+respect to each of m outer variables, leaves `[m, ...]`."""
 
 
 def zero_tangents(params: Params, opt_state: PyTree, *, count: int) -> Tangents:
-    """Returns the tangents before the first step, in `count` outer variables."""
+    """Returns the tangents before the first step, for `count` outer variables."""
     floats = hypergradient.floats_of(opt_state).pick(opt_state)
     return jax.tree.map(lambda x: jnp.zeros((count, *x.shape), x.dtype), (params, floats))
 
@@ -157,16 +157,17 @@ def carry(
 ) -> Tangents:
     """Returns the tangents after an inner step.
 
-    Exact for outer variables that stay as they are. Costs one forward-mode product of the step, a
-    Hessian-vector product, for each variable.
+    They are exact if the outer variables do not change. The cost is one forward-mode product of
+    the step, a Hessian-vector product, for each variable.
 
     Args:
       step_fn: `(params, opt_state, c [m]) -> (params, opt_state)`, the inner step; its optimizer
         is `hypergradient.regular` at zero.
       params: inner parameters before the step.
       opt_state: optimizer state before the step.
-      tangents: before the step.
-      forget: factor of what earlier steps gave; below 1 the horizon is about `1 / (1 - forget)`.
+      tangents: tangents before the step.
+      forget: factor of the tangents of earlier steps; below 1 the horizon is about
+        `1 / (1 - forget)`.
     """
     moving = hypergradient.floats_of(opt_state)
     count = jax.tree.leaves(tangents)[0].shape[0]
@@ -186,7 +187,7 @@ def carry(
 
 
 def along(cotangent: Params, tangents: Tangents) -> Array:
-    """Returns the gradient `[m]` of a loss whose gradient in the parameters is `cotangent`."""
+    """Returns the gradient `[m]` of a loss; `cotangent` is its gradient in the parameters."""
     products = jax.tree.map(lambda v, t: jnp.tensordot(t, v, axes=v.ndim), cotangent, tangents[0])
     return sum(jax.tree.leaves(products))  # pyright: ignore[reportReturnType]
 
@@ -195,9 +196,9 @@ def along(cotangent: Params, tangents: Tangents) -> Array:
 
 
 def offset(weights: Array, c: Array) -> Array:
-    """Returns weights `[b, s]` whose log-ratios to the first are larger by `c` `[s - 1]`.
+    """Returns weights `[b, s]` with `c` `[s - 1]` added to their log-ratios to the first weight.
 
-    The sum over the terms stays. For ratios `sigmoid(logit)` it adds `c` to the logit.
+    The sum over the terms does not change. For ratios `sigmoid(logit)`, `c` is added to the logit.
     """
     factor = jnp.exp(jnp.concatenate([jnp.zeros(1, c.dtype), c]))
     scaled = weights * factor[None]
@@ -205,7 +206,7 @@ def offset(weights: Array, c: Array) -> Array:
 
 
 def centred(weights: Array, mask: Array) -> Array:
-    """Returns the same weights, without a derivative along offsets that all examples share."""
+    """Returns the same weights without the derivative along offsets shared by all examples."""
     logs = jnp.log(jnp.maximum(weights, jnp.finfo(weights.dtype).tiny))
     logits = logs[:, 1:] - logs[:, :1]
     mean = (mask[:, None] * logits).sum(0) / jnp.maximum(mask.sum(), 1)
@@ -219,20 +220,20 @@ def output_biases(omega: PyTree) -> Any:
       An array `[s - 1]`, or its shape.
 
     Raises:
-      ArgumentError: not one parameter of the networks is such a bias.
+      ArgumentError: the networks do not have exactly one such bias.
     """
     return jax.tree.leaves(omega)[_bias_at(omega)]
 
 
 def with_output_biases(tree: PyTree, biases: Array) -> PyTree:
-    """Returns a tree like the parameters, with other output biases."""
+    """Returns the parameters with the output biases replaced."""
     leaves, structure = jax.tree.flatten(tree)
     leaves[_bias_at(tree)] = biases
     return jax.tree.unflatten(structure, leaves)
 
 
 def _bias_at(tree: PyTree) -> int:
-    """Returns which leaf it is: the one bias that is smaller than all others."""
+    """Returns the leaf that is the output bias: the one bias that is smaller than all others."""
     names = [partition.path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
     sizes = {
         i: x.size

@@ -1,7 +1,7 @@
 """Gradients of an outer loss in the weights of an inner loss, through the inner optimizer's step.
 
 The inner loss is `J(params, omega) = h(omega, F(params))`: `F` gives per-example losses (and the
-logits that a weighting sees), `h` weighs and averages them and depends on the outer variables
+logits that a weighting reads), `h` weights and averages them and depends on the outer variables
 `omega`. One step of any optax optimizer gives `params' = params + update(g)` with
 `g = dJ/dparams`, and the outer loss is `V(params')`. Then, with `v = dV/dparams'` and
 `u = (d update / d g)^T v`,
@@ -9,9 +9,9 @@ logits that a weighting sees), `h` weighs and averages them and depends on the o
     dV/domega = d/domega <u, dJ/dparams> = d/domega [ (dh/dF) (dF/dparams) u ],
 
 one forward-mode product of the network and the gradient of the small function `h` (Hu et al. 2024
-leave the rule open, arXiv:2312.15112; the product is that of Ren et al. 2018, arXiv:1803.09050, for
-any optimizer). It is exact, and no second derivative of the network appears. The same linearization
-of `F`, transposed, gives `g`, so that the forward pass is made once.
+do not specify the rule, arXiv:2312.15112; this is the product of Ren et al. 2018, arXiv:1803.09050,
+for any optimizer). It is exact and needs no second derivative of the network. The transpose of the
+same linearization of `F` gives `g`, so there is only one forward pass.
 """
 
 import functools
@@ -26,10 +26,10 @@ from distill_jax.analysis import walk
 from distill_jax.core.api import Array, Params, PyTree
 
 Forward = Callable[[Params], PyTree]
-"""`params -> outs`, pure: what of a batch depends on the inner parameters."""
+"""`params -> outs`, pure: the values of a batch that depend on the inner parameters."""
 
 Weighing = Callable[[PyTree, PyTree, PyTree], Array]
-"""`(omega, outs, seen) -> J`: the inner loss; `seen` is what the weighting sees of `outs`."""
+"""`(omega, outs, seen) -> J`: the inner loss; `seen` is the part of `outs` the weighting reads."""
 
 
 def hypergradient(
@@ -77,7 +77,7 @@ def directional(
       omega: outer variables.
       outs: outputs at the inner parameters.
       d_outs: their forward-mode product, the change along the pulled-back outer gradient.
-      stop_features: whether what the weighting sees has no derivative.
+      stop_features: whether the derivative through the weighting's inputs is stopped.
     """
 
     def along(omega: PyTree) -> Array:
@@ -108,9 +108,10 @@ def finite_difference(
       params: inner parameters.
       omega: outer variables.
       direction: the pulled-back outer gradient, like `params`.
-      seen: what the weighting sees at `params`.
-      stop_features: whether the weighting sees that on both sides.
-      step_size: length of the step; the paper's value. The error is of its square, plus rounding.
+      seen: the inputs of the weighting at `params`.
+      stop_features: whether the weighting reads `seen` in both passes.
+      step_size: length of the step; defaults to the paper's value. The error is of the order of
+        its square, plus rounding.
     """
     scale = step_size / jnp.maximum(optax.tree.norm(direction), jnp.finfo(jnp.float32).tiny)
 
@@ -137,13 +138,13 @@ def pull_back(
 ) -> Params:
     """Returns `(d update / d grads)^T cotangent` of one optimizer step; no pass of the network.
 
-    Derivatives that are infinite at a zero second moment or a zero norm count as zero, see
-    `regular`; the update itself is not touched.
+    Derivatives that are infinite at a zero second moment or a zero norm are set to zero, see
+    `regular`. The update itself does not change.
 
     Args:
       tx: any optax optimizer.
       grads: inner gradient.
-      opt_state: its state before the step.
+      opt_state: optimizer state before the step.
       params: inner parameters before the step.
       cotangent: gradient of the outer loss in the parameters after the step.
     """
@@ -176,8 +177,8 @@ def unrolled(
       grad_fn: `(params, omega, k) -> (dJ/dparams, dJ/domega)` on the batch of inner step k.
       outer_value_and_grad: `params -> (V, dV/dparams)`.
       tx: the inner optimizer.
-      params: inner parameters before the first step: those of now to look ahead, those of K steps
-        ago for truncated backpropagation.
+      params: inner parameters before the first step: the current ones to look ahead, or those of
+        K steps ago for truncated backpropagation.
       opt_state: optimizer state before the first step.
       omega: outer variables, the same in all steps.
       steps: K.
@@ -210,7 +211,7 @@ def unrolled(
 
 
 def after(tree: PyTree, cause: PyTree) -> PyTree:
-    """Returns `tree` unchanged but not computable before `cause` is.
+    """Returns `tree` unchanged, but computable only after `cause`.
 
     XLA may compute every pass of the network as early as possible and merge equal passes. It then
     holds activations until their last use. An `optimization_barrier` does not prevent this on CPU,
@@ -231,10 +232,10 @@ def apply(
 
 
 class SomeLeaves(NamedTuple):
-    """Takes some leaves out of a tree and puts others in.
+    """Extracts selected leaves of a tree and replaces them.
 
     Attributes:
-      chosen: whether each leaf is one of them.
+      chosen: whether each leaf is selected.
     """
 
     chosen: list[bool]
@@ -243,14 +244,14 @@ class SomeLeaves(NamedTuple):
         return [x for x, c in zip(jax.tree.leaves(tree), self.chosen, strict=True) if c]
 
     def merge(self, tree: PyTree, some: list[Array]) -> Any:
-        """Returns the tree with `some` in place of its chosen leaves."""
+        """Returns the tree with its selected leaves replaced by `some`."""
         new, (leaves, structure) = iter(some), jax.tree.flatten(tree)
         merged = [next(new) if c else x for x, c in zip(leaves, self.chosen, strict=True)]
         return jax.tree.unflatten(structure, merged)
 
 
 def floats_of(tree: PyTree) -> SomeLeaves:
-    """Returns what takes the floating-point leaves out of trees like `tree`."""
+    """Returns an object that extracts the floating-point leaves of trees like `tree`."""
     leaves = jax.tree.leaves(tree)
     return SomeLeaves([bool(jnp.issubdtype(jnp.result_type(x), jnp.floating)) for x in leaves])
 
@@ -261,11 +262,11 @@ def floats_of(tree: PyTree) -> SomeLeaves:
 def regular(fn: Callable[..., PyTree]) -> Callable[..., PyTree]:
     """Returns `fn` with derivatives of `sqrt(x)`, `1 / sqrt(x)` and `y / x` at `x = 0` set to zero.
 
-    Adam divides by the root of a second moment that is zero where a parameter never had a gradient;
-    clipping divides by a norm. There autodiff gives 0 * inf = NaN for what is a finite slope: with
-    `m / (sqrt(v) + eps)` and `v = (1 - b) g^2` the slope at `g = 0` is that of `m / eps`, which is
-    what this rule leaves. Values are unchanged; the functions inside `jit` are treated as well,
-    those inside loops and branches are not.
+    Adam divides by the root of a second moment, which is zero if a parameter never had a gradient;
+    clipping divides by a norm. There, autodiff gives 0 * inf = NaN although the slope is finite:
+    for `m / (sqrt(v) + eps)` with `v = (1 - b) g^2`, the slope at `g = 0` is that of `m / eps`,
+    and this rule returns it. Values do not change. The rule also applies to functions inside
+    `jit`, but not inside loops and branches.
     """
 
     @functools.wraps(fn)

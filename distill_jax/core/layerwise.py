@@ -14,7 +14,7 @@ from distill_jax.core.api import Role
 from distill_jax.core.errors import ArgumentError, nearest
 
 Rates = Sequence[tuple[str, float]]
-"""(regex, factor) pairs; the first regex that is found in `role/path/to/leaf` decides."""
+"""(regex, factor) pairs; the first regex that matches in `role/path/to/leaf` applies."""
 
 _BLOCK = re.compile(r"(?:stage_?(\d+))?_?(?:(?:block|bottleneck)_?(\d+))?(?:_.*)?", re.IGNORECASE)
 _BEFORE = re.compile(
@@ -30,27 +30,27 @@ def by_layer(
     lr_by_layer: Rates = (),
     layer_decay: float = 1.0,
 ) -> optax.GradientTransformationExtraArgs:
-    """Returns an optimizer that leaves parts as they are, and updates others by a factor.
+    """Returns an optimizer that freezes some parameters and scales the updates of others.
 
-    A factor multiplies the update, decoupled weight decay included, which is what a learning rate
-    of its own does. Frozen parameters keep every bit; their gradients do not count in a norm that
-    the optimizer clips. The state of the optimizer is that of `optimizer`. Running statistics of
-    batch norms are no parameters, and go on.
+    A factor multiplies the update, including decoupled weight decay, like a separate learning
+    rate. Frozen parameters do not change by a bit, and their gradients do not count in the norm
+    that the optimizer clips. The optimizer state is that of `optimizer`. Running statistics of
+    batch norms are not parameters and are still updated.
 
     Args:
-      optimizer: over `{role: params}`.
+      optimizer: an optimizer over `{role: params}`.
       freeze: role -> patterns of paths within its parameters, such as "stem*" or "stage1_*". "*"
-        is any text; a pattern also names what is below it.
-      lr_by_layer: factors of the learning rate, in place of those of `layer_decay`.
-      layer_decay: each block has this factor times the rate of the one behind it (Clark et al.
+        matches any text; a pattern also matches everything below the path.
+      lr_by_layer: factors of the learning rate; they override those of `layer_decay`.
+      layer_decay: ratio of the learning rate of each block to that of the next block (Clark et al.
         2020, arXiv:2003.10555, appendix A; Bao et al. 2021, arXiv:2106.08254). Stem, embeddings and
-        positions count as the block before the first, what is behind the blocks has the whole
-        rate. Roles without numbered blocks have the whole rate.
+        positions count as the block before the first. Layers after the blocks, and roles without
+        numbered blocks, have the full rate.
 
     Raises:
-      ArgumentError: a factor out of range, or a pattern that is no regex. In `init`, also under
-        `jax.eval_shape`: a role or a pattern that names no parameter, roles that would be frozen as
-        a whole, or a decay over layers where no role has blocks.
+      ArgumentError: a factor is out of range, or a pattern is not a regex. In `init`, also under
+        `jax.eval_shape`: a role or a pattern matches no parameter, a role is frozen completely, or
+        `layer_decay` is set and no role has blocks.
     """
     freeze = {role: tuple(patterns) for role, patterns in (freeze or {}).items() if patterns}
     _check(lr_by_layer, layer_decay)
@@ -71,14 +71,14 @@ def by_layer(
 
 def _scaled(factor: float, update: Any) -> Any:
     if not factor:
-        return jnp.full_like(update, -0.0)  # which alone leaves the bits of -0.0
+        return jnp.full_like(update, -0.0)  # the only addend that keeps -0.0
     return update if factor == 1 else update * jnp.asarray(factor, update.dtype)
 
 
 def rates(
     params: Any, freeze: Mapping[Role, Sequence[str]], lr_by_layer: Rates, layer_decay: float
 ) -> Any:
-    """Returns the factor of each leaf of `{role: params}`, 0 where it is frozen."""
+    """Returns the factor of each leaf of `{role: params}`, 0 for frozen leaves."""
     paths = [_path(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
     decays = _decays(paths, layer_decay)
     factors = []
@@ -112,9 +112,9 @@ def _decays(paths: Sequence[str], decay: float) -> dict[str, float]:
 
 
 def _heights(paths: Sequence[str]) -> dict[str, int]:
-    """Returns how many layers are behind each path of a role: 0 for the last layers."""
+    """Returns the number of layers after each path of a role: 0 for the last layers."""
     places = {path: _place(_layer(path)) for path in paths}
-    # What belongs to a stage and to no block goes with the first block of the stage.
+    # Layers of a stage outside its blocks count with the first block of the stage.
     first: dict[int, int] = {}
     for place in places.values():
         if place is not None and place[1] >= 0:
@@ -140,7 +140,7 @@ def _layer(path: str) -> str:
 
 
 def _place(name: str) -> tuple[int, int] | None:
-    """Returns stage and block of the name of a layer, -1 for what it does not tell."""
+    """Returns the stage and block in a layer's name, -1 for those it does not contain."""
     match = _BLOCK.fullmatch(name)
     if match is None or not (match[1] or match[2]):
         return None

@@ -1,14 +1,14 @@
 """Moving averages that look ahead (Du et al. 2022, "Learning from Future", arXiv:2209.06993).
 
-A student that learns from a moving average of itself takes K virtual steps first; the average
-moves with them, the student goes back, and the real step learns from the average so advanced. Deep
-(FST-D) takes the steps one after the other on the same batch. Wide (FST-W) takes each from where
-the student is, on K batches of which the first is the current one, and averages what comes out.
-With K = 1 both are the basic method. A step costs K + 1 times as much.
+A student that learns from a moving average of itself first takes K virtual steps. They update the
+average, the student is restored, and the real step learns from the advanced average. The deep
+variant (FST-D) takes the virtual steps in sequence on the same batch. The wide variant (FST-W)
+takes each of them from the current student, on K batches that begin with the current one, and
+averages the results. With K = 1 both are the basic method. A step costs K + 1 times as much.
 
-Here, as in the semi-supervised variant of the authors, the average also moves with the real step.
-The look-ahead begins with the first step and the rate of the average is constant; the authors skip
-it in the first iteration and let the rate rise.
+As in the semi-supervised variant of the authors, the real step also updates the average. The
+look-ahead starts in the first step and the rate of the average is constant. The authors skip the
+look-ahead in the first iteration and increase the rate.
 """
 
 from collections.abc import Iterable
@@ -25,10 +25,10 @@ from distill_jax.core.steps import Frozen, StepFn
 
 KINDS = ("deep", "wide")
 RESTORE = ("all", "params+opt", "params")
-"""What a virtual step leaves no trace in: everything but the averages; or not in parameters and
-optimizer, while batch statistics and the objective's memory keep it; or in parameters alone, as in
-the authors' program, where the moments of the optimizer and their count keep it too. The position
-in the schedule of the learning rate is always restored."""
+"""State that is restored after the virtual steps: everything except the averages; parameters and
+optimizer, but not batch statistics and the objective's memory; or only the parameters, as in the
+authors' program, so that the moments of the optimizer and their count are not restored either. The
+position in the learning-rate schedule is always restored."""
 
 
 def make_lookahead_step(
@@ -42,7 +42,8 @@ def make_lookahead_step(
 ) -> StepFn:
     """Wraps a pure step `(state, frozen, batch, key) -> (state, metrics)`.
 
-    The wide kind takes K batches stacked, leaves `[k, b, ...]`, and learns from the first.
+    With the wide kind, the step takes K stacked batches, leaves `[k, b, ...]`, and the real step
+    uses the first.
 
     Args:
       step: from `steps.make_train_step`, which moves the averages after its update.
@@ -53,7 +54,7 @@ def make_lookahead_step(
       unroll: whether virtual steps are unrolled instead of scanned; by default on CPU only.
 
     Raises:
-      ArgumentError: a value outside these, or no role that is a moving average.
+      ArgumentError: an argument is invalid, or no role is a moving average.
     """
     if steps < 1:
         raise ArgumentError(f"steps is {steps}", where="steps", hint="1 or more; 0 is off")
@@ -72,7 +73,7 @@ def make_lookahead_step(
         unroll = jax.default_backend() == "cpu"
 
     def back(state: TrainState, ahead: TrainState) -> TrainState:
-        """Returns `state` with the traces of virtual steps that are not restored."""
+        """Returns `state` with the effects of virtual steps that are not restored."""
         if restore == "all":
             return state
         model_state = {

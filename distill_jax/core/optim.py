@@ -18,17 +18,17 @@ Schedule = Callable[[Any], Array]
 """Step -> learning rate, both scalars; traceable."""
 
 Rules = Sequence[tuple[str, bool]]
-"""(regex, decayed) pairs; the first regex that is found in `role/path/to/leaf` decides."""
+"""(regex, decayed) pairs; the first regex that matches in `role/path/to/leaf` applies."""
 
 
 class _Kind(NamedTuple):
-    """How an optax optimizer takes weight decay.
+    """Weight decay of an optax optimizer.
 
     Attributes:
       make: the optax function.
-      defaults: keyword arguments that make it what its name says.
-      decay: "coupled" adds `weight_decay * params` to the gradient (L2 regularization) in front of
-        the optimizer; "own" leaves it to the optimizer; "none" has no sound meaning.
+      defaults: keyword arguments that the name of the optimizer implies.
+      decay: "coupled" adds `weight_decay * params` to the gradient (L2 regularization) before the
+        optimizer; "own" passes it to the optimizer; "none" means that decay is not supported.
       masks: keywords of the optax function that take the decay mask.
     """
 
@@ -45,8 +45,8 @@ OPTIMIZERS: Mapping[str, _Kind] = {
     "adam": _Kind(optax.adam, {}, "none"),
     # Decoupled: Loshchilov, Hutter 2019, arXiv:1711.05101, algorithm 2.
     "adamw": _Kind(optax.adamw, {}, "own", ("mask",)),
-    # Biases and norm scales are left out of the layer-wise rate as well as of the decay, as in
-    # large-batch practice (You et al. 2017, arXiv:1708.03888, exclude neither).
+    # Biases and norm scales are excluded from the layer-wise rate and from the decay, as is common
+    # for large batches (You et al. 2017, arXiv:1708.03888, exclude neither).
     "lars": _Kind(optax.lars, {}, "own", ("weight_decay_mask", "trust_ratio_mask")),
     "lamb": _Kind(optax.lamb, {}, "own", ("mask",)),
 }
@@ -55,7 +55,7 @@ _RANGES = {
     "momentum": "[0, 1)",
     "b1": "[0, 1)",
     "b2": "[0, 1)",
-    "eps": "(0, inf)",  # 0 divides 0 by 0 where a gradient never was
+    "eps": "(0, inf)",  # 0 gives 0 / 0 if the gradient was always 0
     "eps_root": "[0, inf)",
     "trust_coefficient": "(0, inf)",
     "final": "[0, inf)",
@@ -94,20 +94,20 @@ def make_optimizer(
       schedule_kwargs: keyword arguments of the schedule.
       warmup_steps: steps of the linear rise from zero to `lr`; below `total_steps`.
       weight_decay: L2 factor, added to the gradient before momentum, for sgd, momentum and
-        nesterov; that of the paper for adamw, lars and lamb; must be 0 for adam.
-      decay_mask: which leaves decay; read only where it matters.
+        nesterov; the decay of the respective paper for adamw, lars and lamb; must be 0 for adam.
+      decay_mask: which leaves decay; ignored if it has no effect.
       clip_norm: largest norm of the whole gradient, None for no limit.
       kwargs: further arguments of the optax function of that name.
       freeze: see `layerwise.by_layer`.
-      lr_by_layer: likewise.
-      layer_decay: likewise.
+      lr_by_layer: see `layerwise.by_layer`.
+      layer_decay: see `layerwise.by_layer`.
 
     Returns:
-      The transformation and the schedule that it follows. Rules that do not fit the parameters
-      raise `ArgumentError` in `init`, also under `jax.eval_shape`.
+      The transformation and its schedule. Rules that do not match the parameters raise
+      `ArgumentError` in `init`, also under `jax.eval_shape`.
 
     Raises:
-      ArgumentError: for an unknown name or keyword, or arguments that exclude each other.
+      ArgumentError: a name or keyword is unknown, or arguments exclude each other.
     """
     if name not in OPTIMIZERS:
         hint = nearest(name, OPTIMIZERS)
@@ -169,7 +169,7 @@ def _linear(t: Array, begin: int, end: int, *, final: float = 0.0) -> Array:
 def _step(
     t: Array, begin: int, end: int, *, milestones: Sequence[float], factor: float = 0.1
 ) -> Array:
-    """Times `factor` from each milestone on: steps, or fractions of training where below 1."""
+    """Multiplies by `factor` at each milestone: a step, or below 1 a fraction of training."""
     del begin
     steps = []
     for milestone in milestones:
@@ -224,7 +224,7 @@ def make_schedule(
       kwargs: `final` of cosine and linear, `milestones` and `factor` of step, `timescale` of rsqrt.
 
     Raises:
-      ArgumentError: for an unknown name or keyword, or a warmup as long as training.
+      ArgumentError: a name or keyword is unknown, or the warmup is as long as training.
     """
     if name not in SCHEDULES:
         hint = nearest(name, SCHEDULES)
@@ -244,7 +244,7 @@ def make_schedule(
         rate = lr * decay(t, warmup_steps, total_steps, **kwargs)
         return rate * jnp.minimum(t / warmup_steps, 1.0) if warmup_steps else rate
 
-    jax.eval_shape(schedule, 0)  # refuses bad arguments here rather than in the step
+    jax.eval_shape(schedule, 0)  # rejects bad arguments here, not in the step
     return schedule
 
 
@@ -276,7 +276,7 @@ def _check_keywords(
             _check_dtype(value, where=f"{where}.{key}")
         elif key in _RANGES and not (value is None and default is None):
             interval = _RANGES[key]
-            if default == 0:  # where the published value is an end, it is in the range
+            if default == 0:  # a published value of 0 is in the range
                 interval = interval.replace("(0,", "[0,")
             if value is None or isinstance(value, (tuple, list)):
                 raise ArgumentError(f"{key} is {value}", where=f"{where}.{key}", hint="one number")
@@ -303,7 +303,7 @@ def decayed(params: Mapping[str, Params], rules: Rules) -> PyTree:
       rules: (regex, decayed); the first match decides, and every leaf needs one.
 
     Raises:
-      ArgumentError: where a leaf is matched by no rule, or a rule is found in no leaf.
+      ArgumentError: no rule matches a leaf, or a rule matches no leaf.
     """
     where = "decay_mask"
     paths = [

@@ -1,4 +1,4 @@
-"""How the outer gradient of a bilevel problem is taken, and the optimizers of both levels."""
+"""Options of the outer gradient of a bilevel problem, and the optimizers of both levels."""
 
 import dataclasses
 import math
@@ -19,13 +19,13 @@ UPDATES = ("after_step", "lookahead")
 
 
 class Optimizers(NamedTuple):
-    """The optimizers of both levels; `init` makes the `opt_state` of a `TrainState`.
+    """The optimizers of both levels; `init` creates the `opt_state` of a `TrainState`.
 
     Attributes:
-      inner: over `{role: params}` of everything that learns from the training loss.
-      outer: over `{role: params}` of the weighting's networks.
-      outer_roles: those networks.
-      method: of `Bilevel`; "truncated" and "two_speed" keep more in the state.
+      inner: optimizer over `{role: params}` of all networks trained on the training loss.
+      outer: optimizer over `{role: params}` of the weighting's networks.
+      outer_roles: roles of the weighting's networks.
+      method: `Bilevel.method`; "truncated" and "two_speed" keep additional state.
     """
 
     inner: optax.GradientTransformation
@@ -39,7 +39,7 @@ class Optimizers(NamedTuple):
         return inner, {role: params[role] for role in self.outer_roles}
 
     def init(self, params: Mapping[Role, Params]) -> dict[str, PyTree]:
-        """Returns the state of both optimizers, and what `method` keeps of earlier steps."""
+        """Returns the state of both optimizers and the additional state of `method`."""
         inner, outer = self.split(params)
         state = {"inner": self.inner.init(inner), "outer": self.outer.init(outer)}
         if self.method == "truncated":
@@ -52,33 +52,37 @@ class Optimizers(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Bilevel:
-    """Computation of the outer gradient.
+    """Options for computing the outer gradient.
 
     Attributes:
-      method: through one step: "exact"; "finite_difference", which is there to compare with;
-        "last_layer", exact for a student whose other layers are held fixed in both levels, and
-        cheap. Over a longer horizon, see `core.horizon`: "neumann", "cg", "truncated", "two_speed".
-      outer_update: "after_step": the inner step is the step of training, and the weighting learns
-        after it; "lookahead": the weighting learns from a step that is then made again with the
-        new weights (Shu et al. 2019, algorithm 1).
-      unroll: inner steps that the exact gradient goes through, on as many batches ahead; more than
-        one with outer_update=lookahead only.
-      horizon: K: terms of the Neumann series, steps of conjugate gradients, or, for "truncated",
-        the last of the steps taken.
-      damping: added to the diagonal of the Hessian by "neumann" and "cg".
-      forget: factor of the tangents that "two_speed" carries, in each step; 1 forgets nothing.
-      every: student steps between two of the weighting, and
-      warmup: those before the first; only "truncated" needs them, to keep the state that it goes
-        back to.
-      jvp_fraction: share 1/m of the training batch over which the product is taken, every m-th
-        example from a random one on. The estimate is unbiased where the examples of a batch do not
-        depend on each other. Under batch normalization the statistics are those of the whole
-        batch, and their changes are estimated from the part (`replay`).
-      low_memory: whether the forward-mode product makes its own forward pass, so that it need not
-        wait for the inner gradient's activations: as much memory as a plain step, for one third of
-        a step more. On a part of the batch that pass has the part's statistics; so has that of the
-        finite difference, and of networks with dropout or with loops over the batch.
-      outer_terms: terms of the objective whose sum, over held-out examples, is the outer loss.
+      method: algorithm for the outer gradient. The following methods differentiate through one
+        inner step: "exact"; "finite_difference", provided for comparison; and "last_layer", which
+        is cheap, and exact for a student whose other layers are held fixed in both levels. The
+        following methods have a longer horizon, see `core.horizon`: "neumann", "cg", "truncated"
+        and "two_speed".
+      outer_update: order of the two updates. With "after_step", the student takes its training
+        step and the weighting is updated after it. With "lookahead", the weighting is updated from
+        a virtual step, and the student then repeats that step with the new weights (Shu et al.
+        2019, algorithm 1).
+      unroll: number of inner steps that the exact gradient is taken through, each on its own
+        batch. Values above 1 require outer_update=lookahead.
+      horizon: K, the number of terms of the Neumann series, of conjugate gradient steps, or, for
+        "truncated", of the most recent inner steps.
+      damping: value added to the diagonal of the Hessian by "neumann" and "cg".
+      forget: factor by which "two_speed" multiplies its tangents in each step; 1 forgets nothing.
+      every: number of student steps between two steps of the weighting.
+      warmup: number of student steps before the first step of the weighting. Only "truncated"
+        uses `every` and `warmup`, to keep the state from which it starts.
+      jvp_fraction: fraction 1/m of the training batch over which the forward-mode product is
+        computed: every m-th example, with a random offset. The estimate is unbiased if the
+        examples of a batch do not depend on each other. Batch normalization uses the statistics of
+        the whole batch, and their derivatives are estimated from the subset (`replay`).
+      low_memory: whether the forward-mode product runs its own forward pass instead of keeping the
+        activations of the inner gradient. Memory is then that of a plain step, and the cost rises
+        by one third of a step. On a fraction of the batch, this pass uses the batch statistics of
+        that fraction. The same holds for the passes of the finite difference, and for networks
+        with dropout or with loops over the batch.
+      outer_terms: terms of the objective whose sum over held-out examples is the outer loss.
     """
 
     method: str = "exact"
@@ -147,17 +151,17 @@ class Bilevel:
 
     @property
     def batches(self) -> int:
-        """Training batches that an outer step takes."""
+        """Number of training batches that an outer step takes."""
         return self.horizon if self.method == "truncated" else self.unroll
 
     @property
     def back(self) -> int:
-        """How many steps before the present one the first of these batches is."""
+        """Number of steps from the first of these batches to the current step."""
         return self.horizon - 1 if self.method == "truncated" else 0
 
     @property
     def passes(self) -> str:
-        """What an outer step costs beside a step of the student, in words."""
+        """Description of the cost of an outer step in addition to a student step."""
         k = self.horizon
         if self.method == "two_speed":
             return "tangents of gradient and update in every step, a held-out gradient when due"
@@ -173,7 +177,7 @@ class Bilevel:
 
     @property
     def stride(self) -> int:
-        """m of `jvp_fraction = 1 / m`."""
+        """m, where `jvp_fraction = 1 / m`."""
         return round(1 / self.jvp_fraction)
 
 

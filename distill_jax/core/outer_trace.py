@@ -33,7 +33,7 @@ from distill_jax.core.weighted_objective import WeightedObjective
 
 
 class Outs(NamedTuple):
-    """What of a batch depends on the inner parameters and is differentiated."""
+    """The values of a batch that depend on the inner parameters and are differentiated."""
 
     values: Mapping[str, Array]
     logits: Mapping[Role, Array]
@@ -43,10 +43,10 @@ class Trace:
     """One step while it is traced: batches, parameters, and the network linearized at them.
 
     Attributes:
-      inner: parameters of what learns from the training loss, by role.
+      inner: parameters of the networks trained on the training loss, by role.
       omega: parameters of the weighting's networks, by role.
       terms: the objective's terms at `inner`, with new model state and memory.
-      outs: what of them depends on `inner`; `push` maps a change of `inner` to one of `outs`.
+      outs: the values that depend on `inner`; `push` maps a tangent of `inner` to one of `outs`.
     """
 
     def __init__(self, made: "Made", state: TrainState, frozen: Frozen, train: Batch, key: Key):
@@ -64,7 +64,7 @@ class Trace:
         )
 
     def _plan(self) -> replay.Plan | None:
-        """Returns how the product on a part of the batch takes values from the whole pass."""
+        """Returns the plan by which the product on a part of the batch reuses the whole pass."""
         options = self.options
         if options.stride == 1 or options.method != "exact" or options.low_memory:
             return None
@@ -88,7 +88,7 @@ class Trace:
     def forward(
         self, inner: Params, batch: Batch, key: Key, step: Array | None = None
     ) -> tuple[Outs, Terms]:
-        """Returns the outputs of a batch, and the terms that they belong to."""
+        """Returns the outputs of a batch and their terms."""
         step = self.step if step is None else step
         terms = self.weighted.loss_terms_of(self.nets(inner, key), batch, self.memory, step)
         check_terms(terms, batch["mask"].shape)
@@ -103,7 +103,7 @@ class Trace:
         key: Key,
         step: Array | None = None,
     ) -> Array:
-        """Returns the weighting's weights `[b, s]` of a batch of which it sees `seen`."""
+        """Returns the weights `[b, s]` that the weighting computes from `seen`."""
         step = self.step if step is None else step
         terms = dataclasses.replace(terms, values=seen.values, logits=seen.logits)
         evidence = self.weighted.evidence(terms, batch, self.memory)
@@ -117,7 +117,7 @@ class Trace:
         return mean_loss(self.weighted.with_weights(terms, weights), mask, total)
 
     def outer_loss(self, inner: Params, held_out: Batch) -> Array:
-        """Returns the mean of the outer terms; batch norm by batch, its running state unused."""
+        """Returns the mean of the outer terms; batch norms use batch statistics."""
         nets = self.nets(inner, rng.stream(self.key, "held_out"))
         terms = self.weighted.loss_terms_of(nets, held_out, self.memory, self.step)
         for name in self.options.outer_terms:
@@ -134,7 +134,7 @@ class Trace:
         return self.weights(omega, self.outs, self.terms, self.train, self.key)
 
     def inner_gradient(self, omega: Params, weights: Array) -> tuple[Params, dict[str, Array]]:
-        """Returns the inner gradient at given weights, or through them if they are steered."""
+        """Returns the inner gradient at the given weights, or through them if they are steered."""
 
         def loss(outs: Outs) -> tuple[Array, dict[str, Array]]:
             w = weights
@@ -181,7 +181,7 @@ class Trace:
         return self.push(u)
 
     def outer_gradient(self, u: Params) -> PyTree:
-        """Returns the gradient in `omega`, given what `outer_direction` gave."""
+        """Returns the gradient in `omega`, given the result of `outer_direction`."""
         stop, stride = self.weighted.stop_features, self.options.stride
         first = jax.random.randint(rng.stream(self.key, "part"), (), 0, stride)
         rows, seen, own = self.part((self.train, self.outs, self.terms.weights), first)
@@ -190,7 +190,7 @@ class Trace:
 
         def h(omega, outs, seen):
             weights = self.weights(omega, seen, terms, rows, self.key)
-            if self.options.method == "two_speed":  # what examples share is not for one step
+            if self.options.method == "two_speed":  # tangents handle what examples share
                 weights = horizon.centred(weights, rows["mask"])
             return self.loss(weights, outs, terms, rows["mask"], self.total / stride)[0]
 
@@ -243,13 +243,13 @@ class Trace:
     def outer_gradient_far(
         self, ahead: Batch, held_out: Batch, root: Key, past: Any
     ) -> tuple[Array, PyTree]:
-        """Returns outer loss and gradient over the horizon that the options name.
+        """Returns the outer loss and its gradient over the horizon set in the options.
 
         Args:
-          ahead: the batches `[n, b, ...]` of an outer step, without the first axis if it is one.
+          ahead: the batches `[n, b, ...]` of an outer step, without the first axis if n is 1.
           held_out: the held-out batch.
           root: the key of the run.
-          past: parameters and optimizer state of K steps ago, for "truncated".
+          past: parameters and optimizer state from K steps ago, for "truncated".
         """
         options, several = self.options, self.options.batches > 1
 
@@ -306,7 +306,7 @@ class Trace:
     def outer_gradient_two_speed(
         self, grads: Params, moved: Params, tangents: horizon.Tangents, held_out: Batch
     ) -> tuple[Array, PyTree]:
-        """Returns outer loss and gradient: of the output biases by tangents, else of one step."""
+        """Returns the outer loss and gradient: by tangents for the output biases, else one-step."""
         value, v = jax.value_and_grad(self.outer_loss)(moved, held_out)
         u = hypergradient.pull_back(self.optimizers.inner, grads, self.inner_state, self.inner, v)
         gradient = self.outer_gradient(u)
@@ -327,7 +327,7 @@ class Trace:
 
 
 class Made(NamedTuple):
-    """What all traces of a step share."""
+    """Values shared by all traces of a step."""
 
     weighted: WeightedObjective
     models: Mapping[Role, Model]
@@ -339,10 +339,10 @@ class Made(NamedTuple):
 def last_layer(model: Model, params: Params, state: State, inputs: tuple[Any, ...]) -> list[bool]:
     """Returns, for each parameter leaf, whether it belongs to the last layer.
 
-    The last layer is what the logits depend on and the embedding does not.
+    The logits depend on the last layer, and the embedding does not.
 
     Raises:
-      ArgumentError: the network gives no `embedding` or no `logits`, or nothing lies between them.
+      ArgumentError: the network has no output `embedding` or `logits`, or no layer between them.
     """
 
     def outputs(params: Params, state: State, *inputs: Any) -> tuple[Array, Array]:

@@ -1,9 +1,9 @@
-"""The mesh, and which leaf lies where on it.
+"""The mesh and the sharding of each leaf.
 
 Three axes: `data` splits the batch; `fsdp` splits the batch and, by default, large parameters and
-their optimizer state; `model` splits what rules name, and the work on it, within an example. Axes
-are `Auto`, so losses are written against the global batch and mean the same on any number of
-devices.
+their optimizer state; `model` splits the leaves named by rules, and the computation on them within
+an example. Axes are `Auto`, so losses are written for the global batch and do not depend on the
+number of devices.
 """
 
 import math
@@ -48,10 +48,10 @@ multiples of `model`.
 def make_mesh(
     *, data: int = -1, fsdp: int = 1, model: int = 1, devices: Sequence[Any] | None = None
 ) -> Mesh:
-    """Builds the mesh; one of the sizes may be -1, meaning all devices that are left.
+    """Builds the mesh; one of the sizes may be -1, meaning all remaining devices.
 
     Raises:
-      ArgumentError: the sizes do not multiply to the number of devices.
+      ArgumentError: the product of the sizes is not the number of devices.
     """
     devices = list(jax.devices() if devices is None else devices)
     n = len(devices)
@@ -73,7 +73,7 @@ def make_mesh(
 
 
 def batch_shards(mesh: Mesh) -> int:
-    """Returns into how many parts the mesh splits a batch."""
+    """Returns the number of parts into which the mesh splits a batch."""
     return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
 
 
@@ -84,8 +84,8 @@ def replicated(mesh: Mesh) -> NamedSharding:
 def over_batch(mesh: Mesh) -> NamedSharding:
     """The sharding of every array with a leading batch axis.
 
-    While a function is traced under `jax.shard_map` over another axis of the mesh, its arrays are
-    of the mesh in that context.
+    While a function is traced under `jax.shard_map` over another axis of the mesh, its arrays use
+    the mesh in that context.
     """
     context = jax.sharding.get_abstract_mesh()
     inside = context.axis_names == mesh.axis_names
@@ -93,9 +93,9 @@ def over_batch(mesh: Mesh) -> NamedSharding:
 
 
 def axes_in_context() -> dict[str, int]:
-    """Returns the sizes of the axes of the mesh in context that are the compiler's to use.
+    """Returns the sizes of the axes of the mesh in context that the compiler may use.
 
-    Axes over which a `jax.shard_map` around the caller has split its arrays are not among them.
+    Axes over which an enclosing `jax.shard_map` has split the arrays are not included.
     """
     mesh = jax.sharding.get_abstract_mesh()
     types = zip(mesh.axis_names, mesh.axis_types, strict=True)
@@ -103,7 +103,7 @@ def axes_in_context() -> dict[str, int]:
 
 
 def shards_in_context() -> int:
-    """Returns into how many parts the mesh in context splits a batch; 1 without a mesh."""
+    """Returns the number of parts of a batch on the mesh in context; 1 without a mesh."""
     sizes = axes_in_context()
     return math.prod(sizes.get(axis, 1) for axis in BATCH_AXES)
 
@@ -135,10 +135,10 @@ def named_leaves(tree: PyTree) -> dict[str, Any]:
 
 
 def read_rules(entries: Iterable[Any], *, where: str) -> Rules:
-    """Returns the rules that a config spells as pairs `(regex, axes)` and names of `RULE_SETS`.
+    """Returns the rules that a config gives as pairs `(regex, axes)` and names of `RULE_SETS`.
 
     Raises:
-      ArgumentError: an unknown name, or an entry that is neither.
+      ArgumentError: a name is unknown, or an entry is neither a pair nor a name.
     """
     rules: dict[str, Sequence[str | None]] = {}
     for entry in entries:
@@ -164,7 +164,7 @@ def read_rules(entries: Iterable[Any], *, where: str) -> Rules:
 
 
 def check_model_axis(mesh: Mesh, *rules: Rules) -> None:
-    """Raises `ArgumentError` where devices of the `model` axis would all do the same work."""
+    """Raises `ArgumentError` if all devices of the `model` axis would do the same work."""
     if mesh.shape["model"] > 1 and not any("model" in axes for r in rules for axes in r.values()):
         raise ArgumentError(
             f"no rule splits anything over {mesh.shape['model']} devices",
@@ -184,9 +184,9 @@ def infer(
 ) -> PyTree:
     """Chooses a sharding for every leaf of a tree of shapes.
 
-    The first rule whose regular expression is found in the leaf's path gives its spec. A leaf
-    that no rule names is split over `fsdp` along its largest divisible axis where it has at least
-    `min_size` elements, and replicated otherwise.
+    The first rule whose regular expression matches in the leaf's path gives its spec. A leaf
+    without a matching rule is split over `fsdp` along its largest divisible axis if it has at
+    least `min_size` elements, and replicated otherwise.
 
     Args:
       tree: arrays or `jax.ShapeDtypeStruct`s.
@@ -222,16 +222,16 @@ def infer(
 
 
 def gathered(model: Model, shardings: PyTree) -> Model:
-    """Returns a network that gathers what `fsdp` splits of its parameters before it uses them.
+    """Returns a network that gathers its parameters split over `fsdp` before it uses them.
 
-    Left to itself the compiler exchanges what it takes for smaller, and in the backward pass may
-    send the activations of a layer around for a gradient of a hundredth of their size. Here a
-    network exchanges its parameters, in the type that it computes in, and their gradients, of whose
-    sum nothing is asked: over `fsdp` a device needs its part alone.
+    By default, the compiler exchanges the arrays that it estimates to be smaller. In the backward
+    pass it may exchange the activations of a layer for a gradient of a hundredth of their size.
+    This network exchanges its parameters, in the compute type, and their gradients. The sharding of
+    the summed gradients is not constrained: over `fsdp`, a device needs only its own part.
 
     Args:
       model: the network.
-      shardings: of its parameters.
+      shardings: shardings of its parameters.
     """
 
     def whole(sharding: NamedSharding) -> NamedSharding:
@@ -242,7 +242,7 @@ def gathered(model: Model, shardings: PyTree) -> Model:
 
     @jax.custom_jvp
     def gather(params):
-        # Split after the cast too, else what was there before it would be gathered.
+        # Split after the cast too, otherwise the arrays before the cast would be gathered.
         params = jax.lax.with_sharding_constraint(params, shardings)
         return jax.lax.with_sharding_constraint(params, used)
 

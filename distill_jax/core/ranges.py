@@ -1,4 +1,4 @@
-"""What a number in a config may be, checked where the number is used."""
+"""Checks of the ranges of numbers in a config, made where the numbers are used."""
 
 import math
 import re
@@ -10,25 +10,25 @@ import numpy as np
 from distill_jax.core.errors import ArgumentError
 
 DEEPEST = 2000
-"""Layers, blocks or rounds of a network or a method, each of which is traced by itself."""
+"""Maximum number of layers, blocks or rounds of a network or a method, each traced separately."""
 
 MOST = 10**6
-"""Items that a method keeps beside each example or a measure beside each split."""
+"""Maximum number of items that a method keeps for each example, or a measure for each split."""
 
 _INTERVAL = re.compile(r"([\[(])\s*(\S+)\s*,\s*(\S+?)\s*([\])])")
 
 
 def within(interval: str, *, where: str = "", whole: bool = False, **values: Any) -> None:
-    """Refuses numbers outside an interval; not a number is outside every interval.
+    """Checks that numbers are in an interval; NaN is outside every interval.
 
     Args:
       interval: such as "[0, 1)"; an end may be "inf".
-      where: config path of the group that has the values; empty where the caller knows it.
-      whole: whether only whole numbers will do.
-      **values: by name; a tuple stands for its items, None is left out.
+      where: config path of the group that has the values; empty if the caller adds it.
+      whole: whether only integers are valid.
+      **values: values by name; the items of a tuple are checked, None is skipped.
 
     Raises:
-      ArgumentError: naming the first value that does not fit, and what would.
+      ArgumentError: a value is out of range; the message names the first one and the valid range.
     """
     match = _INTERVAL.fullmatch(interval)
     assert match, interval
@@ -56,20 +56,20 @@ def _spell(match: re.Match, whole: bool) -> str:
 
 
 def sizes(*, where: str = "", **values: Any) -> None:
-    """Refuses anything but whole numbers of at least 1: widths, lengths, counts."""
+    """Checks that values are integers of at least 1: widths, lengths, counts."""
     within("[1, inf)", where=where, whole=True, **values)
 
 
 def counts(*, where: str = "", **values: Any) -> None:
-    """Refuses anything but whole numbers of at least 0."""
+    """Checks that values are integers of at least 0."""
     within("[0, inf)", where=where, whole=True, **values)
 
 
 def depths(*, where: str = "", **values: Any) -> None:
-    """Refuses anything but whole numbers from 1 to `DEEPEST`: of what is built one by one."""
+    """Checks that values are integers from 1 to `DEEPEST`: counts of parts built one by one."""
     within(f"[1, {DEEPEST}]", where=where, whole=True, **values)
 
 
 def rates(*, where: str = "", **values: Any) -> None:
-    """Refuses anything but shares that are dropped: from 0 to below 1."""
+    """Checks that values are dropout rates: from 0 to below 1."""
     within("[0, 1)", where=where, **values)

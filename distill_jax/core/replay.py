@@ -1,10 +1,10 @@
-"""Forward-mode products on a part of a batch that make no forward pass of their own.
+"""Forward-mode products on a part of a batch without an additional forward pass.
 
-The whole batch has been through a network already. `Plan.record` keeps what the costly operations
-of that pass gave; `Plan.replay` runs the same function on some rows of the batch with these values
-in place of computed ones, so that under `jax.jvp` only the derivative is left to compute. Where the
-function sums over the batch, as batch normalization does, the value is that of the whole batch, and
-its derivative is estimated from the rows.
+The network has already been applied to the whole batch. `Plan.record` keeps the results of the
+costly operations of that pass. `Plan.replay` runs the same function on some rows of the batch and
+uses these results in place of computed ones, so that `jax.jvp` only has to compute the derivative.
+If the function sums over the batch, as batch normalization does, the value is that of the whole
+batch, and its derivative is estimated from the rows.
 """
 
 import dataclasses
@@ -22,11 +22,11 @@ from distill_jax.core.api import Array, Batch, Params, PyTree
 
 
 class _CannotReplay(Exception):
-    """The function has something whose rows cannot be told, or are drawn anew for a part."""
+    """The function has a value whose rows are unknown, or are sampled anew for a part."""
 
 
 class _Kept(NamedTuple):
-    """What of a pass is kept: rows along `axis`, or, without one, a sum over the batch."""
+    """A kept value of a pass: rows along `axis`, or a sum over the batch if there is no axis."""
 
     axis: int | None
     divisor: int
@@ -38,19 +38,19 @@ class _Lost:
 
 _LOST = _Lost()
 _Axis = int | _Lost | None
-"""Where the rows of a batch are: `b * n` entries of an axis hold `n` for each row in turn. `None`:
-nothing tells rows apart."""
+"""Position of the rows of a batch: an axis of `b * n` entries holds `n` for each row in turn.
+`None` if the value does not have rows."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """A function of parameters and a batch, once for the whole batch and once for some rows.
+    """A function of parameters and a batch, traced for the whole batch and for some rows.
 
     Attributes:
       whole: the function traced for the batch.
-      some: for the rows.
-      kept: for each of their equations, with nested functions in place, what is kept of it.
-      structure: of what the function returns.
+      some: the function traced for the rows.
+      kept: the kept values of each equation; nested functions are inlined.
+      structure: structure of the function's result.
     """
 
     whole: ClosedJaxpr
@@ -59,7 +59,7 @@ class Plan:
     structure: Any
 
     def record(self, params: Params, batch: Batch) -> tuple[PyTree, list[Array]]:
-        """Returns what the function gives for the batch, and what `replay` wants of it."""
+        """Returns the function's result for the batch, and the values that `replay` needs."""
         known: list[Array] = []
         kept = iter(self.kept)
 
@@ -79,12 +79,12 @@ class Plan:
         known: list[Array],
         take: Callable[[Array, int], Array],
     ) -> PyTree:
-        """Returns what the function gives for some rows, to be differentiated in `params`.
+        """Returns the function's result for some rows, to be differentiated in `params`.
 
         Args:
-          params: those of `record`.
+          params: the parameters passed to `record`.
           rows: some rows of its batch.
-          known: what it kept.
+          known: the values that it kept.
           take: `(x, axis) -> rows of x`, the same as `rows` are of the batch.
         """
         values, kept = iter(known), iter(self.kept)
@@ -104,17 +104,17 @@ class Plan:
 def make_plan(
     fn: Callable[[Params, Batch], PyTree], params: Params, batch: Batch, rows: Batch
 ) -> Plan | None:
-    """Traces a function twice and finds what a pass over some rows can take from the whole one.
+    """Traces a function twice and finds the values that a pass over some rows can reuse.
 
     Args:
-      fn: pure.
+      fn: a pure function.
       params: its parameters, or their shapes.
       batch: leaves `[b, ...]`, or their shapes.
       rows: leaves `[b / m, ...]`, or their shapes.
 
     Returns:
-      `None` where rows cannot be followed: random numbers drawn for the whole batch at once, or
-      loops and branches over it.
+      The plan, or `None` if rows cannot be tracked: random numbers are sampled for the whole batch
+      at once, or there are loops and branches over it.
     """
     whole, shapes = jax.make_jaxpr(fn, return_shape=True)(params, batch)
     some = jax.make_jaxpr(fn)(params, rows)
@@ -155,7 +155,7 @@ _EXTREMES = {"reduce_max", "reduce_min"}
 
 
 class _Listing(walk.Rules):
-    """Lists the equations of a function, and shapes of its constants, in the order of a walk."""
+    """Lists the equations of a function and the shapes of its constants in evaluation order."""
 
     enters_all = False
 
@@ -173,17 +173,17 @@ class _Listing(walk.Rules):
 def _follow(
     whole: ClosedJaxpr, some: ClosedJaxpr, axes: list[_Axis], *, b: int, stride: int
 ) -> tuple[list[_Axis], list[_Kept | None]]:
-    """Follows the rows of a batch through two traces of one function.
+    """Tracks the rows of a batch through two traces of one function.
 
     Args:
       whole: the trace for the batch.
       some: the trace for the part.
-      axes: where the rows of the arguments are.
+      axes: positions of the rows of the arguments.
       b: size of the batch.
-      stride: how many times that of the part.
+      stride: ratio of the batch size to the size of the part.
 
     Returns:
-      Where the rows of the outputs are, and what is kept of each equation.
+      Positions of the rows of the outputs, and the kept values of each equation.
 
     Raises:
       _CannotReplay: see `make_plan`.
@@ -198,7 +198,7 @@ def _follow(
 
 
 class _Rows(walk.Rules):
-    """Where the rows of each value are; `others` lists the trace for the part."""
+    """Positions of the rows of each value; `others` lists the trace for the part."""
 
     enters_all = False
 
@@ -220,7 +220,7 @@ class _Rows(walk.Rules):
     def follow(
         self, eqn: walk.Equation, other: walk.Equation, axes: list[_Axis]
     ) -> tuple[list[_Axis], _Kept | None]:
-        """Returns where the rows of an equation's outputs are, and what is kept of it."""
+        """Returns the row positions of an equation's outputs, and its kept values."""
         name = eqn.primitive.name
         differ = [_differ(*pair) for pair in zip(eqn.outvars, other.outvars, strict=True)]
         rows = [axis for axis in axes if axis is not None]
@@ -253,7 +253,7 @@ class _Rows(walk.Rules):
         return [axis for _ in differ], _Kept(axis, 1) if name in _COSTLY else None
 
     def axis(self, eqn: walk.Equation, axes: list[int | None]) -> _Axis:
-        """Returns where the rows of the outputs are: nowhere if the equation takes all at once."""
+        """Returns the row positions of the outputs, none if the equation mixes all rows."""
         name, params = eqn.primitive.name, eqn.params
         shape = eqn.outvars[0].aval.shape
         axis = next(a for a in axes if a is not None)
@@ -318,7 +318,7 @@ def _of_product(eqn: walk.Equation, axes: list[int | None]) -> _Axis:
 
 
 def _untouched(eqn: walk.Equation, axis: int) -> bool:
-    """Says whether an operation that works along axes leaves this one alone."""
+    """Returns whether an operation along axes does not act on this axis."""
     name, params = eqn.primitive.name, eqn.params
     if name == "concatenate":
         return params["dimension"] != axis

@@ -22,8 +22,8 @@ REPLICA = "replica"
 def make_replica_mesh(replicas: int, devices: Sequence[Any] | None = None) -> Mesh:
     """Builds a mesh with a replica axis in front of those of `partition.make_mesh`.
 
-    The replica axis takes as many devices as there are replicas; what is left of each splits its
-    batch.
+    The replica axis takes as many devices as there are replicas; the remaining devices of each
+    replica split its batch.
     """
     devices = list(jax.devices() if devices is None else devices)
     split = max(n for n in range(1, len(devices) + 1) if len(devices) % n == 0 and n <= replicas)
@@ -44,13 +44,13 @@ def over_replicas(
     Args:
       fn: a function of one replica.
       mesh: from `make_replica_mesh`; its replica axis divides the number of replicas.
-      shared: for each argument a prefix tree of booleans: True where all replicas are given the
-        same value, without a replica axis.
-      strategy: what a device does with its replicas: "vmap" batches them into wider operations,
-        "unroll" writes them out one after the other, "loop" takes turns in a loop.
+      shared: for each argument a prefix tree of booleans: True if all replicas receive the same
+        value, without a replica axis.
+      strategy: how a device runs its replicas: "vmap" batches them into wider operations,
+        "unroll" writes them out in sequence, "loop" runs them in a loop.
 
     Returns:
-      A function of the same arguments whose every result has a leading replica axis.
+      A function of the same arguments; all its results have a leading replica axis.
     """
 
     def local(*args):
@@ -83,11 +83,11 @@ def over_replicas(
 
 
 def choose_strategy(primitives: set[str], *, backend: str) -> str:
-    """Returns the fastest way for a step of these primitives.
+    """Returns the fastest strategy for a step with these primitives.
 
-    A convolution with a kernel for each replica is a grouped one, which XLA:CPU computes at half
-    the speed; a product of matrices with a replica axis is not slower than one without. XLA's own
-    gradient of a convolution is slow in loops there, ours (`models/convolution.py`) is not.
+    A convolution with one kernel per replica is a grouped convolution, which XLA:CPU computes at
+    half the speed. A matrix product with a replica axis is not slower than one without. On CPU,
+    XLA's gradient of a convolution is slow in loops; that of `models/convolution.py` is not.
     """
     if backend != "cpu":
         return "vmap"
@@ -103,7 +103,7 @@ Scalars = Mapping[tuple[str, ...], Any]
 def differing(things: Sequence[Any]) -> dict[tuple[str, ...], tuple[float, ...]] | None:
     """Returns the float fields in which nested dataclasses differ, with the value of each.
 
-    None where they differ in anything else.
+    The result is None if they differ in anything else.
     """
     first = things[0]
     if any(type(thing) is not type(first) for thing in things):
@@ -125,8 +125,8 @@ def differing(things: Sequence[Any]) -> dict[tuple[str, ...], tuple[float, ...]]
 def with_scalars(thing: Any, values: Scalars) -> Any:
     """Returns a copy of a nested dataclass with other values in some fields.
 
-    They may be traced: `__post_init__`, whose comparisons would then fail, is not run again. The
-    values must have been accepted once, by building the same thing from numbers.
+    The values may be traced: `__post_init__` does not run again, because its comparisons would
+    fail. Validate the values first by building the same dataclass from numbers.
     """
     if () in values:
         return values[()]
@@ -138,5 +138,5 @@ def with_scalars(thing: Any, values: Scalars) -> Any:
 
 
 def stack_scalars(values: Sequence[float]) -> Array:
-    """Stacks numbers such that each, like a number in a program, decides no type (`weak_type`)."""
+    """Stacks numbers into an array of weak type (`weak_type`), like a Python scalar."""
     return jnp.stack([jnp.asarray(float(value)) for value in values])

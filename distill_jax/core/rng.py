@@ -7,11 +7,11 @@ import jax
 from distill_jax.core.api import Array, Batch, Key
 
 _FIRST_NAMES = {"weighting": "weigher"}
-"""Names under which streams were first drawn, so that a seed goes on to mean the same run."""
+"""Original names of streams, kept so that a seed still gives the same run."""
 
 
 def stream(key: Key, *names: str) -> Key:
-    """Returns the key of a named stream; streams do not depend on each other's use."""
+    """Returns the key of a named stream; streams are independent of each other."""
     for name in names:
         key = jax.random.fold_in(key, zlib.crc32(_FIRST_NAMES.get(name, name).encode()))
     return key

@@ -15,10 +15,10 @@ from distill_jax.core.errors import ArgumentError
 
 
 class Decode(NamedTuple):
-    """A causal network that remembers what it has read.
+    """A causal network with a cache.
 
     Attributes:
-      cache: `(b, length, dtype) -> cache`, zeros with leaves `[b, ...]`, for so many columns.
+      cache: `(b, length, dtype) -> cache`, zeros with leaves `[b, ...]`, for `length` columns.
       step: `(params, tokens, cache, at, start) -> (logits, cache)`. It reads `tokens` int `[b, t]`
         into the columns from `at` (a scalar) on and returns the logits `[b, v]` after the last of
         them. Columns before `start` int `[b]` are padding. With whole prompts it is the prefill.
@@ -34,11 +34,11 @@ class Samples(NamedTuple):
     """Continuations of prompts.
 
     Attributes:
-      tokens: int32 `[b, k, p + steps]`, prompts as they were given, then what was drawn; behind an
-        end token, that token (0 where none is set).
-      mask: float32 `[b, k, p + steps]`, 1 where a token was drawn, the end token too.
-      log_probs: float32 `[b, k, p + steps]`, of drawn tokens in the distribution they were drawn
-        from (at temperature 0: of the network's softmax), 0 elsewhere.
+      tokens: int32 `[b, k, p + steps]`, the unchanged prompts, followed by the sampled tokens. An
+        end token is repeated up to the end (0 if none is set).
+      mask: float32 `[b, k, p + steps]`, 1 for sampled tokens, including the end token.
+      log_probs: float32 `[b, k, p + steps]`, log-probabilities of the sampled tokens in the
+        distribution they were sampled from (at temperature 0: the network's softmax), 0 elsewhere.
     """
 
     tokens: Array
@@ -47,9 +47,9 @@ class Samples(NamedTuple):
 
 
 def uncached(apply: Callable[[Params, Array, Array], Array], vocabulary: int) -> Decode:
-    """Returns a decoder that reads everything again at each step.
+    """Returns a decoder that reads the whole sequence again at each step.
 
-    For networks without a cache, and as what caches are compared with.
+    Use it for networks without a cache, and as a reference for caches.
 
     Args:
       apply: `(params, tokens, mask) -> logits`, `[b, t] x 2 -> [b, t, v]`, of a causal network.
@@ -75,8 +75,8 @@ def uncached(apply: Callable[[Params, Array, Array], Array], vocabulary: int) ->
 def keys_of(key: Key, batch: Batch, count: int = 1) -> Array:
     """Returns one key per draw, `[b, count]`, a function of (key, epoch, example, draw) alone.
 
-    Give it the key of the seed and the step, not that of a micro-batch: else accumulation would
-    change what is drawn.
+    Pass the key of the seed and the step, not that of a micro-batch. Otherwise, accumulation would
+    change the samples.
     """
     draws = jnp.arange(count)
     fold = jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)), (0, None))
@@ -95,24 +95,24 @@ def sample(
     top_k: int = 0,
     end: int = -1,
 ) -> Samples:
-    """Draws continuations, k of each prompt.
+    """Samples k continuations of each prompt.
 
-    Prompts are read once, whatever k. The loop ends when all sequences have. No gradient flows to
-    the parameters.
+    Each prompt is read once for any k. The loop ends when all sequences have ended. No gradient
+    flows to the parameters.
 
     Args:
       decode: the network.
-      params: its parameters; their dtype is that of the cache.
+      params: its parameters; the cache has the same dtype.
       prompt: ids, int `[b, p]`, padded on the left.
       keys: `[b, k]`, see `keys_of`.
-      steps: most tokens that are drawn.
+      steps: maximum number of sampled tokens.
       start: int `[b]`, the first column of each prompt that is not padding; None for no padding.
       temperature: T of the softmax; 0 takes the most probable token.
-      top_k: draw from so many most probable tokens; 0 draws from all.
+      top_k: number of most probable tokens to sample from; 0 samples from all tokens.
       end: the token that ends a sequence; -1 for none.
 
     Raises:
-      ArgumentError: an argument that cannot be.
+      ArgumentError: an argument is invalid.
     """
     b, p = prompt.shape
     if p < 1 or keys.ndim != 2 or len(keys) != b or keys.shape[1] < 1:
@@ -179,7 +179,7 @@ def sample(
 def _draw(
     keys: Array, i: Array, logits: Array, *, temperature: float, top_k: int
 ) -> tuple[Array, Array]:
-    """Returns token and log-probability `[n]` of logits `[n, v]`, the i-th drawn of each key."""
+    """Returns tokens and their log-probabilities `[n]` from logits `[n, v]`, draw i of each key."""
     logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
     if not temperature:
         token = jnp.argmax(logits, axis=-1)

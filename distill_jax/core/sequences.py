@@ -1,6 +1,6 @@
-"""Sequences of tokens: positions, and log-probabilities of a large vocabulary a few at a time.
+"""Sequences of tokens: positions, and log-probabilities over a large vocabulary in chunks.
 
-Shape letters: b batch, t tokens, d width, v vocabulary, k tokens that are asked for.
+Shape letters: b batch, t tokens, d width, v vocabulary, k requested tokens.
 """
 
 import math
@@ -14,22 +14,22 @@ from distill_jax.core import partition
 from distill_jax.core.api import Array
 
 SMALL_VOCABULARY = 4096
-"""Below this many tokens chunks cost more than the memory that they save."""
+"""Below this number of tokens, chunks are not used: their cost exceeds the memory saved."""
 
 CHUNK_ENTRIES = 2**25
-"""Logits per device that a chunk computes at once: 128 MiB in float32."""
+"""Number of logits per device in a chunk: 128 MiB in float32."""
 
 
 def positions_of(mask: Array | None, segments: Array | None, shape: tuple[int, int]) -> Array:
     """Returns the position of each token in its own sequence, int32 `[b, t]`.
 
-    Tokens are counted from the first that is seen, so that padding on the left changes nothing, or
-    from the first of their segment. Hidden tokens on the left get position 0.
+    Tokens are counted from the first unmasked token, so that padding on the left has no effect, or
+    from the first token of their segment. Masked tokens on the left get position 0.
 
     Args:
-      mask: `[b, t]`, 0 where a token is padding; None where all are seen.
-      segments: int `[b, t]`, equal for the tokens of one document, which are next to each other;
-        None for one document.
+      mask: `[b, t]`, 0 for padding; None if there is no padding.
+      segments: int `[b, t]`, equal for the tokens of one document, which are contiguous; None for
+        one document.
       shape: `(b, t)`.
     """
     column = jnp.broadcast_to(jnp.arange(shape[1], dtype=jnp.int32)[None], shape)
@@ -43,7 +43,7 @@ def positions_of(mask: Array | None, segments: Array | None, shape: tuple[int, i
 
 
 class TopLogProbs(NamedTuple):
-    """The k most probable tokens and what is left to all others.
+    """The k most probable tokens and the total probability of all others.
 
     Attributes:
       index: int32 `[b, t, k]`, most probable first.
@@ -57,9 +57,9 @@ class TopLogProbs(NamedTuple):
 
 
 def chunk_size(shape: tuple[int, ...], vocabulary: int) -> int:
-    """Returns how many of t positions are computed at once, for `[b, t, d]` on the mesh in context.
+    """Returns the number of positions in a chunk, for `[b, t, d]` on the mesh in context.
 
-    All of them where the vocabulary is small; else as many as `CHUNK_ENTRIES` allows.
+    This is t if the vocabulary is small; otherwise `CHUNK_ENTRIES` limits it.
     """
     b, t = shape[:2]
     if vocabulary < SMALL_VOCABULARY:
@@ -78,13 +78,13 @@ def over_logits(
 ) -> Any:
     """Applies a function of logits to a few positions at a time, without keeping the logits.
 
-    Their gradient is computed chunk by chunk too, from logits that are computed again
-    (`jax.checkpoint`). Unlike a `custom_vjp` this has derivatives in both directions. Chunks are
-    along t, so that a batch stays split over devices as it is.
+    The gradient is also computed chunk by chunk, from recomputed logits (`jax.checkpoint`). Unlike
+    a `custom_vjp`, this supports forward and reverse mode. Chunks are along t, so that the sharding
+    of the batch does not change.
 
     Args:
-      read: from logits `[b, c, v]` (at least float32) and the same c positions of `rows` to arrays
-        `[b, c, ...]`.
+      read: function of logits `[b, c, v]` (at least float32) and the same c positions of `rows`
+        that returns arrays `[b, c, ...]`.
       hidden: `[b, t, d]`.
       unembedding: `[v, d]`.
       *rows: arrays `[b, t, ...]`.
@@ -92,7 +92,7 @@ def over_logits(
       chunk: c; 0 takes `chunk_size`.
 
     Returns:
-      what `read` returns, `[b, t, ...]`.
+      The results of `read`, `[b, t, ...]`.
     """
     b, t, _ = hidden.shape
     chunk = min(chunk, t) or chunk_size(hidden.shape, len(unembedding))
@@ -139,8 +139,8 @@ def log_probs_of(
 ) -> Array:
     """Returns the log-probabilities of some tokens at each position, `[b, t, k]`.
 
-    Logits `[b, t, v]` never exist as a whole, in the forward pass or in derivatives; see
-    `over_logits`.
+    The full logits `[b, t, v]` are never stored, neither in the forward pass nor for derivatives;
+    see `over_logits`.
 
     Args:
       hidden: `[b, t, d]`.
@@ -162,13 +162,13 @@ def log_probs_of(
 def top_log_probs(logits: Array, k: int, *, temperature: float = 1.0) -> TopLogProbs:
     """Returns the k most probable tokens of logits `[b, t, v]`, and the probability of the rest.
 
-    The tail is summed over the other tokens, so that it is right where it is tiny. It is -inf where
+    The tail is a sum over the other tokens, so that it is accurate when it is tiny. It is -inf if
     there are none.
     """
     logits = logits / temperature
     total = jax.nn.logsumexp(logits, axis=-1)
     top, index = jax.lax.top_k(logits, k)
-    # Ties with the last of the top k are told apart by the index, in the order of `top_k`.
+    # The index breaks ties with the last of the top k, in the order of `top_k`.
     last, last_id = top[..., -1:], index[..., -1:]
     ids = jax.lax.broadcasted_iota(index.dtype, logits.shape, logits.ndim - 1)
     others = (logits < last) | ((logits == last) & (ids > last_id))

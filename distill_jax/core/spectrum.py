@@ -1,13 +1,13 @@
-"""What the distribution of embeddings looks like, without labels: ranks, spreads and their alarms.
+"""Statistics of the distribution of embeddings, without labels: ranks, spreads and their alarms.
 
-Every function takes NumPy or JAX arrays and answers in the same kind: float64 on the host, float32
-inside a step. Those that take a `mask` `[n]` leave out the rows where it is 0; without one all rows
+Every function takes NumPy or JAX arrays and returns the same kind: float64 on the host, float32
+inside a step. Functions with a `mask` `[n]` omit the rows where it is 0; without one, all rows
 count. None of them stops a gradient.
 
-Ranks are read off the eigenvalues of the Gram matrix of the smaller side, which costs `n d min(n,
-d)` and no singular value decomposition. An eigenvalue below `min(n, d)` rounding errors of the
-largest one counts as 0: in float32 that is a singular value below about `sqrt(d) / 3000` of the
-largest, and a collapsed embedding keeps a small rank instead of one made of rounding errors.
+Ranks are computed from the eigenvalues of the Gram matrix of the smaller side. This costs `n d
+min(n, d)` and needs no singular value decomposition. An eigenvalue below `min(n, d)` rounding
+errors of the largest one counts as 0. In float32 this is a singular value below about
+`sqrt(d) / 3000` of the largest, so rounding errors do not raise the rank of a collapsed embedding.
 """
 
 from types import ModuleType
@@ -76,7 +76,7 @@ def covariance_spectrum(z: Any, mask: Any = None) -> Array | np.ndarray:
 
 
 def effective_rank_from_gram(gram: Any, *, eps: float = 1e-7) -> Any:
-    """Returns `rankme` of whatever has this Gram matrix `[d, d]` (its scale does not matter)."""
+    """Returns `rankme` of embeddings with this Gram matrix `[d, d]`, which may be scaled."""
     xp, (gram,) = _with(gram)
     sigma = xp.sqrt(eigenvalues(gram))
     total = sigma.sum()
@@ -100,9 +100,10 @@ def rankme(z: Any, mask: Any = None, *, eps: float = 1e-7) -> Any:
 def alpha_req(z: Any, mask: Any = None, *, low: float = 0.1, high: float = 0.5) -> Any:
     """Returns the decay of the covariance spectrum of `z` `[n, d]`: lambda_j ~ j^-alpha.
 
-    The slope of the least-squares line through (log j, -log lambda_j) over the middle of the
-    spectrum (alpha-ReQ, Agrawal et al. 2022, NeurIPS). Near 1 is said to be good; far above is
-    collapse-like, below is flat. Eigenvalues of 0 count as one rounding error of the largest.
+    It is the slope of the least-squares line through (log j, -log lambda_j) over the middle of the
+    spectrum (alpha-ReQ, Agrawal et al. 2022, NeurIPS). According to the authors, values near 1 are
+    good. Values far above 1 indicate collapse, values below 1 a flat spectrum. Eigenvalues of 0
+    count as one rounding error of the largest.
 
     Args:
       z: embeddings.
@@ -136,8 +137,8 @@ def lidar(views: Any, mask: Any = None, *, delta: float = 1e-4, eps: float = 1e-
     Args:
       views: `[v, n, d]`, v at least 2.
       mask: `[n]`, 0 on examples that do not count.
-      delta: ridge of the within-class covariance, in units of squared embeddings; larger where
-        rounding asks for it, d rounding errors of its trace.
+      delta: ridge of the within-class covariance, in units of squared embeddings; at least d
+        rounding errors of its trace.
       eps: added to the shares.
     """
     xp, (views, mask) = _with(views, mask)
@@ -149,7 +150,7 @@ def lidar(views: Any, mask: Any = None, *, delta: float = 1e-4, eps: float = 1e-
     centred = (means - _masked_mean(w, means)[None, :]) * w[:, None]
     within = inner.T @ inner / (_at_least(n, 1) * (v - 1))
     ridge = _at_least(d * xp.finfo(views.dtype).eps * xp.trace(within), delta)
-    # The factor of Cholesky whitens as well as the symmetric root: S_w^-1 S_b has one spectrum.
+    # The Cholesky factor can replace the symmetric root: both give the spectrum of S_w^-1 S_b.
     root = xp.linalg.cholesky(within + ridge * xp.eye(d, dtype=views.dtype))
     white = _solve(xp, root, centred.T)
     values = eigenvalues(white @ white.T / _at_least(n - 1, 1))
@@ -181,7 +182,7 @@ def uniformity(z: Any, mask: Any = None, *, t: float = 2.0) -> Any:
         total += kept @ kernel @ w
     n = w.sum()
     pairs = n * (n - 1)
-    # The diagonal is counted out as it was counted in: exp(0) of each unit row, e^-2t of zero ones.
+    # Subtract the diagonal as it was added: exp(0) for each unit row, e^-2t for each zero row.
     own = w @ xp.exp(2 * t * ((z * z).sum(-1) - 1))
     mean = (total - own) / _at_least(pairs, 1)
     return xp.log(xp.where(pairs > 0, _at_least(mean, xp.finfo(z.dtype).tiny), 1))

@@ -1,4 +1,4 @@
-"""From an objective and its networks to a training state, shapes first."""
+"""Construction of a training state from an objective and its networks, by shapes first."""
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
@@ -28,7 +28,7 @@ from distill_jax.core.precision import cast
 
 
 class RoleShapes(NamedTuple):
-    """What one network sees and holds, as `jax.ShapeDtypeStruct`s."""
+    """Inputs, parameters and state of one network, as `jax.ShapeDtypeStruct`s."""
 
     inputs: tuple[PyTree, ...]
     params: PyTree
@@ -37,7 +37,7 @@ class RoleShapes(NamedTuple):
 
 
 class Shapes(NamedTuple):
-    """The shapes of one step, found without computing anything."""
+    """The shapes of one step, obtained without computation."""
 
     roles: Mapping[Role, RoleShapes]
     batch: Batch
@@ -55,7 +55,7 @@ def zeros(tree: PyTree) -> PyTree:
 
 
 class _Outputs(dict):
-    """Outputs by name that refuse one that the network does not have."""
+    """Outputs by name; a missing name raises an error about the network."""
 
     def __init__(self, role: Role, outputs: Outputs):
         super().__init__(outputs)
@@ -78,9 +78,9 @@ jax.tree_util.register_pytree_node(
 
 @contextlib.contextmanager
 def _blames(role: Role) -> Iterator[None]:
-    """Gives what a network raises on its inputs the name of the network.
+    """Adds the name of a network to errors that it raises on its inputs.
 
-    A network names an argument of its own alone.
+    The network itself only names its own argument.
     """
     try:
         with explained("the network fails on its inputs", where=f"{role}.input"):
@@ -93,7 +93,7 @@ def _blames(role: Role) -> Iterator[None]:
 
 
 class ShapeNets:
-    """Answers the calls of an objective with zeros of the right shapes, and remembers them."""
+    """Returns zeros of the right shapes to the calls of an objective, and records the calls."""
 
     def __init__(self, models: Mapping[Role, Model]):
         self.models = models
@@ -131,12 +131,12 @@ class ShapeNets:
 
 
 def infer_shapes(objective: Objective, models: Mapping[Role, Model], batch: Batch) -> Shapes:
-    """Runs the objective on shapes alone: which network sees what, and what comes out.
+    """Runs the objective on shapes only, to obtain the inputs and outputs of each network.
 
     Args:
       objective: the training method.
       models: a network for each role.
-      batch: `jax.ShapeDtypeStruct`s of a batch as the objective sees it, after transforms.
+      batch: `jax.ShapeDtypeStruct`s of a batch after transforms, as the objective receives it.
 
     Raises:
       ArgumentError: a role is missing or never called, or a term is not one value per example.
@@ -175,7 +175,7 @@ def infer_shapes(objective: Objective, models: Mapping[Role, Model], batch: Batc
 
 
 def check_terms(terms: Terms, shape: tuple[int, ...]) -> None:
-    """Raises `ArgumentError` unless values and weights are `[b]` and nothing lacks its value."""
+    """Raises `ArgumentError` unless values and weights are `[b]` and no value is missing."""
     for kind, arrays in (("loss term", terms.values), ("weight", terms.weights)):
         for name, value in arrays.items():
             if value.shape != shape:
@@ -210,7 +210,7 @@ def make_init(
     trainable: tuple[Role, ...],
     ema: Mapping[Role, Role],
 ) -> Callable[[Key], TrainState]:
-    """Returns a pure `key -> TrainState`, to be jitted straight into its shardings.
+    """Returns a pure `key -> TrainState`, to be jitted with its output shardings.
 
     Args:
       objective: the training method.
@@ -249,15 +249,16 @@ def shifted_averages(model_state: PyTree) -> PyTree:
 
 
 def batch_stats_fixed_point(first: Array, last: Array, other: Array) -> Array:
-    """Returns where a moving average would be after endless passes over the same batches.
+    """Returns the limit of a moving average under repeated passes over the same batches.
 
-    A pass keeps a share of the start and adds what it saw: two starts that are one apart tell the
-    share, whatever the momentum. What is no average stays as the pass left it.
+    A pass keeps a fraction of the initial value and adds the statistics of the batches. Passes from
+    two initial values that differ by 1 determine this fraction for any momentum. Leaves that are
+    not averages keep their values from after the pass.
 
     Args:
-      first: before the pass.
-      last: after it.
-      other: after a pass from `first + 1`.
+      first: state before the pass.
+      last: state after the pass.
+      other: state after a pass from `first + 1`.
     """
     if not _is_average(first):
         return last

@@ -42,8 +42,8 @@ class BoundNets:
     """Networks by role, with parameters, state, precision and keys in place (`api.Nets`).
 
     Each call of a role draws from its own stream, so two views of a batch get two dropout masks.
-    Roles among the `teacher_outputs` of `batch` are not applied: asked about the teacher's view of
-    that batch, in evaluation mode, they give what is stored.
+    Roles in the `teacher_outputs` of `batch` are not applied: called with the teacher's view of
+    that batch, in evaluation mode, they return the stored outputs.
     """
 
     def __init__(
@@ -99,7 +99,7 @@ class BoundNets:
 
 
 def teacher_view(batch: Batch) -> Any:
-    """Returns what a teacher sees of a batch: a view of its own where a transform made one."""
+    """Returns the input of a teacher: its own view of the batch if a transform made one."""
     return batch.get("teacher_input", batch["input"])
 
 
@@ -111,14 +111,14 @@ def bind_networks(
     key: Key,
     precision: str = "float32",
 ) -> BoundNets:
-    """Returns all networks of a run at a state: trained, averaged and frozen ones."""
+    """Returns all networks of a run at a state: trained, averaged and frozen."""
     params = {r: p for r, (p, _) in frozen.items()} | {**state.params, **state.targets}
     model_state = {r: s for r, (_, s) in frozen.items()} | dict(state.model_state)
     return BoundNets(models, params, model_state, key=key, precision=precision)
 
 
 def check_accumulation(objective: Objective, accum_steps: int) -> None:
-    """Raises `ArgumentError` where the gradient of a batch is not the sum over micro-batches."""
+    """Raises `ArgumentError` if the gradient of a batch is not the sum over micro-batches."""
     if accum_steps > 1 and objective.couples_batch:
         raise ArgumentError(
             f"objective {type(objective).__name__} couples the examples of a batch, so its "
@@ -165,11 +165,11 @@ def make_train_step(
       report_nonfinite: whether the metric `nonfinite` is 1 in steps whose loss or gradient is not
         finite, else 0; costs a pass over the gradient. Activations may drop NaN, so that a loss is
         finite where its gradient is not.
-      watch_every: steps between two looks at the spread of the embeddings, see `collapse`; 0 is
-        never. The metrics of other steps have zeros in their place.
+      watch_every: number of steps between measurements of the spread of the embeddings, see
+        `collapse`; 0 turns them off. In other steps these metrics are zero.
 
     Raises:
-      ArgumentError: accumulation is asked of an objective that couples the examples of a batch.
+      ArgumentError: `accum_steps` is above 1 and the objective couples the examples of a batch.
     """
     check_accumulation(objective, accum_steps)
     finish = functools.partial(
@@ -290,16 +290,17 @@ def finish_step(
 def skip(
     old: TrainState, new: TrainState, metrics: Mapping[str, Array], grads: PyTree
 ) -> tuple[TrainState, dict[str, Array]]:
-    """Returns `new`, or, where the loss or a gradient is not finite, `old` one step further.
+    """Returns `new`, or `old` with `step` advanced by 1 if the loss or a gradient is not finite.
 
-    Parameters, averages, optimizer and memory are then those of `old` to the bit; the count of the
-    optimizer, too, so that schedules wait. The metric `skipped` is 1 for such a step, else 0.
+    In that case, parameters, averages, optimizer and memory equal those of `old` bit for bit. The
+    count of the optimizer does not advance either, so that schedules wait. The metric `skipped` is
+    1 for such a step, else 0.
 
     Args:
       old: the state before the step.
       new: the state after it.
-      metrics: scalars of the step, of which `loss` is one.
-      grads: all that must be finite beside the loss.
+      metrics: scalars of the step, including `loss`.
+      grads: arrays that must be finite in addition to the loss.
     """
     skipped = nonfinite(metrics["loss"], grads)
     kept = jax.tree.map(lambda n, o: jnp.where(skipped > 0, o, n), new, old)
@@ -314,12 +315,12 @@ def nonfinite(loss: Array, grads: PyTree) -> Array:
 
 
 def mean_loss(terms: Terms, mask: Array, total: Array) -> tuple[Array, dict[str, Array]]:
-    """Returns the loss and the metrics of a batch: the one place where examples are averaged.
+    """Returns the loss and the metrics of a batch; only this function averages over examples.
 
     Args:
       terms: from an objective.
       mask: float `[b]`.
-      total: the sum of the mask over the whole batch, of which this may be a part.
+      total: the sum of the mask over the whole batch; `terms` may cover only a part of it.
 
     Returns:
       `sum_t coef_t * sum_b mask_b * weight_tb * value_tb / total`, and as metrics the loss, the
@@ -344,7 +345,7 @@ def move_targets(
     returned: set[Role],
     step: Array,
 ) -> dict[Role, Params]:
-    """Returns moving averages after an update; moves their model state in place, where not given.
+    """Returns moving averages after an update; updates their model state in place if not returned.
 
     Args:
       targets: old averages by role.

@@ -1,7 +1,7 @@
-"""Parts of an example as tokens: cutting images and clips, choosing some, positions of all.
+"""Parts of an example as tokens: patches of images and clips, selection of tokens, positions.
 
-Masked methods name tokens by their index in [0, t), row by row; tokens that a network puts in
-front (class, registers) have no index.
+Masked methods refer to tokens by their index in [0, t), row by row. Tokens that a network prepends
+(class, registers) have no index.
 """
 
 import math
@@ -82,7 +82,7 @@ def fourier_positions(grid: Sequence[int], width: int) -> np.ndarray:
     """Returns fixed positions of a grid, float32 `[t, width]`: sines and cosines along each axis.
 
     Each axis has an equal share of the width, with the frequencies of Vaswani et al. (2017,
-    arXiv:1706.03762), section 3.5; what is left of the width is 0.
+    arXiv:1706.03762), section 3.5; the rest of the width is 0.
 
     Raises:
       ArgumentError: 2**28 numbers or more.

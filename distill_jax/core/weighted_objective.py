@@ -30,9 +30,9 @@ from distill_jax.core.state import Shapes, zeros
 from distill_jax.core.steps import BoundNets
 
 CONTROLS = ("none", "frozen", "joint", "shuffled", "batch_mean")
-"""How a weighting with networks is trained or its weights are used: as it is meant ("none"); never
-trained; trained with the student on the training loss; trained as meant, while the student gets
-the weights of a batch in another order, or their mean."""
+"""Control experiments for a weighting with networks. "none" is the regular method. In the others,
+the weighting is never trained; or it is trained with the student on the training loss; or it is
+trained regularly, and the student uses the weights of a batch in permuted order, or their mean."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -284,7 +284,7 @@ def roles_of_class_means(
 
 @dataclasses.dataclass(frozen=True)
 class _Evaluating:
-    """Networks in evaluation mode whatever the caller asks."""
+    """Networks that are always in evaluation mode, for any `train` argument."""
 
     nets: Nets
 

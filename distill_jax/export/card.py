@@ -1,4 +1,4 @@
-"""Parity cards: what an exported file is, how near it is to the network, and what it comes from."""
+"""Parity cards: description, origin and deviation from the network of an exported file."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -34,7 +34,7 @@ def compare(wanted: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, An
 
 
 def warning(card: Mapping[str, Any]) -> str:
-    """Returns what the user must know about a file, empty where nothing is wrong."""
+    """Returns warnings about a file, empty if there are none."""
     parity = card["parity"]
     agreement = parity.get("top1_agreement")
     if None in parity.get("max_error", {}).values():
@@ -52,7 +52,7 @@ def markdown(cards: Mapping[str, Mapping[str, Any]], about: Mapping[str, Any]) -
 
     Args:
       cards: by format.
-      about: what all of them share: `title`, `network`, `data`, `teacher`.
+      about: common fields of all cards: `title`, `network`, `data`, `teacher`.
     """
     lines = [f"# {about['title']}", "", "| file | MB | max error | top-1 agreement | ms, batch 1 |"]
     lines.append("|---|---|---|---|---|")

@@ -59,14 +59,14 @@ class Operation:
 def flatten(
     closed: ClosedJaxpr, inputs: Sequence[Slot]
 ) -> tuple[list[Operation], list[Slot], list[bool]]:
-    """Returns what of a program is needed for its outputs.
+    """Returns the part of a program that its outputs need.
 
     Args:
       closed: the program.
       inputs: a value for each of its inputs.
 
     Returns:
-      operations in order, the outputs, and for each operation whether its result depends on an
+      The operations in order, the outputs, and for each operation whether its result depends on an
       input without a constant.
     """
     operations: list[Operation] = []

@@ -30,7 +30,7 @@ class Value:
       ones: axes of the value along which it is constant and stored with size 1.
       name: of the tensor; empty for a constant.
       array: the stored tensor of a constant.
-      label: what a constant is called.
+      label: name of a constant.
     """
 
     shape: tuple[Any, ...]
@@ -227,7 +227,7 @@ def broadcast_order(values: Sequence[Value]) -> tuple[int, ...]:
 
 
 def fold(operation: Any, arrays: Sequence[Any]) -> list[Any]:
-    """Returns what a primitive gives for constants, computed on the CPU."""
+    """Returns the results of a primitive for constants, computed on the CPU."""
     with jax.default_device(jax.devices("cpu")[0]):
         results = operation.primitive.bind(*map(jnp.asarray, arrays), **operation.params)
     results = results if operation.primitive.multiple_results else [results]
@@ -240,10 +240,10 @@ def static_size(shape: Sequence[Any]) -> int | None:
 
 
 def numpy_dtype(dtype: Any, place: str) -> np.dtype:
-    """Returns a type as ONNX Runtime computes with it.
+    """Returns the type with which ONNX Runtime computes.
 
     Raises:
-      ExportError: it does not.
+      ExportError: ONNX Runtime does not support the type.
     """
     found = np.dtype(dtype)
     if found.kind not in "biuf":

@@ -37,7 +37,7 @@ def _scalar(graph: Graph, name: str) -> np.ndarray | None:
 
 
 def _undone(graph: Graph, first: Node, second: Node) -> bool:
-    """Whether the second node divides by what the first one multiplies with."""
+    """Whether the second node divides by the factor of the first node."""
     if (first.op, second.op) != ("Mul", "Div"):
         return False
     factor, divisor = _scalar(graph, first.inputs[1]), _scalar(graph, second.inputs[1])

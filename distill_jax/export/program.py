@@ -60,10 +60,10 @@ def symbolic_batch() -> Any:
 
 @contextlib.contextmanager
 def any_batch() -> Iterator[None]:
-    """Explains what a network does that works for a batch of known size alone.
+    """Explains errors of networks that only work with a batch of known size.
 
     Raises:
-      ExportError: it takes the size of the batch for a Python number.
+      ExportError: the network uses the batch size as a Python number.
     """
     try:
         yield

@@ -1,6 +1,6 @@
 """Training from Python: steps, states and passes over data without configs, files or consoles.
 
-Files are the business of `trainer.io`, parts of which work without JAX; so do imports from here.
+`trainer.io` handles files. Parts of it work without JAX, and so does importing this package.
 """
 
 import importlib

@@ -1,4 +1,4 @@
-"""Checks of what a trainer is given, before anything is compiled."""
+"""Checks of the arguments of a trainer, made before compilation."""
 
 from collections.abc import Collection, Mapping
 from typing import Any
@@ -14,7 +14,7 @@ from distill_jax.core.weighted_objective import WeightedObjective
 def check_levels(
     objective: Objective, outer_optimizer: Any, bilevel: Any, accum_steps: int
 ) -> None:
-    """Raises `ArgumentError` for arguments of a bilevel problem that do not go together."""
+    """Raises `ArgumentError` for incompatible arguments of a bilevel problem."""
     if outer_optimizer is None:
         if bilevel is not None:
             raise ArgumentError("bilevel needs an outer_optimizer")
@@ -36,7 +36,8 @@ def all_models(
       averages: `{role: (source, decay)}`.
 
     Raises:
-      ArgumentError: a role is given twice, is no `Model`, or follows what is not trained.
+      ArgumentError: a role is given twice or is not a `Model`, or the source of an average is not
+        trained.
     """
     for role, (source, _) in averages.items():
         if source not in networks:
@@ -78,7 +79,7 @@ def check_kinds(objective: Any, **optimizers: Any) -> None:
 
 
 def check_key(key: Any) -> None:
-    """Raises `ArgumentError` for what is no scalar typed key."""
+    """Raises `ArgumentError` unless the key is a scalar typed key."""
     typed = hasattr(key, "dtype") and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
     if not typed or key.shape:
         what = f"key is {key!r}" if isinstance(key, int) else "key is not one typed key"
@@ -86,7 +87,7 @@ def check_key(key: Any) -> None:
 
 
 def check_roles(objective: Objective, models: Collection[Role]) -> None:
-    """Raises `ArgumentError` where a network that the objective calls is missing."""
+    """Raises `ArgumentError` if a network that the objective calls is missing."""
     for role in objective.roles:
         if role not in models:
             raise ArgumentError(
@@ -99,8 +100,8 @@ def check_batch(objective: Objective, batch: Batch, name: str) -> int:
     """Returns the number of examples of a batch.
 
     Raises:
-      ArgumentError: it has no input, its arrays differ in length, or a method that keeps a value of
-        each training example is not told which examples they are.
+      ArgumentError: the batch has no input, its arrays differ in length, or it has no `index` and
+        the method keeps a value for each training example.
     """
     if not isinstance(batch, Mapping) or "input" not in batch:
         given = ", ".join(batch) if isinstance(batch, Mapping) else type(batch).__name__

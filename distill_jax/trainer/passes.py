@@ -10,7 +10,7 @@ import numpy as np
 from distill_jax.core.api import Batch, Evaluator, PyTree
 
 Wanted = tuple[tuple[str, tuple[str, ...] | None], ...]
-"""Outputs by network, or by what an objective predicts; None for all of them."""
+"""Outputs by network or by prediction of the objective; None for all outputs."""
 
 _BATCH_ONLY = ("input", "mask", "epoch")
 
@@ -28,12 +28,12 @@ def dataset_pass(
       fn: `batch -> outputs`, arrays whose axis `axis` is the batch axis; or, with `axis=None`,
         arrays of the batch as a whole, such as sums.
       batches: batches with `mask` `[b]`, 0 on padding.
-      axis: batch axis of the outputs, None where they have none.
+      axis: batch axis of the outputs, None if they have none.
       on_batch: called before each batch.
 
     Returns:
-      The outputs with n along `axis`, or stacked, one for each batch, where that is None, and
-      whatever else the batches hold about each example (`label`, `index`, ...), `{name: [n, ...]}`.
+      The outputs with n along `axis`, or stacked with one row per batch if `axis` is None, and the
+      other arrays of the batches (`label`, `index`, ...), `{name: [n, ...]}`.
 
     Raises:
       ValueError: there is no batch.

@@ -39,8 +39,8 @@ from distill_jax.trainer.passes import Wanted, dataset_pass, wanted_by
 from distill_jax.trainer.update import make_update
 
 IN_FLIGHT = 8
-"""After this many steps the host waits for the first of them. More would not keep the device any
-busier, and on CPU collectives of many programs at once can wait for each other."""
+"""Maximum number of pending steps before the host waits for the oldest. A larger number would not
+increase utilization, and on CPU, collectives of many concurrent programs can block each other."""
 
 Weights = tuple[Params, State]
 """Parameters and state of a network."""
@@ -417,7 +417,7 @@ class Trainer:
         return self.network(state, "student")
 
     def bind(self, train: TrainState, frozen: steps.Frozen, key: Key | None = None) -> Nets:
-        """Returns all networks at a state, under `jit`; without a key nothing drawn matters."""
+        """Returns all networks at a state, under `jit`; a key is needed only for random numbers."""
         key = jax.random.key(0) if key is None else key
         models, precision = self.gathered(train, frozen), self.options.precision
         return steps.bind_networks(models, train, frozen, key=key, precision=precision)

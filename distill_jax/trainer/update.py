@@ -1,4 +1,4 @@
-"""The update of a trainer: the pieces of the core that its options ask for."""
+"""The update of a trainer, built from the parts of the core that its options select."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -27,7 +27,7 @@ def make_update(
       optimizer: an optax optimizer, or `bilevel.Optimizers`.
       options: of the step.
       averages: `{role: (source, decay)}`.
-      two_level: how the outer gradient is taken, where the optimizer has two levels.
+      two_level: options of the outer gradient, if the optimizer has two levels.
       outer: whether the weighting learns in this step, which then takes
         `{"train": batch, "held_out": batch}`.
     """
@@ -62,10 +62,10 @@ def metric_names(
     """Returns the names of the metrics of an update: total loss, terms, weights, and the rest.
 
     Args:
-      terms: of the objective, as shapes.
-      options: of the step.
-      two_levels: whether the weighting has an optimizer of its own.
-      outer: whether it learns in this step.
+      terms: terms of the objective, as shapes.
+      options: options of the step.
+      two_levels: whether the weighting has its own optimizer.
+      outer: whether the weighting learns in this step.
     """
     names = (
         "loss",

@@ -51,7 +51,7 @@ def certify(
       stages: of other outputs, in standard deviations.
 
     Returns:
-      plain values for a JSON file; `passed` says whether all differences are within the bounds.
+      plain values for a JSON file; `passed` is whether all differences are within the bounds.
 
     Raises:
       WeightsError: outputs that the network does not have, or has in another shape.

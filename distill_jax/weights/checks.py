@@ -1,4 +1,4 @@
-"""What is told of weights: a table of them, and values that are not finite."""
+"""Reports about weights: a table of them, and values that are not finite."""
 
 from collections.abc import Mapping
 

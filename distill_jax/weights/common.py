@@ -58,7 +58,7 @@ class Spec(NamedTuple):
 
 
 class Entry(NamedTuple):
-    """A tensor of a file: what it is, and how it is loaded.
+    """A tensor of a file: its description, and a function that loads it.
 
     Entries of one file with an equal `source` that is not None are one tensor of several names.
     """
@@ -236,10 +236,10 @@ def size_of(nbytes: int) -> str:
 
 
 def check_shape(shape: Sequence[Any], dtype: np.dtype, fail: Callable[[str], WeightsError]) -> Spec:
-    """Returns the spec of a tensor of which an array can exist.
+    """Returns the spec of a tensor after checking that such an array can exist.
 
     Args:
-      shape: what a file says.
+      shape: the shape in the file.
       dtype: of the elements.
       fail: makes the error of a message.
     """

@@ -100,7 +100,7 @@ def arguments_of(
 
 
 def _implied(config: Mapping[str, Any]) -> Specs:
-    """Returns the tensors of the class in `architectures` that tell what it has beside blocks."""
+    """Returns the tensors that show which parts a class in `architectures` has besides blocks."""
     known = [str(name) for name in config.get("architectures") or ()]
     kind = known[0] if known else ""
     shapes: dict[str, tuple[int, ...]] = {}
@@ -301,7 +301,7 @@ def tokenizer(path: str | pathlib.Path) -> Any:
         ) from error
     path = pathlib.Path(path).expanduser()
     if path.is_dir():
-        File(path / TOKENIZER)  # told in our words where it is absent
+        File(path / TOKENIZER)  # a clear error if it is missing
         try:
             return tokenizers.Tokenizer.from_file(str(path / TOKENIZER))
         except Exception as error:  # of its own, without a common class

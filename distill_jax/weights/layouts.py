@@ -90,7 +90,7 @@ def _unpatches_hwio(x: np.ndarray, sizes: Sizes) -> np.ndarray:
 def _flax_by_head(x: np.ndarray, sizes: Sizes) -> np.ndarray:
     """From kernels `[3 d, heads, c]` of query, key and value to columns by head, `[d, heads 3 c]`.
 
-    Biases are `[3 heads, c]`, of which `sizes["heads"]` tells the heads.
+    Biases are `[3 heads, c]`; `sizes["heads"]` is the number of heads.
     """
     if x.ndim == 2:
         return x.reshape(3, sizes["heads"], -1).swapaxes(0, 1).reshape(-1)
@@ -148,7 +148,7 @@ def adapt_channels(kernel: np.ndarray, channels: int, axis: int = 1) -> np.ndarr
 
     Its input channels are along `axis`: `[d, c, kh, kw]` by default.
 
-    One channel gets the sum over c, so that a grey image gives what its copies in c channels gave.
+    One channel gets the sum over c, so that a grey image has the same result as c copies of it.
     Otherwise the c kernels are repeated in turn and scaled by c / channels, as in timm, which keeps
     the scale of the outputs.
     """

@@ -189,8 +189,8 @@ def apply_map(
       params: parameters of the network as nested dictionaries, of arrays or of shapes
         (`jax.eval_shape`). Only what keeps its first values must be arrays.
       state: its state likewise; None for a network without one.
-      sizes: arguments of the network; by default what the shapes tell.
-      prefix: what the names of this network begin with, such as "model." in a checkpoint that
+      sizes: arguments of the network; by default inferred from the shapes.
+      prefix: prefix of the names of this network, such as "model." in a checkpoint that
         holds more. Other names are left alone.
       head: "keep"; "replace": the last layers keep the values that they have in `params`; "drop":
         the network has none, and those of the file are left out.

@@ -73,7 +73,7 @@ class OnnxTeacher:
     """The function `inputs [b, ...] -> {"logits": float32 [b, k]}`; see `open_onnx`.
 
     Attributes:
-      key: what its outputs are a function of, JSON-like.
+      key: everything that determines its outputs, JSON-like.
     """
 
     def __init__(self, session: Any, *, key: dict[str, Any], where: str, **options: Any):
@@ -87,7 +87,7 @@ class OnnxTeacher:
         """Returns the logits of inputs.
 
         Raises:
-          ArgumentError: the inputs do not fit the graph, or its outputs are not what was said.
+          ArgumentError: the inputs do not fit the graph, or its outputs differ from those declared.
         """
         x = self._fitted(view)
         size = self._input.shape[0] if isinstance(self._input.shape[0], int) else self._batch
@@ -174,7 +174,7 @@ def open_onnx(
       source: a path `*.onnx`, or `package:<name>` of an installed package, which is not imported.
       input: name of the input; of the only one where it is left out.
       output: name of the output `[b, k]`, likewise.
-      values: what the output is: "logits", "probabilities" that sum to 1, or "auto": probabilities
+      values: kind of the output: "logits", "probabilities" that sum to 1, or "auto": probabilities
         where those of the first call are.
       classes: for each class of the data the teacher's class, or a tuple of those whose
         probabilities are added; all of the teacher's in their order where it is empty. Mass of

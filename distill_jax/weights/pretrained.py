@@ -14,14 +14,14 @@ from distill_jax.weights.mapping import Family, Mapped, apply_map
 
 
 class Pretrained(NamedTuple):
-    """Weights, and what they are.
+    """Weights and their description.
 
     Attributes:
       weights: the tensors, unread.
       family: the table of their names.
       kwargs: arguments of `family.model`, as file and config tell them.
-      prefix: what their names begin with in the file.
-      card: what images must look like; None where nobody says.
+      prefix: prefix of their names in the file.
+      card: required format of images; None if unknown.
       provenance: `source`, `sha256`, and of packages `licence` and `origin`.
     """
 

@@ -1,5 +1,5 @@
-"""What training reads and writes: checkpoints, networks of other runs, stored teacher outputs.
+"""Files of training: checkpoints, networks of other runs, stored teacher outputs.
 
-No configs, flags or consoles. Errors name the argument at fault, or what `where` calls it. The
-modules for files, paths and folders of checkpoints need no JAX.
+There are no configs, flags or consoles. Errors name the argument at fault, or `where` if it is
+given. The modules for files, paths and folders of checkpoints do not need JAX.
 """

@@ -1,4 +1,4 @@
-"""What stands around calls of Orbax: stored shapes, and errors that say what is wrong."""
+"""Helpers for calls of Orbax: stored shapes and descriptive errors."""
 
 import contextlib
 import errno
@@ -21,7 +21,7 @@ _REASONS += (errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE)
 
 @contextlib.contextmanager
 def reading(folder: pathlib.Path) -> Iterator[None]:
-    """Turns what Orbax raises of a step that it cannot read into a `CheckpointError`."""
+    """Converts errors that Orbax raises for an unreadable step into a `CheckpointError`."""
     try:
         yield
     except CheckpointError:
@@ -51,7 +51,7 @@ def silence_failures() -> None:
 
 
 def root_cause(e: BaseException) -> str:
-    """Returns why a save or a read failed, one line."""
+    """Returns the reason why a save or a read failed, in one line."""
     while e.__cause__ or e.__context__:
         e = e.__cause__ or e.__context__  # type: ignore[assignment]
     text = text_of(e, most=300) or type(e).__name__
@@ -66,7 +66,7 @@ def stored_shapes(folder: pathlib.Path, item: str) -> PyTree:
     """Returns an item of a step as shapes.
 
     Raises:
-      CheckpointError: there is no such item, or it holds something else than arrays.
+      CheckpointError: there is no such item, or it contains values other than arrays.
     """
     import orbax.checkpoint as ocp
     from etils import epath

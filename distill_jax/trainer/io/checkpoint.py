@@ -28,13 +28,13 @@ from distill_jax.trainer.io.step_folder import CHECKSUMS, ROLE
 from distill_jax.trainer.io.step_index import Steps
 
 FORMER_ROLES = {"weighting": "weigher"}
-"""What a role was called in checkpoints of version 0.1."""
+"""Names of roles in checkpoints of version 0.1."""
 
 UNSAVED = "is the disk full, or the folder not writable? earlier steps are untouched"
 
 
 class Restored(NamedTuple):
-    """A state and what was stored beside it; `skipped` names damaged newer steps."""
+    """A state and its metadata; `skipped` names damaged newer steps."""
 
     state: TrainState
     meta: Mapping[str, Any]
@@ -42,7 +42,7 @@ class Restored(NamedTuple):
 
 
 def _items(state: TrainState) -> dict[str, PyTree]:
-    """Splits a state into the items of a checkpoint; empty trees are left out."""
+    """Splits a state into the items of a checkpoint; empty trees are omitted."""
     networks = {**state.params, **state.targets}
     items: dict[str, PyTree] = {
         ROLE + role: {"params": params, "state": state.model_state.get(role, {})}
@@ -68,7 +68,7 @@ def _join(items: Mapping[str, PyTree], like: TrainState) -> TrainState:
 
 
 def _rename_roles(items: Mapping[str, PyTree], names: Mapping[str, str]) -> dict[str, PyTree]:
-    """Returns the items of a checkpoint with other names of roles, in the optimizer's tree too."""
+    """Returns the items of a checkpoint with roles renamed, also in the optimizer's tree."""
 
     def rename(tree: PyTree) -> PyTree:
         return jax.tree.map(
@@ -118,9 +118,9 @@ class Checkpointer(Steps):
 
         Args:
           state: the training state.
-          meta: JSON-like values stored beside it, see `step_folder.META_PARTS`.
-          metric: the selection metric at this step, or None where it was not measured. NaN, which
-            compares with nothing, is stored as None.
+          meta: JSON-like metadata, see `step_folder.META_PARTS`.
+          metric: the selection metric at this step, or None if it was not measured. NaN cannot be
+            compared and is stored as None.
         """
         import orbax.checkpoint as ocp
 
@@ -172,10 +172,10 @@ class Checkpointer(Steps):
         )
 
     def wait(self) -> None:
-        """Waits for the save under way.
+        """Waits for the save in progress.
 
         Raises:
-          CheckpointError: it failed; the steps saved before it are untouched.
+          CheckpointError: the save failed; earlier steps are unchanged.
         """
         if self._finish is not None:
             self._finish.join()
@@ -189,11 +189,11 @@ class Checkpointer(Steps):
             raise self._not_saved(error) from error
 
     def close(self, *, failed: bool = False) -> None:
-        """Waits for the save under way and lets go of threads; raises as `wait` does.
+        """Waits for the save in progress and releases threads; raises as `wait` does.
 
         Args:
-          failed: an error ends the run. Of several processes it may be this one's alone, and the
-            others are not waited for.
+          failed: whether an error ends the run. The error may have occurred only in this process,
+            so that it does not wait for the others.
         """
         if failed and peers.count() > 1:
             return
@@ -201,27 +201,27 @@ class Checkpointer(Steps):
             self.wait()
         finally:
             if self._orbax is not None:
-                with contextlib.suppress(Exception):  # told by `wait`
+                with contextlib.suppress(Exception):  # reported by `wait`
                     self._orbax.close()
                 self._orbax = None
 
     def restore(self, like: TrainState, *, step: int | None = None) -> Restored | None:
-        """Restores the newest undamaged step, or the one asked for.
+        """Restores the newest undamaged step, or the requested one.
 
-        Damaged newer steps are set aside, and so is the best one, see `lost`. Of several processes
-        the first one decides.
+        Damaged newer steps are set aside, and so is the best one if it is damaged, see `lost`. With
+        several processes, the first one chooses the step.
 
         Args:
-          like: the state as `jax.ShapeDtypeStruct`s with the shardings to restore onto, which
-            may be those of another mesh than the state was saved from.
-          step: the step to restore; by default the newest that is whole.
+          like: the state as `jax.ShapeDtypeStruct`s with the shardings to restore onto. Their mesh
+            may differ from the mesh on which the state was saved.
+          step: the step to restore; defaults to the newest undamaged one.
 
         Returns:
-          None where the folder holds no finished step.
+          The restored state, or None if the folder has no finished step.
 
         Raises:
-          CheckpointError: every step is damaged or missing, or the one that is asked for, or the
-            structure differs from `like`.
+          CheckpointError: every step, or the requested one, is damaged or missing, or the structure
+            differs from `like`.
         """
         import orbax.checkpoint as ocp
 

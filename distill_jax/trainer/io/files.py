@@ -1,7 +1,7 @@
-"""Text and JSON files: read with what is wrong with them named, and written whole or not at all.
+"""Text and JSON files: validated when read, and written atomically.
 
-Every stored JSON file is read here. What is wrong with one is a `DamagedFile` that names it;
-nothing is replaced by a default in silence. Needs no JAX.
+Every stored JSON file is read here. An invalid file raises a `DamagedFile` error that names it;
+nothing is silently replaced by a default. This module does not need JAX.
 """
 
 import contextlib
@@ -19,9 +19,9 @@ from distill_jax.core.errors import UserError, text_of
 Shape = Mapping[str, Any]
 """Keys of an object, with the types of their values.
 
-A type is one of Python or a tuple of them, of which `Mapping` and `dict` are any object; a list
-`[t]` stands for lists of that type, a shape for an object that has its keys. A key "name?" may be
-absent, and "*" stands for all keys that are not named; others are free.
+A type is a Python type or a tuple of them; `Mapping` and `dict` mean any object. A list `[t]` means
+a list of that type, and a shape means an object with its keys. A key "name?" is optional, and "*"
+stands for all keys that are not named. Other keys are not checked.
 """
 
 
@@ -46,14 +46,14 @@ RESULT_PARTS: Shape = {
     "provenance": {"*": Mapping},
     "classes": list,
 }
-"""What the `result.json` of a run may hold."""
+"""Contents of the `result.json` of a run."""
 
 RESULT: Shape = {"status": str, "seed": int, "steps": int, "metrics": NUMBERS, "best": NUMBERS}
-"""What that of a finished run holds at least."""
+"""Required contents of the `result.json` of a finished run."""
 
 
 class DamagedFile(UserError):
-    """A file that cannot be read, or that holds something else than it should."""
+    """A file that cannot be read or has invalid contents."""
 
 
 class MissingFile(DamagedFile):
@@ -126,7 +126,7 @@ def parse_json(
 
 
 def mismatch(value: Any, wanted: Any, name: str = "") -> str:
-    """Returns what in a JSON value is not of a type, empty where nothing is.
+    """Returns a description of the parts of a JSON value with the wrong type, empty if none.
 
     Args:
       value: the value.
@@ -169,7 +169,7 @@ def read_value(path: pathlib.Path) -> Any:
 
 
 def peek(path: pathlib.Path) -> Any:
-    """Returns what a JSON file holds, None where it is absent or cannot be read."""
+    """Returns the contents of a JSON file, None if it is missing or cannot be read."""
     try:
         return read_value(path)
     except DamagedFile:
@@ -177,7 +177,7 @@ def peek(path: pathlib.Path) -> Any:
 
 
 class Line(NamedTuple):
-    """A line of a JSON-lines file: its bytes, and its object, None where it is damaged."""
+    """A line of a JSON-lines file: its bytes, and its object, None if it is damaged."""
 
     data: bytes
     row: dict[str, Any] | None
@@ -186,8 +186,8 @@ class Line(NamedTuple):
 def read_lines(path: pathlib.Path) -> list[Line]:
     """Returns the lines of a JSON-lines file whose rows have a number `step`.
 
-    A damaged line is one that is not UTF-8, not JSON or no such row. A last line without its end,
-    which a kill leaves behind, is damaged too. An absent file has no lines.
+    A line is damaged if it is not UTF-8, not JSON or not such a row. An incomplete last line, which
+    a killed process leaves, is also damaged. A missing file has no lines.
 
     Raises:
       DamagedFile: the file itself cannot be read.
@@ -206,13 +206,13 @@ def read_rows(path: pathlib.Path, *, until: float = math.inf) -> list[dict[str, 
 
 
 def damaged(lines: Iterable[Line]) -> list[Line]:
-    """Returns the damaged lines but for a last one without its end, which is expected."""
+    """Returns the damaged lines except an incomplete last line, which is expected."""
     return [line for line in lines if line.row is None and line.data.endswith(b"\n")]
 
 
 @contextlib.contextmanager
 def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
-    """Yields a fresh path beside `path`, which takes its place once the block has succeeded."""
+    """Yields a temporary path next to `path`, which replaces `path` if the block succeeds."""
     temporary = path.with_name(f".{path.stem}.tmp-{uuid.uuid4().hex[:8]}{path.suffix}")
     try:
         yield temporary
@@ -224,7 +224,7 @@ def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
 
 
 def write_text(path: pathlib.Path, text: str) -> None:
-    """Writes a text file whole or not at all."""
+    """Writes a text file atomically."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
@@ -254,7 +254,7 @@ def _parse(text: str, path: pathlib.Path | str, hint: str) -> Any:
 
 
 def reason(error: BaseException) -> str:
-    """Returns why a file could not be read or written, one line."""
+    """Returns the reason why a file could not be read or written, in one line."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     if isinstance(error, RecursionError):

@@ -13,13 +13,13 @@ from distill_jax.trainer.io.step_folder import CHECKSUMS, ROLE, verify
 from distill_jax.trainer.io.step_index import find_step
 
 ANY = "*"
-"""In place of the name of a layer: all that the network has of those that are stored."""
+"""In place of the name of a layer: all stored layers that the network has."""
 
 
 def network_checksum(
     path: pathlib.Path, *, role: Role = "student", where: str = "path"
 ) -> str | None:
-    """Returns a checksum of the network that `read_network` would read, None where nothing is.
+    """Returns a checksum of the network that `read_network` would read, None if there is none.
 
     It is computed from the checksums of the files, which `read_network` compares with the files.
 
@@ -95,7 +95,7 @@ def read_network(
 
 
 def _hint(error: CheckpointError) -> str:
-    """Returns what would be right where the network that is wanted is not the stored one."""
+    """Returns a hint for the case that the requested network differs from the stored one."""
     if "has no" in error.what:
         return error.hint
     if "/positions: (" in error.what:
@@ -122,7 +122,7 @@ def _layer(params: PyTree, part: str) -> PyTree:
 
 
 def _common(tree: PyTree, like: PyTree) -> PyTree:
-    """Returns what both trees have of `tree`."""
+    """Returns the part of `tree` that both trees have."""
     if not isinstance(tree, Mapping) or not isinstance(like, Mapping):
         return tree
     return {name: _common(value, like[name]) for name, value in tree.items() if name in like}

@@ -1,4 +1,4 @@
-"""Paths of arguments: made absolute, tried before anything is written, parsed for networks."""
+"""Paths in arguments: made absolute, checked before writing, parsed as references to networks."""
 
 import contextlib
 import errno
@@ -16,14 +16,14 @@ from distill_jax.trainer.io.files import reason
 
 
 def absolute(text: str | os.PathLike, *, where: str) -> pathlib.Path:
-    """Returns an absolute path; `..` is resolved where no symbolic link gives it another meaning.
+    """Returns an absolute path; `..` is resolved unless a symbolic link changes its meaning.
 
     Args:
       text: a path, relative to the current folder or with `~`.
-      where: the flag or config path that it is from.
+      where: the flag or config path that contains it.
 
     Raises:
-      UserError: it cannot be a path.
+      UserError: the text is not a valid path.
     """
     with _explained(text, where):
         path = expand(text, where=where).absolute()
@@ -32,7 +32,7 @@ def absolute(text: str | os.PathLike, *, where: str) -> pathlib.Path:
 
 
 def expand(text: str | os.PathLike, *, where: str) -> pathlib.Path:
-    """Returns a path with `~` expanded, for what is read at once and named in messages.
+    """Returns a path with `~` expanded, for files that are read at once and named in messages.
 
     Raises:
       UserError: there is no such home folder.
@@ -44,10 +44,10 @@ def expand(text: str | os.PathLike, *, where: str) -> pathlib.Path:
 def for_checkpoints(path: pathlib.Path, *, where: str) -> pathlib.Path:
     """Returns an absolute path below which Orbax can write and read checkpoints.
 
-    Orbax (0.12.8) reads `[...]` as a pattern, `\\` as a separator, and takes UTF-8 alone.
+    Orbax (0.12.8) reads `[...]` as a pattern and `\\` as a separator, and accepts only UTF-8.
 
     Raises:
-      UserError: the path has one of these.
+      UserError: the path contains one of these, or is not UTF-8.
     """
     text, hint = str(path), "rename the folder, or choose another"
     try:
@@ -75,8 +75,8 @@ class NetworkRef(NamedTuple):
 
     Attributes:
       path: a run, a `checkpoints` folder or a step.
-      role: which network of it.
-      part: `layer` or `layer/layer` inside it, `*` for the layers in common, empty for all of it.
+      role: role of the network in that run.
+      part: `layer` or `layer/layer` of the network, `*` for the common layers, empty for all of it.
     """
 
     path: pathlib.Path
@@ -85,14 +85,14 @@ class NetworkRef(NamedTuple):
 
     @classmethod
     def parse(cls, text: str | os.PathLike, *, where: str = "path") -> "NetworkRef":
-        """Returns what `path`, `path#role` or `path#role/part` means, with an absolute path.
+        """Parses `path`, `path#role` or `path#role/part`; the path becomes absolute.
 
         Args:
           text: the reference; the role defaults to "student".
-          where: the argument, flag or config path that it is from.
+          where: the argument, flag or config path that contains it.
 
         Raises:
-          UserError: as `absolute` and `for_checkpoints`.
+          UserError: as in `absolute` and `for_checkpoints`.
         """
         path, _, network = cls.split(os.fspath(text))
         role, _, part = network.partition("/")
@@ -101,7 +101,7 @@ class NetworkRef(NamedTuple):
 
     @staticmethod
     def split(text: str) -> tuple[str, str, str]:
-        """Splits at the "#", unless it belongs to the name of a folder."""
+        """Splits at the "#", unless it is part of a folder name."""
         if "#" not in text or os.path.lexists(os.path.expanduser(text)):
             return text, "", ""
         return text.rpartition("#")
@@ -110,10 +110,11 @@ class NetworkRef(NamedTuple):
 def check_places(
     folder: pathlib.Path, *, files: Iterable[str] = (), folders: Iterable[str] = ()
 ) -> None:
-    """Checks that nothing of another kind stands where files and folders will be written.
+    """Checks that existing paths do not conflict with the files and folders to be written.
 
     Raises:
-      UserError: a folder, a device or a pipe where a file belongs, or a file where a folder does.
+      UserError: a folder, a device or a pipe is in the place of a file, or a file is in the place
+        of a folder.
     """
     for name, wanted in [*((n, "file") for n in files), *((n, "folder") for n in folders)]:
         path = folder / name
@@ -131,18 +132,18 @@ def check_places(
 
 
 def check_folder(path: pathlib.Path, *, where: str, hint: str = "choose another folder") -> None:
-    """Checks that a folder can be made and written to, by writing beside where it would be.
+    """Checks that a folder can be created and written to, by a test write next to it.
 
-    Permissions, quotas, read-only file systems, immutable folders and pseudo file systems such as
-    `/proc` all show in this way alone. What is tried is removed again.
+    Only a write detects all of permissions, quotas, read-only file systems, immutable folders and
+    pseudo file systems such as `/proc`. The test files are removed again.
 
     Args:
-      path: the folder; it, and folders above it, may be absent.
+      path: the folder; it and its parents may be missing.
       where: flag or config path to name in the error.
-      hint: what would be right.
+      hint: how to correct the error.
 
     Raises:
-      UserError: it cannot.
+      UserError: the folder cannot be created or written to.
     """
     tried = ""
     try:
@@ -168,7 +169,7 @@ def _nearest_present(path: pathlib.Path) -> pathlib.Path:
     """Returns the path, or the lowest folder above it that exists.
 
     Raises:
-      OSError: the path cannot be looked at, or a name in it is too long.
+      OSError: the path cannot be accessed, or a name in it is too long.
     """
     present = path
     while True:

@@ -16,21 +16,21 @@ waiting: Callable[[str], contextlib.AbstractContextManager[Any]] = contextlib.nu
 
 
 def is_main() -> bool:
-    """Whether this process writes files and speaks: the first one, or the only one."""
+    """Whether this process writes files and prints: the first or the only one."""
     import jax
 
     return jax.process_index() == 0
 
 
 def count() -> int:
-    """How many processes take part."""
+    """Number of processes."""
     import jax
 
     return jax.process_count()
 
 
 def any_process(flag: bool) -> bool:
-    """Whether a flag is set in any process. All have to ask at the same point."""
+    """Whether a flag is set in any process. All processes must call this at the same point."""
     import numpy as np
 
     if count() == 1:
@@ -42,7 +42,7 @@ def any_process(flag: bool) -> bool:
 
 
 def barrier(name: str) -> None:
-    """Waits until every process is here."""
+    """Waits until every process has reached this call."""
     if count() > 1:
         from jax.experimental import multihost_utils
 
@@ -51,14 +51,14 @@ def barrier(name: str) -> None:
 
 
 def from_first(decide: Callable[[], Any], *, where: str) -> Any:
-    """Returns what the first process decides; the others wait for it and get the same.
+    """Returns the decision of the first process in every process.
 
     Args:
-      decide: called in the first process alone; returns something JSON-like.
-      where: path to name in the error of the others.
+      decide: called only in the first process; returns a JSON-like value.
+      where: path to name in the error of the other processes.
 
     Raises:
-      UserError: as `decide` does, in every process.
+      UserError: `decide` raised it; it is raised in every process.
     """
     if count() == 1:
         return decide()
@@ -92,7 +92,7 @@ def _broadcast(text: str) -> str:
 
 
 def is_loss_of_peer(error: BaseException) -> bool:
-    """Whether an error of a collective says that a process at its other end is gone."""
+    """Whether an error of a collective means that another process has exited."""
     while error.__context__ is not None and error.__context__ is not error:
         error = error.__context__
     message = text_of(error, most=100_000, lines=None)

@@ -53,13 +53,13 @@ SIGNATURE: Shape = {
     "image_size": object,
     "input": object,
 }
-"""What a network is called with and on, as far as its types are read."""
+"""Configuration of a network and its inputs; only the types that are read."""
 
 INPUTS: Shape = {
     "data?": {"*": {"n?": NUMBER, "sha256?": _TEXT, "origin?": _TEXT}},
     "networks?": {"*": _TEXT},
 }
-"""Checksums of the data and of the networks that a run began with."""
+"""Checksums of the data and of the initial networks of a run."""
 
 META_PARTS: Shape = {
     "metric": (*NUMBER, type(None)),
@@ -73,7 +73,7 @@ META_PARTS: Shape = {
     "unlogged": list,
     "first_spread": NUMBERS,
 }
-"""What may be stored beside the state of a step and its number."""
+"""Metadata that may be stored with the state of a step and its number."""
 
 
 def _hash_files(folder: pathlib.Path) -> dict[str, str]:
@@ -95,7 +95,7 @@ def seal(folder: pathlib.Path) -> None:
 
 
 def verify(folder: pathlib.Path) -> None:
-    """Raises `CheckpointError` unless every file of a step is as it was written, and inside it."""
+    """Raises `CheckpointError` unless every file of a step is unchanged and inside its folder."""
     _check_layout(folder)
     try:
         stored = read_json(folder / CHECKSUMS)
@@ -113,7 +113,7 @@ def verify(folder: pathlib.Path) -> None:
 
 
 def _check_layout(folder: pathlib.Path) -> None:
-    """Raises `CheckpointError` where arrays would be read from outside of a step.
+    """Raises `CheckpointError` if arrays would be read from outside a step.
 
     Symbolic links may lead out of it. So may the names of arrays, which are stored, where each
     array is a folder of that name. In an OCDBT database, which `save` writes, they are keys, and
@@ -139,10 +139,10 @@ def _check_layout(folder: pathlib.Path) -> None:
 
 
 def read_meta(step: pathlib.Path) -> Mapping[str, Any]:
-    """Returns what was stored beside the state of a step.
+    """Returns the metadata of a step.
 
     Raises:
-      CheckpointError: it is not as it was written, or is that of another step.
+      CheckpointError: the metadata has changed since it was written, or is of another step.
     """
     try:
         data = read_bytes(step / META)
@@ -160,7 +160,7 @@ def read_meta(step: pathlib.Path) -> Mapping[str, Any]:
 
 
 def wrong_values(meta: Mapping[str, Any]) -> str:
-    """Returns what in metadata of the right types has no such values, empty where nothing has."""
+    """Returns a description of invalid values in metadata of the right types, empty if none."""
     metric, signature = meta.get("metric"), meta.get("signature", {})
     statistics = signature.get("statistics")
     checks = {
@@ -205,12 +205,12 @@ def read_config(folder: pathlib.Path) -> dict[str, Any]:
 
 
 def step_number(name: str) -> int | None:
-    """Returns the step that a folder is named for, None for any other name."""
+    """Returns the step number in the name of a folder, None for any other name."""
     return int(name) if re.fullmatch(r"0|[1-9][0-9]{0,17}", name) else None
 
 
 def not_of_step(path: pathlib.Path) -> pathlib.Path | None:
-    """Returns what in the folder of a step was not written by this program, None if nothing."""
+    """Returns a file in the folder of a step not written by this program, None if there is none."""
     if not path.is_dir() or path.is_symlink():
         return path
     others = (p for p in sorted(path.iterdir()) if not _STEP_ITEM.fullmatch(p.name))
@@ -223,9 +223,9 @@ def is_step(path: pathlib.Path) -> bool:
 
 
 def remove_step(path: pathlib.Path) -> None:
-    """Deletes a step such that what is left of it, were this interrupted, does not count.
+    """Deletes a step; if interrupted, the remains do not count as a step.
 
-    What this program did not write stays, and so does then the folder.
+    Files not written by this program are kept, and so is the folder that contains them.
     """
     (path / CHECKSUMS).unlink(missing_ok=True)
     for item in path.iterdir() if path.is_dir() else ():

@@ -1,7 +1,7 @@
-"""The saved steps of a run: which are whole, which is best, and which were lost.
+"""The saved steps of a run: the complete ones, the best one, and the lost ones.
 
-`index.json` lists every step that was saved and its metric, so that one that is gone is missed.
-Needs no JAX.
+`index.json` lists every saved step with its metric, so that missing steps are detected. This module
+does not need JAX.
 """
 
 import contextlib
@@ -35,7 +35,7 @@ INDEX = "index.json"
 
 
 def finished_steps(checkpoints: pathlib.Path) -> list[int]:
-    """Returns the steps that were saved to their end, oldest first."""
+    """Returns the completely saved steps, oldest first."""
     try:
         folders = [p for p in checkpoints.iterdir() if not p.is_symlink()]
         names = [p.name for p in folders if (p / CHECKSUMS).exists()]
@@ -45,13 +45,13 @@ def finished_steps(checkpoints: pathlib.Path) -> list[int]:
 
 
 def whole_steps(checkpoints: pathlib.Path) -> list[int]:
-    """Returns the steps that look as if they were saved to their end, with or without a digest."""
+    """Returns the steps that appear completely saved, with or without a digest."""
     named = {p: step_number(p.name) for p in checkpoints.glob("*") if (p / META).is_file()}
     return sorted(step for p, step in named.items() if step is not None and is_step(p))
 
 
 def has_steps(checkpoints: pathlib.Path) -> bool:
-    """Whether any state was ever saved to its end, though it may have been damaged since."""
+    """Whether any state was ever completely saved; it may have been damaged since."""
     if finished_steps(checkpoints) or any(checkpoints.glob("*.damaged*")):
         return True
     index = peek(checkpoints / INDEX)
@@ -61,7 +61,7 @@ def has_steps(checkpoints: pathlib.Path) -> bool:
 
 
 def newest_meta(checkpoints: pathlib.Path) -> Mapping[str, Any] | None:
-    """Returns what was stored beside the newest state of a run that can be read, if any."""
+    """Returns the metadata of the newest readable state of a run, if any."""
     for step in reversed(finished_steps(checkpoints)):
         with contextlib.suppress(CheckpointError):
             return read_meta(checkpoints / str(step))
@@ -73,10 +73,10 @@ class Steps:
 
     Args:
       folder: may be absent.
-      keep: how many of the newest steps to keep; the best one is kept besides.
-      mode: "max" or "min", which end of the selection metric is best.
-      read_only: whether damaged steps are passed over and stay where they are.
-      rescue: what else can be done where every step is damaged, for the error.
+      keep: number of newest steps to keep, in addition to the best one.
+      mode: "max" or "min": whether a larger or a smaller selection metric is better.
+      read_only: whether damaged steps are skipped and stay in place.
+      rescue: alternative to name in the error if every step is damaged.
     """
 
     def __init__(
@@ -96,7 +96,7 @@ class Steps:
         return finished_steps(self.folder)
 
     def meta(self, step: int) -> Mapping[str, Any]:
-        """Returns what was stored beside the state of a step, see `read_meta`."""
+        """Returns the metadata of a step, see `read_meta`."""
         return read_meta(self.folder / str(step))
 
     def best(self) -> int | None:
@@ -108,20 +108,20 @@ class Steps:
         return self._best(self._metrics())
 
     def missing(self) -> list[int]:
-        """Returns the steps that were saved, are not there, and were better than those there."""
+        """Returns the saved steps that are missing and were better than the existing ones."""
         steps, metrics = self.steps(), self._metrics()
         gone = {s: m for s, m in self._saved().items() if s not in steps}
         best = self._best(metrics | gone)
         return [best] if best in gone else []
 
     def lost(self, metric: float | None) -> list[dict[str, Any]]:
-        """Returns the steps that were lost and may have been better than the best that is left.
+        """Returns the lost steps that may have been better than the best remaining step.
 
         Args:
-          metric: of the best step that is left, None where there is none.
+          metric: metric of the best remaining step, None if there is none.
 
         Returns:
-          `[{"step", "metric"}]`, oldest first; a metric of None is not known.
+          `[{"step", "metric"}]`, oldest first; a metric of None is unknown.
         """
         index, steps = self._read_index() or {"saved": {}, "lost": {}}, self.steps()
         gone = {s: m for s, m in index["saved"].items() if s not in steps} | index["lost"]
@@ -132,7 +132,7 @@ class Steps:
         ]
 
     def make_room(self, step: int) -> None:
-        """Deletes what an interrupted save has left in the place of a step."""
+        """Deletes the remains of an interrupted save at the path of a step."""
         if self._read_index() is None:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._write_index(saved=self._metrics())
@@ -142,7 +142,7 @@ class Steps:
             raise CheckpointError("was not written by this program", where=str(folder))
 
     def add(self, step: int, metric: float | None) -> None:
-        """Seals a step that was written; deletes old ones and what interrupted saves have left."""
+        """Seals a written step; deletes old steps and the remains of interrupted saves."""
         seal(self.folder / str(step))
         self._write_index(saved={**self._saved(), step: metric})
         steps, best = self.steps(), self.best()
@@ -163,14 +163,14 @@ class Steps:
                 remove_step(path)
 
     def find(self, step: int | None = None) -> tuple[int | None, list[str]]:
-        """Returns the step to restore, None where there is none, and what was set aside.
+        """Returns the step to restore, None if there is none, and the steps set aside.
 
         Args:
-          step: the one asked for; by default the newest that is whole. Damaged newer steps are
-            set aside then, and so is the best one.
+          step: the requested step; defaults to the newest undamaged one. In that case, damaged
+            newer steps are set aside, and so is the best one if it is damaged.
 
         Raises:
-          CheckpointError: every step is damaged or missing, or the one asked for is.
+          CheckpointError: every step, or the requested one, is damaged or missing.
         """
         if step is not None:
             self._check(step)
@@ -215,12 +215,12 @@ class Steps:
         return None
 
     def _check(self, step: int) -> None:
-        """Raises `CheckpointError` unless a step is as it was written, and is that step."""
+        """Raises `CheckpointError` unless a step is unchanged and has the right number."""
         verify(self.folder / str(step))
         self.meta(step)
 
     def _check_older(self, newest: int, skipped: list[str]) -> dict[int, float | None]:
-        """Sets older steps aside that are damaged and would be read at the end; returns metrics."""
+        """Sets aside damaged older steps that would be read at the end; returns metrics."""
         lost: dict[int, float | None] = {}
         metrics = {}
         for step in self.steps():
@@ -241,7 +241,7 @@ class Steps:
         return lost
 
     def _set_aside(self, step: int) -> None:
-        """Renames a damaged step, so that the step can be saved again and nothing is lost."""
+        """Renames a damaged step, so that it can be saved again without losing its files."""
         folder = self.folder / str(step)
         if folder.is_dir() and not self._read_only:
             taken = len(list(self.folder.glob(f"{step}.damaged*")))
@@ -255,7 +255,7 @@ class Steps:
         return -max(scored)[1] if scored else None
 
     def _read_index(self) -> dict[str, dict[int, float | None]] | None:
-        """Returns the metrics of the steps that were saved and of those that were lost."""
+        """Returns the metrics of the saved steps and of the lost steps."""
         stored: Any = peek(self.folder / INDEX)
         metrics: Shape = {"*": (*NUMBER, type(None))}
         if mismatch(stored, {"saved": metrics, "lost": metrics}):
@@ -275,16 +275,16 @@ class Steps:
 
 
 def find_step(path: pathlib.Path, *, where: str = "path", step: int | str = "best") -> pathlib.Path:
-    """Returns the step folder that a path means: a step, a `checkpoints` folder, or a run.
+    """Returns the step folder for a path to a step, a `checkpoints` folder, or a run.
 
     Args:
       path: the folder.
-      where: the argument or config path that it is from, for errors.
-      step: of several steps "best" is the best by the selection metric, or the newest where none
-        was measured; "last" is the newest; a number is that step.
+      where: the argument or config path that contains the path, for errors.
+      step: which of several steps: "best" is the best by the selection metric, or the newest if it
+        was not measured; "last" is the newest; a number is that step.
 
     Raises:
-      CheckpointError: there is none.
+      CheckpointError: there is no such step.
     """
     if not path.exists():
         siblings = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
@@ -321,7 +321,7 @@ def find_step(path: pathlib.Path, *, where: str = "path", step: int | str = "bes
 
 
 def _selection_mode(checkpoints: pathlib.Path) -> str:
-    """Returns which end of the selection metric is best, by the config in the newest step."""
+    """Returns "max" or "min" for the selection metric, from the config in the newest step."""
     config: Any = (newest_meta(checkpoints) or {}).get("config")
     if config is None:  # the metadata of a checkpoint of an early version have none
         try:

@@ -15,7 +15,7 @@ in the last bit, although it gets the same outputs.
 
 A folder for each role:
 
-    key.json             what the outputs are a function of; another run must have the same
+    key.json             everything that determines the outputs; other runs must have the same
     <view>-<chunk>/      rows of a view: <field>.npy and digest.json; complete where it exists
 
 A chunk is written beside its place and renamed, so an interrupted filling goes on where it stopped

@@ -21,7 +21,7 @@ from distill_jax.trainer.passes import dataset_pass
 
 
 class Stopped(Exception):
-    """Filling was asked to stop; the chunks that are filled are kept, and the next call goes on."""
+    """Filling was interrupted; finished chunks are kept, and the next call continues."""
 
 
 def prepare(
@@ -45,22 +45,22 @@ def prepare(
     Args:
       folder: holds a folder for each role.
       plan: from `make_plan`.
-      keys: by role, what its outputs are a function of, JSON-like.
+      keys: by role, everything that determines its outputs, JSON-like.
       source: training examples.
       models: networks by role.
       frozen: their parameters and state.
-      transform: of training batches.
-      seed: of the views.
-      precision: in which the networks compute.
+      transform: transform of training batches.
+      seed: seed of the views.
+      precision: compute type of the networks.
       where: the argument or config path to name in errors.
-      log_line: gets a line about each role.
-      only_one: entered with the folder of a role around its filling, which others may not do
-        meanwhile.
-      stop: called before each batch and after each chunk; whether to stop.
+      log_line: called with a line about each role.
+      only_one: context manager, entered with the folder of a role, that prevents other runs from
+        filling the folder at the same time.
+      stop: called before each batch and after each chunk; returns whether to stop.
 
     Raises:
-      ArgumentError: a folder holds outputs for another key.
-      Stopped: `stop` said so, in any process.
+      ArgumentError: a folder contains outputs for a different key.
+      Stopped: `stop` returned True in any process.
     """
     n, stores = len(source), {}
     for role in plan.outputs:
@@ -70,14 +70,14 @@ def prepare(
         find = functools.partial(store.missing, plan.views)
         missing = peers.from_first(find, where=str(place))
         log_line(f"teacher cache {place}: {plan.describe(n)}, {len(missing)} chunks to fill")
-        if not missing:  # and the folder need not be writable
+        if not missing:  # the folder need not be writable
             continue
         with only_one(place):
             missing = peers.from_first(find, where=str(place))
             run = _make_run(plan, role, models, frozen.get(role), transform, seed, precision)
             for start in range(0, len(missing), jax.process_count()):
                 for view, chunk in missing[start:][jax.process_index() :][:1]:
-                    with contextlib.suppress(Stopped):  # which all processes hear of below
+                    with contextlib.suppress(Stopped):  # all processes are notified below
                         store.write(view, chunk, _fill(plan, source, store, run, view, chunk, stop))
                 if peers.any_process(stop()):
                     raise Stopped(f"while the outputs of {role} were stored")
@@ -94,7 +94,7 @@ def _make_run(
     seed: int,
     precision: str,
 ) -> Callable[[Batch], StoredOutputs]:
-    """Returns a function from a raw batch on the host to what is stored of it, on the host."""
+    """Returns a function from a raw batch on the host to its stored arrays on the host."""
     mesh = partition.make_mesh(devices=jax.local_devices())
     whole, split = partition.replicated(mesh), partition.over_batch(mesh)
     network = jax.device_put(network, whole)
@@ -131,10 +131,10 @@ def _fill(
     chunk: int,
     stop: Callable[[], bool],
 ) -> StoredOutputs:
-    """Returns the rows of a chunk, from batches of the size that devices see in training.
+    """Returns the rows of a chunk, from batches of the per-device size in training.
 
     Raises:
-      Stopped: `stop` said so.
+      Stopped: `stop` returned True.
     """
     size = plan.batch_size // plan.devices * jax.local_device_count()
     batches = loader.chunk_batches(source, store.positions(chunk), batch_size=size, epoch=view)

@@ -1,4 +1,4 @@
-"""What is stored of frozen networks, in which form; no file is touched."""
+"""Selection and format of the stored outputs of frozen networks; accesses no files."""
 
 import dataclasses
 import functools
@@ -23,23 +23,23 @@ StoredOutputs = Mapping[str, Any]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What is stored of whom, in which form; the same for every seed.
+    """Selection and format of the stored outputs; the same for every seed.
 
     Attributes:
       outputs: shapes of the stored outputs of a batch, by role.
       networks: name and arguments of the network of each role that has one.
-      view: shape of what the roles see.
+      view: shape of the inputs of the roles.
       views: views of each example that training uses; epoch e sees view e modulo their number.
       by_seed: whether a view depends on the seed.
-      top_k: classes that are kept of logits, 0 for all of them.
-      rest: what the others get ("spread" | "drop").
-      dtype: of stored values.
-      batch_size: rows in a batch of training.
-      devices: over which it is split.
-      teacher: a function that stands in for a network, None where there is none:
-        `view [b, ...] -> {output: [b, ...]}` on NumPy arrays, where `view` is what transforms made
-        of the examples. It gets by keyword what it has a parameter for: `index` and `epoch`
-        int32 `[b]`, and `raw` `[b, ...]`, the examples as they were read.
+      top_k: number of classes whose logits are stored, 0 for all classes.
+      rest: treatment of the other classes ("spread" | "drop").
+      dtype: type of stored values.
+      batch_size: number of rows in a training batch.
+      devices: number of devices over which a batch is split.
+      teacher: a function in place of a network, or None:
+        `view [b, ...] -> {output: [b, ...]}` on NumPy arrays, where `view` is the transformed
+        examples. It also receives the following keyword arguments if it has such parameters:
+        `index` and `epoch` int32 `[b]`, and `raw` `[b, ...]`, the examples before transforms.
     """
 
     outputs: Mapping[Role, Mapping[str, Any]]
@@ -56,12 +56,12 @@ class Plan:
 
     @functools.cached_property
     def fields(self) -> Mapping[Role, Mapping[str, jax.ShapeDtypeStruct]]:
-        """What is stored of a batch, as shapes."""
+        """The stored arrays of a batch, as shapes."""
         return {r: jax.eval_shape(self.encode, shapes) for r, shapes in self.outputs.items()}
 
     @property
     def bytes_per_example(self) -> int:
-        """Bytes that one view of one example takes, over all roles."""
+        """Number of bytes of one view of one example, over all roles."""
         leaves = jax.tree.leaves(self.fields)
         return sum(math.prod(x.shape[1:]) * x.dtype.itemsize for x in leaves)
 
@@ -73,7 +73,7 @@ class Plan:
         )
 
     def encode(self, outputs: Outputs) -> dict[str, Array]:
-        """Returns what is stored of the outputs of a batch."""
+        """Returns the arrays to store for the outputs of a batch."""
         dtype = jnp.dtype(self.dtype)
         if not self.top_k:
             return {name: x.astype(dtype) for name, x in outputs.items()}
@@ -85,7 +85,7 @@ class Plan:
         }
 
     def decode(self, teacher_outputs: Mapping[Role, StoredOutputs]) -> dict[Role, dict[str, Array]]:
-        """Returns outputs by role as networks give them, from what was stored; pure."""
+        """Returns outputs by role, as networks return them, from the stored arrays; pure."""
         return {role: self._decode(role, stored) for role, stored in teacher_outputs.items()}
 
     def _decode(self, role: Role, stored: StoredOutputs) -> dict[str, Array]:
@@ -100,7 +100,7 @@ class Plan:
         return {"logits": logits}
 
     def describe(self, n: int) -> str:
-        """Returns how much is stored."""
+        """Returns a description of the amount stored."""
         size = self.bytes_per_example
         return (
             f"{', '.join(self.outputs)}: {n:,} examples x {self.views} views x {size} B"
@@ -122,7 +122,7 @@ def make_plan(
     dtype: str = "float32",
     teacher: Callable[..., Mapping[str, Any]] | None = None,
 ) -> Plan:
-    """Decides what is stored.
+    """Determines which outputs are stored and how.
 
     Args:
       transform: of training batches.
@@ -138,8 +138,8 @@ def make_plan(
       teacher: a function that stands in for a network.
 
     Raises:
-      ArgumentError: a view depends on the step or on how examples meet in a batch, or `top_k` is no
-        number of classes.
+      ArgumentError: a view depends on the step or on the other examples of a batch, or `top_k` is
+        not a valid number of classes.
     """
     key = jax.eval_shape(jax.random.key, 0)
 
@@ -184,7 +184,7 @@ def teacher_fn_model(
 
     Args:
       teacher: see `Plan.teacher`.
-      view: shape of what it sees.
+      view: shape of its input.
       where: the argument or config path to name in errors.
 
     Raises:
@@ -235,16 +235,16 @@ def call_teacher(
 def select_outputs(
     model: Model, names: Collection[str], *, role: Role = "model", where: str = "names"
 ) -> Model:
-    """Returns a network that gives some of its outputs alone.
+    """Returns a network with only some of its outputs.
 
     Args:
       model: the network.
-      names: of the outputs.
-      role: of the network, for the error.
+      names: names of the outputs.
+      role: role of the network, for the error.
       where: the argument or config path to name in the error.
 
     Raises:
-      ArgumentError: where it is applied and has no such output.
+      ArgumentError: the network has no such output; raised when it is applied.
     """
 
     def apply(params, state, *inputs, train, rngs):

@@ -1,4 +1,4 @@
-"""The folder of stored outputs of a role: chunks of rows, written whole, verified when read."""
+"""The folder of stored outputs of a role: chunks of rows, written atomically, verified on read."""
 
 import json
 import math
@@ -22,7 +22,7 @@ from distill_jax.trainer.io.step_folder import seal, verify
 from distill_jax.trainer.io.teacher_cache.plan import StoredOutputs
 
 CHUNK_BYTES = 2**25
-"""Size of a chunk, about."""
+"""Approximate size of a chunk."""
 
 
 CLEAR = "delete this folder; the next run fills it again"
@@ -49,7 +49,7 @@ class Store:
         return -(-self.n // self.chunk)
 
     def missing(self, views: int) -> list[tuple[int, int]]:
-        """Returns (view, chunk) of what is not there."""
+        """Returns (view, chunk) of the missing chunks."""
         every = [(view, chunk) for view in range(views) for chunk in range(self.chunks)]
         return [place for place in every if not self.path(*place).exists()]
 
@@ -61,13 +61,13 @@ class Store:
         return np.arange(chunk * self.chunk, min(self.n, (chunk + 1) * self.chunk))
 
     def write(self, view: int, chunk: int, rows: StoredOutputs) -> None:
-        """Writes a chunk whole or not at all."""
+        """Writes a chunk atomically."""
         path = self.path(view, chunk)
         beside = pathlib.Path(tempfile.mkdtemp(prefix=f"{path.name}.", dir=self.folder))
         for name, values in rows.items():
             np.save(beside / f"{name}.npy", values.view(_stored(values.dtype)))
         seal(beside)
-        if path.exists():  # another run was faster; its rows are the same
+        if path.exists():  # another run wrote the same rows first
             shutil.rmtree(beside)
         else:
             os.replace(beside, path)
@@ -76,7 +76,7 @@ class Store:
         """Returns rows of a view, in the order of `position`.
 
         Raises:
-          CheckpointError: a file is not as it was written.
+          CheckpointError: a file has changed since it was written.
         """
         chunk, offset = np.divmod(position, self.chunk)
         if len(position) and (chunk == chunk[0]).all():
@@ -125,7 +125,7 @@ class TeacherOutputs:
         self._stores, self.views = stores, views
 
     def view(self, epoch: Any) -> Any:
-        """Returns which view an epoch sees."""
+        """Returns the view that an epoch uses."""
         return epoch % self.views
 
     def read(self, epoch: np.ndarray, position: np.ndarray) -> dict[Role, dict[str, np.ndarray]]:
@@ -150,17 +150,17 @@ def open_store(
     *,
     where: str = "folder",
 ) -> Store:
-    """Opens the folder of a role, or makes it.
+    """Opens or creates the folder of a role.
 
     Args:
-      folder: of the role.
-      key: what the outputs are a function of, JSON-like.
+      folder: folder of the role.
+      key: everything that determines the outputs, JSON-like.
       fields: shapes of a stored batch.
       n: examples.
       where: the argument or config path to name in errors.
 
     Raises:
-      ArgumentError: it holds outputs for another key; the message says what differs.
+      ArgumentError: it contains outputs for a different key; the message lists the differences.
     """
     path = folder / "key.json"
     row = sum(math.prod(x.shape[1:]) * x.dtype.itemsize for x in fields.values())
