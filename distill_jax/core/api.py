@@ -316,6 +316,7 @@ class Dataset(NamedTuple):
       task: task of the labels: "classification", "multilabel" or "regression" (`data.labels`).
       outer: examples that a weighting learns from, split off from the held-out part, so that these
         examples select nothing. None if the held-out part has both uses.
+      vocabulary: number of token ids of text; 0 for other data. Networks get it as an argument.
     """
 
     train: Source
@@ -325,6 +326,7 @@ class Dataset(NamedTuple):
     cardinalities: tuple[int, ...] = ()
     task: str = "classification"
     outer: Source | None = None
+    vocabulary: int = 0
 
     @property
     def outer_part(self) -> Source:
