@@ -146,10 +146,10 @@ def jax_sample(cached: bool) -> Callable[[], Any]:
     def apply(params, tokens, mask):
         return model.apply(params, {}, {"tokens": tokens, "mask": mask}, train=False)[0]["logits"]
 
-    decoder = transformer.decoder(**SIZES, max_length=T)
-    decode = decoder if cached else sampling.uncached(apply, V)
+    decode = model.decode if cached else sampling.uncached(apply, V)
     batch = {"epoch": jnp.zeros(B, jnp.int32), "index": jnp.arange(B)}
     keys = sampling.keys_of(jax.random.key(2), batch)
+    assert decode is not None
     draw = jax.jit(lambda params: sampling.sample(decode, params, prompt, keys, steps=T - P))
     return lambda: draw(params).tokens[0, 0, -1].block_until_ready()
 

@@ -180,7 +180,8 @@ def smollm(folder: pathlib.Path, source: str) -> dict[str, Any]:
                 "transformers_in_float32": float(np.abs(wanted - exact).max()),
             }
     prompt, greedy = reference["capital_tokens"], reference["greedy"]
-    decode = transformer.decoder(**loaded.arguments)
+    decode = loaded.model.decode
+    assert decode is not None
     keys = sampling.keys_of(
         jax.random.key(0), {"epoch": np.zeros(1, int), "index": np.zeros(1, int)}
     )

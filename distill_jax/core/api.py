@@ -33,8 +33,41 @@ TASKS = ("classification", "multilabel", "regression")
 """Tasks of labels: one class, several labels at once, or real values."""
 
 
+class Decode(NamedTuple):
+    """A causal network with a cache, to sample from (`core.sampling`).
+
+    Attributes:
+      cache: `(b, length, dtype) -> cache`, zeros with leaves `[b, ...]`, for `length` columns.
+      step: `(params, tokens, cache, at, start) -> (logits, cache)`. It reads `tokens` int `[b, t]`
+        into the columns from `at` (a scalar) on and returns the logits `[b, v]` after the last of
+        them. Columns before `start` int `[b]` are padding. With whole prompts it is the prefill.
+      vocabulary: v.
+    """
+
+    cache: Callable[[int, int, Any], PyTree]
+    step: Callable[[Params, Array, PyTree, Array, Array], tuple[Array, PyTree]]
+    vocabulary: int
+
+
+class Samples(NamedTuple):
+    """Continuations of prompts.
+
+    Attributes:
+      tokens: int32 `[b, k, p + steps]`, the unchanged prompts, followed by the sampled tokens. An
+        end token is repeated up to the end (0 if none is set).
+      mask: float32 `[b, k, p + steps]`, 1 for sampled tokens, including the end token.
+      log_probs: float32 `[b, k, p + steps]` (float64 for such networks), log-probabilities of the
+        sampled tokens in the distribution they were sampled from (at temperature 0: the network's
+        softmax), 0 elsewhere.
+    """
+
+    tokens: Array
+    mask: Array
+    log_probs: Array
+
+
 class Model(NamedTuple):
-    """A network as two pure functions. The rest of the package uses nothing else of it.
+    """A network as pure functions. The rest of the package uses nothing else of it.
 
     Attributes:
       init: `(key, *inputs) -> (params, state)`, plain nested dicts of arrays.
@@ -42,10 +75,12 @@ class Model(NamedTuple):
         of named arrays (`logits` `[b, k]`, the values themselves in a regression; `embedding`
         `[b, d]`, `stage1`, ...). `rngs` maps a purpose ("dropout") to a key. `new_state` equals
         `state` if `train` is false.
+      decode: of a causal network over tokens: how to sample from it; None for all others.
     """
 
     init: Callable[..., tuple[Params, State]]
     apply: Callable[..., tuple[Outputs, State]]
+    decode: Decode | None = None
 
 
 class Nets(Protocol):
@@ -75,6 +110,39 @@ class Nets(Protocol):
           role: the network that takes the step; the others do not change.
           loss: a function from networks like these to a scalar.
           lr: the step size.
+        """
+        ...
+
+    def sample(
+        self,
+        role: Role,
+        prompt: Array,
+        start: Array | None = None,
+        *,
+        steps: int,
+        count: int = 1,
+        temperature: float = 1.0,
+        top_k: int = 0,
+        end: int = -1,
+    ) -> Samples:
+        """Samples `count` continuations of each prompt, in evaluation mode, without gradient.
+
+        A draw is a function of the parameters, the prompt, and (seed, step, epoch, example, draw),
+        so that it is the same in any micro-batch, order and division over devices.
+
+        Args:
+          role: a network with `decode`.
+          prompt: ids, int `[b, p]`, padded on the left, for the examples of the batch in order.
+          start: int `[b]`, the first column of each prompt that is not padding; None for no
+            padding.
+          steps: maximum number of sampled tokens.
+          count: k, number of continuations.
+          temperature: T of the softmax; 0 takes the most probable token.
+          top_k: number of most probable tokens to sample from; 0 samples from all tokens.
+          end: the token that ends a sequence; -1 for none.
+
+        Raises:
+          ArgumentError: the network cannot be sampled from, or an argument is invalid.
         """
         ...
 

@@ -81,16 +81,16 @@ class Trace:
 
     # The two losses.
 
-    def nets(self, params: Mapping[Role, Params], key: Key) -> Nets:
-        params = self.fixed | dict(params)
-        return BoundNets(self.models, params, self.model_state, key=key, precision=self.precision)
+    def nets(self, params: Mapping[Role, Params], key: Key, batch: Batch | None = None) -> Nets:
+        given = (self.models, self.fixed | dict(params), self.model_state)
+        return BoundNets(*given, key=key, precision=self.precision, batch=batch)
 
     def forward(
         self, inner: Params, batch: Batch, key: Key, step: Array | None = None
     ) -> tuple[Outs, Terms]:
         """Returns the outputs of a batch and their terms."""
         step = self.step if step is None else step
-        terms = self.weighted.loss_terms_of(self.nets(inner, key), batch, self.memory, step)
+        terms = self.weighted.loss_terms_of(self.nets(inner, key, batch), batch, self.memory, step)
         check_terms(terms, batch["mask"].shape)
         return Outs(dict(terms.values), dict(terms.logits)), terms
 
@@ -118,7 +118,7 @@ class Trace:
 
     def outer_loss(self, inner: Params, held_out: Batch) -> Array:
         """Returns the mean of the outer terms; batch norms use batch statistics."""
-        nets = self.nets(inner, rng.stream(self.key, "held_out"))
+        nets = self.nets(inner, rng.stream(self.key, "held_out"), held_out)
         terms = self.weighted.loss_terms_of(nets, held_out, self.memory, self.step)
         for name in self.options.outer_terms:
             if name not in terms.values:

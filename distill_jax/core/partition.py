@@ -251,7 +251,11 @@ def gathered(model: Model, shardings: PyTree) -> Model:
     def apply(params, state, *inputs, **options):
         return model.apply(gather(params), state, *inputs, **options)
 
-    return Model(model.init, apply)
+    decode = model.decode
+    if decode is not None:
+        step = decode.step
+        decode = decode._replace(step=lambda params, *given: step(gather(params), *given))
+    return Model(model.init, apply, decode)
 
 
 def _checked_spec(axes, name, shape, mesh, *, where: str) -> PartitionSpec:

@@ -4,46 +4,14 @@ Everything is a function of parameters, prompts and keys, so that it may stand i
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from distill_jax.core import ranges, rng
-from distill_jax.core.api import Array, Batch, Key, Params, PyTree
+from distill_jax.core.api import Array, Batch, Decode, Key, Model, Params, Role, Samples, State
 from distill_jax.core.errors import ArgumentError
-
-
-class Decode(NamedTuple):
-    """A causal network with a cache.
-
-    Attributes:
-      cache: `(b, length, dtype) -> cache`, zeros with leaves `[b, ...]`, for `length` columns.
-      step: `(params, tokens, cache, at, start) -> (logits, cache)`. It reads `tokens` int `[b, t]`
-        into the columns from `at` (a scalar) on and returns the logits `[b, v]` after the last of
-        them. Columns before `start` int `[b]` are padding. With whole prompts it is the prefill.
-      vocabulary: v.
-    """
-
-    cache: Callable[[int, int, Any], PyTree]
-    step: Callable[[Params, Array, PyTree, Array, Array], tuple[Array, PyTree]]
-    vocabulary: int
-
-
-class Samples(NamedTuple):
-    """Continuations of prompts.
-
-    Attributes:
-      tokens: int32 `[b, k, p + steps]`, the unchanged prompts, followed by the sampled tokens. An
-        end token is repeated up to the end (0 if none is set).
-      mask: float32 `[b, k, p + steps]`, 1 for sampled tokens, including the end token.
-      log_probs: float32 `[b, k, p + steps]`, log-probabilities of the sampled tokens in the
-        distribution they were sampled from (at temperature 0: the network's softmax), 0 elsewhere.
-    """
-
-    tokens: Array
-    mask: Array
-    log_probs: Array
 
 
 def uncached(apply: Callable[[Params, Array, Array], Array], vocabulary: int) -> Decode:
@@ -63,7 +31,7 @@ def uncached(apply: Callable[[Params, Array, Array], Array], vocabulary: int) ->
     def step(
         params: Params, tokens: Array, cache: Array, at: Array, start: Array
     ) -> tuple[Array, Array]:
-        cache = jax.lax.dynamic_update_slice(cache, tokens.astype(jnp.int32), (0, at))
+        cache = jax.lax.dynamic_update_slice_in_dim(cache, tokens.astype(jnp.int32), at, axis=1)
         mask = (jnp.arange(cache.shape[1])[None] >= start[:, None]).astype(jnp.float32)
         logits = apply(params, cache, mask)
         last = at + tokens.shape[1] - 1
@@ -81,6 +49,72 @@ def keys_of(key: Key, batch: Batch, count: int = 1) -> Array:
     draws = jnp.arange(count)
     fold = jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)), (0, None))
     return fold(rng.example_keys(key, batch), draws)
+
+
+def check_prompts(prompt: Array, start: Array | None, batch: Batch) -> None:
+    """Raises `ArgumentError` unless there are ids `[b, p]` for the examples of a batch."""
+    ids = {name: batch[name] for name in ("epoch", "index") if name in batch}
+    integers = prompt.ndim == 2 and jnp.issubdtype(prompt.dtype, jnp.integer)
+    fits = integers and len(ids) == 2 and len(prompt) == len(ids["index"])
+    if not fits or prompt.shape[1] < 1:
+        raise ArgumentError(
+            f"prompts of shape {prompt.shape} and type {prompt.dtype.name} for a batch whose "
+            f"examples are named by {', '.join(f'{n} {x.shape}' for n, x in ids.items()) or None}",
+            where="prompt",
+            hint="ids, int [b, p], p at least 1, a row for each `index` and `epoch` of the batch",
+        )
+    if start is not None and start.shape != prompt.shape[:1]:
+        what = f"start has the shape {start.shape}, prompts {prompt.shape}"
+        raise ArgumentError(what, where="start", hint="one column for each prompt, int [b]")
+
+
+def of_network(
+    role: Role,
+    model: Model,
+    params: Params,
+    state: State,
+    prompt: Array,
+    start: Array | None,
+    *,
+    batch: Batch,
+    key: Key,
+    count: int = 1,
+    **options: Any,
+) -> Samples:
+    """Samples continuations of the prompts of a batch from a network: `Nets.sample`.
+
+    Args:
+      role: name of the network, for errors.
+      model: the network.
+      params: its parameters, in the compute type.
+      state: its state, which must be empty.
+      prompt: ids, int `[b, p]`, padded on the left.
+      start: int `[b]`, the first column of each prompt that is not padding, or None.
+      batch: the examples, whose `epoch` and `index` give the keys.
+      key: of the seed, the step and the call.
+      count: k.
+      **options: of `sample`.
+
+    Raises:
+      ArgumentError: the network cannot be sampled from, or an argument is invalid.
+    """
+    if model.decode is None:
+        raise ArgumentError(
+            f"{role} cannot be sampled from: it has no `decode`",
+            where=role,
+            hint="a causal transformer with logits of the next token, or "
+            "model._replace(decode=sampling.uncached(...))",
+        )
+    if jax.tree.leaves(state):
+        raise ArgumentError(
+            f"{role} cannot be sampled from: it has a state, such as batch statistics",
+            where=role,
+            hint="a network whose outputs depend on parameters and inputs alone",
+        )
+    check_prompts(prompt, start, batch)
+    ranges.sizes(count=count)
+    keys = keys_of(key, batch, count)
+    return sample(model.decode, params, prompt, keys, start=start, **options)
 
 
 def sample(
@@ -142,18 +176,19 @@ def sample(
     buffers = (
         jnp.full((b * k, steps), filler, jnp.int32),
         jnp.zeros((b * k, steps), jnp.float32),
-        jnp.zeros((b * k, steps), jnp.float32),
+        jnp.zeros((b * k, steps), jnp.promote_types(dtype, jnp.float32)),
     )
 
     def draw(i: Array, logits: Array, ended: Array, buffers: tuple[Array, ...]) -> Any:
         token, log_prob = _draw(flat, i, logits, temperature=temperature, top_k=top_k)
         live = ~ended
-        values = (jnp.where(live, token, filler), live, jnp.where(live, log_prob, 0))
+        token = jnp.where(live, token, filler).astype(jnp.int32)
+        values = (token, live, jnp.where(live, log_prob, 0))
         buffers = tuple(
-            jax.lax.dynamic_update_slice(x, y.astype(x.dtype)[:, None], (0, i))
+            jax.lax.dynamic_update_slice_in_dim(x, y.astype(x.dtype)[:, None], i, axis=1)
             for x, y in zip(buffers, values, strict=True)
         )
-        return values[0], ended | (token == end), buffers
+        return token, ended | (token == end), buffers
 
     def more(carry: Any) -> Array:
         i, _, _, ended, _ = carry
@@ -171,9 +206,8 @@ def sample(
     *_, buffers = jax.lax.while_loop(more, body, carry)
     drawn = [x.reshape(b, k, steps) for x in buffers]
     before = jnp.broadcast_to(prompt[:, None].astype(jnp.int32), (b, k, p))
-    zeros = jnp.zeros((b, k, p), jnp.float32)
-    whole = [jnp.concatenate(x, -1) for x in zip((before, zeros, zeros), drawn, strict=True)]
-    return Samples(*whole)
+    ahead = (before, *(jnp.zeros((b, k, p), x.dtype) for x in drawn[1:]))
+    return Samples(*(jnp.concatenate(x, -1) for x in zip(ahead, drawn, strict=True)))
 
 
 def _draw(

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from distill_jax.core import rng
+from distill_jax.core import rng, sampling
 from distill_jax.core.api import (
     Array,
     Batch,
@@ -19,6 +19,7 @@ from distill_jax.core.api import (
     Outputs,
     PyTree,
     Role,
+    Samples,
     State,
     Terms,
     TrainState,
@@ -93,11 +94,21 @@ def _blames(role: Role) -> Iterator[None]:
 
 
 class ShapeNets:
-    """Returns zeros of the right shapes to the calls of an objective, and records the calls."""
+    """Returns zeros of the right shapes to the calls of an objective, and records the calls.
 
-    def __init__(self, models: Mapping[Role, Model]):
-        self.models = models
+    Args:
+      models: networks by role.
+      batch: the examples that the networks are called on; only sampling needs them.
+
+    Attributes:
+      seen: shapes of the first call of each role.
+      sampled: the same for roles that were sampled from, with the prompt as input.
+    """
+
+    def __init__(self, models: Mapping[Role, Model], batch: Batch | None = None):
+        self.models, self._batch = models, {} if batch is None else batch
         self.seen: dict[Role, RoleShapes] = {}
+        self.sampled: dict[Role, RoleShapes] = {}
 
     def __call__(
         self, role: Role, *inputs: Any, train: bool = False, stop_gradient_params: bool = False
@@ -121,6 +132,24 @@ class ShapeNets:
             outputs, new_state = jax.eval_shape(apply, params, state, key, *specs)
         self.seen.setdefault(role, RoleShapes(specs, params, state, outputs))
         return _Outputs(role, cast(zeros(outputs), jnp.float32)), zeros(new_state)
+
+    def sample(
+        self, role: Role, prompt: Array, start: Array | None = None, **options: Any
+    ) -> Samples:
+        sampling.check_prompts(prompt, start, self._batch)
+        reading = ShapeNets(self.models)
+        reading(role, prompt)
+        shapes = reading.seen[role]
+        self.sampled.setdefault(role, shapes)
+
+        def draw(params, state, key, prompt, start, batch):
+            given = (role, self.models[role], params, state, prompt, start)
+            return sampling.of_network(*given, batch=batch, key=key, **options)
+
+        key = jax.eval_shape(jax.random.key, 0)
+        batch = {name: x for name, x in self._batch.items() if name in ("epoch", "index")}
+        specs = (shapes.params, shapes.state, key, *_spec((prompt, start, batch)))
+        return zeros(jax.eval_shape(draw, *specs))
 
     def after_sgd_step(
         self, role: Role, loss: Callable[[Nets], Array], *, lr: float
@@ -150,7 +179,7 @@ def infer_shapes(objective: Objective, models: Mapping[Role, Model], batch: Batc
                 where="roles",
                 hint=f"it needs {', '.join(objective.roles)}; {nearest(role, models)}",
             )
-    nets = ShapeNets(models)
+    nets = ShapeNets(models, batch)
 
     def run(batch):
         memory = objective.memory(jax.random.key(0), batch)
@@ -160,18 +189,19 @@ def infer_shapes(objective: Objective, models: Mapping[Role, Model], batch: Batc
 
     memory, terms = jax.eval_shape(run, batch)
     check_terms(terms, batch["mask"].shape)
+    seen = {**nets.sampled, **nets.seen}
     for role in models:
-        if role not in nets.seen:
+        if role not in seen:
             raise ArgumentError(
                 f"objective {type(objective).__name__} never calls the network {role!r}",
                 where=role,
-                hint=f"it calls {', '.join(nets.seen)}; delete the role",
+                hint=f"it calls {', '.join(seen)}; delete the role",
             )
 
     def predict(batch, memory):
-        return objective.predictions(ShapeNets(models), batch, memory, jnp.int32(0))
+        return objective.predictions(ShapeNets(models, batch), batch, memory, jnp.int32(0))
 
-    return Shapes(nets.seen, batch, memory, terms, jax.eval_shape(predict, batch, memory))
+    return Shapes(seen, batch, memory, terms, jax.eval_shape(predict, batch, memory))
 
 
 def check_terms(terms: Terms, shape: tuple[int, ...]) -> None:

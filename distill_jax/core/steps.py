@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from distill_jax.core import collapse, rng
+from distill_jax.core import collapse, rng, sampling
 from distill_jax.core.api import (
     Array,
     Batch,
@@ -21,6 +21,7 @@ from distill_jax.core.api import (
     Params,
     PyTree,
     Role,
+    Samples,
     State,
     Terms,
     TrainState,
@@ -44,6 +45,15 @@ class BoundNets:
     Each call of a role draws from its own stream, so two views of a batch get two dropout masks.
     Roles in the `teacher_outputs` of `batch` are not applied: called with the teacher's view of
     that batch, in evaluation mode, they return the stored outputs.
+
+    Args:
+      models: networks by role.
+      params: their parameters.
+      state: their states.
+      key: of the step, or of the micro-batch.
+      sample_key: of the step, where `key` is that of a micro-batch.
+      precision: compute type.
+      batch: the examples that the networks are called on, as the objective receives them.
     """
 
     def __init__(
@@ -53,27 +63,45 @@ class BoundNets:
         state: Mapping[Role, State],
         *,
         key: Key,
+        sample_key: Key | None = None,
         precision: str = "float32",
         batch: Batch | None = None,
     ):
         self._batch = {} if batch is None else batch
+        self._sample_key = key if sample_key is None else sample_key
         self._models, self._params, self._state, self._key = models, params, state, key
         self._dtype = COMPUTE_DTYPES[precision]
-        self._calls: dict[Role, int] = {}
+        self._calls: dict[tuple[Role, str], int] = {}
 
     def __call__(
         self, role: Role, *inputs: Any, train: bool = False, stop_gradient_params: bool = False
     ) -> tuple[Outputs, State]:
         if role in self._batch.get("teacher_outputs", {}):
             return self._stored_outputs(role, inputs, train=train), {}
-        call = self._calls[role] = self._calls.get(role, -1) + 1
-        key = jax.random.fold_in(rng.stream(self._key, role, "dropout"), call)
+        key = self._next_key(self._key, role, "dropout")
         params, inputs = cast((self._params[role], inputs), self._dtype)
         params = jax.lax.stop_gradient(params) if stop_gradient_params else params
         outputs, state = self._models[role].apply(
             params, self._state[role], *inputs, train=train, rngs={"dropout": key}
         )
         return cast(outputs, jnp.float32), state
+
+    def sample(
+        self, role: Role, prompt: Array, start: Array | None = None, **options: Any
+    ) -> Samples:
+        if role in self._batch.get("teacher_outputs", {}):
+            what = f"the outputs of {role} are stored, so it cannot be sampled from"
+            hint = f"leave {role} out of the stored outputs"
+            raise ArgumentError(what, where="teacher_outputs", hint=hint)
+        key = self._next_key(self._sample_key, role, "sample")
+        params = cast(self._params[role], self._dtype)
+        given = (role, self._models[role], params, self._state[role], prompt, start)
+        return sampling.of_network(*given, batch=self._batch, key=key, **options)
+
+    def _next_key(self, key: Key, role: Role, purpose: str) -> Key:
+        """Returns the key of the next call of a role for a purpose."""
+        call = self._calls[role, purpose] = self._calls.get((role, purpose), -1) + 1
+        return jax.random.fold_in(rng.stream(key, role, purpose), call)
 
     def _stored_outputs(self, role: Role, inputs: tuple[Any, ...], *, train: bool) -> Outputs:
         if train or len(inputs) != 1 or inputs[0] is not teacher_view(self._batch):
@@ -110,11 +138,12 @@ def bind_networks(
     *,
     key: Key,
     precision: str = "float32",
+    batch: Batch | None = None,
 ) -> BoundNets:
     """Returns all networks of a run at a state: trained, averaged and frozen."""
     params = {r: p for r, (p, _) in frozen.items()} | {**state.params, **state.targets}
     model_state = {r: s for r, (_, s) in frozen.items()} | dict(state.model_state)
-    return BoundNets(models, params, model_state, key=key, precision=precision)
+    return BoundNets(models, params, model_state, key=key, precision=precision, batch=batch)
 
 
 def check_accumulation(objective: Objective, accum_steps: int) -> None:
@@ -183,7 +212,7 @@ def make_train_step(
         unroll = jax.default_backend() == "cpu"
 
     def step(state: TrainState, frozen: Frozen, batch: Batch, key: Key):
-        key = jax.random.fold_in(rng.stream(key, "step"), state.step)
+        step_key = key = jax.random.fold_in(rng.stream(key, "step"), state.step)
         total = jnp.maximum(batch["mask"].sum(), 1)
         fixed = {role: params for role, (params, _) in frozen.items()} | dict(state.targets)
         fixed_state = {role: s for role, (_, s) in frozen.items()}
@@ -195,6 +224,7 @@ def make_train_step(
                 fixed | params,
                 fixed_state | model_state,
                 key=key,
+                sample_key=step_key,
                 precision=precision,
                 batch=micro,
             )

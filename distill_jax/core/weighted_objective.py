@@ -21,6 +21,7 @@ from distill_jax.core.api import (
     Outputs,
     PyTree,
     Role,
+    Samples,
     State,
     Terms,
 )
@@ -293,6 +294,11 @@ class _Evaluating:
     ) -> tuple[Outputs, State]:
         del train
         return self.nets(role, *inputs, train=False, stop_gradient_params=stop_gradient_params)
+
+    def sample(
+        self, role: Role, prompt: Array, start: Array | None = None, **options: Any
+    ) -> Samples:
+        return self.nets.sample(role, prompt, start, **options)
 
     def after_sgd_step(
         self, role: Role, loss: Callable[[Nets], Array], *, lr: float

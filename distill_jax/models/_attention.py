@@ -228,8 +228,8 @@ class Attention(nn.Module):
             q, k = rotate(q, positions, angles), rotate(k, positions, angles)
         if cache is not None and at is not None:
             k, v = (
-                jax.lax.dynamic_update_slice(
-                    cache[name], new.astype(cache[name].dtype), (0, at, 0, 0)
+                jax.lax.dynamic_update_slice_in_dim(
+                    cache[name], new.astype(cache[name].dtype), at, axis=1
                 )
                 for name, new in (("key", k), ("value", v))
             )

@@ -20,7 +20,7 @@ class LanguageModel(NamedTuple):
     Attributes:
       model: the network; it has no state.
       params: its parameters, NumPy arrays in float32.
-      arguments: those of `transformer.make` and `transformer.decoder`.
+      arguments: those of `transformer.make`.
       config: `config.json`, or the metadata of a GGUF file.
       report: used and ignored tensors, and their types.
     """

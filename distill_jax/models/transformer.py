@@ -9,8 +9,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from distill_jax.core import sampling, sequences
-from distill_jax.core.api import Array, Model, Outputs
+from distill_jax.core import sequences
+from distill_jax.core.api import Array, Decode, Model, Outputs
 from distill_jax.core.errors import ArgumentError, nearest
 from distill_jax.core.partition import Rules
 from distill_jax.core.tokens import divisors
@@ -342,7 +342,8 @@ def make(
     not used cost nothing under `jit`; `log_probs` and `top_*` never hold all logits of a large
     vocabulary at once, see `core.sequences`.
 
-    Arguments that are None are the layout's.
+    A causal network with logits of the next token can be sampled from: it has `decode`, in which
+    dropout is off. Arguments that are None are the layout's.
 
     Args:
       vocabulary: v, number of token ids.
@@ -387,7 +388,8 @@ def make(
       ArgumentError: an unknown layout or choice, or sizes that do not fit; as the network is first
         called, also an input that does not fit.
     """
-    return from_linen(Transformer(_architecture(**locals())))
+    arch = _architecture(**locals())
+    return from_linen(Transformer(arch))._replace(decode=_decode(arch))
 
 
 def _architecture(layout: str, **arguments: Any) -> Architecture:
@@ -436,23 +438,10 @@ def partition_rules(*, devices: int, layout: str = "llama", **arguments: Any) ->
     return rules
 
 
-def decoder(*, layout: str = "llama", **arguments: Any) -> sampling.Decode:
-    """Returns the decoder with a cache of the network that `make` returns for the same arguments.
-
-    Args:
-      layout: as of `make`.
-      **arguments: as of `make`.
-
-    Raises:
-      ArgumentError: as `make`, or a network that is not causal or has no logits of tokens.
-    """
-    arch = _architecture(layout, **arguments)
+def _decode(arch: Architecture) -> Decode | None:
+    """Returns the decoder with a cache; None for a network without logits of the next token."""
     if not arch.causal or arch.head not in ("tied", "untied"):
-        raise ArgumentError(
-            "only a causal network with logits of the next token can be sampled from",
-            where="layout",
-            hint="gpt2, llama, qwen2 or smollm",
-        )
+        return None
     net = Transformer(arch._replace(dropout=0.0, top=0))
 
     def cache(b: int, length: int, dtype: Any) -> tuple[Any, ...]:
@@ -472,7 +461,7 @@ def decoder(*, layout: str = "llama", **arguments: Any) -> sampling.Decode:
         result: Any = net.apply({"params": params}, tokens, cache, at, start)
         return result
 
-    return sampling.Decode(cache, step, arch.vocabulary)
+    return Decode(cache, step, arch.vocabulary)
 
 
-__all__ = ["CHOICES", "INPUTS", "LAYOUTS", "RULES", "decoder", "make", "partition_rules"]
+__all__ = ["CHOICES", "INPUTS", "LAYOUTS", "RULES", "make", "partition_rules"]

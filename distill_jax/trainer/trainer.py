@@ -416,11 +416,20 @@ class Trainer:
         """Returns `(params, state)` of the student."""
         return self.network(state, "student")
 
-    def bind(self, train: TrainState, frozen: steps.Frozen, key: Key | None = None) -> Nets:
-        """Returns all networks at a state, under `jit`; a key is needed only for random numbers."""
+    def bind(
+        self,
+        train: TrainState,
+        frozen: steps.Frozen,
+        key: Key | None = None,
+        batch: Batch | None = None,
+    ) -> Nets:
+        """Returns all networks at a state, under `jit`.
+
+        A key is needed only for random numbers, the batch that they are called on for sampling.
+        """
         key = jax.random.key(0) if key is None else key
         models, precision = self.gathered(train, frozen), self.options.precision
-        return steps.bind_networks(models, train, frozen, key=key, precision=precision)
+        return steps.bind_networks(models, train, frozen, key=key, precision=precision, batch=batch)
 
     def outputs(
         self, train: TrainState, frozen: steps.Frozen, batch: Batch, wanted: Wanted
@@ -434,7 +443,7 @@ class Trainer:
           wanted: names of outputs, by network or by name among the predictions of the objective.
             The weights of a weighting have the name "example_weights".
         """
-        nets, outputs_by_role = self.bind(train, frozen), {}
+        nets, outputs_by_role = self.bind(train, frozen, batch=batch), {}
         for name, outputs in wanted:
             if name in self.models:
                 made, _ = nets(name, batch["input"])

@@ -36,7 +36,7 @@ def network(name):
     def apply(params, tokens, mask):
         return model.apply(params, {}, {"tokens": tokens, "mask": mask}, train=False)[0]["logits"]
 
-    decoders = {True: transformer.decoder(**arguments), False: sampling.uncached(apply, V)}
+    decoders = {True: model.decode, False: sampling.uncached(apply, V)}
     return decoders, params, jax.jit(apply)
 
 
@@ -212,9 +212,3 @@ def test_what_cannot_be_drawn(options, where):
     with pytest.raises(ConfigError) as error:
         drawn("gpt2", **options)
     assert error.value.where == where
-
-
-@pytest.mark.parametrize("layout", ["bert", "clip_text"])
-def test_a_network_without_logits_of_the_next_token(layout):
-    with pytest.raises(ConfigError, match="only a causal network"):
-        transformer.decoder(**SIZES, layout=layout)

@@ -255,7 +255,7 @@ def _wide(model: Model) -> Model:
         params, model_state = model.init(key, *inputs)
         return cast(params, jnp.float64), model_state
 
-    return Model(init, model.apply)
+    return model._replace(init=init)
 
 
 def _check_classes(

@@ -58,7 +58,7 @@ def with_class_means(experiment: Experiment, state: Any, frozen: steps.Frozen) -
 
     def sums(state, frozen, batch):
         batch = evaluation_batch(experiment, batch, state.step)
-        nets = experiment.trainer.bind(state, frozen)
+        nets = experiment.trainer.bind(state, frozen, batch=batch)
         return objective.class_sums(nets, batch, state.memory)
 
     sums, _ = _over_training_part(
@@ -82,7 +82,7 @@ def with_dataset_pass(experiment: Experiment, state: Any, frozen: steps.Frozen, 
 
     def outputs(state, frozen, batch):
         batch = evaluation_batch(experiment, batch, state.step)
-        nets = experiment.trainer.bind(state, frozen)
+        nets = experiment.trainer.bind(state, frozen, batch=batch)
         return dict(objective.dataset_pass(nets, batch, state.memory, state.step))
 
     rows, _ = _over_training_part(experiment, outputs, state, frozen, "the dataset pass was done")

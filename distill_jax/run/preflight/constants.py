@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from distill_jax.core.api import Array, Batch, Outputs, PyTree, Role, State
+from distill_jax.core.api import Array, Batch, Outputs, PyTree, Role, Samples, State
 from distill_jax.core.errors import UserError
 from distill_jax.core.state import ShapeNets, zeros
 from distill_jax.run.build import Experiment
@@ -29,8 +29,8 @@ def never_weighed(experiment: Experiment, traced: Traced) -> list[str]:
     shapes, total = experiment.shapes, experiment.total_steps
 
     def at(step):
-        nets = ShapeNets(experiment.models)
         batch, memory = zeros(shapes.batch), zeros(shapes.memory)
+        nets = ShapeNets(experiment.models, batch)
         terms = experiment.objective.loss(nets, batch, memory, step)
         return {name: terms.coef[name] for name in scheduled}
 
@@ -76,7 +76,8 @@ def constant_terms(experiment: Experiment) -> dict[str, float]:
         options = {"xla_backend_optimization_level": "0"}
 
     def once(pool: Array, batch: Batch, memory: PyTree, step: Any) -> tuple[PyTree, Any]:
-        terms = method.loss(_RandomNets(experiment, _Draws(pool, jnp.resize)), batch, memory, step)
+        nets = _RandomNets(experiment, batch, _Draws(pool, jnp.resize))
+        terms = method.loss(nets, batch, memory, step)
         ends = {name: (value.min(), value.max()) for name, value in terms.values.items()}
         return memory if terms.memory is None else terms.memory, ends
 
@@ -162,8 +163,9 @@ def _batch(experiment: Experiment, pool: np.ndarray, seed: int) -> Batch:
 class _RandomNets:
     """Networks that return random numbers of the shapes that their outputs have in a run."""
 
-    def __init__(self, experiment: Experiment, draw: Callable[[Any], Array]):
+    def __init__(self, experiment: Experiment, batch: Batch, draw: Callable[[Any], Array]):
         self._models, self._shapes, self._draw = experiment.models, experiment.shapes.roles, draw
+        self._batch = batch
 
     def __call__(
         self, role: Role, *inputs: Any, train: bool = False, stop_gradient_params: bool = False
@@ -184,6 +186,22 @@ class _RandomNets:
             shapes, state = ShapeNets(self._models)(role, *inputs, train=train)
             outputs = {name: shapes[name] for name in seen.outputs if name in shapes}
         return {name: self._draw(x.shape) for name, x in outputs.items()}, zeros(state)
+
+    def sample(
+        self, role: Role, prompt: Array, start: Array | None = None, **options: Any
+    ) -> Samples:
+        shapes = ShapeNets(self._models, self._batch).sample(role, prompt, start, **options)
+        decode, p = self._models[role].decode, prompt.shape[1]
+        assert decode is not None  # or it could not be sampled from
+        drawn = jnp.abs(1e3 * self._draw(shapes.tokens[:, :, p:].shape)).astype(jnp.int32)
+        return Samples(
+            shapes.tokens.at[:, :, :p]
+            .set(prompt[:, None])
+            .at[:, :, p:]
+            .set(drawn % decode.vocabulary),
+            shapes.mask.at[:, :, p:].set(1),
+            shapes.log_probs.at[:, :, p:].set(-jnp.abs(self._draw(drawn.shape))),
+        )
 
     def after_sgd_step(
         self, role: Role, loss: Callable[[Any], Array], *, lr: float

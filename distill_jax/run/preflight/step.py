@@ -186,7 +186,7 @@ def _predicting(experiment: Experiment) -> frozenset[Role]:
 
     def predict(given: Inputs) -> Any:
         params = {**given.fixed, **given.learned}
-        nets = BoundNets(experiment.models, params, given.state, key=given.key)
+        nets = BoundNets(experiment.models, params, given.state, key=given.key, batch=given.batch)
         return experiment.objective.predictions(nets, given.batch, given.memory, given.step)
 
     used = dependence.inputs_used(predict, inputs_of(experiment))

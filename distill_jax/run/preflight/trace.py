@@ -78,7 +78,7 @@ def trace(experiment: Experiment) -> Traced:
 
         def nets_of(learned):
             params = {**given.fixed, **learned}
-            nets = _Watched(experiment.models, params, given.state, key=given.key)
+            nets = _Watched(experiment.models, params, given.state, key=given.key, batch=batch)
             nets.calls = calls
             return nets
 
@@ -93,7 +93,7 @@ def trace(experiment: Experiment) -> Traced:
         dataset_pass = ()
         if objective.needs_dataset_pass:
             dataset_pass = objective.dataset_pass(nets_of(given.learned), batch, memory, step)
-        objective.predictions(ShapeNets(experiment.models), batch, memory, step)
+        objective.predictions(ShapeNets(experiment.models, batch), batch, memory, step)
         return {
             "loss": value,
             "coef": coef,
