@@ -9,6 +9,7 @@ import contextlib
 import ctypes
 import dataclasses
 import hashlib
+import importlib
 import io
 import json
 import os
@@ -58,6 +59,7 @@ class Run:
       code: the exit codes that are right, where not those of `out`.
       untouched: nothing in the workdir may change, whatever the outcome.
       began: training had begun, so that a refusal leaves what was saved.
+      entry: the program, `module:function`; a new interpreter runs the usual one.
     """
 
     args: tuple[str, ...]
@@ -79,6 +81,7 @@ class Run:
     code: tuple[int, ...] = ()
     untouched: bool = False
     began: bool = False
+    entry: str = "distill_jax.main:run"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,13 +118,14 @@ class Case:
 
 @dataclasses.dataclass
 class Ended:
-    """How a command ended."""
+    """How a command ended; its most memory includes what its parent had imported."""
 
     code: int
     text: str
     seconds: float
     processor_seconds: float
     hung: bool
+    most_bytes: int
 
 
 class Box:
@@ -280,11 +284,10 @@ def _child(box: Box, run: Run, out: int) -> None:
     sys.argv = ["distill-jax", *args]
     if run.hook:
         _hook(box, run.hook)
-    from distill_jax import main
-
+    module, _, function = run.entry.partition(":")
     code: Any = 0
     try:
-        main.run()
+        code = getattr(importlib.import_module(module), function)()
     except SystemExit as error:
         code = error.code
         if isinstance(code, str):
@@ -357,7 +360,7 @@ def wait(run: Run, pid: int, began: float, output: pathlib.Path) -> Ended:
     code = os.waitstatus_to_exitcode(status)
     hung = hung or code == -signal.SIGXCPU or busy > PROCESSOR_SECONDS
     text = output.read_text("utf-8", "replace")
-    return Ended(code, text, passed, busy, hung)
+    return Ended(code, text, passed, busy, hung, used.ru_maxrss * 1024)
 
 
 # Judgement.

@@ -159,7 +159,7 @@ class Runner:
         folder = self.folder / "templates" / name
         if not folder.exists() and name not in self.broken:
             parent, steps = commands.TEMPLATES[name]
-            box = self._fresh(parent)
+            box = self.fresh(parent)
             for step in steps:
                 if not isinstance(step, boxes.Run):
                     step(box)
@@ -174,7 +174,7 @@ class Runner:
             raise RuntimeError(self.broken[name])
         return folder
 
-    def _fresh(self, start: str) -> boxes.Box:
+    def fresh(self, start: str) -> boxes.Box:
         source = self._template(start) if start else None
         subprocess.run(["chmod", "-R", "u+rwx", str(self.root)], stderr=subprocess.DEVNULL)
         shutil.rmtree(self.root, ignore_errors=True)
@@ -198,7 +198,7 @@ class Runner:
             for step in case.steps:
                 if isinstance(step, boxes.Run) and step.equal:
                     self.reference(step.equal)
-            box = self._fresh(case.start)
+            box = self.fresh(case.start)
             started: tuple[boxes.Run, dict[str, str], Any] | None = None
             child: tuple[int, float, pathlib.Path]
             for step in case.steps:

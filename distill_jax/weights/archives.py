@@ -13,6 +13,21 @@ _LOCAL = struct.Struct("<4s5H3I2H")
 _ENCRYPTED, _UTF8 = 0x1, 0x800
 
 
+_MAX_DIRECTORY = 8 << 20
+
+
+class _Directory:
+    """A mapped file whose directory of entries is read if it is not too large."""
+
+    def __init__(self, file: File):
+        self.seek, self.tell, self._map = file.map.seek, file.map.tell, file.map
+
+    def read(self, size: int = -1) -> bytes:
+        if size > _MAX_DIRECTORY:
+            raise zipfile.BadZipFile(f"its directory claims {size_of(size)}")
+        return self._map.read(size)
+
+
 class Member:
     """An entry of an archive, checked.
 
@@ -122,7 +137,7 @@ def members(file: File) -> dict[str, Member]:
         expand to more than `EXPANSION` times the size of the file.
     """
     try:
-        with zipfile.ZipFile(cast(IO[bytes], file.map)) as archive:
+        with zipfile.ZipFile(cast(IO[bytes], _Directory(file))) as archive:
             infos = archive.infolist()
     except Exception as error:  # on damaged directories, of many types
         why = f": {shown(str(error))[1:-1]}" if isinstance(error, zipfile.BadZipFile) else ""

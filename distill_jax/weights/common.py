@@ -25,6 +25,9 @@ EXPANSION = 16
 VIEWS = 64
 """Times the size of a file that views of its buffers may add up to."""
 
+MAX_TENSORS = 200_000
+"""Tensors of a file, which are described one by one: a second or two of Python."""
+
 CHUNK = 1 << 20
 """Bytes that are checked at a time."""
 

@@ -151,6 +151,26 @@ def _read_index(file: File, sha256: str | Mapping[str, str]) -> Weights:
     return _merged(file.path, shards, sha256, metadata if isinstance(metadata, dict) else {})
 
 
+def _refuse_link(folder: pathlib.Path, shard: str) -> None:
+    """Refuses a shard that is a link out of its folder, other than in the cache of Hugging Face.
+
+    There, `snapshots/<revision>/<file>` are links into `blobs`.
+    """
+    path, inside = folder / shard, folder.resolve()
+    places = [inside]
+    if inside.parent.name == "snapshots":
+        places.append(inside.parent.parent / "blobs")
+    try:
+        if path.resolve().parent not in places:
+            raise WeightsError(
+                f"is a link out of its folder, to {shown(str(path.resolve()))}",
+                where=common.place(path),
+                hint="the file itself in place of the link",
+            )
+    except (OSError, RuntimeError, ValueError):  # a loop of links, or no path: opening it says so
+        return
+
+
 def _is_name(shard: object) -> bool:
     """Whether a value names a file of the same folder."""
     return (
@@ -180,7 +200,11 @@ def _merged(
     format = ""
     for shard, names in shards.items():
         wanted = sha256 if isinstance(sha256, str) else _of(shard, sha256, place)
+        _refuse_link(folder, shard)
         weights = _read_file(File(folder / shard), wanted)
+        if len(entries) + len(weights) > common.MAX_TENSORS:
+            what = f"has more than {common.MAX_TENSORS:,} tensors"
+            raise WeightsError(what, where=common.place(place))
         listed = set(weights if names is None else names)
         extra = [name for name in weights if name not in listed]
         missing = [name for name in names or () if name not in weights]

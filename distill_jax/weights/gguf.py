@@ -17,6 +17,9 @@ MAGIC = b"GGUF"
 _VERSIONS = (2, 3)
 _ALIGNMENT = 32
 
+MAX_STRINGS = 2_000_000
+"""Strings in the arrays of the metadata; vocabularies and merges of tokenizers have fewer."""
+
 _NUMBERS: Mapping[int, str] = {
     **{0: "<u1", 1: "<i1", 2: "<u2", 3: "<i2", 4: "<u4", 5: "<i4"},
     **{6: "<f4", 7: "?", 10: "<u8", 11: "<i8", 12: "<f8"},
@@ -83,7 +86,7 @@ class _Cursor:
     """Reads numbers and strings one behind the other, within the file."""
 
     def __init__(self, file: File):
-        self.file, self.at = file, 4
+        self.file, self.at, self.strings = file, 4, 0
 
     def take(self, size: int, what: str) -> memoryview:
         if size > self.file.size - self.at:
@@ -114,6 +117,9 @@ class _Cursor:
         if kind == _STRING:
             if count > (self.file.size - self.at) // 8:  # each has a length of 8 bytes
                 raise self.file.error(f"{what} claims {count} strings", "a file that has them")
+            self.strings += count
+            if self.strings > MAX_STRINGS:
+                raise self.file.error(f"its metadata has more than {MAX_STRINGS:,} strings")
             return tuple(self.text(what) for _ in range(count))
         return self._numbers(kind, count, what)
 
@@ -144,7 +150,8 @@ def read(file: File) -> Weights:
             "version 2 or 3, little-endian",
         )
     tensors, entries = (cursor.number("Q", "its header") for _ in range(2))
-    if tensors > file.size // 24 or entries > file.size // 12:
+    most = common.MAX_TENSORS
+    if tensors > min(most, file.size // 24) or entries > min(most, file.size // 12):
         raise file.error(f"claims {tensors} tensors and {entries} entries of metadata")
     metadata: dict[str, Any] = {}
     for _ in range(entries):

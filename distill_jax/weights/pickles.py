@@ -59,6 +59,9 @@ ALLOWED = {
 _INTEGER_BYTES = 16
 SPARE = 4096
 
+MAX_OPERATIONS = 2_000_000
+"""Operations of a pickle; a tensor takes 40."""
+
 
 class Global(NamedTuple):
     """The name of something in a Python module; never the thing itself."""
@@ -141,7 +144,7 @@ class Machine:
             raise self._fail("has a string in its pickle that is not UTF-8") from error
 
     def _run(self) -> Any:
-        while True:
+        for _ in range(MAX_OPERATIONS):
             code = self._take(1)[0]
             if code == ord("."):
                 value = self._pop()
@@ -154,6 +157,7 @@ class Machine:
                 what = f"the operation {name}" if name else f"an unknown operation 0x{code:02x}"
                 raise self._fail(f"its pickle has {what}, which no file of weights needs", HINT)
             step(self)
+        raise self._fail(f"its pickle has more than {MAX_OPERATIONS:,} operations", HINT)
 
     def _damaged(self, what: str) -> WeightsError:
         return self._fail(f"its pickle {what}", "a file that is not truncated or damaged")

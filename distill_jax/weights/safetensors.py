@@ -56,7 +56,8 @@ def parse_json(file: File, data: bytes, what: str) -> Any:
 
     # A list or an object takes up to 64 bytes of memory and two of JSON. The header of a tensor
     # has three in 50 bytes.
-    if len(data) > 1 << 16 and data.count(b"[") + data.count(b"{") > len(data) // 8:
+    parts = data.count(b"[") + data.count(b"{")
+    if parts > 3 * common.MAX_TENSORS or (len(data) > 1 << 16 and parts > len(data) // 8):
         raise file.error(f"{what} has more lists and objects than one of tensors can have")
     try:
         return json.loads(data.decode(), object_pairs_hook=unique)

@@ -22,6 +22,7 @@ _REASONS += (errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE)
 @contextlib.contextmanager
 def reading(folder: pathlib.Path) -> Iterator[None]:
     """Converts errors that Orbax raises for an unreadable step into a `CheckpointError`."""
+    silence_failures()
     try:
         yield
     except CheckpointError:
@@ -34,9 +35,9 @@ def reading(folder: pathlib.Path) -> Iterator[None]:
 
 @functools.cache
 def silence_failures() -> None:
-    """Keeps what Orbax prints of a failed save off the console: it raises it too.
+    """Keeps what Orbax prints of a failed save or read off the console: it raises it too.
 
-    It logs tracebacks, leaves the errors of further writes unread, which asyncio then logs, and
+    It logs tracebacks, leaves the errors of further arrays unread, which asyncio then logs, and
     writes that end after the first has failed find its event loop closed.
     """
     for name in ("absl", "asyncio"):
