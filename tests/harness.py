@@ -148,6 +148,47 @@ def tiny_token_predictor() -> Model:
     return Model(init, apply)
 
 
+VOCABULARY, TOKENS = 11, 6
+
+
+def tiny_decoder(*, width: int = 8) -> Model:
+    """Tokens `[b, t]` to `logits` `[b, t, v]`; each position sees the mean of those up to it."""
+
+    def init(key, x):
+        del x
+        k1, k2 = jax.random.split(key)
+        return {
+            "embedding": jax.random.normal(k1, (VOCABULARY, width)),
+            "last": {"kernel": jax.random.normal(k2, (width, VOCABULARY)) / 3},
+        }, {}
+
+    def apply(params, state, x, *, train, rngs):
+        del train, rngs
+        seen = jnp.cumsum(params["embedding"][x], 1) / jnp.arange(1, x.shape[1] + 1)[None, :, None]
+        hidden = jnp.tanh(seen)
+        logits = jnp.einsum("btd,dv->btv", hidden, params["last"]["kernel"])
+        return {"logits": logits, "tokens": hidden}, state
+
+    return Model(init, apply)
+
+
+def make_token_batch(b: int = 16, *, seed: int = 0) -> dict[str, Any]:
+    """A batch of token sequences of unequal lengths; one has no target at all."""
+    r = np.random.RandomState(seed)
+    ids = r.randint(0, VOCABULARY, (b, TOKENS + 1)).astype(np.int32)
+    length = r.randint(1, TOKENS + 1, b)
+    length[1] = 0
+    return {
+        "input": jnp.asarray(ids[:, :-1]),
+        "target": jnp.asarray(ids[:, 1:]),
+        "target_mask": jnp.asarray(np.arange(TOKENS) < length[:, None], float),
+        "label": jnp.arange(b, dtype=jnp.int32) % K,
+        "mask": jnp.asarray(np.arange(b) != 3, float),
+        "index": jnp.arange(b, dtype=jnp.int32),
+        "epoch": jnp.zeros(b, jnp.int32),
+    }
+
+
 def make_batch(b: int = 16, *, seed: int = 0, mixed: bool = False) -> dict[str, Any]:
     """A batch of everything that objectives read; made on the host, where nothing compiles."""
     r = np.random.RandomState(seed)

@@ -1,7 +1,7 @@
 """The contracts between networks, data, training methods and the step builders.
 
-Shape letters used throughout: b batch, k classes, d embedding, v views, s signals, n data set,
-q queue.
+Shape letters used throughout: b batch, t tokens, k classes, d embedding, v views, s signals, n data
+set, q queue.
 """
 
 from collections.abc import Callable, Mapping
@@ -26,7 +26,9 @@ float32 `[b]` (0 on padding), `index` int32 `[b]` (position in the source) and `
 (`data.labels`). Where some are unknown, `labelled` of the same shape, 0 where they are. After
 mixing transforms, or for data with soft labels, `label_probs` `[b, k]`. If the teacher has its own
 view, `teacher_input`. If its outputs are stored, `teacher_outputs` `{role: {output: [b, ...]}}`. If
-a method compares views, `views` `[b, v, h, w, c]` and, of another size, `local_views`."""
+a method compares views, `views` `[b, v, h, w, c]` and, of another size, `local_views`. For text,
+`input` is int32 `[b, t]` and a transform makes `target` int32 `[b, t]` and `target_mask` float32
+`[b, t]`, 0 where a position has no target."""
 
 
 TASKS = ("classification", "multilabel", "regression")
@@ -152,13 +154,18 @@ class Terms:
     """The result of an objective. The step averages, weights and logs it.
 
     Attributes:
-      values: per-example losses by name, each `[b]`, never reduced.
+      values: losses by name, never reduced over the batch: `[b]`, one for each example, or
+        `[b, t]`, one for each token, 0 where there is none.
+      counts: what the mean of a term is over, of the shape of its values; 1 for each example if
+        absent, which only values `[b]` allow. The mean is `sum values / sum counts` over the whole
+        batch, so never divide by the number of tokens of a batch. For values `[b]` that are sums
+        over tokens, it is their number; for values `[b, t]`, the mask of the tokens.
       state: new model state by role (batch statistics); other roles keep theirs.
       coef: scalar coefficients by term name, 1 if absent. The objective evaluates schedules at
         `step`.
       memory: the new memory of the objective (queues, banks, centres); None keeps the old one.
-      weights: example weights `[b]` by term name, 1 if absent. They multiply the weights of a
-        weighting.
+      weights: weights by term name, of the shape of its values, 1 if absent. They multiply the
+        weights of a weighting.
       logits: logits `[b, k]` by role, for a weighting. Leave them out if the method has none; it
         then works only with weightings that need none.
       embeddings: representations `[b, ..., d]` by name, monitored for collapse.
@@ -166,6 +173,7 @@ class Terms:
     """
 
     values: Mapping[str, Array]
+    counts: Mapping[str, Array] = struct.field(default_factory=dict, kw_only=True)
     state: Mapping[Role, State] = struct.field(default_factory=dict)
     coef: Mapping[str, Any] = struct.field(default_factory=dict)
     memory: PyTree = None
@@ -180,13 +188,16 @@ class Evidence:
     """The inputs of a weighting. They carry no gradient unless `stop_features` is false.
 
     Attributes:
-      loss_terms: per-example losses `[b]` in the order of the weights.
+      loss_terms: losses of the rows, `[b]`, in the order of the weights. Rows are the examples of a
+        batch, or all its tokens if the terms are `[b, t]`; the letter b stands for either. Values
+        that are sums are divided by their counts.
       logits: `[b, k]` by role, usually "student" and "teacher".
       label_probs: the label as a distribution, `[b, k]`: one-hot, or mixed by a transform. For
-        several labels, 0 or 1 for each. None if labels are real values or there are no classes.
+        several labels, 0 or 1 for each; of tokens, their `target`. None if labels are real values
+        or there are no classes.
       class_means: mean teacher probabilities over the training examples of each class, `[k, k]`,
         row c for class c. None unless the weighting names it in `needs`.
-      mask: float `[b]`, 0 on padding.
+      mask: float `[b]`, 0 on padding and where nothing counts.
       task: task of the labels, one of `TASKS`.
     """
 
@@ -256,7 +267,7 @@ class Objective(Protocol):
         return {}
 
     def loss(self, nets: Nets, batch: Batch, memory: PyTree, step: Array) -> Terms:
-        """Returns the per-example terms of one batch."""
+        """Returns the terms of one batch, one value for each example or token."""
         ...
 
     def remembered(self, batch: Batch) -> Mapping[str, int]:

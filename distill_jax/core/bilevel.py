@@ -120,7 +120,7 @@ def make_bilevel_step(
                 if by_gradient:
                     gradient = trace.gradient_in_weights(u)
                     metrics["outer_grad_norm"] = optax.tree.norm(gradient)
-                    weights = weighted.weighting.from_gradient(gradient, train["mask"])
+                    weights = weighted.weighting.from_gradient(gradient, trace.rows)
                 else:
                     omega, outer_state = learn(trace.outer_gradient(u))
             if not by_gradient:

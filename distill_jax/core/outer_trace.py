@@ -25,10 +25,11 @@ from distill_jax.core.api import (
     TrainState,
 )
 from distill_jax.core.errors import nearest
+from distill_jax.core.means import Totals, mean_loss, per_row, totals_of
 from distill_jax.core.outer_options import Bilevel, Optimizers, refusal
 from distill_jax.core.partition import named_leaves
 from distill_jax.core.state import check_terms
-from distill_jax.core.steps import BoundNets, Frozen, mean_loss
+from distill_jax.core.steps import BoundNets, Frozen
 from distill_jax.core.weighted_objective import WeightedObjective
 
 
@@ -57,11 +58,13 @@ class Trace:
         self.model_state = {role: s for role, (_, s) in frozen.items()} | dict(state.model_state)
         self.inner, self.omega = made.optimizers.split(state.params)
         self.inner_state: PyTree = state.opt_state["inner"]
-        self.mask, self.total = train["mask"], jnp.maximum(train["mask"].sum(), 1)
+        self.mask = train["mask"]
         self.plan = self._plan()
         self.outs, self.push, (self.terms, self.known) = jax.linearize(
             self._pass, self.inner, has_aux=True
         )
+        self.totals = totals_of(self.terms, self.mask)
+        self.rows = self.weighted.row_mask(self.terms, self.mask)
 
     def _plan(self) -> replay.Plan | None:
         """Returns the plan by which the product on a part of the batch reuses the whole pass."""
@@ -103,18 +106,18 @@ class Trace:
         key: Key,
         step: Array | None = None,
     ) -> Array:
-        """Returns the weights `[b, s]` that the weighting computes from `seen`."""
+        """Returns the weights `[n, s]` that the weighting computes from `seen`."""
         step = self.step if step is None else step
         terms = dataclasses.replace(terms, values=seen.values, logits=seen.logits)
         evidence = self.weighted.evidence(terms, batch, self.memory)
         return self.weighted.weights(self.nets(omega, key), evidence, step)
 
     def loss(
-        self, weights: Array, outs: Outs, terms: Terms, mask: Array, total: Array
+        self, weights: Array, outs: Outs, terms: Terms, mask: Array, totals: Totals | None = None
     ) -> tuple[Array, dict[str, Array]]:
-        """Returns the inner loss and its metrics."""
+        """Returns the inner loss and its metrics; `totals` if the terms are a part of a batch."""
         terms = dataclasses.replace(terms, values=outs.values, logits=outs.logits)
-        return mean_loss(self.weighted.with_weights(terms, weights), mask, total)
+        return mean_loss(self.weighted.with_weights(terms, weights), mask, totals)
 
     def outer_loss(self, inner: Params, held_out: Batch) -> Array:
         """Returns the mean of the outer terms; batch norms use batch statistics."""
@@ -124,8 +127,12 @@ class Trace:
             if name not in terms.values:
                 hint = nearest(name, terms.values)
                 raise refusal("outer_loss", f"the objective has no term {name!r}", hint)
-        mask, values = held_out["mask"], [terms.values[n] for n in self.options.outer_terms]
-        return (mask * sum(values)).sum() / jnp.maximum(mask.sum(), 1)
+        totals = totals_of(terms, held_out["mask"])
+        means = [
+            totals.mean(name, terms.values[name], held_out["mask"])
+            for name in self.options.outer_terms
+        ]
+        return jnp.asarray(sum(means))
 
     # The inner step.
 
@@ -140,8 +147,8 @@ class Trace:
             w = weights
             if not self.weighted.stop_features and not self.weighted.weighting.by_gradient:
                 w = self.weights(omega, outs, self.terms, self.train, self.key)
-            w = self.weighted.used(w, self.mask, self.step)
-            return self.loss(w, outs, self.terms, self.mask, self.total)
+            w = self.weighted.used(w, self.rows, self.step)
+            return self.loss(w, outs, self.terms, self.mask, self.totals)
 
         cotangents, metrics = jax.grad(loss, has_aux=True)(self.outs)
         (grads,) = jax.linear_transpose(self.push, self.inner)(cotangents)
@@ -184,15 +191,18 @@ class Trace:
         """Returns the gradient in `omega`, given the result of `outer_direction`."""
         stop, stride = self.weighted.stop_features, self.options.stride
         first = jax.random.randint(rng.stream(self.key, "part"), (), 0, stride)
-        rows, seen, own = self.part((self.train, self.outs, self.terms.weights), first)
-        terms = self.terms.replace(weights=own)
+        own = {"weights": self.terms.weights, "counts": self.terms.counts}
+        rows, seen, own = self.part((self.train, self.outs, own), first)
+        terms = self.terms.replace(**own)
+        totals = jax.tree.map(lambda x: x / stride, self.totals)
         forward = lambda inner: self.forward(inner, rows, self.key)[0]  # noqa: E731
 
         def h(omega, outs, seen):
             weights = self.weights(omega, seen, terms, rows, self.key)
             if self.options.method == "two_speed":  # tangents handle what examples share
-                weights = horizon.centred(weights, rows["mask"])
-            return self.loss(weights, outs, terms, rows["mask"], self.total / stride)[0]
+                mask = self.weighted.row_mask(terms, rows["mask"])
+                weights = horizon.centred(weights, mask)
+            return self.loss(weights, outs, terms, rows["mask"], totals)[0]
 
         if self.options.method == "finite_difference":
             return hypergradient.finite_difference(
@@ -230,13 +240,12 @@ class Trace:
         self, inner: Params, omega: Params, rows: Batch, key: Key, step: Array
     ) -> tuple[Params, Params]:
         """Returns the gradients of the inner loss of a batch in both levels' parameters."""
-        mask, total = rows["mask"], jnp.maximum(rows["mask"].sum(), 1)
 
         def loss(inner: Params, omega: Params) -> Array:
             outs, terms = self.forward(inner, rows, key, step)
             seen = jax.lax.stop_gradient(outs) if self.weighted.stop_features else outs
             weights = self.weights(omega, seen, terms, rows, key, step)
-            return self.loss(weights, outs, terms, mask, total)[0]
+            return self.loss(weights, outs, terms, rows["mask"])[0]
 
         return jax.grad(loss, argnums=(0, 1))(inner, omega)
 
@@ -294,8 +303,8 @@ class Trace:
                 outs, terms = self.forward(inner, self.train, self.key)
                 seen = jax.lax.stop_gradient(outs)
                 weights = self.weights(self.omega, seen, terms, self.train, self.key)
-                weights = self.weighted.used(horizon.offset(weights, c), self.mask, self.step)
-                return self.loss(weights, outs, terms, self.mask, self.total)[0]
+                weights = self.weighted.used(horizon.offset(weights, c), self.rows, self.step)
+                return self.loss(weights, outs, terms, self.mask, self.totals)[0]
 
             advance = functools.partial(hypergradient.apply, self.optimizers.inner)
             return hypergradient.regular(advance)(jax.grad(loss)(inner), inner_state, inner)
@@ -313,10 +322,14 @@ class Trace:
         return value, horizon.with_output_biases(gradient, horizon.along(v, tangents))
 
     def gradient_in_weights(self, u: Params) -> Array:
-        """Returns the gradient `[b, s]` of the outer loss in the weights themselves."""
+        """Returns the gradient `[n, s]` of the outer loss in the weights themselves."""
         change, own = self.change(u).values, self.terms.weights
-        share = lambda name: self.mask * own.get(name, 1) / self.total  # noqa: E731
-        return jnp.stack([share(n) * change[n] for n in self.weighted.loss_terms], axis=1)
+
+        def of(name: str) -> Array:
+            mask = per_row(self.mask, change[name])
+            return mask * own.get(name, 1) / self.totals.total(name) * change[name]
+
+        return jnp.stack([of(name).reshape(-1) for name in self.weighted.loss_terms], axis=1)
 
     def _last_layer(self, params: Params) -> hypergradient.SomeLeaves:
         chosen = []

@@ -168,7 +168,7 @@ def infer_shapes(objective: Objective, models: Mapping[Role, Model], batch: Batc
       batch: `jax.ShapeDtypeStruct`s of a batch after transforms, as the objective receives it.
 
     Raises:
-      ArgumentError: a role is missing or never called, or a term is not one value per example.
+      ArgumentError: a role is missing or never called, or a term does not fit, see `check_terms`.
     """
     for role in objective.roles:
         if role not in models:
@@ -205,14 +205,29 @@ def infer_shapes(objective: Objective, models: Mapping[Role, Model], batch: Batc
 
 
 def check_terms(terms: Terms, shape: tuple[int, ...]) -> None:
-    """Raises `ArgumentError` unless values and weights are `[b]` and no value is missing."""
-    for kind, arrays in (("loss term", terms.values), ("weight", terms.weights)):
-        for name, value in arrays.items():
-            if value.shape != shape:
+    """Raises `ArgumentError` unless the parts of each term have one shape and a value.
+
+    The shape is `[b]`, or `[b, t]` where a term has counts.
+    """
+    for name, value in terms.values.items():
+        of_tokens = value.ndim == 2 and value.shape[:1] == shape
+        if value.shape != shape and not (of_tokens and name in terms.counts):
+            hint = "objectives return per-example values; a [b, 1] array would broadcast"
+            if of_tokens and value.shape[1] > 1:
+                hint = f"values of tokens need counts[{name!r}] of the same shape, their mask"
+            raise ArgumentError(
+                f"loss term {name!r} has shape {value.shape}, not one value per example {shape}",
+                where="objective",
+                hint=hint,
+            )
+    for kind, arrays in (("weight", terms.weights), ("count", terms.counts)):
+        for name, array in arrays.items():
+            if name in terms.values and array.shape != terms.values[name].shape:
                 raise ArgumentError(
-                    f"{kind} {name!r} has shape {value.shape}, not one value per example {shape}",
+                    f"{kind} {name!r} has shape {array.shape}, not that of its loss term "
+                    f"{terms.values[name].shape}",
                     where="objective",
-                    hint="objectives return per-example values; a [b, 1] array would broadcast",
+                    hint="the values, weights and counts of a term have one shape",
                 )
     for name, value in terms.metrics.items():
         if jnp.shape(value) != ():
@@ -221,7 +236,8 @@ def check_terms(terms: Terms, shape: tuple[int, ...]) -> None:
                 where="objective",
                 hint="metrics are scalars; per-example values are terms",
             )
-    for kind, names in (("coefficient", terms.coef), ("weight", terms.weights)):
+    owned = (("coefficient", terms.coef), ("weight", terms.weights), ("count", terms.counts))
+    for kind, names in owned:
         for name in names:
             if name not in terms.values:
                 raise ArgumentError(

@@ -23,10 +23,10 @@ from distill_jax.core.api import (
     Role,
     Samples,
     State,
-    Terms,
     TrainState,
 )
 from distill_jax.core.errors import ArgumentError
+from distill_jax.core.means import Totals, counts_of, mean_loss, totals_of
 from distill_jax.core.precision import COMPUTE_DTYPES, cast
 from distill_jax.core.state import check_terms
 
@@ -173,9 +173,9 @@ def make_train_step(
 ) -> StepFn:
     """Builds the step of a single-level method.
 
-    The loss is `sum_t coef_t * sum_b mask_b * values_t[b] / sum_b mask_b`, with the denominator
-    taken over the whole batch before it is split, so that accumulated gradients equal those of
-    the full batch.
+    The loss is `sum_i coef_i * sum_b mask_b * values_i[b] / sum_b mask_b * counts_i[b]`, with the
+    denominators taken over the whole batch before it is split, so that accumulated gradients equal
+    those of the full batch.
 
     Args:
       objective: the training method.
@@ -213,12 +213,11 @@ def make_train_step(
 
     def step(state: TrainState, frozen: Frozen, batch: Batch, key: Key):
         step_key = key = jax.random.fold_in(rng.stream(key, "step"), state.step)
-        total = jnp.maximum(batch["mask"].sum(), 1)
         fixed = {role: params for role, (params, _) in frozen.items()} | dict(state.targets)
         fixed_state = {role: s for role, (_, s) in frozen.items()}
         returned: set[Role] = set()  # known once traced: roles whose state the objective updates
 
-        def loss_fn(params, model_state, memory, micro, key):
+        def terms_of(params, model_state, memory, micro, key):
             nets = BoundNets(
                 models,
                 fixed | params,
@@ -230,30 +229,45 @@ def make_train_step(
             )
             terms = objective.loss(nets, micro, memory, state.step)
             check_terms(terms, micro["mask"].shape)
-            loss, metrics = mean_loss(terms, micro["mask"], total)
+            memory = memory if terms.memory is None else terms.memory
+            returned.update(terms.state)
+            return terms, ({**model_state, **terms.state}, memory)
+
+        def loss_fn(params, model_state, memory, micro, key, totals=None):
+            terms, carry = terms_of(params, model_state, memory, micro, key)
+            totals = totals or totals_of(terms, micro["mask"])
+            loss, metrics = mean_loss(terms, micro["mask"], totals)
             if watch_every:
-                part = micro["mask"].sum() / total
+                part = micro["mask"].sum() / totals.examples
                 spread = collapse.measure_when_due(
                     terms.embeddings, micro["mask"], state.step, every=watch_every
                 )
                 metrics |= {name: part * value for name, value in spread.items()}
-            memory = memory if terms.memory is None else terms.memory
-            returned.update(terms.state)
-            return loss, (metrics, {**model_state, **terms.state}, memory)
+            return loss, (metrics, *carry)
 
+        params, carry = dict(state.params), (dict(state.model_state), state.memory)
         grad_fn = jax.grad(loss_fn, has_aux=True)
-        carry = (dict(state.model_state), state.memory)
         if accum_steps == 1:
-            grads, (metrics, *carry) = grad_fn(dict(state.params), *carry, batch, key)
+            grads, (metrics, *carry) = grad_fn(params, *carry, batch, key)
         else:
-            grads, metrics, carry = _accumulate(
-                lambda carry, micro, key: grad_fn(dict(state.params), *carry, micro, key),
-                carry,
-                batch,
-                key,
-                accum_steps=accum_steps,
-                unroll=unroll,
+            over_parts = functools.partial(
+                _accumulate, batch=batch, key=key, accum_steps=accum_steps, unroll=unroll
             )
+
+            def counted(carry, micro, key):
+                terms, carry = terms_of(params, carry[0], carry[1], micro, key)
+                return counts_of(terms, micro["mask"]), carry
+
+            def differentiated(carry, micro, key):
+                grads, (metrics, *carry) = grad_fn(params, *carry, micro, key, totals)
+                return (grads, metrics), carry
+
+            # A pass for the counts alone: the compiler drops all that they do not depend on.
+            counts = {}
+            if jax.eval_shape(counted, carry, batch, key)[0]:
+                counts, _ = over_parts(counted, carry)
+            totals = Totals.of(batch["mask"], counts)
+            (grads, metrics), carry = over_parts(differentiated, carry)
         model_state, memory = carry
 
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
@@ -344,28 +358,6 @@ def nonfinite(loss: Array, grads: PyTree) -> Array:
     return (~finite).astype(loss.dtype)
 
 
-def mean_loss(terms: Terms, mask: Array, total: Array) -> tuple[Array, dict[str, Array]]:
-    """Returns the loss and the metrics of a batch; only this function averages over examples.
-
-    Args:
-      terms: from an objective.
-      mask: float `[b]`.
-      total: the sum of the mask over the whole batch; `terms` may cover only a part of it.
-
-    Returns:
-      `sum_t coef_t * sum_b mask_b * weight_tb * value_tb / total`, and as metrics the loss, the
-      mean of each value without its weights, the mean of each weight as `weight/<term>`, and the
-      facts.
-    """
-    means = {k: (mask * v).sum() / total for k, v in terms.values.items()}
-    weighted = {k: (mask * w * terms.values[k]).sum() / total for k, w in terms.weights.items()}
-    loss: Any = sum(terms.coef.get(k, 1.0) * v for k, v in {**means, **weighted}.items())
-    shares = {f"weight/{k}": (mask * w).sum() / total for k, w in terms.weights.items()}
-    part = mask.sum() / total  # facts of micro-batches are averaged by their examples
-    metrics = {k: part * jax.lax.stop_gradient(v) for k, v in terms.metrics.items()}
-    return loss, {"loss": loss, **means, **shares, **metrics}
-
-
 def move_targets(
     targets: Mapping[Role, Params],
     params: Mapping[Role, Params],
@@ -394,11 +386,11 @@ def move_targets(
     return moved
 
 
-def _accumulate(grad_fn, carry, batch, key, *, accum_steps, unroll):
-    """Sums gradients and metrics over micro-batches; state and memory pass from one to the next.
+def _accumulate(fn, carry, batch, key, *, accum_steps, unroll):
+    """Sums results of `fn` over micro-batches; state and memory pass from one to the next.
 
-    Micro-batch i takes every `accum_steps`-th row, so that a batch sharded over devices splits
-    without moving rows between them.
+    `fn` is `(carry, batch, key) -> (results, carry)`. Micro-batch i takes every `accum_steps`-th
+    row, so that a batch sharded over devices splits without moving rows between them.
     """
     split = jax.tree.map(
         lambda x: x.reshape(x.shape[0] // accum_steps, accum_steps, *x.shape[1:]).swapaxes(0, 1),
@@ -407,8 +399,8 @@ def _accumulate(grad_fn, carry, batch, key, *, accum_steps, unroll):
 
     def body(carry, i):
         micro = jax.tree.map(lambda x: x[i], split)
-        grads, (metrics, *carry) = grad_fn(carry, micro, jax.random.fold_in(key, i))
-        return tuple(carry), (grads, metrics)
+        results, carry = fn(carry, micro, jax.random.fold_in(key, i))
+        return tuple(carry), results
 
     def scan_body(loop, i):
         carry, sums = loop
@@ -416,10 +408,10 @@ def _accumulate(grad_fn, carry, batch, key, *, accum_steps, unroll):
         return (carry, jax.tree.map(jnp.add, sums, new)), None
 
     carry, sums = body(tuple(carry), 0)
-    (carry, (grads, metrics)), _ = jax.lax.scan(
+    (carry, sums), _ = jax.lax.scan(
         scan_body, (carry, sums), jnp.arange(1, accum_steps), unroll=unroll or 1
     )
-    return grads, metrics, list(carry)
+    return sums, list(carry)
 
 
 def rising_decay(start: float, schedule: str, total: int) -> Decay:

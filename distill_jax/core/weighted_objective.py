@@ -1,6 +1,7 @@
-"""An objective whose loss terms are weighted per example by a weighting."""
+"""An objective whose loss terms are weighted per example or per token by a weighting."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -26,6 +27,7 @@ from distill_jax.core.api import (
     Terms,
 )
 from distill_jax.core.errors import ArgumentError, nearest
+from distill_jax.core.means import per_row
 from distill_jax.core.partition import named_leaves
 from distill_jax.core.state import Shapes, zeros
 from distill_jax.core.steps import BoundNets
@@ -40,12 +42,13 @@ trained regularly, and the student uses the weights of a batch in permuted order
 class WeightedObjective(Objective):
     """`sum_s w_s * loss_term_s` in place of the fixed coefficients of an objective.
 
-    Terms of the objective that are not among `loss_terms` keep their coefficients.
+    Terms of the objective that are not among `loss_terms` keep their coefficients. Where the loss
+    terms are `[b, t]`, the weighting sees one row for each token instead of each example.
 
     Attributes:
       objective: a method that returns the loss terms.
       weighting: computes the weights.
-      loss_terms: names of terms, in the order of the weights `[b, s]`.
+      loss_terms: names of terms of one shape, in the order of the weights `[n, s]`.
       num_classes: k, 0 if the data has no classes; for other tasks the number of outputs.
       task: task of the labels, one of `core.api.TASKS`.
       control: one of `CONTROLS`.
@@ -131,33 +134,78 @@ class WeightedObjective(Objective):
                     where="loss_terms",
                     hint=nearest(name, terms.values),
                 )
+        shapes = {name: terms.values[name].shape for name in self.loss_terms}
+        if len(set(shapes.values())) > 1:
+            raise ArgumentError(
+                f"the loss terms have shapes {', '.join(f'{n} {x}' for n, x in shapes.items())}",
+                where="loss_terms",
+                hint="a weighting weights either the examples or the tokens of all its terms",
+            )
         if terms.memory is None:
             return terms
         return dataclasses.replace(terms, memory={**memory, "objective": terms.memory})
 
     def evidence(self, terms: Terms, batch: Batch, memory: PyTree) -> Evidence:
-        """Returns the weighting's inputs for a batch."""
+        """Returns the weighting's inputs for a batch.
+
+        Raises:
+          ArgumentError: the loss terms are `[b, t]` and the weighting needs class means.
+        """
+        shape = terms.values[self.loss_terms[0]].shape
+        of_tokens, logits = len(shape) > 1, dict(terms.logits)
+        if of_tokens:
+            if "class_means" in memory:
+                raise ArgumentError(
+                    f"{type(self.weighting).__name__} compares with class means, and the loss "
+                    "terms are of tokens",
+                    where="weighting",
+                    hint="blocks or another weighting that needs no class means",
+                )
+            logits = {r: x for r, x in logits.items() if x.ndim == 3 and x.shape[:2] == shape}
+            logits = {role: x.reshape(-1, x.shape[-1]) for role, x in logits.items()}
+        return Evidence(
+            loss_terms={name: _per_count(terms, name) for name in self.loss_terms},
+            logits=logits,
+            label_probs=self._token_labels(batch, logits) if of_tokens else self._labels(batch),
+            class_means=memory.get("class_means"),
+            mask=self.row_mask(terms, batch["mask"]),
+            task=self.task,
+        )
+
+    def _labels(self, batch: Batch) -> Array | None:
         label_probs = batch.get("label_probs")
         if label_probs is None and self.num_classes and "label" in batch:
             if self.task == "classification":
                 label_probs = jax.nn.one_hot(batch["label"], self.num_classes)
             elif self.task == "multilabel":
                 label_probs = batch["label"]
-        return Evidence(
-            loss_terms={name: terms.values[name] for name in self.loss_terms},
-            logits=dict(terms.logits),
-            label_probs=label_probs,
-            class_means=memory.get("class_means"),
-            mask=batch["mask"],
-            task=self.task,
-        )
+        return label_probs
+
+    def _token_labels(self, batch: Batch, logits: Mapping[Role, Array]) -> Array | None:
+        sizes = {x.shape[-1] for x in logits.values()}
+        if "target" not in batch or len(sizes) != 1:
+            return None
+        return jax.nn.one_hot(batch["target"].reshape(-1), sizes.pop())
+
+    def row_mask(self, terms: Terms, mask: Array) -> Array:
+        """Returns the mask `[n]` of the rows that the weighting sees, from that of examples.
+
+        Rows are the examples, or the tokens where the loss terms are `[b, t]`. A row is masked as
+        well if every loss term counts 0 there.
+        """
+        shape = terms.values[self.loss_terms[0]].shape
+        rows = jnp.broadcast_to(per_row(mask, terms.values[self.loss_terms[0]]), shape)
+        if all(name in terms.counts for name in self.loss_terms):
+            counted = [terms.counts[name] > 0 for name in self.loss_terms]
+            rows = rows * functools.reduce(jnp.logical_or, counted)
+        return rows.reshape(-1)
 
     def weights(self, nets: Nets, evidence: Evidence, step: Array) -> Array:
-        """Returns the weighting's `[b, s]`, checked.
+        """Returns the weighting's `[n, s]`, checked.
 
         Raises:
-          ArgumentError: the weights are not one for each example and loss term. Weights `[b, 1]`
-            and losses `[b]` would broadcast to all pairs of examples.
+          ArgumentError: the weights are not one for each row and loss term. Weights `[n, 1]` and
+            losses `[n]` would broadcast to all pairs of rows.
         """
         if self.stop_features:
             evidence = jax.lax.stop_gradient(evidence)
@@ -166,37 +214,50 @@ class WeightedObjective(Objective):
         if weights.shape != expected:
             raise ArgumentError(
                 f"{type(self.weighting).__name__} gave weights of shape {weights.shape}, "
-                f"not one for each example and loss term {expected}",
+                f"not one for each row and loss term {expected}",
                 where="weighting",
                 hint=f"the loss terms are {', '.join(self.loss_terms)}",
             )
         return weights
 
     def used(self, weights: Array, mask: Array, step: Array) -> Array:
-        """Returns the weights that the student gets: `weights`, changed by a control."""
+        """Returns the weights `[n, s]` that the student gets, changed by a control.
+
+        Args:
+          weights: `[n, s]`.
+          mask: `[n]`, from `row_mask`. Masked rows take no part in a control.
+          step: number of finished steps.
+        """
         if self.control == "shuffled":
             # The same order on every mesh and for every seed: only the pairing is to be broken.
             key = jax.random.fold_in(jax.random.key(0), step)
-            return weights[jax.random.permutation(key, weights.shape[0])]
+            order = jax.random.permutation(key, weights.shape[0])
+            to = jnp.argsort(mask <= 0, stable=True)
+            order = order[jnp.argsort(mask[order] <= 0, stable=True)]
+            return jnp.zeros_like(weights).at[to].set(weights[order])
         if self.control == "batch_mean":
             mean = (mask[:, None] * weights).sum(0) / jnp.maximum(mask.sum(), 1)
             return jnp.broadcast_to(mean[None], weights.shape)
         return weights
 
     def with_weights(self, terms: Terms, weights: Array) -> Terms:
-        """Returns terms with `weights` `[b, s]` in place of the coefficients of the loss terms.
+        """Returns terms with `weights` `[n, s]` in place of the coefficients of the loss terms.
 
-        Example weights of the objective itself stay as factors.
+        Weights of the objective itself stay as factors.
         """
-        own = terms.weights
-        columns = {name: weights[:, j] * own.get(name, 1) for j, name in enumerate(self.loss_terms)}
+        own, shape = terms.weights, terms.values[self.loss_terms[0]].shape
+        columns = {
+            name: weights[:, j].reshape(shape) * own.get(name, 1)
+            for j, name in enumerate(self.loss_terms)
+        }
         coef = {name: c for name, c in terms.coef.items() if name not in columns}
         return dataclasses.replace(terms, weights={**terms.weights, **columns}, coef=coef)
 
     def loss(self, nets: Nets, batch: Batch, memory: PyTree, step: Array) -> Terms:
         terms = self.loss_terms_of(nets, batch, memory, step)
-        weights = self.weights(nets, self.evidence(terms, batch, memory), step)
-        return self.with_weights(terms, self.used(weights, batch["mask"], step))
+        evidence = self.evidence(terms, batch, memory)
+        weights = self.weights(nets, evidence, step)
+        return self.with_weights(terms, self.used(weights, evidence.mask, step))
 
     def predictions(
         self, nets: Nets, batch: Batch, memory: PyTree, step: Array
@@ -204,10 +265,15 @@ class WeightedObjective(Objective):
         return self.objective.predictions(nets, batch, memory["objective"], step)
 
     def example_weights(self, nets: Nets, batch: Batch, memory: PyTree, step: Array) -> Outputs:
-        """Returns `weights` `[b, s]` and the logits in the evidence, in evaluation mode."""
+        """Returns the weights and the logits in the evidence, in evaluation mode.
+
+        Weights are `[b, s]`, or `[b, t, s]` where the loss terms are of tokens; logits likewise.
+        """
         terms = self.loss_terms_of(_Evaluating(nets), batch, memory, step)
         evidence = self.evidence(terms, batch, memory)
-        return {"weights": self.weights(nets, evidence, step), **evidence.logits}
+        rows = {"weights": self.weights(nets, evidence, step), **evidence.logits}
+        shape = terms.values[self.loss_terms[0]].shape
+        return {name: x.reshape(*shape, x.shape[-1]) for name, x in rows.items()}
 
     def class_sums(self, nets: Nets, batch: Batch, memory: PyTree) -> tuple[Array, Array]:
         """Returns sums of teacher probabilities by class `[k, k]` and class counts `[k]`."""
@@ -222,6 +288,14 @@ class WeightedObjective(Objective):
         known = batch["mask"] * (batch["labelled"] > 0) if "labelled" in batch else batch["mask"]
         label = jax.nn.one_hot(batch["label"], self.num_classes) * known[:, None]
         return label.T @ probs, label.sum(0)
+
+
+def _per_count(terms: Terms, name: str) -> Array:
+    """Returns the values of a term as rows `[n]`; of a sum, its mean."""
+    if name not in terms.counts:
+        return terms.values[name].reshape(-1)
+    count = terms.counts[name]
+    return (terms.values[name] / jnp.where(count > 0, count, 1)).reshape(-1)
 
 
 def networks(objective: Objective) -> tuple[Role, ...]:

@@ -59,7 +59,7 @@ def make_update(
 def metric_names(
     terms: Terms, options: Options, *, two_levels: bool = False, outer: bool = False
 ) -> tuple[str, ...]:
-    """Returns the names of the metrics of an update: total loss, terms, weights, and the rest.
+    """Returns the names of the metrics of an update: loss, terms, weights, counts, and the rest.
 
     Args:
       terms: terms of the objective, as shapes.
@@ -71,6 +71,7 @@ def metric_names(
         "loss",
         *terms.values,
         *(f"weight/{name}" for name in terms.weights),
+        *(f"counts/{name}" for name in terms.counts),
         *terms.metrics,
     )
     names += ("outer_loss", "outer_grad_norm") if outer else ()

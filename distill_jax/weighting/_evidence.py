@@ -56,9 +56,11 @@ def probs(evidence: Evidence, role: str) -> Array:
 def _logits(evidence: Evidence, role: str) -> Array:
     if role not in evidence.logits:
         raise ArgumentError(
-            f"the weighting reads the logits of {role!r}, which the objective does not give",
+            f"the weighting reads the logits of {role!r}, which the objective does not give for "
+            "each row of its loss terms",
             where="weighting",
-            hint=f"it gives {', '.join(evidence.logits) or 'none'}",
+            hint=f"it gives {', '.join(evidence.logits) or 'none'}; loss terms of tokens [b, t] "
+            "need logits [b, t, k]",
         )
     logits = evidence.logits[role]
     return logits.astype(jnp.promote_types(logits.dtype, jnp.float32))

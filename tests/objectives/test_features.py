@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from distill_jax import main
-from distill_jax.core import state, steps
+from distill_jax.core import means, state, steps
 from distill_jax.core.api import Model
 from distill_jax.core.errors import CheckpointError, ConfigError
 from distill_jax.data import loader
@@ -381,7 +381,7 @@ def test_a_paraphraser_learns_from_its_reconstruction_alone():
             moved = current.replace(params={**current.params, "paraphraser": paraphraser})
             nets = steps.bind_networks(made.models, moved, frozen, key=jax.random.key(1))
             terms = [objective.loss(nets, batch, {}, jnp.int32(0)) for objective in objectives]
-            return [steps.mean_loss(x, batch["mask"], jnp.float32(16))[0] for x in terms]
+            return [means.mean_loss(x, batch["mask"])[0] for x in terms]
 
         return jax.jacrev(losses)(current.params["paraphraser"])
 

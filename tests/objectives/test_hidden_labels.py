@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from distill_jax.core import state as state_lib
-from distill_jax.core.steps import BoundNets, mean_loss
+from distill_jax.core.means import mean_loss
+from distill_jax.core.steps import BoundNets
 from distill_jax.core.weighted_objective import WeightedObjective
 from distill_jax.objectives.kd import KD
 from distill_jax.run.preflight import trace
@@ -62,7 +63,7 @@ def by_numbers(made):
         def loss(params):
             nets = BoundNets(made.models, {**fixed, **params}, states, key=jax.random.key(1))
             terms = made.objective.loss(nets, batch, state.memory, jnp.int32(0))
-            return mean_loss(terms, batch["mask"], batch["mask"].sum())[0]
+            return mean_loss(terms, batch["mask"])[0]
 
         return jax.grad(loss)(params)
 

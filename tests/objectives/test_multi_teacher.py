@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from distill_jax.core.errors import ConfigError
-from distill_jax.core.steps import mean_loss
+from distill_jax.core.means import mean_loss
 from distill_jax.core.weighted_objective import WeightedObjective
 from distill_jax.objectives import multi_teacher
 from distill_jax.weighting import trilateral
@@ -27,7 +27,7 @@ def value_and_grad(objective):
         terms = objective.loss(
             lambda role, *_, **__: ({"logits": said[role]}, {}), BATCH, {}, jnp.int32(0)
         )
-        return mean_loss(terms, BATCH["mask"], jnp.float64(B))[0]
+        return mean_loss(terms, BATCH["mask"])[0]
 
     return jax.device_get(jax.jit(jax.value_and_grad(loss))(STUDENT))
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from distill_jax.core.errors import ConfigError
-from distill_jax.core.steps import mean_loss
+from distill_jax.core.means import mean_loss
 from distill_jax.losses.selection import nested_width, small_loss_weights, truncate
 from distill_jax.models import mlp, projector
 from tests import harness
@@ -87,7 +87,7 @@ def test_each_learns_from_what_the_other_kept(split):
         def of(batch):
             terms, found = call(made, networks, batch)
             calls.extend(found)
-            return mean_loss(terms, batch["mask"], batch["mask"].sum())
+            return mean_loss(terms, batch["mask"])
 
         loss, metrics = jax.device_get(of(batch))
         x, y = batch["input"], batch["label"]
@@ -114,7 +114,7 @@ def test_selection_has_no_gradient_and_the_kept_have_that_of_their_mean():
         @jax.grad
         def gradient(student, batch):
             terms, _ = call(made, {**networks, "student": lambda x: student}, batch)
-            return mean_loss(terms, batch["mask"], batch["mask"].sum())[0]
+            return mean_loss(terms, batch["mask"])[0]
 
         z = networks["student"](batch["input"])
         grad = gradient(z, batch)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from distill_jax.core.errors import ConfigError
-from distill_jax.core.steps import mean_loss
+from distill_jax.core.means import mean_loss
 from distill_jax.data import loader
 from distill_jax.losses import view_bank
 from distill_jax.run import build
@@ -79,7 +79,7 @@ def test_losses_and_gradients(mode):
                 assert x.shape[0] == B * M
                 return {"logits": plain, "embedding": jnp.zeros((B * M, 2))}, {}
 
-            return mean_loss(made.loss(nets, batch, {}, jnp.int32(0)), mask, jnp.float64(B))[0]
+            return mean_loss(made.loss(nets, batch, {}, jnp.int32(0)), mask)[0]
 
         value, grads = jax.jit(jax.value_and_grad(loss, (0, 1)))(plain, joint)
     want, *want_grads = transcription(mode, plain, joint, 2.0, 0.3)

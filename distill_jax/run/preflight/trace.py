@@ -9,9 +9,10 @@ import jax.numpy as jnp
 
 from distill_jax.analysis import dependence, softmax, walk
 from distill_jax.core.api import Objective, Outputs, PyTree, Role, State
+from distill_jax.core.means import mean_loss
 from distill_jax.core.partition import named_leaves
 from distill_jax.core.state import ShapeNets
-from distill_jax.core.steps import BoundNets, mean_loss
+from distill_jax.core.steps import BoundNets
 from distill_jax.core.weighted_objective import WeightedObjective
 from distill_jax.run.build import Experiment
 from distill_jax.run.preflight.unread import noting
@@ -85,7 +86,7 @@ def trace(experiment: Experiment) -> Traced:
         def loss(learned):
             terms = terms_of(nets_of(learned), batch, memory, step)
             returned.update(terms.state)
-            value, _ = mean_loss(terms, batch["mask"], jnp.maximum(batch["mask"].sum(), 1))
+            value, _ = mean_loss(terms, batch["mask"])
             coef = {name: jnp.asarray(c, jnp.float32) for name, c in terms.coef.items()}
             return value, (coef, terms.memory)
 
