@@ -431,6 +431,8 @@ class Evaluator(Protocol):
     Optional attributes:
 
     * `tasks`: those of `TASKS` whose labels it can read; classification if absent.
+    * `unlabelled`: whether it takes examples without a known class, whose `labelled` is 0 in the
+      batch; they are left out otherwise.
     * `parts`, `{split: most}`: other splits whose outputs it needs, and the largest number of
       examples (None for all; they are spread evenly). It is then called with the keywords `parts`,
       `{split: (outputs, batch)}` with at least as many examples, and `split`, the name of the

@@ -23,6 +23,7 @@ from distill_jax.data.moments import (
     SAMPLE,
     SCANNED_BYTES,
     Values,
+    example_array,
     limits_of,
     root,
     spread,
@@ -225,6 +226,7 @@ def _as_dataset(dataset: Any, *, where: str) -> Dataset:
 class _Looked(NamedTuple):
     leaves: Mapping[str, Values]
     labels: np.ndarray | None
+    known: np.ndarray | None  # those of examples with a known class
     scanned: bool
 
 
@@ -250,6 +252,10 @@ def _look(name: str, part: Source, task: str) -> _Looked:
     labels = getattr(part, "labels", None)
     if labels is None and "label" in rows:
         labels = labels_lib.read_labels(rows["label"], task=task, name=name, where=where)[0]
+    known, shown = labels, rows.get("labelled")
+    if task == "classification" and labels is not None and shown is not None and not shown.all():
+        every = example_array(part, "labelled") if len(labels) == n else None
+        known = labels[(shown if every is None else every) > 0]
     limits = {key: (np.inf, -np.inf) for key in leaves}
     bounds = {key: bound for key, leaf in leaves.items() if (bound := _bounds(leaf.dtype))}
     scanned = not bounds or size * n <= SCANNED_BYTES
@@ -275,7 +281,7 @@ def _look(name: str, part: Source, task: str) -> _Looked:
             at = spread(n, len(fits))[int(np.argmin(fits))]
             raise _unfit(name, part, int((~fits).sum()), len(fits), int(at))
     values = {key: values_of(sample[key], limits[key]) for key in leaves}
-    return _Looked(values, labels, scanned)
+    return _Looked(values, labels, known, scanned)
 
 
 def _check_arrays(leaves: Mapping[str, np.ndarray], *, name: str, where: str) -> None:
@@ -409,10 +415,10 @@ def _check_labels(dataset: Dataset, looked: Mapping[str, _Looked], warnings: lis
                 where="data",
                 hint=f"labels from 0 to {k - 1}",
             )
-    trained = looked["train"].labels
-    if trained is None or len(trained) < len(dataset.train):
+    trained, known = looked["train"].labels, looked["train"].known
+    if trained is None or known is None or len(trained) < len(dataset.train):
         return  # of a sample only
-    present = np.bincount(trained, minlength=k) > 0
+    present = np.bincount(known, minlength=k) > 0
     absent = np.flatnonzero(~present)
     if len(absent):
         names = [dataset.classes[i] for i in absent]
@@ -420,11 +426,12 @@ def _check_labels(dataset: Dataset, looked: Mapping[str, _Looked], warnings: lis
             name
             for name in ("held_out", "test")
             if name in looked
-            and (labels := looked[name].labels) is not None
+            and (labels := looked[name].known) is not None
             and np.isin(labels, absent).any()
         ]
         also = f", though the {' and the '.join(seen)} part has some" if seen else ""
-        warnings.append(f"data: classes without a training example: {_some(names)}{also}")
+        kind = "training" if len(known) == len(trained) else "labelled training"
+        warnings.append(f"data: classes without a {kind} example: {_some(names)}{also}")
 
 
 class Guarded:

@@ -4,7 +4,8 @@ An example is the first and the last 1,024 bytes of a file, without white space 
 int32 `[2048]` with 256 as padding: the input of Magika's model `standard_v3_3` (Fratantonio et al.
 2024, arXiv:2409.13768). The classes are the 214 types of that model.
 
-A folder has a folder for each package. `tools/fetch_files.py` fills one from pinned packages.
+A folder has a folder for each package. `tools/fetch_files.py` fills one from pinned packages. The
+name `site-packages` stands for the folder of the packages that are installed beside this one.
 
 Of all files that are not too short, those are kept, in an order drawn from their paths, that
 
@@ -14,11 +15,17 @@ Of all files that are not too short, those are kept, in an order drawn from thei
   content is compared, not their place. Equal windows share all.
 
 Parts are made of whole packages, drawn by a hash of their names until a part is large enough.
+
+A training file may give crops too, windows of a part of it: a teacher names the type of any bytes.
+A crop has a length between 64 bytes and that of the file, log-uniform. One of text, which has no
+zero among its first 4,096 bytes, begins at a line that is drawn; one of other content begins where
+the file does.
 """
 
 import collections
 import hashlib
 import json
+import sysconfig
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -36,6 +43,8 @@ READ = 4096
 """Bytes that are read of either end, before white space is removed."""
 
 PADDING = 256
+SHORTEST_CROP = 64
+SITE = "site-packages"
 SHORTEST = 16
 BLOCK = 256
 DISTINCT = 8
@@ -93,6 +102,27 @@ def read_window(path: Path) -> np.ndarray:
         return make_window(head, file.read(READ))
 
 
+def crops(path: Path, n: int, *, seed: str) -> Iterator[np.ndarray]:
+    """Yields `n` windows of parts of a file, int32 `[2048]`; see the module.
+
+    Args:
+      path: the file.
+      n: number of crops.
+      seed: any string.
+    """
+    content = path.read_bytes()
+    digest = hashlib.sha256(seed.encode("utf-8", "replace")).digest()
+    rng = np.random.default_rng(int.from_bytes(digest[:8], "big"))
+    longest = max(len(content), 2 * SHORTEST_CROP)
+    for _ in range(n):
+        length, start = int(np.exp(rng.uniform(*np.log([SHORTEST_CROP, longest])))), 0
+        if 0 not in content[:READ]:
+            start = int(rng.integers(0, max(len(content) - length, 0) + 1))
+            start = content.rfind(b"\n", 0, start) + 1
+        crop = content[start : start + length]
+        yield make_window(crop[:READ], crop[-READ:])
+
+
 def blocks(window: np.ndarray) -> set[bytes]:
     """Returns the content of the blocks by which near-duplicates are found."""
     rows = window.astype(np.uint16).reshape(-1, BLOCK)
@@ -118,6 +148,7 @@ def select(
         path.relative_to(root).as_posix()
         for path in root.rglob("*")
         if path.is_file() and not path.is_symlink() and path.parent != root
+        if not path.relative_to(root).parts[0].endswith((".dist-info", ".egg-info", "__pycache__"))
     ]
     counts: collections.Counter[Any] = collections.Counter()
     owners: dict[bytes, list[int]] = {}
@@ -163,7 +194,8 @@ class Files:
     no type or to several, and n / m for the m others of n.
 
     Attributes:
-      files: in order.
+      files: in order; a file with crops is repeated.
+      inputs: their windows, uint16 `[n, 2048]`.
       labels: int32 `[n]`, 0 where a file has none.
       labelled: bool `[n]`.
     """
@@ -173,7 +205,7 @@ class Files:
         classes = {name: i for i, name in enumerate(types["classes"])}
         found = [classes.get(types["extensions"].get(file.extension, ""), -1) for file in files]
         self.files, self.provenance = files, provenance
-        self.inputs = np.stack([file.window for file in files])
+        self.inputs = np.stack([file.window.astype(np.uint16) for file in files])
         self.labelled = np.asarray(found) >= 0
         self.labels = np.maximum(found, 0).astype(np.int32)
         share = max(float(self.labelled.mean()), 1 / len(files))
@@ -185,7 +217,7 @@ class Files:
     def read(self, indices: np.ndarray) -> Mapping[str, Any]:
         """Returns `input` int32 `[b, 2048]`, `label` `[b]` and `labelled` `[b]`."""
         return {
-            "input": self.inputs[indices],
+            "input": self.inputs[indices].astype(np.int32),
             "label": self.labels[indices],
             "labelled": self._weights[indices],
         }
@@ -229,12 +261,13 @@ def make(
     most: int = 12_000,
     per_package: int = 40,
     per_extension: int = 400,
+    crops_each: int = 0,
     licence: str = "",
 ) -> Dataset:
     """Reads the files of a folder of packages, see the module.
 
     Args:
-      path: the folder.
+      path: the folder, or `site-packages`.
       test: share of the files that the packages of the test part hold, at least.
       held_out: of the others, share that the packages of the held-out part hold, at least; 0 for
         none.
@@ -242,6 +275,7 @@ def make(
       most: files in all.
       per_package: files of one extension in one package.
       per_extension: files of one extension.
+      crops_each: crops of each training file, besides its own window.
       licence: of the files, for the provenance.
 
     Raises:
@@ -251,7 +285,9 @@ def make(
     for name, share in (("test", test), ("held_out", held_out)):
         if not 0 <= share < 1 or (name == "test" and not share):
             raise ArgumentError(f"{name} is {share}", where=name, hint="a share of the files")
-    root = source.existing(path, hint=HINT)
+    if crops_each < 0:
+        raise ArgumentError(f"crops_each is {crops_each}", where="crops_each", hint="at least 0")
+    root = source.existing(sysconfig.get_path("purelib") if path == SITE else path, hint=HINT)
     files = list(select(root, most=most, per_package=per_package, per_extension=per_extension))
     sizes = collections.Counter(file.package for file in files)
     tested = draw_packages(sizes, test, seed=split_seed)
@@ -268,6 +304,14 @@ def make(
             where=str(path),
             hint=f"a folder for each of several packages: {HINT}",
         )
+    parts["train"] = [
+        example
+        for file in parts["train"]
+        for example in (
+            file,
+            *(File(file.path, w) for w in crops(root / file.path, crops_each, seed=file.path)),
+        )
+    ]
     made = {name: _part(name, members, path, licence) for name, members in parts.items()}
     return Dataset(**made, classes=tuple(read_types()["classes"]))
 

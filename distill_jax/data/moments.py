@@ -71,6 +71,15 @@ def spread(n: int, most: int) -> np.ndarray:
     return np.unique(np.linspace(0, n - 1, min(n, most)).astype(np.int64))
 
 
+def example_array(source: Source, name: str, *, chunk: int = 4096) -> np.ndarray | None:
+    """Returns an array of all examples `[n, ...]`, read in chunks; None where they have none."""
+    if not len(source) or name not in source.read(np.zeros(1, np.int64)):
+        return None
+    starts = range(0, len(source), chunk)
+    rows = (source.read(np.arange(i, min(i + chunk, len(source)))) for i in starts)
+    return np.concatenate([row[name] for row in rows])
+
+
 def limits_of(values: np.ndarray) -> tuple[float, float]:
     """Smallest and largest value; NaN where one is among them."""
     return (float(values.min()), float(values.max())) if values.size else (0.0, 0.0)

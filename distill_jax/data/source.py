@@ -15,6 +15,7 @@ from distill_jax.core.api import Dataset, Provenance, PyTree, Source
 from distill_jax.core.errors import ArgumentError, DataUnavailable, nearest, text_of
 from distill_jax.data import checks
 from distill_jax.data import labels as labels_lib
+from distill_jax.data.moments import example_array
 
 LAYOUTS = ("hwc", "chw")
 """Orders of the axes of images in files."""
@@ -207,15 +208,6 @@ def example_labels(source: Source, *, chunk: int = 4096) -> np.ndarray:
         return labels
     found = example_array(source, "label", chunk=chunk)
     return np.zeros(0, np.int32) if found is None else found
-
-
-def example_array(source: Source, name: str, *, chunk: int = 4096) -> np.ndarray | None:
-    """Returns an array of all examples `[n, ...]`, read in chunks; None where they have none."""
-    if not len(source) or name not in source.read(np.zeros(1, np.int64)):
-        return None
-    starts = range(0, len(source), chunk)
-    rows = (source.read(np.arange(i, min(i + chunk, len(source)))) for i in starts)
-    return np.concatenate([row[name] for row in rows])
 
 
 def split_held_out(source: Source, *, fraction: float, seed: int) -> tuple[Subset, Subset]:

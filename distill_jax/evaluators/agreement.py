@@ -16,6 +16,7 @@ class Agreement:
 
     role: str = "student"
     reference: str = "teacher"
+    unlabelled = True
 
     @property
     def outputs(self) -> Mapping[str, tuple[str, ...]]:
@@ -35,11 +36,12 @@ class Agreement:
         log_p, log_q = log_softmax(reference), log_softmax(logits)
         choice = reference.argmax(axis=1)
         same, right = logits.argmax(axis=1) == choice, choice == labels
+        known = np.asarray(batch.get("labelled", np.ones(len(labels)))) > 0
         metrics = {
             "agreement": float(same.mean()),
             "kl": float((np.exp(log_p) * (log_p - log_q)).sum(axis=1).mean()),
         }
-        for name, part in (("right", right), ("wrong", ~right)):
+        for name, part in (("right", right & known), ("wrong", ~right & known)):
             if part.any():
                 metrics[f"agreement_reference_{name}"] = float(same[part].mean())
         return metrics
@@ -52,7 +54,8 @@ def make(*, role: str = "student", reference: str = "teacher") -> Agreement:
       agreement: share of examples with the same top class; ties go to the lower class.
       kl: mean KL(reference || role) at temperature 1, in nats.
       agreement_reference_right, agreement_reference_wrong: `agreement` among the examples that
-        the reference classifies correctly, or incorrectly; omitted if there are none.
+        the reference classifies correctly, or incorrectly; omitted if there are none. Examples
+        without a known class count in neither.
 
     Args:
       role: the network to measure.

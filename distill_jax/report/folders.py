@@ -85,8 +85,11 @@ class Run:
     def evaluate(self, evaluator: Any, role: str) -> Mapping[str, Any]:
         """Evaluates stored logits; empty if that fails (not finite, not a classifier)."""
         try:
-            outputs = {role: {"logits": self.array(f"logits_{role}")}}
-            return evaluator(outputs, {"label": self.array("label")})
+            logits, label = self.array(f"logits_{role}"), self.array("label")
+            if "labelled" in self.arrays:
+                known = self.array("labelled") > 0
+                logits, label = logits[known], label[known]
+            return evaluator({role: {"logits": logits}}, {"label": label})
         except (UserError, KeyError, ValueError):
             return {}
 

@@ -31,10 +31,13 @@ from distill_jax.trainer.io.files import write_text
 
 
 class _OneExperiment:
-    """Builds experiments, keeping the last: seeds of an arm share data and compiled programs."""
+    """Builds experiments, keeping the last: seeds of an arm share data and compiled programs.
+
+    Arms of the same data and stored teacher share what it gave for the evaluated examples.
+    """
 
     def __init__(self, trusted: Collection[str] | None):
-        self._key, self._experiment, self._trusted = "", None, trusted
+        self._key, self._asked, self._experiment, self._trusted = "", "", None, trusted
 
     def __call__(self, config: ConfigDict) -> build_lib.Experiment:
         same = json.loads(config_lib.to_json(config))
@@ -45,8 +48,12 @@ class _OneExperiment:
                 del role["init"]
         key = json.dumps(same, sort_keys=True)
         if key != self._key or self._experiment is None:
+            parts = [same.get(name) for name in ("seed", "data", "cache", "evaluators")]
+            asked, earlier = json.dumps(parts, sort_keys=True), self._experiment
             self._experiment = build_lib.build(config, trusted=self._trusted)
-            self._key = key
+            if earlier is not None and asked == self._asked:
+                self._experiment.caches.asked.update(earlier.caches.asked)
+            self._key, self._asked = key, asked
         return self._experiment
 
 

@@ -303,6 +303,16 @@ def test_names_make_other_labels_right_and_absent_classes_are_told():
         checks.open_dataset(dataset(train, test, classes=("a", "b", "c")))
 
 
+def test_hidden_labels_name_no_class():
+    shown = np.array([0, 2, 2, 0, 0], np.float32)
+    facts = Provenance("toy", "here", 5, "")
+    labels = (np.array([0, 1, 2, y, 0]) for y in (0, 3))
+    parts = (ArraySource(images(5), y, facts, more={"labelled": shown}) for y in labels)
+    made = dataset(*parts, classes=("cat", "dog", "emu", "fox"))
+    told = "data: classes without a labelled training example: cat, fox"
+    assert checks.open_dataset(made)[1].warnings == (told,)
+
+
 def test_a_gap_without_names_is_told():
     train = part(images(3), np.array([0, 1, 3]))
     made = source.make_dataset(train, train, held_out=0.0, split_seed=0)

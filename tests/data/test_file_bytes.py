@@ -66,6 +66,50 @@ def test_copies_and_near_copies_are_kept_once(tmp_path):
     assert "e/same_block.bin" in found and len(found) == 2
 
 
+def crops_of(tmp_path, content, n=20, seed="a"):
+    (tmp_path / "file").write_bytes(content)
+    return list(file_bytes.crops(tmp_path / "file", n, seed=seed))
+
+
+def test_crops_of_text_begin_at_a_line_and_others_where_the_file_does(tmp_path):
+    lines = [b"%06d abcdef" % i for i in range(1000)]
+    text = crops_of(tmp_path, b"\n".join(lines))
+    firsts = [bytes(w[:13].astype(np.uint8)) for w in text]
+    assert set(firsts) <= set(lines) and len(set(firsts)) > 10
+    lengths = [int((w != 256).sum()) for w in text]
+    assert min(lengths) >= 40 and min(lengths) < 1024 < max(lengths)
+    content = b"\x7f" + random_bytes(20) + b"\x00" + random_bytes(9000) + b"\x01"
+    binary = crops_of(tmp_path, content)
+    assert all(bytes(w[:22].astype(np.uint8)) == content[:22] for w in binary)
+    assert len({w.tobytes() for w in binary}) > 10
+    again, other = (crops_of(tmp_path, content, seed=s) for s in ("a", "b"))
+    assert np.array_equal(binary, again) and not np.array_equal(binary, other)
+    (short,) = crops_of(tmp_path, b"short", n=1)
+    assert (short != 256).sum() == 10
+
+
+def test_only_training_files_give_crops_with_the_labels_of_the_file(folder):
+    plain, made = (
+        file_bytes.make(path=str(folder), test=0.25, held_out=0.2, crops_each=n) for n in (0, 3)
+    )
+    train: Any = made.train
+    assert len(train) == 4 * len(plain.train)
+    assert plain.test.provenance.sha256 == made.test.provenance.sha256
+    every = np.arange(len(train))
+    rows, whole = train.read(every), plain.train.read(every[: len(plain.train)])
+    for name in ("input", "label", "labelled"):
+        np.testing.assert_array_equal(rows[name][::4], whole[name])
+    np.testing.assert_array_equal(rows["label"], np.repeat(whole["label"], 4))
+
+
+def test_site_packages_are_those_of_this_python(tmp_path, monkeypatch):
+    for package in ("one", "two", "three", "one-1.0.dist-info"):
+        write(tmp_path, f"{package}/a.py", random_bytes(300))
+    monkeypatch.setattr(file_bytes.sysconfig, "get_path", {"purelib": tmp_path}.get)
+    made: Any = file_bytes.make(path="site-packages", test=0.3, held_out=0.0)
+    assert {f.package for f in (*made.train.files, *made.test.files)} == {"one", "two", "three"}
+
+
 def test_no_extension_and_no_package_dominates(tmp_path):
     for package in "abc":
         for i in range(6):
@@ -116,6 +160,7 @@ def test_parts_are_whole_packages_and_labels_are_types(folder):
         ({"path": "no/such/folder"}, DataUnavailable, "fetch_files"),
         ({"test": 0.0}, ArgumentError, "test is 0"),
         ({"held_out": 1.0}, ArgumentError, "held_out is 1"),
+        ({"crops_each": -1}, ArgumentError, "crops_each is -1"),
         ({"most": 1}, DataUnavailable, "1 files of 1 packages"),
     ],
 )

@@ -192,6 +192,19 @@ def test_agreement_with_itself_and_a_perfect_reference():
     assert got == {"agreement": 1.0, "kl": 0.0, "agreement_reference_right": 1.0}
 
 
+def test_agreement_counts_examples_without_a_known_class():
+    logits, teacher = 5.0 * np.eye(3)[[0, 1, 2, 0]], 5.0 * np.eye(3)[[0, 1, 2, 1]]
+    outputs = {"student": {"logits": logits}, "teacher": {"logits": teacher}}
+    batch = {"label": np.array([0, 0, 0, 0]), "labelled": np.array([2.0, 2.0, 0, 0])}
+    got = agreement.make()(outputs, batch)
+    assert got.pop("kl") > 0
+    assert got == {
+        "agreement": 0.75,
+        "agreement_reference_right": 1.0,
+        "agreement_reference_wrong": 1.0,
+    }
+
+
 def test_roles_are_the_outputs_they_read():
     assert classification.make(role="online").outputs == {"online": ("logits",)}
     assert calibration.make(role="ema").outputs == {"ema": ("logits",)}

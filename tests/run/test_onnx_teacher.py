@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from distill_jax.core.errors import ConfigError, DataUnavailable
-from distill_jax.run import build, paths
+from distill_jax.run import build, paths, study
 from distill_jax.run import config as config_lib
 from distill_jax.run.train import loop
 from tests.run.test_teacher_cache import make_config
@@ -66,6 +66,16 @@ def test_a_run_learns_from_it_and_is_compared_with_it(tmp_path, teacher):
     np.testing.assert_allclose(logits, wanted, rtol=1e-4, atol=1e-4)
     agreement = (student.argmax(1) == wanted.argmax(1)).mean()
     assert result["metrics"]["test/agreement"] == pytest.approx(agreement)
+
+
+def test_arms_that_ask_the_same_share_the_answers(tmp_path, teacher):
+    make = study._OneExperiment(None)
+    first = make(onnx_config(tmp_path, teacher))
+    first.caches.asked["test"] = "answers"
+    second = make(onnx_config(tmp_path, teacher, **{"optim.lr": 0.5}))
+    assert second is not first and second.caches.asked == {"test": "answers"}
+    other = make(onnx_config(tmp_path, teacher, **{"cache.teacher_kwargs.values": "logits"}))
+    assert not other.caches.asked
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Runs on data of several labels and of real values, and on classes of which some are unknown."""
 
+import dataclasses
 import json
 
 import jax
@@ -137,6 +138,22 @@ def test_examples_of_unknown_class_count_in_no_metric(files):
     labels = np.load(files / "unknown.npz")["y_test"][known]
     right = found["outputs"]["student"]["logits"].argmax(1) == labels
     np.testing.assert_allclose(metrics["test/accuracy"], right.mean(), rtol=1e-6)
+    experiment = dataclasses.replace(experiment, evaluators={"every": Every()})
+    metrics, found = evaluation.evaluate(experiment, state, {}, "test")
+    assert metrics == {"test/n": N} and ((found["labelled"] > 0) == known).all()
+
+
+class Every:
+    """Takes examples without a known class."""
+
+    unlabelled = True
+
+    @property
+    def outputs(self):
+        return {"student": ("logits",)}
+
+    def __call__(self, outputs, batch):
+        return {"n": len(outputs["student"]["logits"])}
 
 
 def run(spec, folder, *flags):

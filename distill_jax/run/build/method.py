@@ -23,7 +23,8 @@ from distill_jax.core.api import (
 from distill_jax.core.errors import ConfigError, below, explained
 from distill_jax.core.weighted_objective import WeightedObjective
 from distill_jax.data import labels
-from distill_jax.data.source import example_array, example_ids, example_labels
+from distill_jax.data.moments import example_array
+from distill_jax.data.source import example_ids, example_labels
 from distill_jax.run import config as config_lib
 from distill_jax.run.build.data import Data
 from distill_jax.run.config import ConfigDict

@@ -27,7 +27,10 @@ def write_predictions(
         for role, named in outputs.items()
         if "logits" in named
     }
-    arrays |= {name: example_info[name] for name in ("label", "index") if name in example_info}
+    facts = dict(example_info)
+    if np.ndim(facts.get("labelled", 0)) != 1:
+        facts.pop("labelled", None)
+    arrays |= {n: facts[n] for n in ("label", "index", "labelled") if n in facts}
     source = run.experiment.dataset.test
     rows = np.arange(min(EXAMPLES, len(source)))
     images = source.read(rows)["input"]

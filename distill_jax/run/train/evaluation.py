@@ -41,7 +41,7 @@ def evaluate(
     Returns:
       `{"<split>/<metric>": value}` of scalars and arrays, and the collected outputs
       `{role: {name: [n, ...]}}` beside `label` and `index` `[n]`. Examples whose class is unknown
-      are left out.
+      are left out, unless every evaluator takes them.
     """
     gather = _known(experiment, functools.partial(predictions, experiment, state, frozen))
     outputs, example_info = gather(split, rows=rows)
@@ -117,15 +117,17 @@ def collect(
 def _known(experiment: Experiment, gather: Callable[..., tuple[Any, Any]]) -> Callable[..., Any]:
     """Returns `gather` without the examples whose class is unknown: they count in no metric.
 
-    Classes that a fault of the data hides from training are known, and evaluators see them.
+    They stay where every evaluator takes them. Classes that a fault of the data hides from training
+    are known, and evaluators see them.
     """
     faults = experiment.config.data.corrupt
     hidden = faults.get("labels_per_class") or faults.get("labels_percent")
+    taken = all(getattr(e, "unlabelled", False) for e in experiment.evaluators.values())
 
     def known(split: str, *, rows: np.ndarray | None = None) -> tuple[Any, Any]:
         outputs, example_info = gather(split, rows=rows)
         labelled = example_info.get("labelled")
-        if hidden or labelled is None or labelled.ndim != 1 or not labelled.any():
+        if hidden or taken or labelled is None or labelled.ndim != 1 or not labelled.any():
             return outputs, example_info
         keep = np.flatnonzero(labelled > 0)
         return jax.tree.map(lambda x: x[keep], (outputs, example_info))
