@@ -49,6 +49,7 @@ DOING = {
     "describe": "describing the config",
     "study": "running the study",
     "export": "exporting the network",
+    "compare": "comparing the runs",
 }
 """The activity of each mode, until a more specific one is set."""
 
@@ -65,6 +66,13 @@ def main(argv: Sequence[str]) -> int:
     with _Command(_named_folder(argv)) as command:
         parsed = command.parsed = flags.parse(argv)
         command.folder = None if parsed.mode == "describe" else parsed.workdir
+        if parsed.mode == "compare":
+            from distill_jax.run import compare  # reads folders; does not start JAX
+
+            crash.doing(DOING["compare"])
+            assert parsed.workdir is not None
+            print(compare.compare_runs(parsed.runs, parsed.workdir, metric=parsed.metric))
+            return command.code
         with _started(command, parsed):
             if parsed.mode != "train":
                 _do(parsed)
@@ -140,8 +148,8 @@ def _intact(parsed: flags.Flags | None) -> str:
     """Returns a clause on what is intact after a run that ended, from what is found there."""
     if parsed is None or parsed.workdir is None or parsed.mode == "describe":
         return "nothing was trained or changed"
-    if parsed.mode in ("eval", "export"):
-        return "the run is unchanged"
+    if parsed.mode in ("eval", "export", "compare"):
+        return "the run is unchanged" if parsed.mode != "compare" else "the runs are unchanged"
     with contextlib.suppress(Exception):
         from distill_jax.run import workdir
 

@@ -255,6 +255,9 @@ class Study:
         folders = {self.path / str(self.seeds(arm)[seed].get("run")) for seed in self.values[arm]}
         return [run for run in self.runs[arm] if run.path in folders]
 
+    def finished_by_seed(self, arm: str) -> dict[str, Run]:
+        return {run.label.removeprefix(f"{arm}, seed "): run for run in self.finished(arm)}
+
     def failures(self) -> Iterator[tuple[str, str, str]]:
         """Yields (arm, seed, what happened) for every seed without a value."""
         for arm in self.arms:

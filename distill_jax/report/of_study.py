@@ -10,7 +10,7 @@ import numpy as np
 
 from distill_jax.core.errors import UserError
 from distill_jax.evaluators import classification
-from distill_jax.report import compute, curves, examples, figures, provenance, trust
+from distill_jax.report import changes, compute, curves, examples, figures, provenance, trust
 from distill_jax.report.folders import Run, Study, is_trust, lookup, read_alarms, read_json
 from distill_jax.report.html import Html, el, join
 from distill_jax.report.page import alert, figure, muted, row, spread, table, tiles, write
@@ -40,11 +40,19 @@ def write_study_report(study_dir: str | os.PathLike[str]) -> Path:
             where=str(path / "study.json"),
             hint="; ".join(notes) or "it must be an object with `arms`",
         )
+    title = str(study.spec.get("title") or study.spec.get("name") or path.name)
+    return write(
+        path, kicker="Study report", title=title, lead=lead(study), sections=sections(study)
+    )
+
+
+def sections(study: Study) -> list[tuple[str, str, Html | None]]:
+    """Returns anchor, title and content of each section."""
     some = [runs[0] for runs in study.runs.values() if runs]
     names = some[0].metric_names(4) if some else []
     shown = {arm: study.runs[arm] for arm in study.colours}
     finished = {arm: study.finished(arm) for arm in shown}
-    sections = [
+    return [
         ("results", "Results", _study_results(study)),
         ("seeds", "Seeds", _study_seeds(study)),
         ("curves", "Learning curves", curves.section(shown, names=names)),
@@ -52,18 +60,17 @@ def write_study_report(study_dir: str | os.PathLike[str]) -> Path:
         ("trust", "Trust", _study_trust(study)),
         ("calibration", "Calibration", _study_calibration(finished)),
         ("confusion", "Confusion", _study_confusion(study)),
+        ("classes", "By class", changes.by_class(study)),
         ("examples", "Examples", _study_examples(finished)),
+        ("changes", "Changed predictions", changes.by_example(study)),
         ("compute", "Compute", compute.section(study.runs, base=_base(study))),
         ("provenance", "Provenance", provenance.section(study.all_runs)),
         ("config", "What differs", _study_config(study)),
     ]
-    title = str(study.spec.get("title") or study.spec.get("name") or path.name)
-    return write(
-        path, kicker="Study report", title=title, lead=_study_lead(study), sections=sections
-    )
 
 
-def _study_lead(study: Study) -> Html:
+def lead(study: Study) -> Html:
+    """Returns the top of the page: the answers, the size of the study, and what is missing."""
     planned = sum(len(study.seeds(arm)) for arm in study.arms)
     done = sum(map(len, study.values.values()))
     reference = next((s for s in study.summaries if s.is_reference), None)

@@ -25,6 +25,7 @@ def write(
     title: str,
     lead: Html,
     sections: Sequence[tuple[str, str, Html | None]],
+    sources: str = "the files of this folder alone",
 ) -> Path:
     shown = [s for s in map(_Section._make, sections) if s.body]
     style = Html(Path(__file__).with_name("page.css").read_text(encoding="utf-8"))
@@ -51,7 +52,7 @@ def write(
             ],
             id="content",
         ),
-        el("footer", "Built by distill_jax from the files of this folder alone."),
+        el("footer", f"Built by distill_jax from {sources}."),
     )
     path = folder / "report.html"
     write_text(path, f"<!DOCTYPE html>\n{el('html', head, body, lang='en')}\n")

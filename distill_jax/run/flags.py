@@ -29,6 +29,7 @@ MODES = {
     "export": "write the best network for other programs: --formats=onnx,... (docs/export.md)",
     "describe": "print networks, parameters, memory and cost of a config or of a workdir",
     "study": "train every arm with every seed, then compare the arms",
+    "compare": "compare runs: RUN RUN ..., folders or patterns, the reference first; --metric=NAME",
 }
 
 STORED = ("eval", "describe", "export")
@@ -92,6 +93,8 @@ class Flags:
       trusted: names and modules that may be imported, see `resolve.resolve`.
       start_over: whether to move the earlier run or study in the workdir aside first.
       export: arguments of `run.export.export_run`, in mode export.
+      runs: folders and patterns of the runs to compare, in mode compare.
+      metric: metric of the comparison; empty for that of the runs.
       coordinator: address of process 0, if given.
       num_processes: number of processes, if given.
       process_id: index of this process, if given.
@@ -105,6 +108,8 @@ class Flags:
     trusted: frozenset[str]
     start_over: bool = False
     export: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    runs: Sequence[str] = ()
+    metric: str = ""
     coordinator: str | None = None
     num_processes: int | None = None
     process_id: int | None = None
@@ -130,11 +135,14 @@ def parse(argv: Sequence[str]) -> Flags:
         print(usage())
         raise SystemExit(0)
     spec, overrides, rest = _split(argv)
-    mode, workdir, start_over, modules, options, processes = _parse_plain(rest)
-    if mode == "export" and (spec is not None or overrides):
+    mode, workdir, start_over, modules, options, processes, runs, metric = _parse_plain(rest)
+    if mode in ("export", "compare") and (spec is not None or overrides):
         where = f"--config.{next(iter(overrides))}" if overrides else "--config"
-        what = "mode export takes the config that the checkpoint holds"
+        held = "checkpoint holds" if mode == "export" else "runs hold"
+        what = f"mode {mode} takes the config that the {held}"
         raise UserError(what, where=where, hint="leave it out")
+    if mode == "compare":
+        return Flags(config_lib.base(), workdir, mode, "", {}, modules, runs=runs, metric=metric)
     from_run = spec is None
     if spec is None:
         file = workdir / "config.json" if workdir and mode in STORED else None
@@ -205,8 +213,17 @@ def _split(argv: Sequence[str]) -> tuple[str | None, dict[str, str], list[str]]:
 
 def _parse_plain(
     argv: Sequence[str],
-) -> tuple[str, pathlib.Path | None, bool, frozenset[str], dict[str, Any], dict[str, Any]]:
-    """Returns mode, workdir, whether to start over, trusted modules, exports and processes."""
+) -> tuple[
+    str,
+    pathlib.Path | None,
+    bool,
+    frozenset[str],
+    dict[str, Any],
+    dict[str, Any],
+    Sequence[str],
+    str,
+]:
+    """Returns mode, workdir, start_over, trusted modules, exports, processes, runs and metric."""
     values = flags.FlagValues()
     flags.DEFINE_string("workdir", None, "folder of the run", flag_values=values)
     flags.DEFINE_string("mode", "train", "what to do", flag_values=values)
@@ -216,6 +233,7 @@ def _parse_plain(
     flags.DEFINE_list("outputs", None, "outputs of the exported network", flag_values=values)
     flags.DEFINE_boolean("preprocessing", None, "export the transforms too", flag_values=values)
     flags.DEFINE_string("role", None, "network to export", flag_values=values)
+    flags.DEFINE_string("metric", None, "metric of a comparison", flag_values=values)
     flags.DEFINE_string("coordinator", None, "address of process 0", flag_values=values)
     flags.DEFINE_integer("num_processes", None, "number of processes", flag_values=values)
     flags.DEFINE_integer("process_id", None, "index of this process", flag_values=values)
@@ -228,13 +246,16 @@ def _parse_plain(
         raise _unknown_flag(error.flagname) from None
     except flags.Error as error:
         raise UserError(str(error), where="command line", hint="see --help") from None
-    if positional:
-        raise UserError(
-            "not a flag", where=positional[0], hint="flags are written --name=value; see --help"
-        )
     mode = values["mode"].value or ""
     if mode not in MODES:
         raise UserError(f"unknown mode {mode!r}", where="--mode", hint=nearest(mode, MODES))
+    if positional and mode != "compare":
+        raise UserError(
+            "not a flag", where=positional[0], hint="flags are written --name=value; see --help"
+        )
+    metric = values["metric"].value
+    if metric is not None and mode != "compare":
+        raise UserError(f"mode {mode} compares nothing", where="--metric", hint="--mode=compare")
     processes = {name: values[name].value for name in PROCESS_FLAGS}
     start_over = bool(values["start_over"].value)
     if start_over and mode not in ("train", "study"):
@@ -251,6 +272,8 @@ def _parse_plain(
         _modules(values["trust"].value or ()),
         options,
         processes,
+        positional,
+        metric or "",
     )
 
 
@@ -270,6 +293,7 @@ def _unknown_flag(name: str) -> UserError:
         "mode",
         "start_over",
         "trust",
+        "metric",
         "help",
         *EXPORT_FLAGS,
         *PROCESS_FLAGS,

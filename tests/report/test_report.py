@@ -405,7 +405,8 @@ def test_band_spans_the_seeds_over_their_common_steps():
 def test_figures_draw_every_number(tmp_path):
     write_study(tmp_path, failed=False)
     text = checked(write_study_report(tmp_path))
-    assert text.count('class="ring') == 3 * 3 + 2 * 3
+    results = text.partition('id="results"')[2].partition("<section")[0]
+    assert results.count('class="ring') == 3 * 3 + 2 * 3
     assert text.count('class="band') == 4 * 3
     run = tmp_path / "distilled/seed0"
     arrays = np.load(run / "predictions.npz")

@@ -17,6 +17,7 @@ WRITTEN: Mapping[str, Sequence[str]] = {
     "study": (*_STUDY, "crash.txt"),
     "eval": ("eval.json", "crash.txt"),
     "export": ("crash.txt",),
+    "compare": ("comparison.json", "report.html", "crash.txt"),
 }
 """Files that a mode writes into its folder."""
 
@@ -25,6 +26,7 @@ WRITTEN_FOLDERS: Mapping[str, Sequence[str]] = {
     "study": (),
     "eval": (),
     "export": ("export",),
+    "compare": (),
 }
 """Folders that a mode makes in its folder."""
 
@@ -39,6 +41,7 @@ NAMES: Mapping[str, Sequence[str]] = {
     ),
     "export": ("model.*", "config.json", "README.md"),
     "study": _STUDY,
+    "comparison": ("comparison.json", "report.html"),
     "sweep": ("sweep.json", "sweep.sh"),
     "cache": ("key.json", "[0-9]" * 5 + "-" + "[0-9]" * 5),
 }

@@ -1,0 +1,172 @@
+"""The report on any runs side by side: what differs in their configs, and what came of it."""
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from distill_jax.core.errors import UserError, nearest
+from distill_jax.report import of_study
+from distill_jax.report.folders import Run, Study, lookup
+from distill_jax.report.html import Html, el, join
+from distill_jax.report.page import muted, table, write
+from distill_jax.report.wording import flat, is_finite
+
+_OWN = ("seed", "study", "workdir")
+_SEED = re.compile(r"[-_.]?seed[-_.]?\d+|[-_.]\d+")
+
+
+def read(folders: Sequence[str | os.PathLike[str]], folder: Path, *, metric: str = "") -> Study:
+    """Returns runs as a study whose arms are the runs with equal configs but for the seed.
+
+    The arm of the first run is the reference. The value of a run is that of its last step.
+
+    Args:
+      folders: of runs, in the order of the page.
+      folder: the folder of the page, to which the runs are named relative.
+      metric: "<split>/<name>", by default the metric that selects the checkpoint of the first run,
+        on the test split where every run measured it.
+
+    Raises:
+      UserError: a folder holds no run, fewer than two are given, or no run has the metric.
+    """
+    folder = folder.absolute()
+    runs = [Run.read(Path(path).absolute(), label=Path(path).name) for path in folders]
+    for run in runs:
+        if not run.exists:
+            hint = "a run folder holds config.json, metrics.jsonl or result.json"
+            raise UserError("holds no run", where=str(run.path), hint=hint)
+    if len(runs) < 2:
+        hint = "give several run folders, or a pattern such as 'runs/kd*'"
+        raise UserError("a comparison needs two runs or more", where="compare", hint=hint)
+    groups: dict[str, list[Run]] = {}
+    for run in runs:
+        groups.setdefault(_essence(run), []).append(run)
+    names = _names(list(groups.values()))
+    metric, mode, notes = _metric(runs, metric)
+    arms = {
+        name: {"seeds": _entries(group, metric, folder)}
+        for name, group in zip(names, groups.values(), strict=True)
+    }
+    spec = {"metric": metric, "mode": mode, "reference": names[0], "arms": arms}
+    return Study(folder, spec, notes)
+
+
+def write_comparison_report(study: Study) -> Path:
+    """Writes `report.html` into the folder of a comparison and returns its path."""
+    sections = {anchor: (title, body) for anchor, title, body in of_study.sections(study)}
+    first = ["config", "results"]
+    order = [*first, *(anchor for anchor in sections if anchor not in first)]
+    shown = [(anchor, *sections[anchor]) for anchor in order]
+    return write(
+        study.path,
+        kicker="Comparison",
+        title=" · ".join(list(study.arms)[:4]) + (" ..." if len(study.arms) > 4 else ""),
+        lead=of_study.lead(study),
+        sections=[*shown, ("files", "Files", _files(study))],
+        sources="the files that it names",
+    )
+
+
+def _essence(run: Run) -> str:
+    leaves = {
+        name: value
+        for name, value in flat(run.config).items()
+        if name.partition(".")[0] not in _OWN
+    }
+    return repr(sorted(leaves.items())) if leaves else str(run.path)
+
+
+def _names(groups: Sequence[Sequence[Run]]) -> list[str]:
+    """Returns names for groups of runs, from their folders without the seed, each once."""
+
+    def stem(run: Run, several: bool) -> str:
+        if re.fullmatch(r"seed[-_.]?\d+", run.path.name):
+            return run.path.parent.name
+        name = run.path.name
+        return (_SEED.sub("", name) if several else name) or name
+
+    def label(group: Sequence[Run]) -> str:
+        stems = [stem(run, len(group) > 1) for run in group]
+        return stems[0]
+
+    names = [label(group) for group in groups]
+    for i, group in enumerate(groups):
+        if names.count(names[i]) > 1:
+            parent = group[0].path.parent
+            parent = parent.parent if group[0].path.name.startswith("seed") else parent
+            names[i] = f"{parent.name}/{names[i]}"
+    seen: dict[str, int] = {}
+    for i, name in enumerate(names):
+        seen[name] = seen.get(name, 0) + 1
+        names[i] = name if seen[name] == 1 else f"{name} ({seen[name]})"
+    return names
+
+
+def _metric(runs: Sequence[Run], given: str) -> tuple[str, str, list[str]]:
+    """Returns the metric of the comparison, whether more or less of it is better, and notes."""
+    chosen = [str(lookup(run.config, "eval.metric") or "") for run in runs]
+    measured = [set(run.result.get("metrics") or {}) for run in runs]
+    every = set().union(*measured)
+    first = next(filter(None, chosen), "")
+    on_test = f"test/{first.rpartition('/')[2]}"
+    metric = given or (on_test if all(on_test in m for m in measured if m) else first)
+    if every and metric not in every:
+        hint = nearest(metric, every)
+        raise UserError(f"no run measured {metric!r}", where="--metric", hint=hint)
+    same = [run for run, own in zip(runs, chosen, strict=True) if _name(own) == _name(metric)]
+    modes = {str(lookup(run.config, "eval.mode") or "max") for run in same}
+    lower = any(part in metric for part in ("loss", "nll", "ece", "rmse", "bits", "brier"))
+    mode = modes.pop() if len(modes) == 1 else ("min" if lower else "max")
+    notes = []
+    if len({*filter(None, chosen)}) > 1:
+        notes.append(f"runs select their checkpoints by different metrics: {', '.join({*chosen})}")
+    lacking = [r.label for r, m in zip(runs, measured, strict=True) if m and metric not in m]
+    if lacking:
+        notes.append(f"{metric} was not measured by {', '.join(lacking)}")
+    return metric, mode, notes
+
+
+def _name(metric: str) -> str:
+    return metric.rpartition("/")[2]
+
+
+def _entries(group: Sequence[Run], metric: str, folder: Path) -> dict[str, Mapping[str, Any]]:
+    entries: dict[str, Mapping[str, Any]] = {}
+    for run in group:
+        seed = str(run.result.get("seed", run.config.get("seed", 0)))
+        while seed in entries:
+            seed += " again"
+        value = (run.result.get("metrics") or {}).get(metric)
+        best = (run.result.get("best") or {}).get(metric)
+        status = str(run.result.get("status") or "not finished")
+        entries[seed] = {
+            "run": os.path.relpath(run.path, folder),
+            "status": status,
+            "value": value if is_finite(value) else None,
+            "best": best if is_finite(best) else None,
+            "error": run.result.get("error"),
+        }
+    return entries
+
+
+def _files(study: Study) -> Html:
+    rows = [
+        [
+            el("th", arm, scope="row"),
+            el("td", seed),
+            el("td", str(entry["run"]), class_="code"),
+            el("td", str(entry["status"])),
+        ]
+        for arm in study.arms
+        for seed, entry in study.seeds(arm).items()
+    ]
+    return join(
+        muted(
+            "Final values and costs are those of result.json in these folders, curves of "
+            "metrics.jsonl, predictions of predictions.npz, weights of trust.npz, and configs of "
+            "config.json."
+        ),
+        table(["arm", "seed", "folder", "status"], rows, numeric=False),
+    )
