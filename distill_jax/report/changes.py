@@ -9,7 +9,7 @@ from distill_jax.evaluators import classification
 from distill_jax.report import figures
 from distill_jax.report.folders import Run, Study
 from distill_jax.report.html import Html, el, join
-from distill_jax.report.page import figure, muted, row, spread, table
+from distill_jax.report.page import figure, grid, muted, row, spread, table
 from distill_jax.report.statistics import estimate
 from distill_jax.report.wording import cut, minus
 
@@ -62,7 +62,8 @@ def by_class(study: Study) -> Html | None:
                 rows.append(
                     figures.Row(name=classes[c], values=seeds, mean=mean, interval=interval)
                 )
-        plot = figures.dot_plot(rows, x_label="difference of recall", zero=True)
+        number = dict.fromkeys(classes, study.colours.get(arm, 0))
+        plot = figures.dot_plot(rows, x_label="difference of recall", zero=True, colours=number)
         charts.append(figure(f"{arm} minus {reference}", plot))
     shares = {
         arm: [spread([float(v[c]) for v in seeds.values()]) for c in order]
@@ -72,7 +73,7 @@ def by_class(study: Study) -> Html | None:
     cut_off = f" The {_CLASSES} classes that differ most, of {k}." if k > _CLASSES else ""
     return join(
         muted(f"Share of the test examples of a class that are predicted right. {_FILE}{cut_off}"),
-        el("div", charts, class_="grid2"),
+        grid(charts),
         table(["class", *recalls], rows),
     )
 

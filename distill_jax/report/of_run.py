@@ -1,7 +1,10 @@
 """The report of one run."""
 
 import os
+import re
 from pathlib import Path
+
+import numpy as np
 
 from distill_jax.core.errors import UserError
 from distill_jax.evaluators import classification
@@ -19,7 +22,8 @@ from distill_jax.report.html import Html, el, join
 from distill_jax.report.page import alert, muted, row, table, tiles, write
 from distill_jax.report.provenance import config_table
 from distill_jax.report.quality import calibration_panel, confusion_panel
-from distill_jax.report.wording import duration, flat, fmt, is_finite
+from distill_jax.report.statistics import estimate
+from distill_jax.report.wording import duration, flat, fmt, is_finite, joined, minus
 
 
 def write_run_report(run_dir: str | os.PathLike[str]) -> Path:
@@ -55,7 +59,7 @@ def write_run_report(run_dir: str | os.PathLike[str]) -> Path:
         ("embeddings", "Embeddings", representation.section(run)),
         ("compute", "Compute", compute.section({run.label: [run]})),
         ("provenance", "Provenance", provenance.section([run])),
-        ("config", "Config", config_table(flat(run.config))),
+        ("config", "Config", _run_config(run)),
     ]
     return write(run.path, kicker="Run report", title=title, lead=_run_lead(run), sections=sections)
 
@@ -80,10 +84,70 @@ def _run_lead(run: Run) -> Html:
     elif status != "done":
         error = run.result.get("error")
         problems.insert(0, f"the run is {status}" + (f": {error}" if error else ""))
+    answers = [el("li", text) for text in _answers(run)]
     return join(
+        el("ul", answers) if answers else None,
         tiles(entries),
         alert("Alarms", read_alarms(run.path), stop=True),
         alert("Please note", problems),
+    )
+
+
+def _answers(run: Run) -> list[str]:
+    """Returns the headline metric, and the student beside its teacher and a constant guess."""
+    metric = str(lookup(run.config, "eval.metric") or "")
+    final, best = (run.result.get(key) or {} for key in ("metrics", "best"))
+    name = f"test/{metric.rpartition('/')[2]}"
+    answers = []
+    if is_finite(final.get(name)):
+        text = f"{name} is {fmt(final[name])} after the last step"
+        if is_finite(best.get(name)) and best.get("step") != run.result.get("steps"):
+            text += f", and {fmt(best[name])} at step {best['step']}, which {metric} selects"
+        answers.append(f"{text}.")
+    right = {role: r for role in run.roles if (r := _right(run, role)) is not None}
+    student = right.pop("student", None)
+    if student is None:
+        return answers
+    label = run.array("label")
+    guess = float(np.bincount(label[label >= 0]).max() / len(label))
+    others = [f"the most frequent class {guess:.4f}"]
+    for role, values in right.items():
+        difference = estimate((student - values).tolist())
+        low, high = difference.interval or (difference.mean, difference.mean)
+        others.insert(
+            -1,
+            f"{role} {values.mean():.4f} (student minus {role} {difference.mean:+.4f}, 95 % "
+            f"interval [{low:+.4f}, {high:+.4f}] over examples)",
+        )
+    what = f"Of {len(student):,} test examples the student predicts {student.mean():.4f} right"
+    return [*answers, minus(f"{what}; {'; '.join(others)}.")]
+
+
+def _right(run: Run, role: str) -> np.ndarray | None:
+    """Returns 1 where a prediction is right, float `[n]`; None if it is no classifier's."""
+    logits, label = run.array(f"logits_{role}"), run.array("label")
+    if logits.ndim != 2 or label.ndim != 1 or label.dtype.kind not in "iu":
+        return None
+    if len(logits) != len(label) or label.max(initial=0) >= logits.shape[1] or len(label) < 2:
+        return None
+    return (logits.argmax(axis=1) == label).astype(np.float64)
+
+
+def _run_config(run: Run) -> Html | None:
+    """Returns the config; values of the command line are marked and come first."""
+    leaves = flat(run.config)
+    given = re.findall(r"--?config\.([\w.]+)", joined(run.env.get("command", "")))
+    of_command = {
+        n: v for n, v in leaves.items() if any(f"{n}.".startswith(f"{g}.") for g in given)
+    }
+    rest = {name: value for name, value in leaves.items() if name not in of_command}
+    if not of_command:
+        return config_table(rest)
+    return join(
+        el("h3", "Set on the command line"),
+        config_table(of_command),
+        el("h3", "From the config file"),
+        config_table(rest),
     )
 
 
@@ -99,12 +163,17 @@ def _run_result(run: Run) -> Html | None:
         for split in ("held_out", "test")
         for state, metrics in states.items()
     }
+    for role in run.roles:
+        if role != "student":
+            columns[f"test, {role}"] = {n: v for n, v in run.quality(role).items() if is_finite(v)}
     columns = {title: values for title, values in columns.items() if values}
-    names = dict.fromkeys(name for values in columns.values() for name in values)
+    measured = {name: None for values in columns.values() for name in values}
+    metric = str(lookup(run.config, "eval.metric") or "")
+    first = (metric.rpartition("/")[2], "accuracy")
+    names = dict.fromkeys(name for name in (*first, *measured) if name in measured)
     rows = [row(name, (fmt(values.get(name)) for values in columns.values())) for name in names]
     if not rows:
         return None
-    metric = lookup(run.config, "eval.metric")
     text = f"The best step is chosen by {metric}, not by the test split." if metric else ""
     return join(muted(text) if best and text else None, table(["", *columns], rows))
 

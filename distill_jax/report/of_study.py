@@ -13,7 +13,7 @@ from distill_jax.evaluators import classification
 from distill_jax.report import changes, compute, curves, examples, figures, provenance, trust
 from distill_jax.report.folders import Run, Study, is_trust, lookup, read_alarms, read_json
 from distill_jax.report.html import Html, el, join
-from distill_jax.report.page import alert, figure, muted, row, spread, table, tiles, write
+from distill_jax.report.page import alert, figure, grid, muted, row, spread, table, tiles, write
 from distill_jax.report.provenance import config_table
 from distill_jax.report.quality import QUALITY, calibration_panel, confusion_panel, pooled
 from distill_jax.report.statistics import ArmSummary, answer, conclusion, verdict
@@ -243,6 +243,8 @@ def _study_metrics(study: Study) -> Html | None:
     if not by_name:
         return None
     arms = [arm for arm in study.arms if study.finished(arm)]
+    first = (study.metric, f"{study.metric.partition('/')[0]}/accuracy")
+    by_name = {n: by_name[n] for n in (*first, *by_name) if n in by_name}
     rows = [row(n, (spread(by_arm.get(arm)) for arm in arms)) for n, by_arm in by_name.items()]
     return join(muted("Mean ± standard deviation over seeds."), table(["metric", *arms], rows))
 
@@ -285,7 +287,7 @@ def _study_confusion(study: Study) -> Html | None:
             title = f"{s.arm} ({kind}), {seeds}"
             i = study.colours[s.arm]
             panels.append(confusion_panel(np.sum(counts, axis=0), runs[0].classes, title, i))
-    return el("div", panels, class_="grid2") if panels else None
+    return grid(panels) if panels else None
 
 
 def _study_examples(shown: Mapping[str, Sequence[Run]]) -> Html | None:

@@ -215,6 +215,21 @@ def test_run_report_holds_the_numbers(tmp_path):
     assert "Pullover" in text
 
 
+def test_run_report_opens_with_the_answer(tmp_path):
+    accuracy = write_run(tmp_path / "run")
+    top, _, rest = checked(write_run_report(tmp_path / "run")).partition("<nav")
+    arrays = np.load(tmp_path / "run/predictions.npz")
+    right = [arrays[f"logits_{r}"].argmax(1) == arrays["label"] for r in ("student", "teacher")]
+    difference = float(right[0].mean() - right[1].mean())
+    guess = np.bincount(arrays["label"]).max() / 300
+    assert f"test/accuracy is {accuracy:.4f} after the last step" in top
+    assert f"student minus teacher {difference:+.4f}".replace("-", "\u2212") in top
+    assert f"the most frequent class {guess:.4f}" in top
+    assert rest.index("Set on the command line") < rest.index("From the config file")
+    heads = rest.partition('id="result"')[2].partition("</thead>")[0]
+    assert "test, teacher" in heads
+
+
 def test_alarms_are_shown(tmp_path):
     write_run(tmp_path / "a")
     write_study(tmp_path / "b")
