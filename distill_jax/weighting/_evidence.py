@@ -72,7 +72,10 @@ def labels(evidence: Evidence) -> Array:
         need_classes(evidence, "labels as probabilities")
     if evidence.label_probs is None:
         raise ArgumentError(
-            "the weighting reads labels, and the data have no classes", where="weighting"
+            "the weighting reads labels, and the data have no classes",
+            where="weighting",
+            hint="a label for each token needs `target` in the batch, and logits [b, t, k] of the "
+            "objective",
         )
     return evidence.label_probs
 
