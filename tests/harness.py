@@ -172,6 +172,22 @@ def tiny_decoder(*, width: int = 8) -> Model:
     return Model(init, apply)
 
 
+def answering(model: Model) -> Model:
+    """A decoder that returns `log_probs` `[b, t, k]` of the tokens that its input asks for."""
+
+    def ids_of(x):
+        return x["tokens"] if isinstance(x, dict) else x
+
+    def apply(params, state, x, *, train, rngs):
+        outputs, state = model.apply(params, state, ids_of(x), train=train, rngs=rngs)
+        if isinstance(x, dict) and "ask" in x:
+            logs = jax.nn.log_softmax(outputs["logits"], axis=-1)
+            outputs = {**outputs, "log_probs": jnp.take_along_axis(logs, x["ask"], axis=-1)}
+        return outputs, state
+
+    return Model(lambda key, x: model.init(key, ids_of(x)), apply)
+
+
 def make_token_batch(b: int = 16, *, seed: int = 0) -> dict[str, Any]:
     """A batch of token sequences of unequal lengths; one has no target at all."""
     r = np.random.RandomState(seed)
@@ -289,6 +305,9 @@ STEPS_TO_LEARN = {"moco": 2, "mugs": 2}
 MASKED = ("ijepa", "mae", "tjepa", "vjepa")
 """Objectives whose networks see some tokens and say what others are."""
 
+TEXT = ("next_token", "salt", "token_kd")
+"""Objectives over tokens, on `make_token_batch`."""
+
 EQUAL_WIDTHS = ("fsp", "meta_dmoe")
 """Objectives that compare a student with a teacher of its own widths."""
 
@@ -304,11 +323,18 @@ def role_model(role: str, *, objective: str = "", batch_norm: bool = False) -> M
     if objective in MASKED:
         heads = ("predictor", "decoder")
         return tiny_token_predictor() if role in heads else tiny_token_encoder()
+    if objective in TEXT:
+        return answering(tiny_decoder(width=16 if is_frozen(role) else 8))
     known = {**ROLE_MODELS, **MODELS.get(objective, {})}
     if role in known:
         name, kwargs = known[role]
         return as_model(importlib.import_module(f"distill_jax.models.{name}").make(**kwargs))
     return tiny_convnet(width=16 if is_frozen(role) else 8, batch_norm=batch_norm)
+
+
+def batch_of(name: str) -> dict[str, Any]:
+    """The batch that an objective is tested on."""
+    return make_token_batch() if name in TEXT else make_batch()
 
 
 def is_frozen(role: str) -> bool:
@@ -342,7 +368,7 @@ def setup(
     models = {
         role: role_model(role, objective=name, batch_norm=batch_norm) for role in objective.roles
     }
-    own = name in MASKED or "student" in MODELS.get(name, {})
+    own = name in (*MASKED, *TEXT) or "student" in MODELS.get(name, {})
     if not own and not reads_logits(objective, models):
         encoder = tiny_convnet(batch_norm=batch_norm, head=False)
         models |= {r: encoder for r in models if r in ("student", "target")}
@@ -350,7 +376,7 @@ def setup(
     if name in EQUAL_WIDTHS:
         models |= {role: models["student"] for role in models if is_frozen(role)}
     tx = optax.sgd(0.1, momentum=0.9) if tx is None else tx
-    shapes = state.infer_shapes(objective, models, make_batch() if batch is None else batch)
+    shapes = state.infer_shapes(objective, models, batch_of(name) if batch is None else batch)
     trainable = tuple(r for r in objective.roles if not is_frozen(r) and r not in ema)
     sources = {role: source for role, (source, _) in ema.items()}
     init = state.make_init(objective, models, tx, shapes, trainable=trainable, ema=sources)

@@ -4,6 +4,7 @@ A document is a module outside tests, in the order of its path; equal ones and e
 out. Which text that is depends on the version of Python: the provenance has it, and a checksum.
 """
 
+import functools
 import platform
 import sysconfig
 from pathlib import Path
@@ -16,8 +17,9 @@ LEFT_OUT = frozenset({"test", "tests", "idle_test", "site-packages", "dist-packa
 """Folders that are not read."""
 
 
-def read() -> list[_documents.Document]:
-    """Returns the modules of the standard library.
+@functools.lru_cache(maxsize=1)
+def read() -> tuple[_documents.Document, ...]:
+    """Returns the modules of the standard library; they are read once.
 
     Raises:
       DataUnavailable: this Python has no sources.
@@ -30,7 +32,7 @@ def read() -> list[_documents.Document]:
             found.setdefault(text, _documents.Document(name.as_posix(), "", text))
     if not found:
         raise DataUnavailable("no sources of the standard library", where=str(root))
-    return list(found.values())
+    return tuple(found.values())
 
 
 def make(

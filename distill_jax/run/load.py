@@ -326,7 +326,10 @@ def _network(
         {name: config_lib.tuples(value) for name, value in spec["kwargs"].items()},
         role=role,
         provided=build.provided_to_models(
-            classes, signature["cardinalities"], signature["image_size"]
+            classes,
+            signature["cardinalities"],
+            signature["image_size"],
+            signature.get("vocabulary", 0),
         ),
         trusted=trusted,
     )

@@ -35,7 +35,7 @@ def name(request):
 @functools.lru_cache(maxsize=1)
 def case(name) -> harness.Case:
     made = harness.setup(name)
-    return harness.follow(made, harness.make_batch(), n_steps=3, donate=True)
+    return harness.follow(made, harness.batch_of(name), n_steps=3, donate=True)
 
 
 def nets_of(made, state, params=None):
@@ -88,7 +88,7 @@ def test_every_leaf_learns(name):
 def test_one_device_equals_a_mesh_of_eight(name):
     """Two devices along the batch, four that share every parameter; in float64."""
     with jax.enable_x64(True):
-        made, batch = harness.setup(name, batch_norm=True), harness.make_batch()
+        made, batch = harness.setup(name, batch_norm=True), harness.batch_of(name)
         n, mesh = harness.STEPS_TO_LEARN.get(name, 1), partition.make_mesh(data=2, fsdp=4)
         one, alone = harness.run(made, batch, n_steps=n)
         eight, split = harness.run(made, batch, mesh=mesh, n_steps=n)

@@ -176,6 +176,7 @@ class Experiment:
             "classes": self.dataset.classes,
             "cardinalities": self.dataset.cardinalities,
             "image_size": self.image_size,
+            **({"vocabulary": self.dataset.vocabulary} if self.dataset.vocabulary else {}),
             "statistics": statistics,
             "networks": networks,
         }

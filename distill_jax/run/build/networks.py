@@ -68,7 +68,9 @@ def make_networks(
 ) -> Networks:
     """Builds the networks and runs the method on shapes."""
     dataset, objective = data.dataset, method.objective
-    provided = provided_to_models(dataset.classes, dataset.cardinalities, batches.image_size)
+    provided = provided_to_models(
+        dataset.classes, dataset.cardinalities, batches.image_size, dataset.vocabulary
+    )
     models = _make_models(config, provided, trusted)
     for role, spec in config.roles.items():
         if spec.classes:
@@ -234,10 +236,15 @@ def make_model(
 
 
 def provided_to_models(
-    classes: Collection[str], cardinalities: Collection[int], image_size: int | None
+    classes: Collection[str],
+    cardinalities: Collection[int],
+    image_size: int | None,
+    vocabulary: int = 0,
 ) -> dict[str, Any]:
     """Returns arguments of networks that come from the data where the config has none."""
+    text = {"vocabulary": vocabulary} if vocabulary else {}
     return {
+        **text,
         "num_classes": len(classes),
         "image_size": image_size,
         "cardinalities": tuple(cardinalities),

@@ -76,7 +76,7 @@ class Plan:
         """Returns the arrays to store for the outputs of a batch."""
         dtype = jnp.dtype(self.dtype)
         if not self.top_k:
-            return {name: x.astype(dtype) for name, x in outputs.items()}
+            return {name: x if _is_index(x) else x.astype(dtype) for name, x in outputs.items()}
         index, value = keep_top(outputs["logits"], k=self.top_k)
         small = outputs["logits"].shape[-1] <= 2**16
         return {
@@ -90,7 +90,7 @@ class Plan:
 
     def _decode(self, role: Role, stored: StoredOutputs) -> dict[str, Array]:
         if not self.top_k:
-            return {name: x.astype(jnp.float32) for name, x in stored.items()}
+            return {n: x if _is_index(x) else x.astype(jnp.float32) for n, x in stored.items()}
         logits = restore_top(
             stored["index"].astype(jnp.int32),
             stored["value"].astype(jnp.float32),
@@ -106,6 +106,11 @@ class Plan:
             f"{', '.join(self.outputs)}: {n:,} examples x {self.views} views x {size} B"
             f" = {n * self.views * size / 2**20:.1f} MiB"
         )
+
+
+def _is_index(x: Any) -> bool:
+    """Returns whether an output is integers, which are stored as they are: ids of top tokens."""
+    return jnp.issubdtype(x.dtype, jnp.integer)
 
 
 def make_plan(
