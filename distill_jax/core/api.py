@@ -437,6 +437,10 @@ class Evaluator(Protocol):
       examples (None for all; they are spread evenly). It is then called with the keywords `parts`,
       `{split: (outputs, batch)}` with at least as many examples, and `split`, the name of the
       measured split, which may be among the parts. Parts must not be empty.
+    * `measure(nets, batch, step) -> {name: [b, ...]}`: what it computes with the networks, in
+      evaluation mode, for a batch after its transforms; jitted. `__call__` gets the results for the
+      whole split, `{name: [n, ...]}`, as the output of its own name, the one that it has among the
+      evaluators. The host then sees losses of sentences, say, and never logits `[n, t, v]`.
     * `controls`: "raw" and "initial". The test split is then measured again, with the network's
       outputs replaced by its flattened input, and by the outputs of the initial network with the
       batch statistics of training data. The metrics get the suffixes `_raw` and `_initial`.

@@ -1,16 +1,20 @@
 """One pass of a function over a data set."""
 
 import functools
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
 import jax
 import numpy as np
 
-from distill_jax.core.api import Batch, Evaluator, PyTree
+from distill_jax.core.api import Array, Batch, Evaluator, Nets, Outputs, PyTree
+from distill_jax.core.errors import ArgumentError
 
 Wanted = tuple[tuple[str, tuple[str, ...] | None], ...]
 """Outputs by network or by prediction of the objective; None for all outputs."""
+
+Measures = tuple[tuple[str, Evaluator], ...]
+"""Evaluators that have `measure`, by name."""
 
 _BATCH_ONLY = ("input", "mask", "epoch")
 
@@ -61,3 +65,51 @@ def wanted_by(evaluators: Mapping[str, Evaluator]) -> Wanted:
         for role, names in evaluator.outputs.items():
             wanted[role] = tuple(dict.fromkeys((*wanted.get(role, ()), *names)))
     return tuple(wanted.items())
+
+
+def measuring(evaluators: Mapping[str, Evaluator]) -> Measures:
+    """Returns the evaluators that compute something with the networks, by name."""
+    return tuple((name, x) for name, x in evaluators.items() if hasattr(x, "measure"))
+
+
+def measured(
+    measures: Measures, nets: Nets, batch: Batch, step: Array, *, taken: Collection[str]
+) -> dict[str, Outputs]:
+    """Returns `{evaluator: {name: [b, ...]}}`; pure.
+
+    Args:
+      measures: the evaluators.
+      nets: the networks.
+      batch: after its transforms, with `mask` `[b]`.
+      step: number of finished steps.
+      taken: names of networks and predictions, which no evaluator may have.
+
+    Raises:
+      ArgumentError: a result has no row for each example, or a name is taken.
+    """
+    results: dict[str, Outputs] = {}
+    for name, evaluator in measures:
+        if name in taken:
+            raise ArgumentError(
+                f"evaluator {name!r} has the name of an output", where=name, hint="another name"
+            )
+        results[name] = dict(evaluator.measure(nets, batch, step))  # pyright: ignore
+        for key, value in results[name].items():
+            if value.shape[:1] != batch["mask"].shape:
+                raise ArgumentError(
+                    f"evaluator {name!r} measures {key!r} of shape {value.shape} in a batch of "
+                    f"{len(batch['mask'])}",
+                    where=name,
+                    hint="one row for each example",
+                )
+    return results
+
+
+def filled(batches: Iterable[Batch]) -> Iterable[Batch]:
+    """Yields batches with `mask` and `index` where they are missing; no example is repeated."""
+    start = 0
+    for batch in batches:
+        b = len(jax.tree.leaves(batch["input"])[0])
+        index = np.arange(start, start + b, dtype=np.int32)
+        start += b
+        yield {"mask": np.ones(b, np.float32), "index": index, **batch}

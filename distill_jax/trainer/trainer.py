@@ -33,9 +33,9 @@ from distill_jax.core.api import (
 )
 from distill_jax.core.errors import ArgumentError, nearest
 from distill_jax.core.weighted_objective import WeightedObjective
-from distill_jax.trainer import checks
+from distill_jax.trainer import checks, passes
 from distill_jax.trainer.options import Options
-from distill_jax.trainer.passes import Wanted, dataset_pass, wanted_by
+from distill_jax.trainer.passes import Measures, Wanted
 from distill_jax.trainer.update import make_update
 
 IN_FLIGHT = 8
@@ -432,7 +432,12 @@ class Trainer:
         return steps.bind_networks(models, train, frozen, key=key, precision=precision, batch=batch)
 
     def outputs(
-        self, train: TrainState, frozen: steps.Frozen, batch: Batch, wanted: Wanted
+        self,
+        train: TrainState,
+        frozen: steps.Frozen,
+        batch: Batch,
+        wanted: Wanted,
+        measures: Measures = (),
     ) -> Mapping[str, Outputs]:
         """Returns `{name: {output: [b, ...]}}` in evaluation mode; pure.
 
@@ -442,6 +447,7 @@ class Trainer:
           batch: after its transforms.
           wanted: names of outputs, by network or by name among the predictions of the objective.
             The weights of a weighting have the name "example_weights".
+          measures: evaluators whose `measure` is called; its results get the evaluator's name.
         """
         nets, outputs_by_role = self.bind(train, frozen, batch=batch), {}
         for name, outputs in wanted:
@@ -453,11 +459,12 @@ class Trainer:
                 predict = self.objective.predictions
                 made = predict(nets, batch, train.memory, train.step)[name]
             outputs_by_role[name] = {output: made[output] for output in outputs or made}
-        return outputs_by_role
+        taken = {*self.models, *outputs_by_role}
+        return outputs_by_role | passes.measured(measures, nets, batch, train.step, taken=taken)
 
     @functools.cached_property
     def _predict(self) -> Callable:
-        return jax.jit(self.outputs, static_argnames="wanted")
+        return jax.jit(self.outputs, static_argnames=("wanted", "measures"))
 
     def predict(
         self, state: TrainerState, inputs: PyTree, *, role: Role = "student"
@@ -472,35 +479,20 @@ class Trainer:
         batches: Iterable[Batch],
         evaluators: Mapping[str, Evaluator],
     ) -> dict[str, Any]:
-        """Returns the metrics of evaluators over batches.
+        """Returns the metrics of evaluators over batches by name, scalars and arrays.
 
         Args:
           state: the state to evaluate.
           batches: `input` and the arrays that evaluators read (`label`), with a leading axis b.
-          evaluators: evaluators by name; they may read only outputs of networks.
-
-        Returns:
-          `{metric: value}`, scalars and arrays.
+          evaluators: evaluators by name; they may read only outputs of networks, and what they
+            `measure`. Those that do are hashable, as frozen dataclasses are.
         """
-        wanted = wanted_by(evaluators)
+        wanted, measures = passes.wanted_by(evaluators), passes.measuring(evaluators)
+        whole = bool(measures) or any(name not in self.models for name, _ in wanted)
 
         def outputs(batch: Batch) -> Mapping[str, Outputs]:
-            derived = any(name not in self.models for name, _ in wanted)
-            seen = batch if derived else {"input": batch["input"]}
-            return self._predict(state.train, state.frozen, seen, wanted=wanted)
+            seen = batch if whole else {"input": batch["input"]}
+            return self._predict(state.train, state.frozen, seen, wanted=wanted, measures=measures)
 
-        start = 0
-
-        def filled() -> Iterable[Batch]:
-            nonlocal start
-            for batch in batches:
-                b = len(jax.tree.leaves(batch["input"])[0])
-                index = np.arange(start, start + b, dtype=np.int32)
-                start += b
-                yield {"mask": np.ones(b, np.float32), "index": index, **batch}
-
-        collected, info = dataset_pass(outputs, filled())
-        metrics: dict[str, Any] = {}
-        for evaluator in evaluators.values():
-            metrics |= evaluator(collected, info)
-        return metrics
+        collected, info = passes.dataset_pass(outputs, passes.filled(batches))
+        return {k: x for e in evaluators.values() for k, x in e(collected, info).items()}

@@ -49,6 +49,12 @@ def make_evaluators(
                         where=f"evaluators.{name}",
                         hint=nearest(output, outputs[role]),
                     )
+        if hasattr(evaluator, "measure") and getattr(evaluator, "controls", ()):
+            raise ConfigError(
+                f"evaluator {name!r} measures with the networks, and its controls replace outputs",
+                where=at,
+                hint="no controls beside measure",
+            )
         for part in getattr(evaluator, "parts", {}):
             if len(getattr(dataset, part)) == 0:
                 raise ConfigError(
@@ -87,13 +93,11 @@ def _measured(experiment: Experiment, split: str) -> list[str]:
     rows = np.arange(4 * k)
     example_info = {"label": _labels(experiment.dataset, rows, random), "index": rows}
     names: list[str] = []
-    for evaluator in experiment.evaluators.values():
+    shapes = {**experiment.outputs, **experiment.measured}
+    for key, evaluator in experiment.evaluators.items():
         outputs = {
-            role: {
-                output: random.normal(size=(len(rows), *experiment.outputs[role][output].shape[1:]))
-                for output in wanted
-            }
-            for role, wanted in evaluator.outputs.items()
+            role: {name: _random(shapes[role][name], len(rows), random) for name in wanted}
+            for role, wanted in (*evaluator.outputs.items(), *_own(experiment, key))
         }
         parts = dict.fromkeys(experiment.parts, (outputs, example_info))
         metrics = ask(evaluator, outputs, example_info, split=split, parts=parts)
@@ -104,6 +108,20 @@ def _measured(experiment: Experiment, split: str) -> list[str]:
                 names += [f"{name}_{control}" for name in own]
     experiment.caches.measured[split] = names
     return names
+
+
+def _own(experiment: Experiment, evaluator: str) -> list[tuple[str, tuple[str, ...]]]:
+    """Returns what an evaluator measures, as one more of the outputs that it reads."""
+    measured = experiment.measured.get(evaluator)
+    return [] if measured is None else [(evaluator, tuple(measured))]
+
+
+def _random(like: Any, n: int, random: np.random.Generator) -> np.ndarray:
+    """Returns random numbers of n examples, zeros where they are whole numbers."""
+    shape = (n, *like.shape[1:])
+    if not np.issubdtype(like.dtype, np.integer):
+        return random.normal(size=shape)
+    return np.zeros(shape, like.dtype)
 
 
 def _labels(dataset: Dataset, rows: np.ndarray, random: np.random.Generator) -> np.ndarray:

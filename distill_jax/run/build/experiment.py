@@ -32,7 +32,7 @@ from distill_jax.run.build.networks import role_spec
 from distill_jax.run.config import ConfigDict
 from distill_jax.trainer import Trainer
 from distill_jax.trainer.io.teacher_cache import Plan
-from distill_jax.trainer.passes import wanted_by
+from distill_jax.trainer.passes import measuring, wanted_by
 from distill_jax.trainer.update import metric_names
 
 RAW_WIDTH = 4096
@@ -202,12 +202,23 @@ class Experiment:
     def predict(self) -> Callable:
         """The jitted `(state, frozen, batch) -> {role: {name: [b, ...]}}` of the evaluators."""
         wanted = tuple(x for x in wanted_by(self.evaluators) if x[0] not in self.asked)
+        measures = measuring(self.evaluators)
 
         def run(state, frozen, batch):
             batch = evaluation_batch(self, batch, state.step)
-            return self.trainer.outputs(state, frozen, batch, wanted)
+            return self.trainer.outputs(state, frozen, batch, wanted, measures)
 
         return jax.jit(run, out_shardings=partition.replicated(self.mesh))
+
+    @functools.cached_property
+    def measured(self) -> Mapping[str, Mapping[str, Any]]:
+        """Shapes of what evaluators measure with the networks, `{evaluator: {name: [b, ...]}}`."""
+        names = [name for name, _ in measuring(self.evaluators)]
+        if not names:
+            return {}
+        batch = batch_shapes(self.dataset.train, self.eval_batch_size)
+        found = jax.eval_shape(self.predict, self.abstract_state, self.abstract_frozen, batch)
+        return {name: found[name] for name in names}
 
     def metric_names(self, variant: str = "inner") -> tuple[str, ...]:
         """Names of a step's metrics."""

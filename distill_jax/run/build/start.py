@@ -20,7 +20,7 @@ from distill_jax.run.config import ConfigDict
 from distill_jax.trainer.io.network import read_network
 from distill_jax.trainer.io.paths import NetworkRef
 from distill_jax.trainer.io.teacher_cache import TeacherOutputs
-from distill_jax.trainer.passes import dataset_pass
+from distill_jax.trainer.passes import dataset_pass, measuring
 
 
 def initial_state(experiment: Experiment, key: Key, config: ConfigDict) -> Any:
@@ -139,7 +139,7 @@ def on_device(experiment: Experiment, frozen: steps.Frozen) -> steps.Frozen:
 def for_evaluation(experiment: Experiment, frozen: steps.Frozen) -> steps.Frozen:
     """Returns the frozen networks that evaluators may read, on the devices."""
     read = {role for evaluator in experiment.evaluators.values() for role in evaluator.outputs}
-    if read <= set(experiment.shapes.roles):
+    if read <= set(experiment.shapes.roles) and not measuring(experiment.evaluators):
         frozen = {role: network for role, network in frozen.items() if role in read}
     return on_device(experiment, frozen)
 

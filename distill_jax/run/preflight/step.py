@@ -176,6 +176,8 @@ def _of_terms(experiment: Experiment, traced: Traced) -> Iterator[Finding]:
 
 def _evaluated(experiment: Experiment) -> set[Role]:
     """Returns the roles and predictions whose outputs evaluators read."""
+    if experiment.measured:  # with any network
+        return {*experiment.models}
     return {role for evaluator in experiment.evaluators.values() for role in evaluator.outputs}
 
 
