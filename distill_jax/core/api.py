@@ -247,6 +247,8 @@ class Objective(Protocol):
       couples_batch: whether one example's value depends on the other examples (negatives, batch
         statistics). Gradient accumulation is then refused.
       auxiliary: those of its networks whose logits are not over the classes of the data.
+      beside: optional; those of its networks that teach nothing and that evaluators read, such as
+        a ceiling.
       tasks: those of `TASKS` whose labels it can read; all of them if it reads no label.
       needs_dataset_pass: whether it needs `dataset_pass` over the training part before the first
         step.

@@ -16,10 +16,13 @@ class MLP(nn.Module):
     hidden: tuple[int, ...]
     dropout: float
     batch_norm: bool
+    pool: int
 
     @nn.compact
     def __call__(self, x: Array, train: bool = False) -> Outputs:
         outputs = {}
+        if self.pool > 1:
+            x = nn.avg_pool(x, (self.pool, self.pool), (self.pool, self.pool))
         x = x.reshape(x.shape[0], -1)
         for stage, width in enumerate(self.hidden, start=1):
             x = Dense(width)(x)
@@ -41,6 +44,7 @@ def make(
     hidden: tuple[int, ...] = (512, 512),
     dropout: float = 0.0,
     batch_norm: bool = False,
+    pool: int = 1,
 ) -> Model:
     """Returns a perceptron for inputs `[b, ...]`; without hidden layers it is a linear model.
 
@@ -52,8 +56,10 @@ def make(
       hidden: widths of the hidden layers.
       dropout: rate after every hidden layer.
       batch_norm: whether to normalize before every activation.
+      pool: side of the squares of pixels that are averaged first, for images `[b, h, w, c]`; 1
+        keeps them. It gives a network that sees less than another one does.
     """
     ranges.counts(num_classes=num_classes)
-    ranges.sizes(hidden=hidden)
+    ranges.sizes(hidden=hidden, pool=pool)
     ranges.rates(dropout=dropout)
-    return from_linen(MLP(num_classes, tuple(hidden), dropout, batch_norm))
+    return from_linen(MLP(num_classes, tuple(hidden), dropout, batch_norm, pool))

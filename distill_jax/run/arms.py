@@ -14,7 +14,7 @@ from distill_jax.run import config as config_lib
 from distill_jax.run.config import ConfigDict
 from distill_jax.trainer.io.paths import NetworkRef
 
-_REFERENCE = re.compile(r"arm:(?P<arm>[\w.+-]+)(@(?P<seed>\d+))?(?P<role>#[\w/]+[*]?)?$")
+_REFERENCE = re.compile(r"arm:(?P<arm>[\w.+-]+)(@(?P<seed>\d+))?(?P<role>#[\w/]+[*]{0,2})?$")
 
 
 def references(changes: Mapping[str, Any]) -> dict[str, re.Match]:

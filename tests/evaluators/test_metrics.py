@@ -7,7 +7,7 @@ import pytest
 from sklearn import metrics as sk
 
 from distill_jax.core.errors import ConfigError, NonFiniteError
-from distill_jax.evaluators import agreement, calibration, classification
+from distill_jax.evaluators import agreement, calibration, classification, gap_recovered
 from distill_jax.evaluators._directions import direction
 from tests.reference import softmax
 
@@ -258,3 +258,17 @@ def test_which_end_of_a_metric_is_better():
         assert {direction(name) for name in names.split()} == {end}
     for name in ("alpha_req", "few_label_se_5_per_class", "held_out/mine", "nll_gap", ""):
         assert direction(name) is None
+
+
+def test_gap_recovered_is_a_share_of_the_gap():
+    labels = np.arange(10) % 2
+    logits = {}
+    for role, right in (("student", 7), ("teacher", 6), ("ceiling", 9)):
+        said = np.where(np.arange(10) < right, labels, 1 - labels)
+        logits[role] = np.eye(2)[said]
+    found = evaluate(gap_recovered.make(), labels=labels, logits=logits.pop("student"), **logits)
+    assert math.isclose(found["gap_recovered"], 1 / 3)
+    assert found["accuracy_where_weak_wrong"] == 0.25
+    logits["ceiling"] = logits["teacher"]
+    found = evaluate(gap_recovered.make(), labels=labels, logits=logits["teacher"], **logits)
+    assert "gap_recovered" not in found and direction("test/gap_recovered") == "max"

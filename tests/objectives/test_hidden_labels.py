@@ -26,6 +26,7 @@ HONEST = {
     "nested_coteaching": {"ramp": 0},
     "self_training": {"threshold": 0.1},
     "simclr_v2": {"alpha": 0.5},
+    "weak_to_strong": {"label_weight": 1.0},
 }
 READING = {
     "crd": {"class_aware": True},

@@ -7,7 +7,7 @@ import pytest
 
 from distill_jax.core.api import TrainState
 from distill_jax.core.errors import CheckpointError, ConfigError
-from distill_jax.models import vit
+from distill_jax.models import mlp, vit
 from distill_jax.run import build, flags
 from distill_jax.run import config as config_lib
 from distill_jax.trainer.io import checkpoint
@@ -144,6 +144,25 @@ def test_positions_of_another_size_of_image(tmp_path):
     )
     found, _ = read_network(tmp_path, like=(params, model_state), where="roles.student.init")
     np.testing.assert_array_equal(found["positions"], params["positions"])
+
+
+def test_a_network_keeps_its_own_last_layer_beside_layers_of_another(tmp_path):
+    def init(seed, **kwargs):
+        model = mlp.make(hidden=(4, 3), **kwargs)
+        return model.init(jax.random.key(seed), jnp.zeros((1, 5)))
+
+    body, own = init(0, num_classes=0), init(1, num_classes=2)
+    state = TrainState(jnp.int32(1), {"student": body[0]}, {}, {"student": {}}, (), {})
+    saver = checkpoint.Checkpointer(tmp_path / "checkpoints")
+    saver.save(state, {"config": {}}, metric=None)
+    saver.close()
+    found, _ = read_network(tmp_path, part="**", like=own)
+    for layer, wanted in (("Dense_0", body), ("Dense_1", body), ("Dense_2", own)):
+        np.testing.assert_array_equal(found[layer]["kernel"], wanted[0][layer]["kernel"])
+    with pytest.raises(CheckpointError, match="absent from the checkpoint"):
+        read_network(tmp_path, part="*", like=own)
+    with pytest.raises(CheckpointError, match="no layer"):
+        read_network(tmp_path, part="**", like=({"Conv_0": own[0]["Dense_0"]}, {}))
 
 
 def test_a_message_that_ends_with_a_name_keeps_its_quote(tmp_path):

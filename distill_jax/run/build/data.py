@@ -183,22 +183,20 @@ def open_dataset(
     make = resolve("data", config.data.name, where="data.name", trusted=trusted)
     if shapes_only:
         make = getattr(sys.modules.get(make.__module__), "spec", make)
+    kwargs, faults = config_lib.data_arguments(config)
     dataset = bind(
         make,
-        config.data.kwargs.to_dict(),
+        kwargs,
         where="data.kwargs",
         provided={"held_out": config.data.held_out},
     )()
     dataset, report = checks.open_dataset(dataset, where="data.name")
     dataset = source.first(dataset, config.data.at_most)
     if dataset.outer is None and (share := _outer_share(config, trusted)):
-        seed = config.data.kwargs.get("split_seed", 0)
+        seed = kwargs.get("split_seed", 0)
         with below("data", ("outer", "held_out")):
             dataset = source.split_outer(dataset, share=share, seed=seed)
     corrupt = functools.partial(corruption.corrupt, dataset)
-    faults = config.data.corrupt.to_dict()
-    if config_lib.data_follow_seed(config):
-        faults["seed"] = config.seed
     corrupted = bind(corrupt, faults, where="data.corrupt")()
     mixing = [name for name in config.data.train_transforms if name in ("mixup", "cutmix")]
     if mixing and dataset.task != "classification":

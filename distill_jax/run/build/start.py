@@ -11,13 +11,14 @@ import numpy as np
 
 from distill_jax.core import partition, steps, weighted_objective
 from distill_jax.core.api import Key, PyTree, Role
+from distill_jax.core.errors import ConfigError
 from distill_jax.core.weighted_objective import WeightedObjective
 from distill_jax.data import loader
 from distill_jax.data.source import example_ids
 from distill_jax.run import foreign, paths, processes, teacher_cache, watch
 from distill_jax.run.build.experiment import Experiment, evaluation_batch
 from distill_jax.run.config import ConfigDict
-from distill_jax.trainer.io.network import read_network
+from distill_jax.trainer.io.network import COMMON, read_network
 from distill_jax.trainer.io.paths import NetworkRef
 from distill_jax.trainer.io.teacher_cache import TeacherOutputs
 from distill_jax.trainer.passes import dataset_pass, measuring
@@ -181,6 +182,9 @@ def _read(
         values = foreign.read(spec.init, spec.model, like, frozen=spec.frozen, where=where)
     else:
         ref = NetworkRef.parse(spec.init, where=where)
+        if ref.part == COMMON and spec.frozen:
+            what, hint = "a frozen network has no first values to keep", "a whole network, or '*'"
+            raise ConfigError(what, where=where, hint=hint)
         values = read_network(ref.path, role=ref.role, part=ref.part, like=like, where=where)
     if role in experiment.cached:
         return values

@@ -21,7 +21,13 @@ An arm writes the last two as `{"data": {"corrupt": {}}, "evaluators": {"calibra
 
 from distill_jax.run.config.durations import duration, refuse_old_keys, total_steps
 from distill_jax.run.config.files import from_json, to_json
-from distill_jax.run.config.overrides import arms, data_follow_seed, override, without_study
+from distill_jax.run.config.overrides import (
+    arms,
+    data_arguments,
+    data_follow_seed,
+    override,
+    without_study,
+)
 from distill_jax.run.config.schema import DURATIONS, LONGEST_NAME, SPLITS, ConfigDict, base, role
 from distill_jax.run.config.smoke import MOST_RUNS, smoke
 from distill_jax.run.config.tree import default, differences, flatten, lookup, tuples
@@ -35,6 +41,7 @@ __all__ = [
     "ConfigDict",
     "arms",
     "base",
+    "data_arguments",
     "data_follow_seed",
     "default",
     "differences",

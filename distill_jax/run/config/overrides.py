@@ -214,8 +214,17 @@ def _tuple(text: str) -> tuple[Any, ...]:
 
 
 def data_follow_seed(config: ConfigDict) -> bool:
-    """Returns whether runs that differ only in `seed` have different data: their own faults."""
-    return config.data.corrupt.get("seed") == "run"
+    """Returns whether runs that differ only in `seed` have different data: faults or parts."""
+    return "run" in (config.data.corrupt.get("seed"), config.data.kwargs.get("split_seed"))
+
+
+def data_arguments(config: ConfigDict) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Returns the arguments of the data and of their faults, with the seed of the run for "run"."""
+    kwargs, faults = config.data.kwargs.to_dict(), config.data.corrupt.to_dict()
+    for group, key in ((kwargs, "split_seed"), (faults, "seed")):
+        if group.get(key) == "run":
+            group[key] = config.seed
+    return kwargs, faults
 
 
 def arms(config: ConfigDict) -> dict[str, dict[str, Any]]:

@@ -43,7 +43,9 @@ def of_schedules(experiment: Experiment) -> Iterator[Finding]:
     for group, part in _parts(experiment).items():
         for name, kind in getattr(part, "schedules", {}).items():
             value = getattr(part, name)
-            steps = durations.steps(value, name, steps_per_epoch=experiment.steps_per_epoch)
+            steps = durations.steps(
+                value, name, steps_per_epoch=experiment.steps_per_epoch, total_steps=total
+            )
             least = f"{total} steps"
             if isinstance(value, str) and "epoch" in value:
                 least = f"{total / experiment.steps_per_epoch:.4g} epochs"

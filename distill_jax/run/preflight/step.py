@@ -157,6 +157,7 @@ def _of_terms(experiment: Experiment, traced: Traced) -> Iterator[Finding]:
         traced.roles
         | {*weighted_objective.networks(experiment.objective)}
         | _predicting(experiment)
+        | _beside(experiment)
     )
     roles = (*experiment.trainable, *experiment.frozen, *experiment.ema)
     unreached, terms = [r for r in roles if r not in used], ", ".join(map(repr, weightless))
@@ -172,6 +173,11 @@ def _of_terms(experiment: Experiment, traced: Traced) -> Iterator[Finding]:
             what = f"nothing that is learned depends on {role}"
             hint = "an objective that uses its outputs, or delete the role"
             yield Finding("error", what, f"roles.{role}", hint)
+
+
+def _beside(experiment: Experiment) -> set[Role]:
+    """Returns the roles that the method calls for evaluators alone and that one of them reads."""
+    return {*getattr(method_of(experiment.objective), "beside", ())} & _evaluated(experiment)
 
 
 def _evaluated(experiment: Experiment) -> set[Role]:

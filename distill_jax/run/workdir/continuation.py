@@ -168,7 +168,7 @@ class Alike:
         if not isinstance(data, Mapping):
             return
         group = {k: config.data[k] for k in ("name", "held_out")}
-        key = json.dumps(group | {"kwargs": config.data.kwargs.to_dict()}, sort_keys=True)
+        key = json.dumps(group | {"kwargs": config_lib.data_arguments(config)[0]}, sort_keys=True)
         origins = {split: part["origin"] for split, part in data.items() if part.get("origin")}
         first, before = self._seen.get(key, (label, origins))
         if done:

@@ -12,8 +12,8 @@ from distill_jax.trainer.io.files import DamagedFile, read_json
 from distill_jax.trainer.io.step_folder import CHECKSUMS, ROLE, verify
 from distill_jax.trainer.io.step_index import find_step
 
-ANY = "*"
-"""In place of the name of a layer: all stored layers that the network has."""
+ANY, COMMON = "*", "**"
+"""In place of the name of a layer: all layers of the network, or those that the stored one has."""
 
 
 def network_checksum(
@@ -59,7 +59,9 @@ def read_network(
       role: which network of that run.
       part: name of the layer whose parameters are read in place of the whole network's,
         `layer/layer` where it is inside another; a network of that layer has no state. "*" reads
-        those layers that the network has, and leaves the others of the stored one.
+        those layers that the network has, and leaves the others of the stored one. "**" reads
+        those that both have; others of the network, such as a new last layer, keep the values of
+        `like`, which must then be arrays.
       like: `(params, state)` as shapes; None reads what is stored.
       where: the argument or config path to name in errors.
 
@@ -78,6 +80,10 @@ def read_network(
         stored = stored_shapes(folder, item)
         if not {"params", "state"} <= stored.keys():
             raise CheckpointError(f"{item} holds no network", where=str(folder))
+        if wanted is not None and part == COMMON:
+            wanted = _common(wanted, stored)
+            if not wanted["params"]:
+                raise CheckpointError(f"no layer of {item} is a layer of this network")
         if wanted is not None:
             check_structure(folder, item, _select(stored, part, wanted), wanted)
     except CheckpointError as e:
@@ -91,6 +97,8 @@ def read_network(
             args=ocp.args.PyTreeRestore(tree, restore_args=restore_args),
         )
     network = _select(network, part, wanted)
+    if part == COMMON and like is not None:
+        network = {"params": {**like[0], **network["params"]}, "state": like[1] | network["state"]}
     return network["params"], network["state"]
 
 
@@ -106,7 +114,7 @@ def _hint(error: CheckpointError) -> str:
 
 def _select(network: PyTree, part: str, like: PyTree) -> PyTree:
     """Returns the part of a network `{"params", "state"}` that is read, see `read_network`."""
-    if part == ANY:
+    if part in (ANY, COMMON):
         return _common(network, like)
     return {"params": _layer(network["params"], part), "state": {}} if part else network
 

@@ -76,7 +76,8 @@ class NetworkRef(NamedTuple):
     Attributes:
       path: a run, a `checkpoints` folder or a step.
       role: role of the network in that run.
-      part: `layer` or `layer/layer` of the network, `*` for the common layers, empty for all of it.
+      part: `layer` or `layer/layer` of the network, `*` for the layers that the new network has,
+        `**` for those that both have, empty for all of it.
     """
 
     path: pathlib.Path
