@@ -25,7 +25,12 @@ COVERAGE = (0.3, 0.7)
 
 
 def make(
-    *, task: str = "parity", rules: int = 8, copies: int = 1, split_seed: int = 0
+    *,
+    task: str = "parity",
+    rules: int = 8,
+    copies: int = 1,
+    labels: int | None = 0,
+    split_seed: int = 0,
 ) -> Dataset:
     """Returns images 8x8x1 with `votes` int32 `[rules + copies + 1]`, -1 where a source abstains.
 
@@ -33,6 +38,7 @@ def make(
       task: "parity" or "at_least_5".
       rules: number of different rules.
       copies: number of exact copies of the first rule.
+      labels: number of images whose label is shown; None for all.
       split_seed: seed of the division and of the rules; in a config "run" stands for the seed of
         the run.
 
@@ -50,7 +56,7 @@ def make(
     seen: Any = made.read(np.arange(len(made)))
     lines = [_line(seen, random, alone=False) for _ in range(rules)]
     lines += [lines[0]] * copies + [_line(seen, random, alone=True)]
-    dataset = weak_digits.make(stage="student", task=task, labels=0, split_seed=split_seed)
+    dataset = weak_digits.make(stage="student", task=task, labels=labels, split_seed=split_seed)
 
     def one(part: source.Source) -> source.Source:
         rows: Any = part.read(np.arange(len(part)))

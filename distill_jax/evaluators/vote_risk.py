@@ -38,7 +38,9 @@ class VoteRisk:
         votes = np.asarray(batch["votes"])
         if not -votes.shape[1] <= self.source < votes.shape[1]:
             what = f"source is {self.source}, and there are {votes.shape[1]} sources"
-            raise ArgumentError(what, where="source", hint="they are counted from 0, or from the end")
+            raise ArgumentError(
+                what, where="source", hint="they are counted from 0, or from the end"
+            )
         counts = (votes[:, :, None] == np.arange(k)).sum(1)
         metrics = {"majority_accuracy": float((counts.argmax(1) == labels).mean())}
         vote = votes[:, self.source]

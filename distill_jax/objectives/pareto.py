@@ -41,7 +41,9 @@ class Pareto(Objective):
         known = (*AGGREGATES, "majority")
         if self.aggregate not in known:
             hint = nearest(self.aggregate, known)
-            raise ArgumentError(f"unknown aggregate {self.aggregate!r}", where="aggregate", hint=hint)
+            raise ArgumentError(
+                f"unknown aggregate {self.aggregate!r}", where="aggregate", hint=hint
+            )
         ranges.counts(source=self.source)
 
     def votes(self, batch: Batch) -> Array:
