@@ -13,6 +13,7 @@ import functools
 import itertools
 import json
 import pathlib
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -138,7 +139,7 @@ def study(task, seeds):
     right = lambda probs, name: np.mean(np.asarray(probs).argmax(-1) == at[name][1], -1)  # noqa: E731
     heads = over(lambda key: init(key, (256, 2)))(keys)
 
-    def student(key, layers, head, x, y, clean, test, lr, steps, alpha, *, whole, most):
+    def student(key, layers: Any, head: Any, x, y, clean, test, lr, steps, alpha, *, whole, most):
         learned, fixed = ([*layers, *head], []) if whole else (head, [*layers])
         learned = train(learned, fixed, x, y, key=key, lr=lr, steps=steps, alpha=alpha, most=most)
         return [apply([*fixed, *learned], part) for part in (clean, test)]

@@ -102,4 +102,4 @@ def from_weak(
 
 def naive(student: dict, **kwargs) -> dict:
     """Plain training on the weak labels."""
-    return from_weak(student, alpha=0.0, ramp=0, **kwargs)
+    return from_weak(student, alpha=0.0, **kwargs)

@@ -6,9 +6,9 @@
 Zhao et al. 2023 (arXiv:2306.16564). Eight rules vote on the parity of some images, one of them
 twice, and a linear model votes on all (`data/weak_rules.py`); no label of the training part is
 read. A perceptron learns from all votes by a linear, square, norm or max aggregate; beside it the
-majority vote, the model's votes alone, and true labels (`oracle`). Compared is the calibration error
-of the risk of the model's votes, `test/risk_ece`; tests also tell the accuracy and the error that
-is left when the riskiest tenth of the votes is corrected. Each arm has two rates, of which the
+majority vote, the model's votes alone, and true labels (`oracle`). Compared is the calibration
+error of the risk of the model's votes, `test/risk_ece`, beside the accuracy and the error that is
+left when the riskiest tenth of the votes is corrected. Each arm has two rates, of which the
 held-out images choose by accuracy.
 """
 

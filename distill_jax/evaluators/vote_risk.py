@@ -20,7 +20,7 @@ class VoteRisk:
     """Risk and error of the votes of one source; see `make`."""
 
     role: str = "student"
-    source: int = -1
+    source: int | None = None
     bins: int = 10
     riskiest: float = 0.1
 
@@ -36,14 +36,13 @@ class VoteRisk:
         if "votes" not in batch:  # shapes alone: a run asks which metrics there are
             return dict.fromkeys(("vote_error", "risk_ece", "vote_error_rest"), 0.0)
         votes = np.asarray(batch["votes"])
-        if not -votes.shape[1] <= self.source < votes.shape[1]:
-            what = f"source is {self.source}, and there are {votes.shape[1]} sources"
-            raise ArgumentError(
-                what, where="source", hint="they are counted from 0, or from the end"
-            )
+        source = votes.shape[1] - 1 if self.source is None else self.source
+        if source >= votes.shape[1]:
+            what = f"source is {source}, and there are {votes.shape[1]} sources"
+            raise ArgumentError(what, where="source", hint="they are counted from 0")
         counts = (votes[:, :, None] == np.arange(k)).sum(1)
         metrics = {"majority_accuracy": float((counts.argmax(1) == labels).mean())}
-        vote = votes[:, self.source]
+        vote = votes[:, source]
         some = vote >= 0
         if not some.any():
             return metrics
@@ -63,7 +62,7 @@ class VoteRisk:
 
 
 def make(
-    *, role: str = "student", source: int = -1, bins: int = 10, riskiest: float = 0.1
+    *, role: str = "student", source: int | None = None, bins: int = 10, riskiest: float = 0.1
 ) -> VoteRisk:
     """Makes the evaluator of a source's risk; the batch has `votes` int `[n, m]`, -1 for none.
 
@@ -79,11 +78,11 @@ def make(
 
     Args:
       role: the network.
-      source: number of the source, from the end if below 0.
+      source: number of the source, from 0; the last by default.
       bins: number of bins, at least 1.
       riskiest: share of votes to correct, in (0, 1).
     """
     ranges.sizes(bins=bins)
     ranges.within("(0, 1)", riskiest=riskiest)
-    ranges.within("(-inf, inf)", whole=True, source=source)
+    ranges.counts(source=source)
     return VoteRisk(role=role, source=source, bins=bins, riskiest=riskiest)
