@@ -38,6 +38,7 @@ def refusal(experiment: Experiment) -> str:
         "stored answers of a teacher": experiment.cache is not None,
         "sharded parameters": (config.mesh.fsdp, config.mesh.model) != (1, 1)
         or len(config.partition.rules) > 0,
+        "a method of several phases": len(experiment.phases) > 1,
     }
     return ", ".join(reason for reason, holds in reasons.items() if holds)
 

@@ -4,7 +4,7 @@ Shape letters used throughout: b batch, t tokens, k classes, d embedding, v view
 set, q queue.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, ClassVar, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
@@ -271,6 +271,16 @@ class Objective(Protocol):
     def loss(self, nets: Nets, batch: Batch, memory: PyTree, step: Array) -> Terms:
         """Returns the terms of one batch, one value for each example or token."""
         ...
+
+    def phases(self) -> Sequence[tuple[int | float | str, "Objective"]]:
+        """Returns the parts of training as (first step, objective), ascending from 0.
+
+        A start is a duration (`core.durations`): steps, or such as "20 %". Each part is compiled by
+        itself, and networks that do not learn are in the steps of those parts that call them. All
+        parts call the networks that learn, and have the same memory. This objective itself gives
+        roles, memory, dataset pass, predictions and pictures. By default it is the only part.
+        """
+        return ((0, self),)
 
     def remembered(self, batch: Batch) -> Mapping[str, int]:
         """Returns the number of keys per example, for each argument that is a queue's length."""

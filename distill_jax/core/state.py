@@ -45,6 +45,7 @@ class Shapes(NamedTuple):
     memory: PyTree
     terms: Terms
     predictions: Mapping[str, Mapping[str, Any]] = {}
+    phases: tuple["Shapes", ...] = ()  # of each, if a method has several
 
 
 def _spec(tree: PyTree) -> PyTree:
@@ -198,10 +199,19 @@ def infer_shapes(objective: Objective, models: Mapping[Role, Model], batch: Batc
                 hint=f"it calls {', '.join(seen)}; delete the role",
             )
 
+    predictions = prediction_shapes(objective, models, batch, memory)
+    return Shapes(seen, batch, memory, terms, predictions)
+
+
+def prediction_shapes(
+    objective: Objective, models: Mapping[Role, Model], batch: Batch, memory: PyTree
+) -> Mapping[str, Mapping[str, Any]]:
+    """Returns the shapes of the method's predictions."""
+
     def predict(batch, memory):
         return objective.predictions(ShapeNets(models, batch), batch, memory, jnp.int32(0))
 
-    return Shapes(seen, batch, memory, terms, jax.eval_shape(predict, batch, memory))
+    return jax.eval_shape(predict, batch, memory)
 
 
 def check_terms(terms: Terms, shape: tuple[int, ...]) -> None:

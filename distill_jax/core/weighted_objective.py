@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -91,6 +91,14 @@ class WeightedObjective(Objective):
     @property
     def needs_dataset_pass(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
         return self.objective.needs_dataset_pass
+
+    def phases(self) -> Sequence[tuple[int | float | str, Objective]]:
+        """Those of the objective, each weighted: all have the weighted loss terms."""
+        own = self.objective
+        return tuple(
+            (start, self if part is own else dataclasses.replace(self, objective=part))
+            for start, part in own.phases()
+        )
 
     def dataset_pass(
         self, nets: Nets, batch: Batch, memory: PyTree, step: Array

@@ -12,6 +12,7 @@ from distill_jax.report import tables
 from distill_jax.run import build as build_lib
 from distill_jax.run import collectives, preflight
 from distill_jax.run import config as config_lib
+from distill_jax.run.build import variants
 from distill_jax.run.config import ConfigDict
 
 
@@ -104,6 +105,9 @@ def _summary(experiment: build_lib.Experiment, compiled: Mapping[str, Any]) -> s
         else "XLA counts no operations here",
         "devices": f"{experiment.mesh.size} ({jax.devices()[0].device_kind}), {sizes}",
     }
+    if len(experiment.phases) > 1:
+        parts = (f"{type(p.objective).__name__} from step {p.start}" for p in experiment.phases)
+        fields["phases"] = ", ".join(parts)
     if experiment.outer is not None:
         how = experiment.outer.options
         fields["outer step"] = f"every {experiment.outer.every}, {how.method}: {how.passes}"
@@ -113,12 +117,14 @@ def _summary(experiment: build_lib.Experiment, compiled: Mapping[str, Any]) -> s
 
 
 def _step_title(experiment: build_lib.Experiment, variant: str) -> str:
-    if experiment.outer is None:
+    if experiment.outer is None and len(experiment.phases) == 1:
         return "step"
-    share = experiment.outer.share(experiment.total_steps)
-    if variant == "outer":
-        return f"step in which the weighting learns, {share:.1%} of all"
-    return f"step of the student alone, {1 - share:.1%} of all"
+    (phase, outer), title = variants.read(variant), "step"
+    if experiment.outer is not None:
+        title += " in which the weighting learns" if outer else " of the student alone"
+    if len(experiment.phases) > 1:
+        title += f" from step {experiment.phases[phase].start} on"
+    return f"{title}, {experiment.share(variant):.1%} of all"
 
 
 def _cost(experiment: build_lib.Experiment, step: Any) -> str:

@@ -1,6 +1,6 @@
 """Checks of the arguments of a trainer, made before compilation."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from distill_jax.core.api import Batch, Model, Objective, Role
 from distill_jax.core.errors import ArgumentError, nearest
+from distill_jax.core.phases import Phase
 from distill_jax.core.weighted_objective import WeightedObjective
 
 
@@ -23,6 +24,17 @@ def check_levels(
         raise ArgumentError("outer_optimizer needs a WeightedObjective")
     if accum_steps > 1:
         raise ArgumentError("a learned weighting needs accum_steps of 1")
+
+
+def check_phases(phases: Sequence[Phase], bilevel: Any) -> None:
+    """Raises `ArgumentError` where a gradient through several steps would cross two phases."""
+    if len(phases) > 1 and bilevel is not None and bilevel.batches > 1:
+        raise ArgumentError(
+            f"the outer gradient looks over {bilevel.batches} steps, which may be of two phases of "
+            "the objective",
+            where="bilevel",
+            hint="method exact with unroll 1, neumann, cg or two_speed",
+        )
 
 
 def all_models(

@@ -46,6 +46,8 @@ class Options:
         of the parameters, see `core.partition.infer`.
       frozen_partition_rules: the same for the frozen networks.
       partition_min_size: smallest number of elements of a parameter that `fsdp` splits.
+      total_steps: length of training, for phases of the objective that begin at a share of it.
+      steps_per_epoch: length of an epoch, for phases that begin at an epoch.
 
     Raises:
       ArgumentError: a value is unknown or out of range.
@@ -61,6 +63,8 @@ class Options:
     partition_rules: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     frozen_partition_rules: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     partition_min_size: int = 2**14
+    total_steps: int | None = None
+    steps_per_epoch: float | None = None
 
     def __post_init__(self):
         for name, options in (("precision", tuple(COMPUTE_DTYPES)), ("nonfinite", NONFINITE)):

@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 
 from distill_jax.core import bilevel as bilevel_lib
 from distill_jax.core import partition, rng, state, steps, weighted_objective
+from distill_jax.core import phases as phases_lib
 from distill_jax.core.api import (
     Array,
     Batch,
@@ -33,6 +34,7 @@ from distill_jax.core.api import (
 )
 from distill_jax.core.errors import ArgumentError, nearest
 from distill_jax.core.weighted_objective import WeightedObjective
+from distill_jax.trainer import batches as batches_lib
 from distill_jax.trainer import checks, passes
 from distill_jax.trainer.options import Options
 from distill_jax.trainer.passes import Measures, Wanted
@@ -143,7 +145,9 @@ class Trainer:
         )
         checks.check_roles(objective, self.models)
         checks.check_levels(objective, outer_optimizer, bilevel, self.options.accum_steps)
-        steps.check_accumulation(objective, self.options.accum_steps)
+        checks.check_phases(self.phases, bilevel)
+        for phase in self.phases:
+            steps.check_accumulation(phase.objective, self.options.accum_steps)
 
     # Derived from the arguments.
 
@@ -156,6 +160,12 @@ class Trainer:
     def mesh(self) -> Mesh:
         """The devices."""
         return self.options.mesh or partition.make_mesh()
+
+    @functools.cached_property
+    def phases(self) -> tuple[phases_lib.Phase, ...]:
+        """The parts of training, one for most methods."""
+        length = {n: getattr(self.options, n) for n in ("total_steps", "steps_per_epoch")}
+        return phases_lib.of(self.objective, **length)
 
     @property
     def two_levels(self) -> bool:
@@ -177,28 +187,10 @@ class Trainer:
         b = checks.check_batch(self.objective, batch, name)
         partition.check_batch(b, self.mesh, accum_steps=self.options.accum_steps, where=name)
 
-    def _filled(self, batch: Batch, step: Array) -> Batch:
-        """Adds `mask`, `index` and `epoch` where they are missing; every example is then new."""
-        b = len(jax.tree.leaves(batch["input"])[0])
-        return {
-            "mask": jnp.ones(b, jnp.float32),
-            "index": step * b + jnp.arange(b, dtype=jnp.int32),
-            "epoch": jnp.zeros(b, jnp.int32),
-            **batch,
-        }
-
-    def _prepared(self, batch: Batch, step: Array, key: Key) -> Batch:
-        split = jax.lax.with_sharding_constraint(dict(batch), partition.over_batch(self.mesh))
-        batch = self._filled(split, step)
-        if self.transform is not None:
-            batch = self.transform(rng.stream(key, "transform"), batch, step)
-        return batch
-
-    def _prepared_both(self, fed: Mapping[str, Batch], step: Array, key: Key) -> Any:
-        over_batch = partition.over_batch(self.mesh)
-        held_out = jax.lax.with_sharding_constraint(dict(fed["held_out"]), over_batch)
-        train = self._prepared(fed["train"], step, key)
-        return {"train": train, "held_out": self._filled(held_out, step)}
+    def _prepare(self, *, outer: bool = False) -> Prepare:
+        """Returns the function that makes the batch of an update."""
+        prepare = batches_lib.prepared_both if outer else batches_lib.prepared
+        return functools.partial(prepare, mesh=self.mesh, transform=self.transform)
 
     # State.
 
@@ -209,15 +201,17 @@ class Trainer:
           batch: arrays or `jax.ShapeDtypeStruct`s with a leading axis b.
 
         Raises:
-          ArgumentError: a network fails on these inputs, or a loss has no value for each example.
+          ArgumentError: a network fails on these inputs, a loss has no value for each example, or
+            phases do not fit each other.
         """
         self._check_batch(batch)
         spec = jax.tree.map(lambda x: jax.ShapeDtypeStruct(np.shape(x), x.dtype), dict(batch))
         key = jax.eval_shape(jax.random.key, 0)
-        prepared = jax.eval_shape(self._prepared, spec, jnp.int32(0), key)
+        prepared = jax.eval_shape(self._prepare(), spec, jnp.int32(0), key)
         called = (set(self.models) - set(self.averages)) | set(self.objective.roles)
         models = {role: model for role, model in self.models.items() if role in called}
-        return state.infer_shapes(self.objective, models, prepared)
+        given = (self.objective, self.phases, models, prepared)
+        return phases_lib.infer_shapes(*given, trainable=tuple(self.networks))
 
     def make_init(self, shapes: state.Shapes) -> Callable[[Key], TrainState]:
         """Returns the pure `key -> state before the first step`."""
@@ -296,6 +290,7 @@ class Trainer:
         prepare: Prepare | None = None,
         *,
         outer: bool = False,
+        phase: int = 0,
         names: Sequence[str] | None = None,
     ) -> Callable[[TrainState, steps.Frozen, Any, Key], tuple[TrainState, Any]]:
         """Returns the step as a pure function, for you to transform or compile.
@@ -305,6 +300,7 @@ class Trainer:
             transforms it.
           outer: whether the weighting learns in this step. The step then takes
             `{"train": batch, "held_out": batch}`.
+          phase: index in `phases`; the step needs only the frozen networks of that phase.
           names: metrics that the step returns as one array `[m]`. Each output of a compiled step
             costs the host some microseconds, which is measurable for short steps.
 
@@ -314,17 +310,14 @@ class Trainer:
         Raises:
           ArgumentError: lookahead needs several batches per step, and `prepare` is not given.
         """
-        ahead, prepare_one = (
-            self.options.lookahead,
-            self._prepared_both if outer else self._prepared,
-        )
+        ahead, objective = self.options.lookahead, self.phases[phase].objective
         if prepare is None and ahead is not None and ahead.kind == "wide":
             raise ArgumentError("a step takes one batch, and wide lookahead needs several")
-        prepare = prepare or prepare_one
+        prepare = prepare or self._prepare(outer=outer)
 
         def step(train: TrainState, frozen: steps.Frozen, fed: Any, key: Key):
             update = make_update(
-                self.objective,
+                objective,
                 self.gathered(train, frozen),
                 self.tx,
                 self.options,
@@ -355,11 +348,16 @@ class Trainer:
         return collections.deque()
 
     @functools.cached_property
-    def _jitted(self) -> Mapping[bool, Callable]:
+    def _jitted(self) -> Mapping[tuple[int, bool], Callable]:
         return {
-            outer: jax.jit(self.pure_step(outer=outer), donate_argnums=0)
+            (phase, outer): jax.jit(self.pure_step(outer=outer, phase=phase), donate_argnums=0)
+            for phase in range(len(self.phases))
             for outer in ((False, True) if self.two_levels else (False,))
         }
+
+    @functools.cached_property
+    def _clock(self) -> phases_lib.Clock:
+        return phases_lib.Clock(self.phases)
 
     def step(
         self, state: TrainerState, batch: Batch, *, held_out: Batch | None = None
@@ -374,8 +372,8 @@ class Trainer:
             step does not change the weighting.
 
         Returns:
-          The new state, and scalar metrics: `loss`, the mean of each loss term, and the metrics
-          that the options turn on.
+          The new state, and scalar metrics: `loss`, the mean of each loss term of the phase, and
+          the metrics that the options turn on.
 
         Raises:
           ArgumentError: the batch does not fit the networks, the mesh or the objective.
@@ -387,11 +385,14 @@ class Trainer:
                 raise ArgumentError("held_out needs an outer_optimizer")
             self._check_batch(held_out, "held_out")
             fed = {"train": fed, "held_out": dict(held_out)}
+        phase = self._clock.phase(state.train.step)
+        frozen = phases_lib.used(self.phases, phase, state.frozen)
         # Losses that work device by device find their mesh in the context of the trace.
         with jax.sharding.use_abstract_mesh(self.mesh.abstract_mesh):
-            train, metrics = self._jitted[held_out is not None](
-                state.train, state.frozen, fed, state.key
+            train, metrics = self._jitted[phase, held_out is not None](
+                state.train, frozen, fed, state.key
             )
+        self._clock.advance(train.step)
         self._in_flight.append(metrics["loss"])
         if len(self._in_flight) > IN_FLIGHT:
             self._in_flight.popleft().block_until_ready()

@@ -76,7 +76,8 @@ def test_the_host_chooses_the_step(finished):
     due = [experiment.variant(step) == "outer" for step in range(12)]
     assert due == [False] * 3 + [True, False] * 4 + [True]
     assert experiment.outer is not None
-    assert experiment.outer.share(12) == sum(due) / 12
+    assert experiment.outer.steps_before(12) == sum(due)
+    assert experiment.share("outer") == sum(due) / experiment.total_steps
     assert [experiment.outer.count(step) for step in (3, 5, 7)] == [0, 1, 2]
 
 

@@ -13,6 +13,7 @@ import optax
 from jax.sharding import Mesh
 
 from distill_jax.core import partition, rng, state, steps
+from distill_jax.core import phases as phases_lib
 from distill_jax.core.api import (
     Batch,
     Dataset,
@@ -26,6 +27,7 @@ from distill_jax.core.errors import ConfigError
 from distill_jax.core.replicas import REPLICA
 from distill_jax.core.weighted_objective import WeightedObjective
 from distill_jax.data import checks, moments, shared_examples
+from distill_jax.run.build import variants as variants_lib
 from distill_jax.run.build.data import batch_shapes, make_transform
 from distill_jax.run.build.method import Outer
 from distill_jax.run.build.networks import role_spec
@@ -125,16 +127,43 @@ class Experiment:
     def ema(self) -> Mapping[Role, tuple[Role, steps.Decay]]:
         return self.trainer.averages
 
+    @property
+    def phases(self) -> tuple[phases_lib.Phase, ...]:
+        """The parts of training, one for most methods."""
+        return self.trainer.phases
+
     def variant(self, step: int) -> str:
-        """Returns which of the compiled steps is due: "outer" where the weighting learns too."""
-        return "outer" if self.outer is not None and self.outer.due(step) else "inner"
+        """Returns the name of the compiled step that is due: see `variants.name`."""
+        outer = self.outer is not None and self.outer.due(step)
+        return variants_lib.name(phases_lib.at(self.phases, step), outer=outer)
 
     @property
     def variants(self) -> tuple[str, ...]:
         """The steps that training uses."""
         if self.outer is None:
-            return ("inner",)
-        return ("outer",) if (self.outer.every, self.outer.warmup) == (1, 0) else ("inner", "outer")
+            kinds = (False,)
+        else:
+            kinds = (True,) if (self.outer.every, self.outer.warmup) == (1, 0) else (False, True)
+        names = [variants_lib.name(i, outer=x) for i in range(len(self.phases)) for x in kinds]
+        return tuple(n for n in names if len(self.phases) == 1 or self.share(n))
+
+    def share(self, variant: str) -> float:
+        """Returns the share of the steps of training that are of a variant."""
+        phase, outer = variants_lib.read(variant)
+        total, before = self.total_steps, self.outer.steps_before if self.outer else lambda _: 0
+        first, end = [*(min(p.start, total) for p in self.phases), total][phase : phase + 2]
+        learning = (before(end) - before(first)) / total
+        return learning if outer else (end - first) / total - learning
+
+    def in_phase(self, index: int) -> "Experiment":
+        """Returns the experiment as it is in one phase: its objective, networks and shapes."""
+        if len(self.phases) == 1:
+            return self
+        part = self.with_trainer(
+            objective=self.phases[index].objective,
+            frozen=phases_lib.used(self.phases, index, self.trainer.frozen),
+        )
+        return dataclasses.replace(part, shapes=self.shapes.phases[index])
 
     def transform(self, *, train: bool) -> Transform:
         """Returns the transforms of training or evaluation batches."""
@@ -222,13 +251,10 @@ class Experiment:
 
     def metric_names(self, variant: str = "inner") -> tuple[str, ...]:
         """Names of a step's metrics."""
-        trainer = self.trainer
-        return metric_names(
-            self.shapes.terms,
-            trainer.options,
-            two_levels=trainer.two_levels,
-            outer=variant == "outer",
-        )
+        trainer, (phase, outer) = self.trainer, variants_lib.read(variant)
+        shapes = self.shapes.phases[phase] if self.shapes.phases else self.shapes
+        how = {"two_levels": trainer.two_levels, "outer": outer}
+        return metric_names(shapes.terms, trainer.options, **how)
 
     @property
     def devices(self) -> int:
@@ -293,8 +319,10 @@ class Experiment:
         """Roles whose outputs are stored before training."""
         return tuple(self.cache.outputs) if self.cache is not None else ()
 
-    def online(self, frozen: steps.Frozen) -> steps.Frozen:
-        """Returns those of the frozen networks that a step applies."""
+    def online(self, frozen: steps.Frozen, variant: str = "") -> steps.Frozen:
+        """Returns those of the frozen networks that the steps apply, or those of a variant."""
+        if variant:
+            frozen = phases_lib.used(self.phases, variants_lib.read(variant)[0], frozen)
         return {role: network for role, network in frozen.items() if role not in self.cached}
 
 
@@ -307,15 +335,13 @@ def flops_of(experiment: Experiment, compiled: Mapping[str, Any]) -> float | Non
       experiment: what is run.
       compiled: its compiled steps by name.
     """
-    outer = experiment.outer.share(experiment.total_steps) if experiment.outer else 0.0
-    shares = {"outer": outer, "inner": 1 - outer}
     total = 0.0
     for variant in experiment.variants:
         step = compiled.get(variant)
         flops = (step.cost_analysis() or {}).get("flops") if step is not None else None
         if flops is None:
             return None
-        total += shares[variant] * flops
+        total += experiment.share(variant) * flops
     return total * experiment.devices
 
 

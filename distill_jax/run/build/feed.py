@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from distill_jax.core import partition, rng
 from distill_jax.core.api import Array, Batch, Key, PyTree, Transform
 from distill_jax.data import loader
+from distill_jax.run.build import variants
 from distill_jax.run.build.data import batch_shapes
 from distill_jax.run.build.experiment import Experiment
 from distill_jax.trainer.io.teacher_cache import TeacherOutputs
@@ -34,7 +35,7 @@ def feed_shapes(experiment: Experiment, variant: str = "inner") -> PyTree:
         window["teacher_outputs"] = dict.fromkeys(("now", "next")[: cache.views], table)
     elif cache is not None:
         window["teacher_outputs"] = cache.shapes(b, partition.over_batch(mesh))
-    if variant == "inner":
+    if not variants.read(variant)[1]:
         return data, window
     assert experiment.outer is not None
     held_out = one(experiment.dataset.outer_part, experiment.outer.batch_size)
@@ -82,7 +83,7 @@ class Feed:
 
     def __call__(self, step: int, variant: str = "inner") -> PyTree:
         """Returns the arguments of the step of that name at `step`."""
-        if variant == "inner":
+        if not variants.read(variant)[1]:
             return self._train.data, self._train.window(step)
         assert self._outer is not None
         train = self._train.data, self._train.window(step - self._outer.options.back)
@@ -139,7 +140,7 @@ def make_prepare(experiment: Experiment, variant: str = "inner") -> Prepare:
             "held_out": batch_of(fed["held_out"], index, held_key, b, evaluation),
         }
 
-    if variant == "outer":
+    if variants.read(variant)[1]:
         return both
     wide = ahead.steps if ahead.kind == "wide" else 0
     return (lambda fed, step, key: batches(fed, step, key, wide)) if wide else one

@@ -12,6 +12,7 @@ from distill_jax.core import (
     lookahead,
     optim,
     partition,
+    phases,
     steps,
     weighted_objective,
 )
@@ -54,9 +55,9 @@ class Outer:
         """Returns how many outer steps came before `step`; also under `jit`."""
         return (step - self.warmup) // self.every
 
-    def share(self, total: int) -> float:
-        """Returns the share of `total` steps in which the weighting learns."""
-        return max(0, -(-(total - self.warmup) // self.every)) / total
+    def steps_before(self, step: int) -> int:
+        """Returns in how many steps before `step` the weighting learns."""
+        return max(0, -(-(step - self.warmup) // self.every))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -65,6 +66,7 @@ class Method:
 
     Attributes:
       objective: the method, with the weighting if the config names one.
+      phases: its parts of training.
       optimizer: of the networks that learn from the training loss.
       outer_optimizer: of the weighting, where it has one of its own.
       schedule: of the learning rate.
@@ -73,6 +75,7 @@ class Method:
     """
 
     objective: Objective
+    phases: tuple[phases.Phase, ...]
     optimizer: optax.GradientTransformation
     outer_optimizer: optax.GradientTransformation | None
     schedule: optax.Schedule
@@ -125,8 +128,10 @@ def make_method(
     outer_optimizer, outer = _two_levels(config, objective, trainable, data)
     if outer is not None:
         _check_outer(config, outer, dataset, mesh, resident=data.resident)
+    length = {"total_steps": total_steps, "steps_per_epoch": data.steps_per_epoch}
     return Method(
         objective=objective,
+        phases=phases.of(objective, **length),
         optimizer=optimizer,
         outer_optimizer=outer_optimizer,
         schedule=schedule,

@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 from distill_jax.analysis import dependence
 from distill_jax.core import (
     partition,
+    phases,
     state,
     steps,
     weighted_objective,
@@ -95,7 +96,8 @@ def make_networks(
     if config.cache.dir:
         models = teacher_cache.select_outputs(config, models)
     with explained(f"{config.objective.name} fails on these networks", where="objective"):
-        shapes = state.infer_shapes(objective, models, batches.batch)
+        given = (objective, method.phases, models, batches.batch)
+        shapes = phases.infer_shapes(*given, trainable=trainable)
     _check_classes(config, shapes, dataset, objective.auxiliary)
     notes = _check_starts(config, models, shapes, trainable)
     if isinstance(objective, WeightedObjective):

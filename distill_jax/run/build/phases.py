@@ -15,7 +15,7 @@ from distill_jax.core.errors import ConfigError
 from distill_jax.run import config as config_lib
 from distill_jax.run import teacher_cache
 from distill_jax.run.arguments import located
-from distill_jax.run.build.data import make_batches, read_data
+from distill_jax.run.build.data import Data, make_batches, read_data
 from distill_jax.run.build.evaluators import make_evaluators
 from distill_jax.run.build.experiment import Experiment, readable, rules_of
 from distill_jax.run.build.method import Method, make_method
@@ -98,7 +98,7 @@ def _build(config: ConfigDict, *, shapes_only: bool, trusted: Collection[str] | 
     warnings = (*data.report.warnings, *batches.warnings)
     return Experiment(
         config=config,
-        trainer=make_trainer(config, names, method, networks),
+        trainer=make_trainer(config, names, data, method, networks),
         shapes=networks.shapes,
         dataset=data.dataset,
         data=dataclasses.replace(data.report, warnings=warnings),
@@ -116,7 +116,9 @@ def _build(config: ConfigDict, *, shapes_only: bool, trusted: Collection[str] | 
     )
 
 
-def make_trainer(config: ConfigDict, names: Names, method: Method, networks: Networks) -> Trainer:
+def make_trainer(
+    config: ConfigDict, names: Names, data: Data, method: Method, networks: Networks
+) -> Trainer:
     """Returns the trainer of a config, for which a function in place of a teacher is frozen."""
     models, ahead = networks.models, config.lookahead
     learned, averages = set(names.trainable), set(method.ema)
@@ -139,6 +141,8 @@ def make_trainer(config: ConfigDict, names: Names, method: Method, networks: Net
             partition_rules=rules_of(config, "rules"),
             frozen_partition_rules=rules_of(config, "frozen_rules"),
             partition_min_size=config.partition.min_size,
+            total_steps=data.total_steps,
+            steps_per_epoch=data.steps_per_epoch,
         ),
     )
 

@@ -9,6 +9,7 @@ from jax.sharding import Mesh
 
 from distill_jax.core import partition
 from distill_jax.core.api import PyTree
+from distill_jax.run.build import variants
 from distill_jax.run.build.experiment import Experiment
 from distill_jax.run.build.feed import make_prepare
 
@@ -18,9 +19,11 @@ def make_step(experiment: Experiment, variant: str = "inner") -> Callable:
 
     It donates the state. The metrics are in the order of `metric_names`.
     """
+    phase, outer = variants.read(variant)
     step = experiment.trainer.pure_step(
         make_prepare(experiment, variant),
-        outer=variant == "outer",
+        outer=outer,
+        phase=phase,
         names=experiment.metric_names(variant),
     )
     shardings = jax.tree.map(lambda x: x.sharding, experiment.abstract_state)
@@ -35,7 +38,7 @@ def compile_step(experiment: Experiment, fed: PyTree, variant: str = "inner") ->
             (), jax.random.key(0).dtype, sharding=partition.replicated(experiment.mesh)
         )
         step = make_step(experiment, variant)
-        frozen = experiment.online(experiment.abstract_frozen)
+        frozen = experiment.online(experiment.abstract_frozen, variant)
         # Losses that work device by device find their mesh in the context of the trace.
         with jax.sharding.use_abstract_mesh(experiment.mesh.abstract_mesh):
             lowered = step.lower(experiment.abstract_state, frozen, fed, key)

@@ -19,6 +19,13 @@ def findings(experiment: Experiment) -> Iterator[Finding]:
     if outer is not None and not config.bilevel.optim.lr:
         hint = "a positive number, or weighting.control=frozen"
         yield Finding("comparison", "the weighting would never learn", "bilevel.optim.lr", hint)
+    for phase in experiment.phases:
+        if phase.start >= total:
+            what = (
+                f"the phase of {type(phase.objective).__name__} begins at step {phase.start} of "
+                f"{total}, so never"
+            )
+            yield Finding("error", what, "objective.kwargs", "an earlier start, or longer training")
     lengths = {"steps_per_epoch": experiment.steps_per_epoch, "total_steps": total}
     every = config_lib.duration(config, "eval.every", default=total, **lengths)
     if every > total and len(experiment.dataset.held_out):

@@ -1,5 +1,6 @@
 """What a trace of the step shows: calls, labels, terms, and where no gradient flows."""
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -27,15 +28,23 @@ from distill_jax.run.preflight.trace import (
 
 
 def findings(experiment: Experiment) -> Iterator[Finding]:
-    """Yields the findings of one trace of the step."""
-    traced = trace(experiment)
-    yield from _of_calls(experiment, traced)
-    yield from _of_softmax(experiment, traced)
-    yield from _of_batch(experiment, traced)
+    """Yields the findings of one trace of the step of each phase."""
+    parts = [experiment.in_phase(i) for i in range(len(experiment.phases))]
+    traces = [trace(part) for part in parts]
+    reads = frozenset().union(*(traced.batch for traced in traces))
+    dead = {
+        role: [path for path in paths if all(path in traced.dead[role] for traced in traces)]
+        for role, paths in traces[0].dead.items()
+    }
     yield from _of_class_means(experiment)
-    yield from _of_terms(experiment, traced)
-    yield from _of_dead(experiment, traced)
-    yield from unread.findings(experiment, traced.read)
+    for part, traced in zip(parts, traces, strict=True):
+        yield from _of_calls(part, traced)
+        yield from _of_softmax(part, traced)
+        yield from _of_batch(part, traced, reads)
+        yield from _of_terms(part, traced)
+        yield from _of_dead(part, dataclasses.replace(traced, dead=dead))
+        if part.objective is experiment.objective:
+            yield from unread.findings(part, traced.read)
 
 
 def _of_calls(experiment: Experiment, traced: Traced) -> Iterator[Finding]:
@@ -99,14 +108,15 @@ def _given(shapes: RoleShapes) -> tuple[Any, ...]:
     return shapes.params, shapes.state, jax.eval_shape(jax.random.key, 0), *shapes.inputs
 
 
-def _of_batch(experiment: Experiment, traced: Traced) -> Iterator[Finding]:
-    """Parts of a batch that are read and should not be, or should be read and are not."""
+def _of_batch(experiment: Experiment, traced: Traced, in_any: frozenset[str]) -> Iterator[Finding]:
+    """Parts of a batch that are read and should not be, or should be read, in any phase, and are
+    not."""
     batch, reads, who = experiment.shapes.batch, traced.batch, label(experiment.objective)
     if "label_probs" in batch and "label" in reads and "label_probs" not in reads:
         what = f"inputs are mixed and {who} reads the labels before mixing"
         hint = "leave out mixup and cutmix, or use an objective that reads label_probs"
         yield Finding("error", what, "data.train_transforms", hint)
-    if "teacher_input" in batch and "teacher_input" not in reads:
+    if "teacher_input" in batch and "teacher_input" not in in_any:
         what = f"{who} never uses the teacher's separate view"
         hint = "same, or an objective whose teacher uses teacher_input"
         yield Finding("error", what, "data.teacher_view", hint)

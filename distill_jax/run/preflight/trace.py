@@ -68,6 +68,7 @@ def trace(experiment: Experiment) -> Traced:
     """Traces loss and gradient of an experiment on shapes."""
     inputs, read = inputs_of(experiment), {"objective": set(), "weighting": set()}
     objective = _watched(experiment.objective, read)
+    objective.phases()  # which may read arguments too
     calls: set[tuple[Role, bool]] = set()
     returned: set[Role] = set()
     terms_of = objective.loss

@@ -107,10 +107,19 @@ class SingleRun:
 
     def _compile(self, step: int) -> dict[str, Callable]:
         experiment = self.experiment
-        return {
+        compiled = {
             v: build_lib.compile_step(experiment, self.feed(step, v), v)
             for v in experiment.variants
         }
+        if len(experiment.phases) == 1:
+            return compiled
+
+        def with_own(v: str) -> Callable:  # each step takes the frozen networks of its phase
+            return lambda state, online, *given: compiled[v](
+                state, experiment.online(online, v), *given
+            )
+
+        return {v: with_own(v) for v in compiled}
 
     def collect(
         self, state: TrainState, split: str, rows: np.ndarray | None = None
