@@ -86,3 +86,25 @@ def table_classifier(name: str):
     config.eval.every = "1 epoch"
     config.eval.metric = "held_out/accuracy"
     return config
+
+
+def text(name: str = "stdlib_bytes"):
+    """A config on packed rows of text that keeps the state of the lowest bits per byte."""
+    config = config_lib.base()
+    config.data.name = name
+    config.data.kwargs = {"length": 128, "test_fraction": 0.02}
+    config.data.held_out = 0.02
+    config.data.train_transforms = ("next_token",)
+    config.data.eval_transforms = ("next_token",)
+    config.batch_size = 16
+    config.optim.name = "adamw"
+    config.optim.lr = 2e-3
+    config.optim.weight_decay = 0.01
+    config.optim.warmup = "100 steps"
+    config.optim.clip_norm = 1.0
+    config.evaluators = {"next_token": {}}
+    config.eval.every = "200 steps"
+    config.eval.batch_size = 64
+    config.eval.metric = "held_out/bits_per_byte"
+    config.eval.mode = "min"
+    return config
