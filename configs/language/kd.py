@@ -19,10 +19,10 @@ def get_config(arg: str = ""):
     config.total = "600 steps"
     config.objective.name = "token_kd"
     config.objective.kwargs = {"alpha": 0.5}
-    config.roles.teacher = config_lib.role("transformer", width=96, depth=3, heads=4)
+    config.roles.teacher = config_lib.role("transformer", width=64, depth=3, heads=4)
     config.roles.teacher.frozen = True
     config.roles.teacher.init = "runs/lm"
-    config.roles.student = config_lib.role("transformer", width=48, depth=2, heads=2)
+    config.roles.student = config_lib.role("transformer", width=32, depth=2, heads=2)
     if "top" in options:
         config.roles.teacher.kwargs.top = 16
     return config

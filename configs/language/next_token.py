@@ -14,7 +14,7 @@ def get_config(arg: str = ""):
     common.parse(arg)
     config = common.text()
     config.objective.name = "next_token"
-    config.roles.student = config_lib.role("transformer", width=96, depth=3, heads=4)
+    config.roles.student = config_lib.role("transformer", width=64, depth=3, heads=4)
     config.total = "600 steps"
     return config
 

@@ -6,8 +6,8 @@
 
 The messages are those of the SpamAssassin public corpus. The teacher is all-MiniLM-L6-v2 (22 M
 parameters, of which only a linear classifier learns, from the 40 labels); the student has 2.0 M, of
-which 1.95 M are its embedding. It learns from the same labels and from the teacher's answers to all
-training messages, which are stored once. `:alone` is the same student without a teacher. The package
+which 1.95 M are its embedding. It learns from the same labels and from what the teacher says of all
+training messages, which is stored once. `:alone` is the same student without a teacher. The package
 `tokenizers` is needed: `pip install "distill_jax[text]"`. `:smoke` as in `distill/supervised.py`.
 """
 
@@ -39,7 +39,7 @@ def get_config(arg: str = ""):
         config.roles.student = config_lib.role("transformer", **MINILM)
         config.roles.student.init = "hf:runs/spam/minilm"
         config.roles.student.freeze = ("*_embedding*", "embedding_norm*", "block*")
-        config.data.corrupt.drop_unlabelled = True
+        config.data.corrupt = {"labels_per_class": 20, "drop_unlabelled": True}
         config.optim.lr = 0.01
         config.batch_size = 40
         config.total = "60 epochs"

@@ -145,9 +145,13 @@ def _tokens(
 
 
 def spec(
-    *, length: int = 64, tokenizer_path: str = "", classes: str | Sequence[str] = (), **unused: object
+    *,
+    length: int = 64,
+    tokenizer_path: str = "",
+    classes: str | Sequence[str] = (),
+    **unused: object,
 ) -> Dataset:
-    """Returns shapes in place of texts, for `make` with the same arguments; `classes` are needed."""
+    """Returns shapes in place of texts, for `make` with the same arguments, `classes` included."""
     del unused
     order = _splits.names_of(classes)
     vocabulary = 0 if tokenizer_path else _documents.BYTES

@@ -10,7 +10,15 @@ import pytest
 
 from distill_jax.core.api import Provenance
 from distill_jax.core.errors import UserError
-from distill_jax.data import _documents, _tokens, checks, stdlib_bytes, text_folder, token_file
+from distill_jax.data import (
+    _documents,
+    _tokens,
+    checks,
+    stdlib_bytes,
+    text_classes,
+    text_folder,
+    token_file,
+)
 from distill_jax.data.transforms import tokens as token_transforms
 from tests.data import files
 
@@ -187,6 +195,61 @@ def test_a_document_outside_of_the_parts(tmp_path):
         text_folder.make(path=str(tmp_path))
 
 
+MESSAGES = [(f"offer {i}", "spam") for i in range(15)] + [(f"hello {i}", "ham") for i in range(15)]
+
+
+def labelled(path):
+    """Writes the messages as JSON lines and as folders; returns both paths."""
+    rows = [json.dumps({"text": text, "label": label}) for text, label in MESSAGES]
+    (path / "messages.jsonl").write_text("\n".join(rows))
+    for i, (text, label) in enumerate(MESSAGES):
+        folder(path / "messages" / label / str(i), [text.encode()])
+    return path / "messages.jsonl", path / "messages"
+
+
+def test_labelled_text(tmp_path):
+    found = {}
+    for path in labelled(tmp_path):
+        dataset, _ = checks.open_dataset(text_classes.make(path=str(path), length=8))
+        assert dataset.classes == ("ham", "spam") and dataset.vocabulary == 257
+        for name, part in parts(dataset):
+            rows = part.read(np.arange(len(part)))
+            tokens, mask = rows["input"]["tokens"], rows["input"]["mask"]
+            assert ((tokens == 256) == (mask == 0)).all()
+            texts = [bytes(t[m > 0].tolist()).decode() for t, m in zip(tokens, mask, strict=True)]
+            own = [
+                (t, dataset.classes[label]) for t, label in zip(texts, rows["label"], strict=True)
+            ]
+            found.setdefault(name, []).append(sorted(own))
+    assert len({str(part) for part in found["test"]}) == 1  # by content, in either layout
+    whole = [(text[:8], label) for text, label in MESSAGES]
+    assert sorted(sum((x[0] for x in found.values()), [])) == sorted(whole)
+
+
+UNLABELLED = {
+    "no label": (b'{"text": "x"}\n{"text": "y"}', "no column 'label'"),
+    "a row without": (b'{"text": "x", "label": "a"}\n{"text": "y", "label": null}', "has no label"),
+    "one class": (b'{"text": "%d", "label": "a"}\n', "all 40 texts are of the class 'a'"),
+}
+
+
+@pytest.mark.parametrize("name", UNLABELLED)
+def test_labelled_text_is_refused(tmp_path, name):
+    content, message = UNLABELLED[name]
+    if b"%d" in content:
+        content = b"".join(content % i for i in range(40))
+    (tmp_path / "x.jsonl").write_bytes(content)
+    with pytest.raises(UserError) as error:
+        text_classes.make(path=str(tmp_path / "x.jsonl"))
+    assert message in str(error.value)
+
+
+def test_a_text_outside_of_classes_is_refused(tmp_path):
+    folder(tmp_path)
+    with pytest.raises(UserError, match="in no folder of a class"):
+        text_classes.make(path=str(tmp_path))
+
+
 def test_a_tokenizer_of_the_package(tmp_path):
     tokenizers = pytest.importorskip("tokenizers")
     made = tokenizers.Tokenizer(tokenizers.models.BPE())
@@ -208,6 +271,11 @@ def test_a_tokenizer_of_the_package(tmp_path):
     assert sorted(filter(None, texts)) == sorted(text.decode() for text in TEXTS)
     counted = sum(part.read(np.arange(len(part)))["bytes"].sum() for _, part in parts(dataset))
     assert counted == pytest.approx(sum(map(len, TEXTS)))
+    short = text_classes.make(
+        path=str(labelled(tmp_path)[0]), length=4, tokenizer_path=str(tmp_path)
+    )
+    assert short.vocabulary == dataset.vocabulary
+    assert short.train.read(np.arange(2))["input"]["mask"].tolist() == [[1] * 4] * 2
     with pytest.raises(UserError, match="no token 'STOP'"):
         text_folder.make(path=path, tokenizer_path=str(tmp_path), end="STOP")
     (tmp_path / "tokenizer.json").write_text("{}")
