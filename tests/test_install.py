@@ -18,7 +18,7 @@ from distill_jax.configs.ssl import dino
 from distill_jax.launch import local, sweep
 from distill_jax.run import config_files, flags
 assert pathlib.Path(distill_jax.__file__).is_relative_to({root!r}), distill_jax.__file__
-assert flags.load("kd").objective.name == "kd"
+assert flags.load("kd_cached").objective.name == "kd"
 assert flags.load("distill/kd:smoke").data.name == "synthetic"
 assert flags.load(str(config_files.shipped()["distill/kd"])).objective.name == "kd"
 assert len(config_files.shipped()) == {count}

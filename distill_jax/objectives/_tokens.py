@@ -20,8 +20,8 @@ def check_text(batch: Batch) -> None:
         if name not in batch:
             raise ArgumentError(
                 f"a batch has no {name}",
-                where="data.train_transforms",
-                hint="rows of tokens, as of text_folder, and the transform next_token",
+                where="batch",
+                hint="the transform next_token makes it from rows of tokens, as of text_folder",
             )
 
 
@@ -89,5 +89,5 @@ def check_dense(student: Array, teacher: Array) -> None:
         raise ArgumentError(
             f"logits [{shape}] of all tokens are too many to hold",
             where="teacher",
-            hint="roles.teacher.kwargs.top=16 takes the most probable tokens and the rest as one",
+            hint="a teacher with top=16: its most probable tokens, and all others as one",
         )

@@ -90,7 +90,7 @@ class Salt(Objective):
                     f"rho is {self.rho}, and the teacher's log-probabilities of its top tokens are "
                     "those of rho 1",
                     where="rho",
-                    hint="rho=1, or a teacher of all logits: roles.teacher.kwargs.top=0",
+                    hint="rho=1, or a teacher of all logits, with top=0",
                 )
             value = sparse_divergence("forward", top, others)
         else:

@@ -71,7 +71,7 @@ class TokenKD(Objective):
                     f"temperature is {self.temperature}, and the teacher's log-probabilities of "
                     "its top tokens are those of temperature 1",
                     where="temperature",
-                    hint="temperature=1, or a teacher of all logits: roles.teacher.kwargs.top=0",
+                    hint="temperature=1, or a teacher of all logits, with top=0",
                 )
             _, state, log_prob, asked = _tokens.ask_student(nets, batch, top.index)
             value = sparse_divergence(self.divergence, top, asked, share=self.share)

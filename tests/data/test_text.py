@@ -223,7 +223,7 @@ def test_labelled_text(tmp_path):
             found.setdefault(name, []).append(sorted(own))
     assert len({str(part) for part in found["test"]}) == 1  # by content, in either layout
     whole = [(text[:8], label) for text, label in MESSAGES]
-    assert sorted(sum((x[0] for x in found.values()), [])) == sorted(whole)
+    assert sorted(one for part in found.values() for one in part[0]) == sorted(whole)
 
 
 UNLABELLED = {
