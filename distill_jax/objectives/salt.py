@@ -11,8 +11,9 @@ Controls: `labels="uniform"` puts the uniform distribution in the teacher's plac
 """
 
 import dataclasses
-from collections.abc import Mapping
-from typing import ClassVar
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +23,7 @@ from distill_jax.core.api import TASKS, Array, Batch, Nets, Objective, PyTree, T
 from distill_jax.core.errors import ArgumentError, nearest
 from distill_jax.losses.sequence import sparse_divergence, token_divergence
 from distill_jax.objectives import _tokens
+from distill_jax.objectives.next_token import NextToken
 
 LABELS = ("teacher", "uniform")
 
@@ -66,18 +68,21 @@ class Salt(Objective):
         return ("student", "teacher") if self.labels == "teacher" else ("student",)
 
     def _steps(self, name: str) -> float:
-        return durations.steps(
-            getattr(self, name),
-            name,
-            total_steps=self.total_steps,
-            steps_per_epoch=self.steps_per_epoch,
-        )
+        lengths: Any = {"total_steps": self.total_steps, "steps_per_epoch": self.steps_per_epoch}
+        return durations.steps(getattr(self, name), name, **lengths)
 
     def weight(self, step: Array) -> Array:
         """Returns the weight of the distillation term at a step, a scalar."""
         taught, ramp = self._steps("teaching"), self._steps("ramp")
         left = (step < taught) if not ramp else jnp.clip((taught + ramp - step) / ramp, 0, 1)
         return self.omega * jnp.asarray(left, jnp.float32)
+
+    def phases(self) -> Sequence[tuple[int | float | str, Objective]]:
+        """Returns the two stages; the steps of the second have no teacher."""
+        end = self._steps("teaching") + self._steps("ramp")
+        if not end or (self.total_steps is not None and end >= self.total_steps):
+            return ((0, self),)
+        return ((0, self), (math.ceil(end), NextToken()))
 
     def loss(self, nets: Nets, batch: Batch, memory: PyTree, step: Array) -> Terms:
         teacher = _tokens.ask_teacher(nets, batch) if self.labels == "teacher" else {}

@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 
-from distill_jax.core import bilevel, sequences, state, steps
+from distill_jax.core import bilevel, phases, sequences, state, steps
 from distill_jax.core.errors import ConfigError
 from distill_jax.core.weighted_objective import WeightedObjective
 from distill_jax.losses.sequence import DIVERGENCES
@@ -209,6 +209,9 @@ def test_salt_teaches_first(teaching, ramp):
     kl = (mask * oracle(p, q, "forward", 0.5)).sum() / mask.sum()
     picked = np.take_along_axis(q, np.asarray(batch["target"])[..., None], -1)[..., 0]
     cross_entropy = -(mask * np.log(picked)).sum() / mask.sum()
+    stages = phases.of(made)
+    assert [stage.start for stage in stages] == ([0] if end == 50 else [0, end + length])
+    assert all(stage.objective.roles == ("student",) for stage in stages[1:])
     for step in (0, 2, 3, 9, 10, 12, 20, 49):
         left = np.clip((end + length - step) / length, 0, 1) if length else step < end
         loss, _ = steps.mean_loss(made.loss(nets, batch, {}, jnp.int32(step)), batch["mask"])
