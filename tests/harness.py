@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from distill_jax.core import partition, state, steps, tokens
+from distill_jax.core import partition, sampling, state, steps, tokens
 from distill_jax.core.api import Model, Objective
 from distill_jax.core.errors import ConfigError
 from distill_jax.models.adapters import as_model
@@ -164,7 +164,10 @@ def tiny_decoder(*, width: int = 8) -> Model:
 
     def apply(params, state, x, *, train, rngs):
         del train, rngs
-        seen = jnp.cumsum(params["embedding"][x], 1) / jnp.arange(1, x.shape[1] + 1)[None, :, None]
+        seen = (
+            jnp.cumsum(jnp.take(params["embedding"], x, axis=0), 1)
+            / jnp.arange(1, x.shape[1] + 1)[None, :, None]
+        )
         hidden = jnp.tanh(seen)
         logits = jnp.einsum("btd,dv->btv", hidden, params["last"]["kernel"])
         return {"logits": logits, "tokens": hidden}, state
@@ -185,7 +188,12 @@ def answering(model: Model) -> Model:
             outputs = {**outputs, "log_probs": jnp.take_along_axis(logs, x["ask"], axis=-1)}
         return outputs, state
 
-    return Model(lambda key, x: model.init(key, ids_of(x)), apply)
+    def logits(params, tokens, mask):
+        del mask
+        return model.apply(params, {}, tokens, train=False, rngs={})[0]["logits"]
+
+    decode = sampling.uncached(logits, VOCABULARY)
+    return Model(lambda key, x: model.init(key, ids_of(x)), apply, decode)
 
 
 def make_token_batch(b: int = 16, *, seed: int = 0) -> dict[str, Any]:
@@ -198,6 +206,7 @@ def make_token_batch(b: int = 16, *, seed: int = 0) -> dict[str, Any]:
         "input": jnp.asarray(ids[:, :-1]),
         "target": jnp.asarray(ids[:, 1:]),
         "target_mask": jnp.asarray(np.arange(TOKENS) < length[:, None], float),
+        "prompt": jnp.asarray(ids[:, :2]),
         "label": jnp.arange(b, dtype=jnp.int32) % K,
         "mask": jnp.asarray(np.arange(b) != 3, float),
         "index": jnp.arange(b, dtype=jnp.int32),
@@ -306,7 +315,7 @@ STEPS_TO_LEARN = {"moco": 2, "mugs": 2}
 MASKED = ("ijepa", "mae", "tjepa", "vjepa")
 """Objectives whose networks see some tokens and say what others are."""
 
-TEXT = ("next_token", "salt", "token_kd")
+TEXT = ("gkd", "next_token", "salt", "token_kd")
 """Objectives over tokens, on `make_token_batch`."""
 
 EQUAL_WIDTHS = ("fsp", "meta_dmoe")

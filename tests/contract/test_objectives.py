@@ -38,7 +38,7 @@ def case(name) -> harness.Case:
     return harness.follow(made, harness.batch_of(name), n_steps=3, donate=True)
 
 
-def nets_of(made, state, params=None):
+def nets_of(made, state, batch, params=None):
     """The networks at a state, with other parameters if given."""
     return steps.BoundNets(
         made.models,
@@ -47,6 +47,7 @@ def nets_of(made, state, params=None):
         | (params or dict(state.params)),
         {r: s for r, (_, s) in made.frozen.items()} | dict(state.model_state),
         key=jax.random.key(1),
+        batch=batch,
     )
 
 
@@ -56,7 +57,7 @@ def test_jit_equals_eager(name):
     state = harness.fresh(states[0])
 
     def loss(params, batch):
-        nets = nets_of(made, state, params)
+        nets = nets_of(made, state, batch, params)
         terms = made.objective.loss(nets, batch, state.memory, jnp.int32(2))
         return terms.values, terms.coef, terms.weights, terms.state, terms.memory
 
@@ -127,7 +128,8 @@ def test_frozen_networks_get_no_gradient_and_no_state(name):
     made, batch, _, states, _ = case(name)
 
     def loss(frozen):
-        nets = steps.bind_networks(made.models, states[0], frozen, key=jax.random.key(0))
+        key = jax.random.key(0)
+        nets = steps.bind_networks(made.models, states[0], frozen, key=key, batch=batch)
         terms = made.objective.loss(nets, batch, states[0].memory, states[0].step)
         return means.mean_loss(terms, batch["mask"])[0]
 
@@ -191,7 +193,8 @@ def test_methods_of_every_task_read_no_label_or_take_the_task(name):
     state = harness.fresh(states[0])
 
     def loss(label):
-        nets, given = nets_of(made, state), {**batch, "label": label}
+        given = {**batch, "label": label}
+        nets = nets_of(made, state, given)
         terms = made.objective.loss(nets, given, state.memory, jnp.int32(2))
         return terms.values, terms.weights, terms.memory
 
