@@ -1,4 +1,4 @@
-"""Losses over groups and environments, as per-example weights and shares `[b]`.
+"""Losses over groups and environments, as members, weights and shares `[b]` of examples.
 
 All means are over the batch without padding. Letters: g groups, e environments.
 """
@@ -15,8 +15,8 @@ def _sizes(member: Array, mask: Array) -> tuple[Array, Array]:
     return member, member.sum(0)
 
 
-def worst_group_weights(loss: Array, member: Array, mask: Array) -> Array:
-    """Weights `[b]` with which the weighted mean of `loss` is the largest group mean.
+def worst_group(loss: Array, member: Array, mask: Array) -> Array:
+    """Returns 1 for the members of the group with the largest mean of `loss`, `[b]`, else 0.
 
     Args:
       loss: `[b]`.
@@ -26,7 +26,7 @@ def worst_group_weights(loss: Array, member: Array, mask: Array) -> Array:
     member, size = _sizes(member, mask)
     mean = (member * loss[:, None]).sum(0) / jnp.maximum(size, 1)
     worst = jnp.argmax(jnp.where(size > 0, mean, -jnp.inf))
-    return member[:, worst] * mask.sum() / jnp.maximum(size[worst], 1)
+    return member[:, worst]
 
 
 def balanced_weights(member: Array, mask: Array) -> Array:

@@ -6,12 +6,11 @@ import jax.numpy as jnp
 from distill_jax.core.api import Array, Key
 
 
-def small_loss_weights(loss: Array, mask: Array, *, rate: Array | float) -> Array:
-    """Weights `[b]` that keep the `ceil(rate * n)` smallest losses of the n non-padding examples.
+def smallest(loss: Array, mask: Array, *, rate: Array | float) -> Array:
+    """Returns 1 for the `ceil(rate * n)` smallest losses of the n non-padding examples, else 0.
 
-    Han et al. 2018 (arXiv:1804.06872), algorithm 1, lines 4 and 5. Kept examples have weight
-    `n / kept` and others 0, so that the mean over n equals the mean over the kept ones. Ties go to
-    the earlier row. The weights have no gradient.
+    Han et al. 2018 (arXiv:1804.06872), algorithm 1, lines 4 and 5. Ties go to the earlier row. The
+    result `[b]` has no gradient.
 
     Args:
       loss: `[b]`.
@@ -20,10 +19,8 @@ def small_loss_weights(loss: Array, mask: Array, *, rate: Array | float) -> Arra
     """
     loss = jax.lax.stop_gradient(jnp.where(mask > 0, loss, jnp.inf))
     rank = jnp.argsort(jnp.argsort(loss, stable=True), stable=True)
-    n = mask.sum()
     # A share such as 0.8 is not exact in binary: without the margin, 0.8 of 20 could be 17.
-    kept = mask * (rank < rate * n - 1e-4)
-    return kept * n / jnp.maximum(kept.sum(), 1)
+    return mask * (rank < rate * mask.sum() - 1e-4)
 
 
 def nested_width(key: Key, d: int, *, sigma: float) -> Array:

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from distill_jax.core import ranges
 from distill_jax.core.api import Array, Batch, Nets, Objective, PyTree, Role, Terms
 from distill_jax.losses.classification import cross_entropy
-from distill_jax.losses.groups import worst_group_weights
+from distill_jax.losses.groups import worst_group
 from distill_jax.objectives._distillation import ask_teacher
 
 
@@ -29,7 +29,7 @@ def check_rounds(rounds: int) -> None:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GroupDRO(Objective):
-    """The loss term `cross_entropy`, weighted such that its mean is that of the worst group.
+    """The loss term `cross_entropy`, whose mean is over the worst group.
 
     Attributes:
       rounds: r, the number of earlier rounds, whose networks are `teacher1` to `teacher<r>`.
@@ -54,10 +54,10 @@ class GroupDRO(Objective):
             logits = ask_teacher(nets, batch, role=role)["logits"]
             right.append(logits.argmax(-1) == batch["label"])
         member = jnp.stack([*right, *(~r for r in right)], axis=1)
-        weights = worst_group_weights(jax.lax.stop_gradient(value), member, batch["mask"])
+        worst = worst_group(jax.lax.stop_gradient(value), member, batch["mask"])
         return Terms(
-            values={"cross_entropy": value},
-            weights={"cross_entropy": weights},
+            values={"cross_entropy": worst * value},
+            counts={"cross_entropy": worst},
             state={"student": state},
             logits={"student": student["logits"]},
         )

@@ -118,8 +118,8 @@ class MetaDMoE(Objective):
         query = here - support
         logits = self._adapted(nets, batch, keep, support)
         return Terms(
-            values={"cross_entropy": cross_entropy(logits, batch["label"])},
-            weights={"cross_entropy": query * mask.sum() / jnp.maximum(query.sum(), 1)},
+            values={"cross_entropy": query * cross_entropy(logits, batch["label"])},
+            counts={"cross_entropy": query},
             logits={"student": logits},
         )
 

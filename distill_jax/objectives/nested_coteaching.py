@@ -27,7 +27,7 @@ import jax.numpy as jnp
 from distill_jax.core.api import Array, Batch, Nets, Objective, Outputs, PyTree, State, Terms
 from distill_jax.core.durations import steps
 from distill_jax.core.errors import ArgumentError
-from distill_jax.losses.selection import nested_width, small_loss_weights, truncate
+from distill_jax.losses.selection import nested_width, smallest, truncate
 from distill_jax.objectives._distillation import check_durations, check_not_negative, endpoint
 from distill_jax.objectives._labels import label_loss, shown
 
@@ -133,7 +133,7 @@ class NestedCoteaching(Objective):
             logits, own_states = self._logits(nets, i, own[j], step=step, train=True)
             learned.append(label_loss(logits, own[j], smoothing=0.0))
             states |= own_states
-        weights = [jnp.ones_like(loss) for loss in learned]
+        kept = counts = [jnp.ones_like(loss) for loss in learned]
         if self.selects:
             ranked = learned
             if self.sigma or self.split:
@@ -141,17 +141,20 @@ class NestedCoteaching(Objective):
                 ranked = [label_loss(z, own[i], smoothing=0.0) for i, z in enumerate(judged)]
             real = [part["mask"] * shown(part) for part in own]
             rate = self.rate(step)
-            weights = [small_loss_weights(ranked[j], real[j], rate=rate) for j in order]
-        values, coef = {}, {}
+            kept = [smallest(ranked[j], real[j], rate=rate) for j in order]
+            # Of all examples, as without selection; those without a label have no loss.
+            shares = [own[j]["mask"].sum() / jnp.maximum(real[j].sum(), 1) for j in order]
+            counts = [share * x for share, x in zip(shares, kept, strict=True)]
+        values, counted, coef = {}, {}, {}
         for i, j in enumerate(order):
-            part, total = own[j]["mask"].sum(), batch["mask"].sum()
-            scale = total / jnp.maximum(part, 1) if self.split else 1.0
             place = j if self.split else None
-            values[TERMS[i]] = _place(scale * weights[i] * learned[i], place)
+            terms = {TERMS[i]: learned[i]}
             if i == 0 and self.selects and "label_noisy" in batch:
-                wrong = scale * weights[i] * own[j]["label_noisy"]
-                values["kept_noise"], coef["kept_noise"] = _place(wrong, place), 0.0
-        return Terms(values=values, coef=coef, state=states)
+                terms["kept_noise"], coef["kept_noise"] = own[j]["label_noisy"], 0.0
+            values |= {name: _place(kept[i] * x, place) for name, x in terms.items()}
+            if self.selects or self.split:
+                counted |= dict.fromkeys(terms, _place(counts[i], place))
+        return Terms(values=values, counts=counted, coef=coef, state=states)
 
     def predictions(
         self, nets: Nets, batch: Batch, memory: PyTree, step: Array

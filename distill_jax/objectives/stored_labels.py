@@ -22,7 +22,6 @@ import dataclasses
 from typing import ClassVar
 
 import jax
-import jax.numpy as jnp
 
 from distill_jax.core.api import Array, Batch, Nets, Objective, PyTree, Terms
 from distill_jax.core.errors import ArgumentError, nearest
@@ -36,8 +35,8 @@ from distill_jax.objectives._labels import check_smoothing
 class StoredLabels(Objective):
     """Cross-entropy with a teacher's label for each crop, kept, calibrated or discarded.
 
-    By default every label is kept (FKD). The mean over the batch is over the crops that are used;
-    `kept` is logged and is not part of the loss.
+    By default every label is kept (FKD). The mean is over the crops that are used; `kept` is logged
+    and is not part of the loss.
 
     Attributes:
       low: crops below this confidence are discarded; in [0, 1], 0 discards none.
@@ -71,11 +70,6 @@ class StoredLabels(Objective):
                 hint="0 <= low <= high <= 1 and mid 0 or more",
             )
 
-    @property
-    def couples_batch(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """If crops are discarded, the mean is over the remaining crops of the batch."""
-        return self.low > 0 or self.high < 1
-
     def loss(self, nets: Nets, batch: Batch, memory: PyTree, step: Array) -> Terms:
         outputs, state = nets("student", batch["input"], train=True)
         probs = teacher_probs(nets, batch)
@@ -90,10 +84,10 @@ class StoredLabels(Objective):
             score=self.score,
         )
         loss = soft_cross_entropy(outputs["logits"], target)
-        mask = batch["mask"]
-        scale = mask.sum() / jnp.maximum((mask * used).sum(), 1)
+        discards = self.low > 0 or self.high < 1
         return Terms(
-            values={"stored_labels": loss * used * scale, "kept": used},
+            values={"stored_labels": loss * used, "kept": used},
+            counts={"stored_labels": used} if discards else {},
             coef={"kept": 0.0},
             state={"student": state},
             logits={"student": outputs["logits"]},

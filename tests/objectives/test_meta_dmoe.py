@@ -7,6 +7,7 @@ import pytest
 
 from distill_jax.core import steps
 from distill_jax.core.errors import ConfigError
+from distill_jax.core.means import mean_loss
 from distill_jax.models import expert_aggregator
 from distill_jax.objectives import meta_dmoe
 from tests import harness
@@ -45,8 +46,7 @@ def setup():
 
 def loss_of(made, state, batch, params=None, step=0):
     terms = made.objective.loss(bound(made, state, params), batch, state.memory, jnp.int32(step))
-    weighted = terms.weights["cross_entropy"] * terms.values["cross_entropy"]
-    return (batch["mask"] * weighted).sum() / batch["mask"].sum()
+    return mean_loss(terms, batch["mask"])[0]
 
 
 def transcription(made, state, batch, phi, *, step):

@@ -9,14 +9,14 @@ import pytest
 
 from distill_jax.core.errors import ConfigError
 from distill_jax.core.means import mean_loss
-from distill_jax.losses.selection import nested_width, small_loss_weights, truncate
+from distill_jax.losses.selection import nested_width, smallest, truncate
 from distill_jax.models import mlp, projector
 from tests import harness
 from tests.contract import test_objectives as contract
 from tests.reference import cross_entropy, softmax
 
 K, D = harness.K, 6
-weights_of = jax.jit(small_loss_weights)
+kept_of = jax.jit(smallest)
 
 
 @pytest.mark.parametrize("rate, n, kept", [(0.8, 20, 16), (0.5, 5, 3), (1.0, 7, 7), (0.3, 10, 3)])
@@ -24,17 +24,16 @@ def test_smallest_losses_are_kept(rate, n, kept):
     loss = np.random.RandomState(n).rand(n + 3)
     mask = np.ones(n + 3)
     mask[[0, 2, 5]] = 0
-    got = weights_of(loss, mask, rate=rate)
+    got = kept_of(loss, mask, rate=rate)
     real = [i for i in range(n + 3) if mask[i]]
     chosen = sorted(real, key=lambda i: loss[i])[:kept]
-    want = [n / kept if i in chosen else 0 for i in range(n + 3)]
-    np.testing.assert_allclose(got, want, rtol=1e-6)
+    np.testing.assert_array_equal(got, np.isin(range(n + 3), chosen))
 
 
 def test_ties_and_extreme_losses():
     loss = np.array([1.0, 1.0, np.inf, 1.0])
-    np.testing.assert_allclose(weights_of(loss, np.ones(4), rate=0.5), [2, 2, 0, 0])
-    assert not weights_of(loss, np.zeros(4), rate=0.5).any()
+    np.testing.assert_allclose(kept_of(loss, np.ones(4), rate=0.5), [1, 1, 0, 0])
+    assert not kept_of(loss, np.zeros(4), rate=0.5).any()
 
 
 def test_widths_follow_the_density_and_truncation_keeps_a_prefix():
