@@ -1,20 +1,26 @@
-"""Serve an exported network with ONNX Runtime; the file is that of `dj.load(...).export(...)`."""
+"""Classify images with an exported network: `serve_onnx.py FOLDER_OF_EXPORT IMAGE ...`.
+
+Needs numpy, onnxruntime and Pillow alone; the file is that of `dj.load(...).export(...)`.
+"""
 
 import json
 import sys
 
 import numpy as np
 import onnxruntime
+from PIL import Image
 
-folder = sys.argv[1] if len(sys.argv) > 1 else "runs/teacher/export"
+folder, *paths = sys.argv[1:] or ["runs/teacher/export"]
 options = onnxruntime.SessionOptions()
 options.intra_op_num_threads = 1  # a thread for each request, and requests side by side
 session = onnxruntime.InferenceSession(f"{folder}/model.onnx", options)
-about = session.get_modelmeta().custom_metadata_map
-classes = json.loads(about["classes"])
+classes = json.loads(session.get_modelmeta().custom_metadata_map["classes"])
 (image,) = session.get_inputs()  # uint8 [b, h, w, c]: the transforms are in the file
+_, height, width, channels = image.shape
 
-images = np.zeros((3, *image.shape[1:]), np.uint8)
-(probabilities,) = session.run(["probabilities"], {image.name: images})
-for row in probabilities:
-    print(classes[row.argmax()] if classes else row.argmax(), round(float(row.max()), 3))
+for path in paths:
+    opened = Image.open(path).convert("L" if channels == 1 else "RGB").resize((width, height))
+    pixels = np.asarray(opened).reshape(1, height, width, channels)
+    ((probabilities,),) = session.run(["probabilities"], {image.name: pixels})
+    best = probabilities.argmax()
+    print(path, classes[best] if classes else best, round(float(probabilities[best]), 3))

@@ -8,6 +8,7 @@ import sys
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
 import distill_jax as dj
 from distill_jax.models import pretrained
@@ -85,6 +86,8 @@ def test_example(path, tmp_path, monkeypatch, capsys):
         loop.train(config, tmp_path / "runs" / "teacher", log_line=lambda line: None)
     if path.stem == "serve_onnx":
         pytest.importorskip("onnxruntime")
+        Image.new("RGB", (5, 7)).save("a.png")
+        monkeypatch.setattr(sys, "argv", [str(path), "runs/teacher/export", "a.png"])
         run = tmp_path / "runs" / "teacher"
         dj.load(run).export(run / "export", formats=("onnx",), examples=4)
     if path.stem == "distill_hf_classifier":

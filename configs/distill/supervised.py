@@ -2,8 +2,10 @@
 
   python -m distill_jax.main --config=configs/distill/supervised.py --workdir=runs/supervised
 
-`:full` reads the whole of Fashion-MNIST from its idx files; `:table` takes a table, Adult; `:smoke`
-takes seconds on generated data. `docs/your_data.md` has the commands for your own data.
+`:full` reads the whole of Fashion-MNIST from its idx files; `:table` takes a table, Adult;
+`:pretrained` goes on from EfficientNet-Lite0 as trained on ImageNet, for images of 64 pixels or
+more (`docs/quickstart.md`); `:smoke` takes seconds on generated data. `docs/your_data.md` has the
+commands for your own data.
 """
 
 from distill_jax.configs import common
@@ -11,7 +13,7 @@ from distill_jax.run import config as config_lib
 
 
 def get_config(arg: str = ""):
-    options = common.parse(arg, "full", "table")
+    options = common.parse(arg, "full", "table", "pretrained")
     if "table" in options:
         config = common.table_classifier("adult")
         config.roles.student = config_lib.role("tabular_mlp", hidden=(256, 128))
@@ -21,4 +23,9 @@ def get_config(arg: str = ""):
     config.objective.name = "supervised"
     config.objective.kwargs = {"label_smoothing": 0.0}
     config.total = "20 epochs"
+    if "pretrained" in options:
+        config.roles.student = config_lib.role()  # the file tells which network it is of
+        config.roles.student.init = "package:efficientnet_lite0"
+        config.optim.name, config.optim.lr, config.optim.weight_decay = "adamw", 1e-3, 0.01
+        config.total = "5 epochs"
     return config

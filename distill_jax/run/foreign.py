@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from distill_jax.core.api import PyTree
-from distill_jax.core.errors import ConfigError, UserError, nearest
+from distill_jax.core.errors import ConfigError, UserError
 from distill_jax.run.paths import FOLDER, PACKAGE
 from distill_jax.weights import pretrained
 from distill_jax.weights.packages import PACKAGES
@@ -80,7 +80,7 @@ def read(
         raise ConfigError(
             f"holds weights of {found.family.model} ({found.family.name}), not of {model}",
             where=where,
-            hint=f"leave the model out, or {nearest(model, [found.family.model])}",
+            hint=f"{where.removesuffix('init')}model=, which leaves it to the file",
         )
     heads = ("keep",) if frozen else ("keep", "replace")
     heads = heads if found.family.head and set(found.family.head) & set(like[0]) else ("drop",)

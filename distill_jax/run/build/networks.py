@@ -34,7 +34,7 @@ from distill_jax.run.build.method import Method
 from distill_jax.run.config import ConfigDict
 from distill_jax.run.resolve import bind, resolve
 from distill_jax.trainer.io.paths import NetworkRef
-from distill_jax.trainer.io.step_folder import read_config
+from distill_jax.trainer.io.step_folder import read_config, read_meta
 from distill_jax.trainer.io.step_index import find_step
 from distill_jax.trainer.io.teacher_cache import Plan, teacher_fn_model
 from distill_jax.weights.onnx_teacher import is_onnx
@@ -172,10 +172,26 @@ def role_spec(config: ConfigDict, role: Role) -> tuple[str, dict]:
             where=f"roles.{role}.model",
             hint="linear_head for the last layer of a classifier",
         )
+    return stored_spec(origin, where=where)
+
+
+def stored_spec(origin: NetworkRef, *, where: str) -> tuple[str, dict]:
+    """Returns name and arguments of a network of another run.
+
+    Args:
+      origin: the run and the role.
+      where: the config path that names it.
+
+    Raises:
+      ConfigError: the run has no such network.
+    """
     step = find_step(origin.path, where=where)
     roles = read_config(step)["roles"]
     try:
-        return roles[origin.role]["model"], dict(roles[origin.role]["kwargs"])
+        found = roles[origin.role]
+        if not found["model"]:  # it took the network from where it started
+            found = read_meta(step)["signature"]["networks"][origin.role]
+        return found["model"], dict(found["kwargs"])
     except (KeyError, TypeError, ValueError):
         known = [
             n for n, one_role in roles.items() if isinstance(one_role, dict) and "model" in one_role

@@ -11,12 +11,13 @@ import numpy as np
 
 from distill_jax.core import partition, steps, weighted_objective
 from distill_jax.core.api import Key, PyTree, Role
-from distill_jax.core.errors import ConfigError
+from distill_jax.core.errors import CheckpointError, ConfigError
 from distill_jax.core.weighted_objective import WeightedObjective
 from distill_jax.data import loader
 from distill_jax.data.source import example_ids
 from distill_jax.run import foreign, paths, processes, teacher_cache, watch
 from distill_jax.run.build.experiment import Experiment, evaluation_batch
+from distill_jax.run.build.networks import stored_spec
 from distill_jax.run.config import ConfigDict
 from distill_jax.trainer.io.network import COMMON, read_network
 from distill_jax.trainer.io.paths import NetworkRef
@@ -185,7 +186,17 @@ def _read(
         if ref.part == COMMON and spec.frozen:
             what, hint = "a frozen network has no first values to keep", "a whole network, or '*'"
             raise ConfigError(what, where=where, hint=hint)
-        values = read_network(ref.path, role=ref.role, part=ref.part, like=like, where=where)
+        try:
+            values = read_network(ref.path, role=ref.role, part=ref.part, like=like, where=where)
+        except CheckpointError as error:
+            name = spec.model and not ref.part and stored_spec(ref, where=where)[0]
+            if name and name != spec.model:
+                raise ConfigError(
+                    f"holds a network {name}, not {spec.model}",
+                    where=where,
+                    hint=f"roles.{role}.model={name}, or empty: the run names it then",
+                ) from error
+            raise
     if role in experiment.cached:
         return values
     put = lambda x, to: jax.device_put(np.asarray(x, to.dtype), to.sharding)  # noqa: E731
