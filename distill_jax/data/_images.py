@@ -239,13 +239,16 @@ class EncodedImages:
     ):
         self.contents, self.decoder, self.provenance = contents, decoder, provenance
         self.names = names
-        self.labels, self.labelled = labels_lib.read_labels(
+        labels, self.more = labels_lib.read_soft(labels, task, where=provenance.origin)
+        self.labels, labelled = labels_lib.read_labels(
             labels,
             task=task,
             ignore_label=ignore_label,
             name=provenance.name,
             where=provenance.origin,
         )
+        if labelled is not None:
+            self.more["labelled"] = labelled
 
     def __len__(self) -> int:
         return len(self.contents)
@@ -266,8 +269,8 @@ class EncodedImages:
                     where=self.provenance.origin,
                     hint="on_error=skip decodes all files once at the start and leaves such out",
                 ) from error
-        known = {} if self.labelled is None else {"labelled": self.labelled[indices]}
-        return {"input": np.stack(images), "label": self.labels[indices], **known}
+        more = {name: array[indices] for name, array in self.more.items()}
+        return {"input": np.stack(images), "label": self.labels[indices], **more}
 
 
 def decode(

@@ -437,6 +437,7 @@ def _arrays(
     elif values.dtype.kind in "iu" or values.dtype == np.float64:
         values = values.astype(np.float32)
     made = []
+    labels, soft = labels_lib.read_soft(labels, task, where=provenance.origin)
     for part, rows in (("train", parts != "test"), ("test", parts == "test")):
         made.append(
             source.make_array_source(
@@ -447,6 +448,7 @@ def _arrays(
                 licence=provenance.licence,
                 sha256=checksum(np.flatnonzero(rows)),
                 task=task,
+                label_probs=soft["label_probs"][rows] if soft else None,
             )
         )
     return source.make_dataset(

@@ -233,7 +233,8 @@ def make(
       fit: how images get that size: "crop", "stretch" or "pad".
       labels_file: CSV of labels; by default `labels.csv` in the folder, if it has no folders.
       file_column: its column of file names, relative to the folder.
-      label_column: its column of class names; for another task, its columns of numbers.
+      label_column: its column of class names; for another task, its columns of numbers. Several
+        columns of classes are soft labels: the probability of each, by its name.
       task: what labels are; see `table_file`.
       classes: names in label order, or one string with commas between; by default sorted.
       unknown_labels: whether images without a label in the table are kept, with unknown labels.

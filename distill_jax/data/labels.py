@@ -205,6 +205,21 @@ def output_names(labels: np.ndarray, names: Sequence[str], *, task: str) -> tupl
     return tuple(names)
 
 
+def read_soft(labels: Any, task: str, *, where: str) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """Returns the most probable classes `[n]` and `label_probs` of soft labels; others unchanged.
+
+    Soft labels are real numbers `[n, k]` where the task is classification.
+
+    Raises:
+      DataUnavailable: see `read_label_probs`.
+    """
+    labels = np.asarray(labels)
+    if task != "classification" or labels.ndim != 2 or labels.dtype.kind != "f":
+        return labels, {}
+    probs = read_label_probs(labels, n=len(labels), where=where)
+    return probs.argmax(1), {"label_probs": probs}
+
+
 def read_label_probs(probs: Any, *, n: int, where: str = "label_probs") -> np.ndarray:
     """Returns soft labels, distributions over the classes, as float32 `[n, k]`.
 
@@ -299,3 +314,35 @@ def label_scale(labels: np.ndarray, labelled: np.ndarray | None) -> np.ndarray:
     mean = (values * known).sum(0) / n
     std = np.sqrt((known * (values - mean) ** 2).sum(0) / n)
     return np.where(std > 0, std, 1.0)
+
+
+def stratified(labels: np.ndarray, *, fraction: float, seed: int) -> np.ndarray:
+    """Returns which examples are held out, bool `[n]`, so that each label keeps its share.
+
+    Iterative stratification (Sechidis, Tsoumakas, Vlahavas 2011, "On the Stratification of
+    Multi-label Data", algorithm 1) into two parts: examples with the label that has the fewest left
+    go, in random order, to the part that lacks most of it. Examples without a label come last.
+
+    Args:
+      labels: bool `[n, k]`.
+      fraction: share held out.
+      seed: any non-negative integer.
+    """
+    shares = np.array([fraction, 1 - fraction])
+    room = shares * len(labels)  # that each part lacks, of examples and of each label
+    lacks = shares[:, None] * labels.sum(0)
+    order = np.random.Generator(np.random.Philox(key=[seed, 0])).permutation(len(labels))
+    held = np.zeros(len(labels), bool)
+    left = labels[order]
+    while len(order):
+        counts = left.sum(0)
+        rarest = int(np.where(counts > 0, counts, len(labels) + 1).argmin())
+        chosen = left[:, rarest] if counts.any() else np.ones(len(order), bool)
+        for i, bits in zip(order[chosen].tolist(), left[chosen], strict=True):
+            need = lacks[:, rarest] if counts.any() else room
+            part = 0 if (need[0], room[0]) > (need[1], room[1]) else 1
+            held[i] = part == 0
+            room[part] -= 1
+            lacks[part] -= bits
+        order, left = order[~chosen], left[~chosen]
+    return held

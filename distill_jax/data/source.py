@@ -93,7 +93,8 @@ class ArraySource:
         lengths = {len(leaf) for leaf in jax.tree.leaves((inputs, labels, dict(more or {})))}
         if lengths != {provenance.n}:
             raise ValueError(f"arrays of lengths {sorted(lengths)} in a source of {provenance.n}")
-        self.inputs, self.provenance, self.more = inputs, provenance, dict(more or {})
+        labels, soft = labels_lib.read_soft(labels, task, where=provenance.origin)
+        self.inputs, self.provenance, self.more = inputs, provenance, {**(more or {}), **soft}
         self.labels, labelled = labels_lib.read_labels(
             labels,
             task=task,
@@ -214,8 +215,8 @@ def split_held_out(source: Source, *, fraction: float, seed: int) -> tuple[Subse
     """Splits a source into a training and a held-out part, class by class.
 
     Each class gives `fraction` of its examples, rounded half up, drawn by a generator that depends
-    on `seed` and the label alone; where labels are not classes, all examples form one class. Both
-    parts keep the order of the source.
+    on `seed` and the label alone. Several labels of an example are stratified too, see
+    `labels.stratified`. Real values form one class. Both parts keep the order of the source.
 
     Args:
       source: labelled examples.
@@ -229,9 +230,12 @@ def split_held_out(source: Source, *, fraction: float, seed: int) -> tuple[Subse
     if not 0 <= fraction < 1:
         raise ArgumentError(f"held_out is {fraction}", where="held_out", hint="0 <= x < 1")
     labels = example_labels(source)
-    if labels.ndim != 1 or labels.dtype.kind == "f":
-        labels = np.zeros(len(source), np.int32)
     held = np.zeros(len(source), bool)
+    if labels.ndim == 2 and labels.shape[1] > 1 and np.isin(labels, (0, 1)).all():
+        held = labels_lib.stratified(labels > 0, fraction=fraction, seed=seed)
+        labels = labels[:0, 0]
+    elif labels.ndim != 1 or labels.dtype.kind == "f":
+        labels = np.zeros(len(source), np.int32)
     for label in np.unique(labels):
         members = np.flatnonzero(labels == label)
         generator = np.random.Generator(np.random.Philox(key=[seed, int(label)]))

@@ -90,7 +90,8 @@ def make(
     Args:
       path: the file, or a folder of files of the same columns.
       label: column of labels, whose values are the classes; for another task, the numeric columns,
-        whose names are those of the outputs.
+        whose names are those of the outputs. Several columns of classes are soft labels: the
+        probability of each, by its name.
       task: "classification", "multilabel" (cells are 0 and 1, or false and true), "regression".
       test_path: file or folder of the test part.
       features: columns that are inputs; by default all that no other argument uses.
@@ -241,20 +242,20 @@ def labels_of(
       what: examples in messages: "images", "rows".
 
     Returns:
-      int32 `[n]` or float64 `[n, m]`; names of the outputs; and the value of an unknown label,
-      None where there is none.
+      int32 `[n]`, or float64 `[n, m]` of other tasks and of soft labels; names of the outputs; and
+      the value of an unknown label, None where there is none.
 
     Raises:
-      ArgumentError: no such column, or several of classes.
+      ArgumentError: no such column.
       DataUnavailable: see `read_labels`, `read_targets` and `_splits.number`.
     """
-    if task != "classification":
-        labels = read_targets(table, columns, task=task, unknown=unknown)
+    if not columns:
+        raise ArgumentError("no column is named", where="label", hint=nearest("", table.names))
+    if task != "classification" or len(columns) > 1:
+        soft = task == "classification"  # a column of probabilities for each class
+        labels = read_targets(table, columns, task=task, unknown=unknown and not soft)
         none = math.nan if np.isnan(labels).any() else None
         return labels, _splits.names_of(classes) or tuple(columns), none
-    if len(columns) != 1:
-        hint = "one column, or task=multilabel or regression"
-        raise ArgumentError(f"{len(columns)} columns of classes", where="label", hint=hint)
     names = read_labels(table, columns[0], unknown=unknown)
     labels, order = _splits.number(names, parts, classes=classes, where=str(table.path), what=what)
     return labels, order, -1.0 if None in names else None
@@ -321,7 +322,11 @@ def read_targets(
             raise DataUnavailable(
                 f"the label {column!r} holds text: {cell!r}",
                 where=str(table.path),
-                hint="0 and 1 are expected" if task == "multilabel" else "numbers are expected",
+                hint={
+                    "classification": "one column of classes, or the probability of each class",
+                    "multilabel": "0 and 1 are expected",
+                    "regression": "numbers are expected",
+                }[task],
             )
         _check_present(table, column, np.isnan(numbers), unknown=unknown)
         found.append(numbers)

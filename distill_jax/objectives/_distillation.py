@@ -7,38 +7,38 @@ from typing import Any, ClassVar
 import jax
 
 from distill_jax.core import durations, ranges
-from distill_jax.core.api import Array, Batch, Nets, Objective, Outputs, PyTree, Role, State, Terms
+from distill_jax.core.api import Array, Batch, Nets, Outputs, PyTree, Role, State, Terms
 from distill_jax.core.errors import ArgumentError, nearest
-from distill_jax.losses.classification import distillation_kl, shift_logits
-from distill_jax.objectives._labels import check_smoothing, label_loss
+from distill_jax.losses.classification import shift_logits
+from distill_jax.objectives._tasks import OfTask
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Distillation(Objective):
+class Distillation(OfTask):
     """`label_weight CE + distillation_weight T^2 KL(teacher_T || student_T) + weight * signal`.
 
     A method adds its signal in `loss_terms`. Each signal is a separate loss term, which a weighting
-    can reweight.
+    can reweight. For several labels or real values, the other two terms are those of the task; a
+    method whose signal does not depend on classes names these tasks in `tasks`.
 
     Attributes:
       weight: coefficient of the method's own loss term, 0 or more.
-      label_weight: coefficient of the cross-entropy with the labels, 0 or more.
+      label_weight: coefficient of the label loss, 0 or more.
       distillation_weight: coefficient of the term of Hinton et al. 2015. At 0 the term is left out.
       temperature: T of both softmaxes, positive.
-      label_smoothing: of the label term, in [0, 1).
     """
 
     weight: float = 1.0
     label_weight: float = 1.0
     distillation_weight: float = 0.0
     temperature: float = 4.0
-    label_smoothing: float = 0.0
 
     roles: ClassVar[tuple[Role, ...]] = ("student", "teacher")
     couples_batch: ClassVar[bool] = False
+    tasks: ClassVar[tuple[str, ...]] = ("classification",)
 
     def __post_init__(self):
-        check_smoothing(self.label_smoothing)
+        super().__post_init__()
         check_positive(temperature=self.temperature)
         check_not_negative(
             weight=self.weight,
@@ -74,12 +74,11 @@ class Distillation(Objective):
         values = dict(signals.values)
         coef: dict[str, Any] = {name: self.weight for name in signals.values}
         if self.label_weight:
-            smoothing = self.label_smoothing
-            values["cross_entropy"] = label_loss(student["logits"], batch, smoothing=smoothing)
-            coef["cross_entropy"] = self.label_weight
+            name, value = self.label_term(student["logits"], batch)
+            values[name], coef[name] = value, self.label_weight
         if self.distillation_weight:
             check_same_classes(student["logits"], teacher["logits"])
-            values["distillation"] = distillation_kl(
+            values["distillation"] = self.distillation(
                 student["logits"], teacher["logits"], temperature=self.temperature
             )
             coef["distillation"] = self.distillation_weight

@@ -5,7 +5,7 @@ import re
 from collections.abc import Sequence
 from typing import ClassVar
 
-from distill_jax.core.api import Array, Nets, Outputs, Role, State
+from distill_jax.core.api import TASKS, Array, Nets, Outputs, Role, State
 from distill_jax.core.errors import ArgumentError
 from distill_jax.losses.features import as_map, check_same_shape, match_sizes
 from distill_jax.objectives._distillation import Distillation, endpoint
@@ -26,6 +26,7 @@ class StageDistillation(Distillation):
     teacher_stages: tuple[str, ...] = ()
 
     suffix: ClassVar[str] = ""
+    tasks: ClassVar[tuple[str, ...]] = TASKS
 
     def maps(self, student: Outputs, teacher: Outputs) -> tuple[list[Array], list[Array]]:
         """Returns the maps of both networks, paired.

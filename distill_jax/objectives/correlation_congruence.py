@@ -16,7 +16,7 @@ import dataclasses
 from typing import ClassVar
 
 from distill_jax.core import ranges
-from distill_jax.core.api import Array, Batch, Nets, Outputs, PyTree, Role
+from distill_jax.core.api import TASKS, Array, Batch, Nets, Outputs, PyTree, Role
 from distill_jax.core.errors import ArgumentError, nearest
 from distill_jax.losses.relations import congruence_share, successive_share
 from distill_jax.objectives._distillation import Distillation, Signals, check_positive
@@ -45,6 +45,7 @@ class CorrelationCongruence(Distillation):
     feature: str = "embedding"
 
     couples_batch: ClassVar[bool] = True
+    tasks: ClassVar[tuple[str, ...]] = TASKS
 
     def __post_init__(self):
         super().__post_init__()

@@ -28,7 +28,7 @@ import jax
 import jax.numpy as jnp
 
 from distill_jax.core import ranges
-from distill_jax.core.api import Array, Batch, Key, Nets, Outputs, PyTree, Role
+from distill_jax.core.api import TASKS, Array, Batch, Key, Nets, Outputs, PyTree, Role
 from distill_jax.core.errors import ArgumentError, nearest
 from distill_jax.losses.contrastive_distillation import (
     batch_contrast,
@@ -76,10 +76,17 @@ class CRD(Distillation):
 
     roles: ClassVar[tuple[Role, ...]] = ("student", "teacher", "projector", "projector_of_teacher")
     couples_batch: ClassVar[bool] = True
+    tasks: ClassVar[tuple[str, ...]] = TASKS
 
     def __post_init__(self):
         super().__post_init__()
         check_positive(contrast_temperature=self.contrast_temperature)
+        if self.class_aware and self.task != "classification":
+            raise ArgumentError(
+                f"negatives of other classes need classes, and the task is {self.task}",
+                where="class_aware",
+                hint="False",
+            )
         if self.negatives not in NEGATIVES:
             raise ArgumentError(
                 f"unknown negatives {self.negatives!r}",

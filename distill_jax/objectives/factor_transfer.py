@@ -25,7 +25,7 @@ from typing import ClassVar
 
 import jax
 
-from distill_jax.core.api import Array, Batch, Nets, Outputs, PyTree
+from distill_jax.core.api import TASKS, Array, Batch, Nets, Outputs, PyTree
 from distill_jax.losses.features import factor_distance, mean_square
 from distill_jax.objectives._distillation import Distillation, Signals, check_not_negative
 from distill_jax.objectives._features import connect, feature
@@ -49,6 +49,7 @@ class FactorTransfer(Distillation):
     teacher_stage: str = ""
 
     roles: ClassVar[tuple[str, ...]] = ("student", "teacher", "paraphraser", "translator")
+    tasks: ClassVar[tuple[str, ...]] = TASKS
 
     def __post_init__(self):
         super().__post_init__()

@@ -13,31 +13,26 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from distill_jax.core.api import Array, Batch, Nets, Objective, Outputs, PyTree, Terms
+from distill_jax.core.api import Array, Batch, Nets, Outputs, PyTree, Terms
 from distill_jax.core.errors import ArgumentError
-from distill_jax.objectives._labels import check_smoothing, label_loss
+from distill_jax.objectives._tasks import OfTask
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Finetune(Objective):
-    """Cross-entropy of a head on the student's embedding.
+class Finetune(OfTask):
+    """Label loss of a head on the student's embedding; see `OfTask` for other arguments.
 
     Attributes:
-      label_smoothing: share of target probability spread over all classes, in [0, 1).
       output: output of the student that is the input of the head.
       train_encoder: whether the student is in training mode. False, with a frozen student, trains
         the head alone: a linear probe by gradient steps.
     """
 
-    label_smoothing: float = 0.0
     output: str = "embedding"
     train_encoder: bool = True
     projector: bool = False
 
     couples_batch: ClassVar[bool] = False
-
-    def __post_init__(self):
-        check_smoothing(self.label_smoothing)
 
     @property
     def roles(self) -> tuple[str, ...]:  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -62,8 +57,8 @@ class Finetune(Objective):
     def loss(self, nets: Nets, batch: Batch, memory: PyTree, step: Array) -> Terms:
         del memory, step
         outputs, state = self._outputs(nets, batch, train=True)
-        loss = label_loss(outputs["logits"], batch, smoothing=self.label_smoothing)
-        return Terms(values={"cross_entropy": loss}, state=state)
+        name, loss = self.label_term(outputs["logits"], batch)
+        return Terms(values={name: loss}, state=state)
 
     def predictions(
         self, nets: Nets, batch: Batch, memory: PyTree, step: Array

@@ -16,7 +16,7 @@ Networks: student; teacher; regressor, model `regressor`, in the published setti
 import dataclasses
 from typing import ClassVar
 
-from distill_jax.core.api import Array, Batch, Nets, Outputs, PyTree
+from distill_jax.core.api import TASKS, Array, Batch, Nets, Outputs, PyTree
 from distill_jax.losses.features import mean_square
 from distill_jax.objectives._distillation import Distillation, Signals
 from distill_jax.objectives._features import connect, feature
@@ -37,6 +37,7 @@ class FitNet(Distillation):
     teacher_stage: str = "stage2"
 
     roles: ClassVar[tuple[str, ...]] = ("student", "teacher", "regressor")
+    tasks: ClassVar[tuple[str, ...]] = TASKS
 
     def loss_terms(
         self,

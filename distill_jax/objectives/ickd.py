@@ -12,7 +12,7 @@ weight is for this form.
 import dataclasses
 from typing import ClassVar
 
-from distill_jax.core.api import Array, Batch, Nets, Outputs, PyTree, Role
+from distill_jax.core.api import TASKS, Array, Batch, Nets, Outputs, PyTree, Role
 from distill_jax.losses.relations import channel_correlation
 from distill_jax.objectives._distillation import Distillation, Signals
 from distill_jax.objectives._features import connect, feature
@@ -33,6 +33,7 @@ class ICKD(Distillation):
     teacher_stage: str = ""
 
     roles: ClassVar[tuple[Role, ...]] = ("student", "teacher", "regressor")
+    tasks: ClassVar[tuple[str, ...]] = TASKS
 
     def loss_terms(
         self,

@@ -11,26 +11,31 @@ separate loss term for each teacher.
 * "confidence": for each example, `w_m = (1 - exp(L_m) / sum_j exp(L_j)) / (M - 1)` with `L_m` the
   cross-entropy of teacher m with the label (CA-MKD; Zhang, Chen, Wang 2022, arXiv:2201.00007).
 
+With several labels, the terms are those of sigmoids, label by label, and L_m is the label loss of
+teacher m; for real values they are distances, and there is no "confidence" (`_tasks.OfTask`).
+
 Deviation: the second part of CA-MKD, matching of intermediate features, is left out. Its first part
 uses the cross-entropy with the teachers, which has the same gradient.
 """
 
 import dataclasses
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from distill_jax.core.api import Array, Batch, Nets, Objective, PyTree, Terms
+from distill_jax.core.api import Array, Batch, Nets, PyTree, Terms
 from distill_jax.core.errors import ArgumentError, nearest
-from distill_jax.losses.classification import distillation_kl
+from distill_jax.losses import multilabel
 from distill_jax.objectives._distillation import (
     ask_teacher,
     check_not_negative,
     check_positive,
     check_same_classes,
 )
-from distill_jax.objectives._labels import check_smoothing, label_loss, shown
+from distill_jax.objectives._labels import label_loss, shown
+from distill_jax.objectives._tasks import OfTask
 
 COMBINATIONS = ("probabilities", "logits", "confidence")
 
@@ -41,12 +46,13 @@ def confidence_weights(losses: Array) -> Array:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class MultiTeacher(Objective):
+class MultiTeacher(OfTask):
     """Distillation of logits from several frozen teachers with the same classes.
 
-    Terms: `cross_entropy`, and `distillation/<role>` for each teacher, which a weighting can
-    reweight; one term `distillation` if logits are averaged. The "teacher" passed to a weighting is
-    the mixture of the teachers' probabilities.
+    Other arguments are those of `OfTask`. Terms: that of the labels, and `distillation/<role>` for
+    each teacher, which a weighting can reweight; one term `distillation` if logits are averaged.
+    The "teacher" passed to a weighting is the mixture of the teachers' probabilities, or the mean
+    of their values.
 
     Attributes:
       teachers: roles of the teachers.
@@ -54,9 +60,8 @@ class MultiTeacher(Objective):
       weights: weights of the teachers, in their order, 0 or more; scaled to sum to 1. Equal where
         left out. Not with "confidence".
       distillation_weight: coefficient of distillation, 0 or more; 1 in CA-MKD.
-      label_weight: coefficient of the cross-entropy with the labels, 0 or more; 1 in CA-MKD.
+      label_weight: coefficient of the label loss, 0 or more; 1 in CA-MKD.
       temperature: T of all softmaxes, positive; 4 in CA-MKD.
-      label_smoothing: of the label term, in [0, 1).
     """
 
     teachers: tuple[str, ...] = ("teacher1", "teacher2")
@@ -65,10 +70,9 @@ class MultiTeacher(Objective):
     distillation_weight: float = 1.0
     label_weight: float = 1.0
     temperature: float = 4.0
-    label_smoothing: float = 0.0
 
     def __post_init__(self):
-        check_smoothing(self.label_smoothing)
+        super().__post_init__()
         check_positive(temperature=self.temperature)
         check_not_negative(
             distillation_weight=self.distillation_weight, label_weight=self.label_weight
@@ -80,6 +84,12 @@ class MultiTeacher(Objective):
                 hint=nearest(self.combination, COMBINATIONS),
             )
         by_confidence = self.combination == "confidence"
+        if by_confidence and self.task == "regression":
+            raise ArgumentError(
+                "the confidence of a teacher is a cross-entropy, and the task is regression",
+                where="combination",
+                hint="'probabilities' or 'logits'",
+            )
         names = set(self.teachers) - {"student"}
         if len(names) < len(self.teachers) or len(names) < 1 + by_confidence:
             raise ArgumentError(
@@ -116,34 +126,54 @@ class MultiTeacher(Objective):
         for role, logits in said.items():
             check_same_classes(own, logits, role=role)
         t, shares = self.temperature, dict(zip(said, self.shares, strict=True))
-        values = {"cross_entropy": label_loss(own, batch, smoothing=self.label_smoothing)}
-        coef: dict[str, Any] = {"cross_entropy": self.label_weight}
+        name, value = self.label_term(own, batch)
+        values, coef = {name: value}, {name: self.label_weight}
         weights = {}
         if self.combination == "logits":
             mean: Any = sum(shares[role] * logits for role, logits in said.items())
-            values["distillation"] = distillation_kl(own, mean, temperature=t)
+            values["distillation"] = self.distillation(own, mean, temperature=t)
             coef["distillation"] = self.distillation_weight
         else:
             for role, logits in said.items():
-                values[f"distillation/{role}"] = distillation_kl(own, logits, temperature=t)
+                values[f"distillation/{role}"] = self.distillation(own, logits, temperature=t)
                 coef[f"distillation/{role}"] = self.distillation_weight * shares[role]
         if self.combination == "confidence":
-            # In nats, for any share of labels; equal weights where there is no label.
-            plain = {name: x for name, x in batch.items() if name != "labelled"}
-            losses = [label_loss(logits, plain, smoothing=0.0) for logits in said.values()]
-            confidence = confidence_weights(shown(batch)[:, None] * jnp.stack(losses, axis=1))
+            losses = [self._loss_of(logits, batch) for logits in said.values()]
+            confidence = confidence_weights(jnp.stack(losses, axis=1))
             for m, role in enumerate(said):
                 weights[f"distillation/{role}"] = confidence[:, m]
                 coef[f"distillation/{role}"] = self.distillation_weight
-        mixture: Any = sum(shares[role] * jax.nn.softmax(z) for role, z in said.items())
-        log_mixture = jnp.log(jnp.maximum(mixture, jnp.finfo(mixture.dtype).tiny))
         return Terms(
             values=values,
             coef=coef,
             state={"student": state},
             weights=weights,
-            logits={"student": own, "teacher": log_mixture, **said},
+            logits={"student": own, "teacher": self._mixture(said), **said},
         )
+
+    def _loss_of(self, logits: Array, batch: Batch) -> Array:
+        """Returns a teacher's label loss `[b]`, in nats for any share of labels; 0 without one."""
+        if self.task == "multilabel":
+            return multilabel.binary_cross_entropy(
+                logits, batch["label"], known=batch.get("labelled")
+            )
+        plain = {name: x for name, x in batch.items() if name != "labelled"}
+        return shown(batch) * label_loss(logits, plain, smoothing=0.0)
+
+    def _mixture(self, said: Mapping[str, Array]) -> Array:
+        """Returns logits of the mixture of probabilities, or the mean of values, `[b, k]`."""
+
+        def mean(values: Callable[[Array], Array]) -> Array:
+            mixed: Any = sum(self.shares[m] * values(z) for m, z in enumerate(said.values()))
+            return mixed
+
+        if self.task == "regression":
+            return mean(lambda z: z)
+        tiny = lambda p: jnp.maximum(p, jnp.finfo(p.dtype).tiny)  # noqa: E731
+        if self.task == "classification":
+            return jnp.log(tiny(mean(jax.nn.softmax)))
+        present, absent = mean(jax.nn.sigmoid), mean(lambda z: jax.nn.sigmoid(-z))
+        return jnp.log(tiny(present)) - jnp.log(tiny(absent))
 
 
 make = MultiTeacher

@@ -11,7 +11,7 @@ the paper leaves it out.
 import dataclasses
 from typing import ClassVar
 
-from distill_jax.core.api import Array, Batch, Nets, Outputs, PyTree
+from distill_jax.core.api import TASKS, Array, Batch, Nets, Outputs, PyTree
 from distill_jax.losses.relations import probability_share
 from distill_jax.objectives._distillation import Distillation, Signals
 from distill_jax.objectives._embeddings import flat_pair
@@ -30,6 +30,7 @@ class PKT(Distillation):
     feature: str = "embedding"
 
     couples_batch: ClassVar[bool] = True
+    tasks: ClassVar[tuple[str, ...]] = TASKS
 
     def loss_terms(
         self,

@@ -14,7 +14,7 @@ distance and have no gradient. `L_A` takes O(b^3) time.
 import dataclasses
 from typing import ClassVar
 
-from distill_jax.core.api import Array, Batch, Nets, Outputs, PyTree
+from distill_jax.core.api import TASKS, Array, Batch, Nets, Outputs, PyTree
 from distill_jax.losses import relations
 from distill_jax.objectives._distillation import Distillation, Signals, check_not_negative
 from distill_jax.objectives._embeddings import flat_pair
@@ -35,6 +35,7 @@ class RKD(Distillation):
     feature: str = "embedding"
 
     couples_batch: ClassVar[bool] = True
+    tasks: ClassVar[tuple[str, ...]] = TASKS
 
     def __post_init__(self):
         super().__post_init__()

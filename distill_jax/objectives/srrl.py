@@ -14,7 +14,7 @@ published; teacher_head, model `linear_head`, frozen, initialized from the teach
 import dataclasses
 from typing import ClassVar
 
-from distill_jax.core.api import Array, Batch, Nets, Outputs, PyTree
+from distill_jax.core.api import TASKS, Array, Batch, Nets, Outputs, PyTree
 from distill_jax.losses.features import mean_square
 from distill_jax.objectives._distillation import (
     Distillation,
@@ -43,6 +43,7 @@ class SRRL(Distillation):
     teacher_stage: str = "embedding"
 
     roles: ClassVar[tuple[str, ...]] = ("student", "teacher", "regressor", "teacher_head")
+    tasks: ClassVar[tuple[str, ...]] = TASKS
 
     def __post_init__(self):
         super().__post_init__()

@@ -203,7 +203,17 @@ def test_methods_of_every_task_read_no_label_or_take_the_task(name):
 
 
 @pytest.mark.parametrize("task", ["multilabel", "regression"])
-@pytest.mark.parametrize("name", ["supervised", "kd"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "supervised",
+        "kd",
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in ("finetune", "fitnet", "multi_teacher", "srrl")
+        ),
+    ],
+)
 def test_padding_and_accumulation_change_nothing_in_other_tasks(name, task):
     r = np.random.RandomState(0)
     label = r.rand(16, harness.K).round() if task == "multilabel" else r.randn(16, harness.K)

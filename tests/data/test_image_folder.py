@@ -108,6 +108,26 @@ def test_several_labels_and_targets_of_images(tmp_path, resident_bytes):
     assert unknown == 1
 
 
+@pytest.mark.parametrize("resident_bytes", [1 << 30, 0])
+def test_soft_labels_of_images(tmp_path, resident_bytes):
+    """Columns of the table are the probabilities of classes, by the name of each image."""
+    for i in range(40):
+        files.save(tmp_path / f"{i}.png", files.picture(i))
+    rows = [f"{i}.png,{i / 40},{1 - i / 40}" for i in range(40)]
+    (tmp_path / "labels.csv").write_text("\n".join(["file,cat,dog", *rows]))
+    dataset = image_folder.make(
+        path=str(tmp_path), label_column=("cat", "dog"), resident_bytes=resident_bytes
+    )
+    assert dataset.classes == ("cat", "dog")
+    found = dataset.train.read(np.arange(len(dataset.train)))
+    for image, label, probs in zip(
+        *(found[n] for n in ("input", "label", "label_probs")), strict=True
+    ):
+        i = next(i for i in range(40) if (files.picture(i) == image).all())
+        np.testing.assert_allclose(probs, [i / 40, 1 - i / 40], rtol=1e-6)
+        assert label == probs.argmax()
+
+
 def test_lazy_and_resident_images_are_equal(tmp_path):
     files.image_folders(tmp_path, height=20, width=30)
     kept = image_folder.make(path=str(tmp_path), size=8)

@@ -212,3 +212,23 @@ def test_scales_and_counts_leave_out_what_is_unknown():
     np.testing.assert_array_equal(labels.label_counts(BITS, BITS, k=2), BITS.sum(0))
     some = labels.label_counts(np.array([0, 2, 2, 0]), np.array([1.0, 1, 1, 0]), k=4)
     np.testing.assert_array_equal(some, [1, 0, 2, 0])
+
+
+def test_several_labels_are_stratified():
+    """Each label, a rare one too, and each example without one keeps its share."""
+    r = np.random.default_rng(0)
+    y = (r.random((2000, 4)) < [0.4, 0.2, 0.05, 0.01]).astype(np.float32)
+    y[:, 3] *= y[:, 0]
+    for fraction in (0.1, 0.5):
+        held = labels.stratified(y > 0, fraction=fraction, seed=0)
+        assert abs(held.sum() - fraction * len(y)) <= 1
+        assert (abs(y[held].sum(0) - fraction * y.sum(0)) <= 2).all()
+    assert (labels.stratified(y > 0, fraction=0.5, seed=0) == held).all()
+    assert (labels.stratified(y > 0, fraction=0.5, seed=1) != held).any()
+    made = source.make_array_source(y, y, name="y", origin="here", task="multilabel")
+    train, part = source.split_held_out(made, fraction=0.1, seed=0)
+    np.testing.assert_allclose(
+        source.example_labels(part).mean(0), source.example_labels(train).mean(0), atol=0.012
+    )
+    random = r.permutation(len(y))[:200]  # what a split without strata does to the rare label
+    assert abs(y[random].sum(0) - 0.1 * y.sum(0)).max() > 2

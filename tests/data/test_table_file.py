@@ -172,7 +172,7 @@ def test_an_empty_column_is_left_out_with_a_warning(tmp_path):
     ("kwargs", "where"),
     [
         ({"label": "wage"}, "label"),
-        ({"label": "pay,job"}, "label"),
+        ({"label": ""}, "label"),
         ({"label": "pay", "drop": "jobb"}, "drop"),
         ({"label": "pay", "features": "pay"}, "features"),
         ({"label": "pay", "numeric": "job"}, "numeric"),
@@ -188,3 +188,34 @@ def test_arguments_are_checked(tmp_path, kwargs, where):
     with pytest.raises(ArgumentError) as error:
         table_file.make(path=str(path), **kwargs)
     assert error.value.where == where
+
+
+SOFT = "age,cat,dog,wolf"
+
+
+def test_several_columns_of_classes_are_soft_labels(tmp_path):
+    row = lambda i: f"{i},{i / 100},{0.5 - i / 100},0.5"  # noqa: E731
+    path = files.csv_file(tmp_path / "t.csv", header=SOFT, row=row)
+    dataset, _ = checks.open_dataset(table_file.make(path=str(path), label="cat,dog,wolf"))
+    assert dataset.classes == ("cat", "dog", "wolf") and dataset.task == "classification"
+    for part in dataset.parts.values():
+        rows = part.read(np.arange(len(part)))
+        np.testing.assert_allclose(rows["label_probs"].sum(1), 1, rtol=1e-6)
+        np.testing.assert_array_equal(rows["label"], rows["label_probs"].argmax(1))
+        np.testing.assert_allclose(rows["label_probs"][:, 2], 0.5)
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        (lambda i: f"{i},0.5,0.4,0.2", "no distribution: it sums to 1.1"),
+        (lambda i: f"{i},1.5,-0.5,0", "no distribution"),
+        (lambda i: f"{i},yes,0,0", "or the probability of each class"),
+        (lambda i: f"{i},1,0,{'' if i == 3 else 0}", "no label in 'wolf'"),
+    ],
+)
+def test_soft_labels_that_are_none_are_refused(tmp_path, row, message):
+    path = files.csv_file(tmp_path / "t.csv", header=SOFT, row=row)
+    with pytest.raises(DataUnavailable) as error:
+        table_file.make(path=str(path), label="cat,dog,wolf", unknown_labels=True)
+    assert message in str(error.value)

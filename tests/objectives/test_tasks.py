@@ -1,5 +1,6 @@
 """Losses of several labels, of real values, with class weights and focal; objectives of them."""
 
+import dataclasses
 import json
 
 import jax
@@ -9,9 +10,11 @@ import optax
 import pytest
 
 import distill_jax as dj
+from distill_jax.core.api import TASKS
 from distill_jax.core.errors import ConfigError
 from distill_jax.losses import classification, multilabel, regression
-from distill_jax.objectives import kd, supervised
+from distill_jax.objectives import _distillation, kd, multi_teacher, supervised
+from distill_jax.run.resolve import resolve
 from tests.objectives import task_losses_torch as reference
 from tests.reference import softmax
 
@@ -128,6 +131,86 @@ def test_distillation_of_each_task_has_a_label_term_and_a_teacher_s():
     np.testing.assert_allclose(
         found.values["distillation"], ((X["student"] - X["teacher"]) ** 2).mean(1), rtol=1e-5
     )
+
+
+TEACHERS = {"teacher1": X["teacher"], "teacher2": X["teacher"][::-1].copy()}
+SHARES = (0.25, 0.75)
+
+
+def several(task, **kwargs):
+    """The terms of two teachers."""
+    weights = kwargs.get("combination") != "confidence"
+    kwargs |= {"weights": SHARES} if weights else {}
+    outputs = {"student": X["student"], **TEACHERS}
+
+    def nets(role, *inputs, **kwargs):
+        return {"logits": jnp.asarray(outputs[role])}, {}
+
+    label = {"multilabel": BITS, "regression": X["target"]}[task]
+    batch = {"input": jnp.zeros((reference.B, 2)), "label": jnp.asarray(label)}
+    objective = multi_teacher.make(task=task, **kwargs)
+    return objective.loss(nets, batch, {}, jnp.int32(0))
+
+
+@pytest.mark.parametrize("task", ["multilabel", "regression"])
+def test_several_teachers_of_each_task(task):
+    found = several(task)
+    one = kd.make(task=task)
+    for (role, logits), share in zip(TEACHERS.items(), SHARES, strict=True):
+        want = one.distillation(X["student"], jnp.asarray(logits), temperature=4.0)
+        np.testing.assert_allclose(found.values[f"distillation/{role}"], want, rtol=1e-6)
+        assert found.coef[f"distillation/{role}"] == share
+    values = [logistic(z) if task == "multilabel" else z for z in TEACHERS.values()]
+    mixed = logistic(found.logits["teacher"]) if task == "multilabel" else found.logits["teacher"]
+    np.testing.assert_allclose(mixed, 0.25 * values[0] + 0.75 * values[1], rtol=1e-4, atol=1e-6)
+    mean = 0.25 * TEACHERS["teacher1"] + 0.75 * TEACHERS["teacher2"]
+    together = several(task, combination="logits").values["distillation"]
+    want = one.distillation(X["student"], jnp.asarray(mean), temperature=4.0)
+    np.testing.assert_allclose(together, want, rtol=1e-5)
+
+
+def test_confidence_of_several_labels_is_by_their_cross_entropy():
+    losses = np.stack([LOSSES["bce"](jnp.asarray(logits)) for logits in TEACHERS.values()], axis=1)
+    found = several("multilabel", combination="confidence").weights
+    for m, role in enumerate(TEACHERS):
+        want = 1 - softmax(losses)[:, m]
+        np.testing.assert_allclose(found[f"distillation/{role}"], want, rtol=1e-5)
+    with pytest.raises(ConfigError, match="the task is regression"):
+        multi_teacher.make(task="regression", combination="confidence")
+
+
+@pytest.mark.parametrize(
+    ("task", "name"), [("multilabel", "cross_entropy"), ("regression", "huber")]
+)
+def test_features_are_distilled_beside_the_terms_of_each_task(task, name):
+    """The frame of the feature methods has the label's and the teacher's term of `kd`."""
+
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class Method(_distillation.Distillation):
+        tasks = TASKS
+
+        def loss_terms(self, nets, student, teacher, batch, memory, step):
+            return _distillation.Signals(values={"signal": jnp.zeros(reference.B)})
+
+    kwargs = {"task": task, "regression_loss": "huber", "temperature": 2.0}
+    batch = {"label": jnp.asarray(BITS if task == "multilabel" else X["target"])}
+    found = terms(Method(**kwargs, distillation_weight=3.0, label_weight=0.5), batch)
+    want = terms(kd.make(**kwargs), batch)
+    assert found.coef == {"signal": 1.0, name: 0.5, "distillation": 3.0}
+    for term in (name, "distillation"):
+        np.testing.assert_array_equal(found.values[term], want.values[term])
+
+
+def test_which_methods_serve_every_task():
+    features = "ab attention_transfer correlation_congruence crd factor_transfer fitnet fsp ickd"
+    features += " nst pkt review_kd rkd similarity simkd srrl vid"
+    for name in f"kd supervised finetune multi_teacher {features}".split():
+        made = resolve("objectives", name, where="objective")
+        assert made.tasks == TASKS, name
+    for name in ("dkd", "dist", "divergence", "logit_standardization", "hard", "tf_kd"):
+        assert resolve("objectives", name, where="objective").tasks == ("classification",), name
+    with pytest.raises(ConfigError, match="negatives of other classes need classes"):
+        dj.objectives.CRD(task="regression", class_aware=True)
 
 
 @pytest.mark.parametrize("task", ["multilabel", "regression"])

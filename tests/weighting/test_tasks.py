@@ -8,11 +8,9 @@ import numpy as np
 import pytest
 
 from distill_jax.core.errors import ArgumentError
+from distill_jax.run.resolve import available, resolve
 from distill_jax.weighting import (
     annealed,
-    constant,
-    meta_weight_net,
-    reweight,
     teacher_margin,
     trilateral,
     wsl,
@@ -20,12 +18,6 @@ from distill_jax.weighting import (
 from tests.weighting.evidence import B, K, draw, giving, on_device, refused, weights
 
 BLOCKS = ("sg", "tg", "st", "s", "t", "g")
-LOSSES = {
-    "annealed": (annealed.make(total_steps=10), (B, 2)),
-    "constant": (constant.make(), (B, 2)),
-    "meta_weight_net": (meta_weight_net.make(), (B, 2)),
-    "reweight": (reweight.make(), (B, 2)),
-}
 
 
 def evidence(task):
@@ -44,13 +36,6 @@ def test_the_triangle_of_several_labels_is_one_of_sigmoids():
     assert weights(trilateral.make(blocks=BLOCKS), found, giving((B, 1))).shape == (B, 2)
 
 
-@pytest.mark.parametrize("task", ["multilabel", "regression"])
-@pytest.mark.parametrize("name", LOSSES)
-def test_rules_of_losses_alone_serve_every_task(name, task):
-    rule, shape = LOSSES[name]
-    assert weights(rule, evidence(task), giving(shape)).shape == shape
-
-
 @pytest.mark.parametrize(
     ("rule", "task", "message"),
     [
@@ -67,6 +52,37 @@ def test_rules_of_classes_are_refused(rule, task, message):
     with pytest.raises(ArgumentError, match=message) as caught:
         refused(rule, evidence(task), giving((B, 1)))
     assert "class means" in str(caught.value) or "meta_weight_net" in str(caught.value)
+
+
+LOSSES = {"annealed", "constant", "meta_weight_net", "reweight"}
+"""Rules that look at losses alone."""
+
+SERVED = {
+    "multilabel": LOSSES | {"trilateral"},
+    "regression": LOSSES,
+    "classification": set(available("weighting")),
+}
+RULES = {
+    "annealed": (annealed.make(total_steps=10), (B, 2)),
+    "trilateral": (trilateral.make(blocks=BLOCKS), (B, 1)),
+    "teacher_margin": (teacher_margin.make(granularity="sample"), (B, 1)),
+}
+
+
+@pytest.mark.parametrize("task", SERVED)
+@pytest.mark.parametrize("name", available("weighting"))
+def test_every_weighting_serves_a_task_or_refuses_it_by_name(name, task):
+    """A weighting that is added is here by itself."""
+    if name in RULES:
+        rule, shape = RULES[name]
+    else:
+        rule, shape = resolve("weighting", name, where="weighting")(), (B, 2)
+    found = draw() if task == "classification" else evidence(task)
+    if name in SERVED[task]:
+        assert weights(rule, found, giving(shape)).shape == (B, 2)
+        return
+    with pytest.raises(ArgumentError, match=f"the task of the data is {task}"):
+        refused(rule, found, giving(shape))
 
 
 def test_the_task_is_no_array():

@@ -167,7 +167,8 @@ def _check_task(config: ConfigDict, objective: Objective, dataset: Dataset) -> N
             f"{config.objective.name} is for {' and '.join(tasks)}, and the task of the data is "
             f"{dataset.task}",
             where="objective.name",
-            hint="kd and supervised support it; your own method declares it in `tasks`",
+            hint="docs/tasks.md lists the methods that support it, kd and supervised among them; "
+            "your own method declares it in `tasks`",
         )
 
 
