@@ -73,6 +73,12 @@ class Trust:
         self, outputs: Mapping[str, Mapping[str, np.ndarray]], batch: Mapping[str, np.ndarray]
     ) -> dict[str, Any]:
         arrays = outputs["example_weights"]
+        if np.ndim(arrays["weights"]) != 2:
+            raise ArgumentError(
+                f"the weights are of tokens, {np.shape(arrays['weights'])}",
+                where=WHERE,
+                hint="trust is measured on weights of examples; leave the evaluator out",
+            )
         student, teacher = (_logits_of(arrays, role) for role in ("student", "teacher"))
         if student.shape != teacher.shape or student.shape[1] < 2:
             raise ArgumentError(

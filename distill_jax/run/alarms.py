@@ -35,6 +35,9 @@ LEFT = {
 }
 """Share of its first value below which a measure of embeddings counts as lost, by measure."""
 
+BATCHES = 100
+"""Batches after which a count that was always 0 is reported."""
+
 RANK_LEFT, RANK, INFORMATION = 0.15, 2.0, 0.05
 """Of ranks the share of the first, as in `LEFT`; and a number of dimensions, and of nats that
 assignments say of an example, that are lost where they are also less than half of the first."""
@@ -104,6 +107,20 @@ def lost(share: float, *, least: float = math.inf) -> Rule:
     return rule
 
 
+def nothing_counted(batches: int) -> Rule:
+    """Returns the rule for a count that is 0 in the first batches of a run, so many at least."""
+
+    def rule(history: History) -> str | None:
+        step = history[-1][0]
+        if step < batches or any(value for _, value in history):
+            return None
+        return (
+            f"is 0 in the first {step} batches: no token to learn from, see data.train_transforms"
+        )
+
+    return rule
+
+
 def either(*rules: Rule) -> Rule:
     """Returns the rule that gives the message of the first of `rules` that has one."""
 
@@ -113,7 +130,7 @@ def either(*rules: Rule) -> Rule:
     return rule
 
 
-def default_rules(*, spike_deviations: float) -> list[tuple[str, str, Rule]]:
+def default_rules(*, spike_deviations: float, total: int = 0) -> list[tuple[str, str, Rule]]:
     """Returns the rules of a run as `(name, pattern of metrics, rule)`.
 
     "spike" is about losses and norms of gradients. "collapse" is about representations. An
@@ -132,12 +149,17 @@ def default_rules(*, spike_deviations: float) -> list[tuple[str, str, Rule]]:
       example is below 0.05 nats, out of a possible log k, and below half of the first value. That
       first value is low: it is small before training and rises in a healthy run.
 
+    "nothing" is about terms with counts that are 0 in all of the first `BATCHES` batches, or in the
+    whole of a shorter run.
+
     The first values are those of the very first step. `benchmarks/collapse.py` measures which
     collapses are noticed.
 
     Args:
       spike_deviations: see `spike`; 0 leaves that rule out.
+      total: number of steps of the run, 0 if it is not known.
     """
+    enough = min(BATCHES, total) if total else BATCHES
     rules: list[tuple[str, str, Rule]] = [
         *(("collapse", f"train/embedding/{what}", lost(left)) for what, left in LEFT.items()),
         (
@@ -147,6 +169,7 @@ def default_rules(*, spike_deviations: float) -> list[tuple[str, str, Rule]]:
         ),
         ("collapse", "train/*prototype_entropy", below(math.log(2.5))),
         ("collapse", "train/*assignment_information", lost(0.5, least=INFORMATION)),
+        ("nothing", "train/counts/*", nothing_counted(enough)),
     ]
     if spike_deviations:
         rule = spike(spike_deviations)

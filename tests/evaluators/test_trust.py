@@ -173,3 +173,9 @@ def test_what_does_not_fit_is_refused():
 
 def test_it_reads_what_the_weigher_gives():
     assert trust.make().outputs == {"example_weights": ("weights", "student", "teacher")}
+
+
+def test_weights_of_tokens_are_refused():
+    arrays = {name: np.zeros((4, 3, 2)) for name in ("weights", "student", "teacher")}
+    with pytest.raises(ConfigError, match="weights are of tokens"):
+        trust.make()({"example_weights": arrays}, {"label": np.zeros(4, int)})

@@ -372,6 +372,25 @@ def test_assignments_collapse_onto_one_prototype_or_onto_all():
     assert first_alarm(loss=[3.0, 0.0, 0.0], assignment_entropy=[3.0, 0.0, 0.0]) is None
 
 
+def test_a_run_without_tokens_is_told(tmp_path):
+    """Once, after 100 batches or the whole of a shorter run, and only where none has a token."""
+    curves = [
+        ("all", [0.0] * 5, 0),
+        ("one", [0.0, 0.5, 0.0, 0.0, 0.0], 0),
+        ("short", [0.0] * 3, 50),
+    ]
+    raised = {}
+    for name, values, total in curves:
+        rules = alarms.default_rules(spike_deviations=10, total=total)
+        made = alarms.Alarms(tmp_path / name, rules, log_line=lambda line: None)
+        (tmp_path / name).mkdir()
+        for i, value in enumerate(values):
+            made.see(25 * (i + 1), {"train/counts/tokens": value, "train/loss": 1.0})
+        raised[name] = [(alarm.step, alarm.rule) for alarm in made.raised]
+        assert all("no token to learn from" in alarm.message for alarm in made.raised)
+    assert raised == {"all": [(100, "nothing")], "one": [], "short": [(50, "nothing")]}
+
+
 def test_alarms_are_raised_once_for_each_event_and_survive_a_resume(tmp_path):
     said, rules = [], [("collapse", "train/std*", collapse)]
     made = alarms.Alarms(tmp_path, rules, log_line=said.append)

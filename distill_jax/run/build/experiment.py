@@ -382,9 +382,10 @@ def readable(
 def _example_weight_shapes(objective: Objective, shapes: state.Shapes) -> dict[str, Any]:
     if not isinstance(objective, WeightedObjective) or objective.weighting.by_gradient:
         return {}
-    b = shapes.batch["mask"].shape[0]
-    weights = jax.ShapeDtypeStruct((b, len(objective.loss_terms)), jnp.float32)
-    return {"example_weights": {"weights": weights, **shapes.terms.logits}}
+    rows = shapes.terms.values[objective.loss_terms[0]].shape
+    weights = jax.ShapeDtypeStruct((*rows, len(objective.loss_terms)), jnp.float32)
+    logits = {r: x for r, x in shapes.terms.logits.items() if x.shape[:-1] == rows}
+    return {"example_weights": {"weights": weights, **logits}}
 
 
 def rules_of(config: ConfigDict, name: str) -> partition.Rules:

@@ -150,7 +150,9 @@ class Run:
         )
         self.alarms = alarms.Alarms(
             self.workdir if jax.process_index() == 0 else None,
-            alarms.default_rules(spike_deviations=self.config.watch.spike),
+            alarms.default_rules(
+                spike_deviations=self.config.watch.spike, total=self.experiment.total_steps
+            ),
             resume_step=step,
             log_line=self.log_line,
         )
