@@ -25,11 +25,19 @@ def builders() -> dict[str, Callable[..., Transform]]:
     """Returns the builders of all transforms by name."""
     # Views are made of transforms by name.
     from distill_jax.data import masks
-    from distill_jax.data.transforms import colour, geometry, mixing, tokens, values, views
+    from distill_jax.data.transforms import (
+        colour,
+        geometry,
+        mixing,
+        rankings,
+        tokens,
+        values,
+        views,
+    )
 
     return {
         key.removeprefix("make_"): value
-        for module in (values, geometry, colour, mixing, tokens, views, masks)
+        for module in (values, geometry, colour, mixing, rankings, tokens, views, masks)
         for key, value in vars(module).items()
         if key.startswith("make_")
     }
