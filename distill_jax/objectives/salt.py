@@ -99,11 +99,12 @@ class Salt(Objective):
                 )
             value = sparse_divergence("forward", top, others)
         else:
-            uniform = jnp.zeros_like(student["logits"])
-            logits = teacher["logits"] / self.rho if teacher else uniform
-            _tokens.check_dense(student["logits"], logits)
-            logs = (jax.nn.log_softmax(x, axis=-1) for x in (logits, student["logits"]))
-            value = token_divergence("forward", *logs)
+            own, v = jax.nn.log_softmax(student["logits"], axis=-1), student["logits"].shape[-1]
+            logs = jnp.full_like(own, -math.log(v))
+            if teacher:
+                _tokens.check_dense(student["logits"], teacher["logits"])
+                logs = jax.nn.log_softmax(teacher["logits"] / self.rho, axis=-1)
+            value = token_divergence("forward", logs, own)
         mask, weight = batch["target_mask"], self.weight(step)
         return Terms(
             values={"distillation": value * mask, "cross_entropy": -log_prob * mask},

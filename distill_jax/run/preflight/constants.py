@@ -106,7 +106,7 @@ def constant_terms(experiment: Experiment) -> dict[str, float]:
     constant = {}
     for name in draws[0]:
         low, high = min(x[name][0] for x in draws), max(x[name][1] for x in draws)
-        if high - low <= 1e-6 * max(1.0, abs(low)):  # false if not finite
+        if np.isfinite([low, high]).all() and high - low <= 1e-6 * max(1.0, abs(low)):
             constant[name] = float(low)
     return constant
 
@@ -185,7 +185,14 @@ class _RandomNets:
         else:
             shapes, state = ShapeNets(self._models)(role, *inputs, train=train)
             outputs = {name: shapes[name] for name in seen.outputs if name in shapes}
-        return {name: self._draw(x.shape) for name, x in outputs.items()}, zeros(state)
+        return {name: self._output(name, x) for name, x in outputs.items()}, zeros(state)
+
+    def _output(self, name: str, like: Any) -> Array:
+        """Returns random numbers, those of log-probabilities below 0, and 0 or 1 for ids."""
+        drawn = self._draw(like.shape)
+        if jnp.issubdtype(like.dtype, jnp.integer):
+            return (drawn > 0).astype(like.dtype)
+        return -jnp.abs(drawn) if "log_prob" in name else drawn
 
     def sample(
         self, role: Role, prompt: Array, start: Array | None = None, **options: Any
