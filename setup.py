@@ -60,6 +60,7 @@ setup(
         ],
         "teachers": TEACHERS,
         "export": EXPORT,
+        "loggers": ["wandb>=0.20", "mlflow>=3", "trackio>=0.20"],
         "text": ["tokenizers>=0.21"],
         "tflite": ["litert-converter>=0.5", "ai-edge-litert>=2.1"],
         "lint": [

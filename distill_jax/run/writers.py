@@ -20,6 +20,7 @@ import numpy as np
 import tqdm
 
 from distill_jax.core.errors import UserError, text_of
+from distill_jax.run.loggers import LoggerProcess
 from distill_jax.trainer.io import files
 from distill_jax.trainer.io.files import replacing
 
@@ -250,6 +251,7 @@ def make_writer(
     *,
     resume_step: int = 0,
     tensorboard: bool = False,
+    loggers: Sequence[str] = (),
     is_main: bool = True,
     log_line: Callable[[str], None] = print,
 ) -> MultiWriter:
@@ -259,6 +261,7 @@ def make_writer(
       workdir: folder of the run.
       resume_step: step at which the run continues.
       tensorboard: whether to write TensorBoard events too.
+      loggers: names of tracking services, see `loggers`.
       is_main: whether this process writes; in a multi-process run only the first one does.
       log_line: prints a line.
     """
@@ -271,6 +274,7 @@ def make_writer(
     if tensorboard:
         folder = workdir / "tensorboard"
         writers.append(TensorBoardWriter(folder, resume_step=resume_step, log_line=log_line))
+    writers += [LoggerProcess(name, workdir, log_line=log_line) for name in loggers]
     return MultiWriter(writers)
 
 

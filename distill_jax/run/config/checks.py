@@ -7,6 +7,7 @@ from typing import Any
 
 from distill_jax.core.errors import ConfigError, nearest
 from distill_jax.evaluators._directions import direction
+from distill_jax.run import loggers
 from distill_jax.run.config import durations
 from distill_jax.run.config.schema import CHOICES, DURATIONS, OPEN, SPLITS, ConfigDict, template
 from distill_jax.run.config.tree import is_a, lookup, mistyped, unknown
@@ -36,6 +37,7 @@ def check_run(config: ConfigDict) -> None:
     _check_cache(config)
     _check_rules(config.optim.decay_mask, where="optim.decay_mask")
     _check_selection(config)
+    loggers.check(tuple(config.log.to), where="log.to")
 
 
 def _check_selection(config: ConfigDict) -> None:

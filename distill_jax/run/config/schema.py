@@ -31,12 +31,12 @@ LONGEST_NAME = 200
 OPEN = re.compile(
     r"(objective|weighting|data|optim|bilevel\.optim|roles\.\w+)\.kwargs(\..+)?"
     r"|data\.transform_kwargs(\..+)?|data\.corrupt(\..+)?"
-    r"|cache\.teacher_kwargs(\..+)?|optim\.schedule_kwargs(\..+)?|evaluators(\..+)?"
+    r"|cache\.teacher_kwargs(\..+)?|optim\.schedule_kwargs(\..+)?|evaluators(\..+)?|log\.to(\..+)?"
     r"|study\.arms(\..+)?|study\.(tuned|published|questions)|roles"
 )
 
 # Groups whose entries are groups: `none` deletes an entry.
-ENTRIES = ("roles", "evaluators", "data.transform_kwargs", "study.arms")
+ENTRIES = ("roles", "evaluators", "log.to", "data.transform_kwargs", "study.arms")
 
 
 def role(model: str = "", **kwargs: Any) -> ConfigDict:
@@ -189,6 +189,8 @@ def base() -> ConfigDict:
     config.log.every_steps = 50  # steps between two lines of metrics
     config.log.grad_norm = False  # also log the norm of the gradient; costs a pass over it
     config.log.tensorboard = True  # also write TensorBoard events
+    config.log.to = ConfigDict()  # open: {wandb | mlflow | trackio: keyword arguments}; each is
+    # sent the metrics by a process of its own, which the run does not wait for (docs/loggers.md)
 
     config.watch = ConfigDict()  # monitoring of a run
     config.watch.stall_seconds = 600.0  # seconds without progress that count as a stall; 0 is off

@@ -145,6 +145,7 @@ class Run:
             self.workdir,
             resume_step=step,
             tensorboard=self.config.log.tensorboard,
+            loggers=() if self.share < 1 else tuple(self.config.log.to),
             is_main=jax.process_index() == 0,
             log_line=self.log_line,
         )

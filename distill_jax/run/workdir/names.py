@@ -34,6 +34,9 @@ NAMES: Mapping[str, Sequence[str]] = {
     "run": (
         *_RUN,
         "heartbeat-*.json",
+        "logger-*.json",
+        "logger-*.txt",
+        "wandb",
         "stall-*.txt",
         "eval.json",
         "export",
