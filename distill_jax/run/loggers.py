@@ -154,15 +154,16 @@ LOGGERS: Mapping[str, Callable[..., Logger]] = {
 }
 
 
-def check(names: Sequence[str], *, where: str) -> None:
-    """Checks names of loggers and that their packages are installed, without importing them.
-
-    Raises:
-      UserError: a logger does not exist or is not installed.
-    """
+def check_names(names: Sequence[str], *, where: str) -> None:
+    """Raises UserError for a logger that does not exist."""
     for name in names:
         if name not in LOGGERS:
             raise UserError(f"unknown logger {name!r}", where=where, hint=nearest(name, LOGGERS))
+
+
+def check_installed(names: Sequence[str], *, where: str) -> None:
+    """Raises UserError for a logger whose package is not installed, without importing it."""
+    for name in names:
         if importlib.util.find_spec(name) is None:
             hint = f"pip install {name}, or pip install 'distill_jax[loggers]'"
             raise UserError(f"{name} is not installed", where=f"{where}.{name}", hint=hint)
@@ -306,7 +307,8 @@ def main(argv: Sequence[str]) -> int:
             hint = f"python -m distill_jax.run.loggers {'|'.join(LOGGERS)} RUN ..."
             raise UserError("name a logger and runs", where="command line", hint=hint)
         name, folders = args[0], [pathlib.Path(arg) for arg in args[1:]]
-        check([name], where="logger")
+        check_names([name], where="logger")
+        check_installed([name], where="logger")
         for folder in folders:
             if not (folder / "metrics.jsonl").is_file():
                 hint = "name the --workdir of runs"

@@ -150,7 +150,7 @@ def test_wrong_commands_are_refused(service, capsys, args, said):
 def test_a_missing_package_is_named_before_the_run(monkeypatch):
     monkeypatch.setattr(loggers.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"log\.to\.mlflow: mlflow is not installed"):
-        loggers.check(["mlflow"], where="log.to")
+        loggers.check_installed(["mlflow"], where="log.to")
 
 
 def wandb_records(path):

@@ -37,7 +37,7 @@ def check_run(config: ConfigDict) -> None:
     _check_cache(config)
     _check_rules(config.optim.decay_mask, where="optim.decay_mask")
     _check_selection(config)
-    loggers.check(tuple(config.log.to), where="log.to")
+    loggers.check_names(tuple(config.log.to), where="log.to")
 
 
 def _check_selection(config: ConfigDict) -> None:

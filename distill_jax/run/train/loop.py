@@ -7,7 +7,7 @@ from typing import Any
 from distill_jax.core.api import TrainState
 from distill_jax.core.errors import NonFiniteError
 from distill_jax.run import build as build_lib
-from distill_jax.run import environment, preflight, processes
+from distill_jax.run import environment, loggers, preflight, processes
 from distill_jax.run import workdir as workdir_lib
 from distill_jax.run.arguments import located
 from distill_jax.run.build import Experiment
@@ -46,6 +46,7 @@ def train(
       Preempted: a signal stopped the run; its state is saved, if it had begun.
     """
     clock = Clock()
+    loggers.check_installed(tuple(config.log.to), where="log.to")
     with (
         workdir_lib.claim(workdir, "run", start_over=start_over, log_line=log_line),
         located(config),
