@@ -4,7 +4,7 @@
 
 The stages of `data/weak_digits.py` for ten divisions of the images, with networks, losses and
 schedules of `configs/studies/paper_weak_to_strong.py`, as one program that is mapped over divisions
-and settings. Each method has the same number of settings, the 100 clean held-out images choose, and
+and settings. Methods that the file already has are not run again. Each has the same number of settings, the 100 clean held-out images choose, and
 the test images measure: accuracy, and the share of the gap between supervisor and ceiling.
 """
 
@@ -22,7 +22,7 @@ import optax
 
 from distill_jax.data import weak_digits
 from distill_jax.losses.classification import soft_cross_entropy
-from distill_jax.losses.targets import hardened
+from distill_jax.losses.targets import hardened, product
 from distill_jax.report.statistics import estimate
 
 BATCH, WARMUP, RAMP = 64, 0.05, 0.2
@@ -32,6 +32,12 @@ CONFIDENT = [
     {"lr": lr, "steps": 800, "alpha": alpha}
     for lr, alpha in itertools.product(RATES, (0.25, 0.5, 0.75, 1.0))
 ]
+OWN = {"confidence": {}, "constant": {"ramp": 1e-9}, "product": {"mixed": False}}
+"""Ways to learn from own predictions: a growing share, a constant one, the product target."""
+
+ARMS = {"naive": NAIVE, "chain": NAIVE, **dict.fromkeys(OWN, CONFIDENT)}
+"""Settings of each method; `chain` is naive too, on the labels of a student of middle size."""
+
 FEW = 4
 """Divisions and settings of a method where the whole student learns, which costs more."""
 
@@ -52,7 +58,7 @@ def apply(layers, x):
     return x @ layers[-1][0] + layers[-1][1]
 
 
-def train(learned, fixed, x, weak, *, key, lr, steps, most, alpha=0.0):
+def train(learned, fixed, x, weak, *, key, lr, steps, most, alpha=None, ramp=RAMP, mixed=True):
     """Returns the learned layers after `steps` of at most `most` steps on soft labels `weak`.
 
     Args:
@@ -64,16 +70,21 @@ def train(learned, fixed, x, weak, *, key, lr, steps, most, alpha=0.0):
       lr: peak rate, after a linear rise and before half a cosine.
       steps: number of steps, traced.
       most: number of steps that are computed; those beyond `steps` change nothing.
-      alpha: final share of the hardened predictions.
+      alpha: final share of the student's own predictions, if any.
+      ramp: share of the steps over which it rises.
+      mixed: whether the target is the mixture of labels and hardened predictions, or the product.
     """
     tx = optax.scale_by_adam()
 
     def loss(learned, x, weak, a):
         logits = apply([*fixed, *learned], x)
-        own = hardened(jax.nn.softmax(logits), weak, jnp.ones(len(x)))
-        return (
-            (1 - a) * soft_cross_entropy(logits, weak) + a * soft_cross_entropy(logits, own)
-        ).mean()
+        value, probs = soft_cross_entropy(logits, weak), jax.nn.softmax(logits)
+        if a is not None and not mixed:
+            value = soft_cross_entropy(logits, product(probs, weak, own=a, power=1.0))
+        elif a is not None:
+            own = hardened(probs, weak, jnp.ones(len(x)))
+            value = (1 - a) * value + a * soft_cross_entropy(logits, own)
+        return value.mean()
 
     def body(carry, t):
         learned, state = carry
@@ -82,7 +93,7 @@ def train(learned, fixed, x, weak, *, key, lr, steps, most, alpha=0.0):
         order = jax.random.permutation(jax.random.fold_in(key, epoch), len(x))
         later = jax.random.permutation(jax.random.fold_in(key, epoch + 1), len(x))
         rows = jnp.where(rows < len(x), order[rows % len(x)], later[rows % len(x)])
-        a = alpha * jnp.minimum((t + 1) / (RAMP * steps), 1)
+        a = None if alpha is None else alpha * jnp.minimum((t + 1) / (ramp * steps), 1)
         gradient = jax.grad(loss)(learned, x[rows], weak[rows], a)
         update, state = tx.update(gradient, state)
         warmup = jnp.maximum(WARMUP * steps, 1)
@@ -112,8 +123,8 @@ def pooled(x):
     return x.reshape(-1, 4, 2, 4, 2).mean((2, 4)).reshape(-1, 16)
 
 
-def study(task, seeds):
-    """Returns accuracies `{arm: [settings, seeds]}` on held-out and test images, and the ends."""
+def study(task: str, seeds: list[int], found: dict) -> None:
+    """Adds the methods that `found` does not have: accuracies on held-out and test images."""
     divisions = [parts(task, seed) for seed in seeds]
     at = {
         name: tuple(np.stack([d[name][i] for d in divisions]) for i in (0, 1))
@@ -139,14 +150,17 @@ def study(task, seeds):
     right = lambda probs, name: np.mean(np.asarray(probs).argmax(-1) == at[name][1], -1)  # noqa: E731
     heads = over(lambda key: init(key, (256, 2)))(keys)
 
-    def student(key, layers: Any, head: Any, x, y, clean, test, lr, steps, alpha, *, whole, most):
+    def student(
+        key, layers: Any, head: Any, x, y, clean, test, lr, steps, alpha, *, whole, most, own
+    ):
         learned, fixed = ([*layers, *head], []) if whole else (head, [*layers])
-        learned = train(learned, fixed, x, y, key=key, lr=lr, steps=steps, alpha=alpha, most=most)
+        how = {"alpha": alpha, **OWN[own]} if own else {}
+        learned = train(learned, fixed, x, y, key=key, lr=lr, steps=steps, most=most, **how)
         return [apply([*fixed, *learned], part) for part in (clean, test)]
 
-    def measure(labels, settings, *, whole):
+    def measure(labels, settings, *, whole, own=""):
         most = max(s["steps"] for s in settings)
-        run = functools.partial(student, whole=whole, most=most)
+        run = functools.partial(student, whole=whole, most=most, own=own)
         run = jax.vmap(run, in_axes=(*[0] * 7, None, None, None))
         run = jax.jit(jax.vmap(run, in_axes=(*[None] * 7, 0, 0, 0)))
         columns = [
@@ -157,18 +171,37 @@ def study(task, seeds):
         clean, test = run(*rows, *columns)
         return {"held_out": right(clean, "clean"), "test": right(test, "test")}
 
-    found = {}
+    def middle(key, digits, names, x, y):
+        """What a student of middle size says of the student's images."""
+        most = {"key": key, "lr": 3e-3, "steps": 800, "most": 800}
+        layers = train(init(key, (64, 32, 10)), [], digits, names, **most)[:-1]
+        head = train(init(key, (32, 2)), layers, x, y, **most)
+        return jax.nn.softmax(apply([*layers, *head], x))
+
+    pretraining = (keys, flat["pretrain"], hot("pretrain", 10), flat["student"], said["student"])
+    chained = jax.jit(over(middle))(*pretraining)
+    low = right(said["test"], "test")
+    found.setdefault("weak", {"test": low.tolist()})
     for whole in (False, True):
         where = "full" if whole else "head"
-        if whole:  # fewer divisions
+        missing = [
+            arm
+            for arm in (("naive", "confidence") if whole else ARMS)
+            if f"{where}/{arm}" not in found
+        ]
+        if whole and missing:  # fewer divisions
             keys, body, heads, said, at, flat = jax.tree.map(
                 lambda x: x[:FEW], (keys, body, heads, said, at, flat)
             )
         rates = RATES[1:3] if whole else RATES
-        truth = measure(hot("student", 2), [{"lr": lr, "steps": 800} for lr in rates], whole=whole)
-        best = truth["held_out"].mean(1).argmax()
-        low, high = right(said["test"], "test"), truth["test"][best]
-        for arm, settings in (("naive", NAIVE), ("confidence", CONFIDENT)):
+        if f"{where}/ceiling" not in found:
+            settings = [{"lr": lr, "steps": 800} for lr in rates]
+            truth = measure(hot("student", 2), settings, whole=whole)
+            best = truth["held_out"].mean(1).argmax()
+            found[f"{where}/ceiling"] = {"lr": rates[best], "test": truth["test"][best].tolist()}
+        high = np.asarray(found[f"{where}/ceiling"]["test"])
+        for arm in missing:
+            settings = ARMS[arm]
             if whole:
                 settings = [
                     s
@@ -177,21 +210,24 @@ def study(task, seeds):
                     and s.get("alpha", 0.5) in (0.5, 0.75)
                     and s["steps"] in (100, 800)
                 ]
-            made = measure(said["student"], settings, whole=whole)
+            labels = chained if arm == "chain" else said["student"]
+            own = arm if arm in OWN else ""
+            made = measure(labels, settings, whole=whole, own=own)
             found[f"{where}/{arm}"] = {
                 "settings": settings,
                 **{split: value.mean(1).tolist() for split, value in made.items()},
-                **chosen(made, low, high),
+                **chosen(made, low[: len(high)], high),
             }
-        found[f"{where}/ceiling"] = {"lr": rates[best], "test": high.tolist()}
-    found["weak"] = {"test": low.tolist()}
-    for where in ("head", "full"):
-        pair = [
-            np.asarray(found[f"{where}/{arm}"]["chosen"]["test"]) for arm in ("confidence", "naive")
-        ]
-        gap = estimate((pair[0] - pair[1]).tolist())
-        found[f"{where}/confidence minus naive"] = {"mean": gap.mean, "interval": gap.interval}
-    return found
+    for name in [name for name in found if "chosen" in found[name]]:
+        where, _, arm = name.partition("/")
+        if arm != "naive":
+            pair = [np.asarray(found[f"{where}/{x}"]["chosen"]["test"]) for x in (arm, "naive")]
+            gap = estimate((pair[0] - pair[1]).tolist())
+            found[f"{name} minus naive"] = {
+                "mean": gap.mean,
+                "se": gap.se,
+                "interval": gap.interval,
+            }
 
 
 def chosen(made, low, high):
@@ -216,9 +252,12 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=10)
     options = parser.parse_args()
     seeds: list[int] = list(range(100, 100 + options.seeds))
-    found = {task: study(task, seeds) for task in options.tasks.split(",")}
+    stored = json.loads(options.out.read_text()) if options.out.exists() else {}
+    found = {task: stored.get(task, {}) for task in options.tasks.split(",")}
+    for task, arms in found.items():
+        study(task, seeds, arms)
     about = {"jax": jax.__version__, "seeds": seeds, "batch": BATCH, "warmup": WARMUP, "ramp": RAMP}
-    options.out.write_text(json.dumps({"about": about, **found}, indent=1) + "\n")
+    options.out.write_text(json.dumps({**stored, "about": about, **found}, indent=1) + "\n")
     for task, arms in found.items():
         for arm, value in arms.items():
             what = value.get("chosen", value)

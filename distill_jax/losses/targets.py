@@ -72,3 +72,18 @@ def product(probs: Array, weak: Array, *, own: Array | float, power: Array | flo
     tiny = jnp.finfo(probs.dtype).tiny
     logs = own * jnp.log(jnp.maximum(probs, tiny)) + power * jnp.log(jnp.maximum(weak, tiny))
     return jax.nn.softmax(logs)
+
+
+def debiased(probs: Array, blank: Array) -> Array:
+    """Returns labels without the answer that a source gives whatever it sees, `[b, k]`.
+
+    `p(y | x) - p(y | blank)`, moved to the mean `1 / k`, cut at 0 and normalized (Wang et al. 2025,
+    arXiv:2501.00192, subtract the probabilities of a judge that sees no image). No gradient.
+
+    Args:
+      probs: answers of the source `[b, k]`.
+      blank: its answer to an input without content, `[k]`.
+    """
+    probs, blank = jax.lax.stop_gradient((probs, blank))
+    moved = jnp.maximum(probs - blank[None] + 1 / probs.shape[-1], 0)
+    return moved / moved.sum(-1, keepdims=True)
