@@ -4,8 +4,9 @@
 
 The stages of `data/weak_digits.py` for ten divisions of the images, with networks, losses and
 schedules of `configs/studies/paper_weak_to_strong.py`, as one program that is mapped over divisions
-and settings. Methods that the file already has are not run again. Each has the same number of settings, the 100 clean held-out images choose, and
-the test images measure: accuracy, and the share of the gap between supervisor and ceiling.
+and settings. Each method has the same number of settings, the 100 clean held-out images choose, and
+the test images measure: accuracy, and the share of the gap between supervisor and ceiling. Methods
+that the file already has are not run again.
 """
 
 import argparse
