@@ -7,8 +7,8 @@ Burns et al. 2023 (arXiv:2312.09390). A linear network on 4 x 4 pixels labels 55
 `:at_least_5` takes the other task. The student is pretrained on the digits of 500 other images, and
 its last layer learns, without any true label but in `ceiling`: from the weak labels alone
 (`naive`), and with the confidence loss, whose share of own predictions rises or is constant. Rates
-and lengths are chosen by `benchmarks/weak_sweep.py`, which also has the product target, the chain of
-students and the training of all layers.
+and lengths are chosen by `benchmarks/weak_sweep.py`, which also has the product target, the chain
+of students and the training of all layers.
 
 The share of a student's own prediction is learned for each example in `learned` (TGeo-KD's triangle
 without the label, on 50 clean images), beside its controls: a network that is never trained, shares
