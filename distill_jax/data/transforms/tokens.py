@@ -4,8 +4,9 @@ from collections.abc import Mapping
 
 import jax.numpy as jnp
 
+from distill_jax.core import ranges
 from distill_jax.core.api import Array, Batch, Key, Transform
-from distill_jax.data.transforms._draws import require
+from distill_jax.data.transforms._draws import integer, require, uniform
 
 
 def next_token(tokens: Array, segments: Array) -> dict[str, Array]:
@@ -48,5 +49,43 @@ def make_next_token() -> Transform:
             "target": made["target"],
             "target_mask": made["target_mask"],
         }
+
+    return apply
+
+
+def make_masked_thought(
+    *, vocabulary: int, rate: float = 0.4, ramp: int = 0, mask_token: int = -1
+) -> Transform:
+    """Returns a transform that hides input tokens which are targets themselves.
+
+    Masked thought fine-tuning (Chen et al. 2024, arXiv:2403.02178): an answer is learned from its
+    question and from a part of the answer before. It comes after `next_token`. Tokens of a question
+    are no targets, and stay; so do the targets, padding, and the end tokens between documents.
+
+    Args:
+      vocabulary: v, number of token ids.
+      rate: p, largest share of the answer's tokens that is hidden, in [0, 1].
+      ramp: number of steps over which p rises from 0; 2/3 of training in the authors' program. 0
+        starts with p.
+      mask_token: id in place of a hidden token; -1 takes a random id.
+
+    Raises:
+      ArgumentError: an argument is out of range; as it is applied, a batch without `target_mask`.
+    """
+    ranges.sizes(vocabulary=vocabulary)
+    ranges.within("[0, 1]", rate=rate)
+    ranges.counts(ramp=ramp)
+    ranges.within(f"[-1, {vocabulary})", whole=True, mask_token=mask_token)
+
+    def apply(key: Key, batch: Batch, step: Array) -> Batch:
+        require("target_mask" in batch, "there are no targets: next_token comes before", "rate")
+        view = batch["input"]
+        tokens, segments = view["tokens"], view["segments"]
+        u = uniform(key, batch, 2, tokens.shape[1])
+        share = rate * jnp.minimum(1, step / ramp) if ramp else rate
+        substitute = integer(u[:, 1], vocabulary) if mask_token < 0 else mask_token
+        answer = (batch["target_mask"][:, :-1] > 0) & (segments[:, 1:] == segments[:, :-1])
+        hidden = jnp.pad(answer, ((0, 0), (1, 0))) & (u[:, 0] < share)
+        return {**batch, "input": {**view, "tokens": jnp.where(hidden, substitute, tokens)}}
 
     return apply

@@ -144,6 +144,7 @@ def make_transform(
             where=where,
             provided={
                 "num_classes": len(dataset.classes),
+                "vocabulary": dataset.vocabulary,
                 "statistics": statistics or functools.partial(moments.statistics, dataset.train),
             },
         )()
