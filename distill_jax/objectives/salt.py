@@ -61,7 +61,8 @@ class Salt(Objective):
         if self.labels not in LABELS:
             hint = nearest(self.labels, LABELS)
             raise ArgumentError(f"labels is {self.labels!r}", where="labels", hint=hint)
-        self._steps("teaching"), self._steps("ramp")
+        for name in self.schedules:
+            self._steps(name)
 
     @property
     def roles(self) -> tuple[str, ...]:  # pyright: ignore[reportIncompatibleVariableOverride]

@@ -1,6 +1,6 @@
 """Objectives over tokens against transcriptions in NumPy; large vocabularies; bad batches."""
 
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ from distill_jax.core.weighted_objective import WeightedObjective
 from distill_jax.losses.sequence import DIVERGENCES
 from distill_jax.models import ratio_mlp, transformer
 from distill_jax.models.adapters import as_model
-from distill_jax.objectives import next_token, salt, token_kd
+from distill_jax.objectives import next_token, salt, salt_ds, token_kd
 from distill_jax.weighting import meta_weight_net
 from tests import harness
 
@@ -217,6 +217,42 @@ def test_salt_teaches_first(teaching, ramp):
         loss, _ = steps.mean_loss(made.loss(nets, batch, {}, jnp.int32(step)), batch["mask"])
         expected = omega * left * kl + (1 - omega * left) * cross_entropy
         assert float(loss) == pytest.approx(expected, rel=2e-5)
+
+
+def test_salt_ds_selects_rows_that_are_hard_and_learnable():
+    """Scores and selection by NumPy; rows left out count 0 in the first stage only."""
+    batch = {**harness.make_token_batch(), "mask": jnp.ones(16)}
+    made = salt_ds.make(num_examples=20, share=0.4, top=3, teaching=5)
+    nets, logits = answering(batch)
+
+    def scout(role, view, **kwargs):
+        return nets("teacher" if role == "teacher_scout" else role, view, **kwargs)
+
+    rows = made.dataset_pass(cast(Any, scout), batch, {}, jnp.int32(0))
+    p, mask, target = (
+        softmax(logits["teacher"]),
+        *map(np.asarray, (batch["target_mask"], batch["target"])),
+    )
+    scores = []
+    for b in range(16):
+        best = np.argsort(-p[b], -1)[:, :3]
+        kept = [t for t in range(p.shape[1]) if mask[b, t] and target[b, t] in best[t]]
+        losses = [-np.log(p[b, t, target[b, t]]) for t in kept]
+        scores.append(np.median(losses) if losses else -np.inf)
+    np.testing.assert_allclose(rows["score"], scores, rtol=1e-5)
+    ids = np.arange(2, 18)
+    memory = made.memory(KEY, batch)
+    memory = made.init_memory(
+        {"score": np.asarray(rows["score"])}, ids, memory, np.random.default_rng()
+    )
+    chosen = np.zeros(20)
+    chosen[ids[np.argsort(-np.array(scores), kind="stable")[:7]]] = 1
+    np.testing.assert_array_equal(memory["selected"], chosen)
+    given = {**batch, "index": jnp.asarray(ids)}
+    for step, weight in ((0, chosen[2:18]), (5, np.ones(16))):
+        terms = made.loss(cast(Any, scout), given, memory, jnp.int32(step))
+        np.testing.assert_array_equal(terms.counts["cross_entropy"], weight[:, None] * mask)
+    assert [stage.start for stage in phases.of(made)] == [0, 5]
 
 
 def test_uniform_labels_need_no_teacher():
