@@ -9,7 +9,7 @@ import inspect
 from collections.abc import Collection, Iterator
 
 from distill_jax.core.errors import ArgumentError, ConfigError
-from distill_jax.run.config import ConfigDict, role
+from distill_jax.run.config import TRANSFORMS, ConfigDict, role
 from distill_jax.run.resolve import available, resolve
 
 PATHS = {
@@ -64,7 +64,7 @@ def path_of(where: str, config: ConfigDict) -> str:
             return f"roles.{head}"
         own = rest.partition(".")[0] in role()
         return f"roles.{where}" if own else f"roles.{head}.kwargs.{rest}"
-    for transform in (*config.data.train_transforms, *config.data.eval_transforms):
+    for transform in (name for key in TRANSFORMS for name in config.data[key]):
         if f"{where}.".startswith((f"{transform}.", f"{transform}[")):
             return f"data.transform_kwargs.{where}"
     if head in config.evaluators:

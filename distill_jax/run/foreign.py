@@ -11,9 +11,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from distill_jax.core.api import PyTree
-from distill_jax.core.errors import ConfigError, UserError
-from distill_jax.run.paths import FOLDER, PACKAGE
-from distill_jax.weights import pretrained
+from distill_jax.core.errors import ConfigError, UserError, nearest
+from distill_jax.data.transforms.registry import CARD
+from distill_jax.run.config import TRANSFORMS, ConfigDict
+from distill_jax.run.paths import FOLDER, PACKAGE, is_foreign
+from distill_jax.trainer.io.paths import NetworkRef
+from distill_jax.trainer.io.step_folder import read_meta
+from distill_jax.trainer.io.step_index import find_step
+from distill_jax.weights import packages, pretrained
 from distill_jax.weights.packages import PACKAGES
 
 
@@ -92,6 +97,50 @@ def read(
             if head == heads[-1]:
                 raise ConfigError(error.what, where=where, hint=error.hint) from error
     raise AssertionError(heads)
+
+
+def cards(config: ConfigDict) -> dict[str, dict[str, Any]]:
+    """Returns the arguments of the transforms `card:<role>` of a config, by name.
+
+    The card is that of the weights in `roles.<role>.init`, or, if they are a run's, the one that
+    this run used for the same network.
+
+    Raises:
+      ConfigError: there is no such role, or its weights have no card.
+    """
+    found = {}
+    for key in TRANSFORMS:
+        for name in config.data[key]:
+            if name.startswith(CARD) and name not in found:
+                found[name] = _card(config, name.removeprefix(CARD), where=f"data.{key}")
+    return found
+
+
+def _card(config: ConfigDict, role: str, *, where: str) -> dict[str, Any]:
+    if role not in config.roles:
+        raise ConfigError(f"no role {role!r}", where=where, hint=nearest(role, config.roles))
+    init = config.roles[role].init or ""
+    if init.startswith(PACKAGE):  # known without the package
+        card = packages.package(init.removeprefix(PACKAGE)).card
+    elif is_foreign(init):
+        card = opened(init, where=f"roles.{role}.init").card
+    elif init:
+        origin = NetworkRef.parse(init, where=f"roles.{role}.init")
+        meta = read_meta(find_step(origin.path, where=f"roles.{role}.init"))
+        kept = meta.get("signature", {}).get("cards") or {}
+        if arguments := kept.get(f"{CARD}{origin.role}"):
+            return dict(arguments)
+        card = None
+    else:
+        card = None
+    if card is None:
+        raise ConfigError(
+            f"the weights of {role} have no card, which says how images are prepared",
+            where=where,
+            hint='"prepare" with data.transform_kwargs.prepare.size, mean and std; cards come with '
+            "hf: folders and packages",
+        )
+    return card.as_arguments()
 
 
 def checksum(init: str, *, where: str) -> str | None:

@@ -341,6 +341,10 @@ def _network(
         train=False,
         trusted=trusted,
         statistics=lambda: (mean, std),
+        cards={
+            name: {key: config_lib.tuples(value) for key, value in card.items()}
+            for name, card in signature.get("cards", {}).items()
+        },
     )
     return Network(
         params={},

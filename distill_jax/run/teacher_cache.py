@@ -16,7 +16,7 @@ from distill_jax.core.api import Model, PyTree, Role, Source
 from distill_jax.core.errors import ConfigError, DataUnavailable, nearest
 from distill_jax.data.source import checksum
 from distill_jax.run import config as config_lib
-from distill_jax.run import environment, processes, watch, workdir
+from distill_jax.run import environment, foreign, processes, watch, workdir
 from distill_jax.run.config import ConfigDict
 from distill_jax.run.resolve import bind, resolve
 from distill_jax.trainer.io import teacher_cache as cache
@@ -137,17 +137,21 @@ def make_key(
     """
     data = config.data
     kwargs = config_lib.flatten(data.transform_kwargs)
-    names = tuple(data.train_transforms)
-    if data.teacher_view == "clean":
+    names, kind = tuple(data.train_transforms), data.teacher_view
+    if data.teacher_transforms:
+        names, kind = (*data.teacher_transforms, *data.teacher_shares), "clean"
+    elif kind == "clean":
         names = (*data.eval_transforms, *data.teacher_shares)
+    cards = {name: card for name, card in foreign.cards(config).items() if name in names}
     key = {
         "teacher": getattr(plan.teacher, "key", config.cache.teacher) or checksum(network),
         "data": source.provenance.sha256,
         "view": {
             "transforms": names,
             "kwargs": {k: v for k, v in kwargs.items() if k.split(".")[0] in names},
-            "of": data.teacher_view,
+            "of": kind,
             "shared": tuple(data.teacher_shares),
+            **({"cards": cards} if cards else {}),
         },
         "seed": config.seed if plan.by_seed else None,
         "outputs": tuple(config.cache.outputs),

@@ -94,7 +94,7 @@ def unread_values(flat: Mapping[str, Any]) -> Iterator[Unread]:
     if not flat["cache.teacher"] and not any(
         role.get("frozen") or role.get("ema_of") for role in roles.values()
     ):
-        paths = below("data.teacher_view", "data.teacher_shares")
+        paths = below("data.teacher_view", "data.teacher_shares", "data.teacher_transforms")
         yield from unread(paths, "no role is a teacher", "add a frozen role, or leave it out")
     if not flat["data.train_transforms"]:
         paths = below("data.views")

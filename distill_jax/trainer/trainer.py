@@ -442,6 +442,8 @@ class Trainer:
     ) -> Mapping[str, Outputs]:
         """Returns `{name: {output: [b, ...]}}` in evaluation mode; pure.
 
+        Frozen networks are called with `teacher_input` where the batch has it.
+
         Args:
           train: state of the training.
           frozen: the frozen networks.
@@ -453,7 +455,8 @@ class Trainer:
         nets, outputs_by_role = self.bind(train, frozen, batch=batch), {}
         for name, outputs in wanted:
             if name in self.models:
-                made, _ = nets(name, batch["input"])
+                view = steps.teacher_view(batch) if name in self.frozen else batch["input"]
+                made, _ = nets(name, view)
             elif name == "example_weights" and isinstance(self.objective, WeightedObjective):
                 made = self.objective.example_weights(nets, batch, train.memory, train.step)
             else:
@@ -492,7 +495,8 @@ class Trainer:
         whole = bool(measures) or any(name not in self.models for name, _ in wanted)
 
         def outputs(batch: Batch) -> Mapping[str, Outputs]:
-            seen = batch if whole else {"input": batch["input"]}
+            inputs = {name: batch[name] for name in ("input", "teacher_input") if name in batch}
+            seen = batch if whole else inputs
             return self._predict(state.train, state.frozen, seen, wanted=wanted, measures=measures)
 
         collected, info = passes.dataset_pass(outputs, passes.filled(batches))

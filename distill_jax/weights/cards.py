@@ -65,6 +65,18 @@ class Preprocessing:
         unit = 255.0 if self.value_range == "uint8" else 1.0
         return tuple(m / unit for m in self.mean), tuple(s / unit for s in self.std)
 
+    def as_arguments(self) -> dict[str, Any]:
+        """Returns the arguments of the transform `prepare`."""
+        mean, std = self.moments()
+        return {
+            "size": self.size,
+            "crop": self.crop,
+            "interpolation": self.interpolation,
+            "mean": mean,
+            "std": std,
+            "channel_order": self.channel_order,
+        }
+
     def as_json(self) -> dict[str, Any]:
         """Returns plain values for a JSON file, which `from_json` reads."""
         return {k: list(v) if isinstance(v, tuple) else v for k, v in vars(self).items()}
@@ -97,7 +109,9 @@ def from_timm(config: Mapping[str, Any]) -> Preprocessing:
         "mean": tuple(config.get("mean") or Preprocessing.mean),
         "std": tuple(config.get("std") or Preprocessing.std),
     }
-    return Preprocessing(size=int(config.get("input_size", (3, 224, 224))[-1]), **given)
+    size = config.get("input_size") or (3, 224, 224)
+    order = "grey" if size[0] == 1 else "rgb"
+    return Preprocessing(size=int(size[-1]), channel_order=order, **given)
 
 
 _RESAMPLE = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}

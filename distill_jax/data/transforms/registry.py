@@ -14,11 +14,17 @@ TAKES: Mapping[str, str] = {
     "downscale": "pixels",
     "columns": "pixels",
     "normalize": "pixels",
+    "prepare": "pixels",
     "color_jitter": "unit",
     "solarize": "unit",
 }
 """What transforms presuppose of the values of an image: "pixels", uint8 or floats that are meant as
 they are; "unit", floats in [0, 1]."""
+
+NORMALIZING = ("normalize", "prepare")
+
+CARD = "card:"
+"""Before the name of a role: the transform `prepare` with the arguments of the role's card."""
 
 
 def builders() -> dict[str, Callable[..., Transform]]:
@@ -29,6 +35,7 @@ def builders() -> dict[str, Callable[..., Transform]]:
         colour,
         geometry,
         mixing,
+        prepare,
         rankings,
         tokens,
         values,
@@ -37,7 +44,7 @@ def builders() -> dict[str, Callable[..., Transform]]:
 
     return {
         key.removeprefix("make_"): value
-        for module in (values, geometry, colour, mixing, rankings, tokens, views, masks)
+        for module in (values, geometry, prepare, colour, mixing, rankings, tokens, views, masks)
         for key, value in vars(module).items()
         if key.startswith("make_")
     }
@@ -82,6 +89,7 @@ def check_values(
     """
     kind = kind or values.kind
     plain = [name if isinstance(name, str) else name[0] for name in names]
+    plain = ["prepare" if name.startswith(CARD) else name for name in plain]
     for i, name in enumerate(plain):
         if ":" in name:
             return ""
@@ -113,7 +121,7 @@ def check_values(
                     hint="store them as floats, multiply them by 255, or take normalize without "
                     "mean and std, which then are those of the training part",
                 )
-            if name == "normalize":
+            if name in NORMALIZING:
                 kind = "normalized"
             elif kind == "bytes":
                 kind = "unit"
@@ -124,12 +132,13 @@ def _not_unit(
     name: str, names: Sequence[str], values: moments.Values, kind: str, where: str
 ) -> ArgumentError:
     if kind == "normalized":
-        order = [other for other in names if other != "normalize"]
+        by = next((other for other in names if other in NORMALIZING), "normalize")
+        order = [other for other in names if other != by]
         last = max(i for i, other in enumerate(order) if TAKES.get(other) == "unit")
-        order.insert(last + 1, "normalize")
+        order.insert(last + 1, by)
         before = ["scale"] if values.kind == "bytes" and "scale" not in order else []
         return ArgumentError(
-            f"{name} takes values in [0, 1], and normalize comes before it",
+            f"{name} takes values in [0, 1], and {by} comes before it",
             where=where,
             hint=f"the order {', '.join([*before, *order])}",
         )

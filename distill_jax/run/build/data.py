@@ -19,7 +19,7 @@ from distill_jax.core.api import (
 from distill_jax.core.errors import ConfigError, below, explained, nearest
 from distill_jax.data import checks, corruption, moments, source, transforms
 from distill_jax.run import config as config_lib
-from distill_jax.run import crash
+from distill_jax.run import crash, foreign
 from distill_jax.run.config import ConfigDict
 from distill_jax.run.resolve import bind, resolve
 
@@ -116,6 +116,7 @@ def make_transform(
     train: bool,
     trusted: Collection[str] = (),
     statistics: Callable[[], tuple[Any, Any]] | None = None,
+    cards: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> Transform:
     """Builds the transforms of training or evaluation batches, in the order of the config.
 
@@ -126,43 +127,50 @@ def make_transform(
       trusted: as in `resolve`.
       statistics: returns mean and deviation, for `normalize` without numbers; by default those of
         the training part.
+      cards: arguments of transforms `card:<role>` by name; by default those of the roles' weights.
     """
-    key = "train_transforms" if train else "eval_transforms"
-    by_name = {}
-    for name in config.data[key]:
-        where = f"data.transform_kwargs.{name}"
-        by_path = ":" in name
-        make = (
-            resolve("data", name, where=f"data.{key}", trusted=trusted)
-            if by_path
-            else transforms.resolve(name, where=f"data.{key}")
-        )
-        kwargs = config.data.transform_kwargs.get(name, {})
-        by_name[name] = bind(
-            make,
-            dict(kwargs),
-            where=where,
-            provided={
-                "num_classes": len(dataset.classes),
-                "vocabulary": dataset.vocabulary,
-                "statistics": statistics or functools.partial(moments.statistics, dataset.train),
-            },
-        )()
-    if not train:
-        return transforms.compose(by_name)
     data = config.data
+    cards = foreign.cards(config) if cards is None else cards
+    provided = {
+        "num_classes": len(dataset.classes),
+        "vocabulary": dataset.vocabulary,
+        "statistics": statistics or functools.partial(moments.statistics, dataset.train),
+    }
+
+    def build(key: str) -> dict[str, Transform]:
+        made = {}
+        for name in data[key]:
+            where, given = f"data.transform_kwargs.{name}", {}
+            if name in cards:
+                make, given = transforms.make_prepare, cards[name]
+            elif ":" in name:
+                make = resolve("data", name, where=f"data.{key}", trusted=trusted)
+            else:
+                make = transforms.resolve(name, where=f"data.{key}")
+            kwargs = {**given, **data.transform_kwargs.get(name, {})}
+            made[name] = bind(make, kwargs, where=where, provided=provided)()
+        return made
+
+    def clean() -> Transform:
+        return transforms.compose(build("teacher_transforms" if own_view else "eval_transforms"))
+
+    own_view = bool(data.teacher_transforms)
+    by_name = build("train_transforms" if train else "eval_transforms")
+    transform = transforms.compose(by_name)
+    if not train:
+        return transforms.two_views(by_name, clean(), shared=()) if own_view else transform
+    separate = own_view or data.teacher_view != "same"
     for name in data.teacher_shares:
-        if name not in by_name or data.teacher_view == "same":
+        if name not in by_name or not separate:
             raise ConfigError(
                 f"the teacher's view cannot share {name!r}",
                 where="data.teacher_shares",
                 hint=nearest(name, by_name) + "; a separate view needs data.teacher_view",
             )
-    transform = transforms.compose(by_name)
-    if data.teacher_view != "same":
-        clean = make_transform(config, dataset, train=False, trusted=trusted)
+    if separate:
+        independent = data.teacher_view == "independent"
         transform = transforms.two_views(
-            by_name, clean if data.teacher_view == "clean" else None, shared=data.teacher_shares
+            by_name, None if independent else clean(), shared=data.teacher_shares
         )
     return transforms.in_turn(transform, data.views) if data.views else transform
 
@@ -244,7 +252,7 @@ def _check_values(config: ConfigDict, report: checks.Report, batch: Batch) -> tu
     values, kwargs, warnings = report.values, config.data.transform_kwargs.to_dict(), []
     kind = ""
     if values is not None:
-        for part in ("train_transforms", "eval_transforms"):
+        for part in ("teacher_transforms", "train_transforms", "eval_transforms"):
             where = f"data.{part}"
             kind = transforms.check_values(config.data[part], kwargs, values, where=where)
         normalize = kwargs.get("normalize", {})

@@ -27,6 +27,7 @@ from distill_jax.core.errors import ConfigError
 from distill_jax.core.replicas import REPLICA
 from distill_jax.core.weighted_objective import WeightedObjective
 from distill_jax.data import checks, moments, shared_examples
+from distill_jax.run import foreign
 from distill_jax.run.build import variants as variants_lib
 from distill_jax.run.build.data import batch_shapes, make_transform
 from distill_jax.run.build.method import Outer
@@ -188,7 +189,8 @@ class Experiment:
 
         `input` is the shape and type of one raw example, `networks` the model and arguments of each
         network that a checkpoint holds, `statistics` the mean and deviation of the training part
-        where evaluation normalizes by them.
+        where evaluation normalizes by them, `cards` the arguments of transforms `card:<role>` where
+        it has such.
         """
         data = self.config.data
         one = self.dataset.train.read(np.zeros(1, np.int64))["input"]
@@ -208,6 +210,7 @@ class Experiment:
             **({"vocabulary": self.dataset.vocabulary} if self.dataset.vocabulary else {}),
             "statistics": statistics,
             "networks": networks,
+            **({"cards": cards} if (cards := foreign.cards(self.config)) else {}),
         }
 
     @functools.cached_property

@@ -28,7 +28,15 @@ from distill_jax.run.config.overrides import (
     override,
     without_study,
 )
-from distill_jax.run.config.schema import DURATIONS, LONGEST_NAME, SPLITS, ConfigDict, base, role
+from distill_jax.run.config.schema import (
+    DURATIONS,
+    LONGEST_NAME,
+    SPLITS,
+    TRANSFORMS,
+    ConfigDict,
+    base,
+    role,
+)
 from distill_jax.run.config.smoke import MOST_RUNS, smoke
 from distill_jax.run.config.tree import default, differences, flatten, lookup, tuples
 from distill_jax.run.config.validate import validate
@@ -38,6 +46,7 @@ __all__ = [
     "LONGEST_NAME",
     "MOST_RUNS",
     "SPLITS",
+    "TRANSFORMS",
     "ConfigDict",
     "arms",
     "base",

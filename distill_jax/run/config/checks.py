@@ -9,7 +9,15 @@ from distill_jax.core.errors import ConfigError, nearest
 from distill_jax.evaluators._directions import direction
 from distill_jax.run import loggers
 from distill_jax.run.config import durations
-from distill_jax.run.config.schema import CHOICES, DURATIONS, OPEN, SPLITS, ConfigDict, template
+from distill_jax.run.config.schema import (
+    CHOICES,
+    DURATIONS,
+    OPEN,
+    SPLITS,
+    TRANSFORMS,
+    ConfigDict,
+    template,
+)
 from distill_jax.run.config.tree import is_a, lookup, mistyped, unknown
 
 
@@ -230,11 +238,17 @@ def _check_class_groups(group: ConfigDict, where: str) -> None:
 
 
 def _check_data(config: ConfigDict) -> None:
-    used = (*config.data.train_transforms, *config.data.eval_transforms)
-    for path in ("data.train_transforms", "data.eval_transforms"):
+    used = [name for key in TRANSFORMS for name in config.data[key]]
+    for path in (f"data.{key}" for key in TRANSFORMS):
         for transform in lookup(config, path):
             if not isinstance(transform, str):
                 raise mistyped(transform, str, path)
+    if config.data.teacher_transforms and config.data.teacher_view == "independent":
+        raise ConfigError(
+            "an independent view has the transforms of training",
+            where="data.teacher_transforms",
+            hint="leave out data.teacher_view, or these",
+        )
     for group in ("objective", "weighting"):
         for name in ("total_steps", "steps_per_epoch", "num_examples"):
             if name in config[group].kwargs:

@@ -16,6 +16,7 @@ from distill_jax.run.config.schema import (
     DURATIONS,
     ENTRIES,
     OPEN,
+    TRANSFORMS,
     ConfigDict,
     base,
     lock,
@@ -73,8 +74,8 @@ def override(config: ConfigDict, values: Mapping[str, Any]) -> ConfigDict:
 
     for path in sorted(values, key=first):
         _set(config, known, path, values)
-    if not {"data.train_transforms", "data.eval_transforms"}.isdisjoint(values):
-        used = (*config.data.train_transforms, *config.data.eval_transforms)
+    if not {f"data.{key}" for key in TRANSFORMS}.isdisjoint(values):
+        used = [name for key in TRANSFORMS for name in config.data[key]]
         for name in list(config.data.transform_kwargs):
             where = f"data.transform_kwargs.{name}"
             if name not in used and not any(f"{p}.".startswith(f"{where}.") for p in values):

@@ -22,6 +22,9 @@ else:
 DURATIONS = ("total", "optim.warmup", "bilevel.warmup", "eval.every", "checkpoint.every")
 """Keys that hold a duration: steps as a number, or a text such as "20 epochs"."""
 
+TRANSFORMS = ("train_transforms", "eval_transforms", "teacher_transforms")
+"""Keys of `data` that list transforms."""
+
 SPLITS = ("train", "held_out", "test")
 
 LONGEST_NAME = 200
@@ -132,6 +135,9 @@ def base() -> ConfigDict:
     config.data.resident = "auto"  # keep the data on the device: auto | yes | no
     config.data.train_transforms = ()  # make_<name> in distill_jax.data.transforms, in order
     config.data.eval_transforms = ()  # transforms of evaluation; they must not be random
+    # of a teacher's own view, in training and evaluation, not random; empty: see teacher_view.
+    # "card:ROLE" prepares images as the card of the weights in roles.ROLE.init says
+    config.data.teacher_transforms = ()
     config.data.transform_kwargs = ConfigDict()  # open: {transform: {keyword: value}}
 
     config.data.views = 0  # augmented views of each example, cycled; 0: a new view every epoch

@@ -12,34 +12,41 @@ import numpy as np
 from distill_jax.analysis import dependence
 from distill_jax.core.api import Batch, Dataset, Transform
 from distill_jax.core.errors import explained
+from distill_jax.core.steps import teacher_view
 from distill_jax.data import moments, shared_examples
 from distill_jax.data.source import example_ids
-from distill_jax.run.config import ConfigDict
+from distill_jax.data.transforms.registry import CARD
+from distill_jax.run.config import TRANSFORMS, ConfigDict
 from distill_jax.run.preflight.finding import Finding
 
-_VALUES = ("normalize", "scale", "downscale")
+_VALUES = ("normalize", "prepare", "scale", "downscale")
 """Transforms that change the units of an input."""
 
 
 def of_transforms(config: ConfigDict, raw: Batch, evaluate: Transform) -> Iterator[Finding]:
     """Yields randomness in evaluation, transforms on only one side, and wrong units."""
     key = jax.eval_shape(jax.random.key, 0)
-    with explained("fails on these inputs", where="data.eval_transforms"):
-        used = dependence.inputs_used(
-            lambda key, raw: evaluate(key, raw, jnp.int32(0))["input"], key, dict(raw)
-        )
-    if "0" in used:
-        what = "evaluation draws random numbers: its transforms augment"
-        hint = "those without randomness, such as normalize"
-        yield Finding("error", what, "data.eval_transforms", hint)
-    both = {path: config.data[path] for path in ("train_transforms", "eval_transforms")}
-    for path, names in both.items():
+    views = {"eval_transforms": lambda batch: batch["input"]}
+    if config.data.teacher_transforms:
+        views["teacher_transforms"] = teacher_view
+    for path, view in views.items():
+        with explained("fails on these inputs", where=f"data.{path}"):
+            used = dependence.inputs_used(
+                lambda key, raw, view=view: view(evaluate(key, raw, jnp.int32(0))), key, dict(raw)
+            )
+        if "0" in used:
+            what = "evaluation draws random numbers: its transforms augment"
+            hint = "those without randomness, such as normalize"
+            yield Finding("error", what, f"data.{path}", hint)
+    listed = {path: config.data[path] for path in TRANSFORMS}
+    for path, names in listed.items():
         for name in names:
             if names.count(name) > 1:
                 what = f"{name!r} is listed twice and applied once"
                 yield Finding("error", what, f"data.{path}", "once")
     nested = json.dumps(config.data.transform_kwargs.to_dict(), default=str)
-    for name in _VALUES:
+    both = {path: listed[path] for path in ("train_transforms", "eval_transforms")}
+    for name in (*_VALUES, *(n for names in both.values() for n in names if n.startswith(CARD))):
         lists = [path for path, names in both.items() if name in names]
         if len(lists) == 1 and not re.search(rf'"{name}"(?!:)', nested):
             other = next(path for path in both if path not in lists)

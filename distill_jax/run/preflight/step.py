@@ -119,7 +119,9 @@ def _of_batch(experiment: Experiment, traced: Traced, in_any: frozenset[str]) ->
     if "teacher_input" in batch and "teacher_input" not in in_any:
         what = f"{who} never uses the teacher's separate view"
         hint = "same, or an objective whose teacher uses teacher_input"
-        yield Finding("error", what, "data.teacher_view", hint)
+        own = experiment.config.data.teacher_transforms
+        where = "data.teacher_transforms" if own else "data.teacher_view"
+        yield Finding("error", what, where, "leave it out" if own else hint)
     if traced.leaks:
         percent = experiment.config.data.corrupt.get("labels_percent")
         where = f"data.corrupt.labels_{'percent' if percent else 'per_class'}"

@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import types
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -24,7 +25,7 @@ def findings(config: ConfigDict, frozen: Sequence[Role], dataset: Dataset) -> It
     for role in frozen:
         where = f"roles.{role}.init"
         if paths.is_foreign(config.roles[role].init):
-            yield from _of_weights(config, config.roles[role].init, where)
+            yield from _of_weights(config, role, where)
             continue
         origin = NetworkRef.parse(config.roles[role].init or "", where=where)
         try:
@@ -33,7 +34,8 @@ def findings(config: ConfigDict, frozen: Sequence[Role], dataset: Dataset) -> It
         except CheckpointError:
             continue  # reported when it is read
         try:
-            yield from teacher_saw(stored, config, where=where)
+            cards = read_meta(step).get("signature", {}).get("cards", {})
+            yield from teacher_saw(stored, config, where=where, cards=cards)
         except (KeyError, TypeError, AttributeError):  # written by another version
             what = f"cannot be compared with the data here: {step} describes its data differently"
             yield Finding("warning", what, where)
@@ -94,29 +96,28 @@ def differs(theirs: Sequence[Any], ours: Sequence[Any]) -> str:
     )
 
 
-def _of_weights(config: ConfigDict, init: str, where: str) -> Iterator[Finding]:
+def _of_weights(config: ConfigDict, role: Role, where: str) -> Iterator[Finding]:
     """Yields a warning if a network of another library gets other input values than in training.
 
     The values that its card states are compared with the transform `normalize`.
     """
-    card = foreign.opened(init, where=where).card
+    card = foreign.opened(config.roles[role].init, where=where).card
     if card is None:
         return
     of_card = card.moments()
-    given = config.data.transform_kwargs.get("normalize", {})
-    if "normalize" in config.data.eval_transforms and all(
-        given.get(name) is not None and np.allclose(given[name], wanted, atol=5e-3)
-        for name, wanted in zip(("mean", "std"), of_card, strict=True)
-    ):
-        return
+    for name, given in _inputs(config.data.to_dict(), foreign.cards(config)):
+        if name in ("normalize", "prepare") and all(
+            given.get(part) is not None and np.allclose(given[part], wanted, atol=5e-3)
+            for part, wanted in zip(("mean", "std"), of_card, strict=True)
+        ):
+            return
     mean, std = (tuple(float(f"{x:.4g}") for x in wanted) for wanted in of_card)
     yield Finding(
         "warning",
         f"was trained on images of mean {mean} and std {std} on the scale [0, 1], "
         f"{card.size}x{card.size}; the transforms do not give such values",
         where,
-        f"data.eval_transforms with normalize, data.transform_kwargs.normalize.mean={mean} and "
-        f"std={std}",
+        f"data.teacher_transforms=card:{role}",
     )
 
 
@@ -131,20 +132,29 @@ def _result(step: pathlib.Path) -> dict[str, Any]:
     return {}
 
 
-def teacher_saw(stored: Mapping[str, Any], config: ConfigDict, *, where: str) -> Iterator[Finding]:
+def teacher_saw(
+    stored: Mapping[str, Any],
+    config: ConfigDict,
+    *,
+    where: str,
+    cards: Mapping[str, Mapping[str, Any]] = types.MappingProxyType({}),
+) -> Iterator[Finding]:
     """Compares the training inputs of a network with those that it gets in this run.
 
     Args:
       stored: the config of the run that trained it.
       config: of the run that uses the network.
       where: the config path of its checkpoint.
+      cards: of that run, see `foreign.cards`.
     """
     theirs, ours = stored["data"], config.data.to_dict()
-    if _inputs(theirs) != _inputs(ours):
+    evaluated = _inputs({**theirs, "teacher_transforms": ()}, cards)
+    called = _inputs(ours, foreign.cards(config))
+    if evaluated != called:
         kind = "error" if theirs["name"] == ours["name"] else "warning"
         what = (
-            f"was evaluated on inputs after {_spell(theirs)}, and is called on inputs after "
-            f"{_spell(ours)}"
+            f"was evaluated on inputs after {_spell(evaluated)}, and is called on inputs after "
+            f"{_spell(called)}"
         )
         yield Finding(kind, what, where, "the same data.eval_transforms and transform_kwargs")
     same = theirs["name"] == ours["name"] and theirs["kwargs"] == ours["kwargs"]
@@ -156,17 +166,16 @@ def teacher_saw(stored: Mapping[str, Any], config: ConfigDict, *, where: str) ->
         yield Finding("warning", what, where)
 
 
-def _inputs(data: Mapping[str, Any]) -> list[Any]:
-    """What happens to the numbers of an input in evaluation, comparable."""
-    transforms = [
-        [name, data["transform_kwargs"].get(name, {})] for name in data["eval_transforms"]
-    ]
-    return json.loads(json.dumps(transforms))
+def _inputs(data: Mapping[str, Any], cards: Mapping[str, Mapping[str, Any]]) -> list[Any]:
+    """What happens to the numbers of a teacher's input in evaluation, comparable."""
+    names = data.get("teacher_transforms") or data["eval_transforms"]
+    arguments = [{**cards.get(n, {}), **data["transform_kwargs"].get(n, {})} for n in names]
+    names = ["prepare" if name in cards else name for name in names]
+    return json.loads(json.dumps(list(zip(names, arguments, strict=True))))
 
 
-def _spell(data: Mapping[str, Any]) -> str:
+def _spell(transforms: list[Any]) -> str:
     parts = [
-        f"{name}({', '.join(f'{k}={v}' for k, v in kwargs.items())})"
-        for name, kwargs in _inputs(data)
+        f"{name}({', '.join(f'{k}={v}' for k, v in kwargs.items())})" for name, kwargs in transforms
     ]
     return ", ".join(parts) or "no transforms"

@@ -10,6 +10,7 @@ import numpy as np
 
 from distill_jax.core.api import TrainState
 from distill_jax.core.errors import CheckpointError
+from distill_jax.core.steps import teacher_view
 from distill_jax.data import loader
 from distill_jax.data.source import Subset
 from distill_jax.evaluators._features import spread
@@ -80,7 +81,7 @@ def asked_outputs(
     read = wanted & experiment.asked.keys()
     key = split, None if rows is None else rows.tobytes()
     if read and key not in experiment.caches.asked:
-        see = jax.jit(lambda batch: evaluation_batch(experiment, batch, 0)["input"])
+        see = jax.jit(lambda batch: teacher_view(evaluation_batch(experiment, batch, 0)))
 
         def ask(batch: Any) -> dict[str, Any]:
             view = jax.device_get(see(batch))

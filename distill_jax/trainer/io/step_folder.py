@@ -50,6 +50,7 @@ SIGNATURE: Shape = {
     "classes": [str],
     "cardinalities": list,
     "statistics?": (list, type(None)),
+    "cards?": {"*": Mapping},
     "image_size": object,
     "input": object,
 }
