@@ -143,6 +143,17 @@ def _card(config: ConfigDict, role: str, *, where: str) -> dict[str, Any]:
     return card.as_arguments()
 
 
+def class_names(config: ConfigDict, role: str) -> tuple[str, ...]:
+    """Returns the names of a network's own classes, empty where its weights have none."""
+    init, where = config.roles[role].init or "", f"roles.{role}.init"
+    if is_foreign(init):
+        return opened(init, where=where).classes
+    if not init:
+        return ()
+    signature = read_meta(find_step(NetworkRef.parse(init, where=where).path, where=where))
+    return tuple(signature.get("signature", {}).get("classes", ()))
+
+
 def checksum(init: str, *, where: str) -> str | None:
     """Returns the checksum of the file or files that would be read, or None if they are gone."""
     if init.startswith(PACKAGE):

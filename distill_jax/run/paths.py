@@ -16,7 +16,7 @@ from distill_jax.run.config import ConfigDict
 from distill_jax.trainer.io.paths import NetworkRef, absolute
 
 _PATH = re.compile(
-    r"roles\.\w+\.init|cache\.dir|cache\.teacher|data\.kwargs\.(.+[._])?(path|root|dir|folder|file)s?"
+    r"roles\.\w+\.(init|classes)|cache\.dir|cache\.teacher|data\.kwargs\.(.+[._])?(path|root|dir|folder|file)s?"
 )
 """The config paths that hold paths; of a data set's arguments those that are called so."""
 

@@ -23,6 +23,7 @@ class Pretrained(NamedTuple):
       prefix: prefix of their names in the file.
       card: required format of images; None if unknown.
       provenance: `source`, `sha256`, and of packages `licence` and `origin`.
+      classes: names of the classes of `logits`; empty if unknown.
     """
 
     weights: Weights
@@ -31,6 +32,7 @@ class Pretrained(NamedTuple):
     prefix: str
     card: cards.Preprocessing | None
     provenance: Mapping[str, str]
+    classes: tuple[str, ...] = ()
 
     def fill(self, params: Any, state: Any = None, *, head: str = "keep") -> Mapped:
         """Fills a network that `family.model` built, see `mapping.apply_map`."""
@@ -84,7 +86,11 @@ def open_pretrained(source: str, *, named: str = "") -> Pretrained:
     recognised = recognise(weights)
     known = family(named) if named else recognised.family
     kwargs = {**recognised.kwargs, **_from_config(known, config)}
-    return Pretrained(weights, known, kwargs, recognised.prefix, card, provenance)
+    names = config.get("id2label") or {}
+    ordered = [names.get(str(i)) for i in range(len(names))] if isinstance(names, dict) else [None]
+    classes = tuple(x for x in ordered if isinstance(x, str))
+    classes = classes if len(classes) == len(ordered) else ()
+    return Pretrained(weights, known, kwargs, recognised.prefix, card, provenance, classes)
 
 
 def checksum(path: pathlib.Path) -> str:

@@ -28,7 +28,7 @@ from distill_jax.core.errors import ConfigError, explained, nearest
 from distill_jax.core.precision import cast
 from distill_jax.core.weighted_objective import WeightedObjective
 from distill_jax.models import _class_groups, adapters
-from distill_jax.run import foreign, paths, teacher_cache
+from distill_jax.run import class_map, foreign, paths, teacher_cache
 from distill_jax.run.build.data import Batches, Data
 from distill_jax.run.build.method import Method
 from distill_jax.run.config import ConfigDict
@@ -73,16 +73,16 @@ def make_networks(
         dataset.classes, dataset.cardinalities, batches.image_size, dataset.vocabulary
     )
     models = _make_models(config, provided, trusted)
-    for role, spec in config.roles.items():
-        if spec.classes:
+    for role in config.roles:
+        if groups := class_map.groups(config, role, dataset.classes):
             where, k = f"{role}.classes", len(dataset.classes)
-            if len(spec.classes) != k:
+            if len(groups) != k:
                 raise ConfigError(
-                    f"names {len(spec.classes)} classes, the data have {k}",
+                    f"names {len(groups)} classes, the data have {k}",
                     where=f"roles.{where}",
                     hint="one entry for each class of the data, in their order",
                 )
-            models[role] = _class_groups.grouped(models[role], spec.classes, where=where)
+            models[role] = _class_groups.grouped(models[role], groups, where=where)
     teacher = None
     if config.cache.teacher:
         k = len(dataset.classes)
@@ -136,16 +136,23 @@ def plan_cache(
         transform=batches.transform,
         raw=batches.raw,
         outputs={role: shapes.roles[role].outputs for role in config.cache.roles},
-        networks={r: asked(config, r) for r in config.cache.roles if r in config.roles},
+        networks={
+            r: asked(config, r, data.dataset.classes)
+            for r in config.cache.roles
+            if r in config.roles
+        },
         epochs=math.ceil(data.total_steps / data.steps_per_epoch),
         devices=partition.batch_shards(mesh),
     )
 
 
-def asked(config: ConfigDict, role: Role) -> tuple[str, dict]:
-    """Returns what the stored outputs of a role depend on in addition to its weights."""
+def asked(config: ConfigDict, role: Role, classes: tuple[str, ...] = ()) -> tuple[str, dict]:
+    """Returns what the stored outputs of a role depend on in addition to its weights.
+
+    `classes` are those of the data, which a file of classes names.
+    """
     name, kwargs = role_spec(config, role)
-    groups = _class_groups.indices_of(config.roles[role].classes)
+    groups = _class_groups.indices_of(class_map.groups(config, role, classes))
     return name, {**kwargs, **({"classes": groups} if groups else {})}
 
 

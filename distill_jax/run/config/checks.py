@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from distill_jax.core.errors import ConfigError, nearest
@@ -166,7 +166,7 @@ def _check_roles(config: ConfigDict) -> None:
     for name, group in config.roles.items():
         where = f"roles.{name}"
         _check_frozen_parts(group, where)
-        _check_class_groups(group, f"{where}.classes")
+        _check_classes(group, f"{where}.classes")
         if group.ema_of is not None:
             if group.frozen:
                 raise ConfigError(
@@ -216,7 +216,7 @@ def _check_frozen_parts(group: ConfigDict, where: str) -> None:
         )
 
 
-def _check_class_groups(group: ConfigDict, where: str) -> None:
+def _check_classes(group: ConfigDict, where: str) -> None:
     if not group.classes:
         return
     if not group.frozen:
@@ -225,8 +225,14 @@ def _check_class_groups(group: ConfigDict, where: str) -> None:
             where=where,
             hint="leave it out: a network that learns has the classes of the data",
         )
+    if [type(one) for one in group.classes] != [str]:  # else a file, see class_map
+        check_class_groups(group.classes, where)
+
+
+def check_class_groups(groups: Sequence[Any], where: str) -> None:
+    """Refuses what is no list of classes and of groups of them, each class once."""
     members = []
-    for one in group.classes:
+    for one in groups:
         found = (one,) if type(one) is int else one
         if not isinstance(found, (tuple, list)) or not found:
             raise ConfigError(f"{one!r} is no class", where=where, hint="(3, (5, 7), 0)")

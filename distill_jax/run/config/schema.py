@@ -58,7 +58,7 @@ def role(model: str = "", **kwargs: Any) -> ConfigDict:
     config.frozen = False  # true for a network that is never trained, such as a teacher
     config.freeze = ()  # patterns of parameters that keep their first values: ("stem*", "stage1_*")
     config.classes = ()  # of a frozen network with other classes: its index, or a tuple of indices
-    # whose probabilities are summed, for each class of the data
+    # whose probabilities are summed, for each class of the data; or a file, ("classes.json",)
     config.ema_of = config_dict.placeholder(str)  # this role is the moving average of that role
     config.decay = 0.996  # decay of the moving average, per step
     config.decay_schedule = "constant"  # constant | cosine | linear: the last two end at 1
