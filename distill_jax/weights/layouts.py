@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from distill_jax.core import resample
+
 Sizes = Mapping[str, Any]
 Convert = Callable[[np.ndarray, Sizes], np.ndarray]
 
@@ -106,25 +108,9 @@ def _flax_by_part(x: np.ndarray, sizes: Sizes) -> np.ndarray:
     return x.reshape(d, heads, 3, -1).transpose(2, 0, 1, 3).reshape(3 * d, heads, -1)
 
 
-def cubic_matrix(source: int, target: int) -> np.ndarray:
-    """Returns the matrix `[target, source]` that resizes an axis by Keys' cubic kernel (a = -0.5).
-
-    The kernel is widened where the axis shrinks (antialiasing), and its weights are normalised
-    where it reaches over an end, as Pillow and `torch.nn.functional.interpolate(mode="bicubic",
-    antialias=True)` do (Keys 1981, Cubic convolution interpolation, equation 15).
-    """
-    scale = max(source / target, 1.0)
-    centres = (np.arange(target) + 0.5) * source / target - 0.5
-    t = np.abs(np.arange(source)[None, :] - centres[:, None]) / scale
-    near = (1.5 * t - 2.5) * t * t + 1
-    far = ((-0.5 * t + 2.5) * t - 4) * t + 2
-    matrix = np.where(t < 1, near, np.where(t < 2, far, 0.0))
-    return matrix / matrix.sum(1, keepdims=True)
-
-
 def resize_grid(x: np.ndarray, grid: Sequence[int]) -> np.ndarray:
     """Resizes `[h, w, d]` to `[*grid, d]`, bicubic."""
-    rows, columns = (cubic_matrix(n, m) for n, m in zip(x.shape, grid, strict=False))
+    rows, columns = (resample.matrix(n, m, "bicubic") for n, m in zip(x.shape, grid, strict=False))
     return np.einsum("ah,bw,hwd->abd", rows, columns, x.astype(np.float64)).astype(x.dtype)
 
 

@@ -1,13 +1,13 @@
 """The preparation of images for a pretrained network, as its card describes it."""
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from distill_jax.core import ranges
+from distill_jax.core import ranges, resample
 from distill_jax.core.api import Array, Batch, Key, Transform
 from distill_jax.core.errors import nearest
 from distill_jax.data.transforms._draws import require, require_images
@@ -17,48 +17,11 @@ LUMA = (0.299, 0.587, 0.114)
 """Shares of red, green and blue in grey (ITU-R BT.601), as in Pillow."""
 
 
-def _triangle(x: np.ndarray) -> np.ndarray:
-    return np.maximum(0, 1 - np.abs(x))
-
-
-def _cubic(x: np.ndarray) -> np.ndarray:
-    """Keys (1981), a = -0.5."""
-    x = np.abs(x)
-    near, far = ((1.5 * x - 2.5) * x) * x + 1, ((-0.5 * x + 2.5) * x - 4) * x + 2
-    return np.where(x < 1, near, np.where(x < 2, far, 0))
-
-
-def _lanczos(x: np.ndarray) -> np.ndarray:
-    return np.where(np.abs(x) < 3, np.sinc(x) * np.sinc(x / 3), 0)
-
-
-KERNELS: Mapping[str, Callable[[np.ndarray], np.ndarray] | None] = {
-    "nearest": None,
-    "bilinear": _triangle,
-    "bicubic": _cubic,
-    "lanczos": _lanczos,
-}
-"""Interpolations. Where an image shrinks, the kernel is as much wider, as in Pillow."""
-
-
-def resize_weights(n: int, m: int, interpolation: str) -> np.ndarray:
-    """Returns the matrix `[m, n]`, float64, that resizes a side of n pixels to m.
-
-    Taps outside the image do not count, and the weights of each row sum to 1, as in Pillow.
-    """
-    kernel, twice = KERNELS[interpolation], n * (2 * np.arange(m) + 1)
-    if kernel is None:
-        return np.eye(n)[twice // (2 * m)]
-    centre = twice / (2 * m)
-    weights = kernel((np.arange(n)[None] + 0.5 - centre[:, None]) / max(n / m, 1.0))
-    return weights / weights.sum(1, keepdims=True)
-
-
 @functools.cache
 def _weights(n: int, m: int, size: int, interpolation: str) -> np.ndarray:
-    """Returns the rows of `resize_weights` of the centre of `size` pixels, float32."""
+    """Returns the rows of `resample.matrix` that make the centre of `size` pixels, float32."""
     first = round((m - size) / 2)
-    return resize_weights(n, m, interpolation)[first : first + size].astype(np.float32)
+    return resample.matrix(n, m, interpolation)[first : first + size].astype(np.float32)
 
 
 def resize(images: Array, *, size: int, resized: int, interpolation: str) -> Array:
@@ -68,7 +31,7 @@ def resize(images: Array, *, size: int, resized: int, interpolation: str) -> Arr
       images: float `[b, h, w, c]`.
       size: side of the result, at most `resized`.
       resized: of the shorter side; the other one keeps the proportion, rounded down.
-      interpolation: one of `KERNELS`.
+      interpolation: one of `resample.KERNELS`.
 
     Returns:
       `[b, size, size, c]`.
@@ -111,8 +74,8 @@ def make_prepare(
     ranges.sizes(size=size)
     require(0 < crop <= 1, f"crop is {crop}, not in (0, 1]", "prepare.crop")
     require(
-        interpolation in KERNELS,
-        f"no interpolation {interpolation!r}; {nearest(interpolation, KERNELS)}",
+        interpolation in resample.KERNELS,
+        f"no interpolation {interpolation!r}; {nearest(interpolation, resample.KERNELS)}",
         "prepare.interpolation",
     )
     channels = {"rgb": 3, "bgr": 3, "grey": 1}
