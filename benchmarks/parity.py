@@ -10,6 +10,7 @@ fills the network by the table of names and compares. Both run apart from each o
 import argparse
 import importlib
 import json
+import operator
 import pathlib
 import subprocess
 import sys
@@ -40,7 +41,8 @@ def run(case: drawn.Case, **options) -> tuple[dict, dict]:
     torch.set_num_threads(1)
     module, _, function = case.reference.partition(":")
     if function:
-        network = getattr(importlib.import_module(module), function)(**options, **case.options)
+        build = operator.attrgetter(function)(importlib.import_module(module))
+        network = build(**options, **case.options)
     else:
         network = timm.create_model(module, **{**options, **case.options})
     return filled_outputs(case, network.eval())
@@ -165,8 +167,10 @@ def _outputs_of(model: str) -> tuple[str, ...]:
 def _versions() -> dict[str, str]:
     import timm
     import torch
+    import torchvision
 
-    return {"timm": timm.__version__, "torch": torch.__version__}
+    names = (timm, torch, torchvision)
+    return {module.__name__: module.__version__ for module in names}
 
 
 def digests() -> None:

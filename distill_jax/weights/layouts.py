@@ -163,6 +163,8 @@ LAYOUTS: Mapping[str, Layout] = {
     "positions": Layout(_same, _same, _resize_positions),
     # a token `[d]` to `[1, 1, d]`, and a table of positions `[t, d]` to `[1, t, d]`
     "vector": Layout(lambda x, s: x[None, None], lambda x, s: x[0, 0]),
+    # a gain of channels `[d, 1, 1]`
+    "column": Layout(lambda x, s: x[:, 0, 0], lambda x, s: x[:, None, None]),
     "position_table": Layout(lambda x, s: x[None], lambda x, s: x[0], _resize_positions),
     # of Flax: patches `[p, p, c, d]`, products of attention with an axis for the heads
     "patches_hwio": Layout(_patches_hwio, _unpatches_hwio, channels=2),

@@ -114,9 +114,88 @@ _CONVNEXT = _stages("stages.{}", 1, 4, -1, stem="stem")
 _REGNET = _stages("s{}", 1, 4, stem="stem")
 _SWIN = _stages("layers.{}", 1, 4, -1, stem="patch_embed")
 
+
+def _torchvision(
+    name: str, family: str, model: str, stages: dict[str, str], side: int = 64, **kwargs: Any
+) -> Case:
+    reference, family = f"torchvision.models:{name}", f"{family}/torchvision"
+    return Case(reference, {}, model, kwargs, family, stages, side)
+
+
+def _features(*last: int) -> dict[str, str]:
+    """The stem and the stages that end at these members of `features`."""
+    return {"stem": "features.0"} | {f"stage{s}": f"features.{i}" for s, i in enumerate(last, 1)}
+
+
+_FOUR = _features(1, 3, 5, 7)
+_BLOCKS = _stages("trunk_output.block{}", 1, 4, stem="stem")
+_SYMMETRIC = {"padding": "symmetric"}
+_TORCHVISION = (
+    _torchvision("mobilenet_v2", "mobilenet-v2", "mobilenet", _features(1, 3, 6, 10, 13, 16, 17)),
+    _torchvision(
+        "mobilenet_v3_large",
+        "mobilenet-v3",
+        "mobilenet",
+        _features(1, 3, 6, 10, 12, 15),
+        variant="v3_large",
+        epsilon=1e-3,
+    ),
+    _torchvision(
+        "mobilenet_v3_small",
+        "mobilenet-v3",
+        "mobilenet",
+        _features(1, 3, 6, 8, 11),
+        variant="v3_small",
+        epsilon=1e-3,
+    ),
+    _torchvision(
+        "efficientnet_b0",
+        "efficientnet",
+        "efficientnet",
+        _features(*range(1, 8)),
+        **_SYMMETRIC,
+        epsilon=1e-5,
+    ),
+    _torchvision(
+        "efficientnet_b5",
+        "efficientnet",
+        "efficientnet",
+        _features(*range(1, 8)),
+        **_SYMMETRIC,
+        variant="b5",
+        epsilon=1e-3,
+    ),
+    _torchvision("regnet_x_400mf", "regnet", "regnet", _BLOCKS, variant="x_004"),
+    _torchvision("regnet_y_400mf", "regnet", "regnet", _BLOCKS, variant="y_004"),
+    _torchvision("convnext_tiny", "convnext", "convnext", _FOUR, variant="tiny"),
+    _torchvision(
+        "vit_b_16",
+        "vit",
+        "vit",
+        {f"block{i}": f"encoder.layers.encoder_layer_{i - 1}" for i in range(1, 13)}
+        | {"tokens": "encoder.ln"},
+        variant="base",
+        depth=12,
+        patch_size=16,
+    )._replace(options={"image_size": 64}),
+    _torchvision("resnet18", "resnet", "resnet_four_stages", _stages("layer{}", 1, 4)),
+    _torchvision(
+        "swin_transformer.SwinTransformer", "swin", "swin", _FOUR, side=128, window=4
+    )._replace(
+        options={
+            "patch_size": [4, 4],
+            "embed_dim": 96,
+            "depths": [2, 2, 6, 2],
+            "num_heads": [3, 6, 12, 24],
+            "window_size": [4, 4],
+        }
+    ),
+)
+
 CASES = {
     case.reference: case
     for case in (
+        *_TORCHVISION,
         _resnet("resnet18"),
         _resnet("resnet34"),
         _resnet("resnet50"),

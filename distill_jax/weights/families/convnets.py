@@ -1,6 +1,6 @@
 """ResNet (and ResNet-D), RegNet and ConvNeXt."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from distill_jax.weights.mapping import Family, Rule, Rules, Specs
@@ -78,11 +78,16 @@ def _describe_regnet(specs: Specs) -> Mapping[str, Any]:
     # blocks are numbered from 1 there
     blocks = [count(specs, f"s{s}.b") - 1 for s in range(1, 5)]
     front = "y_" if "s1.b1.se.fc1.weight" in specs else "x_"
+    return {"variant": regnet_variant(front, widths, blocks), **classes(specs, "head.fc.weight")}
+
+
+def regnet_variant(front: str, widths: Sequence[int], blocks: Sequence[int]) -> str:
+    """Returns the RegNet "x_" or "y_" with these widths and blocks."""
     for variant, line in REGNETS.items():
         stages = regnet(line)
         same = [w for w, _, _ in stages] == widths and [n for _, _, n in stages] == blocks
         if variant.startswith(front) and same:
-            return {"variant": variant, **classes(specs, "head.fc.weight")}
+            return variant
     raise ValueError(f"no RegNet has the widths {widths}")
 
 

@@ -1,7 +1,7 @@
 """Vision transformers: ViT, DeiT and DINOv2 of timm and of transformers, and Swin."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from distill_jax.weights.families.convnets import classes, count
@@ -25,7 +25,7 @@ _VIT = (
 )
 
 
-def _vit_kwargs(
+def vit_kwargs(
     specs: Specs, *, cls: str, positions: str, patches: str, hidden: str, depth: int, head: str
 ) -> dict[str, Any]:
     """Returns what all kinds of files tell; heads are 64 wide, as in all published networks."""
@@ -50,7 +50,7 @@ def _positions(number: int) -> dict[str, Any]:
 
 
 def _describe_vit(specs: Specs) -> Mapping[str, Any]:
-    kwargs = _vit_kwargs(
+    kwargs = vit_kwargs(
         specs,
         cls="cls_token",
         positions="pos_embed",
@@ -106,7 +106,7 @@ def _transformers(name: str, kind: str, front: str) -> Family:
     hidden = "mlp.fc1" if dino else "intermediate.dense"
 
     def describe(specs: Specs) -> Mapping[str, Any]:
-        kwargs = _vit_kwargs(
+        kwargs = vit_kwargs(
             specs,
             cls=f"{front}embeddings.cls_token",
             positions=f"{front}embeddings.position_embeddings",
@@ -148,14 +148,21 @@ def _describe_swin(specs: Specs) -> Mapping[str, Any]:
     stages = range(count(specs, "layers."))
     tables = "layers.{}.blocks.0.attn.relative_position_bias_table"
     repeats = tuple(count(specs, f"layers.{s}.blocks.") for s in stages)
-    heads = tuple(specs[tables.format(s)].shape[1] for s in stages)
     width = specs["patch_embed.proj.weight"].shape[0]
+    shapes = [specs[tables.format(s)].shape for s in stages]
+    return {**swin_sizes(width, repeats, shapes), **classes(specs, "head.fc.weight")}
+
+
+def swin_sizes(
+    width: int, repeats: tuple[int, ...], tables: Sequence[tuple[int, ...]]
+) -> dict[str, Any]:
+    """Returns the arguments of a Swin, from the shapes of its tables of relative positions."""
+    heads = tuple(shape[1] for shape in tables)
     fitting = [v for v, size in SWINS.items() if size == (width, repeats, heads)]
     sizes = {"variant": fitting[0]} if fitting else {}
     if not fitting:
         sizes = {"variant": "tiny", "width": width, "repeats": repeats, "heads": heads}
-    rows = specs[tables.format(0)].shape[0]
-    return {**sizes, "window": (math.isqrt(rows) + 1) // 2, **classes(specs, "head.fc.weight")}
+    return {**sizes, "window": (math.isqrt(tables[0][0]) + 1) // 2}
 
 
 def _swin(kwargs: Mapping[str, Any]) -> Rules:
