@@ -6,7 +6,7 @@
 
 Fashion-MNIST-5k/1k with five labels a class, 4,850 images without, and 100 held-out images that
 choose settings. `probe` is a linear layer on the frozen features of EfficientNet-Lite0 (ImageNet;
-images enlarged to 96 x 96), trained on the fifty labels. `distilled` is a ConvNet of 24,000
+images enlarged to 64 x 64), trained on the fifty labels. `distilled` is a ConvNet of 24,000
 parameters that learns the probe's answers for all images (SimCLRv2, Chen et al. 2020, alpha 1);
 the features are stored once. Controls: `alone`, the same ConvNet on the labels, with the best of
 several learning rates and lengths; `from_alone`, distilled from that network instead, on the same
@@ -18,8 +18,8 @@ from distill_jax.configs import common
 from distill_jax.run import config as config_lib
 from distill_jax.weights import packages
 
-SIZE = 96
-STEPS = 1200
+SIZE = 64
+STEPS = 600
 
 
 def get_config(arg: str = ""):
@@ -27,7 +27,9 @@ def get_config(arg: str = ""):
     config = common.fashion_mnist()
     config.data.held_out = 0.02
     config.data.corrupt = {"labels_per_class": 5, "drop_unlabelled": False, "seed": "run"}
-    config.data.transform_kwargs.random_crop = {"padding": 2}
+    config.data.train_transforms = ("downscale", *config.data.train_transforms)
+    config.data.eval_transforms = ("downscale", *config.data.eval_transforms)
+    config.data.transform_kwargs.random_crop = {"padding": 1}
     config.objective.name = "supervised"
     config.roles.student = config_lib.role("convnet")
     config.evaluators = {"classification": {}}
@@ -114,7 +116,7 @@ def get_config(arg: str = ""):
         **{
             f"alone_{lr}_{steps}".replace("0.", ""): alone(lr, steps)
             for lr in (0.03, 0.1)
-            for steps in (300, STEPS)
+            for steps in (200, STEPS)
         },
         "probe": probe(imagenet, of_card("student"), f"{folder}/labelled_{{seed}}"),
         "random_probe": probe(

@@ -165,7 +165,7 @@ _TORCHVISION = (
         variant="b5",
         epsilon=1e-3,
     ),
-    _torchvision("regnet_x_400mf", "regnet", "regnet", _BLOCKS, variant="x_004"),
+    _torchvision("regnet_x_400mf", "regnet", "regnet", _BLOCKS, variant="x_400mf"),
     _torchvision("regnet_y_400mf", "regnet", "regnet", _BLOCKS, variant="y_004"),
     _torchvision("convnext_tiny", "convnext", "convnext", _FOUR, variant="tiny"),
     _torchvision(

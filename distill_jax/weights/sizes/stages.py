@@ -10,6 +10,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from distill_jax.weights.sizes.inverted import divisible
+
 RESNETS = {
     "resnet18": (2, 2, 2, 2),
     "resnet34": (3, 4, 6, 3),
@@ -51,13 +53,17 @@ SWINS = {
 
 
 class RegNetLine(NamedTuple):
-    """Initial width, slope, ratio of the widths of stages, channels of a group, blocks."""
+    """Initial width, slope, ratio of the widths of stages, channels of a group, blocks.
+
+    `up` is set where torchvision rounds widths to whole groups in another way than the authors.
+    """
 
     initial: int
     slope: float
     ratio: float
     group: int
     depth: int
+    up: bool = False
 
 
 REGNETS = {
@@ -85,8 +91,12 @@ REGNETS = {
     "y_120": RegNetLine(168, 73.36, 2.37, 112, 19),
     "y_160": RegNetLine(200, 106.23, 2.48, 112, 18),
     "y_320": RegNetLine(232, 115.89, 2.53, 232, 20),
+    "x_400mf": RegNetLine(24, 24.48, 2.54, 16, 22, up=True),
+    "y_800mf": RegNetLine(56, 38.84, 2.4, 16, 14, up=True),
+    "y_8gf": RegNetLine(192, 76.82, 2.19, 56, 17, up=True),
 }
-"""Table 7 of the paper's appendix, by flops in units of 1e8 ("002" has 2e8)."""
+"""Table 7 of the paper's appendix, by flops in units of 1e8 ("002" has 2e8); the last three as in
+torchvision."""
 
 
 def regnet(line: RegNetLine) -> tuple[tuple[int, int, int], ...]:
@@ -97,5 +107,6 @@ def regnet(line: RegNetLine) -> tuple[tuple[int, int, int], ...]:
     stages = []
     for width, blocks in itertools.groupby(widths.tolist()):
         group = min(line.group, width)
-        stages.append((max(group, round(width / group) * group), group, len([*blocks])))
+        whole = divisible(width, group) if line.up else max(group, round(width / group) * group)
+        stages.append((whole, group, len([*blocks])))
     return tuple(stages)
