@@ -126,6 +126,49 @@ def take_turns(
     return times
 
 
+def onnx_files(
+    paths: Mapping[str, Path], examples: Any, *, rounds: int
+) -> tuple[dict[str, Any], dict[str, Callable[[Any], Any]]]:
+    """Measures files in ONNX Runtime: one example, one thread, the same options, in turns.
+
+    Args:
+      paths: ONNX files by name, of one input each.
+      examples: inputs `[n, ...]`, taken in turn.
+      rounds: calls of each file that count, after 20 that do not.
+
+    Returns:
+      floating-point parameters, bytes, median and least milliseconds by name; and the functions.
+    """
+    import numpy as np
+    import onnx
+    import onnxruntime
+
+    calls, parameters = {}, {}
+    for name, path in paths.items():
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = options.inter_op_num_threads = 1
+        session = onnxruntime.InferenceSession(str(path), options)
+        asked = session.get_inputs()[0].name
+        calls[name] = lambda x, session=session, asked=asked: session.run(None, {asked: x})
+        weights = onnx.load(path).graph.initializer
+        parameters[name] = sum(int(np.prod(w.dims)) for w in weights if w.data_type == 1)
+    times: dict[str, list[float]] = {name: [] for name in paths}
+    for i in range(rounds + 20):
+        one = examples[i % len(examples)][None]
+        for name, call in calls.items():
+            start = time.perf_counter()
+            call(one)
+            times[name].append(1e3 * (time.perf_counter() - start))
+    measured = {
+        "float_parameters_in_file": parameters,
+        "bytes": {name: path.stat().st_size for name, path in paths.items()},
+        "latency_ms_median": {name: statistics.median(t[20:]) for name, t in times.items()},
+        "latency_ms_least": {name: min(t[20:]) for name, t in times.items()},
+        "rounds": rounds,
+    }
+    return measured, calls
+
+
 def median_ms(turns: list[dict[str, float]], key: str = "wall") -> float:
     """Returns the median over rounds in milliseconds."""
     return round(1e3 * statistics.median(turn[key] for turn in turns), 2)

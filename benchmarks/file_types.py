@@ -13,7 +13,6 @@ import json
 import pathlib
 import sys
 import tempfile
-import time
 from importlib.metadata import version
 from typing import Any
 
@@ -21,6 +20,7 @@ import numpy as np
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
+from benchmarks import _turns  # noqa: E402
 
 ARMS = ("distilled", "extensions")
 DRAWS = 2000
@@ -184,44 +184,17 @@ def recall(
 
 def served(student: pathlib.Path, x: np.ndarray, network: Any) -> dict[str, Any]:
     """Returns sizes and single-thread latencies of both files, and the error of the export."""
-    import onnx
-    import onnxruntime
-
     from distill_jax.weights import packages
 
     paths = {"student": student, "magika": packages.locate("magika")}
-    sessions, parameters, size = {}, {}, {}
-    for name, path in paths.items():
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = options.inter_op_num_threads = 1
-        sessions[name] = onnxruntime.InferenceSession(str(path), options)
-        weights = onnx.load(path).graph.initializer
-        parameters[name] = sum(int(np.prod(w.dims)) for w in weights if w.data_type == 1)
-        size[name] = path.stat().st_size
-    names = {name: session.get_inputs()[0].name for name, session in sessions.items()}
-
-    def call(name: str, one: np.ndarray) -> Any:
-        return sessions[name].run(None, {names[name]: one})
-
-    times: dict[str, list[float]] = {name: [] for name in paths}
-    for i in range(ROUNDS + 20):
-        one = x[i % len(x)][None]
-        for name in paths:
-            start = time.perf_counter()
-            call(name, one)
-            times[name].append(time.perf_counter() - start)
-    median = {name: 1e3 * float(np.median(t[20:])) for name, t in times.items()}
-    best = {name: 1e3 * float(np.min(t[20:])) for name, t in times.items()}
-    exported = np.concatenate([call("student", one[None])[0] for one in x])
+    measured, calls = _turns.onnx_files(paths, x, rounds=ROUNDS)
+    median, best = measured["latency_ms_median"], measured["latency_ms_least"]
+    exported = np.concatenate([calls["student"](one[None])[0] for one in x])
     return {
-        "float_parameters_in_file": parameters,
-        "bytes": size,
-        "latency_ms_median": median,
-        "latency_ms_least": best,
+        **measured,
         "latency_ratio_median": median["magika"] / median["student"],
         "latency_ratio_least": best["magika"] / best["student"],
         "export_max_error": float(np.abs(exported - network(x)["probabilities"]).max()),
-        "rounds": ROUNDS,
     }
 
 

@@ -6,7 +6,7 @@
 
 Fashion-MNIST-5k/1k with five labels a class, 4,850 images without, and 100 held-out images that
 choose settings. `probe` is a linear layer on the frozen features of EfficientNet-Lite0 (ImageNet;
-images enlarged to 64 x 64), trained on the fifty labels. `distilled` is a ConvNet of 24,000
+images enlarged to 96 x 96), trained on the fifty labels. `distilled` is a ConvNet of 24,000
 parameters that learns the probe's answers for all images (SimCLRv2, Chen et al. 2020, alpha 1);
 the features are stored once. Controls: `alone`, the same ConvNet on the labels, with the best of
 several learning rates and lengths; `from_alone`, distilled from that network instead, on the same
@@ -18,7 +18,7 @@ from distill_jax.configs import common
 from distill_jax.run import config as config_lib
 from distill_jax.weights import packages
 
-SIZE = 64
+SIZE = 96
 STEPS = 600
 
 

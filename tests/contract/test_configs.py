@@ -23,7 +23,7 @@ GOLDEN = ROOT / "tests" / "golden"
 FILES = sorted(
     p for p in (ROOT / "configs").rglob("*.py") if "def get_config" in p.read_text("utf-8")
 )
-MANY = ("kd_", "trust_", "paper_", "ssl_")
+MANY = ("kd_", "trust_", "paper_", "ssl_", "efficientnet")
 """Studies of many arms: how their names begin."""
 
 CASES = [

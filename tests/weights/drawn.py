@@ -398,6 +398,12 @@ ARCHIVES = {
 }
 """Archives of Flax as timm reads them; those of big_vision have all blocks in one array."""
 
+
+def _is_small(case: Case) -> bool:
+    small = ("mobilenet_v2", "mobilenet_v3_small", "efficientnet_b0", "regnet_y_400mf")
+    return case.reference.endswith(small)
+
+
 _NARROW_CONVNEXT = {"widths": (8, 16, 24, 32), "repeats": (1, 1, 2, 1)}
 _NARROW_VIT = {"img_size": 32, "patch_size": 8, "embed_dim": 64, "depth": 2, "num_heads": 1}
 
@@ -468,6 +474,44 @@ DIGESTS = {
         "swin/timm",
         _stages("layers.{}", 1, 2, -1, stem="patch_embed"),
         side=48,
+    ),
+    **{
+        f"torchvision/{case.family.split('/')[0]}": case for case in _TORCHVISION if _is_small(case)
+    },
+    "torchvision/vit": _torchvision(
+        "VisionTransformer",
+        "vit",
+        "vit",
+        {f"block{i}": f"encoder.layers.encoder_layer_{i - 1}" for i in (1, 2)}
+        | {"tokens": "encoder.ln"},
+        32,
+        **{"variant": "tiny", "width": 64, "depth": 2, "heads": 1, "patch_size": 8},
+        gelu="exact",
+    )._replace(
+        options={
+            "image_size": 32,
+            "patch_size": 8,
+            "num_layers": 2,
+            "num_heads": 1,
+            "hidden_dim": 64,
+            "mlp_dim": 256,
+        }
+    ),
+    "torchvision/swin": _torchvision(
+        "swin_transformer.SwinTransformer",
+        "swin",
+        "swin",
+        _features(1, 3),
+        48,
+        **{"window": 4, "width": 32, "repeats": (2, 2), "heads": (1, 2)},
+    )._replace(
+        options={
+            "patch_size": [4, 4],
+            "embed_dim": 32,
+            "depths": [2, 2],
+            "num_heads": [1, 2],
+            "window_size": [4, 4],
+        }
     ),
 }
 """Small networks whose outputs are stored, so that no other library is needed to compare."""

@@ -28,6 +28,7 @@ NETWORKS = {
     **{f"npz/{name}": case for name, case in drawn.ARCHIVES.items()},
 }
 FAST = ("resnet50d", "deit", "swin", "transformers/vit", "transformers/clip_image")
+FAST += ("torchvision/vit", "torchvision/swin")
 CASES = [pytest.param(name, marks=() if name in FAST else pytest.mark.slow) for name in NETWORKS]
 
 
@@ -83,6 +84,7 @@ def test_the_way_back_gives_the_names_and_values_that_came(name):
 
 
 SUMMED = {"bn3.bias": "downsample.2.bias", "bn2.bias": "downsample.1.bias"}
+SUMMED |= {"f.c.1.bias": "proj.1.bias"}
 """Biases of the two branches of a block: only their sum enters the network."""
 
 
@@ -113,7 +115,8 @@ def unnoticed(name, pairs):
 
 
 @pytest.mark.parametrize(
-    ("name", "step"), [("deit", 3), ("swin", 5), ("transformers/clip_image", 4)]
+    ("name", "step"),
+    [("deit", 3), ("swin", 5), ("transformers/clip_image", 4), ("torchvision/vit", 2)],
 )
 def test_two_exchanged_tensors_are_noticed(name, step):
     pairs = list(swaps(source(name), every=False))[::step]
@@ -121,6 +124,9 @@ def test_two_exchanged_tensors_are_noticed(name, step):
 
 
 MANY = ("resnet18", "efficientnet", "mobilenet", "regnet")
+MANY += tuple(
+    f"torchvision/{n}" for n in ("mobilenet-v2", "mobilenet-v3", "efficientnet", "regnet")
+)
 """Networks of which only neighbours of equal shape are exchanged."""
 
 
