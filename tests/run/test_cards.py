@@ -62,7 +62,7 @@ def test_the_teacher_sees_what_its_card_says(tmp_path):
     key = teacher_cache.make_key
     config.cache.dir = str(tmp_path / "cache")
     plan = build.build(config).cache
-    assert plan.views == 1 and not plan.by_seed
+    assert plan is not None and plan.views == 1 and not plan.by_seed
     stored = key(config, plan, "teacher", experiment.dataset.train, frozen["teacher"])
     assert stored["view"]["cards"]["card:teacher"]["size"] == 8
 

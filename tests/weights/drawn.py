@@ -129,7 +129,6 @@ def _features(*last: int) -> dict[str, str]:
 
 _FOUR = _features(1, 3, 5, 7)
 _BLOCKS = _stages("trunk_output.block{}", 1, 4, stem="stem")
-_SYMMETRIC = {"padding": "symmetric"}
 _TORCHVISION = (
     _torchvision("mobilenet_v2", "mobilenet-v2", "mobilenet", _features(1, 3, 6, 10, 13, 16, 17)),
     _torchvision(
@@ -153,7 +152,7 @@ _TORCHVISION = (
         "efficientnet",
         "efficientnet",
         _features(*range(1, 8)),
-        **_SYMMETRIC,
+        padding="symmetric",
         epsilon=1e-5,
     ),
     _torchvision(
@@ -161,7 +160,7 @@ _TORCHVISION = (
         "efficientnet",
         "efficientnet",
         _features(*range(1, 8)),
-        **_SYMMETRIC,
+        padding="symmetric",
         variant="b5",
         epsilon=1e-3,
     ),
