@@ -67,7 +67,7 @@ def get_config(arg: str = ""):
             },
             "roles": {"student": {**encoder, "frozen": True}, "head": {"model": "linear_head"}},
             "cache": {"dir": cache, "roles": ("student",), "outputs": ("embedding",)},
-            "batch_size": 45,
+            "batch_size": 30,
             "total": "400 steps",
             "optim": {"name": "adamw", "lr": 3e-3, "weight_decay": 1e-2},
             "evaluators": {"classification": {"role": "prediction"}},
@@ -93,7 +93,7 @@ def get_config(arg: str = ""):
     def alone(lr: float, steps: int) -> dict:
         return {
             "data": {"corrupt": {"drop_unlabelled": True}},
-            "batch_size": 45,
+            "batch_size": 30,
             "optim": {"lr": lr},
             "total": f"{steps} steps",
         }
@@ -116,7 +116,7 @@ def get_config(arg: str = ""):
                 },
                 "head": {"model": "linear_head"},
             },
-            "batch_size": 45,
+            "batch_size": 30,
             "total": "20 steps",
             "optim": {"lr": 1e-9},  # the weights stay as drawn; running statistics are learned
             "evaluators": {"classification": {"role": "prediction"}},
@@ -148,7 +148,7 @@ def get_config(arg: str = ""):
             },
         },
     }
-    config.study.arms["labelled"]["batch_size"] = 45
+    config.study.arms["labelled"]["batch_size"] = 30
     config.study.tuned = {"alone": tuple(n for n in config.study.arms if n.startswith("alone_"))}
     config.study.sources = ("random_features",)
     config.study.reference = f"alone_1_{STEPS}"
