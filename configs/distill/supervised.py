@@ -3,9 +3,9 @@
   python -m distill_jax.main --config=configs/distill/supervised.py --workdir=runs/supervised
 
 `:full` reads the whole of Fashion-MNIST from its idx files; `:table` takes a table, Adult;
-`:pretrained` goes on from EfficientNet-Lite0 as trained on ImageNet, for images of 64 pixels or
-more (`docs/quickstart.md`); `:smoke` takes seconds on generated data. `docs/your_data.md` has the
-commands for your own data.
+`:pretrained` goes on from EfficientNet-Lite0 as trained on ImageNet, for colour images of 64 pixels
+or more; `:smoke` takes seconds on generated data. `docs/your_data.md` has the commands for your own
+data.
 """
 
 from distill_jax.configs import common
