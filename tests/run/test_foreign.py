@@ -184,6 +184,14 @@ def test_a_student_starts_from_a_file_and_learns_from_another(tmp_path):
     (tmp_path / "student.safetensors").unlink()
     found = dj.load(tmp_path / "run", step="last")(np.zeros((2, 8, 8, 1), np.uint8))
     assert found["logits"].shape == (2, 3)
+    config = config_of(str(tmp_path / "run"))  # that student, whose network only the file named
+    name, kwargs = networks.role_spec(config, "teacher")
+    assert name == "vit" and kwargs["width"] == 64
+    start.frozen_networks(build.build(config), config)
+    config.roles.teacher.model = "mlp"
+    with pytest.raises(ConfigError, match="holds a network vit, not mlp") as caught:
+        start.frozen_networks(build.build(config), config)
+    assert "roles.teacher.model=vit" in caught.value.hint
 
 
 @pytest.mark.slow
