@@ -87,6 +87,40 @@ def test_the_student_is_the_same_bit_for_bit(online, folder, resident):
     assert len(list((folder / "teacher").glob("0*"))) == 3  # one chunk for each epoch begun
 
 
+def task_config(tmp_path, task, folder=None):
+    """Images with four labels or values each."""
+    r = np.random.default_rng(0)
+    arrays = {}
+    for part, n in (("train", 96), ("test", 32)):
+        arrays[f"x_{part}"] = r.integers(0, 256, (n, 16, 16, 1), np.uint8)
+        y = r.random((n, 4))
+        arrays[f"y_{part}"] = y.round() if task == "multilabel" else y
+    np.savez(tmp_path / "data.npz", **arrays)
+    config = make_config(folder)
+    config.data.name = "npz_file"
+    config.data.kwargs = {"path": str(tmp_path / "data.npz"), "task": task}
+    config.evaluators = {task: {}}
+    config.eval.metric = "held_out/nll" if task == "multilabel" else "held_out/rmse"
+    config.eval.mode = "min"
+    return config
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", ["multilabel", "regression"])
+def test_other_tasks_are_the_same_bit_for_bit(tmp_path, task):
+    one, teacher_outputs = train(task_config(tmp_path, task, tmp_path / "cache"))
+    assert teacher_outputs is not None
+    other, _ = train(task_config(tmp_path, task))
+    assert all(jax.tree.leaves(jax.tree.map(np.array_equal, one, other)))
+
+
+def test_the_likeliest_classes_are_of_classes(tmp_path):
+    config = task_config(tmp_path, "multilabel", tmp_path / "cache")
+    config.cache.top_k = 2
+    with pytest.raises(ConfigError, match="the task of the data is multilabel"):
+        build.build(config, shapes_only=True)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("resident", ["yes", "no"])
 def test_a_transformer_is_the_same_bit_for_bit(tmp_path, resident):
