@@ -26,7 +26,11 @@ def check_text(batch: Batch) -> None:
 
 
 def ask_student(
-    nets: Nets, batch: Batch, *more: Array, role: Role = "student"
+    nets: Nets,
+    batch: Batch,
+    *more: Array,
+    role: Role = "student",
+    teacher: Outputs | None = None,
 ) -> tuple[Outputs, State, Array, Array]:
     """Applies a student in training mode.
 
@@ -35,13 +39,15 @@ def ask_student(
       batch: with `target` `[b, t]`.
       *more: further tokens to ask for at each position, `[b, t, k]`.
       role: of the student.
+      teacher: outputs of the teacher, whose vocabulary is compared if it has `logits`.
 
     Returns:
       The outputs, the state, and the log-probabilities of the targets `[b, t]` and of the further
       tokens `[b, t, k]`.
 
     Raises:
-      ArgumentError: the batch has no targets, or the network does not return `log_probs`.
+      ArgumentError: the batch has no targets, the network does not return `log_probs`, or the
+        teacher has another vocabulary.
     """
     check_text(batch)
     ask = jnp.concatenate([batch["target"][..., None], *more], axis=-1)
@@ -54,6 +60,7 @@ def ask_student(
             where=role,
             hint="a transformer, or another network that reads `ask` of its input",
         )
+    check_same_tokens(outputs, teacher or {})
     log_probs = outputs["log_probs"]
     return outputs, state, log_probs[..., 0], log_probs[..., 1:]
 
@@ -72,20 +79,28 @@ def top_of(outputs: Outputs) -> TopLogProbs | None:
     return TopLogProbs(index, outputs["top_log_probs"], outputs["tail_log_prob"])
 
 
-def check_dense(student: Array, teacher: Array) -> None:
+def check_same_tokens(student: Outputs, teacher: Outputs) -> None:
+    """Raises `ArgumentError` for two vocabularies, of networks that both return `logits`."""
+    if not ("logits" in student and "logits" in teacher):
+        return
+    own, others = (x["logits"].shape[-1] for x in (student, teacher))
+    if own != others:
+        raise ArgumentError(
+            f"the teacher has {others} tokens and the student {own}",
+            where="teacher",
+            hint="both need the same tokenizer",
+        )
+
+
+def check_dense(student: Outputs, teacher: Outputs) -> None:
     """Checks logits `[b, t, v]` for a divergence over all tokens.
 
     Raises:
       ArgumentError: two vocabularies, or too many logits to hold.
     """
-    if student.shape != teacher.shape:
-        raise ArgumentError(
-            f"the teacher has {teacher.shape[-1]} tokens and the student {student.shape[-1]}",
-            where="teacher",
-            hint="both need the same tokenizer",
-        )
-    if student.size > MOST_LOGITS:
-        shape = ", ".join(map(str, student.shape))
+    check_same_tokens(student, teacher)
+    if student["logits"].size > MOST_LOGITS:
+        shape = ", ".join(map(str, student["logits"].shape))
         raise ArgumentError(
             f"logits [{shape}] of all tokens are too many to hold",
             where="teacher",

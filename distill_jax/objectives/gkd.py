@@ -97,11 +97,11 @@ class GKD(Objective):
         teacher = _tokens.ask_teacher(nets, batch)
         top = _tokens.top_of(teacher)
         if top is not None:
-            _, state, _, asked = _tokens.ask_student(nets, batch, top.index)
+            _, state, _, asked = _tokens.ask_student(nets, batch, top.index, teacher=teacher)
             return sparse_divergence(self.divergence, top, asked, share=self.share), state
         _tokens.check_text(batch)
         student, state = nets("student", batch["input"], train=True)
-        _tokens.check_dense(student["logits"], teacher["logits"])
+        _tokens.check_dense(student, teacher)
         logs = (jax.nn.log_softmax(x["logits"], axis=-1) for x in (teacher, student))
         return token_divergence(self.divergence, *logs, share=self.share), state
 

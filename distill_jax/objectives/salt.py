@@ -89,7 +89,7 @@ class Salt(Objective):
         teacher = _tokens.ask_teacher(nets, batch) if self.labels == "teacher" else {}
         top = _tokens.top_of(teacher)
         asked = () if top is None else (top.index,)
-        student, state, log_prob, others = _tokens.ask_student(nets, batch, *asked)
+        student, state, log_prob, others = _tokens.ask_student(nets, batch, *asked, teacher=teacher)
         if top is not None:
             if self.rho != 1:
                 raise ArgumentError(
@@ -102,8 +102,8 @@ class Salt(Objective):
         else:
             own, v = jax.nn.log_softmax(student["logits"], axis=-1), student["logits"].shape[-1]
             logs = jnp.full_like(own, -math.log(v))
+            _tokens.check_dense(student, teacher)
             if teacher:
-                _tokens.check_dense(student["logits"], teacher["logits"])
                 logs = jax.nn.log_softmax(teacher["logits"] / self.rho, axis=-1)
             value = token_divergence("forward", logs, own)
         mask, weight = batch["target_mask"], self.weight(step)

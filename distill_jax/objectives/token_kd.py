@@ -56,9 +56,9 @@ class TokenKD(Objective):
         teacher = _tokens.ask_teacher(nets, batch)
         top, logits = _tokens.top_of(teacher), {}
         if top is None:
-            student, state, log_prob, _ = _tokens.ask_student(nets, batch)
+            student, state, log_prob, _ = _tokens.ask_student(nets, batch, teacher=teacher)
             logits = {"student": student["logits"], "teacher": teacher["logits"]}
-            _tokens.check_dense(*logits.values())
+            _tokens.check_dense(student, teacher)
             logs = (
                 jax.nn.log_softmax(logits[role] / self.temperature, axis=-1)
                 for role in ("teacher", "student")
@@ -73,7 +73,7 @@ class TokenKD(Objective):
                     where="temperature",
                     hint="temperature=1, or a teacher of all logits, with top=0",
                 )
-            _, state, log_prob, asked = _tokens.ask_student(nets, batch, top.index)
+            _, state, log_prob, asked = _tokens.ask_student(nets, batch, top.index, teacher=teacher)
             value = sparse_divergence(self.divergence, top, asked, share=self.share)
         mask = batch["target_mask"]
         return Terms(

@@ -180,6 +180,7 @@ def test_memory_of_a_large_vocabulary():
 REFUSED = {
     "no targets": ({"target": None}, {}, {}, "a batch has no target"),
     "another vocabulary": ({}, {"vocabulary": 13}, {}, "13 tokens and the student 11"),
+    "another one's top": ({}, {"vocabulary": 13, "top": 2}, {}, "13 tokens and the student 11"),
     "a temperature": ({}, {"top": 2}, {"temperature": 2.0}, "temperature is 2.0"),
     "a divergence": ({}, {}, {"divergence": "forwards"}, "no divergence 'forwards'"),
     "more than all": ({}, {"top": 12}, {}, "no 12 most probable tokens of 11"),
