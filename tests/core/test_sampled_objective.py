@@ -10,6 +10,7 @@ import numpy as np
 import optax
 import pytest
 
+import distill_jax as dj
 from distill_jax.core import bilevel, partition, rng, state, steps
 from distill_jax.core.api import ExampleWeighting, Model, Objective, Terms
 from distill_jax.core.errors import ConfigError
@@ -136,6 +137,23 @@ def test_order_and_padding_change_no_draw():
 )
 def test_devices_change_no_draw(axes):
     compare(*harness.run(setup(), batch_of(), mesh=partition.make_mesh(**axes), n_steps=2))
+
+
+@pytest.mark.slow
+def test_a_trainer_that_splits_parameters_samples_the_same():
+    """Networks gather their parameters before they are used, in the sampler too."""
+    found = []
+    for axes in ({"data": 8}, {"data": 2, "fsdp": 4}):
+        options = dj.Options(
+            mesh=partition.make_mesh(**axes), partition_min_size=1, precision="float64"
+        )
+        net = wide(transformer.make(**SIZES))
+        trainer = dj.Trainer(Rloo(), student=net, optimizer=optax.sgd(0.5), options=options)
+        current = trainer.init(jax.random.key(0), batch_of())
+        for _ in range(2):
+            current, metrics = trainer.step(current, batch_of())
+        found.append(jax.device_get((current.train.params, current.train.memory, metrics)))
+    assert harness.max_relative(*found) < 1e-12
 
 
 def test_a_resumed_run_is_the_same(tmp_path):

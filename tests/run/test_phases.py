@@ -1,5 +1,6 @@
 """Runs of a method of two phases: their steps, files, description and checks."""
 
+import contextlib
 import json
 import signal
 
@@ -118,6 +119,37 @@ def test_starts_that_do_not_fit(teacher, kwargs, message):
     with pytest.raises(ConfigError, match=message):
         experiment = build.build(make_config(teacher=teacher, **kwargs), shapes_only=True)
         preflight.warn(experiment, lambda line: None, alone=True)
+
+
+@pytest.mark.slow
+def test_a_weighting_learns_in_both_phases(teacher, tmp_path):
+    config = make_config(teacher=teacher, alone=ALONE)
+    config.roles.weighting = config_lib.role("ratio_mlp", hidden=(4,))
+    config.weighting.name, config.weighting.loss_terms = "meta_weight_net", ("cross_entropy",)
+    config.bilevel.every, config.bilevel.outer_batch, config.data.held_out = 2, 0.5, 0.5
+    experiment = build.build(config)
+    due = ["outer", "inner", "outer", "inner/2", "outer/2", "inner/2"]
+    assert [experiment.variant(step) for step in range(TOTAL)] == due
+    shares = {name: experiment.share(name) for name in experiment.variants}
+    assert shares == pytest.approx({n: due.count(n) / TOTAL for n in set(due)})
+
+    def stop(line):
+        if line.startswith("step "):
+            signal.raise_signal(signal.SIGTERM)
+
+    def train(folder, log_line=lambda line: None):
+        return loop.train(config, folder, make_experiment=lambda _: experiment, log_line=log_line)
+
+    train(tmp_path / "whole")
+    for _ in range(TOTAL):
+        with contextlib.suppress(Preempted):
+            train(tmp_path / "parts", stop)
+    assert rows(tmp_path / "parts") == rows(tmp_path / "whole")
+    networks = [
+        [read_network(tmp_path / name, role=role)[0] for role in ("student", "weighting")]
+        for name in ("whole", "parts")
+    ]
+    assert all(jax.tree.leaves(jax.tree.map(np.array_equal, *networks)))
 
 
 def test_such_runs_do_not_go_side_by_side(trained):

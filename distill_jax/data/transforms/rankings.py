@@ -23,9 +23,9 @@ def make_gumbel_noise(*, rankings: int = 8) -> Transform:
 
     def apply(key: Key, batch: Batch, step: Array) -> Batch:
         del step
-        label = batch.get("label")
-        require(label is not None and label.ndim == 2, "there are no lists of labels", "label")
-        shape = (rankings, jnp.shape(label)[1])
+        labels = jnp.shape(batch.get("label", 0))
+        require(len(labels) == 2, "there are no lists of labels", "label")
+        shape = (rankings, labels[1])
         draw = jax.vmap(lambda k: jax.random.gumbel(k, shape, jnp.float32))
         return {**batch, "gumbel": draw(rng.example_keys(key, batch))}
 
