@@ -160,17 +160,16 @@ class WeightedObjective(Objective):
           ArgumentError: the loss terms are `[b, t]` and the weighting needs class means.
         """
         shape = terms.values[self.loss_terms[0]].shape
-        of_tokens, logits = len(shape) > 1, dict(terms.logits)
-        if of_tokens:
-            if "class_means" in memory:
-                raise ArgumentError(
-                    f"{type(self.weighting).__name__} compares with class means, and the loss "
-                    "terms are of tokens",
-                    where="weighting",
-                    hint="blocks or another weighting that needs no class means",
-                )
-            logits = {r: x for r, x in logits.items() if x.ndim == 3 and x.shape[:2] == shape}
-            logits = {role: x.reshape(-1, x.shape[-1]) for role, x in logits.items()}
+        of_tokens = len(shape) > 1
+        if of_tokens and "class_means" in memory:
+            raise ArgumentError(
+                f"{type(self.weighting).__name__} compares with class means, and the loss terms "
+                "are of tokens",
+                where="weighting",
+                hint="blocks or another weighting that needs no class means",
+            )
+        fitting = {role: x for role, x in terms.logits.items() if x.shape[:-1] == shape}
+        logits = {role: x.reshape(-1, x.shape[-1]) for role, x in fitting.items()}
         return Evidence(
             loss_terms={name: _per_count(terms, name) for name in self.loss_terms},
             logits=logits,

@@ -59,8 +59,8 @@ def _logits(evidence: Evidence, role: str) -> Array:
             f"the weighting reads the logits of {role!r}, which the objective does not give for "
             "each row of its loss terms",
             where="weighting",
-            hint=f"it gives {', '.join(evidence.logits) or 'none'}; loss terms of tokens [b, t] "
-            "need logits [b, t, k]",
+            hint=f"it gives {', '.join(evidence.logits) or 'none'}; loss terms [b] need "
+            "logits [b, k], those of tokens [b, t] need [b, t, k]",
         )
     logits = evidence.logits[role]
     return logits.astype(jnp.promote_types(logits.dtype, jnp.float32))

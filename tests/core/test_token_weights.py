@@ -205,6 +205,29 @@ def test_jointly_learned_weights_accumulate_exactly(form, accum_steps):
         assert harness.max_relative(whole[1], parts[1]) < 1e-12
 
 
+@pytest.mark.slow
+def test_two_speeds_find_the_gradient_of_the_ratio_that_tokens_share():
+    """In the first step, tangents give the output bias the one-step gradient, on unequal masks."""
+    with jax.enable_x64(True):
+        _, start, (new, _) = solved("tokens")
+        problem = Problem("tokens")
+        problem.optimizers = problem.optimizers._replace(method="two_speed")
+        opt_state = problem.optimizers.init(start.params)
+        step = jax.jit(problem.step(Bilevel(method="two_speed")))
+        found, _ = step(
+            start.replace(opt_state={**opt_state, "inner": start.opt_state["inner"]}),
+            problem.frozen,
+            problem.fed(),
+            jax.random.key(3),
+        )
+        before, *after = (
+            np.asarray(x.params["weighting"]["Dense_1"]["bias"]) for x in (start, new, found)
+        )
+        biases = [x - before for x in after]
+        assert np.abs(biases[0]).min() > 0
+        np.testing.assert_allclose(*biases, rtol=1e-9)
+
+
 def test_weights_from_the_gradient_of_each_token():
     """`Reweight` on tokens: the gradient in the weights by autodiff of the loss after a step."""
     with jax.enable_x64(True):
@@ -299,6 +322,13 @@ class PooledLogits(TokenKD):
 
 
 @dataclasses.dataclass(frozen=True)
+class SumsBesideLogits(TokenKD):
+    def loss(self, nets, batch, memory, step):
+        sums = TokenKD("sums").loss(nets, batch, memory, step)
+        return sums.replace(logits=super().loss(nets, batch, memory, step).logits)
+
+
+@dataclasses.dataclass(frozen=True)
 class ReadingLogits(ExampleWeighting):
     def __call__(self, nets, evidence, step):
         return _evidence.probs(evidence, "student")[:, :2]
@@ -318,6 +348,7 @@ class TwoShapes(TokenKD):
     [
         (PooledLogits(), ReadingLogits(), 0, r"(?s)logits of 'student'.*tokens \[b, t\] need"),
         (PooledLogits(), trilateral.make(blocks=("s",)), 0, r"(?s)labels.*logits \[b, t, k\]"),
+        (SumsBesideLogits(), ReadingLogits(), 0, r"(?s)logits of 'student'.*\[b\] need"),
         (TwoShapes(), meta_weight_net.make(), 0, r"cross_entropy \(16, 6\), distillation \(16,\)"),
         (TokenKD(), trilateral.make(), 5, "Trilateral compares with class means.*of tokens"),
     ],
