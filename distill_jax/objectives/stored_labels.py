@@ -15,7 +15,8 @@ arXiv:2312.17473): crops are distinguished by the teacher's confidence
 (`losses.stored_labels.adapt_labels`), and `L = sum_b w_b CE(q'_b, p_b) / sum_b w_b`.
 
 Deviations: the paper's thresholds could not be confirmed, so none is a default. The upper threshold
-is part of the method according to a second-hand source. A teacher may also be called in every step.
+is part of the method according to a second-hand source. A teacher may also be called in every step;
+if gradients are accumulated and crops discarded, it is then called twice, first to count the crops.
 """
 
 import dataclasses

@@ -16,6 +16,7 @@ from distill_jax.losses.classification import cross_entropy
 from tests import harness
 
 FORMS = ("sums", "tokens", "mixed")
+MIXED = ["mixed", *(pytest.param(form, marks=pytest.mark.slow) for form in FORMS[:2])]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,7 +99,7 @@ def test_step_is_the_mean_over_tokens(form):
         )
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", MIXED)
 @pytest.mark.parametrize(
     ("accum_steps", "unroll"),
     [(2, True), pytest.param(4, False, marks=pytest.mark.slow), (8, False)],
@@ -111,7 +112,7 @@ def test_accumulation_is_exact(form, accum_steps, unroll):
         equal(want, jax.device_get(got))
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", MIXED)
 def test_padding_is_exact(form):
     with jax.enable_x64(True):
         start, want = whole(form)
@@ -120,9 +121,7 @@ def test_padding_is_exact(form):
         equal(want, jax.device_get(jax.jit(step)(start, {}, padded, jax.random.key(3))))
 
 
-@pytest.mark.parametrize(
-    "form", ["mixed", *(pytest.param(f, marks=pytest.mark.slow) for f in FORMS[:2])]
-)
+@pytest.mark.parametrize("form", MIXED)
 def test_one_device_equals_a_mesh_of_eight(form):
     with jax.enable_x64(True):
         setup, batch = made(form), harness.make_token_batch(16)
@@ -175,8 +174,7 @@ def test_counts_see_the_memory_that_the_losses_see():
     assert new.memory["seen"] == batch["mask"].sum()
 
 
-@pytest.mark.parametrize("form", ["sums", "tokens"])
-@pytest.mark.parametrize("accum_steps", [1, 2])
+@pytest.mark.parametrize(("form", "accum_steps"), [("sums", 1), ("tokens", 2)])
 def test_batch_without_tokens_changes_nothing(form, accum_steps):
     batch = harness.make_token_batch(16)
     batch["target_mask"] = jnp.zeros_like(batch["target_mask"])
