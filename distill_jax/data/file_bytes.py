@@ -4,8 +4,8 @@ An example is the first and the last 1,024 bytes of a file, without white space 
 int32 `[2048]` with 256 as padding: the input of Magika's model `standard_v3_3` (Fratantonio et al.
 2024, arXiv:2409.13768). The classes are the 214 types of that model.
 
-A folder has a folder for each package. `tools/fetch_files.py` fills one from pinned packages. The
-name `site-packages` stands for the folder of the packages that are installed beside this one.
+A folder has a folder for each package. `tools/fetch_files.py` fills one from pinned packages. By
+default it is the folder of the packages that are installed beside this one.
 
 Of all files that are not too short, those are kept, in an order drawn from their paths, that
 
@@ -44,7 +44,6 @@ READ = 4096
 
 PADDING = 256
 SHORTEST_CROP = 64
-SITE = "site-packages"
 SHORTEST = 16
 BLOCK = 256
 DISTINCT = 8
@@ -254,7 +253,7 @@ def spec(**kwargs: Any) -> Dataset:
 
 def make(
     *,
-    path: str,
+    path: str = "",
     test: float = 0.2,
     held_out: float = 0.1,
     split_seed: int = 0,
@@ -267,7 +266,7 @@ def make(
     """Reads the files of a folder of packages, see the module.
 
     Args:
-      path: the folder, or `site-packages`.
+      path: the folder; that of the installed packages if it is empty.
       test: share of the files that the packages of the test part hold, at least.
       held_out: of the others, share that the packages of the held-out part hold, at least; 0 for
         none.
@@ -287,7 +286,7 @@ def make(
             raise ArgumentError(f"{name} is {share}", where=name, hint="a share of the files")
     if crops_each < 0:
         raise ArgumentError(f"crops_each is {crops_each}", where="crops_each", hint="at least 0")
-    root = source.existing(sysconfig.get_path("purelib") if path == SITE else path, hint=HINT)
+    root = source.existing(path or sysconfig.get_path("purelib"), hint=HINT)
     files = list(select(root, most=most, per_package=per_package, per_extension=per_extension))
     sizes = collections.Counter(file.package for file in files)
     tested = draw_packages(sizes, test, seed=split_seed)

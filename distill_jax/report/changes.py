@@ -50,7 +50,8 @@ def by_class(study: Study) -> Html | None:
     if not paired:
         return None
     largest = np.max([np.abs(d.mean(axis=0)) for d in paired.values()], axis=0)
-    order = np.argsort(-np.nan_to_num(largest), kind="stable")[:_CLASSES]
+    measured = np.flatnonzero(np.isfinite(largest))  # classes with a test example
+    order = measured[np.argsort(-largest[measured], kind="stable")][:_CLASSES]
     charts = []
     for arm, differences in list(paired.items())[:_PANELS]:
         rows = []

@@ -63,9 +63,14 @@ class Run:
         return bool(self.config or self.result or self.records)
 
     def array(self, name: str) -> np.ndarray:
-        """Returns one array of predictions.npz; not cached, since a study has many runs."""
+        """Returns one array of predictions.npz, without the examples whose class is unknown.
+
+        It is not cached, since a study has many runs.
+        """
         with np.load(self.path / "predictions.npz", allow_pickle=False) as file:
-            return file[name]
+            array = file[name]
+            partly = "labelled" in file and not name.startswith("images")
+            return array[file["labelled"] > 0] if partly else array
 
     @property
     def roles(self) -> list[str]:
@@ -85,11 +90,8 @@ class Run:
     def evaluate(self, evaluator: Any, role: str) -> Mapping[str, Any]:
         """Evaluates stored logits; empty if that fails (not finite, not a classifier)."""
         try:
-            logits, label = self.array(f"logits_{role}"), self.array("label")
-            if "labelled" in self.arrays:
-                known = self.array("labelled") > 0
-                logits, label = logits[known], label[known]
-            return evaluator({role: {"logits": logits}}, {"label": label})
+            outputs = {role: {"logits": self.array(f"logits_{role}")}}
+            return evaluator(outputs, {"label": self.array("label")})
         except (UserError, KeyError, ValueError):
             return {}
 

@@ -102,11 +102,11 @@ def test_only_training_files_give_crops_with_the_labels_of_the_file(folder):
     np.testing.assert_array_equal(rows["label"], np.repeat(whole["label"], 4))
 
 
-def test_site_packages_are_those_of_this_python(tmp_path, monkeypatch):
+def test_the_installed_packages_are_read_by_default(tmp_path, monkeypatch):
     for package in ("one", "two", "three", "one-1.0.dist-info"):
         write(tmp_path, f"{package}/a.py", random_bytes(300))
     monkeypatch.setattr(file_bytes.sysconfig, "get_path", {"purelib": tmp_path}.get)
-    made: Any = file_bytes.make(path="site-packages", test=0.3, held_out=0.0)
+    made: Any = file_bytes.make(test=0.3, held_out=0.0)
     assert {f.package for f in (*made.train.files, *made.test.files)} == {"one", "two", "three"}
 
 

@@ -67,6 +67,24 @@ def test_changes_are_counted_by_example(runs):
     assert f"{100 * (right[0] & ~right[1]).mean():.2f} %" in changed
 
 
+def test_examples_without_a_class_count_in_nothing(runs):
+    right = {}
+    for name in ("alone-0", "kd-0"):
+        with np.load(runs / name / "predictions.npz") as found:
+            arrays = dict(found)
+        known = arrays["labelled"] = (arrays["label"] != 0).astype(np.float32)
+        np.savez(runs / name / "predictions.npz", allow_pickle=False, **arrays)
+        right[name] = (arrays["logits_student"].argmax(1) == arrays["label"])[known > 0]
+    study = compared(runs, "alone-0", "kd-0")
+    study.path.mkdir()
+    text = checked(write_comparison_report(study))
+    mended = (~right["alone-0"] & right["kd-0"]).mean()
+    assert f"{100 * mended:.2f} %" in text.partition('id="changes"')[2]
+    by_class = text.partition('id="classes"')[2].partition('id="changes"')[0]
+    names = json.loads((runs / "alone-0/result.json").read_text())["classes"]
+    assert names[1] in by_class and f'<th scope="row">{names[0]}</th>' not in by_class
+
+
 def test_studies_and_unfinished_runs_take_part(runs):
     write_study(runs / "study", skills={"distilled": 1.7, "none": 1.2}, seeds=2, failed=False)
     shutil.rmtree(runs / "alone-0")
