@@ -1,5 +1,6 @@
 """Language models through the console: a teacher, students that ask it or read what is stored."""
 
+import ast
 import json
 
 import jax
@@ -8,7 +9,9 @@ import numpy as np
 import pytest
 
 from distill_jax import main
+from distill_jax.core.errors import UserError
 from distill_jax.run import build, flags
+from distill_jax.run.config import override
 from distill_jax.run.preflight import constants
 from distill_jax.trainer.io import teacher_cache
 
@@ -41,6 +44,31 @@ def test_terms_of_top_tokens_are_not_taken_for_constants():
     """The random outputs that stand for networks are log-probabilities where they are so named."""
     experiment = build.build(flags.load("language/kd:top,smoke"), shapes_only=True)
     assert constants.constant_terms(experiment) == {}
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        (
+            "next_token",
+            "roles.student.kwargs.vocabulary=200",
+            "student has 200 tokens, the data 257",
+        ),
+        (
+            "kd",
+            "roles.teacher.kwargs.vocabulary=300",
+            "the teacher has 300 tokens and the student 257",
+        ),
+        ("kd", "data.train_transforms=()", "a batch has no target"),
+    ],
+)
+def test_what_does_not_fit_is_refused_in_one_message(name, change, message):
+    config = flags.load(f"language/{name}:smoke")
+    key, _, value = change.partition("=")
+    config = override(config, {key: ast.literal_eval(value)})
+    with pytest.raises(UserError) as error:
+        build.build(config, shapes_only=True)
+    assert message in str(error.value)
 
 
 def run(*args):

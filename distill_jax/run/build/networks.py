@@ -99,6 +99,7 @@ def make_networks(
         given = (objective, method.phases, models, batches.batch)
         shapes = phases.infer_shapes(*given, trainable=trainable)
     _check_classes(config, shapes, dataset, objective.auxiliary)
+    _check_vocabulary(config, shapes, dataset)
     notes = _check_starts(config, models, shapes, trainable)
     if isinstance(objective, WeightedObjective):
         for role, path in weighted_objective.dead_parameters(objective, models, shapes):
@@ -296,6 +297,19 @@ def _check_classes(
     for role, shape in shapes.roles.items():
         if role not in others:
             _check_role_classes(config, role, shape.outputs, dataset)
+
+
+def _check_vocabulary(config: ConfigDict, shapes: state.Shapes, dataset: Dataset) -> None:
+    """Refuses logits of fewer tokens than the text has: ids beyond them would be NaN."""
+    for role, shape in shapes.roles.items():
+        logits = shape.outputs.get("logits")
+        if logits is not None and logits.ndim == 3 and logits.shape[-1] < dataset.vocabulary:
+            key = "kwargs.vocabulary" if "vocabulary" in config.roles[role].kwargs else "model"
+            raise ConfigError(
+                f"{role} has {logits.shape[-1]} tokens, the data {dataset.vocabulary}",
+                where=f"roles.{role}.{key}",
+                hint="leave vocabulary out: it is taken from the data",
+            )
 
 
 def _check_role_classes(
