@@ -28,7 +28,7 @@ from distill_jax.losses import listwise
 from distill_jax.objectives.pg_rank import PGRank
 
 LISTS, CANDIDATES, STEPS, SEEDS = 32, 20, 400, 5
-RATES = (3e-4, 1e-3, 3e-3, 1e-2)
+RATES = (3e-3, 1e-2, 3e-2, 1e-1)
 WARM = "25 %"
 
 
