@@ -132,9 +132,8 @@ def test_order_and_padding_change_no_draw():
     compare(*harness.run(setup(), harness.padded(batch, 8), n_steps=2))
 
 
-@pytest.mark.parametrize(
-    "axes", [{"data": 8}, pytest.param({"data": 2, "fsdp": 4}, marks=pytest.mark.slow)], ids=str
-)
+@pytest.mark.slow  # `gkd` in the contract suite is the fast sibling, also of resuming
+@pytest.mark.parametrize("axes", [{"data": 8}, {"data": 2, "fsdp": 4}], ids=str)
 def test_devices_change_no_draw(axes):
     compare(*harness.run(setup(), batch_of(), mesh=partition.make_mesh(**axes), n_steps=2))
 
@@ -156,6 +155,7 @@ def test_a_trainer_that_splits_parameters_samples_the_same():
     assert harness.max_relative(*found) < 1e-12
 
 
+@pytest.mark.slow
 def test_a_resumed_run_is_the_same(tmp_path):
     made, batch, key = setup(), batch_of(), jax.random.key(3)
     step = jax.jit(made.step)
@@ -263,6 +263,7 @@ def test_a_bilevel_step_around_a_sampler():
     np.testing.assert_allclose(metrics["outer_grad_norm"], abs(wanted), rtol=1e-10)
 
 
+@pytest.mark.slow  # `test_sampling` has derivatives in both modes
 def test_a_sampler_within_linearize():
     made, batch = setup(), batch_of()
     params, _ = made.models["student"].init(jax.random.key(0), batch["prompt"])

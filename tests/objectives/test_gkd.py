@@ -111,7 +111,11 @@ def drawn(batch, **options):
     return np.asarray(samples.tokens[:, 0]), np.asarray(samples.mask[:, 0])
 
 
-@pytest.mark.parametrize("kind", DIVERGENCES)
+FAST = ("reverse", "jensen_shannon")
+KINDS = [k if k in FAST else pytest.param(k, marks=pytest.mark.slow) for k in DIVERGENCES]
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_the_equation(kind):
     batch, weight = batch_of(), 0.3
     objective = gkd.make(on_policy=weight, divergence=kind, share=0.2, steps=STEPS, end=1)
@@ -132,7 +136,7 @@ def test_the_equation(kind):
     np.testing.assert_allclose(loss, (1 - weight) * data + weight * own, rtol=1e-5)
 
 
-@pytest.mark.parametrize("top", [0, 2])
+@pytest.mark.parametrize("top", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_samples_are_given_data_to_the_gradient(top):
     """On-policy distillation has the gradient of distillation on rows with these tokens."""
     batch = batch_of()

@@ -53,6 +53,7 @@ def test_documents_are_between_end_tokens(whole):
     assert dataset.vocabulary == V and len(dataset.train) > 1
 
 
+@pytest.mark.slow
 def test_an_interrupted_command_goes_on(tool, network, whole, tmp_path):
     out, folder = tmp_path / "tokens.npy", tmp_path / "tokens.parts"
     tool.generate(*network, out, **OPTIONS)
