@@ -199,19 +199,22 @@ def variance(draws: int = 200) -> dict:
 
 def join(folder: pathlib.Path) -> dict:
     """Chooses rates on held-out lists and compares arms on the test lists."""
-    raw = {
-        k: v for p in sorted(folder.glob("*.json")) for k, v in json.loads(p.read_text()).items()
-    }
+    raw: dict = {}
+    for path in sorted(folder.glob("*.json")):
+        for key, value in json.loads(path.read_text()).items():
+            raw[key] = [*raw.get(key, []), *value] if isinstance(value, list) else value
     summary = {}
-    for arm in ARMS:
+    for arm in (arm for arm in ARMS if arm in raw):
+        rates = sorted({r["rate"] for r in raw[arm]})
         means = {
-            rate: np.mean([r["held_out"]["ndcg10"] for r in raw[arm] if r["rate"] == rate])
-            for rate in RATES
+            rate: float(np.mean([r["held_out"]["ndcg10"] for r in raw[arm] if r["rate"] == rate]))
+            for rate in rates
         }
-        rate = max(means, key=means.get)
+        rate = max(rates, key=lambda rate: means[rate])
         rows = [r for r in raw[arm] if r["rate"] == rate]
         summary[arm] = {
             "rate": rate,
+            "held_out_by_rate": {str(rate): round(x, 4) for rate, x in means.items()},
             **{m: [r["test"][m] for r in rows] for m in ("ndcg5", "ndcg10")},
             "held_out_curve": np.mean([r["curve"] for r in rows], 0).round(4).tolist(),
         }
@@ -224,10 +227,10 @@ def join(folder: pathlib.Path) -> dict:
     settings = {"lists": LISTS, "candidates": CANDIDATES, "steps": STEPS, "seeds": SEEDS}
     versions = {"jax": jax.__version__, "numpy": np.__version__, "optax": optax.__version__}
     return {
-        "settings": {**settings, "rates": RATES, "warm": WARM},
+        "settings": {**settings, "warm": WARM},
         "versions": versions,
         "arms": summary,
-        "variance": raw["variance"],
+        "variance": raw.get("variance", {}),
     }
 
 
