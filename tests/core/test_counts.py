@@ -130,8 +130,15 @@ def test_one_device_equals_a_mesh_of_eight(form):
         equal((one, alone[-1]), (eight, split[-1]))
 
 
-def test_counting_costs_no_forward_pass():
-    """Operations of accumulated gradients, unrolled, against those of the whole batch."""
+@pytest.mark.parametrize(
+    ("parts", "unroll", "most"),
+    [(2, True, 1.05), pytest.param(8, False, 1.1 * 2 / 8, marks=pytest.mark.slow)],
+)
+def test_counting_costs_no_forward_pass(parts, unroll, most):
+    """Operations of accumulated gradients against the whole batch.
+
+    Of a loop the first part and the body are counted, each once, and the update is not divided.
+    """
     start, batch = whole("tokens")[0], harness.make_token_batch(16)
 
     def flops(**kwargs):
@@ -140,7 +147,7 @@ def test_counting_costs_no_forward_pass():
         compiled = step.lower(*like, jax.random.key(0)).compile()
         return (compiled.cost_analysis() or {})["flops"]
 
-    assert flops(accum_steps=2, unroll=True) <= 1.05 * flops()
+    assert flops(accum_steps=parts, unroll=unroll) <= most * flops()
 
 
 @dataclasses.dataclass(frozen=True)
