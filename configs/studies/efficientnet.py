@@ -12,8 +12,8 @@ that sees 16 x 16 pixels of the teacher's 64 x 64 and learns the probe's answers
 (SimCLRv2, Chen et al. 2020, alpha 1); the features are stored once. Controls: `alone`, the same
 ConvNet on the labels, with the best of several learning rates and lengths; `from_alone`, distilled
 from such a network instead, on the same images; `random`, distilled from a probe on an EfficientNet
-with random weights and running statistics of its own; `labelled`, distilled on the ninety labelled
-images alone. Held-out images choose between the arms of `alone`, and nothing else.
+with random weights and running statistics of its own. Held-out images choose between the arms of
+`alone`, and nothing else.
 """
 
 from distill_jax.configs import common
@@ -73,7 +73,7 @@ def get_config(arg: str = ""):
             "evaluators": {"classification": {"role": "prediction"}},
         }
 
-    def distil(encoder: dict, head: str, transform: dict, cache: str, **data) -> dict:
+    def distil(encoder: dict, head: str, transform: dict, cache: str) -> dict:
         """The ConvNet, taught by a probe; its own view is augmented, the teacher's is not."""
         frozen = {"frozen": True}
         return {
@@ -81,7 +81,6 @@ def get_config(arg: str = ""):
             "data": {
                 "teacher_transforms": tuple(transform),
                 "transform_kwargs": {**crops, **transform},
-                **data,
             },
             "roles": {
                 "teacher": {**encoder, **frozen},
@@ -113,12 +112,13 @@ def get_config(arg: str = ""):
                 "student": {
                     "model": "efficientnet",
                     "kwargs": {**features["kwargs"], "momentum": 0.8},
+                    "freeze": ("stem*", "stage*"),
                 },
                 "head": {"model": "linear_head"},
             },
             "batch_size": 30,
             "total": "20 steps",
-            "optim": {"lr": 1e-9},  # the weights stay as drawn; running statistics are learned
+            "optim": {"lr": 1e-9},  # the rest stays as drawn too; running statistics go on
             "evaluators": {"classification": {"role": "prediction"}},
         },
         **{
@@ -134,13 +134,6 @@ def get_config(arg: str = ""):
         "random": distil(
             untrained, "random_probe", {"prepare": prepare}, f"{folder}/random_{{seed}}"
         ),
-        "labelled": distil(
-            imagenet,
-            "probe",
-            of_card("teacher"),
-            f"{folder}/few_{{seed}}",
-            corrupt={"drop_unlabelled": True},
-        ),
         "from_alone": {
             "objective": {"name": "kd", "kwargs": {"alpha": 1.0, "temperature": 1.0}},
             "roles": {
@@ -148,12 +141,11 @@ def get_config(arg: str = ""):
             },
         },
     }
-    config.study.arms["labelled"]["batch_size"] = 30
     config.study.tuned = {"alone": tuple(n for n in config.study.arms if n.startswith("alone_"))}
     config.study.sources = ("random_features",)
     config.study.reference = f"alone_1_{STEPS}"
     config.study.questions = {
-        "few labels": ("distilled", "alone", "probe", "labelled"),
+        "few labels": ("distilled", "alone", "probe"),
         "is it ImageNet": ("distilled", "random", "random_probe"),
         "is it the images": ("distilled", "from_alone"),
     }

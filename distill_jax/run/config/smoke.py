@@ -21,6 +21,7 @@ _TABLES = "adult avazu census_income criteo kdd99_attack_types letter nsl_kdd sy
 GENERATED = {
     **dict.fromkeys(("fashion_mnist", "fashion_mnist_5k", "synthetic"), ("synthetic", _IMAGES)),
     "digits": ("synthetic", _DIGITS),
+    "emoji": ("synthetic", {**_IMAGES, "image_size": 64, "channels": 3}),
     "cifar100": ("synthetic", _CIFAR),
     **dict.fromkeys(_TABLES.split(), ("synthetic_table", _TABLE)),
 }
