@@ -42,7 +42,6 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         place = pathlib.Path(folder)
         out = network.export(place / "student", formats=("onnx",))
-        card = json.loads((out / "model.onnx.card.json").read_text())
         dataset, teacher, expected = teacher_file(network.config, place / "teacher.onnx")
         images = dataset.test.read(np.arange(IMAGES))["input"]
         paths = {"student": out / "model.onnx", "teacher": teacher}
@@ -68,7 +67,6 @@ def main() -> None:
             name: float(np.abs(answers[name] - wanted[name]).max()) for name in answers
         },
         "agreement": float((answers["student"].argmax(1) == answers["teacher"].argmax(1)).mean()),
-        "student_card": {k: v for k, v in card.items() if k in ("max_error", "top1", "examples")},
         "images": IMAGES,
         "load_average": os.getloadavg(),
         "versions": {name: version(name) for name in ("jax", "flax", "onnx", "onnxruntime")},
