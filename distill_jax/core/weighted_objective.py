@@ -170,20 +170,30 @@ class WeightedObjective(Objective):
             )
         fitting = {role: x for role, x in terms.logits.items() if x.shape[:-1] == shape}
         logits = {role: x.reshape(-1, x.shape[-1]) for role, x in fitting.items()}
+        labels = self._token_labels if of_tokens else self._labels
         return Evidence(
             loss_terms={name: _per_count(terms, name) for name in self.loss_terms},
             logits=logits,
-            label_probs=self._token_labels(batch, logits) if of_tokens else self._labels(batch),
+            label_probs=labels(batch, logits),
             class_means=memory.get("class_means"),
             mask=self.row_mask(terms, batch["mask"]),
             task=self.task,
         )
 
-    def _labels(self, batch: Batch) -> Array | None:
+    def _labels(self, batch: Batch, logits: Mapping[Role, Array]) -> Array | None:
+        """Returns labels as probabilities. The teacher's prediction stands for a hidden class.
+
+        Without a teacher a hidden label (`labelled`) is zero everywhere.
+        """
         label_probs = batch.get("label_probs")
         if label_probs is None and self.num_classes and "label" in batch:
             if self.task == "classification":
                 label_probs = jax.nn.one_hot(batch["label"], self.num_classes)
+                if "labelled" in batch:
+                    guess = jnp.zeros_like(label_probs)
+                    if "teacher" in logits:
+                        guess = jax.nn.one_hot(logits["teacher"].argmax(-1), self.num_classes)
+                    label_probs = jnp.where(batch["labelled"][:, None] > 0, label_probs, guess)
             elif self.task == "multilabel":
                 label_probs = batch["label"]
         return label_probs

@@ -9,6 +9,7 @@ import optax
 import pytest
 
 from distill_jax.core import bilevel, state, steps
+from distill_jax.core.api import Terms
 from distill_jax.core.errors import ConfigError
 from distill_jax.core.weighted_objective import WeightedObjective
 from distill_jax.objectives.kd import KD
@@ -87,3 +88,16 @@ def test_weights_divided_by_a_mean_of_the_batch_are_not_accumulated(normalize):
     if normalize:
         with pytest.raises(ConfigError, match="couples the examples"):
             steps.check_accumulation(weighted, 2)
+
+
+@pytest.mark.parametrize("teacher", [True, False])
+def test_a_weighting_does_not_see_hidden_labels(teacher):
+    weighted = WeightedObjective(
+        objective=KD(), weighting=reweight.make(), loss_terms=LOSS_TERMS, num_classes=3
+    )
+    logits = {"teacher": jnp.asarray([[0.0, 2, 1], [0, 1, 2]])} if teacher else {}
+    terms = Terms(values=dict.fromkeys(LOSS_TERMS, jnp.zeros(2)), logits=logits)
+    batch = {"labelled": jnp.asarray([2.0, 0]), "mask": jnp.ones(2)}
+    for hidden in (0, 1):
+        evidence = weighted.evidence(terms, {**batch, "label": jnp.asarray([0, hidden])}, {})
+        np.testing.assert_array_equal(evidence.label_probs, [[1, 0, 0], [0, 0, int(teacher)]])
