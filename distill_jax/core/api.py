@@ -166,8 +166,8 @@ class Terms:
       memory: the new memory of the objective (queues, banks, centres); None keeps the old one.
       weights: weights by term name, of the shape of its values, 1 if absent. They multiply the
         weights of a weighting.
-      logits: logits `[b, k]` by role, for a weighting. Leave them out if the method has none; it
-        then works only with weightings that need none.
+      logits: logits by role for a weighting, `[b, k]`, or `[b, t, k]` if the terms are of tokens.
+        Leave them out if the method has none; it then works only with weightings that need none.
       embeddings: representations `[b, ..., d]` by name, monitored for collapse.
       metrics: scalars of the batch to log.
     """
@@ -210,7 +210,7 @@ class Evidence:
 
 
 class ExampleWeighting(Protocol):
-    """The weight of each loss term for each example: a frozen dataclass of hyperparameters.
+    """The weight of each loss term for each example or token: a dataclass of hyperparameters.
 
     Attributes:
       roles: networks that it calls through `nets`. They are the outer variables of a bilevel
