@@ -29,6 +29,7 @@ from distill_jax.export.onnx_model import to_onnx
 from distill_jax.export.program import Program, require
 from distill_jax.export.stablehlo import PLATFORMS, to_stablehlo
 from distill_jax.export.tflite import to_tflite
+from distill_jax.report import sharing
 from distill_jax.run import build, foreign, paths, workdir
 from distill_jax.run import config as config_lib
 from distill_jax.run.load import EXPORTED, Network, load
@@ -83,10 +84,11 @@ def export(
     program = make_program(network, outputs=outputs, preprocessing=preprocessing)
     dataset, missing = _dataset(network)
     about = _about(network, dataset, missing)
+    about |= sharing.scrubbed({name: about[name] for name in ("data", "teacher")}, target)
     program = dataclasses.replace(
         program, metadata={name: json.dumps(about[name]) for name in about}
     )
-    files = _serialize(network, program, dataset, formats, about, weights, missing)
+    files = _serialize(network, program, dataset, formats, about, weights, missing, target)
     with jax.default_device(jax.devices("cpu")[0]):
         tested = _examples(network, dataset, "test", examples, preprocessing)
         cards = {
@@ -185,8 +187,9 @@ def _serialize(
     about: Mapping[str, Any],
     weights: str,
     missing: str,
+    target: pathlib.Path,
 ) -> dict[str, bytes]:
-    """Returns the files of all formats by name."""
+    """Returns the files of all formats by name, for the folder `target`."""
     files: dict[str, bytes] = {}
     if "onnx" in formats or "onnx_int8" in formats:
         model = to_onnx(program)
@@ -211,7 +214,9 @@ def _serialize(
     if "safetensors" in formats:
         data = b"".join(safetensors.parts(program.named_weights, dict(program.metadata)))
         files[FILES["safetensors"]] = data
-        files[EXPORTED["config"]] = json.dumps(_config(network, data, about), indent=1).encode()
+        described = _config(network, data, about)
+        described |= sharing.scrubbed({n: described[n] for n in ("inputs", "config")}, target)
+        files[EXPORTED["config"]] = json.dumps(described, indent=1).encode()
     return files
 
 
