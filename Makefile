@@ -1,14 +1,21 @@
-# The two commands of the README, and what they need. `make demo`, `make test`, `make lint`.
+# The commands of the README, and what they need: `make demo`, `make test`, `make lint`. A demo of
+# files besides: `make demo-files`.
 PYTHON ?= python3
 VENV ?= .venv
 PIP = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 RUNS ?= runs
 
-.PHONY: demo test test-all lint check clean
+.PHONY: demo demo-files test test-all lint check clean
 
 demo: $(VENV)/.run
 	$(VENV)/bin/python -m distill_jax.main --mode=study \
 	  --config=configs/studies/demo.py --workdir=$(RUNS)/demo
+
+demo-files: $(VENV)/.run  # a teacher that is an ONNX file, on the files of installed packages
+	$(PIP) -e '.[export]'
+	$(PIP) --no-deps magika==1.0.3
+	$(VENV)/bin/python -m distill_jax.main --mode=study \
+	  --config=configs/studies/file_types.py:small --workdir=$(RUNS)/file_types_small
 
 test: $(VENV)/.test
 	$(VENV)/bin/python -m pytest -n 2 --dist loadgroup tests

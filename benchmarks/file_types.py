@@ -5,7 +5,9 @@
 Reads a finished `configs/studies/file_types.py`, exports the student of its first seed, and times
 it against Magika's own file in ONNX Runtime: one example, one thread, the same session options, in
 turns. Intervals are percentiles of 2,000 draws of test packages with replacement, in which each
-arm's seeds are averaged. Needs the extra `export` and magika==1.0.3 (`pip install --no-deps`).
+arm's seeds are averaged. `ece_tempered` is the calibration error of logits divided by a temperature
+that has the least loss against the teacher on held-out packages. Needs the extra `export` and
+magika==1.0.3 (`pip install --no-deps`).
 """
 
 import argparse
@@ -27,6 +29,9 @@ DRAWS = 2000
 ROUNDS = 100
 RECALLED = 20
 """Test files that a type needs for its recall to be listed."""
+ANSWERED = 0.5
+"""Probability from which Magika names its first choice for most types; else `txt` or `unknown`."""
+TEMPERATURES = np.geomspace(0.5, 4, 43)
 
 
 def main() -> None:
@@ -37,7 +42,6 @@ def main() -> None:
 
     import distill_jax as dj
     from distill_jax.run import build
-    from distill_jax.run import config as config_lib
 
     study = json.loads((flags.study / "study.json").read_text())
     runs = {
@@ -46,19 +50,21 @@ def main() -> None:
     }
     network = dj.load(runs["distilled"][0])
     dataset: Any = build.load_dataset(network.config)
-    teacher = training_outputs(config_lib, build, network.config)
+    teacher = training_outputs(build, network.config, dataset.train)
     found = [read(run) for run in runs["distilled"]]
     target, packages = found[0]["teacher"], np.array([f.package for f in dataset.test.files])
     packages, labelled = packages[found[0]["index"]], dataset.test.labelled[found[0]["index"]]
     types = target.argmax(1)
     seen = np.bincount(teacher.argmax(1), minlength=target.shape[1])
+    sure = target.max(1) >= np.log(ANSWERED)
     same = {arm: np.stack([agrees(read(run)) for run in runs[arm]]) for arm in ARMS}
     same["majority"] = (types == seen.argmax())[None]
     seconds = {arm: [wall(run) for run in runs[arm]] for arm in ARMS}
     results: dict[str, Any] = {
         "data": {
             part: {
-                "files": len(getattr(dataset, part)),
+                "files": len({file.path for file in getattr(dataset, part).files}),
+                "examples": len(getattr(dataset, part)),
                 "packages": len({file.package for file in getattr(dataset, part).files}),
                 "sha256": getattr(dataset, part).provenance.sha256,
             }
@@ -68,6 +74,7 @@ def main() -> None:
             "types_among_training_files": int((seen > 0).sum()),
             "majority_class": dataset.classes[int(seen.argmax())],
             "test_files_of_types_with_under_5_training_files": float((seen[types] < 5).mean()),
+            "test_files_that_magika_answers": float(sure.mean()),
             "agrees_with_extensions_on_labelled_test_files": float(
                 (types == dataset.test.labels[found[0]["index"]])[labelled].mean()
             ),
@@ -79,7 +86,18 @@ def main() -> None:
         "agreement_on_types_with_20_training_files": {
             arm: float(values[:, seen[types] >= 20].mean()) for arm, values in same.items()
         },
-        "calibration": {arm: calibration(runs[arm]) for arm in ARMS},
+        "agreement_where_magika_answers": {
+            arm: interval(values[:, sure], packages[sure]) for arm, values in same.items()
+        },
+        "agreement_mean_of_packages": {
+            arm: float(np.mean([values[:, packages == p].mean() for p in np.unique(packages)]))
+            for arm, values in same.items()
+        },
+        "mean_recall_of_types_with_20_test_files": {
+            arm: float(np.mean([values[:, types == c].mean() for c in common(types)]))
+            for arm, values in same.items()
+        },
+        "calibration": {arm: calibration(runs[arm], dataset.held_out, network) for arm in ARMS},
         "recall": recall(dataset.classes, types, seen, same),
         "seconds_of_runs": seconds,
         "seconds_of_study": last(flags.study / "study.json") - first(runs, network.config),
@@ -96,12 +114,19 @@ def main() -> None:
     print(json.dumps({k: v for k, v in results.items() if k != "recall"}, indent=1))
 
 
-def training_outputs(config_lib: Any, build: Any, config: Any) -> np.ndarray:
-    """Returns what the teacher gave for training files, from the folder of the study."""
-    experiment = build.build(config)
-    stored = build.stored_teacher_outputs(experiment, config, {}, print)
-    n = len(experiment.dataset.train)
-    return stored.read(np.zeros(n, int), np.arange(n))["teacher"]["logits"]
+def training_outputs(build: Any, config: Any, train: Any) -> np.ndarray:
+    """Returns what the teacher gave for training files, from the folder of the study.
+
+    Crops are left out: the first example of a path is the file.
+    """
+    stored = build.stored_teacher_outputs(build.build(config), config, {}, print)
+    whole = np.unique([file.path for file in train.files], return_index=True)[1]
+    return stored.read(np.zeros(len(whole), int), whole)["teacher"]["logits"]
+
+
+def common(types: np.ndarray) -> np.ndarray:
+    """Returns the types of at least `RECALLED` files."""
+    return np.flatnonzero(np.bincount(types) >= RECALLED)
 
 
 def read(run: pathlib.Path) -> dict[str, np.ndarray]:
@@ -151,19 +176,34 @@ def interval(
     return {"mean": float(each.mean()), "interval": [float(low), float(high)]}
 
 
-def calibration(runs: list[pathlib.Path]) -> dict[str, float]:
+def calibration(runs: list[pathlib.Path], held_out: Any, network: Any) -> dict[str, float]:
     """Returns measures of a student's confidence that it agrees with the teacher, over seeds."""
+    import distill_jax as dj
     from distill_jax.evaluators import calibration as evaluator
+    from distill_jax.weights import onnx_teacher
 
-    measured = []
+    x = held_out.read(np.arange(len(held_out)))["input"]
+    held = onnx_teacher.open_onnx(network.config.cache.teacher)(x)["logits"].argmax(1)
+    measure, measured = evaluator.make(), []
     for run in runs:
         found = read(run)
         batch = {"label": found["teacher"].argmax(1)}
-        measured.append(evaluator.make()({"student": {"logits": found["student"]}}, batch))
+        logits = np.asarray(dj.load(run)(x)["logits"])
+        losses = [loss(logits / t, held) for t in TEMPERATURES]
+        t = float(TEMPERATURES[int(np.argmin(losses))])
+        one = dict(measure({"student": {"logits": found["student"]}}, batch))
+        tempered = measure({"student": {"logits": found["student"] / t}}, batch)
+        measured.append(one | {"ece_tempered": tempered["ece"], "temperature": t})
     return {
         name: float(np.mean([m[name] for m in measured]))
-        for name in ("ece", "ece_adaptive", "aurc")
+        for name in ("ece", "ece_adaptive", "aurc", "ece_tempered", "temperature")
     }
+
+
+def loss(logits: np.ndarray, labels: np.ndarray) -> float:
+    shifted = logits - logits.max(1, keepdims=True)
+    right = np.take_along_axis(shifted, labels[:, None], 1)[:, 0]
+    return float((np.log(np.exp(shifted).sum(1)) - right).mean())
 
 
 def recall(

@@ -1,8 +1,9 @@
 """A small convolutional network over the bytes of a file's two ends.
 
-Two strided convolutions and a maximum over each half of the window detect byte n-grams at any
-position; a separate part reads the signature at the beginning. Convolutions are matrix products
-over reshaped windows, which is fastest on a CPU.
+Two strided convolutions, with the maximum and the mean over each half of the window, find byte
+n-grams at any position and how common they are; a separate part reads the signature at the
+beginning. All of it is normalised (`LayerNorm`) before the last hidden layer. Convolutions are
+matrix products over reshaped windows, which is fastest on a CPU.
 """
 
 import flax.linen as nn
@@ -14,7 +15,7 @@ from distill_jax.core.api import Array, Model, Outputs
 from distill_jax.core.errors import ArgumentError
 from distill_jax.models._tables import unit_normal
 from distill_jax.models.adapters import from_linen
-from distill_jax.models.layers import Dense
+from distill_jax.models.layers import Dense, LayerNorm
 
 PATCH = 4
 """Bytes by which the windows of the first convolution move on."""
@@ -42,15 +43,17 @@ class ByteConvNet(nn.Module):
         table = self.param("embedding", unit_normal, (self.symbols, self.embedding_dim))
         ids = jnp.clip(x.astype(jnp.int32), 0, self.symbols - 1)
         x = jnp.take(table, ids, axis=0).reshape(x.shape[0], -1, PATCH * self.embedding_dim)
-        x = jax.nn.relu(Dense(self.widths[0])(_joined(x)))  # windows of 8 bytes, 4 apart
+        x = jax.nn.gelu(Dense(self.widths[0])(_joined(x)))  # windows of 8 bytes, 4 apart
         outputs = {"stage1": x}
         start = x[:, : self.header].reshape(x.shape[0], -1)
         x = x.reshape(x.shape[0], -1, 2 * self.widths[0])
-        x = jax.nn.relu(Dense(self.widths[1])(_joined(x)))  # windows of 20 bytes, 8 apart
+        x = jax.nn.gelu(Dense(self.widths[1])(_joined(x)))  # windows of 20 bytes, 8 apart
         outputs["stage2"] = x
-        halves = x.reshape(x.shape[0], 2, -1, self.widths[1]).max(2)
-        x = jnp.concatenate([halves.reshape(x.shape[0], -1), start], axis=1)
-        x = outputs["embedding"] = jax.nn.relu(Dense(self.hidden)(x))
+        halves = x.reshape(x.shape[0], 2, -1, self.widths[1])
+        pooled = jnp.concatenate([halves.max(2), halves.mean(2)], axis=2)
+        x = jnp.concatenate([pooled.reshape(x.shape[0], -1), start], axis=1)
+        x = LayerNorm()(x)
+        x = outputs["embedding"] = jax.nn.gelu(Dense(self.hidden)(x))
         if self.dropout:
             x = nn.Dropout(self.dropout)(x, deterministic=not train)
         if self.num_classes:
@@ -69,7 +72,7 @@ def make(
     symbols: int = 257,
     embedding_dim: int = 8,
     widths: tuple[int, int] = (32, 64),
-    hidden: int = 112,
+    hidden: int = 96,
     header: int = 4,
     dropout: float = 0.0,
 ) -> Model:
