@@ -516,6 +516,16 @@ def test_arms_are_dotted_overrides():
 # Files.
 
 
+def test_run_stands_for_the_seed_of_the_run():
+    config = config_lib.base()
+    config.seed, config.data.kwargs = 7, {"split_seed": 3}
+    assert config_lib.data_arguments(config) == ({"split_seed": 3}, {})
+    assert not config_lib.data_follow_seed(config)
+    config.data.kwargs = {"split_seed": "run"}
+    assert config_lib.data_arguments(config) == ({"split_seed": 7}, {})
+    assert config_lib.data_follow_seed(config)
+
+
 def test_json_round_trip():
     config = make()
     config.data.train_transforms = ("crop", "flip")

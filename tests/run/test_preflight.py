@@ -10,7 +10,7 @@ from distill_jax.core import partition
 from distill_jax.core.errors import ConfigError
 from distill_jax.run import build, flags, preflight, study, unused
 from distill_jax.run import config as config_lib
-from distill_jax.run.preflight import constants, data, unread
+from distill_jax.run.preflight import constants, data, step, unread
 from distill_jax.run.preflight.teachers import differs, teacher_saw
 from tests import faulty, silent_faults
 
@@ -212,3 +212,14 @@ def test_statistics_of_a_teacher_are_compared(mean, std, alike):
     told = differs([[0.286], [0.353]], (mean, std))
     assert (told == "") is alike
     assert alike or "mean (0.286) and std (0.353), and these have" in told
+
+
+@pytest.mark.parametrize("read", [True, False])
+def test_a_network_beside_must_be_read_by_an_evaluator(read):
+    ceiling = {"model": "mlp", "init": "runs/ceiling", "frozen": True}
+    changes = {"roles.ceiling": ceiling, "objective.kwargs.beside": ("ceiling",)}
+    if read:
+        changes["evaluators.gap_recovered"] = {}
+    experiment = experiment_of("weak_to_strong:smoke", changes)
+    found = [f.what for f in step.findings(experiment) if f.kind == "comparison"]
+    assert any("ceiling" in what for what in found) == (not read)
