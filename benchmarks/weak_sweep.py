@@ -59,7 +59,9 @@ def apply(layers, x):
     return x @ layers[-1][0] + layers[-1][1]
 
 
-def train(learned, fixed, x, weak, *, key, lr, steps, most, alpha=None, ramp=RAMP, mixed=True):
+def train(
+    learned, fixed, x, weak, *, key, lr, steps, most, alpha=None, ramp=RAMP, mixed=True, more=None
+):
     """Returns the learned layers after `steps` of at most `most` steps on soft labels `weak`.
 
     Args:
@@ -73,11 +75,12 @@ def train(learned, fixed, x, weak, *, key, lr, steps, most, alpha=None, ramp=RAM
       most: number of steps that are computed; those beyond `steps` change nothing.
       alpha: final share of the student's own predictions, if any.
       ramp: share of the steps over which it rises.
+      more: a further loss, a function of logits `[b, k]` and rows `[b]`.
       mixed: whether the target is the mixture of labels and hardened predictions, or the product.
     """
     tx = optax.scale_by_adam()
 
-    def loss(learned, x, weak, a):
+    def loss(learned, x, weak, a, rows):
         logits = apply([*fixed, *learned], x)
         value, probs = soft_cross_entropy(logits, weak), jax.nn.softmax(logits)
         if a is not None and not mixed:
@@ -85,7 +88,7 @@ def train(learned, fixed, x, weak, *, key, lr, steps, most, alpha=None, ramp=RAM
         elif a is not None:
             own = hardened(probs, weak, jnp.ones(len(x)))
             value = (1 - a) * value + a * soft_cross_entropy(logits, own)
-        return value.mean()
+        return (value if more is None else value + more(logits, rows)).mean()
 
     def body(carry, t):
         learned, state = carry
@@ -95,7 +98,7 @@ def train(learned, fixed, x, weak, *, key, lr, steps, most, alpha=None, ramp=RAM
         later = jax.random.permutation(jax.random.fold_in(key, epoch + 1), len(x))
         rows = jnp.where(rows < len(x), order[rows % len(x)], later[rows % len(x)])
         a = None if alpha is None else alpha * jnp.minimum((t + 1) / (ramp * steps), 1)
-        gradient = jax.grad(loss)(learned, x[rows], weak[rows], a)
+        gradient = jax.grad(loss)(learned, x[rows], weak[rows], a, rows)
         update, state = tx.update(gradient, state)
         warmup = jnp.maximum(WARMUP * steps, 1)
         cosine = 0.5 * (1 + jnp.cos(jnp.pi * jnp.clip((t - warmup) / (steps - warmup), 0, 1)))
