@@ -8,12 +8,12 @@ _CONTROL = re.compile(r"_(initial|raw|teacher|student|target)$")
 _DIRECTIONS: dict[Literal["max", "min"], re.Pattern[str]] = {
     "min": re.compile(
         r"loss|nll|log_loss|normalised_entropy|brier|ece|ece_adaptive|aurc|kl|uniformity|alignment"
-        r"|rmse|mae"
+        r"|rmse|mae|risk_ece|vote_error_rest"
     ),
     "max": re.compile(
         r"(\w+_)?accuracy|few_label_(balanced_)?accuracy_\w+|top5|(macro|micro)_f1|(\w+_)?auc"
         r"|(mean_)?average_precision|r2|pearson|spearman|agreement(_reference_(right|wrong))?|rankme|lidar|normalized_std"
-        r"|gap_recovered|accuracy_where_weak_wrong"
+        r"|gap_recovered|accuracy_where_weak_wrong|risk_correlation"
     ),
 }
 
