@@ -111,9 +111,8 @@ def measure(seeds: list[int], chosen: list[dict]) -> dict[str, dict[str, np.ndar
 
     made = jax.jit(jax.vmap(one))(jnp.asarray(seeds), at)
     keys = jax.vmap(jax.random.key)(jnp.asarray(seeds))
-    run = jax.vmap(
-        jax.vmap(under, in_axes=(0, 0, 0, 0, 0, None, None)), in_axes=(*[None] * 5, 0, 0)
-    )
+    run = jax.vmap(under, in_axes=(*[0] * 5, *[None] * 3))
+    run = jax.vmap(run, in_axes=(*[None] * 5, *[0] * 3))
     numbers = [np.asarray([plan[name] for plan in chosen]) for name in ("weak", "good", "rate")]
     found = jax.jit(run)(*made, keys, *numbers)
     return {
