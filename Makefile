@@ -5,7 +5,7 @@ VENV ?= .venv
 PIP = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 RUNS ?= runs
 
-.PHONY: demo demo-files test test-all lint check clean
+.PHONY: demo demo-files test test-all lint site release check clean
 
 demo: $(VENV)/.run
 	$(VENV)/bin/python -m distill_jax.main --mode=study \
@@ -28,6 +28,12 @@ lint: $(VENV)/.lint
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/pyright --pythonpath $(VENV)/bin/python
 
+site: $(VENV)/.docs  # warnings are errors
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict --quiet
+
+release: $(VENV)/bin/python  # builds wheel and sdist, and tries both in fresh environments
+	$(VENV)/bin/python tools/release.py --out=dist
+
 check: lint test
 
 $(VENV)/bin/python:
@@ -40,6 +46,10 @@ $(VENV)/.run: setup.py constraints.txt | $(VENV)/bin/python
 
 $(VENV)/.test: $(VENV)/.run
 	$(PIP) -e '.[test]'
+	touch $@
+
+$(VENV)/.docs: $(VENV)/.run
+	$(PIP) -e '.[docs]'
 	touch $@
 
 $(VENV)/.lint: $(VENV)/.run

@@ -32,7 +32,7 @@ setup(
     packages=[*find_packages(include=["distill_jax", "distill_jax.*"], exclude=[*MAPPED]), *MAPPED],
     package_dir=MAPPED,
     package_data={
-        "distill_jax": ["data/assets/*", "report/*.css"],
+        "distill_jax": ["py.typed", "data/assets/*", "report/*.css"],
         "distill_jax.launch": ["*.sh", "*.md"],
     },
     install_requires=[
@@ -63,6 +63,7 @@ setup(
         "loggers": ["wandb>=0.20", "mlflow>=3", "trackio>=0.20"],
         "text": ["tokenizers>=0.21"],
         "tflite": ["litert-converter>=0.5", "ai-edge-litert>=2.1"],
+        "docs": ["mkdocs-material>=9.6,<10", "mkdocstrings[python]>=0.30", "ruff>=0.14"],
         "lint": [
             "ruff>=0.14",
             "pyright[nodejs]>=1.1.400",
