@@ -2,9 +2,9 @@
 
     python tools/release.py --out=dist
 
-Each file is installed with the versions of `constraints.txt` into an environment of its own. There, in
-an empty folder, the command line prints its help and trains a network for seconds, and the
-library is imported. For other versions of Python the dependencies are resolved, not installed,
+Each file is installed with the versions of `constraints.txt` into an environment of its own.
+There, in an empty folder, the command line prints its help and trains a network for seconds, and
+the library is imported. For other versions of Python the dependencies are resolved, not installed,
 unless an interpreter of that version is on the path and `--pythons` names it.
 """
 
