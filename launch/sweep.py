@@ -3,19 +3,24 @@
   python launch/sweep.py --config=configs/distill/kd.py --workdir=runs/sweep_kd --jobs=2 -- \\
       --config.roles.teacher.init=runs/supervised
   python launch/sweep.py --config=configs/distill/kd.py --workdir=runs/drawn --random=20
+  python launch/sweep.py --config=configs/distill/supervised.py --workdir=runs/rates \\
+      --grid=optim.lr=0.03,0.1,0.3 --backend=replicas
   python launch/sweep.py --config=configs/distill/kd.py --workdir=runs/on_slurm --backend=slurm \\
       --sbatch=--gpus=1,--time=2:00:00
 
-The config file defines `sweep()` beside `get_config`. It returns a dict from config paths to the
-values to try: a list, or for `--random` also `("uniform", low, high)` or
-`("log_uniform", low, high)`. `--random=20` draws 20 trials instead of the grid. Arguments after
-`--` go to every trial.
+`--grid=KEY=VALUE,VALUE,...`, once for each key, has the values to try. Without it, the config file
+defines `sweep()` beside `get_config`: a dict from config paths to values, a list, or for `--random`
+also `("uniform", low, high)` or `("log_uniform", low, high)`. `--random=20` draws 20 trials instead
+of the grid. Arguments after `--` go to every trial.
 
 Each trial is a run in `<workdir>/<number>`, and `<workdir>/sweep.json` lists them. `--backend`:
 
   local   runs `--jobs` trials at a time; a failed trial does not stop the others. The same command
           skips finished trials and continues the others. It ends with a table, the best trial
           first, by `eval.metric` on the held-out part: choose there, and test only the chosen one.
+          `report.html` draws the metric against the values of each key.
+  replicas  runs trials that differ in scalars alone side by side, as one program, and the others
+          one after the other; trials are in `<workdir>/trials/<number>/seed<seed>`
   slurm   submits one array of SLURM jobs; each is requeued after preemption
   print   prints the commands
 
@@ -24,6 +29,7 @@ first trial that is not.
 """
 
 import argparse
+import ast
 import itertools
 import json
 import math
@@ -136,6 +142,50 @@ _DRAWS = {
 }
 
 
+def read_grid(given: Sequence[str]) -> dict[str, Any]:
+    """Returns the values by config path of `--grid=KEY=VALUE,VALUE` flags.
+
+    Raises:
+      SweepError: a flag is no key and values, or a key is given twice.
+    """
+    space: dict[str, Any] = {}
+    for text in given:
+        path, mark, values = text.partition("=")
+        path = path.strip().removeprefix("config.")
+        if not mark or not path or not values:
+            raise SweepError(f"{text!r} is no grid", where="--grid", hint="optim.lr=0.03,0.1,0.3")
+        if path in space:
+            raise SweepError("the key is given twice", where=f"--grid={path}", hint="keep one")
+        space[path] = _checked(path, [_value(part) for part in _split(values)])
+    return space
+
+
+def _split(text: str) -> list[str]:
+    """Splits at commas outside of brackets and quotes."""
+    parts, depth, quote = [""], 0, ""
+    for letter in text:
+        if quote:
+            quote = "" if letter == quote else quote
+        elif letter in "'\"":
+            quote = letter
+        depth += (letter in "([{") - (letter in ")]}") if not quote else 0
+        if letter == "," and not depth and not quote:
+            parts.append("")
+        else:
+            parts[-1] += letter
+    return [part.strip() for part in parts]
+
+
+def _value(text: str) -> Any:
+    constants = {"true": True, "false": False, "none": None}
+    if text.lower() in constants:
+        return constants[text.lower()]
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+
+
 def grid(space: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Returns every combination; the last path varies fastest.
 
@@ -188,6 +238,61 @@ def commands(
         ]
         for i, trial in enumerate(trials)
     ]
+
+
+def study_command(
+    trials: Sequence[Mapping[str, Any]],
+    *,
+    config: str,
+    workdir: pathlib.Path,
+    args: Sequence[str],
+    metric: str,
+    seed: int,
+    python: str = sys.executable,
+) -> list[str]:
+    """Returns the command of a study with one arm for each trial, side by side where it can."""
+    width = len(str(max(len(trials) - 1, 1)))
+    arms = [
+        f"--config.study.arms.{i:0{width}}.{path}={_text(value)}"
+        for i, trial in enumerate(trials)
+        for path, value in trial.items()
+    ]
+    return [
+        *(python, "-m", "distill_jax.main", "--mode=study", f"--config={config}"),
+        *(f"--workdir={workdir}", *args, "--config.study.arms={}", *arms),
+        *(f"--config.study.seeds={seed},", "--config.study.replicas=auto"),
+        *(f"--config.study.metric={metric}", f"--config.study.reference={0:0{width}}"),
+    ]
+
+
+def write_report(
+    trials: Sequence[Mapping[str, Any]], folders: Sequence[pathlib.Path], workdir: pathlib.Path
+) -> pathlib.Path | None:
+    """Writes the report of a sweep with two finished trials or more; returns its path."""
+    from distill_jax.report.of_comparison import read, write_sweep_report
+
+    finished = [i for i, folder in enumerate(folders) if _result(folder) is not None]
+    if len(finished) < 2:
+        return None
+    config = files.read_json(folders[finished[0]] / "config.json", shape={"eval": dict})
+    names = {folders[i].absolute(): _name(folders[i]) for i in finished}
+    study = read(
+        [folders[i] for i in finished],
+        workdir,
+        metric=config["eval"]["metric"],
+        names=names,
+        state="best",
+    )
+    values = {
+        _name(folder): {path: _text(v) if v is None else v for path, v in trial.items()}
+        for folder, trial in zip(folders, trials, strict=True)
+    }
+    return write_sweep_report(study, values)
+
+
+def _name(folder: pathlib.Path) -> str:
+    """Returns the number of a trial; in a study its folder is `<number>/seed<seed>`."""
+    return folder.parent.name if folder.name.startswith("seed") else folder.name
 
 
 def slurm_script(lines: Sequence[Sequence[str]], *, jobs: int, options: Sequence[str]) -> str:
@@ -304,7 +409,7 @@ def table(trials: Sequence[Mapping[str, Any]], folders: Sequence[pathlib.Path]) 
             continue
         sign = 1.0 if mode == "max" else -1.0
         if isinstance(value, (int, float)):
-            rows.append((sign * value, folder.name, trial))
+            rows.append((sign * value, _name(folder), trial))
         elif value is not None:
             notes.append(f"left out: {folder.name}: {metric} is {value!r}")
     rows.sort(key=lambda row: (-row[0], row[1]))
@@ -323,11 +428,17 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--config", required=True, help="config file with sweep()")
     parser.add_argument("--workdir", required=True, type=pathlib.Path, help="folder of the trials")
     parser.add_argument(
+        "--grid", action="append", default=[], metavar="KEY=V,V", help="values of a key"
+    )
+    parser.add_argument(
         "--random", type=int, default=0, metavar="N", help="number of draws; 0: the grid"
     )
     parser.add_argument("--seed", type=int, default=0, help="seed of the draws")
     parser.add_argument(
-        "--backend", choices=("local", "slurm", "print"), default="local", help="where trials run"
+        "--backend",
+        choices=("local", "replicas", "slurm", "print"),
+        default="local",
+        help="where trials run",
     )
     parser.add_argument("--jobs", type=int, default=1, help="trials at a time")
     parser.add_argument("--sbatch", default="", help="options of sbatch, separated by commas")
@@ -345,7 +456,7 @@ def main(argv: Sequence[str]) -> int:
 
 def _carry_out(flags: argparse.Namespace) -> int:
     crash.doing("reading the sweep")
-    space = read_space(flags.config)
+    space = read_grid(flags.grid) if flags.grid else read_space(flags.config)
     trials = draw(space, n=flags.random, seed=flags.seed) if flags.random else grid(space)
     workdir = absolute(flags.workdir, where="--workdir")
     lines = commands(trials, config=flags.config, workdir=workdir, args=flags.args)
@@ -360,7 +471,7 @@ def _carry_out(flags: argparse.Namespace) -> int:
         print("\n".join(shlex.join(line) for line in lines))
         return 0
     check_folder(workdir, where="--workdir")
-    check_places(workdir, files=("sweep.json", "sweep.sh", "crash.txt"))
+    check_places(workdir, files=("sweep.json", "sweep.sh", "report.html", "crash.txt"))
     with rules.claim(workdir, "sweep", with_peers=False):
         _check_listing(workdir / "sweep.json", listed, folders)
         files.write_text(workdir / "sweep.json", listing)
@@ -371,10 +482,50 @@ def _carry_out(flags: argparse.Namespace) -> int:
                 raise SweepError("there is no sbatch on this machine", where="--backend=slurm")
             return subprocess.run(["sbatch", str(path)], check=False).returncode
         crash.doing("running the trials")
-        code = run_local(lines, jobs=flags.jobs, folders=folders)
+        if flags.backend == "replicas":
+            code, folders = _run_study(trials, flags, workdir)
+        else:
+            code = run_local(lines, jobs=flags.jobs, folders=folders)
         crash.doing("making the table")
         print(table(trials, folders))
+        if (page := write_report(trials, folders, workdir)) is not None:
+            print(f"report: {page}")
         return code
+
+
+def _run_study(
+    trials: Sequence[Mapping[str, Any]], flags: argparse.Namespace, workdir: pathlib.Path
+) -> tuple[int, list[pathlib.Path]]:
+    """Runs the trials as a study; returns its exit code and the folders of the trials."""
+    from distill_jax.run import flags as flags_lib
+
+    inside = workdir / "trials"
+    single = [arg for arg in flags.args if arg.startswith("--config")]
+    line = ["sweep", f"--config={flags.config}", f"--workdir={inside}", *single]
+    config = flags_lib.parse(line).config
+    command = study_command(
+        trials,
+        config=flags.config,
+        workdir=inside,
+        args=flags.args,
+        metric=config.eval.metric,
+        seed=config.seed,
+    )
+    width = len(str(max(len(trials) - 1, 1)))
+    folders = [inside / f"{i:0{width}}" / f"seed{config.seed}" for i in range(len(trials))]
+    waiting = [folder for folder in folders if _result(folder) is None]
+    print(f"{len(trials) - len(waiting)} of {len(trials)} trials are done", flush=True)
+    environ = {**os.environ, "DISTILL_JAX_LAUNCHER": str(os.getpid())}
+    child = subprocess.Popen(command, env=environ)
+    previous = {
+        n: signal.signal(n, lambda number, frame: child.send_signal(number))
+        for n in (signal.SIGTERM, signal.SIGINT)
+    }
+    try:
+        return child.wait(), folders
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 def _refuse_logs(folders: Sequence[pathlib.Path]) -> None:

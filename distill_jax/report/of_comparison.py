@@ -7,17 +7,24 @@ from pathlib import Path
 from typing import Any
 
 from distill_jax.core.errors import UserError, nearest
-from distill_jax.report import of_study
+from distill_jax.report import figures, of_study
 from distill_jax.report.folders import Run, Study, lookup
 from distill_jax.report.html import Html, el, join
-from distill_jax.report.page import muted, table, write
-from distill_jax.report.wording import flat, is_finite
+from distill_jax.report.page import figure, grid, muted, table, write
+from distill_jax.report.wording import NONE, flat, is_finite
 
 _OWN = ("seed", "study", "workdir")
 _SEED = re.compile(r"[-_.]?seed[-_.]?\d+|[-_.]\d+")
 
 
-def read(folders: Sequence[str | os.PathLike[str]], folder: Path, *, metric: str = "") -> Study:
+def read(
+    folders: Sequence[str | os.PathLike[str]],
+    folder: Path,
+    *,
+    metric: str = "",
+    names: Mapping[Path, str] | None = None,
+    state: str = "last",
+) -> Study:
     """Returns runs as a study whose arms are the runs with equal configs but for the seed.
 
     The arm of the first run is the reference. The value of a run is that of its last step.
@@ -27,6 +34,8 @@ def read(folders: Sequence[str | os.PathLike[str]], folder: Path, *, metric: str
       folder: the folder of the page, to which the runs are named relative.
       metric: "<split>/<name>", by default the metric that selects the checkpoint of the first run,
         on the test split where every run measured it.
+      names: names of arms by folder, by default derived from the folders.
+      state: "last", or "best" for the state that the held-out part selects.
 
     Raises:
       UserError: a folder holds no run, fewer than two are given, or no run has the metric.
@@ -43,13 +52,15 @@ def read(folders: Sequence[str | os.PathLike[str]], folder: Path, *, metric: str
     groups: dict[str, list[Run]] = {}
     for run in runs:
         groups.setdefault(_essence(run), []).append(run)
-    names = _names(list(groups.values()))
+    titles = _names(list(groups.values()))
+    if names:
+        titles = [names.get(g[0].path, t) for g, t in zip(groups.values(), titles, strict=True)]
     metric, mode, notes = _metric(runs, metric)
     arms = {
-        name: {"seeds": _entries(group, metric, folder)}
-        for name, group in zip(names, groups.values(), strict=True)
+        name: {"seeds": _entries(group, metric, folder, state)}
+        for name, group in zip(titles, groups.values(), strict=True)
     }
-    spec = {"metric": metric, "mode": mode, "reference": names[0], "arms": arms}
+    spec = {"metric": metric, "mode": mode, "reference": titles[0], "arms": arms}
     return Study(folder, spec, notes)
 
 
@@ -67,6 +78,89 @@ def write_comparison_report(study: Study) -> Path:
         sections=[*shown, ("files", "Files", _files(study))],
         sources="the files that it names",
     )
+
+
+def write_sweep_report(study: Study, trials: Mapping[str, Mapping[str, Any]]) -> Path:
+    """Writes `report.html` into the folder of a sweep and returns its path.
+
+    Args:
+      study: its runs, from `read`; the value of an arm is that of its best state.
+      trials: values of the swept keys by arm.
+    """
+    sections = {anchor: (title, body) for anchor, title, body in of_study.sections(study)}
+    shown = ("curves", "metrics", "compute", "provenance", "config")
+    return write(
+        study.path,
+        kicker="Sweep",
+        title=" · ".join(dict.fromkeys(key for values in trials.values() for key in values)),
+        lead=_sweep_lead(study, trials),
+        sections=[
+            ("response", "Response", _response(study, trials)),
+            ("trials", "Trials", _trials(study, trials)),
+            *((anchor, *sections[anchor]) for anchor in shown),
+            ("files", "Files", _files(study)),
+        ],
+        sources="the files that it names",
+    )
+
+
+def _ranked(study: Study) -> list[tuple[str, float]]:
+    values = [(arm, v) for arm, seeds in study.values.items() for v in seeds.values()]
+    return sorted(values, key=lambda item: -item[1] if study.mode == "max" else item[1])
+
+
+def _sweep_lead(study: Study, trials: Mapping[str, Mapping[str, Any]]) -> Html:
+    ranked = _ranked(study)
+    done = f"{len(ranked)} of {len(trials)} trials have a value of {study.metric}."
+    if not ranked:
+        return el("p", done, class_="lead")
+    arm, value = ranked[0]
+    settings = ", ".join(f"{key}={value}" for key, value in trials[arm].items())
+    return join(
+        el("ul", el("li", f"Best: {settings}, {study.metric} {study.fmt(value)}.")),
+        el(
+            "p",
+            f"{done} The metric chose the best trial, so its value is optimistic: report that "
+            "trial on the test part, with further seeds.",
+            class_="lead",
+        ),
+    )
+
+
+def _response(study: Study, trials: Mapping[str, Mapping[str, Any]]) -> Html | None:
+    """Draws the metric of every trial against the values of each swept key."""
+    charts = []
+    for key in dict.fromkeys(key for values in trials.values() for key in values):
+        options = dict.fromkeys(values[key] for values in trials.values() if key in values)
+        if len(options) < 2:
+            continue
+        rows = []
+        for option in sorted(options, key=lambda v: (isinstance(v, str), v)):
+            arms = [arm for arm, values in trials.items() if values.get(key) == option]
+            values = {arm: v for arm in arms for v in study.values.get(arm, {}).values()}
+            best = (max if study.mode == "max" else min)(values.values(), default=None)
+            rows.append(figures.Row(name=str(option), values=values, mean=best, interval=None))
+        number = {row.name: 0 for row in rows}
+        plot = figures.dot_plot(rows, x_label=study.metric, colours=number)
+        charts.append(figure(key, plot, "Rings are trials with this value, the bar is the best."))
+    return grid(charts) if charts else None
+
+
+def _trials(study: Study, trials: Mapping[str, Mapping[str, Any]]) -> Html:
+    """Returns one row for each trial, the best first: a column for each key, then the metric."""
+    keys = list(dict.fromkeys(key for values in trials.values() for key in values))
+    ranked = dict(_ranked(study))
+    order = [*ranked, *(arm for arm in trials if arm not in ranked)]
+    rows = [
+        [
+            el("th", arm, scope="row"),
+            *(el("td", trials[arm].get(key, NONE), class_="n") for key in keys),
+            el("td", study.fmt(ranked[arm]) if arm in ranked else NONE, class_="n"),
+        ]
+        for arm in order
+        if arm in trials
+    ]
+    return table(["trial", *keys, study.metric], rows)
 
 
 def _essence(run: Run) -> str:
@@ -107,7 +201,7 @@ def _names(groups: Sequence[Sequence[Run]]) -> list[str]:
 def _metric(runs: Sequence[Run], given: str) -> tuple[str, str, list[str]]:
     """Returns the metric of the comparison, whether more or less of it is better, and notes."""
     chosen = [str(lookup(run.config, "eval.metric") or "") for run in runs]
-    measured = [set(run.result.get("metrics") or {}) for run in runs]
+    measured = [{*(r.result.get("metrics") or {}), *(r.result.get("best") or {})} for r in runs]
     every = set().union(*measured)
     first = next(filter(None, chosen), "")
     on_test = f"test/{first.rpartition('/')[2]}"
@@ -132,7 +226,9 @@ def _name(metric: str) -> str:
     return metric.rpartition("/")[2]
 
 
-def _entries(group: Sequence[Run], metric: str, folder: Path) -> dict[str, Mapping[str, Any]]:
+def _entries(
+    group: Sequence[Run], metric: str, folder: Path, state: str
+) -> dict[str, Mapping[str, Any]]:
     entries: dict[str, Mapping[str, Any]] = {}
     for run in group:
         seed = str(run.result.get("seed", run.config.get("seed", 0)))
@@ -144,7 +240,7 @@ def _entries(group: Sequence[Run], metric: str, folder: Path) -> dict[str, Mappi
         entries[seed] = {
             "run": os.path.relpath(run.path, folder),
             "status": status,
-            "value": value if is_finite(value) else None,
+            "value": next((v for v in [best if state == "best" else value] if is_finite(v)), None),
             "best": best if is_finite(best) else None,
             "error": run.result.get("error"),
         }

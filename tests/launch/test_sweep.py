@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from tests.launch.test_launchers import load, python
+from tests.report.test_report import checked, write_run
 
 sweep = load("sweep")
 
@@ -201,3 +202,48 @@ def test_a_space_may_import_modules_of_the_current_folder(tmp_path, monkeypatch,
     )
     assert sweep.main(["--config=space.py", "--workdir=sweep", "--dry_run"]) == 0
     assert "--config.optim.lr=0.2" in capsys.readouterr().out
+
+
+def test_a_grid_on_the_command_line():
+    given = ["optim.lr=0.03,1e-1", "config.data.train_transforms=(normalize,),flip"]
+    given += ["total='2 epochs'", "optim.clip_norm=none,1", "log.tensorboard=true,false"]
+    space = sweep.read_grid(given)
+    assert space == {
+        "optim.lr": [0.03, 0.1],
+        "data.train_transforms": ["(normalize,)", "flip"],
+        "total": ["2 epochs"],
+        "optim.clip_norm": [None, 1],
+        "log.tensorboard": [True, False],
+    }
+    for given in (["optim.lr"], ["=1"], ["optim.lr="], ["a=1", "a=2"]):
+        with pytest.raises(sweep.SweepError, match="--grid"):
+            sweep.read_grid(given)
+
+
+def test_a_sweep_as_a_study_has_an_arm_for_each_trial(tmp_path):
+    trials = [{"optim.lr": lr, "seed": 3} for lr in (0.1, 0.2)]
+    line = sweep.study_command(
+        trials, config="kd", workdir=tmp_path, args=["--q"], metric="held_out/nll", seed=4
+    )
+    assert "--config.study.arms.1.optim.lr=0.2" in line
+    assert line.index("--config.study.arms={}") < line.index("--config.study.arms.0.optim.lr=0.1")
+    assert {"--config.study.metric=held_out/nll", "--config.study.seeds=4,"} <= {*line}
+
+
+def test_the_report_of_a_sweep_draws_every_trial(tmp_path):
+    trials = [{"optim.lr": lr, "optim.name": name} for lr in (0.1, 0.2) for name in ("sgd", "lion")]
+    folders = [tmp_path / str(i) for i in range(4)]
+    for i, folder in enumerate(folders[:3]):
+        write_run(folder, skill=1 + i / 2)
+        config = json.loads((folder / "config.json").read_text())
+        config["optim"] = {"lr": trials[i]["optim.lr"], "name": trials[i]["optim.name"]}
+        (folder / "config.json").write_text(json.dumps(config))
+    page = sweep.write_report(trials, folders, tmp_path)
+    text = checked(page)
+    response, _, rest = text.partition('id="trials"')
+    assert response.count('class="ring') == 2 * 3
+    best = json.loads((folders[2] / "result.json").read_text())["best"]["held_out/accuracy"]
+    assert f"Best: optim.lr=0.2, optim.name=sgd, held_out/accuracy {best:.4f}" in response
+    table = rest.partition("</table>")[0]
+    assert [name in table for name in ("sgd", "lion", '<tr><th scope="row">3</th>')] == [True] * 3
+    assert sweep.write_report(trials, folders[:1], tmp_path) is None
