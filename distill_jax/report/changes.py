@@ -141,7 +141,7 @@ def _pair(base: Run, run: Run) -> _Pair | None:
         logits = [r.array(f"logits_{r.roles[0]}").astype(np.float64) for r in (base, run)]
         rows = [{int(i): j for j, i in enumerate(r.array("index"))} for r in (base, run)]
         labels = [r.array("label") for r in (base, run)]
-    except KeyError:
+    except (KeyError, ValueError):  # absent, or objects, which are not unpickled
         return None
     if labels[0].ndim != 1 or labels[0].dtype.kind not in "iu" or logits[0].ndim != 2:
         return None

@@ -125,7 +125,10 @@ def _answers(run: Run) -> list[str]:
 
 def _right(run: Run, role: str) -> np.ndarray | None:
     """Returns 1 where a prediction is right, float `[n]`; None if it is no classifier's."""
-    logits, label = run.array(f"logits_{role}"), run.array("label")
+    try:
+        logits, label = run.array(f"logits_{role}"), run.array("label")
+    except (KeyError, ValueError):  # absent, or objects, which are not unpickled
+        return None
     if logits.ndim != 2 or label.ndim != 1 or label.dtype.kind not in "iu":
         return None
     if len(logits) != len(label) or label.max(initial=0) >= logits.shape[1] or len(label) < 2:
