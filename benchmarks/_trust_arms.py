@@ -26,7 +26,14 @@ from distill_jax.weighting import meta_weight_net, reweight, teacher_margin, tri
 LENGTH, CHUNK, WARMUP, EVALUATE = 400, 40, 40, 200
 """Steps of a run, of a compiled piece, before the weighting learns, and between evaluations."""
 TERMS = ("cross_entropy", "distillation")
-NUMBERS = {"lr": 1.0, "length": float(LENGTH), "temperature": 4.0, "outer_lr": 1e-2, "scale": 2.5}
+NUMBERS = {
+    "lr": 1.0,
+    "length": float(LENGTH),
+    "temperature": 4.0,
+    "outer_lr": 1e-2,
+    "scale": 2.5,
+    "centre": 0.5,
+}
 """Numbers of a run and their defaults, `lr` as a factor of the domain's rate."""
 
 
@@ -64,6 +71,12 @@ def _wsl(numbers):
     return made
 
 
+def _around(numbers):
+    made = trilateral.make(centre=0.5)
+    object.__setattr__(made, "centre", numbers["centre"])
+    return made
+
+
 TGEO = lambda _: trilateral.make()  # noqa: E731
 METHODS = {
     "given": Method(),
@@ -74,9 +87,11 @@ METHODS = {
     "mwn": Method(lambda _: meta_weight_net.make(), 2, options=Bilevel()),
     "joint": Method(TGEO, 1, control="joint"),
     "tgeo": Method(TGEO, 1, options=Bilevel()),
+    "around": Method(_around, 1, options=Bilevel()),
     "two_speed": Method(TGEO, 1, options=Bilevel(method="two_speed")),
     "shuffled": Method(TGEO, 1, control="shuffled", options=Bilevel()),
     "frozen": Method(TGEO, 1, control="frozen", zero_init=False),
+    "frozen_around": Method(_around, 1, control="frozen", zero_init=False),
 }
 
 

@@ -36,8 +36,8 @@ def arms_of(suite: suite_lib.Suite, domain: str, name: str, seed: int) -> dict[s
         if suite.path(domain, name, arm, seed).exists()
     }
     for arm, learned, constant in (
-        ("tgeo_kd", "tgeo_start", "constant"),
-        ("tgeo_kd_more", "tgeo_more", "constant_more"),
+        ("tgeo_kd", "around", "constant"),
+        ("tgeo_kd_more", "around_more", "constant_more"),
     ):
         if learned in found and constant in found:
             took = better(found[learned], found[constant])
@@ -66,7 +66,7 @@ def cell(suite: suite_lib.Suite, domain: str, name: str) -> dict[str, Any] | Non
         },
         "ratio": {
             arm: round(float(np.mean([r[arm]["share"] for r in runs.values() if arm in r])), 3)
-            for arm in ("tgeo", "tgeo_start", "two_speed")
+            for arm in ("tgeo", "tgeo_start", "around", "two_speed")
             if arm in tests
         },
     }
@@ -78,9 +78,9 @@ def cell(suite: suite_lib.Suite, domain: str, name: str) -> dict[str, Any] | Non
         *(("tgeo_kd", other) for other in AGAINST),
         *((arm, "constant") for arm in tests if arm not in ("constant", "tgeo_kd")),
         ("tgeo_kd_more", "constant_more"),
-        ("tgeo_start", "shuffled"),
-        ("tgeo_start", "frozen"),
-        ("tgeo_start", "tgeo"),
+        ("around", "tgeo_start"),
+        ("around", "shuffled"),
+        ("around", "frozen"),
     ):
         if arm in tests and reference in tests:
             both = [s for s in tests[arm] if s in tests[reference]]
@@ -128,7 +128,7 @@ def summary(cells: Mapping[str, Any]) -> dict[str, Any]:
         found[title] = {
             **{f"tgeo_kd-{o}": of(part, "tgeo_kd", o) for o in AGAINST},
             **{f"{a}-constant": of(part, a, "constant")
-               for a in ("tgeo", "tgeo_start", "two_speed", "frozen", "shuffled",
+               for a in ("tgeo", "tgeo_start", "around", "two_speed", "frozen", "shuffled",
                          *suite_lib.RIVALS)},
             "tgeo_kd_more-constant_more": of(part, "tgeo_kd_more", "constant_more"),
             "share_of_oracle": shares,
@@ -140,7 +140,7 @@ def summary(cells: Mapping[str, Any]) -> dict[str, Any]:
 def table(cells: Mapping[str, Any]) -> str:
     """Returns the Markdown table of test accuracies, one row a situation."""
     names = ("alone", "clean", "constant", "constant_more", "oracle", "frozen", "shuffled",
-             "tgeo", "two_speed", "tgeo_start", "tgeo_kd", "tgeo_kd_more",
+             "tgeo", "two_speed", "tgeo_start", "around", "tgeo_kd", "tgeo_kd_more",
              *suite_lib.RIVALS)  # fmt: skip
     lines = ["| situation | " + " | ".join(names) + " |", "| --- |" + " --: |" * len(names)]
     for n, c in cells.items():
@@ -154,7 +154,7 @@ def differences(cells: Mapping[str, Any]) -> str:
     """Returns the Markdown table of paired differences with their 95 % intervals."""
     pairs = [
         ("tgeo_kd", "constant"), ("tgeo_kd", "constant_more"), ("tgeo_kd_more", "constant_more"),
-        ("tgeo_kd", "best_rival"), ("tgeo_start", "constant"), ("oracle", "constant"),
+        ("tgeo_kd", "best_rival"), ("tgeo_start", "constant"), ("around", "constant"), ("oracle", "constant"),
     ]  # fmt: skip
     head = " | ".join(f"{a} - {b}" for a, b in pairs)
     lines = [f"| situation | seeds | {head} | best rival | learned |",

@@ -17,10 +17,13 @@ loss among equals, in every seed by itself. Arms:
 * `constant`: a ratio for all examples; `constant_more`: with the outer examples in training.
 * `oracle`: ratio 0 where the teacher is wrong, 1 where the label is, else a constant (1/2 where
   both are), by the true flags.
-* `tgeo`: TGeo-KD from the ratio .5; `tgeo_start` from the tuned constant; `two_speed`: with a long
-  horizon for the mean ratio. `shuffled`, `frozen`: controls of `tgeo`.
-* `tgeo_more`: the network of `tgeo_start`, frozen, for a new student with the outer examples in
-  training.
+* `tgeo`: TGeo-KD from the ratio .5; `tgeo_start` from the tuned constant; `around`: differences
+  between examples alone, the mean logit stays that of the tuned constant (`Trilateral.centre`);
+  `two_speed`: with a long horizon for the mean. `shuffled`, `frozen`: controls of `tgeo`.
+* `tgeo_kd`: `around` where it has more selecting examples right than the tuned constant, by one
+  standard error of the paired difference; else the tuned constant.
+* `around_more`: the network of `around`, frozen, for a new student with the outer examples in
+  training; `tgeo_kd_more`: that, or `constant_more`, by the same rule.
 * `wsl`, `ada`, `l2rw`, `mwn`, `joint`: rivals.
 """
 
@@ -42,7 +45,7 @@ OUTER_RATES = (1e-3, 3e-3, 1e-2, 3e-2)
 RATES = (0.25, 0.5, 1.0, 2.0)  # factors of the domain's
 GIVEN = ("alone", "clean", "constant", "constant_more", "oracle")
 RIVALS = ("wsl", "ada", "l2rw", "mwn", "joint")
-LEARNED = ("tgeo_start", "tgeo_more", "tgeo", "shuffled", "frozen", "two_speed")
+LEARNED = ("around", "around_more", "tgeo_start", "tgeo", "shuffled", "frozen", "two_speed")
 ARMS = (*GIVEN, *LEARNED[:2], *RIVALS, *LEARNED[2:])
 SHORT = {"length": 120.0}
 SEEDS = 5  # runs of so many seeds share a program
@@ -68,9 +71,10 @@ def grid(arm: str) -> list[tuple[str, dict[str, Any]]]:
         return [(arm, {"numbers": {"lr": r}}) for r in RATES]
     if arm == "shuffled":
         return [(arm, {})]
-    if arm in ("frozen", "tgeo_more"):
-        use = "train" if arm == "frozen" else "added"
-        return [("frozen", {"use": use})]
+    if arm == "frozen":
+        return [(arm, {})]
+    if arm == "around_more":
+        return [("frozen_around", {"use": "added"})]
     name = "tgeo" if arm == "tgeo_start" else arm
     if arm == "two_speed":
         return [(arm, {"numbers": {"outer_lr": r}}) for r in OUTER_RATES[1:3]]
@@ -139,7 +143,10 @@ class Suite:
                         given["ratio"] = self._ratio(arm, given["ratio"], tables[t])
                     if arm == "tgeo_start":
                         given["start"] = self.start(domain, name, seed)
-                    if arm == "tgeo_more":
+                    if arm in ("around", "around_more"):
+                        centre = self.start(domain, name, seed)
+                        given["numbers"] = {**given.get("numbers", {}), "centre": centre}
+                    if arm == "around_more":
                         given["omega"] = self.omega(domain, name, seed)
                     jobs.append((arm, i, seed, program, length, arms.Run(**given)))
         found: dict[tuple[str, int], list[Any]] = {}
@@ -169,7 +176,7 @@ class Suite:
         return float(np.clip(grid("constant")[setting][1]["ratio"], 0.05, 0.95))
 
     def omega(self, domain: str, name: str, seed: int) -> Any:
-        piece = self.read(domain, name, "tgeo_start", seed)
+        piece = self.read(domain, name, "around", seed)
         setting, _ = choose(piece)
         tree: dict[str, Any] = {}
         for key, value in piece.items():

@@ -46,11 +46,16 @@ class Trilateral(ExampleWeighting):
       compact: for many classes, f = 3 numbers instead of k per block: the entry of the
         label's class, the largest entry and the entropy of a vertex; the entry of the label's
         class, the largest magnitude and the Euclidean length of an edge. Not in the paper.
+      centre: a ratio in (0, 1), such as the best constant: the mean logit of a batch stays that of
+        this ratio, and only differences between examples are learned. A gradient through one step
+        is a poor guide to the mean (`docs/results/trust_suite.md`). None leaves the mean free, as
+        in the paper.
     """
 
     edge_mode: str = "signed"
     blocks: tuple[str, ...] = BLOCKS
     compact: bool = False
+    centre: float | None = None
 
     roles: ClassVar[tuple[str, ...]] = ("weighting",)
 
@@ -68,12 +73,20 @@ class Trilateral(ExampleWeighting):
                     where="blocks",
                     hint=nearest(block, BLOCKS),
                 )
+        if self.centre is not None and not 0 < self.centre < 1:
+            raise ArgumentError(
+                f"centre is {self.centre}", where="centre", hint="between 0 and 1, or None"
+            )
         if not self.blocks or len(set(self.blocks)) != len(self.blocks):
             raise ArgumentError(
                 f"blocks are {self.blocks}",
                 where="blocks",
                 hint="one or more, each once",
             )
+
+    @property
+    def couples_batch(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.centre is not None
 
     @property
     def needs(self) -> tuple[str, ...]:  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -116,6 +129,10 @@ class Trilateral(ExampleWeighting):
                 where="weighting.outputs",
                 hint=f"set it to {s - 1}",
             )
+        if self.centre is not None:
+            real = evidence.mask[:, None]
+            mean = (real * logits).sum(0) / jnp.maximum(real.sum(), 1)
+            logits += jnp.log(self.centre / (1 - self.centre)) - mean
         return jax.nn.softmax(jnp.concatenate([jnp.zeros_like(logits[:, :1]), logits], axis=1))
 
 
