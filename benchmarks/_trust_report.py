@@ -154,7 +154,8 @@ def differences(cells: Mapping[str, Any]) -> str:
     """Returns the Markdown table of paired differences with their 95 % intervals."""
     pairs = [
         ("tgeo_kd", "constant"), ("tgeo_kd", "constant_more"), ("tgeo_kd_more", "constant_more"),
-        ("tgeo_kd", "best_rival"), ("tgeo_start", "constant"), ("around", "constant"), ("oracle", "constant"),
+        ("tgeo_kd", "best_rival"), ("tgeo_start", "constant"), ("around", "constant"),
+        ("oracle", "constant"),
     ]  # fmt: skip
     head = " | ".join(f"{a} - {b}" for a, b in pairs)
     lines = [f"| situation | seeds | {head} | best rival | learned |",

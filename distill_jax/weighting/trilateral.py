@@ -132,7 +132,7 @@ class Trilateral(ExampleWeighting):
         if self.centre is not None:
             real = evidence.mask[:, None]
             mean = (real * logits).sum(0) / jnp.maximum(real.sum(), 1)
-            logits += jnp.log(self.centre / (1 - self.centre)) - mean
+            logits += jnp.log(self.centre / (1 - self.centre)) - mean[None]
         return jax.nn.softmax(jnp.concatenate([jnp.zeros_like(logits[:, :1]), logits], axis=1))
 
 

@@ -245,8 +245,18 @@ def test_absent_evidence_is_refused(absent, word):
         ({"blocks": ("sg", "gs")}, "blocks"),
         ({"blocks": ()}, "blocks"),
         ({"blocks": ("s", "s")}, "blocks"),
+        ({"centre": 1.0}, "centre"),
     ],
 )
 def test_hyperparameters_are_checked(kwargs, name):
     with pytest.raises(ConfigError, match=f"^{name}: "):
         trilateral.make(**kwargs)
+
+
+def test_centred_ratios_keep_their_mean_logit():
+    evidence, made = draw(), trilateral.make(centre=0.2)
+    nets = fitted("mlp", (B, 9, K))
+    logit = logits_of(nets, features(made, evidence))[:, 0]
+    mean = (evidence.mask * logit).sum() / evidence.mask.sum()
+    wanted = 1 / (1 + np.exp(mean - logit) * 4)
+    np.testing.assert_allclose(weights(made, evidence, nets)[:, 1], wanted, rtol=1e-5)
