@@ -79,13 +79,15 @@ jax.tree_util.register_pytree_node(
 
 
 @contextlib.contextmanager
-def _blames(role: Role) -> Iterator[None]:
+def _blames(role: Role, inputs: tuple[Any, ...]) -> Iterator[None]:
     """Adds the name of a network to errors that it raises on its inputs.
 
     The network itself only names its own argument.
     """
+    keys = ", ".join(key for x in inputs if isinstance(x, Mapping) for key in x)
+    what = f"a dictionary with {keys}" if keys else "its inputs"
     try:
-        with explained("the network fails on its inputs", where=f"{role}.input"):
+        with explained(f"the network fails on {what}", where=f"{role}.input"):
             yield
     except ArgumentError as error:
         if "." in error.where or ":" in error.where:
@@ -123,13 +125,13 @@ class ShapeNets:
             )
         model, specs = self.models[role], _spec(inputs)
         key = jax.ShapeDtypeStruct((), jax.random.key(0).dtype)
-        with _blames(role):
+        with _blames(role, specs):
             params, state = jax.eval_shape(model.init, key, *specs)
 
         def apply(params, state, key, *inputs):
             return model.apply(params, state, *inputs, train=train, rngs={"dropout": key})
 
-        with _blames(role):
+        with _blames(role, specs):
             outputs, new_state = jax.eval_shape(apply, params, state, key, *specs)
         self.seen.setdefault(role, RoleShapes(specs, params, state, outputs))
         return _Outputs(role, cast(zeros(outputs), jnp.float32)), zeros(new_state)

@@ -31,8 +31,11 @@ def read_logits(outputs: Mapping[str, Mapping[str, Any]], role: str) -> np.ndarr
         )
     logits = np.asarray(outputs[role]["logits"], np.float64)
     if logits.ndim != 2 or not logits.size:
+        tokens = "; the evaluator next_token takes those of tokens" * (logits.ndim == 3)
         raise ArgumentError(
-            f"logits have shape {logits.shape}", where=where, hint="[n, k] with n, k > 0 is needed"
+            f"logits have shape {logits.shape}",
+            where=where,
+            hint=f"[n, k] with n, k > 0 is needed{tokens}",
         )
     finite = np.isfinite(logits).all(axis=1)
     if not finite.all():
