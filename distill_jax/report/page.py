@@ -90,7 +90,7 @@ def table(
 ) -> Html:
     """Returns a table; columns after the first are numbers if `numeric`."""
     top = [
-        el("th", head, scope="col", class_="n" if numeric and i else None)
+        el("th", head, scope="col", class_="n" if numeric and i else None) if head else el("td")
         for i, head in enumerate(heads)
     ]
     marks = refs or [False] * len(rows)
@@ -99,6 +99,9 @@ def table(
         "div",
         el("table", el("thead", el("tr", top)), el("tbody", body)),
         class_="scroll fit" if len(heads) < 4 and numeric else "scroll",
+        tabindex=0,  # so that the keyboard can scroll it
+        role="group",
+        aria_label="Table: " + (", ".join(map(str, filter(None, heads))) or "values"),
     )
 
 
