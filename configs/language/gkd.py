@@ -21,7 +21,7 @@ def get_config(arg: str = ""):
         "on_policy": 0.5,
         "divergence": "jensen_shannon",
         "prompt": 32,
-        "steps": 32,
+        "new_tokens": 32,
     }
     config.roles.teacher = config_lib.role("transformer", width=64, depth=3, heads=4)
     config.roles.teacher.frozen = True

@@ -74,8 +74,9 @@ class Trust:
     ) -> dict[str, Any]:
         arrays = outputs["example_weights"]
         if np.ndim(arrays["weights"]) != 2:
+            what = "are of tokens" if np.ndim(arrays["weights"]) == 3 else "have shape"
             raise ArgumentError(
-                f"the weights are of tokens, {np.shape(arrays['weights'])}",
+                f"the weights {what} {np.shape(arrays['weights'])}",
                 where=WHERE,
                 hint="trust is measured on weights of examples; leave the evaluator out",
             )

@@ -49,7 +49,7 @@ class GKD(Objective):
       divergence: one of `losses.sequence.DIVERGENCES`. The paper's JSD(beta) is "jensen_shannon".
       share: s of the skew and Jensen-Shannon divergences, in (0, 1); beta is 1 - s.
       prompt: number of tokens of a row that are its prompt, if the batch has no prompts.
-      steps: maximum number of sampled tokens.
+      new_tokens: maximum number of sampled tokens.
       temperature: T of the sampling, 0 or more; the divergence has none.
       end: the token that ends a sample; -1 for none.
     """
@@ -58,7 +58,7 @@ class GKD(Objective):
     divergence: str = "jensen_shannon"
     share: float = 0.5
     prompt: int = 16
-    steps: int = 16
+    new_tokens: int = 16
     temperature: float = 1.0
     end: int = -1
 
@@ -70,7 +70,7 @@ class GKD(Objective):
         ranges.within("[0, 1]", on_policy=self.on_policy)
         ranges.within("(0, 1)", share=self.share)
         ranges.within("[0, inf)", temperature=self.temperature)
-        ranges.sizes(prompt=self.prompt, steps=self.steps)
+        ranges.sizes(prompt=self.prompt, new_tokens=self.new_tokens)
         ranges.within("[-1, inf)", whole=True, end=self.end)
         if self.divergence not in DIVERGENCES:
             raise ArgumentError(
@@ -112,7 +112,7 @@ class GKD(Objective):
             "student",
             prompts.tokens,
             prompts.start,
-            steps=self.steps,
+            steps=self.new_tokens,
             temperature=self.temperature,
             end=self.end,
         )

@@ -118,7 +118,7 @@ KINDS = [k if k in FAST else pytest.param(k, marks=pytest.mark.slow) for k in DI
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_equation(kind):
     batch, weight = batch_of(), 0.3
-    objective = gkd.make(on_policy=weight, divergence=kind, share=0.2, steps=STEPS, end=1)
+    objective = gkd.make(on_policy=weight, divergence=kind, share=0.2, new_tokens=STEPS, end=1)
     nets, params = nets_of()
     loss, metrics = jax.jit(lambda: loss_of(objective, nets, batch))()
     tokens, mask = drawn(batch, end=1)
@@ -146,7 +146,7 @@ def test_samples_are_given_data_to_the_gradient(top):
     @jax.jit
     def gradients(student):
         def loss(student, weight, batch):
-            objective = gkd.make(on_policy=weight, divergence="reverse", steps=STEPS)
+            objective = gkd.make(on_policy=weight, divergence="reverse", new_tokens=STEPS)
             return loss_of(objective, nets_of(student, top=top)[0], batch)[0]
 
         return [jax.grad(loss)(student, *x) for x in ((1.0, batch), (0.0, fixed))]
@@ -168,7 +168,7 @@ def test_an_end_of_the_mixture_leaves_the_other_term_out():
         models = {"student": bigram(), "teacher": bigram()}
         _, params = nets_of()
         nets = Nets(models, params, {r: {} for r in models}, key=KEY, batch=batch_of())
-        objective = gkd.make(on_policy=weight, steps=1)
+        objective = gkd.make(on_policy=weight, new_tokens=1)
         made = jax.eval_shape(lambda n=nets, o=objective: o.loss(n, batch_of(), {}, jnp.int32(0)))
         assert made.values.keys() == terms
     assert calls == ["sample"]
@@ -196,7 +196,7 @@ def test_rows_of_documents_with_a_transformer():
     alone = {**batch, "prompt": batch["input"][:, 2:4]}
     models = {"student": model, "teacher": other}
     params = {r: m.init(KEY, batch["input"])[0] for r, m in models.items()}
-    objective = gkd.make(on_policy=1.0, prompt=4, steps=STEPS, divergence="forward")
+    objective = gkd.make(on_policy=1.0, prompt=4, new_tokens=STEPS, divergence="forward")
 
     @jax.jit
     def terms(batch):
@@ -214,7 +214,7 @@ def test_rows_of_documents_with_a_transformer():
 
 @pytest.mark.slow
 def test_a_student_comes_near_on_its_own_samples():
-    batch, objective = batch_of(), gkd.make(on_policy=1.0, divergence="reverse", steps=STEPS)
+    batch, objective = batch_of(), gkd.make(on_policy=1.0, divergence="reverse", new_tokens=STEPS)
     models = {"student": bigram(), "teacher": bigram()}
     shapes = state.infer_shapes(objective, models, batch)
     tx = optax.adam(0.1)
@@ -235,7 +235,7 @@ def test_a_student_comes_near_on_its_own_samples():
         ({"divergence": "jensen"}, "divergence"),
         ({"share": 1.0}, "share"),
         ({"prompt": 0}, "prompt"),
-        ({"steps": 0}, "steps"),
+        ({"new_tokens": 0}, "new_tokens"),
         ({"temperature": -1.0}, "temperature"),
         ({"end": -2}, "end"),
         ({"end": V}, "end"),
@@ -253,7 +253,7 @@ def test_bad_arguments(kwargs, where):
 
 def test_two_vocabularies_and_absent_targets_are_refused():
     decoder = harness.answering(harness.tiny_decoder())
-    objective, batch = gkd.make(prompt=P, steps=2), batch_of()
+    objective, batch = gkd.make(prompt=P, new_tokens=2), batch_of()
     with pytest.raises(ConfigError, match="same tokenizer"):
         state.infer_shapes(objective, {"student": bigram(), "teacher": decoder}, batch)
     bare = {k: x for k, x in batch.items() if k != "target"}

@@ -125,7 +125,7 @@ CORPUS = [
     ("config twice", BASE + "--config=raises.py", ["--config: the flag is given twice"]),
     (
         "misspelt option",
-        "--config=kd:smokey --workdir=run",
+        "--config=distill/kd:smokey --workdir=run",
         ["--config: unknown option 'smokey'", "did you mean 'smoke'"],
     ),
     ("config without value", "--workdir=run --config", ["--config: the flag has no value"]),

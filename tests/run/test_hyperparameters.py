@@ -19,7 +19,7 @@ from distill_jax.run import config as config_lib
 from distill_jax.run.preflight import hyperparameters
 
 DURATION = re.compile(
-    r"(^|_)(epochs|steps|warmup|ramp|freeze|frozen|only|hold|delay|until|after)(_|$)"
+    r"(^|_)(epochs|steps|warmup|ramp|teaching|freeze|frozen|only|hold|delay|until|after)(_|$)"
 )
 FACTS = {"total_steps", "steps_per_epoch"}
 

@@ -44,15 +44,15 @@ CASES = {
         ("temperature",),
     ),
     "steps 0": (
-        "gkd|roles.teacher.init=|roles.teacher.frozen=False|objective.kwargs.steps=0",
-        ("steps",),
+        "gkd|roles.teacher.init=|roles.teacher.frozen=False|objective.kwargs.new_tokens=0",
+        ("new_tokens",),
     ),
     "prompt past the row": (
         "gkd|roles.teacher.init=|roles.teacher.frozen=False|objective.kwargs.prompt=5000",
         ("prompt",),
     ),
     "samples past positions": (
-        f"gkd|roles.teacher.init=|roles.teacher.frozen=False|objective.kwargs.steps=5000|{STUDENT}.layout=gpt2|{STUDENT}.max_length=128",
+        f"gkd|roles.teacher.init=|roles.teacher.frozen=False|objective.kwargs.new_tokens=5000|{STUDENT}.layout=gpt2|{STUDENT}.max_length=128",
         ("128",),
     ),
     "top 0": (

@@ -26,6 +26,7 @@ NEEDED = {
     "patch_masks": {"patch_size": 4},
     "random_masks": {"patch_size": 4},
     "tube_masks": {"patch_size": 4},
+    "masked_thought": {"vocabulary": 8},
     "coarse_labels": {"groups": (0, 0, 1, 1)},
     "views": {"transforms": ()},
     "local_views": {"transforms": ()},
@@ -41,6 +42,7 @@ NEGATIVE = {  # may be below 0
     "grid": "a tuple, tested with the models",
     "seed": "of nested_coteaching: any whole number",
     "low": "checked together with high",
+    "mask_token": "of masked_thought: -1 is a random id",
     "end": "of the transformer: -1 is the largest id of the sequence",
 }
 SHARES = ("dropout", "drop_path", "momentum", "centre_decay", "probability", "label_smoothing")
