@@ -19,6 +19,7 @@ import time
 
 ROOT = pathlib.Path(__file__).parents[1]
 RESOLVED = ("3.11", "3.12", "3.13")
+PURE = ("promise",)  # dependencies without a wheel; of Python alone, so one wheel serves all
 
 
 def run(*command, cwd=None):
@@ -69,8 +70,10 @@ def check(package, python):
 def resolve(package, version):
     """Resolves the dependencies for a version of Python, from wheels alone."""
     with tempfile.TemporaryDirectory() as scratch:
+        pip = (sys.executable, "-m", "pip")
+        run(*pip, "wheel", "--quiet", "--no-deps", "--wheel-dir", scratch, *PURE)
         options = ["--dry-run", "--only-binary=:all:", "--python-version", version]
-        options += ["--target", scratch, "--quiet"]
+        options += ["--find-links", scratch, "--target", f"{scratch}/target", "--quiet"]
         run(sys.executable, "-m", "pip", "install", *options, package)
     print(f"{package.name}: dependencies resolve for Python {version}")
 
