@@ -38,7 +38,8 @@ def table():
     """Returns a Markdown table: method, source, config and command, verdict of its study."""
     verdicts = {}
     for study, claim, _, verdict in _VERDICT.findall((ROOT / "docs/results/papers.md").read_text()):
-        verdicts.setdefault(study, f"{verdict}: {claim}")
+        text = re.sub(r"\]\((\w+\.md)", r"](results/\1", f"{verdict}: {claim}")
+        verdicts.setdefault(study, text)
     configs = {
         path.stem: f"{path.parent.name}/{path.stem}"
         for folder in ("distill", "ssl", "language", "weak")
