@@ -1,8 +1,8 @@
 """PG-RANK on digits: lists of 20 images for a query image, relevance by class.
 
-  python benchmarks/pg_rank.py run --arm=listwise --out=/tmp/pg/listwise.json     (each of ARMS)
-  python benchmarks/pg_rank.py variance --out=/tmp/pg/variance.json
-  python benchmarks/pg_rank.py join /tmp/pg --out=benchmarks/results/pg_rank.json
+  python benchmarks/pg_rank.py run --arm=listwise --out=runs/pg_rank/listwise.json   (each of ARMS)
+  python benchmarks/pg_rank.py variance --out=runs/pg_rank/variance.json
+  python benchmarks/pg_rank.py join runs/pg_rank --out=benchmarks/results/pg_rank.json
 
 Candidates of a query of class a have the relevance max(0, 3 - |a - c|). Query and candidates are
 embedded by one small network; the score is a scaled product. Arms get the same lists, steps and
