@@ -6,6 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from distill_jax.evaluators import classification
+from distill_jax.evaluators._logits import log_softmax
 from distill_jax.report import figures
 from distill_jax.report.folders import Run, Study
 from distill_jax.report.html import Html, el, join
@@ -149,7 +150,7 @@ def _pair(base: Run, run: Run) -> _Pair | None:
     a, b = ([r[i] for i in common] for r in rows)
     if logits[0].shape[1:] != logits[1].shape[1:] or (labels[0][a] != labels[1][b]).any():
         return None
-    p = [_softmax(z[at]) for z, at in zip(logits, (a, b), strict=True)]
+    p = [np.exp(log_softmax(z[at])) for z, at in zip(logits, (a, b), strict=True)]
     return _Pair(
         index=np.array(common),
         label=labels[0][a],
@@ -157,11 +158,6 @@ def _pair(base: Run, run: Run) -> _Pair | None:
         after=p[1].argmax(axis=1),
         confidence=np.minimum(p[0].max(axis=1), p[1].max(axis=1)),
     )
-
-
-def _softmax(logits: np.ndarray) -> np.ndarray:
-    e = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return e / e.sum(axis=1, keepdims=True)
 
 
 def _shares(pair: _Pair) -> Mapping[str, float]:
