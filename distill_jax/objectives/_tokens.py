@@ -5,13 +5,25 @@ from collections.abc import Mapping
 import jax
 import jax.numpy as jnp
 
+from distill_jax.core import ranges
 from distill_jax.core.api import Array, Batch, Nets, Outputs, Role, State
-from distill_jax.core.errors import ArgumentError
+from distill_jax.core.errors import ArgumentError, nearest
 from distill_jax.core.steps import teacher_view
-from distill_jax.losses.sequence import TopLogProbs
+from distill_jax.losses.sequence import DIVERGENCES, TopLogProbs
 
 MOST_LOGITS = 2**28
 """Largest number of logits of a batch that distillation over all tokens takes: 1 GiB."""
+
+
+def check_divergence(divergence: str, share: float) -> None:
+    """Raises `ArgumentError` for an unknown divergence or a share outside (0, 1)."""
+    ranges.within("(0, 1)", share=share)
+    if divergence not in DIVERGENCES:
+        raise ArgumentError(
+            f"no divergence {divergence!r}",
+            where="divergence",
+            hint=nearest(divergence, DIVERGENCES),
+        )
 
 
 def check_text(batch: Batch) -> None:

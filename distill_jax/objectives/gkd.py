@@ -18,8 +18,8 @@ import jax.numpy as jnp
 
 from distill_jax.core import ranges
 from distill_jax.core.api import TASKS, Array, Batch, Nets, Objective, PyTree, State, Terms
-from distill_jax.core.errors import ArgumentError, nearest
-from distill_jax.losses.sequence import DIVERGENCES, sparse_divergence, token_divergence
+from distill_jax.core.errors import ArgumentError
+from distill_jax.losses.sequence import sparse_divergence, token_divergence
 from distill_jax.objectives import _tokens
 
 
@@ -68,16 +68,10 @@ class GKD(Objective):
 
     def __post_init__(self):
         ranges.within("[0, 1]", on_policy=self.on_policy)
-        ranges.within("(0, 1)", share=self.share)
         ranges.within("[0, inf)", temperature=self.temperature)
         ranges.sizes(prompt=self.prompt, new_tokens=self.new_tokens)
         ranges.within("[-1, inf)", whole=True, end=self.end)
-        if self.divergence not in DIVERGENCES:
-            raise ArgumentError(
-                f"no divergence {self.divergence!r}",
-                where="divergence",
-                hint=nearest(self.divergence, DIVERGENCES),
-            )
+        _tokens.check_divergence(self.divergence, self.share)
 
     def loss(self, nets: Nets, batch: Batch, memory: PyTree, step: Array) -> Terms:
         values, counts, coef, state = {}, {}, {}, {}

@@ -16,8 +16,8 @@ import jax
 
 from distill_jax.core import ranges
 from distill_jax.core.api import TASKS, Array, Batch, Nets, Objective, PyTree, Terms
-from distill_jax.core.errors import ArgumentError, nearest
-from distill_jax.losses.sequence import DIVERGENCES, sparse_divergence, token_divergence
+from distill_jax.core.errors import ArgumentError
+from distill_jax.losses.sequence import sparse_divergence, token_divergence
 from distill_jax.objectives import _tokens
 
 
@@ -44,13 +44,7 @@ class TokenKD(Objective):
     def __post_init__(self):
         ranges.within("[0, 1]", alpha=self.alpha)
         ranges.within("(0, inf)", temperature=self.temperature)
-        ranges.within("(0, 1)", share=self.share)
-        if self.divergence not in DIVERGENCES:
-            raise ArgumentError(
-                f"no divergence {self.divergence!r}",
-                where="divergence",
-                hint=nearest(self.divergence, DIVERGENCES),
-            )
+        _tokens.check_divergence(self.divergence, self.share)
 
     def loss(self, nets: Nets, batch: Batch, memory: PyTree, step: Array) -> Terms:
         teacher = _tokens.ask_teacher(nets, batch)
