@@ -108,3 +108,26 @@ def text(name: str = "stdlib_bytes"):
     config.eval.metric = "held_out/bits_per_byte"
     config.eval.mode = "min"
     return config
+
+
+def chains(**data):
+    """A config on arithmetic chains that keeps the state of the highest held-out accuracy.
+
+    Args:
+      **data: arguments of `data/arithmetic_chains.py`.
+    """
+    config = text("arithmetic_chains")
+    sizes = {"steps": (3, 4), "largest": 9, "n_train": 750, "n_test": 600, "distracted": 0.2}
+    config.data.kwargs = {**sizes, **data}
+    config.data.held_out = 1 / 3
+    config.batch_size = 32
+    config.objective.name = "next_token"
+    config.roles.student = config_lib.role("transformer", width=64, depth=2, heads=4)
+    config.optim.lr = 4e-3
+    config.optim.warmup = "50 steps"
+    config.evaluators = {"exact_answer": {}, "next_token": {}}
+    config.eval.every = "100 %"
+    config.eval.batch_size = 100
+    config.eval.metric = "held_out/accuracy"
+    config.eval.mode = "max"
+    return config

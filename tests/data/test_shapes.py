@@ -16,6 +16,7 @@ KWARGS = {
     "letter": {"held_out": 0.13},
     "adult, uci": {"held_out": 0.13, "split": "uci"},
     "synthetic_table": {"n_train": 103, "num_classes": 5, "imbalance": 7.0, "held_out": 0.25},
+    "arithmetic_chains": {"n_train": 103, "held_out": 0.13, "steps": (2, 4)},
     "synthetic_table, numeric": {"cardinalities": (), "numeric": 3, "n_test": 31},
 }
 

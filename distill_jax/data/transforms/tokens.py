@@ -9,31 +9,37 @@ from distill_jax.core.api import Array, Batch, Key, Transform
 from distill_jax.data.transforms._draws import integer, require, uniform
 
 
-def next_token(tokens: Array, segments: Array) -> dict[str, Array]:
+def next_token(tokens: Array, segments: Array, loss_mask: Array | None = None) -> dict[str, Array]:
     """Returns `tokens`, `segments`, `target` int32 and `target_mask` float32, `[b, t]` each.
 
-    The mask is 0 where the target is padding. The target of the last token of a document is the end
-    token behind it.
+    The mask is 0 where the target is padding or not to be learned. The target of the last token of
+    a document is the end token behind it.
 
     Args:
       tokens: ids `[b, t + 1]`.
       segments: number of the document of each token within its row, `[b, t + 1]`; negative for
         padding.
+      loss_mask: `[b, t + 1]`, 0 for tokens that are no targets, such as those of a question; None
+        where all are.
     """
     tokens, segments = tokens.astype(jnp.int32), segments.astype(jnp.int32)
+    learned = segments >= 0 if loss_mask is None else (segments >= 0) & (loss_mask > 0)
     return {
         "tokens": tokens[:, :-1],
         "segments": segments[:, :-1],
         "target": tokens[:, 1:],
-        "target_mask": (segments[:, 1:] >= 0).astype(jnp.float32),
+        "target_mask": learned[:, 1:].astype(jnp.float32),
     }
 
 
-def make_next_token() -> Transform:
+def make_next_token(*, whole: bool = False) -> Transform:
     """Returns a transform of rows into inputs and targets, see `next_token`.
 
     `input` becomes a dictionary of `tokens` and `segments`, which a transformer reads; `target` and
     `target_mask` are entries of the batch.
+
+    Args:
+      whole: whether all tokens are targets, those of questions too.
     """
 
     def apply(key: Key, batch: Batch, step: Array) -> Batch:
@@ -41,7 +47,8 @@ def make_next_token() -> Transform:
         rows = batch["input"]
         is_text = isinstance(rows, Mapping) and {"tokens", "segments"} <= set(rows)
         require(is_text, "the input is no rows of tokens", "next_token")
-        made = next_token(rows["tokens"], rows["segments"])
+        loss_mask = None if whole else rows.get("loss_mask")
+        made = next_token(rows["tokens"], rows["segments"], loss_mask)
         view = {"tokens": made["tokens"], "segments": made["segments"]}
         return {
             **batch,
