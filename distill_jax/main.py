@@ -87,7 +87,13 @@ def main(argv: Sequence[str]) -> int:
             make, folder = functools.partial(build.build, trusted=parsed.trusted), parsed.workdir
             assert folder is not None
             with workdir.claim(folder, "run", start_over=parsed.start_over, log_line=log_line):
-                result = loop.train(parsed.config, folder, make_experiment=make, log_line=log_line)
+                result = loop.train(
+                    parsed.config,
+                    folder,
+                    make_experiment=make,
+                    stop_at=parsed.stop_at,
+                    log_line=log_line,
+                )
                 if processes.is_main():
                     print(format_result(result))
                     from distill_jax import report  # not before the first step
@@ -212,7 +218,8 @@ def _started(command: _Command, parsed: flags.Flags) -> Iterator[None]:
                 try:
                     yield
                 except environment.Preempted as e:
-                    without = " without --start_over" if parsed.start_over else ""
+                    left_out = [*["--start_over"] * parsed.start_over, *filter(None, [e.flag])]
+                    without = f" without {' and '.join(left_out)}" if left_out else ""
                     print(f"{e}; the same command{without} continues it", file=sys.stderr)
                     command.code = e.exit_code
                 except BaseException as e:

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from distill_jax.core.errors import UserError, nearest
-from distill_jax.report import figures, of_study
+from distill_jax.report import of_study
 from distill_jax.report.folders import Run, Study, lookup
 from distill_jax.report.html import Html, el, join
-from distill_jax.report.page import figure, grid, muted, table, write
-from distill_jax.report.wording import NONE, flat, is_finite
+from distill_jax.report.page import muted, table, write
+from distill_jax.report.wording import flat, is_finite
 
 _OWN = ("seed", "study", "workdir")
 _SEED = re.compile(r"[-_.]?seed[-_.]?\d+|[-_.]\d+")
@@ -75,92 +75,9 @@ def write_comparison_report(study: Study) -> Path:
         kicker="Comparison",
         title=" · ".join(list(study.arms)[:4]) + (" ..." if len(study.arms) > 4 else ""),
         lead=of_study.lead(study),
-        sections=[*shown, ("files", "Files", _files(study))],
+        sections=[*shown, ("files", "Files", files_section(study))],
         sources="the files that it names",
     )
-
-
-def write_sweep_report(study: Study, trials: Mapping[str, Mapping[str, Any]]) -> Path:
-    """Writes `report.html` into the folder of a sweep and returns its path.
-
-    Args:
-      study: its runs, from `read`; the value of an arm is that of its best state.
-      trials: values of the swept keys by arm.
-    """
-    sections = {anchor: (title, body) for anchor, title, body in of_study.sections(study)}
-    shown = ("curves", "metrics", "compute", "provenance", "config")
-    return write(
-        study.path,
-        kicker="Sweep",
-        title=" · ".join(dict.fromkeys(key for values in trials.values() for key in values)),
-        lead=_sweep_lead(study, trials),
-        sections=[
-            ("response", "Response", _response(study, trials)),
-            ("trials", "Trials", _trials(study, trials)),
-            *((anchor, *sections[anchor]) for anchor in shown),
-            ("files", "Files", _files(study)),
-        ],
-        sources="the files that it names",
-    )
-
-
-def _ranked(study: Study) -> list[tuple[str, float]]:
-    values = [(arm, v) for arm, seeds in study.values.items() for v in seeds.values()]
-    return sorted(values, key=lambda item: -item[1] if study.mode == "max" else item[1])
-
-
-def _sweep_lead(study: Study, trials: Mapping[str, Mapping[str, Any]]) -> Html:
-    ranked = _ranked(study)
-    done = f"{len(ranked)} of {len(trials)} trials have a value of {study.metric}."
-    if not ranked:
-        return el("p", done, class_="lead")
-    arm, value = ranked[0]
-    settings = ", ".join(f"{key}={value}" for key, value in trials[arm].items())
-    return join(
-        el("ul", el("li", f"Best: {settings}, {study.metric} {study.fmt(value)}.")),
-        el(
-            "p",
-            f"{done} The metric chose the best trial, so its value is optimistic: report that "
-            "trial on the test part, with further seeds.",
-            class_="lead",
-        ),
-    )
-
-
-def _response(study: Study, trials: Mapping[str, Mapping[str, Any]]) -> Html | None:
-    """Draws the metric of every trial against the values of each swept key."""
-    charts = []
-    for key in dict.fromkeys(key for values in trials.values() for key in values):
-        options = dict.fromkeys(values[key] for values in trials.values() if key in values)
-        if len(options) < 2:
-            continue
-        rows = []
-        for option in sorted(options, key=lambda v: (isinstance(v, str), v)):
-            arms = [arm for arm, values in trials.items() if values.get(key) == option]
-            values = {arm: v for arm in arms for v in study.values.get(arm, {}).values()}
-            best = (max if study.mode == "max" else min)(values.values(), default=None)
-            rows.append(figures.Row(name=str(option), values=values, mean=best, interval=None))
-        number = {row.name: 0 for row in rows}
-        plot = figures.dot_plot(rows, x_label=study.metric, colours=number)
-        charts.append(figure(key, plot, "Rings are trials with this value, the bar is the best."))
-    return grid(charts) if charts else None
-
-
-def _trials(study: Study, trials: Mapping[str, Mapping[str, Any]]) -> Html:
-    """Returns one row for each trial, the best first: a column for each key, then the metric."""
-    keys = list(dict.fromkeys(key for values in trials.values() for key in values))
-    ranked = dict(_ranked(study))
-    order = [*ranked, *(arm for arm in trials if arm not in ranked)]
-    rows = [
-        [
-            el("th", arm, scope="row"),
-            *(el("td", trials[arm].get(key, NONE), class_="n") for key in keys),
-            el("td", study.fmt(ranked[arm]) if arm in ranked else NONE, class_="n"),
-        ]
-        for arm in order
-        if arm in trials
-    ]
-    return table(["trial", *keys, study.metric], rows)
 
 
 def _essence(run: Run) -> str:
@@ -242,12 +159,12 @@ def _entries(
             "status": status,
             "value": next((v for v in [best if state == "best" else value] if is_finite(v)), None),
             "best": best if is_finite(best) else None,
-            "error": run.result.get("error"),
+            "error": run.result.get("error") or run.result.get("reason"),
         }
     return entries
 
 
-def _files(study: Study) -> Html:
+def files_section(study: Study) -> Html:
     rows = [
         [
             el("th", arm, scope="row"),

@@ -82,7 +82,7 @@ def _run_lead(run: Run) -> Html:
         at = f"; the last record is of step {steps}" if steps is not None else ""
         problems.insert(0, f"no result.json: the run was interrupted or still goes{at}")
     elif status != "done":
-        error = run.result.get("error")
+        error = run.result.get("error") or run.result.get("reason")
         problems.insert(0, f"the run is {status}" + (f": {error}" if error else ""))
     answers = [el("li", text) for text in _answers(run)]
     return join(

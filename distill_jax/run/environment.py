@@ -218,6 +218,14 @@ class Preempted(Exception):
     """A signal stopped the run; its saved files are intact, and the same command continues it."""
 
     exit_code = 75
+    flag = ""
+
+
+class Paused(Preempted):
+    """A run reached the step that `--stop_at` names; without the flag the command continues it."""
+
+    exit_code = 0
+    flag = "--stop_at"
 
 
 class StopFlag:

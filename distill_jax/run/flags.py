@@ -20,6 +20,7 @@ from distill_jax.core.errors import ConfigError, UserError, nearest
 from distill_jax.run import config as config_lib
 from distill_jax.run import config_files, paths, resolve, unused
 from distill_jax.run import workdir as workdir_lib
+from distill_jax.run.config.durations import spelled
 from distill_jax.trainer.io.files import read_text
 from distill_jax.trainer.io.paths import absolute, check_folder, check_places, for_checkpoints
 
@@ -66,6 +67,7 @@ common overrides (distill_jax/run/config/schema.py describes every key):
   --config.precision=bfloat16                  compute type
   --start_over                                 move the earlier run or study in the workdir aside
                                                and begin at step 0
+  --stop_at="30 %"                             stop at an evaluation; without it: continue
 
 your own code: write `package.module:Symbol` in a config. Modules are found from the current folder.
 Names in the config file and on the command line are imported. Names in stored files of a run (when
@@ -95,6 +97,7 @@ class Flags:
       export: arguments of `run.export.export_run`, in mode export.
       runs: folders and patterns of the runs to compare, in mode compare.
       metric: metric of the comparison; empty for that of the runs.
+      stop_at: duration after which training stops, with its state saved; empty for its end.
       coordinator: address of process 0, if given.
       num_processes: number of processes, if given.
       process_id: index of this process, if given.
@@ -110,6 +113,7 @@ class Flags:
     export: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     runs: Sequence[str] = ()
     metric: str = ""
+    stop_at: str = ""
     coordinator: str | None = None
     num_processes: int | None = None
     process_id: int | None = None
@@ -135,7 +139,9 @@ def parse(argv: Sequence[str]) -> Flags:
         print(usage())
         raise SystemExit(0)
     spec, overrides, rest = _split(argv)
-    mode, workdir, start_over, modules, options, processes, runs, metric = _parse_plain(rest)
+    mode, workdir, start_over, modules, options, processes, runs, metric, stop_at = _parse_plain(
+        rest
+    )
     if mode in ("export", "compare") and (spec is not None or overrides):
         where = f"--config.{next(iter(overrides))}" if overrides else "--config"
         held = "checkpoint holds" if mode == "export" else "runs hold"
@@ -171,7 +177,11 @@ def parse(argv: Sequence[str]) -> Flags:
         trusted |= resolve.names_in(config)
     config = paths.of_config(config)
     flags.FLAGS.mark_as_parsed()  # libraries such as grain require parsed flags
-    return Flags(config, workdir, mode, spec, overrides, trusted, start_over, options, **processes)
+    return Flags(
+        *(config, workdir, mode, spec, overrides, trusted, start_over, options),
+        stop_at=stop_at,
+        **processes,
+    )
 
 
 def _split(argv: Sequence[str]) -> tuple[str | None, dict[str, str], list[str]]:
@@ -222,8 +232,9 @@ def _parse_plain(
     dict[str, Any],
     Sequence[str],
     str,
+    str,
 ]:
-    """Returns mode, workdir, start_over, trusted modules, exports, processes, runs and metric."""
+    """Returns mode, workdir, start_over, trust, exports, processes, runs, metric and stop_at."""
     values = flags.FlagValues()
     flags.DEFINE_string("workdir", None, "folder of the run", flag_values=values)
     flags.DEFINE_string("mode", "train", "what to do", flag_values=values)
@@ -234,6 +245,7 @@ def _parse_plain(
     flags.DEFINE_boolean("preprocessing", None, "export the transforms too", flag_values=values)
     flags.DEFINE_string("role", None, "network to export", flag_values=values)
     flags.DEFINE_string("metric", None, "metric of a comparison", flag_values=values)
+    flags.DEFINE_string("stop_at", None, "when to stop and save", flag_values=values)
     flags.DEFINE_string("coordinator", None, "address of process 0", flag_values=values)
     flags.DEFINE_integer("num_processes", None, "number of processes", flag_values=values)
     flags.DEFINE_integer("process_id", None, "index of this process", flag_values=values)
@@ -260,6 +272,13 @@ def _parse_plain(
     start_over = bool(values["start_over"].value)
     if start_over and mode not in ("train", "study"):
         raise UserError(f"mode {mode} starts nothing", where="--start_over", hint="leave it out")
+    stop_at = values["stop_at"].value
+    if stop_at is not None:
+        if mode != "train":
+            raise UserError(
+                f"mode {mode} trains no single run", where="--stop_at", hint="leave it out"
+            )
+        stop_at = spelled(stop_at, "--stop_at")
     options = {name: values[name].value for name in EXPORT_FLAGS}
     options = {name: value for name, value in options.items() if value is not None}
     if options and mode != "export":
@@ -274,6 +293,7 @@ def _parse_plain(
         processes,
         positional,
         metric or "",
+        stop_at or "",
     )
 
 
@@ -294,6 +314,7 @@ def _unknown_flag(name: str) -> UserError:
         "start_over",
         "trust",
         "metric",
+        "stop_at",
         "help",
         *EXPORT_FLAGS,
         *PROCESS_FLAGS,

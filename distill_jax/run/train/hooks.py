@@ -7,7 +7,7 @@ import jax
 
 from distill_jax.core.api import TrainState
 from distill_jax.run import alarms, diagnosis, watch
-from distill_jax.run.environment import Preempted
+from distill_jax.run.environment import Paused, Preempted
 from distill_jax.run.train import artifacts, evaluation
 from distill_jax.run.train.run import Run
 from distill_jax.run.train.stepping import Rows
@@ -69,8 +69,13 @@ def save(run: Run, state: TrainState, measured: Mapping[str, Any] | None) -> Non
         run.save(state, measured)
 
 
-def stop(runs: Sequence[Run], step: int) -> None:
+def stop(runs: Sequence[Run], step: int, *, planned: bool = False) -> None:
     """Ends runs whose states are saved.
+
+    Args:
+      runs: of the same step.
+      step: that was reached.
+      planned: whether the command line names it, in place of a signal.
 
     Raises:
       Preempted: always.
@@ -78,7 +83,8 @@ def stop(runs: Sequence[Run], step: int) -> None:
     for run in runs:
         run.checkpointer.wait()
     total = runs[0].experiment.total_steps
-    raise Preempted(f"stopped at step {step} of {total}; the state is saved")
+    kind = Paused if planned else Preempted
+    raise kind(f"stopped at step {step} of {total}; the state is saved")
 
 
 def chosen(

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 from distill_jax.core.api import TrainState
-from distill_jax.core.errors import NonFiniteError
+from distill_jax.core.errors import NonFiniteError, UserError
 from distill_jax.run import build as build_lib
 from distill_jax.run import environment, loggers, preflight, processes
 from distill_jax.run import workdir as workdir_lib
@@ -16,7 +16,8 @@ from distill_jax.run.train import hooks
 from distill_jax.run.train.finish import Group, evaluate, finish
 from distill_jax.run.train.program import SingleRun
 from distill_jax.run.train.run import Run
-from distill_jax.run.train.stepping import Clock, Stepper, Stop
+from distill_jax.run.train.stepping import Clock, Schedule, Stepper, Stop
+from distill_jax.trainer.io.step_index import newest_meta
 
 
 def train(
@@ -27,6 +28,7 @@ def train(
     reported: str = "",
     make_experiment: Callable[[ConfigDict], Experiment] = build_lib.build,
     start_over: bool = False,
+    stop_at: str = "",
     log_line: Callable[[str], None] = print,
 ) -> dict[str, Any]:
     """Trains, or continues, the run in a folder, and returns its result.
@@ -38,12 +40,14 @@ def train(
       reported: the metric that a study compares, checked before the first step.
       make_experiment: how the experiment is built; a study passes a cached builder.
       start_over: whether the files of an earlier run in the folder are set aside.
+      stop_at: a duration: training stops after the first evaluation from there on.
       log_line: prints a line.
 
     Raises:
       UserError: the config, the data or a checkpoint does not fit, the folder is not this
         program's or another process writes to it, or a loss became NaN.
-      Preempted: a signal stopped the run; its state is saved, if it had begun.
+      Preempted: a signal stopped the run, or it reached `stop_at`; its state is saved, if it had
+        begun.
     """
     clock = Clock()
     loggers.check_installed(tuple(config.log.to), where="log.to")
@@ -63,12 +67,13 @@ def train(
         if not workdir_lib.is_run(workdir):  # one that goes on was looked at before
             preflight.warn(experiment, log_line, alone=not arm)
         run = Run(config, workdir, experiment, arm=arm, reported=reported, log_line=log_line)
+        last = _planned_end(experiment, config, workdir, stop_at) if stop_at else None
         program, title = SingleRun(run), f"{arm} seed {config.seed}" if arm else "train"
         with environment.stop_on_signal() as stop:
             stepper = Stepper(program, [run], clock=clock, log_line=log_line)
             with stepper.opened(title) as (state, step):
                 try:
-                    state = steps(run, program, stepper, Stop(stop), state, step)
+                    state = steps(run, program, stepper, Stop(stop, last), state, step)
                     with stepper.ending():
                         [outcome] = finish(Group([run]), program, stepper, state)
                 except NonFiniteError as error:
@@ -80,6 +85,26 @@ def train(
     if failed:
         raise outcome  # out of the claim: a study keeps the log of a run that diverged
     return outcome
+
+
+def _planned_end(
+    experiment: Experiment, config: ConfigDict, workdir: pathlib.Path, stop_at: str
+) -> int:
+    """Returns the step of the evaluation after which `--stop_at` ends a run.
+
+    Raises:
+      UserError: there is none, or nothing to evaluate on.
+      Paused: the run is there already.
+    """
+    if not len(experiment.dataset.held_out):
+        hint = "set data.held_out above 0"
+        raise UserError("there is no held-out part to evaluate on", where="--stop_at", hint=hint)
+    step = Schedule(config, experiment).evaluation_from(stop_at, where="--stop_at")
+    read = lambda: newest_meta(workdir / "checkpoints")  # noqa: E731
+    meta = processes.from_first(read, where=str(workdir))
+    if meta is not None and meta["step"] >= step:
+        raise environment.Paused(f"step {step} is reached and saved")
+    return step
 
 
 def steps(
@@ -104,5 +129,5 @@ def steps(
         if due.save or stopping or run.improves(measured.get(0)):
             hooks.save(run, state, measured.get(0))
         if stopping and step < schedule.total:
-            hooks.stop([run], step)
+            hooks.stop([run], step, planned=stop.planned(step))
     return state

@@ -8,7 +8,9 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
+from distill_jax.core import durations
 from distill_jax.core.api import TrainState
+from distill_jax.core.errors import UserError
 from distill_jax.report import tables
 from distill_jax.run import alarms, crash, environment, processes, writers
 from distill_jax.run import config as config_lib
@@ -58,6 +60,7 @@ class Schedule:
     def __init__(self, config: ConfigDict, experiment: Experiment):
         self.total = total = experiment.total_steps
         duration = {"steps_per_epoch": experiment.steps_per_epoch, "total_steps": total}
+        self._config, self._duration = config, duration
         self._log = config.log.every_steps
         self._evaluate = config_lib.duration(config, "eval.every", default=total, **duration)
         self._save = config_lib.duration(config, "checkpoint.every", default=total, **duration)
@@ -66,6 +69,21 @@ class Schedule:
         """Returns the next step after which something is due."""
         every = (self._log, self._evaluate, self._save)
         return min(self.total, *((step // n + 1) * n for n in every))
+
+    def evaluation_from(self, duration: str, *, where: str) -> int:
+        """Returns the first step at or after a duration with an evaluation.
+
+        Raises:
+          UserError: there is none before the last step.
+        """
+        wanted = durations.steps(
+            duration, where, batch_size=self._config.batch_size, **self._duration
+        )
+        step = max(1, -(-round(wanted) // self._evaluate)) * self._evaluate
+        if step >= self.total:
+            what = f"no evaluation between {duration} of {self.total} steps and the last step"
+            raise UserError(what, where=where, hint="set eval.every to less")
+        return step
 
     def at(self, step: int, *, event: int) -> Due:
         """Returns the events due after `step`, which is before `event` if the run was stopped."""
@@ -78,12 +96,23 @@ class Schedule:
 
 
 class Stop:
-    """Whether to stop. Several processes decide together, every `IN_FLIGHT` steps."""
+    """Whether to stop. Several processes decide together, every `IN_FLIGHT` steps.
 
-    def __init__(self, flag: environment.StopFlag):
-        self._flag, self._agreed = flag, False
+    Args:
+      flag: set by a signal.
+      planned: the step after which to stop without one.
+    """
+
+    def __init__(self, flag: environment.StopFlag, planned: int | None = None):
+        self._flag, self._agreed, self._planned = flag, False, planned
+
+    def planned(self, step: int) -> bool:
+        """Whether the planned end is reached."""
+        return self._planned is not None and step >= self._planned
 
     def asked(self, step: int) -> bool:
+        if self.planned(step):
+            return True
         if jax.process_count() == 1:
             return bool(self._flag)
         if step % IN_FLIGHT == 0:

@@ -45,7 +45,7 @@ NAMES: Mapping[str, Sequence[str]] = {
     "export": ("model.*", "config.json", "README.md"),
     "study": _STUDY,
     "comparison": ("comparison.json", "report.html"),
-    "sweep": ("sweep.json", "sweep.sh", "report.html"),
+    "sweep": ("sweep.json", "sweep.sh", "halving.json", "report.html"),
     "cache": ("key.json", "[0-9]" * 5 + "-" + "[0-9]" * 5),
 }
 """What belongs to a folder of each kind, as patterns of names."""

@@ -52,9 +52,9 @@ def write_result(folder: pathlib.Path, result: Mapping[str, Any]) -> None:
 
 
 def has_failed(path: pathlib.Path) -> bool:
-    """Whether a `result.json` is the record of a run that a study gave up."""
+    """Whether a `result.json` is the record of a run that a study gave up or a sweep stopped."""
     result = peek(path)
-    return isinstance(result, dict) and result.get("status") == "failed"
+    return isinstance(result, dict) and result.get("status") in ("failed", "stopped")
 
 
 def write_json(path: pathlib.Path, value: Any) -> None:
