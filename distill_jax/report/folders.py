@@ -271,10 +271,12 @@ class Study:
                     yield arm, seed, f"{status}: {error}" if error else status
 
 
-def read_json(path: Path, notes: list[str]) -> dict[str, Any]:
+def read_json(path: Path, notes: list[str], *, scrub: bool = True) -> dict[str, Any]:
+    """Returns a JSON object, without absolute paths; empty, and noted, if it cannot be read."""
     try:
         parts = files.RESULT_PARTS if path.name == "result.json" else {}
-        return sharing.scrubbed(files.read_json(path, optional=parts), path.parent)
+        found = files.read_json(path, optional=parts)
+        return sharing.scrubbed(found, path.parent) if scrub else found
     except files.MissingFile:
         notes.append(f"{path.name} is missing")
     except files.DamagedFile as error:

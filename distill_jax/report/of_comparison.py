@@ -8,13 +8,16 @@ from typing import Any
 
 from distill_jax.core.errors import UserError, nearest
 from distill_jax.report import of_study
-from distill_jax.report.folders import Run, Study, lookup
+from distill_jax.report.folders import Run, Study, lookup, read_json
 from distill_jax.report.html import Html, el, join
 from distill_jax.report.page import muted, table, write
 from distill_jax.report.wording import flat, is_finite
+from distill_jax.trainer.io.paths import NetworkRef
 
 _OWN = ("seed", "study", "workdir")
 _SEED = re.compile(r"[-_.]?seed[-_.]?\d+|[-_.]\d+")
+_LAST_SEED = re.compile(r"(?:[-_.]?seed[-_.]?|[-_.]s|[-_.])?\d+$")
+_INIT = re.compile(r"roles\.(\w+)\.init")
 
 
 def read(
@@ -27,7 +30,8 @@ def read(
 ) -> Study:
     """Returns runs as a study whose arms are the runs with equal configs but for the seed.
 
-    The arm of the first run is the reference. The value of a run is that of its last step.
+    Runs that start from networks of other runs are one arm if those would be. The arm of the first
+    run is the reference. The value of a run is that of its last step.
 
     Args:
       folders: of runs, in the order of the page.
@@ -51,7 +55,7 @@ def read(
         raise UserError("a comparison needs two runs or more", where="compare", hint=hint)
     groups: dict[str, list[Run]] = {}
     for run in runs:
-        groups.setdefault(_essence(run), []).append(run)
+        groups.setdefault(_essence(run.path), []).append(run)
     titles = _names(list(groups.values()))
     if names:
         titles = [names.get(g[0].path, t) for g, t in zip(groups.values(), titles, strict=True)]
@@ -80,13 +84,42 @@ def write_comparison_report(study: Study) -> Path:
     )
 
 
-def _essence(run: Run) -> str:
-    leaves = {
-        name: value
-        for name, value in flat(run.config).items()
-        if name.partition(".")[0] not in _OWN
-    }
-    return repr(sorted(leaves.items())) if leaves else str(run.path)
+def _essence(folder: Path, above: Sequence[Path] = ()) -> str:
+    """Returns what the runs of an arm have in common: their config without seeds.
+
+    A network that a run starts from stands for the essence of its own run where that is there,
+    else for its checksum, so neither its folder nor its seed matters. Neither does the folder of a
+    teacher cache: what it holds follows from the other keys.
+
+    Args:
+      folder: of the run.
+      above: runs that start from it.
+    """
+    config = _read_config(folder)
+    networks = lookup(read_json(folder / "result.json", []), "inputs.networks") or {}
+    leaves = {}
+    for name, value in flat(config).items():
+        if name.partition(".")[0] in _OWN:
+            continue
+        if (match := _INIT.fullmatch(name)) and value.startswith("/"):
+            value = _origin(value, networks.get(match[1]), (*above, folder))
+        leaves[name] = bool(value) if name == "cache.dir" else value
+    return repr(sorted(leaves.items())) if leaves else str(folder)
+
+
+def _read_config(folder: Path) -> Mapping[str, Any]:
+    """Returns the config of a run with its paths; empty if there is none."""
+    return read_json(folder / "config.json", [], scrub=False)
+
+
+def _origin(init: str, checksum: Any, above: Sequence[Path]) -> str:
+    """Returns the essence of the run that `roles.*.init` names, else its checksum or its path."""
+    path, mark, network = NetworkRef.split(init)
+    for folder in (Path(path), *Path(path).parents[:2]):
+        if folder not in above and {"roles", "seed"} <= _read_config(folder).keys():
+            step = os.path.relpath(path, folder)
+            return f"{_essence(folder, above)} at {step}{mark}{network}"
+    return f"{checksum}{mark}{network}" if checksum else init
 
 
 def _names(groups: Sequence[Sequence[Run]]) -> list[str]:
@@ -96,11 +129,13 @@ def _names(groups: Sequence[Sequence[Run]]) -> list[str]:
         if re.fullmatch(r"seed[-_.]?\d+", run.path.name):
             return run.path.parent.name
         name = run.path.name
-        return (_SEED.sub("", name) if several else name) or name
+        return (_SEED.sub("", name).strip("-_.") if several else name) or name
 
     def label(group: Sequence[Run]) -> str:
-        stems = [stem(run, len(group) > 1) for run in group]
-        return stems[0]
+        ends = {_LAST_SEED.sub("", run.path.name) for run in group}
+        if len(group) > 1 and len(ends) == 1:
+            return ends.pop() or group[0].path.parent.name
+        return stem(group[0], len(group) > 1)
 
     names = [label(group) for group in groups]
     for i, group in enumerate(groups):

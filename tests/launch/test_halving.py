@@ -2,7 +2,6 @@
 
 import fractions
 import json
-import signal
 
 import jax
 import numpy as np
@@ -18,6 +17,7 @@ from distill_jax.trainer.io import files
 from distill_jax.trainer.io.network import read_network
 from tests.launch.test_launchers import load, python
 from tests.report.test_report import checked
+from tests.run.test_survival import stop_after_a_step
 
 sweep = load("sweep")
 METRIC = "held_out/accuracy"
@@ -65,7 +65,7 @@ class Spied(dict):
     def values(self):
         raise AssertionError("all metrics are read")
 
-    get = items = values
+    items = values
 
 
 def halved(folder, n=9, jobs=3, **changes):
@@ -232,7 +232,7 @@ def test_a_run_that_stops_at_rungs_has_the_bits_of_one_that_does_not(tmp_path):
             config(),
             broken,
             make_experiment=lambda _: made,
-            log_line=lambda line: line.startswith("step ") and signal.raise_signal(signal.SIGTERM),
+            log_line=stop_after_a_step,
         )
     assert stopped.value.exit_code == 75
     told = {"status": "stopped", "seed": 0, "steps": 4, "reason": "successive halving"}

@@ -97,6 +97,99 @@ def test_studies_and_unfinished_runs_take_part(runs):
     assert [failure[:2] for failure in study.failures()] == [("none", "2")]
 
 
+def rewrite(path, **values):
+    """Changes values of a JSON file by dotted path, with "__" for the dot."""
+    content = json.loads(path.read_text())
+    for name, value in values.items():
+        node, *parts, last = content, *name.split("__")
+        for part in parts:
+            node = node.setdefault(part, {})
+        node[last] = value
+    path.write_text(json.dumps(content))
+
+
+@pytest.fixture
+def distilled(tmp_path):
+    """Students of three seeds: of teachers by seed, of wide ones, and of nobody."""
+    for seed in range(3):
+        for kind in ("teacher", "wide"):
+            write_run(tmp_path / f"{kind}-{seed}", seed=seed)
+            change = {"roles__student__kwargs": {"width": len(kind)}, "roles__student__init": None}
+            rewrite(tmp_path / f"{kind}-{seed}/config.json", **change)
+        for name, kind in (("kd", "teacher"), ("kd_of_wide", "wide")):
+            folder = tmp_path / f"{name}{seed}"
+            write_run(folder, seed=seed, skill=1.8)
+            init = f"{tmp_path}/{kind}-{seed}#student"
+            changes = {"roles__teacher__init": init, "cache__dir": f"{tmp_path}/cache-{kind}{seed}"}
+            rewrite(folder / "config.json", **changes)
+            networks = {"teacher": f"sum of {kind}-{seed}"}
+            rewrite(folder / "result.json", inputs__networks=networks)
+    return tmp_path
+
+
+def test_students_of_teachers_that_differ_in_the_seed_are_one_arm(distilled):
+    study = compared(distilled, "kd[0-9]", "kd_of_wide*")
+    assert {arm: [*study.seeds(arm)] for arm in study.arms} == {
+        "kd": ["0", "1", "2"],
+        "kd_of_wide": ["0", "1", "2"],
+    }
+    assert study.summaries[1].difference.n == 3
+    assert study.summaries[0].value.interval is not None
+
+
+def test_a_chain_of_teachers_is_followed_to_its_end(distilled):
+    for seed in range(3):  # students whose teacher is a student
+        for name in ("kd", "kd_of_wide"):
+            write_run(distilled / f"{name}_twice{seed}", seed=seed)
+            init = f"{distilled}/{name}{seed}/checkpoints/400"
+            rewrite(distilled / f"{name}_twice{seed}/config.json", roles__teacher__init=init)
+    study = compared(distilled, "kd_twice*", "kd_of_wide_twice*")
+    assert [len(study.seeds(arm)) for arm in study.arms] == [3, 3]
+    rewrite(distilled / "kd2/config.json", roles__teacher__init=f"{distilled}/kd_twice2")  # circle
+    assert len(compared(distilled, "kd_twice*").arms) == 2
+
+
+def test_teachers_that_are_gone_are_told_apart_by_checksum(distilled):
+    for seed in range(3):
+        for kind in ("teacher", "wide"):
+            shutil.rmtree(distilled / f"{kind}-{seed}")
+    assert len(compared(distilled, "kd[0-9]").arms) == 3
+    for seed in range(3):  # one teacher, copied to three folders that are gone
+        rewrite(distilled / f"kd{seed}/result.json", inputs__networks={"teacher": "same"})
+    assert [*compared(distilled, "kd[0-9]", "kd_of_wide0").arms] == ["kd", "kd_of_wide0"]
+
+
+def test_weights_beside_another_config_are_told_apart_by_path(distilled):
+    for seed in range(2):
+        (distilled / f"hf{seed}").mkdir()
+        (distilled / f"hf{seed}/config.json").write_text('{"model_type": "vit", "seed": 1}')
+        init = f"{distilled}/hf{seed}/model.safetensors"
+        rewrite(distilled / f"kd{seed}/config.json", roles__teacher__init=init)
+    assert len(compared(distilled, "kd[01]").arms) == 2
+
+
+@pytest.mark.parametrize(
+    ("folders", "names"),
+    [
+        (["spam_a0", "spam_a1"], ["spam_a"]),
+        (["kd-0", "kd-1"], ["kd"]),
+        (["kd-seed0", "kd-seed11"], ["kd"]),
+        (["kd_s0", "kd_s1"], ["kd"]),
+        (["class0", "class1"], ["class"]),
+        (["resnet18-1", "resnet18-2"], ["resnet18"]),
+        (["kd/seed0", "kd/seed1"], ["kd"]),
+        (["kd/0", "kd/1"], ["kd"]),
+        (["seed0-kd", "seed1-kd"], ["kd"]),
+    ],
+)
+def test_an_arm_is_called_as_its_folders_without_the_seed(folders, names, tmp_path):
+    for seed, name in enumerate(folders):
+        write_run(tmp_path / name, seed=seed)
+    write_run(tmp_path / "other2", arm="alone")
+    paths = [tmp_path / name for name in (*folders, "other2")]
+    assert [*read(paths, tmp_path / "page").arms] == [*names, "other2"]
+
+
 @pytest.mark.parametrize(
     ("given", "said"),
     [
