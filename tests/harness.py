@@ -345,7 +345,7 @@ def role_model(role: str, *, objective: str = "", batch_norm: bool = False) -> M
 
 def batch_of(name: str) -> dict[str, Any]:
     """The batch that an objective is tested on."""
-    if name == "pg_rank":  # images as lists of five candidates, with relevances
+    if name in ("pg_rank", "ranking"):  # images as lists of five candidates, with relevances
         r = np.random.RandomState(1)
         lists = {"label": r.randint(0, 4, (16, K)), "gumbel": r.gumbel(size=(16, 3, K))}
         return make_batch() | {key: jnp.asarray(x, float) for key, x in lists.items()}

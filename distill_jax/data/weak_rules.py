@@ -15,7 +15,7 @@ import numpy as np
 from distill_jax.core import ranges
 from distill_jax.core.api import Dataset
 from distill_jax.core.errors import ArgumentError, nearest
-from distill_jax.data import source, weak_digits
+from distill_jax.data import digits, source, weak_digits
 
 FITTED = 60
 """Images from which a rule is made."""
@@ -85,17 +85,12 @@ class _Voted:
         return {**self.source.read(indices), "votes": self.votes[indices]}
 
 
-def pooled(images: np.ndarray) -> np.ndarray:
-    """Returns the means of squares of 2 x 2 pixels, float64 `[n, 16]` in [0, 1]."""
-    x = np.asarray(images, np.float64).reshape(len(images), 4, 2, 4, 2)
-    return x.mean((2, 4)).reshape(len(x), 16) / 255
-
-
 def _line(seen: dict[str, np.ndarray], random: np.random.Generator, *, alone: bool) -> Any:
     """Returns a source: a function from images to votes."""
     pixels = np.arange(16) if alone else random.choice(16, 4, replace=False)
     fitted = random.choice(len(seen["label"]), FITTED, replace=False)
-    x = np.concatenate([pooled(seen["input"])[:, pixels], np.ones((len(seen["label"]), 1))], 1)
+    x = digits.pooled(seen["input"])[:, pixels]
+    x = np.concatenate([x, np.ones((len(x), 1))], 1)
     target = 2.0 * seen["label"] - 1
     ridge = np.eye(x.shape[1]) * 1e-2
     w = np.linalg.solve(x[fitted].T @ x[fitted] + ridge, x[fitted].T @ target[fitted])
@@ -103,7 +98,7 @@ def _line(seen: dict[str, np.ndarray], random: np.random.Generator, *, alone: bo
     least = 0.0 if alone else np.quantile(np.abs(x @ w), 1 - coverage)
 
     def vote(images: np.ndarray) -> np.ndarray:
-        score = pooled(images)[:, pixels] @ w[:-1] + w[-1]
+        score = digits.pooled(images)[:, pixels] @ w[:-1] + w[-1]
         return np.where(np.abs(score) < least, -1, score > 0)
 
     return vote

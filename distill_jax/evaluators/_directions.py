@@ -13,6 +13,7 @@ _DIRECTIONS: dict[Literal["max", "min"], re.Pattern[str]] = {
     "max": re.compile(
         r"(\w+_)?accuracy|few_label_(balanced_)?accuracy_\w+|top5|(macro|micro)_f1|(\w+_)?auc"
         r"|(mean_)?average_precision|r2|pearson|spearman|agreement(_reference_(right|wrong))?|rankme|lidar|normalized_std"
+        r"|ndcg\d+|mrr\d+|precision1"
         r"|gap_recovered|accuracy_where_weak_wrong|risk_correlation"
     ),
 }
