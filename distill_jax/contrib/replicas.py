@@ -6,6 +6,7 @@ leaves the folder that its run alone would leave. The data are shared.
 
 import contextlib
 import dataclasses
+import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -20,7 +21,7 @@ from distill_jax.run import build as build_lib
 from distill_jax.run import environment, preflight, processes, workdir
 from distill_jax.run.build import Experiment
 from distill_jax.run.config import ConfigDict
-from distill_jax.run.members import NO_REPLICAS, Member, kind
+from distill_jax.run.members import NO_REPLICAS, Member, kind, scalars_of
 from distill_jax.run.train import hooks
 from distill_jax.run.train.finish import Group, evaluate, finish
 from distill_jax.run.train.run import Run
@@ -154,15 +155,17 @@ def steps(
 
 
 def make_experiments(members: Sequence[Member], make_experiment) -> list[Experiment]:
-    """Builds the experiment of each arm; they share data and mesh."""
+    """Builds the experiment of each arm and its settings; they share data and mesh."""
     first = make_experiment(members[0].config)
     if why := refusal(first):
         raise NotImplementedError(why)
     devices = list(first.mesh.devices.flat)
     mesh = replicas.make_replica_mesh(len(members), devices)
-    made = {members[0].arm: first.on_mesh(mesh)}
-    for member in members:
-        if member.arm not in made:
+    numbers = [json.dumps(scalars_of(member.config)) for member in members]
+    keys = [(member.arm, own) for member, own in zip(members, numbers, strict=True)]
+    made = {keys[0]: first.on_mesh(mesh)}
+    for key, member in zip(keys, members, strict=True):
+        if key not in made:
             built = build_lib.build(member.config, trusted=first.trusted)
-            made[member.arm] = dataclasses.replace(built.on_mesh(mesh), dataset=first.dataset)
-    return [made[member.arm] for member in members]
+            made[key] = dataclasses.replace(built.on_mesh(mesh), dataset=first.dataset)
+    return [made[key] for key in keys]

@@ -50,6 +50,7 @@ class Classification:
             "macro_f1": float(np.mean(2 * hits[scored] / (support + predicted)[scored])),
             "nll": float(-log_p[np.arange(n), labels].mean()),
             "brier": float(np.square(np.exp(log_p) - np.eye(k)[labels]).sum(axis=1).mean()),
+            "right": ranks == 0,
             "recall": recall,
             "confusion": confusion,
         }
@@ -70,6 +71,7 @@ def make(*, role: str = "student") -> Classification:
       nll: mean negative log-likelihood of the label, in nats.
       brier: mean over examples of the sum over classes of (p - onehot)^2, so in [0, 2] (Brier,
         1950, eq. 2); twice the one-class form where k = 2.
+      right: array `[n]`, whether the label of an example has the largest logit.
       recall: array `[k]`, NaN for a class without examples.
       confusion: array `[k, k]` of counts; rows are labels, columns are predictions.
 

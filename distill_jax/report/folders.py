@@ -129,6 +129,10 @@ class Study:
             str(name): arm for name, arm in dict(spec.get("arms") or {}).items()
         }
 
+    def stands_for_others(self, arm: str) -> bool:
+        """Whether it is a name for runs of other arms, chosen on held-out data."""
+        return any(arm in (self.spec.get(group) or {}) for group in ("tuned", "fallback"))
+
     @property
     def published(self) -> Mapping[str, float]:
         """Published values by arm."""
@@ -180,7 +184,9 @@ class Study:
 
     @property
     def all_runs(self) -> list[Run]:
-        return [run for runs in self.runs.values() for run in runs]
+        """The runs of all arms; one that stands for several names counts once."""
+        every = [run for runs in self.runs.values() for run in runs]
+        return list({run.path: run for run in reversed(every)}.values())[::-1]
 
     @functools.cached_property
     def summaries(self) -> list[ArmSummary]:

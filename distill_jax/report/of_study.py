@@ -10,7 +10,16 @@ import numpy as np
 
 from distill_jax.core.errors import UserError
 from distill_jax.evaluators import classification
-from distill_jax.report import changes, compute, curves, examples, figures, provenance, trust
+from distill_jax.report import (
+    changes,
+    choices,
+    compute,
+    curves,
+    examples,
+    figures,
+    provenance,
+    trust,
+)
 from distill_jax.report.folders import Run, Study, is_trust, lookup, read_alarms, read_json
 from distill_jax.report.html import Html, el, join
 from distill_jax.report.page import alert, figure, grid, muted, row, spread, table, tiles, write
@@ -54,6 +63,7 @@ def sections(study: Study) -> list[tuple[str, str, Html | None]]:
     finished = {arm: study.finished(arm) for arm in shown}
     return [
         ("results", "Results", _study_results(study)),
+        ("choices", "Choices", choices.section(study)),
         ("seeds", "Seeds", _study_seeds(study)),
         ("curves", "Learning curves", curves.section(shown, names=names)),
         ("metrics", "Further metrics", _study_metrics(study)),
@@ -71,8 +81,9 @@ def sections(study: Study) -> list[tuple[str, str, Html | None]]:
 
 def lead(study: Study) -> Html:
     """Returns the top of the page: the answers, the size of the study, and what is missing."""
-    planned = sum(len(study.seeds(arm)) for arm in study.arms)
-    done = sum(map(len, study.values.values()))
+    own = [arm for arm in study.arms if not study.stands_for_others(arm)]
+    planned = sum(len(study.seeds(arm)) for arm in own)
+    done = sum(len(study.values[arm]) for arm in own)
     reference = next((s for s in study.summaries if s.is_reference), None)
     better = "higher is better" if study.mode == "max" else "lower is better"
     entries: list[tuple[str, Any]] = [("arms", len(study.arms)), ("runs", f"{done} of {planned}")]

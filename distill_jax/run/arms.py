@@ -1,17 +1,22 @@
 """The arms of a study: their order, the config of each run, and the checks on them.
 
 An arm may start from another's network: `init = "arm:teacher"` means the run of arm `teacher`
-with the same seed, `"arm:teacher@0"` the one with seed 0.
+with the same seed, `"arm:teacher@0"` the one with seed 0. It may also take a value from another
+arm's config, see `config.settings`.
 """
 
 import pathlib
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from distill_jax.core.errors import ConfigError, nearest
+from distill_jax.run import build as build_lib
+from distill_jax.run import choices
 from distill_jax.run import config as config_lib
-from distill_jax.run.config import ConfigDict
+from distill_jax.run.arguments import located
+from distill_jax.run.config import ConfigDict, settings
+from distill_jax.run.resolve import names_in
 from distill_jax.trainer.io.paths import NetworkRef
 
 _REFERENCE = re.compile(r"arm:(?P<arm>[\w.+-]+)(@(?P<seed>\d+))?(?P<role>#[\w/]+[*]{0,2})?$")
@@ -43,11 +48,12 @@ def ordered_arms(config: ConfigDict) -> list[str]:
       ConfigError: an arm starts from one that does not exist, or from itself in a circle.
     """
     arms = config_lib.arms(config)
+    tuned = {arm: set().union(*settings.needed(config, arm).values()) for arm in arms}
     needs: dict[str, set[str]] = {}
     single = config_lib.without_study(config)
     for arm, changes in arms.items():
         sources = references(leaves(single, changes))
-        needs[arm] = set()
+        needs[arm] = set(tuned[arm])
         for path, match in sources.items():
             source, seed = match["arm"], match["seed"]
             if source not in arms:
@@ -75,13 +81,26 @@ def ordered_arms(config: ConfigDict) -> list[str]:
     return order
 
 
-def arm_config(config: ConfigDict, arm: str, seed: int, workdir: pathlib.Path) -> ConfigDict:
+def arm_config(
+    config: ConfigDict,
+    arm: str,
+    seed: int,
+    workdir: pathlib.Path,
+    chosen: Mapping[str, str] | None = None,
+) -> ConfigDict:
     """Returns the config of one run: the arm's changes, its seed, and paths for its sources.
 
     A role that starts from another arm and names no model gets the network of that arm.
+
+    Args:
+      config: of the study.
+      arm: the arm.
+      seed: of the run.
+      workdir: folder of the study.
+      chosen: as in `config.arms`.
     """
     single = config_lib.without_study(config)
-    return _arm_config(single, config_lib.arms(config), arm, seed, workdir)
+    return _arm_config(single, config_lib.arms(config, chosen), arm, seed, workdir)
 
 
 def _arm_config(
@@ -105,8 +124,13 @@ def run_folder(workdir: pathlib.Path, arm: str, seed: int) -> pathlib.Path:
     return workdir / arm / f"seed{seed}"
 
 
-def check(config: ConfigDict) -> None:
-    """Raises `ConfigError` unless every arm is a valid config and the comparison is defined."""
+def check(config: ConfigDict, trusted: Collection[str] | None = None) -> None:
+    """Raises `ConfigError` unless every arm is a valid config and the comparison is defined.
+
+    Args:
+      config: of the study.
+      trusted: as in `build.build`.
+    """
     if not config.study.arms or not config.study.seeds:
         raise ConfigError(
             "the config defines no study",
@@ -125,10 +149,30 @@ def check(config: ConfigDict) -> None:
             where="study.tuned",
             hint="set eval.metric, such as held_out/accuracy",
         )
-    whole, arms = config_lib.without_study(config), config_lib.arms(config)
+    whole, configs = config_lib.without_study(config), {}
     for arm in ordered_arms(config):
-        try:
-            single = _arm_config(whole, arms, arm, config.study.seeds[0], pathlib.Path())
-            config_lib.validate(single)
-        except ConfigError as e:
-            raise ConfigError(e.what, where=f"study.arms.{arm}: {e.where}", hint=e.hint) from e
+        for chosen in _choices(config, arm):
+            arms = config_lib.arms(config, chosen)
+            try:
+                single = _arm_config(whole, arms, arm, config.study.seeds[0], pathlib.Path())
+                config_lib.validate(single)
+                if chosen and single.weighting.name:
+                    names = names_in(single) if trusted is None else trusted
+                    with located(single):
+                        build_lib.make_weighting(single, 1, names)
+                configs[arm] = single
+            except ConfigError as e:
+                where = f"study.arms.{arm}: {e.where}"
+                if chosen:
+                    where += f", where {' and '.join(f'{n} is {a}' for n, a in chosen.items())}"
+                raise ConfigError(e.what, where=where, hint=e.hint) from e
+    choices.check(config, configs, trusted)
+
+
+def _choices(config: ConfigDict, arm: str) -> Iterator[dict[str, str]]:
+    """Yields each candidate that the settings of an arm may come from, one name at a time."""
+    needed = settings.needed(config, arm)
+    if not needed:
+        yield {}
+    for name, candidates in needed.items():
+        yield from ({name: candidate} for candidate in candidates)

@@ -27,6 +27,12 @@ class Member(NamedTuple):
     reported: str
 
 
+def scalars_of(config: ConfigDict) -> dict[str, float]:
+    """Returns the numbers in which runs side by side may differ, by path."""
+    flat = config_lib.flatten(config)
+    return {p: x for p, x in flat.items() if _SCALAR.fullmatch(p) and type(x) in (int, float)}
+
+
 def kind(config: ConfigDict) -> str:
     """Returns a key that is equal for runs that may be trained side by side.
 
@@ -35,9 +41,8 @@ def kind(config: ConfigDict) -> str:
     """
     flat = config_lib.flatten(config)
     same_data = not config_lib.data_follow_seed(config)
+    flat |= dict.fromkeys(scalars_of(config), "a number")
     for path, value in flat.items():
-        if _SCALAR.fullmatch(path) and type(value) in (int, float):
-            flat[path] = "a number"
         role = re.fullmatch(r"roles\.(\w+)\.init", path)
         if (path == "seed" and same_data) or (role and value and config.roles[role[1]].model):
             flat[path] = "its own"

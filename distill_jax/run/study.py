@@ -1,5 +1,6 @@
 """Studies: arms times seeds from one config, finished work skipped, one comparison at the end."""
 
+import itertools
 import json
 import pathlib
 import time
@@ -10,10 +11,11 @@ from distill_jax import report
 from distill_jax.core.errors import NonFiniteError
 from distill_jax.evaluators._directions import direction
 from distill_jax.report import sharing, statistics
+from distill_jax.report.choices import sentences
 from distill_jax.report.tables import number
 from distill_jax.run import build as build_lib
+from distill_jax.run import choices, processes
 from distill_jax.run import config as config_lib
-from distill_jax.run import processes
 from distill_jax.run import workdir as workdir_lib
 from distill_jax.run.arms import (
     arm_config,
@@ -23,7 +25,8 @@ from distill_jax.run.arms import (
     references,
     run_folder,
 )
-from distill_jax.run.config import ConfigDict
+from distill_jax.run.choices import Chosen
+from distill_jax.run.config import ConfigDict, settings
 from distill_jax.run.members import NO_REPLICAS, Member
 from distill_jax.run.members import kind as kind_of
 from distill_jax.run.train import loop
@@ -82,7 +85,7 @@ def run_study(
         program's or another process writes to it.
       Preempted: stopped by a signal; the same command continues.
     """
-    check(config)
+    check(config, trusted)
     with workdir_lib.claim(workdir, "study", start_over=start_over, log_line=log_line):
         for folder in _run_folders(config, workdir) if start_over else ():
             with workdir_lib.claim(folder, "run", start_over=True, log_line=log_line):
@@ -131,13 +134,22 @@ def _run_study(
     for member in (member for group in groups for member in group):
         folder, single = member.workdir, member.config
 
-        def stored(folder=folder, single=single) -> dict[str, Any] | None:
-            workdir_lib.check_config(single, folder)
+        def stored(folder=folder, single=single, arm=member.arm) -> dict[str, Any] | None:
+            if not settings.needed(config, arm):  # else it is checked once they are chosen
+                workdir_lib.check_config(single, folder)
             return workdir_lib.read_result(folder, log_line=_log_later)
 
         make_experiment.see(member, processes.from_first(stored, where=str(folder)))
     for group in groups:
-        for member, outcome, took in _outcomes(config, group, make_experiment, log_line):
+        parts, unsettled = _settled(config, group, workdir, statuses)
+        for member, why in unsettled:
+            done += 1
+            statuses[member.arm, member.seed] = {"status": "failed", "value": None, "error": why}
+            log_line(f"[{done}/{len(statuses)}] {member.arm} seed {member.seed} failed: {why}")
+            compared = _write(config, workdir, statuses)
+        for member, outcome, took in (
+            found for part in parts for found in _outcomes(config, part, make_experiment, log_line)
+        ):
             done += 1
             label = f"[{done}/{len(statuses)}] {member.arm} seed {member.seed}"
             if isinstance(outcome, NonFiniteError):
@@ -149,11 +161,9 @@ def _run_study(
                 log_line(f"{label} failed: {outcome.what}")
             else:
                 make_experiment.see(member, outcome)
-                metrics = outcome["metrics"]
-                value = metrics.get(config.study.metric)
-                best = outcome["best"].get(config.study.metric)
-                status = {"status": "done", "value": value, "best": best, "metrics": metrics}
+                status = _status(config, outcome)
                 statuses[member.arm, member.seed] = status
+                value = status["value"]
                 measured = "done" if value is None else f"{config.study.metric} {number(value)}"
                 log_line(
                     f"{label}: {measured}"
@@ -165,11 +175,50 @@ def _run_study(
     table = statistics.comparison(
         compared, titles=titles, mode=_mode(config), published=config.study.published
     )
+    chosen = Chosen(config, statuses)
+    if lines := sentences(chosen.tuned, chosen.fallback):
+        table = "\n\n".join([table, "\n".join(lines)])
     if not processes.is_main():
         return table
     write_text(workdir / "table.txt", table + "\n")
     path = report.write_study_report(workdir)
     return f"{table}\n\nreport: {path}"
+
+
+def _status(config: ConfigDict, result: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns what a study keeps of the result of a finished run."""
+    return {
+        "status": "done",
+        "value": result["metrics"].get(config.study.metric),
+        "best": result["best"].get(config.study.metric),
+        "metrics": result["metrics"],
+        "selecting": result.get("selecting"),
+    }
+
+
+def _settled(
+    config: ConfigDict, group: list[Member], workdir: pathlib.Path, statuses: choices.Statuses
+) -> tuple[list[list[Member]], list[tuple[Member, str]]]:
+    """Gives the members of a group the settings that were chosen for them.
+
+    Returns:
+      The members that can be run, in groups of a kind, and the others with the reason.
+    """
+    parts: dict[str, list[Member]] = {}
+    unsettled = []
+    for member in group:
+        needed = settings.needed(config, member.arm)
+        if not needed:
+            parts.setdefault("", []).append(member)
+            continue
+        chosen = choices.settled(config, needed, member.seed, statuses)
+        if chosen is None:
+            names = " or ".join(name for name in needed if name in config.study.tuned)
+            unsettled.append((member, f"no candidate of {names} has finished"))
+            continue
+        single = arm_config(config, member.arm, member.seed, workdir, chosen)
+        parts.setdefault(kind_of(single), []).append(member._replace(config=single))
+    return list(parts.values()), unsettled
 
 
 def _groups(config: ConfigDict, order: list[str], workdir: pathlib.Path) -> list[list[Member]]:
@@ -182,6 +231,7 @@ def _groups(config: ConfigDict, order: list[str], workdir: pathlib.Path) -> list
     groups: list[tuple[str, list[Member]]] = []
     for arm in order:
         sources = {m["arm"] for m in references(leaves(config, arms[arm])).values()}
+        sources = sources.union(*settings.needed(config, arm).values())
         earlier = (i for i, (_, g) in enumerate(groups) if sources & {m.arm for m in g})
         first = max(earlier, default=-1) + 1 if config.study.replicas != "no" else len(groups)
         reported = "" if arm in config.study.sources else config.study.metric
@@ -297,81 +347,65 @@ def _mode(config: ConfigDict) -> str:
     return direction(compared) or (config.eval.mode if compared == selected else "max")
 
 
-def tune(config: ConfigDict, statuses: Mapping[tuple[str, int], Any]) -> dict[str, dict[str, Any]]:
-    """Chooses, for each entry of `study.tuned`, the arm of the best mean over the finished seeds.
-
-    By `eval.metric` of the last state, which is measured on the held-out part: the test part is not
-    used.
-
-    Returns:
-      `{name: {"arm": chosen, "by": metric, "candidates": {arm: mean}}}`; a name is left out as long
-      as none of its candidates has finished.
-    """
-    metric, sign = config.eval.metric, 1 if config.eval.mode == "max" else -1
-    chosen = {}
-    for name, candidates in config.study.tuned.items():
-        means = {}
-        for arm in candidates:
-            runs = [statuses[arm, seed].get("metrics") for seed in config.study.seeds]
-            values = [metrics[metric] for metrics in runs if metrics]
-            if values:
-                means[arm] = sum(values) / len(values)
-        if means:
-            best = max(means, key=lambda arm: sign * means[arm])
-            chosen[name] = {"arm": best, "by": metric, "candidates": means}
-    return chosen
-
-
 def _write(config, workdir, statuses) -> dict[str, dict[str, list[statistics.ArmSummary]]]:
     """Writes `study.json`; returns the comparison of last ("value") and of best states ("best").
 
     The second is left out if no run selected a state. Each is a mapping by question, or has one
     entry "" for all arms if the study has no questions.
     """
-    arms = {arm: (arm, changes) for arm, changes in config_lib.arms(config).items()}
-    tuned = tune(config, statuses)
-    arms |= {name: (best["arm"], arms[best["arm"]][1]) for name, best in tuned.items()}
-    compared = [arm for arm in arms if arm not in config.study.sources]
-    names = sorted(compared, key=lambda arm: arm != config.study.reference)
+    study, chosen = config.study, Chosen(config, statuses)
+    names = [*study.arms, *study.tuned, *study.fallback]
+    compared = [name for name in names if name not in study.sources]
+    order = sorted(compared, key=lambda name: name != study.reference)
     summaries, by_question = {}, {}
     for state in ("value", "best"):
-        values: dict[str, dict[str, float]] = {arm: {} for arm in names}
-        for name in names:
-            for seed in config.study.seeds:
-                value = statuses[arms[name][0], seed].get(state)
-                if value is not None:
-                    values[name][str(seed)] = value
+        values: dict[str, dict[str, float]] = {name: {} for name in order}
+        for name, seed in itertools.product(order, study.seeds):
+            arm = chosen.arm(name, seed, state)
+            value = statuses[arm, seed].get(state) if arm else None
+            if value is not None:
+                values[name][str(seed)] = value
         if state == "value" or any(values.values()):
-            summaries[state] = statistics.summarise(values, reference=config.study.reference)
-            asked = statistics.ask(values, config.study.questions)
+            summaries[state] = statistics.summarise(values, reference=study.reference)
+            asked = statistics.ask(values, study.questions)
             by_question[state] = asked or {"": summaries[state]}
     contents = {
         "name": workdir.name,
-        "title": config.study.title or f"{', '.join(arms)} on {config.data.name}",
-        "metric": config.study.metric,
+        "title": study.title or f"{', '.join(names)} on {config.data.name}",
+        "metric": study.metric,
         "mode": _mode(config),
-        "reference": config.study.reference,
+        "reference": study.reference,
         "arms": {
             name: {
-                "overrides": dict(changes),
-                "seeds": {
-                    str(seed): {
-                        **statuses[arm, seed],
-                        "run": str(run_folder(pathlib.Path(), arm, seed)),
-                    }
-                    for seed in config.study.seeds
-                },
+                "overrides": config_lib.flatten(study.arms.get(name, {})),
+                "seeds": {str(seed): _entry(chosen, statuses, name, seed) for seed in study.seeds},
             }
-            for name, (arm, changes) in arms.items()
+            for name in names
         },
-        "tuned": tuned,
-        "questions": {name: list(arms) for name, arms in config.study.questions.items()},
-        "published": dict(config.study.published),
+        "tuned": chosen.tuned,
+        "fallback": chosen.fallback,
+        "questions": {name: list(arms) for name, arms in study.questions.items()},
+        "published": dict(study.published),
         "summary": [_summary_row(row) for row in summaries["value"]],
         "summary_best": [_summary_row(row) for row in summaries.get("best", [])],
     }
     workdir_lib.write_json(workdir / "study.json", sharing.scrubbed(contents, workdir))
     return by_question
+
+
+def _entry(chosen: Chosen, statuses: choices.Statuses, name: str, seed: int) -> dict[str, Any]:
+    """Returns the entry of `study.json` for an arm, or a name that stands for one, in a seed."""
+    arm = chosen.arm(name, seed)
+    if arm is None:
+        decision = chosen.fallback.get(name, {}).get("seeds", {}).get(str(seed), {})
+        why = {"error": decision["value"]["why"]} if decision else {}
+        return {"status": "pending", "value": None, **why}
+    entry = {key: value for key, value in statuses[arm, seed].items() if key != "selecting"}
+    if (best := chosen.arm(name, seed, "best")) is not None and best != arm:
+        entry["best"] = statuses[best, seed].get("best")
+    if arm != name:
+        entry["arm"] = arm
+    return {**entry, "run": str(run_folder(pathlib.Path(), arm, seed))}
 
 
 def _summary_row(row: statistics.ArmSummary) -> dict[str, Any]:

@@ -25,6 +25,9 @@ BLOCKS = ("sg", "tg", "st", "mg", "sm", "s", "t", "m", "g")
 """Edges `sg = G - S, tg = G - T, st = T - S, mg = G - T', sm = T' - S`, then the vertices
 `s, t, m = T', g`: in the order of eq. 10."""
 
+CENTRES = (0.05, 0.95)
+"""Range of `centre`."""
+
 
 def _absolute(x: Array) -> Array:
     """`|x|` with the gradient 0 at 0, where that of `jnp.abs` is 1."""
@@ -46,10 +49,11 @@ class Trilateral(ExampleWeighting):
       compact: for many classes, f = 3 numbers instead of k per block: the entry of the
         label's class, the largest entry and the entropy of a vertex; the entry of the label's
         class, the largest magnitude and the Euclidean length of an edge. Not in the paper.
-      centre: a ratio in (0, 1), such as the best constant: the mean logit of a batch stays that of
-        this ratio, and only differences between examples are learned. A gradient through one step
-        is a poor guide to the mean (`docs/results/trust_suite.md`). None leaves the mean free, as
-        in the paper.
+      centre: a ratio in [0, 1], such as the best constant: the mean logit of a batch stays that of
+        this ratio, and only differences between examples are learned. It is cut to [0.05, 0.95],
+        since the ratios of a sigmoid near 0 or 1 hardly differ. A gradient through one step is a
+        poor guide to the mean (`docs/results/trust_suite.md`). None leaves the mean free, as in
+        the paper.
     """
 
     edge_mode: str = "signed"
@@ -73,9 +77,9 @@ class Trilateral(ExampleWeighting):
                     where="blocks",
                     hint=nearest(block, BLOCKS),
                 )
-        if self.centre is not None and not 0 < self.centre < 1:
+        if self.centre is not None and not 0 <= self.centre <= 1:
             raise ArgumentError(
-                f"centre is {self.centre}", where="centre", hint="between 0 and 1, or None"
+                f"centre is {self.centre}", where="centre", hint="from 0 to 1, or None"
             )
         if not self.blocks or len(set(self.blocks)) != len(self.blocks):
             raise ArgumentError(
@@ -132,7 +136,8 @@ class Trilateral(ExampleWeighting):
         if self.centre is not None:
             real = evidence.mask[:, None]
             mean = (real * logits).sum(0) / jnp.maximum(real.sum(), 1)
-            logits += jnp.log(self.centre / (1 - self.centre)) - mean[None]
+            centre = jnp.clip(self.centre, CENTRES[0], CENTRES[1])
+            logits += jnp.log(centre / (1 - centre)) - mean[None]
         return jax.nn.softmax(jnp.concatenate([jnp.zeros_like(logits[:, :1]), logits], axis=1))
 
 

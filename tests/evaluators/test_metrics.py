@@ -43,11 +43,12 @@ def test_classification_equals_scikit_learn(k, n, classes):
     }
     if k > 5:
         want["top5"] = sk.top_k_accuracy_score(labels, p, k=5, labels=every)
-    arrays = {"recall", "confusion"}
+    arrays = {"recall", "confusion", "right"}
     assert {name: v for name, v in got.items() if name not in arrays} == pytest.approx(
         want, abs=1e-6
     )
     np.testing.assert_array_equal(got["confusion"], sk.confusion_matrix(labels, top1, labels=every))
+    assert got["right"].shape == labels.shape and got["right"].mean() == got["accuracy"]
     present = np.isin(every, labels)
     np.testing.assert_array_equal(np.isnan(got["recall"]), ~present)
     assert np.mean(got["recall"][present]) == pytest.approx(got["balanced_accuracy"])

@@ -11,7 +11,7 @@ import pytest
 from distill_jax import main
 from distill_jax.core.errors import ConfigError
 from distill_jax.data import loader
-from distill_jax.run import build, flags, study
+from distill_jax.run import build, choices, flags
 from distill_jax.run import config as config_lib
 from distill_jax.trainer.io import checkpoint
 from tests.reference import softmax
@@ -218,7 +218,7 @@ def test_tuned_arms_are_chosen_on_the_held_out_part():
         ("kd_50", 0): {"metrics": {"held_out/accuracy": 0.4, "test/accuracy": 0.9}},
         ("kd_50", 1): {},
     }
-    found = study.tune(config, made)["best"]
+    found = choices.tune(config, made)["best"]
     assert found["arm"] == "alone" and found["by"] == "held_out/accuracy"
     assert found["candidates"] == {"alone": pytest.approx(0.6), "kd_50": pytest.approx(0.4)}
 

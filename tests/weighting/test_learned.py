@@ -245,7 +245,7 @@ def test_absent_evidence_is_refused(absent, word):
         ({"blocks": ("sg", "gs")}, "blocks"),
         ({"blocks": ()}, "blocks"),
         ({"blocks": ("s", "s")}, "blocks"),
-        ({"centre": 1.0}, "centre"),
+        ({"centre": 1.1}, "centre"),
     ],
 )
 def test_hyperparameters_are_checked(kwargs, name):

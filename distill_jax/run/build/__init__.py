@@ -1,11 +1,17 @@
 """From a config to everything a run needs. Alone in knowing all packages."""
 
 from distill_jax.run.build.controls import predict_controls, untrained
-from distill_jax.run.build.data import batch_shapes, load_dataset, make_transform, open_dataset
+from distill_jax.run.build.data import (
+    batch_shapes,
+    load_dataset,
+    make_transform,
+    open_dataset,
+    outer_share,
+)
 from distill_jax.run.build.evaluators import ask, check_metric
 from distill_jax.run.build.experiment import Experiment, flops_of
 from distill_jax.run.build.feed import Feed, feed_shapes
-from distill_jax.run.build.method import Outer, schedule_args
+from distill_jax.run.build.method import Outer, make_weighting, schedule_args
 from distill_jax.run.build.networks import make_model, provided_to_models
 from distill_jax.run.build.phases import build
 from distill_jax.run.build.programs import compile_step, is_finite, make_step
@@ -38,8 +44,10 @@ __all__ = [
     "make_model",
     "make_step",
     "make_transform",
+    "make_weighting",
     "on_device",
     "open_dataset",
+    "outer_share",
     "predict_controls",
     "provided_to_models",
     "schedule_args",

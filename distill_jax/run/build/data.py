@@ -201,7 +201,7 @@ def open_dataset(
     )()
     dataset, report = checks.open_dataset(dataset, where="data.name")
     dataset = source.first(dataset, config.data.at_most)
-    if dataset.outer is None and (share := _outer_share(config, trusted)):
+    if dataset.outer is None and (share := outer_share(config, trusted=trusted)):
         seed = kwargs.get("split_seed", 0)
         with below("data", ("outer", "held_out")):
             dataset = source.split_outer(dataset, share=share, seed=seed)
@@ -229,7 +229,7 @@ def open_dataset(
     return corrupted, report
 
 
-def _outer_share(config: ConfigDict, trusted: Collection[str]) -> float:
+def outer_share(config: ConfigDict, *, trusted: Collection[str]) -> float:
     """Returns the share of the held-out part that a weighting learns from; 0 where all choose."""
     spec = config.weighting
     if config.data.outer is not None:

@@ -195,6 +195,20 @@ def _weighted(
     spec = config.weighting
     if not spec.name:
         return objective
+    return WeightedObjective(
+        objective=objective,
+        weighting=make_weighting(config, total, trusted),
+        loss_terms=tuple(spec.loss_terms),
+        num_classes=len(dataset.classes),
+        task=dataset.task,
+        control=spec.control,
+        stop_features=spec.stop_features,
+    )
+
+
+def make_weighting(config: ConfigDict, total: int, trusted: Collection[str]) -> Any:
+    """Returns the weighting that a config names; `total` is its number of steps."""
+    spec = config.weighting
     make = resolve("weighting", spec.name, where="weighting.name", trusted=trusted)
     provided = {"total_steps": total}
     weighting = bind(make, spec.kwargs.to_dict(), where="weighting.kwargs", provided=provided)()
@@ -205,15 +219,7 @@ def _weighted(
         ("roles", "needs", "__call__"),
         where="weighting.name",
     )
-    return WeightedObjective(
-        objective=objective,
-        weighting=weighting,
-        loss_terms=tuple(spec.loss_terms),
-        num_classes=len(dataset.classes),
-        task=dataset.task,
-        control=spec.control,
-        stop_features=spec.stop_features,
-    )
+    return weighting
 
 
 def _two_levels(

@@ -10,7 +10,7 @@ from typing import Any
 from absl import flags
 
 from distill_jax.core.errors import ConfigError, nearest
-from distill_jax.run.config import durations
+from distill_jax.run.config import durations, settings
 from distill_jax.run.config.checks import check_structure, check_values
 from distill_jax.run.config.schema import (
     DURATIONS,
@@ -228,9 +228,18 @@ def data_arguments(config: ConfigDict) -> tuple[dict[str, Any], dict[str, Any]]:
     return kwargs, faults
 
 
-def arms(config: ConfigDict) -> dict[str, dict[str, Any]]:
-    """Returns what each arm of the study overrides: `{arm: {dotted path: value}}`."""
-    return {name: dict(flatten(changes)) for name, changes in config.study.arms.items()}
+def arms(config: ConfigDict, chosen: Mapping[str, str] | None = None) -> dict[str, dict[str, Any]]:
+    """Returns what each arm of the study overrides: `{arm: {dotted path: value}}`.
+
+    A value `"setting:NAME#PATH"` is that of another arm, or of the arm that `study.tuned` chooses
+    under that name; see `settings`.
+
+    Args:
+      config: of the study.
+      chosen: the arm that each name of `study.tuned` stands for; by default its first candidate.
+    """
+    raw = {name: dict(flatten(changes)) for name, changes in config.study.arms.items()}
+    return settings.resolved(config, raw, chosen or {})
 
 
 def without_study(config: ConfigDict) -> ConfigDict:

@@ -35,7 +35,7 @@ OPEN = re.compile(
     r"(objective|weighting|data|optim|bilevel\.optim|roles\.\w+)\.kwargs(\..+)?"
     r"|data\.transform_kwargs(\..+)?|data\.corrupt(\..+)?"
     r"|cache\.teacher_kwargs(\..+)?|optim\.schedule_kwargs(\..+)?|evaluators(\..+)?|log\.to(\..+)?"
-    r"|study\.arms(\..+)?|study\.(tuned|published|questions)|roles"
+    r"|study\.arms(\..+)?|study\.(tuned|fallback|published|questions)|roles"
 )
 
 # Groups whose entries are groups: `none` deletes an entry.
@@ -211,6 +211,11 @@ def base() -> ConfigDict:
     config.study = ConfigDict()
     config.study.arms = ConfigDict()  # open: {arm: nested dict of its changes to this config}
     config.study.tuned = ConfigDict()  # open: {name: arms}; the best of them on held-out data
+    config.study.tuned_by = "mean"  # the best mean over seeds | seed: the best in each seed
+    # open: {name: (arm, other)}: in each seed the arm, where it has more of the selecting examples
+    # right than the other by so many standard errors of the paired difference; else the other
+    config.study.fallback = ConfigDict()
+    config.study.fallback_margin = 1.0
     config.study.questions = ConfigDict()  # open: {question: (arm, reference, other arms ...)}
     config.study.published = ConfigDict()  # open: {arm: published figure, shown beside ours}
     config.study.sources = ()  # arms that other arms start from; they are not compared
@@ -264,6 +269,7 @@ CHOICES = {
     "cache.dtype": ("float32", "float16", "bfloat16"),
     "eval.mode": ("max", "min"),
     "study.replicas": ("no", "yes", "auto"),
+    "study.tuned_by": ("mean", "seed"),
     "watch.on_stall": ("report", "exit"),
     "watch.nonfinite": ("stop", "skip"),
     "lookahead.kind": ("deep", "wide"),

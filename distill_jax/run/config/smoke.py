@@ -97,5 +97,5 @@ def _at_most(changes: Any, most: float, *path: str) -> None:
     *groups, key = path
     for group in groups:
         changes = changes.get(group, {})
-    if changes.get(key) is not None and changes[key] > most:
+    if isinstance(changes.get(key), (int, float)) and changes[key] > most:
         changes[key] = most

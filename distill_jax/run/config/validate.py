@@ -1,12 +1,13 @@
 """What can be known to be wrong before data and arrays exist, in a config and in its arms."""
 
+import math
 import re
 
 from distill_jax.core.errors import ConfigError, nearest
 from distill_jax.run.config.checks import check_run
-from distill_jax.run.config.overrides import override, without_study
+from distill_jax.run.config.overrides import arms, override, without_study
 from distill_jax.run.config.schema import LONGEST_NAME, ConfigDict
-from distill_jax.run.config.tree import flatten, is_a, mistyped
+from distill_jax.run.config.tree import is_a, mistyped
 
 
 def validate(config: ConfigDict) -> None:
@@ -30,11 +31,12 @@ def _check_study(config: ConfigDict) -> None:
             raise ConfigError(f"{seed!r} is not a seed", where="study.seeds", hint="(0, 1, 2)")
     if len(set(study.seeds)) != len(study.seeds):
         raise ConfigError(f"{study.seeds} repeats a seed", where="study.seeds", hint="(0, 1, 2)")
-    if study.reference and study.reference not in study.arms:
+    names = (*study.arms, *study.tuned, *study.fallback)
+    if study.reference and study.reference not in names:
         raise ConfigError(
             f"{study.reference!r} is not an arm",
             where="study.reference",
-            hint=nearest(study.reference, study.arms),
+            hint=nearest(study.reference, names),
         )
     for arm in study.sources:
         if arm not in study.arms or arm == study.reference:
@@ -59,17 +61,17 @@ def _check_study(config: ConfigDict) -> None:
                 raise ConfigError(
                     f"{arm!r} is not an arm", where=where, hint=nearest(arm, study.arms)
                 )
-    for name, arms in study.questions.items():
+    _check_fallback(study)
+    for name, asked in study.questions.items():
         where = f"study.questions.{name}"
-        known = [arm for arm in (*study.arms, *study.tuned) if arm not in study.sources]
-        if not isinstance(arms, (tuple, list)) or len(arms) < 2 or len(set(arms)) < len(arms):
-            what = f"{arms!r} does not compare two arms"
+        known = [arm for arm in names if arm not in study.sources]
+        if not isinstance(asked, (tuple, list)) or len(asked) < 2 or len(set(asked)) < len(asked):
+            what = f"{asked!r} does not compare two arms"
             raise ConfigError(what, where=where, hint="(arm, reference, other arms ...)")
-        for arm in arms:
+        for arm in asked:
             if arm not in known:
                 what = f"{arm!r} is not an arm that is compared"
                 raise ConfigError(what, where=where, hint=nearest(arm, known))
-    single = without_study(config)
     for name, changes in study.arms.items():
         if not isinstance(changes, ConfigDict):
             raise mistyped(changes, ConfigDict, f"study.arms.{name}")
@@ -88,8 +90,36 @@ def _check_study(config: ConfigDict) -> None:
             )
         if "study" in changes:
             raise ConfigError("an arm cannot change the study", where=f"study.arms.{name}.study")
+    single = without_study(config)
+    for name, changes in arms(config).items():
         try:
-            check_run(override(single, flatten(changes)))
+            check_run(override(single, changes))
         except ConfigError as error:
             where = f"study.arms.{name}.{error.where}"
             raise ConfigError(error.what, where=where, hint=error.hint) from None
+
+
+def _check_fallback(study: ConfigDict) -> None:
+    names = (*study.arms, *study.tuned, *study.fallback)
+    if not 0 <= study.fallback_margin < math.inf:
+        where, hint = "study.fallback_margin", "standard errors, 0 or more"
+        raise ConfigError(f"{study.fallback_margin} is out of range", where=where, hint=hint)
+    needs: dict[str, set[str]] = {}
+    for name, pair in study.fallback.items():
+        where = f"study.fallback.{name}"
+        if name in study.arms or name in study.tuned:
+            raise ConfigError("an arm has this name", where=where, hint="choose another")
+        if not isinstance(pair, (tuple, list)) or len(pair) != 2 or pair[0] == pair[1]:
+            hint = "(arm, other): the arm where it is better on the selecting examples"
+            raise ConfigError(f"{pair!r} does not name two arms", where=where, hint=hint)
+        for arm in pair:
+            if arm not in names:
+                hint = nearest(arm, set(names) - {name})
+                raise ConfigError(f"{arm!r} is not an arm", where=where, hint=hint)
+        needs[name] = {*pair} & {*study.fallback}
+    while ready := [name for name, others in needs.items() if not others & needs.keys()]:
+        for name in ready:
+            del needs[name]
+    if needs:
+        what = f"falls back on itself, through {', '.join(needs)}"
+        raise ConfigError(what, where=f"study.fallback.{next(iter(needs))}")

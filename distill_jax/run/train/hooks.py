@@ -6,7 +6,7 @@ from typing import Any
 import jax
 
 from distill_jax.core.api import TrainState
-from distill_jax.run import alarms, diagnosis, watch
+from distill_jax.run import alarms, choices, diagnosis, watch
 from distill_jax.run.environment import Paused, Preempted
 from distill_jax.run.train import artifacts, evaluation
 from distill_jax.run.train.run import Run
@@ -56,6 +56,8 @@ def measure(
     if split == "test":
         run.controls = evaluation.measure_controls(run.experiment, run.config.seed)
         metrics |= run.controls
+    if split == "held_out" and "held_out/right" in metrics:
+        run.right = choices.packed(metrics["held_out/right"], example_info["index"])
     run.write_measured(step, metrics)
     if split == "test" and jax.process_index() == 0:
         artifacts.write_predictions(run, outputs, example_info)

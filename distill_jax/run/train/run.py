@@ -80,6 +80,7 @@ class Run:
         self.error: NonFiniteError | None = None
         self.log: Any = None
         self.latest: dict[str, float] = {}
+        self.right: dict[str, Any] | None = None  # of the selecting examples, see `choices.packed`
         # Metrics of the steps since the last event, where a stop comes between two.
         self.unlogged: list[tuple[str, np.ndarray]] = []
         self.first_spread: dict[str, float] = {}  # reference for later values
@@ -122,6 +123,7 @@ class Run:
         self.earlier_seconds = restored.meta.get("seconds", 0.0)
         self.skipped = restored.meta.get("skipped", 0)
         self.latest = dict(restored.meta.get("metrics", {}))
+        self.right = restored.meta.get("right")
         self.first_spread = dict(restored.meta.get("first_spread", {}))
         rows = ((v, np.asarray(x)) for v, x in restored.meta.get("unlogged", ()))
         # Those of another `log.grad_norm` have other metrics.
@@ -281,7 +283,8 @@ class Run:
             if (step := self.checkpointer.best()) is None:
                 return None
             meta = self.checkpointer.meta(step)
-            return {name: meta[name] for name in ("step", "metric", "metrics")}
+            names = ("step", "metric", "metrics")
+            return {name: meta[name] for name in names} | {"right": meta.get("right")}
 
         return processes.from_first(find, where=str(self.workdir))
 
@@ -305,6 +308,7 @@ class Run:
             "seconds": self.seconds,
             "skipped": self.skipped,
             "metrics": scalars(measured or {}),
+            "right": self.right if measured else None,
             "unlogged": [(variant, values.tolist()) for variant, values in self.unlogged],
             "first_spread": self.first_spread,
         }
@@ -326,6 +330,9 @@ class Run:
             "inputs": self.inputs,
             "compute": {"seconds": round(self.seconds, 3), **compute},
         }
+        if self.right is not None:
+            chosen = self.best() if self.config.eval.metric else None
+            result["selecting"] = {"last": self.right, "best": (chosen or {}).get("right")}
         lost = processes.from_first(
             lambda: self.checkpointer.lost(best.get(self.config.eval.metric)),
             where=str(self.workdir),
