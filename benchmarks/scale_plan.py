@@ -1,11 +1,12 @@
-"""What a day-long run on 256 TPU v5e or 64 H100 would hold and exchange, from compiled programs.
+"""What a day-long run on 256 TPU v5e or on GPUs would hold and exchange, from compiled programs.
 
   python benchmarks/scale_plan.py --out=benchmarks/results/scale_plan.json
 
 Compiles, from shapes alone, the step of distilling a ViT-L/16 from a ViT-L/16 at 224 px in bfloat16
-with AdamW and a batch of 4096, and the gradient of CLIP's loss on 32768 pairs, for as many forced
-CPU devices as the machine of the plan has, each in a process of its own. Nothing is run. Figures
-are of each device and step; docs/scale.md reads them.
+with AdamW and a batch of 4096, the gradient of CLIP's loss on 32768 pairs, and the step of a
+decoder of SmolLM2-135M's shape that learns from the 16 best tokens of a teacher like it, for as
+many forced CPU devices as the machine of the plan has, each in a process of its own. Nothing is
+run. Figures are of each device and step; docs/scale.md reads them.
 
 What XLA:CPU does otherwise than accelerators: it sums whole gradients where they scatter the sum
 (an all-reduce in place of a reduce-scatter), computes bfloat16 products in float32 (temporaries and
@@ -18,6 +19,7 @@ import os
 import pathlib
 import subprocess
 import sys
+import tempfile
 import time
 from importlib.metadata import version
 from typing import Any
@@ -35,6 +37,15 @@ VIT = {
     "h100_data_8_model_8": (64, {"data": 8, "model": 8}, {}),
     "h100_data_64_float32": (64, {"data": 64}, {"precision": "float32"}),
 }
+DECODER = {
+    # name: (devices, axes of the mesh, rows of 2048 tokens, further config)
+    "h200": (1, {"data": 1}, 16, {}),
+    "h200_remat": (1, {"data": 1}, 16, {"remat": True}),
+    "v5e_data_256": (256, {"data": 256}, 512, {"remat": True}),
+    "v5e_data_16_fsdp_16": (256, {"data": 16, "fsdp": 16}, 512, {"remat": True}),
+    "v5e_data_85_model_3": (255, {"data": 85, "model": 3}, 510, {"remat": True}),
+}
+LENGTH, VOCABULARY, TOP = 2048, 49_152, 16
 CLIP = [
     (devices, width, form)
     for devices in (256, 64)
@@ -65,6 +76,34 @@ def vit_config(mesh: dict[str, int], extra: dict[str, Any]) -> Any:
     )
 
 
+def decoder_config(mesh: dict[str, int], rows: int, network: dict[str, Any], folder: str) -> Any:
+    """Returns the config of a distillation on rows of tokens, with a file of random ones."""
+    import numpy as np
+
+    from distill_jax.run import config as config_lib
+
+    path = pathlib.Path(folder) / "tokens.npy"
+    drawn = np.random.default_rng(0).integers(1, VOCABULARY, 2 * rows * (LENGTH + 1))
+    drawn[:: LENGTH // 2] = 0
+    np.save(path, drawn.astype(np.uint16))
+    config = config_lib.base()
+    config.data.name, config.data.held_out, config.eval.metric = "token_file", 0.0, ""
+    config.data.kwargs = {"path": str(path), "vocabulary": VOCABULARY, "end": 0, "length": LENGTH}
+    config.data.train_transforms = config.data.eval_transforms = ("next_token",)
+    config.data.resident = "no"
+    config.objective.name, config.optim.name = "token_kd", "adamw"
+    sizes = {"layout": "smollm", "width": 576, "depth": 30, "heads": 9, "groups": 3}
+    sizes |= {"mlp_width": 1536, "max_length": LENGTH}
+    config.roles.student = config_lib.role("transformer", **sizes, **network)
+    config.roles.teacher = config_lib.role("transformer", **sizes, top=TOP)
+    config.roles.teacher.frozen, config.roles.teacher.init = True, "unread"
+    config.precision = "bfloat16"
+    config.batch_size, config.total = rows, 100_000
+    if mesh.get("model", 1) > 1:
+        config.partition.rules = config.partition.frozen_rules = ("networks",)
+    return config_lib.override(config, {f"mesh.{axis}": size for axis, size in mesh.items()})
+
+
 def facts(compiled: Any) -> dict[str, Any]:
     """Returns operations, memory and exchange of a compiled program."""
     from distill_jax.run import collectives
@@ -81,13 +120,60 @@ def facts(compiled: Any) -> dict[str, Any]:
 
 
 def vit(name: str) -> dict[str, Any]:
-    """Compiles a step of the distillation."""
+    """Compiles a step of the distillation of images."""
+    devices, mesh, extra = VIT[name]
+    return {"devices": devices, "mesh": mesh, **step(vit_config(mesh, extra))}
+
+
+def decoder(name: str) -> dict[str, Any]:
+    """Compiles a step of the distillation of tokens."""
+    devices, mesh, rows, network = DECODER[name]
+    with tempfile.TemporaryDirectory() as folder:
+        config = decoder_config(mesh, rows, network, folder)
+        found = step(config)
+    kept = kept_for_backward(config.roles.student.kwargs.to_dict(), rows * mesh_share(mesh))
+    shape = {"devices": devices, "mesh": mesh, "rows": rows, "network": network}
+    return {**shape, **found, "kept_for_backward": kept}
+
+
+def mesh_share(mesh: dict[str, int]) -> float:
+    """Returns the share of a batch that a device holds."""
+    return 1 / (mesh["data"] * mesh.get("fsdp", 1))
+
+
+def kept_for_backward(kwargs: dict[str, Any], rows: float) -> int:
+    """Returns the bytes that a student's forward pass keeps for the backward pass, without logits.
+
+    Of autodiff itself, in bfloat16: XLA:CPU drops the barriers of rematerialization, so that the
+    memory of its programs does not show it.
+    """
+    import jax
+    import jax.numpy as jnp
+
+    from distill_jax.core.precision import cast
+    from distill_jax.models import transformer
+
+    net = transformer.make(vocabulary=VOCABULARY, **kwargs)
+    tokens = jax.ShapeDtypeStruct((round(rows), LENGTH), jnp.int32)
+    params, _ = jax.eval_shape(net.init, jax.random.key(0), tokens)
+    params = jax.eval_shape(lambda tree: cast(tree, jnp.bfloat16), params)
+
+    def backward(params: Any, tokens: Any) -> Any:
+        hidden = lambda p: net.apply(p, {}, {"tokens": tokens}, train=True, rngs={})[0]["hidden"]  # noqa: E731
+        return jax.vjp(hidden, params)[1]
+
+    residuals = jax.tree.leaves(jax.eval_shape(backward, params, tokens))
+    held = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(params))
+    return sum(x.size * x.dtype.itemsize for x in residuals) - held
+
+
+def step(config: Any) -> dict[str, Any]:
+    """Compiles a step of a config."""
     import jax
 
     from distill_jax.run import build
 
-    devices, mesh, extra = VIT[name]
-    experiment = build.build(vit_config(mesh, extra), shapes_only=True)
+    experiment = build.build(config, shapes_only=True)
     fed = build.feed_shapes(experiment)
     held = {
         "parameters": experiment.abstract_state.params,
@@ -101,8 +187,6 @@ def vit(name: str) -> dict[str, Any]:
         return shard.size * x.dtype.itemsize
 
     return {
-        "devices": devices,
-        "mesh": mesh,
         "held": {k: sum(map(nbytes, jax.tree.leaves(tree))) for k, tree in held.items()},
         **facts(build.compile_step(experiment, fed)),
     }
@@ -135,12 +219,16 @@ def clip(devices: int, width: int, form: str) -> dict[str, Any]:
 def serve(part: str) -> None:
     """Compiles one part and prints its facts."""
     kind, *args = part.split(":")
-    devices = VIT[args[0]][0] if kind == "vit" else int(args[0])
+    steps = {"vit": VIT, "decoder": DECODER}
+    devices = steps[kind][args[0]][0] if kind in steps else int(args[0])
     import jax
 
     jax.config.update("jax_num_cpu_devices", devices)
     began = time.monotonic()
-    found = vit(args[0]) if kind == "vit" else clip(devices, int(args[1]), args[2])
+    if kind in steps:
+        found = {"vit": vit, "decoder": decoder}[kind](args[0])
+    else:
+        found = clip(devices, int(args[1]), args[2])
     print(json.dumps({**found, "seconds": round(time.monotonic() - began)}))
 
 
@@ -152,7 +240,8 @@ def main() -> None:
     options = parser.parse_args()
     if options.serve:
         return serve(options.serve)
-    everything = [f"vit:{name}" for name in VIT] + [":".join(map(str, ("clip", *c))) for c in CLIP]
+    everything = [f"vit:{name}" for name in VIT] + [f"decoder:{name}" for name in DECODER]
+    everything += [":".join(map(str, ("clip", *c))) for c in CLIP]
     env = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
     env["XLA_FLAGS"] = "--xla_backend_optimization_level=0"  # the code is not run
     results = {}

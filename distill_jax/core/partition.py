@@ -14,7 +14,7 @@ from typing import Any, TypeAlias
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from distill_jax.core.api import Model, PyTree
+from distill_jax.core.api import Array, Model, PyTree
 from distill_jax.core.errors import ArgumentError, nearest
 
 BATCH_AXES = ("data", "fsdp")
@@ -106,6 +106,26 @@ def shards_in_context() -> int:
     """Returns the number of parts of a batch on the mesh in context; 1 without a mesh."""
     sizes = axes_in_context()
     return math.prod(sizes.get(axis, 1) for axis in BATCH_AXES)
+
+
+def top_k(x: Array, k: int) -> tuple[Array, Array]:
+    """Returns `jax.lax.top_k` of `[b, ..., n]`, along the last axis, without an exchange.
+
+    The partitioner does not know that the rows of `jax.lax.top_k` are independent, and gathers its
+    argument from all devices. Here each device takes the rows that it holds of a batch that is
+    split over the mesh in context.
+    """
+    sizes = axes_in_context()
+    axes = tuple(axis for axis in BATCH_AXES if sizes.get(axis, 1) > 1)
+
+    def of_rows(rows: Array) -> tuple[Array, Array]:
+        value, index = jax.lax.top_k(rows, k)
+        return value, index
+
+    if x.ndim == 1 or x.shape[0] % shards_in_context() or not axes:
+        return of_rows(x)
+    spec = PartitionSpec(axes)
+    return jax.shard_map(of_rows, in_specs=spec, out_specs=spec, axis_names=set(axes))(x)
 
 
 def check_batch(batch_size: int, mesh: Mesh, *, accum_steps: int = 1, where: str) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from distill_jax.core import ranges, rng
+from distill_jax.core import partition, ranges, rng
 from distill_jax.core.api import Array, Batch, Decode, Key, Model, Params, Role, Samples, State
 from distill_jax.core.errors import ArgumentError
 
@@ -221,7 +221,7 @@ def _draw(
     logits = logits / temperature
     index = None
     if top_k:
-        logits, index = jax.lax.top_k(logits, top_k)
+        logits, index = partition.top_k(logits, top_k)
     draw = jax.vmap(lambda key, row: jax.random.categorical(jax.random.fold_in(key, i), row))
     choice = draw(keys, logits)
     token = choice if index is None else jnp.take_along_axis(index, choice[:, None], axis=1)[:, 0]

@@ -167,8 +167,8 @@ def top_log_probs(logits: Array, k: int, *, temperature: float = 1.0) -> TopLogP
     """
     logits = logits / temperature
     total = jax.nn.logsumexp(logits, axis=-1)
-    top, index = jax.lax.top_k(logits, k)
-    # The index breaks ties with the last of the top k, in the order of `top_k`.
+    top, index = partition.top_k(logits, k)
+    # The index breaks ties with the last of the top k, in the order of `jax.lax.top_k`.
     last, last_id = top[..., -1:], index[..., -1:]
     ids = jax.lax.broadcasted_iota(index.dtype, logits.shape, logits.ndim - 1)
     others = (logits < last) | ((logits == last) & (ids > last_id))

@@ -7,6 +7,7 @@ FKD (Shen, Xing 2022, arXiv:2112.01528) keeps the k largest probabilities of eac
 import jax
 import jax.numpy as jnp
 
+from distill_jax.core import partition
 from distill_jax.core.api import Array
 
 NOTHING = -1e4
@@ -16,7 +17,7 @@ is finite, unlike with an infinite logit."""
 
 def keep_top(logits: Array, *, k: int) -> tuple[Array, Array]:
     """Returns the `k` most probable classes, int32, and their log-probabilities, both `[b, k]`."""
-    value, index = jax.lax.top_k(jax.nn.log_softmax(logits), k)
+    value, index = partition.top_k(jax.nn.log_softmax(logits), k)
     return index.astype(jnp.int32), value
 
 

@@ -413,7 +413,7 @@ def partition_rules(*, devices: int, layout: str = "llama", **arguments: Any) ->
       ArgumentError: as `make`, or a number of devices that does not divide the heads, the groups
         (unless it is larger) or the hidden width.
     """
-    arch = _architecture(layout, **arguments)
+    arch = _architecture(layout, **{"vocabulary": 2**20, **arguments})  # on which no rule depends
     shared = arch.groups < devices
     sizes = {"heads": arch.heads, "mlp_width": arch.mlp_width}
     for name, size in {**sizes, **({} if shared else {"groups": arch.groups})}.items():

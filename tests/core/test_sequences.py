@@ -141,3 +141,20 @@ def test_a_batch_stays_split_over_devices():
     assert "all-gather" not in text and "all-to-all" not in text
     alone = jax.jit(jax.grad(loss))(hidden, table, ask)
     np.testing.assert_allclose(step(hidden, table, ask), alone, rtol=1e-5, atol=1e-6)
+
+
+def test_top_tokens_of_a_split_batch_need_no_exchange():
+    hidden, table, _, _ = drawn()
+    mesh = partition.make_mesh(data=2, devices=jax.devices()[:2])
+    split, whole = partition.over_batch(mesh), partition.replicated(mesh)
+    hidden = np.stack([hidden[0], 2 * hidden[0], -hidden[0], hidden[0] ** 2])
+
+    def top(h, w):
+        return sequences.top_log_probs_of(h, w, 3, chunk=2)
+
+    with jax.set_mesh(mesh):
+        step = jax.jit(top, in_shardings=(split, whole)).lower(hidden, table).compile()
+    assert "all-gather" not in step.as_text()
+    found = step(jax.device_put(hidden, split), jax.device_put(table, whole))
+    for one, other in zip(found, jax.jit(top)(hidden, table), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-6)

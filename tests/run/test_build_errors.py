@@ -195,6 +195,13 @@ CORPUS = [
         ["partition.frozen_rules: no set", "did you mean 'transformer'"],
     ),
     (
+        "networks without rules",
+        KD,
+        "train",
+        ["partition.rules=('networks',)"],
+        ["partition.rules: no trained network", "transformer"],
+    ),
+    (
         "no rule for an axis",
         KD,
         "train",

@@ -1,9 +1,8 @@
 """`Experiment`: a config as data, pure functions and shapes."""
 
-import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import jax
@@ -23,7 +22,6 @@ from distill_jax.core.api import (
     Role,
     Transform,
 )
-from distill_jax.core.errors import ConfigError
 from distill_jax.core.replicas import REPLICA
 from distill_jax.core.weighted_objective import WeightedObjective
 from distill_jax.data import checks, moments, shared_examples
@@ -32,6 +30,7 @@ from distill_jax.run.build import variants as variants_lib
 from distill_jax.run.build.data import batch_shapes, make_transform
 from distill_jax.run.build.method import Outer
 from distill_jax.run.build.networks import role_spec
+from distill_jax.run.build.rules import rules_of_config
 from distill_jax.run.config import ConfigDict
 from distill_jax.trainer import Trainer
 from distill_jax.trainer.io.teacher_cache import Plan
@@ -216,18 +215,18 @@ class Experiment:
     @functools.cached_property
     def abstract_state(self) -> Any:
         """The training state as shapes with shardings."""
-        with _rules_of_config():
+        with rules_of_config():
             return self.trainer.abstract_state(self.shapes)
 
     @functools.cached_property
     def abstract_frozen(self) -> Any:
-        with _rules_of_config():
+        with rules_of_config():
             return self.trainer.abstract_frozen(self.shapes)
 
     @functools.cached_property
     def init(self) -> Callable:
         """The compiled `key -> TrainState`, before warm starts."""
-        with _rules_of_config():
+        with rules_of_config():
             return self.trainer.compile_init(self.shapes)
 
     @functools.cached_property
@@ -389,20 +388,3 @@ def _example_weight_shapes(objective: Objective, shapes: state.Shapes) -> dict[s
     weights = jax.ShapeDtypeStruct((*rows, len(objective.loss_terms)), jnp.float32)
     logits = {r: x for r, x in shapes.terms.logits.items() if x.shape[:-1] == rows}
     return {"example_weights": {"weights": weights, **logits}}
-
-
-def rules_of(config: ConfigDict, name: str) -> partition.Rules:
-    """Returns the partition rules of that name."""
-    return partition.read_rules(config.partition[name], where=f"partition.{name}")
-
-
-@contextlib.contextmanager
-def _rules_of_config() -> Iterator[None]:
-    """Gives errors about `Options` of partitions the path of the rules in the config."""
-    try:
-        yield
-    except ConfigError as e:
-        if "partition_" not in e.where:
-            raise
-        kind, _, name = e.where.partition("partition_")
-        raise ConfigError(e.what, where=f"partition.{kind}{name}", hint=e.hint) from e

@@ -17,9 +17,10 @@ from distill_jax.run import teacher_cache
 from distill_jax.run.arguments import located
 from distill_jax.run.build.data import Data, make_batches, read_data
 from distill_jax.run.build.evaluators import make_evaluators
-from distill_jax.run.build.experiment import Experiment, readable, rules_of
+from distill_jax.run.build.experiment import Experiment, readable
 from distill_jax.run.build.method import Method, make_method
 from distill_jax.run.build.networks import Networks, make_networks, plan_cache
+from distill_jax.run.build.rules import rules_of
 from distill_jax.run.config import ConfigDict
 from distill_jax.run.resolve import names_in, resolve
 from distill_jax.trainer import Options, Trainer
@@ -37,6 +38,8 @@ class Names:
       averages: roles that are moving averages.
       make_objective: the function that `objective.name` refers to.
       mesh: devices.
+      rules: partition rules of the state.
+      frozen_rules: partition rules of the frozen networks.
     """
 
     trusted: Collection[str]
@@ -45,6 +48,8 @@ class Names:
     averages: tuple[Role, ...]
     make_objective: Callable
     mesh: Mesh
+    rules: partition.Rules
+    frozen_rules: partition.Rules
 
 
 def build(
@@ -138,8 +143,8 @@ def make_trainer(
             watch_every=0 if ahead.steps else config.log.every_steps,
             lookahead=LookAhead(ahead.steps, ahead.kind, ahead.restore) if ahead.steps else None,
             mesh=names.mesh,
-            partition_rules=rules_of(config, "rules"),
-            frozen_partition_rules=rules_of(config, "frozen_rules"),
+            partition_rules=names.rules,
+            frozen_partition_rules=names.frozen_rules,
             partition_min_size=config.partition.min_size,
             total_steps=data.total_steps,
             steps_per_epoch=data.steps_per_epoch,
@@ -154,8 +159,10 @@ def read_names(config: ConfigDict, trusted: Collection[str]) -> Names:
         "objectives", config.objective.name, where="objective.name", trusted=trusted
     )
     mesh = partition.make_mesh(**{axis: config.mesh[axis] for axis in partition.AXES})
-    rules = (rules_of(config, name) for name in ("rules", "frozen_rules"))
-    partition.check_model_axis(mesh, *rules)
+    rules, frozen_rules = (
+        rules_of(config, name, mesh, trusted=trusted) for name in ("rules", "frozen_rules")
+    )
+    partition.check_model_axis(mesh, rules, frozen_rules)
     partition.check_batch(
         config.batch_size, mesh, accum_steps=config.accum_steps, where="batch_size"
     )
@@ -166,6 +173,8 @@ def read_names(config: ConfigDict, trusted: Collection[str]) -> Names:
         averages=averages,
         make_objective=make_objective,
         mesh=mesh,
+        rules=rules,
+        frozen_rules=frozen_rules,
     )
 
 

@@ -178,7 +178,7 @@ def base() -> ConfigDict:
 
     config.partition = ConfigDict()
     config.partition.rules = ()  # for the state: (regex, (mesh axis or None, ...)) over leaf paths,
-    # the first match applies; or names of core.partition.RULE_SETS
+    # the first match applies; or names of core.partition.RULE_SETS; or "networks": their own rules
     config.partition.frozen_rules = ()  # the same for frozen networks, over role/0/path/to/leaf
     config.partition.min_size = 2**14  # elements; smaller parameters are replicated
 
