@@ -146,6 +146,7 @@ def steps(
         measured: dict[int, dict[str, Any] | None] = dict.fromkeys(range(len(group.runs)))
         if due.evaluate:
             measured |= evaluate(group, program, state, step, "held_out")
+            group.each(lambda run, step=step: run.draw(step))
         stopping = stop.asked(step)
         if due.save or stopping or any(run.improves(measured[i]) for i, run in group.going):
             group.each(hooks.save, program.split(state), measured)

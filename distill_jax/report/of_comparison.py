@@ -12,7 +12,6 @@ from distill_jax.report.folders import Run, Study, lookup, read_json
 from distill_jax.report.html import Html, el, join
 from distill_jax.report.page import muted, table, write
 from distill_jax.report.wording import flat, is_finite
-from distill_jax.trainer.io.paths import NetworkRef
 
 _OWN = ("seed", "study", "workdir")
 _SEED = re.compile(r"[-_.]?seed[-_.]?\d+|[-_.]\d+")
@@ -114,7 +113,8 @@ def _read_config(folder: Path) -> Mapping[str, Any]:
 
 def _origin(init: str, checksum: Any, above: Sequence[Path]) -> str:
     """Returns the essence of the run that `roles.*.init` names, else its checksum or its path."""
-    path, mark, network = NetworkRef.split(init)
+    named = "#" in init and not os.path.lexists(init)  # else it is part of a folder's name
+    path, mark, network = init.rpartition("#") if named else (init, "", "")
     for folder in (Path(path), *Path(path).parents[:2]):
         if folder not in above and {"roles", "seed"} <= _read_config(folder).keys():
             step = os.path.relpath(path, folder)

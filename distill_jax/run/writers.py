@@ -197,6 +197,19 @@ class TensorBoardWriter:
                 self._file.flush()
                 self._flushed = time.monotonic()
 
+    def write_images(self, step: int, images: Mapping[str, np.ndarray]) -> None:
+        """Writes pictures, uint8 `[h, w, c]` with one channel or three, by name."""
+        if self._file is None:
+            return
+        from tensorboardX.summary import image  # torch stays out of it, see `_import_tensorboardx`
+
+        with self._tolerated():
+            for name, picture in images.items():
+                summary = image(name, picture, dataformats="HWC")
+                event = self._modules[1].Event
+                self._file.write_event(event(wall_time=time.time(), step=step, summary=summary))
+            self._file.flush()
+
     def close(self) -> None:
         if self._file is not None:
             with self._tolerated():
@@ -239,6 +252,12 @@ class MultiWriter:
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
         for writer in self._writers:
             writer.write(step, metrics)
+
+    def write_images(self, step: int, images: Mapping[str, np.ndarray]) -> None:
+        """Hands pictures to the writers that take them: TensorBoard's."""
+        for writer in self._writers:
+            if isinstance(writer, TensorBoardWriter):
+                writer.write_images(step, images)
 
     def close(self) -> None:
         with contextlib.ExitStack() as stack:

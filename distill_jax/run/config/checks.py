@@ -134,6 +134,10 @@ def _check_numbers(config: ConfigDict) -> None:
     check("bilevel.outer_batch", 0 < config.bilevel.outer_batch < math.inf, "a positive share")
     for path in ("bilevel.optim.lr", "bilevel.optim.weight_decay"):
         check(path, 0 <= lookup(config, path) < math.inf, "0 or more")
+    check("log.images", 0 <= config.log.images <= 256, "0 for none, to 256")
+    if config.log.images and not config.log.tensorboard:
+        hint = "log.tensorboard=true, or log.images=0"
+        raise ConfigError("TensorBoard shows them, and is off", where="log.images", hint=hint)
     for path in ("watch.stall_seconds", "watch.spike"):
         check(path, 0 <= lookup(config, path) < math.inf, "0 for off, or more")
     check("seed", 0 <= config.seed < 2**32, "from 0 to 2**32 - 1")

@@ -195,6 +195,8 @@ def base() -> ConfigDict:
     config.log.every_steps = 50  # steps between two lines of metrics
     config.log.grad_norm = False  # also log the norm of the gradient; costs a pass over it
     config.log.tensorboard = True  # also write TensorBoard events
+    config.log.images = 0  # training images shown there as steps see them, at the start and at
+    # evaluations; 0: none
     config.log.to = ConfigDict()  # open: {wandb | mlflow | trackio: keyword arguments}; each is
     # sent the metrics by a process of its own, which the run does not wait for (docs/loggers.md)
 

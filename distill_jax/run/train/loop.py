@@ -123,6 +123,8 @@ def steps(
         if due.log:
             hooks.log(run, means, step=step)
         measured = evaluate(group, program, state, step, "held_out") if due.evaluate else {}
+        if due.evaluate:
+            run.draw(step)
         if run.error is not None:
             raise run.error
         stopping = stop.asked(step)

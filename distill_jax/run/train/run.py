@@ -13,7 +13,7 @@ from distill_jax.core import collapse
 from distill_jax.core.api import TrainState
 from distill_jax.core.errors import NonFiniteError
 from distill_jax.report.sharing import scrubbed
-from distill_jax.run import alarms, diagnosis, environment, processes, writers
+from distill_jax.run import alarms, diagnosis, environment, pictures, processes, writers
 from distill_jax.run import build as build_lib
 from distill_jax.run import config as config_lib
 from distill_jax.run import workdir as workdir_lib
@@ -79,6 +79,7 @@ class Run:
         )
         self.error: NonFiniteError | None = None
         self.log: Any = None
+        self.pictures: pictures.Pictures | None = None
         self.latest: dict[str, float] = {}
         self.right: dict[str, Any] | None = None  # of the selecting examples, see `choices.packed`
         # Metrics of the steps since the last event, where a stop comes between two.
@@ -151,6 +152,10 @@ class Run:
             is_main=jax.process_index() == 0,
             log_line=self.log_line,
         )
+        if self.config.log.images:
+            self.pictures = pictures.Pictures(self.experiment, self.config)
+            if step == 0:
+                self.draw(0)
         self.alarms = alarms.Alarms(
             self.workdir if jax.process_index() == 0 else None,
             alarms.default_rules(
@@ -256,6 +261,11 @@ class Run:
         metrics = {f"train/{name}": value for name, value in means.items()}
         self.log.write(step, example_info | metrics)
         self.alarms.see(step, metrics)
+
+    def draw(self, step: int) -> None:
+        """Writes the images that `log.images` asks for, as a step there sees them."""
+        if self.pictures is not None:
+            self.log.write_images(step, self.pictures(step))
 
     def write_measured(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Logs the measurements on a split."""
