@@ -28,8 +28,9 @@ lint: $(VENV)/.lint
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/pyright --pythonpath $(VENV)/bin/python
 
-site: $(VENV)/.docs  # warnings are errors
+site: $(VENV)/.docs  # warnings and broken links are errors
 	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict --quiet
+	$(VENV)/bin/python tools/check_links.py build/site
 
 release: $(VENV)/bin/python  # builds wheel and sdist, and tries both in fresh environments
 	$(VENV)/bin/python tools/release.py --out=dist
