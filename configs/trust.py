@@ -1,7 +1,9 @@
 """Arms of the studies of learned trust: the same for every task, so that budgets are equal."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
+ALPHA = "objective.kwargs.alpha"
 PERCENT = (10, 30, 50, 70, 90)
 SCENARIOS = {
     "class": {"teacher_damage": 0.3, "teacher_damage_kind": "class"},
@@ -26,7 +28,7 @@ def scenario(options: set[str], known: Iterable[str] = SCENARIOS) -> str:
     return given[0] if given else ""
 
 
-def kd(alpha: float, *, temperature: float) -> dict:
+def kd(alpha: float | str, *, temperature: float) -> dict:
     """Distillation at a constant ratio."""
     return {
         "objective": {"name": "kd", "kwargs": {"temperature": temperature, "alpha": alpha}},
@@ -86,6 +88,37 @@ def arms(*, teacher: dict, temperature: float, hidden: tuple[int, ...], full: bo
         whole = ("alone", "kd_50", "kd_90", "ada_sample", "wsl", "annealed", "tgeo_joint")
         found |= {f"{name}_all_data": _all_data(found[name]) for name in whole}
     return {**found, "teacher": teacher}
+
+
+def around(
+    *, temperature: float, hidden: tuple[int, ...], control: str = "none", **network
+) -> dict:
+    """TGeo-KD around the constant `kd_tuned`: only differences between examples are learned."""
+    arm = weighted("trilateral", temperature=temperature, control=control, centre=_tuned(ALPHA))
+    return with_network(arm, "ratio_mlp", hidden=hidden, **network)
+
+
+def tuned_more(
+    *settings: str, temperature: float, corrupt: Mapping[str, Any] | None = None
+) -> dict:
+    """The constant `kd_tuned` with the outer examples in its training part.
+
+    Args:
+      *settings: config paths, besides the ratio, in which the arms of `kd_tuned` differ.
+      temperature: of the distillation term.
+      corrupt: faults of the data.
+    """
+    arm = kd(_tuned(ALPHA), temperature=temperature)
+    arm["data"] = {"corrupt": {**(corrupt or {}), "train_on_outer": "added"}}
+    for path in settings:
+        group, _, key = path.rpartition(".")
+        node = arm.setdefault(group, {}) if group else arm
+        node[key] = _tuned(path)
+    return arm
+
+
+def _tuned(path: str) -> str:
+    return f"setting:kd_tuned#{path}"
 
 
 def percent(full: bool) -> tuple[int, ...]:

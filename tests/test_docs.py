@@ -181,11 +181,12 @@ def arms(config):
     others = [arm for arm in found if arm not in (config.study.reference, *config.study.sources)]
     others.sort(key=lambda arm: "weighting" not in found[arm])
     kept = {config.study.reference, *others[:1]}
-    while (
-        more := {*re.findall(r"'arm:([\w.+-]+?)[@#']", str([found.get(arm) for arm in kept]))}
-        - kept
-    ):
+    pattern = r"'(?:arm|setting):([\w.+-]+?)[@#']"
+    while more := {*re.findall(pattern, str([found.get(arm) for arm in kept]))} - kept:
         kept |= more
+        kept |= {config.study.tuned[name][0] for name in more if name in config.study.tuned}
+    if config.study.reference in config.study.tuned:
+        kept.add(config.study.tuned[config.study.reference][0])
     return {arm: found[arm] for arm in kept & {*found}}
 
 
@@ -197,8 +198,14 @@ def few_arms(config):
     sources = "".join(f"{arm}," for arm in config.study.sources if arm in few)
     changes = {f"study.arms.{arm}": "none" for arm in config.study.arms if arm not in few}
     groups = {
-        f"study.{name}": "{}" for name in ("tuned", "questions", "published") if config.study[name]
+        f"study.{name}": "{}"
+        for name in ("tuned", "fallback", "questions", "published")
+        if config.study[name]
     }
+    chosen = {n: c[0] for n, c in config.study.tuned.items() if c[0] in few}
+    if len(chosen) == len(config.study.tuned) and chosen:
+        del groups["study.tuned"]
+        groups |= {f"study.tuned.{name}": f"{arm}," for name, arm in chosen.items()}
     return changes | groups | {"study.seeds": "0,", "study.sources": sources}
 
 

@@ -7,7 +7,9 @@
 A small network turns the trilateral geometry of student, teacher and label into the share of the
 distillation term, and learns by the exact gradient of the held-out loss after the student's step,
 every fourth step from the second epoch on. The paper leaves that rule open. One half of the
-held-out part teaches it, the other chooses the checkpoint (`data.outer`). `weighting.control`
+held-out part teaches it, the other chooses the checkpoint (`data.outer`). The mean ratio is free,
+as in the paper; once you have tuned a constant ratio, learn around it (`centre`) and fall back to
+it where the learned one is not better: `configs/studies/safe_ratio.py`. `weighting.control`
 makes the controls: frozen (with `--config.roles.weighting.kwargs.zero_init=false`), shuffled,
 batch_mean, joint. `:full` and `:smoke` as in `configs/distill/supervised.py`.
 """
