@@ -1,18 +1,25 @@
 """What the pieces of the suite of learned trust say: choices, differences, tables, a picture."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from typing import Any
 
 import numpy as np
 import trust_suite as suite_lib
 from _trust_situations import SET_ASIDE, SITUATIONS
+from scipy import special
 
 from distill_jax.report import figures, statistics
 from distill_jax.run import environment
 
-DOMAINS = ("table", "images")
+DOMAINS = ("table", "images", "text")
 GAIN = 0.02  # of the oracle over the tuned constant, above which the aim demands a gain
+MADE = ("tgeo_kd", "tgeo_kd_more", "tgeo_kd_rates")
+RATES = (
+    ("tgeo_kd_rates", "constant_rates"),
+    ("joint", "constant_rates"),
+    ("tgeo_kd_rates", "joint"),
+)
 AGAINST = ("constant", "constant_more", "alone", "clean", "best_rival", "oracle")
 
 
@@ -32,12 +39,13 @@ def arms_of(suite: suite_lib.Suite, domain: str, name: str, seed: int) -> dict[s
     """Returns the choice of every arm in one seed, those made of others included."""
     found = {
         arm: chosen(suite.read(domain, name, arm, seed))
-        for arm in suite_lib.ARMS
+        for arm in (*suite_lib.ARMS, *suite_lib.MORE_RATES)
         if suite.path(domain, name, arm, seed).exists()
     }
     for arm, learned, constant in (
         ("tgeo_kd", "around", "constant"),
         ("tgeo_kd_more", "around_more", "constant_more"),
+        ("tgeo_kd_rates", "around_rates", "constant_rates"),
     ):
         if learned in found and constant in found:
             took = better(found[learned], found[constant])
@@ -45,34 +53,47 @@ def arms_of(suite: suite_lib.Suite, domain: str, name: str, seed: int) -> dict[s
     return found
 
 
-def cell(suite: suite_lib.Suite, domain: str, name: str) -> dict[str, Any] | None:
-    """Returns arms and differences of a situation in a domain; None where nothing has run."""
-    folder = suite.folder / domain / name / "constant"
-    seeds = sorted(int(p.stem) for p in folder.glob("*.npz"))
-    if not seeds:
+def cell(
+    suite: suite_lib.Suite, domain: str, name: str, known: Mapping[str, Any]
+) -> dict[str, Any] | None:
+    """Returns arms and differences of a situation in a domain; None where nothing has run.
+
+    Args:
+      suite: the folder of pieces.
+      domain: the domain.
+      name: the situation.
+      known: such a result of other seeds or arms, to be added; may be empty.
+    """
+    folder = suite.folder / domain / name
+    seeds = sorted({int(p.stem) for p in folder.glob("*/*.npz")})
+    if not seeds and not known:
         return None
     runs = {seed: arms_of(suite, domain, name, seed) for seed in seeds}
-    tests = {
-        arm: {seed: float(run[arm]["test"]) for seed, run in runs.items() if arm in run}
-        for arm in (*suite_lib.ARMS, "tgeo_kd", "tgeo_kd_more")
+    tests = {}
+    for arm in (*suite_lib.ARMS, *suite_lib.MORE_RATES, *MADE):
+        old = known.get("test", {}).get(arm, {})
+        new = {seed: round(float(run[arm]["test"]), 4) for seed, run in runs.items() if arm in run}
+        if both := {**{int(seed): x for seed, x in old.items()}, **new}:
+            tests[arm] = dict(sorted(both.items()))
+    learned = {}
+    for arm in MADE:
+        before = known.get("test", {}).get(arm, ()), known.get("learned", {}).get(arm, ())
+        took = {int(seed): x for seed, x in zip(*before, strict=True)}
+        took |= {seed: int(run[arm]["learned"]) for seed, run in runs.items() if arm in run}
+        learned[arm] = [took[seed] for seed in tests.get(arm, ())]
+    result: dict[str, Any] = {"test": tests, "learned": learned}
+    result["ratio"] = {
+        arm: known.get("ratio", {}).get(arm)
+        or round(float(np.mean([r[arm]["share"] for r in runs.values() if arm in r])), 3)
+        for arm in ("tgeo", "tgeo_start", "around", "two_speed")
+        if arm in tests
     }
-    tests = {arm: by_seed for arm, by_seed in tests.items() if by_seed}
-    rivals = {a: np.mean(list(tests[a].values())) for a in suite_lib.RIVALS if a in tests}
-    result: dict[str, Any] = {
-        "test": {a: {s: round(x, 4) for s, x in t.items()} for a, t in tests.items()},
-        "learned": {
-            arm: [int(run[arm]["learned"]) for run in runs.values() if arm in run]
-            for arm in ("tgeo_kd", "tgeo_kd_more")
-        },
-        "ratio": {
-            arm: round(float(np.mean([r[arm]["share"] for r in runs.values() if arm in r])), 3)
-            for arm in ("tgeo", "tgeo_start", "around", "two_speed")
-            if arm in tests
-        },
-    }
-    if rivals:
-        result["best_rival"] = max(rivals, key=lambda arm: rivals[arm])
-        tests["best_rival"] = tests[result["best_rival"]]
+    rivals = [arm for arm in suite_lib.RIVALS if arm in tests]
+    shared = common(tests, rivals)
+    if rivals and shared:
+        means = {arm: np.mean([tests[arm][seed] for seed in shared]) for arm in rivals}
+        result["best_rival"] = max(rivals, key=lambda arm: means[arm])
+        tests = {**tests, "best_rival": tests[result["best_rival"]]}
     result["minus"] = {}
     for arm, reference in (
         *(("tgeo_kd", other) for other in AGAINST),
@@ -81,22 +102,39 @@ def cell(suite: suite_lib.Suite, domain: str, name: str) -> dict[str, Any] | Non
         ("around", "tgeo_start"),
         ("around", "shuffled"),
         ("around", "frozen"),
+        *RATES,
     ):
         if arm in tests and reference in tests:
             both = [s for s in tests[arm] if s in tests[reference]]
             found = statistics.estimate([tests[arm][s] - tests[reference][s] for s in both])
             low, high = found.interval or (float("nan"), float("nan"))
             row = {"mean": found.mean, "low": low, "high": high}
-            result["minus"][f"{arm}-{reference}"] = {k: round(v, 4) for k, v in row.items()}
+            row = {k: round(v, 4) for k, v in row.items()}
+            result["minus"][f"{arm}-{reference}"] = {**row, "seeds": len(both)}
     return result
 
 
-def result(suite: suite_lib.Suite) -> dict[str, Any]:
+def common(tests: Mapping[str, Mapping[int, float]], arms: Sequence[str]) -> list[int]:
+    """Returns the seeds that all of these arms have."""
+    seeds = [set(tests[arm]) for arm in arms if arm in tests]
+    return sorted(set.intersection(*seeds)) if seeds else []
+
+
+def needed(row: Mapping[str, float], aim: float = 0.01) -> int:
+    """Returns the seeds that make the half-width the aim, at the spread of those that ran."""
+    quantile = lambda n: special.stdtrit(n - 1, 0.975)  # noqa: E731
+    half, n = (row["high"] - row["low"]) / 2, row["seeds"]
+    spread = half * np.sqrt(n) / quantile(n)
+    return next(m for m in range(2, 10**6) if quantile(m) * spread <= aim * np.sqrt(m))
+
+
+def result(suite: suite_lib.Suite, known: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns what the folder and the `known` cells say together."""
     cells = {
-        f"{domain}/{name}": found
+        key: found
         for domain in DOMAINS
         for name in (*SITUATIONS, *SET_ASIDE)
-        if (found := cell(suite, domain, name))
+        if (found := cell(suite, domain, name, known.get(key := f"{domain}/{name}", {})))
     }
     versions = environment.describe_environment()["versions"]
     return {"cells": cells, "summary": summary(cells), "versions": versions}
@@ -131,6 +169,7 @@ def summary(cells: Mapping[str, Any]) -> dict[str, Any]:
                for a in ("tgeo", "tgeo_start", "around", "two_speed", "frozen", "shuffled",
                          *suite_lib.RIVALS)},
             "tgeo_kd_more-constant_more": of(part, "tgeo_kd_more", "constant_more"),
+            **{f"{a}-{b}": of(part, a, b) for a, b in RATES},
             "share_of_oracle": shares,
             "median_share": round(float(np.median(list(shares.values()))), 2) if shares else None,
         }  # fmt: skip
@@ -138,13 +177,16 @@ def summary(cells: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def table(cells: Mapping[str, Any]) -> str:
-    """Returns the Markdown table of test accuracies, one row a situation."""
+    """Returns the Markdown table of test accuracies over the seeds that all arms have."""
     names = ("alone", "clean", "constant", "constant_more", "oracle", "frozen", "shuffled",
              "tgeo", "two_speed", "tgeo_start", "around", "tgeo_kd", "tgeo_kd_more",
              *suite_lib.RIVALS)  # fmt: skip
     lines = ["| situation | " + " | ".join(names) + " |", "| --- |" + " --: |" * len(names)]
     for n, c in cells.items():
-        means = [np.mean(list(c["test"][a].values())) if a in c["test"] else None for a in names]
+        seeds = common(c["test"], names)
+        means = [
+            np.mean([c["test"][a][s] for s in seeds]) if a in c["test"] else None for a in names
+        ]
         row = " | ".join("-" if m is None else f"{m:.3f}" for m in means)
         lines.append(f"| {n} | {row} |")
     return "\n".join(lines)

@@ -5,6 +5,7 @@ import functools
 import zlib
 from typing import Any
 
+import _trust_text
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -80,7 +81,14 @@ class Domain:
 
 @functools.cache
 def domain(name: str) -> Domain:
-    """Returns "images", Fashion-MNIST-5k at 14x14, or "table", 5,000 rows of Letter Recognition."""
+    """Returns "images", Fashion-MNIST-5k at 14x14; "table", 5,000 rows of Letter Recognition; or
+    "text", passages of addresses (`_trust_text.py`)."""
+    if name == "text":
+        x, y, x_test, y_test = _trust_text.passages()
+        net = mlp.make(num_classes=10, hidden=(128,))
+        student = _trust_text.seen(mlp.make(num_classes=10, hidden=(32,)))
+        k, rate, teacher_rate, shape = 10, 0.02, 0.02, (x.shape[1],)
+        return Domain(x, y, x_test, y_test, k, student, net, rate, teacher_rate, shape)
     if name == "images":
         data = fashion_mnist_5k.make(held_out=0.0)
         (x, y), (x_test, y_test) = (_pixels(p) for p in (data.train, data.test))

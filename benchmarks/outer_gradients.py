@@ -28,24 +28,21 @@ import pathlib
 from collections.abc import Iterator
 from typing import Any
 
+import _outer_learned
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-from distill_jax.core import bilevel, horizon, hypergradient, state, steps, weighted_objective
-from distill_jax.core.api import Model
-from distill_jax.core.bilevel import Bilevel, Optimizers
-from distill_jax.core.weighted_objective import WeightedObjective
-from distill_jax.data import digits, fashion_mnist_5k
-from distill_jax.models import convnet, mlp, ratio_mlp, vit
-from distill_jax.objectives import kd, supervised
+from distill_jax.core import horizon, hypergradient
+from distill_jax.data import digits
+from distill_jax.models import convnet, mlp, vit
 from distill_jax.run import environment
-from distill_jax.weighting import constant, trilateral
 
 K, STEPS, BATCH, TEMPERATURE = 10, 200, 64, 4.0
 STARTS = (20, 40, 60, 80, 99)
 DAMPING = 0.1
+AVERAGED, FEW = 20, 32  # steps of an average, and held-out examples of a small draw
 SETTINGS = ("clean", "two_sources")
 HORIZONS = (1, 5, 20, 100)
 NETS = {
@@ -158,16 +155,35 @@ class Problem:
 
     def estimates(self, states: Any, data: Any, t: Any) -> dict[str, Any]:
         """Returns those that see the state and the batch of step t alone, by name."""
-        now, batch = jax.tree.map(lambda x: x[t], (states, data[0]))
-        grad_fn = lambda p, w, _: jax.grad(self.inner_loss, (0, 1))(p, w, batch)  # noqa: E731
-        value = jax.value_and_grad(lambda p: self.outer(p, data[1]))
-        given = grad_fn, value, self.tx, *now, self.omega
-        cg = horizon.conjugate_gradient
+        given, cg = self._given(states, data, t, data[1]), horizon.conjugate_gradient
         return {
             "one_step": horizon.neumann(*given, steps=1)[1],
             **{f"neumann_{k}": horizon.neumann(*given, steps=k)[1] for k in (5, 20, 100)},
             **{f"cg_{k}": cg(*given, steps=k, damping=DAMPING)[1] for k in (5, 20)},
         }
+
+    def recent(self, states: Any, data: Any, t: Any, rows: Any) -> dict[str, Any]:
+        """Returns estimates of the last steps to t; of some on `rows` `[steps, few]` held out."""
+
+        def of(i):
+            now = t - AVERAGED + 1 + i
+            some = jax.tree.map(lambda x: x[rows[i]], data[1])
+            whole, few = (self._given(states, data, now, held) for held in (data[1], some))
+            cg = functools.partial(horizon.conjugate_gradient, steps=5, damping=DAMPING)
+            return {
+                "one_step": horizon.neumann(*whole, steps=1)[1],
+                "cg_5": cg(*whole)[1],
+                f"one_step_held_{FEW}": horizon.neumann(*few, steps=1)[1],
+                f"cg_5_held_{FEW}": cg(*few)[1],
+            }
+
+        return jax.lax.map(of, jnp.arange(AVERAGED))
+
+    def _given(self, states: Any, data: Any, t: Any, held: Any) -> Any:
+        now, batch = jax.tree.map(lambda x: x[t], (states, data[0]))
+        grad_fn = lambda p, w, _: jax.grad(self.inner_loss, (0, 1))(p, w, batch)  # noqa: E731
+        value = jax.value_and_grad(lambda p: self.outer(p, held))
+        return grad_fn, value, self.tx, *now, self.omega
 
     def trajectory(self, data: Any) -> tuple[Any, Any]:
         """Returns states and tangents in the bias before every step, and after the last."""
@@ -201,10 +217,11 @@ def gradients_of(net: str) -> dict[str, Any]:
     problem = Problem(net, settings["clean"])
     trajectory, estimates = jax.jit(problem.trajectory), jax.jit(problem.estimates)
     truth_of = jax.jit(problem.truth, static_argnames=("followed",))
-    slope = jax.jit(jax.grad(problem.outer))
+    recent, slope = jax.jit(problem.recent), jax.jit(jax.grad(problem.outer))
     result: dict[str, Any] = {}
     for name, data in settings.items():
         states, tangents = trajectory(data)
+        draw = np.random.default_rng(2)
         truth: dict[str, list[np.ndarray]] = {}
         found: dict[str, list[np.ndarray]] = {}
         for t in STARTS:
@@ -215,6 +232,13 @@ def gradients_of(net: str) -> dict[str, Any]:
             found.setdefault("seen_followed_20", []).append(followed)
             for key, value in estimates(states, data, t).items():
                 found.setdefault(key, []).append(flat(value))
+            rows = draw.integers(0, len(data[1][1]), (AVERAGED, FEW))
+            for key, values in recent(states, data, t, rows).items():
+                mean = jax.tree.map(lambda x: x.mean(0), values)
+                found.setdefault(f"{key}_mean_{AVERAGED}", []).append(flat(mean))
+                if key.endswith(f"held_{FEW}"):
+                    last = jax.tree.map(lambda x: x[-1], values)
+                    found.setdefault(key, []).append(flat(last))
             for k in (5, 20):  # through the last k steps taken, judged now
                 past = flat(truth_of(states, data, t - k, k))
                 found.setdefault(f"truncated_{k}", []).append(past)
@@ -306,179 +330,12 @@ def gradients(nets: list[str], found: dict[str, Any]) -> Iterator[dict[str, Any]
             yield found
 
 
-# What is learned.
-
-WIDE = 14 * 14
-LEARNED: dict[str, tuple[Bilevel, int]] = {
-    "one_step": (Bilevel(), 1),
-    "neumann_20": (Bilevel(method="neumann", horizon=20), 20),
-    "truncated_20": (Bilevel(method="truncated", horizon=20, every=20, warmup=39), 20),
-    "unrolled_20": (Bilevel(outer_update="lookahead", unroll=20), 20),
-    "two_speed": (Bilevel(method="two_speed"), 1),
-    "two_speed_every_4": (Bilevel(method="two_speed"), 4),
-}
-RATIOS = ("0.1", "0.2", "0.3", "0.4", "0.5", "0.7", "0.9")
-LENGTH, SIZE, WARMUP = 1000, 128, 39
-
-
-def seen(model: Model, part: slice) -> Model:
-    """The network, on some columns of the input."""
-
-    def init(key, x):
-        return model.init(key, x[:, part])
-
-    def apply(params, state, x, *, train, rngs):
-        return model.apply(params, state, x[:, part], train=train, rngs=rngs)
-
-    return Model(init, apply)
-
-
-def answers() -> Model:
-    """The teacher: its logits are the last columns of the input."""
-
-    def apply(params, state, x, *, train, rngs):
-        del params, train, rngs
-        return {"logits": x[:, WIDE:]}, state
-
-    return Model(lambda key, x: ({}, {}), apply)
-
-
-def batch_of(x: np.ndarray, y: np.ndarray) -> dict[str, Any]:
-    b = len(y)
-    rows = jnp.arange(b, dtype=jnp.int32)
-    return {
-        "input": jnp.asarray(x, jnp.float32),
-        "label": jnp.asarray(y, jnp.int32),
-        "mask": jnp.ones(b),
-        "index": rows,
-        "epoch": jnp.zeros_like(rows),
-    }
-
-
-def fashion() -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Parts of pixels at 14x14 and teacher logits `[n, 196 + 10]`; the outer part is one half."""
-    data = fashion_mnist_5k.make(held_out=0.1)
-    parts = {}
-    for name, part in data.parts.items():
-        rows = part.read(np.arange(len(part)))
-        x = rows["input"].astype(np.float32).reshape(-1, 14, 2, 14, 2).mean((2, 4)) / 255
-        parts[name] = (x - 0.2861) / 0.33, rows["label"]
-    model = convnet.make(num_classes=K, widths=(16, 32, 64))
-    x, y = parts["train"]
-    objective, models = supervised.make(), {"student": model}
-    tx = optax.sgd(optax.cosine_decay_schedule(0.1, 600), momentum=0.9, nesterov=True)
-    shapes = state.infer_shapes(objective, models, batch_of(x[:SIZE, ..., None], y[:SIZE]))
-    init = state.make_init(objective, models, tx, shapes, trainable=("student",), ema={})
-    now, step = init(jax.random.key(5)), jax.jit(steps.make_train_step(objective, models, tx))
-    draw = np.random.default_rng(5)
-    for _ in range(600):
-        rows = draw.integers(0, len(y), SIZE)
-        now, _ = step(now, {}, batch_of(x[rows][..., None], y[rows]), jax.random.key(0))
-    params, model_state = now.params["student"], now.model_state["student"]
-    ask = jax.jit(lambda x: model.apply(params, model_state, x, train=False, rngs={})[0]["logits"])
-    result = {}
-    for name, (x, y) in parts.items():
-        logits = np.concatenate(
-            [np.asarray(ask(x[i : i + 500, ..., None])) for i in range(0, len(y), 500)]
-        )
-        print(name, "teacher", round(float((logits.argmax(1) == y).mean()), 4), flush=True)
-        result[name] = np.concatenate([x.reshape(len(y), -1), logits], axis=1), y
-    x, y = result.pop("held_out")
-    half = np.random.default_rng(0).permutation(len(y)) < len(y) // 2
-    return {**result, "outer": (x[half], y[half]), "select": (x[~half], y[~half])}
-
-
-def learn(parts: Any, weighting: Any, options: Bilevel | None, every: int, seed: int) -> Any:
-    """Trains once; returns accuracies and the mean ratio of the last hundred steps."""
-    student = seen(mlp.make(num_classes=K, hidden=(128,)), slice(0, WIDE))
-    models = {"student": student, "teacher": answers()}
-    if options is not None:
-        models["weighting"] = ratio_mlp.make(hidden=(128,))
-    weighted = WeightedObjective(
-        objective=kd.make(temperature=TEMPERATURE),
-        weighting=weighting,
-        loss_terms=("cross_entropy", "distillation"),
-        num_classes=K,
-    )
-    rate = optax.warmup_cosine_decay_schedule(0, 0.05, 40, LENGTH)
-    inner = optax.sgd(rate, momentum=0.9, nesterov=True)
-    roles = ("weighting",) if options is not None else ()
-    method = options.method if options is not None else "exact"
-    both = Optimizers(inner, optax.adamw(1e-2, weight_decay=1e-4), roles, method)
-    x, y = parts["train"]
-    first = batch_of(x[:SIZE], y[:SIZE])
-    tx: Any = both if options is not None else inner
-    shapes = state.infer_shapes(weighted, models, first)
-    init = state.make_init(weighted, models, tx, shapes, trainable=("student", *roles), ema={})
-    now, frozen, key = init(jax.random.key(seed)), {"teacher": ({}, {})}, jax.random.key(seed)
-    if "class_means" in weighted.weighting.needs:
-        nets = steps.bind_networks(models, now, frozen, key=key)
-        sums = weighted.class_sums(nets, batch_of(x, y), now.memory)
-        means = weighted_objective.class_means(*sums)
-        now = now.replace(memory={**now.memory, "class_means": means})
-    if options is None:
-        plain = outer = jax.jit(steps.make_train_step(weighted, models, inner))
-    else:
-        made = (weighted, models, both, options)
-        plain, outer = (jax.jit(bilevel.make_bilevel_step(*made, outer=o)) for o in (False, True))
-    draw = np.random.default_rng(seed)
-    order = np.concatenate([draw.permutation(len(y)) for _ in range(LENGTH * SIZE // len(y) + 2)])
-    held, ratios = batch_of(*parts["outer"]), []
-    rows_of = lambda t: order[t * SIZE : (t + 1) * SIZE]  # noqa: E731
-    for t in range(LENGTH):
-        rows = rows_of(t)
-        batch: Any = batch_of(x[rows], y[rows])
-        count = options.batches if options is not None else 1
-        if options is not None and t >= WARMUP and (t - WARMUP) % every == 0:
-            if count > 1:
-                several = [min(t - options.back + i, LENGTH - 1) for i in range(count)]
-                several = [batch_of(x[r], y[r]) for r in map(rows_of, several)]
-                batch = jax.tree.map(lambda *leaves: jnp.stack(leaves), *several)
-            now, metrics = outer(now, frozen, {"train": batch, "held_out": held}, key)
-        else:
-            now, metrics = plain(now, frozen, batch, key)
-        if t >= LENGTH - 100:
-            ratios.append(metrics["weight/distillation"])
-    result = {"ratio": float(np.mean(jax.device_get(ratios)))}
-    params, model_state = now.params["student"], now.model_state["student"]
-    for name in ("select", "test"):
-        x, y = parts[name]
-        out, _ = student.apply(params, model_state, jnp.asarray(x), train=False, rngs={})
-        logits = out["logits"]
-        loss = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.asarray(y)).mean()
-        result |= {name: float((logits.argmax(1) == y).mean()), f"{name}_loss": float(loss)}
-    return result
-
-
-def learned(seeds: int, arms: list[str]) -> Iterator[dict[str, Any]]:
-    """Yields what is known after each arm."""
-    parts, rows = fashion(), {}
-    for name in arms:
-        if name in LEARNED:
-            how = trilateral.make(), *LEARNED[name]
-        else:
-            how = constant.make(ratio=float(name)), None, 1
-        runs = [learn(parts, *how, seed) for seed in range(seeds)]
-        rows[name] = {
-            k: {"mean": round(float(np.mean(v)), 4), "runs": [round(x, 4) for x in v]}
-            for k, v in ((k, [run[k] for run in runs]) for k in runs[0])
-        }
-        print(name, {k: v["mean"] for k, v in rows[name].items()}, flush=True)
-        tried = [name for name in rows if name not in LEARNED]
-        best = {
-            by: max(tried, key=lambda name: sign * rows[name][by]["mean"])
-            for by, sign in (("select", 1), ("select_loss", -1))
-            if tried
-        }
-        yield {"seeds": seeds, "best_constant": best, "arms": rows}
-
-
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=pathlib.Path)
     parser.add_argument("--parts", default="gradients,learned")
     parser.add_argument("--nets", default=",".join(NETS))
-    parser.add_argument("--arms", default=",".join((*LEARNED, *RATIOS)))
+    parser.add_argument("--arms", default=",".join((*_outer_learned.WAYS, *_outer_learned.RATIOS)))
     parser.add_argument("--seeds", type=int, default=3)
     options = parser.parse_args()
     environment.keep_freed_memory()
@@ -499,8 +356,13 @@ def main():
             result["gradients"] = found
             store()
     if "learned" in parts:
-        for found in learned(options.seeds, options.arms.split(",")):
+        arms, known = options.arms.split(","), result.get("learned", {})
+        for found in _outer_learned.learned(options.seeds, arms, known):
             result["learned"] = found
+            store()
+    if "rates" in parts:
+        for found in _outer_learned.rates(options.seeds, result.get("rates", {})):
+            result["rates"] = found
             store()
 
 

@@ -25,6 +25,12 @@ loss among equals, in every seed by itself. Arms:
 * `around_more`: the network of `around`, frozen, for a new student with the outer examples in
   training; `tgeo_kd_more`: that, or `constant_more`, by the same rule.
 * `wsl`, `ada`, `l2rw`, `mwn`, `joint`: rivals.
+* `constant_rates`, `around_rates`, `tgeo_kd_rates`: as without `_rates`, with the learning rates of
+  `joint` in the grid of the constants; the learned ratio takes that of the tuned constant. Only
+  with `--arms`.
+
+The domain "text" needs what `tools/fetch_addresses.py` downloads. `report --base=JSON` adds the
+seeds of the folder to those of a stored result.
 """
 
 import argparse
@@ -47,6 +53,7 @@ GIVEN = ("alone", "clean", "constant", "constant_more", "oracle")
 RIVALS = ("wsl", "ada", "l2rw", "mwn", "joint")
 LEARNED = ("around", "around_more", "tgeo_start", "tgeo", "shuffled", "frozen", "two_speed")
 ARMS = (*GIVEN, *LEARNED[:2], *RIVALS, *LEARNED[2:])
+MORE_RATES = ("constant_rates", "around_rates")
 SHORT = {"length": 120.0}
 SEEDS = 5  # runs of so many seeds share a program
 
@@ -62,6 +69,8 @@ def grid(arm: str) -> list[tuple[str, dict[str, Any]]]:
     if arm in ("constant", "constant_more", "oracle"):
         use = "added" if arm == "constant_more" else "train"
         return [("given", {"use": use, "ratio": r}) for r in RATIOS]
+    if arm == "constant_rates":
+        return [("given", {"ratio": r, "numbers": {"lr": f}}) for f in RATES for r in RATIOS]
     if arm == "wsl":
         return [("wsl", {"numbers": {"scale": s}}) for s in (0.5, 1.0, 2.5, 5.0)]
     if arm == "ada":
@@ -75,7 +84,7 @@ def grid(arm: str) -> list[tuple[str, dict[str, Any]]]:
         return [(arm, {})]
     if arm == "around_more":
         return [("frozen_around", {"use": "added"})]
-    name = "tgeo" if arm == "tgeo_start" else arm
+    name = {"tgeo_start": "tgeo", "around_rates": "around"}.get(arm, arm)
     if arm == "two_speed":
         return [(arm, {"numbers": {"outer_lr": r}}) for r in OUTER_RATES[1:3]]
     return [(name, {"numbers": {"outer_lr": r}}) for r in OUTER_RATES]
@@ -117,7 +126,8 @@ class Suite:
 
     def run(self, domain: str, names: Sequence[str], which: Sequence[str], seeds: Sequence[int]):
         data = situations.domain(domain)
-        for group in ([a for a in which if a in GIVEN], *([a] for a in which if a not in GIVEN)):
+        given = [a for a in which if a in GIVEN or a == "constant_rates"]
+        for group in (given, *([a] for a in which if a not in given)):
             for name in names:
                 left = [a for a in group for s in seeds
                         if not self.path(domain, name, a, s).exists()]  # fmt: skip
@@ -142,10 +152,11 @@ class Suite:
                     if "ratio" in given:
                         given["ratio"] = self._ratio(arm, given["ratio"], tables[t])
                     if arm == "tgeo_start":
-                        given["start"] = self.start(domain, name, seed)
-                    if arm in ("around", "around_more"):
-                        centre = self.start(domain, name, seed)
-                        given["numbers"] = {**given.get("numbers", {}), "centre": centre}
+                        given["start"] = self.start(domain, name, seed)["centre"]
+                    if arm.startswith("around"):
+                        which = "constant_rates" if arm == "around_rates" else "constant"
+                        start = self.start(domain, name, seed, which)
+                        given["numbers"] = {**given.get("numbers", {}), **start}
                     if arm == "around_more":
                         given["omega"] = self.omega(domain, name, seed)
                     jobs.append((arm, i, seed, program, length, arms.Run(**given)))
@@ -170,10 +181,13 @@ class Suite:
             ratio = np.where(t.label_wrong, np.where(t.teacher_wrong, 0.5, 1.0), ratio)
         return ratio
 
-    def start(self, domain: str, name: str, seed: int) -> float:
-        """The tuned constant, inside the range of a sigmoid."""
-        setting, _ = choose(self.read(domain, name, "constant", seed))
-        return float(np.clip(grid("constant")[setting][1]["ratio"], 0.05, 0.95))
+    def start(
+        self, domain: str, name: str, seed: int, constant: str = "constant"
+    ) -> dict[str, float]:
+        """The tuned constant, inside the range of a sigmoid, and the numbers of its run."""
+        setting, _ = choose(self.read(domain, name, constant, seed))
+        fields = grid(constant)[setting][1]
+        return {"centre": float(np.clip(fields["ratio"], 0.05, 0.95)), **fields.get("numbers", {})}
 
     def omega(self, domain: str, name: str, seed: int) -> Any:
         piece = self.read(domain, name, "around", seed)
@@ -212,6 +226,7 @@ def main() -> None:
     parser.add_argument("--dir", type=pathlib.Path, required=True)
     parser.add_argument("--out", type=pathlib.Path)
     parser.add_argument("--svg", type=pathlib.Path)
+    parser.add_argument("--base", type=pathlib.Path)
     parser.add_argument("--domains", default="table,images")
     parser.add_argument("--arms", default=",".join(ARMS))
     parser.add_argument("--situations", default="")
@@ -227,9 +242,11 @@ def main() -> None:
     if options.what == "report":
         import _trust_report
 
-        found = _trust_report.result(suite)
+        base = json.loads(options.base.read_text()) if options.base else {}
+        found = _trust_report.result(suite, base.get("cells", {}))
         cost = options.dir / "cost.json"
-        found["cost"] = json.loads(cost.read_text()) if cost.exists() else {}
+        new = json.loads(cost.read_text()) if cost.exists() else {}
+        found["cost"] = base.get("cost", {}) | new
         if options.out:
             options.out.write_text(json.dumps(found, indent=1) + "\n")
         if options.svg:
