@@ -39,6 +39,8 @@ class Way:
       optimizer: of the outer level, "adamw" or "sgd".
       average: decay of an average of the outer gradients, `optax.ema`; 0 takes none.
       momentum: b1 of "adamw".
+      scalar: whether the network sees nothing, so that one ratio for all examples is learned.
+      rate: outer learning rate, where a run brings none.
     """
 
     options: Bilevel | None = None
@@ -46,6 +48,8 @@ class Way:
     optimizer: str = "adamw"
     average: float = 0.0
     momentum: float = 0.9
+    scalar: bool = False
+    rate: float = OUTER_RATE
 
     def outer(self, rate: Any) -> optax.GradientTransformation:
         if self.optimizer == "sgd":
@@ -76,6 +80,11 @@ WAYS = {
     "cg_5_no_average": Way(options=CG, momentum=0.0),
     "cg_5_average_100": Way(options=CG, momentum=0.99),
     "truncated_20": truncated(20),
+    "one_step_scalar": Way(options=ONE_STEP, scalar=True),
+    "cg_5_scalar": Way(options=CG, scalar=True),
+    "truncated_20_scalar": truncated(20, scalar=True),
+    "truncated_20_scalar_fast": truncated(20, scalar=True, rate=0.1),
+    "two_speed_scalar": Way(options=Bilevel(method="two_speed"), scalar=True),
     "unrolled_20": Way(options=Bilevel(outer_update="lookahead", unroll=20), every=20),
     "two_speed": Way(options=Bilevel(method="two_speed")),
     "two_speed_every_4": Way(options=Bilevel(method="two_speed"), every=4),
@@ -93,6 +102,15 @@ def seen(model: Model, part: slice) -> Model:
         return model.apply(params, state, x[:, part], train=train, rngs=rngs)
 
     return Model(init, apply)
+
+
+def blind(model: Model) -> Model:
+    """The network, on zeros in place of the input."""
+
+    def apply(params, state, x, *, train, rngs):
+        return model.apply(params, state, jnp.zeros_like(x), train=train, rngs=rngs)
+
+    return Model(model.init, apply)
 
 
 def answers() -> Model:
@@ -163,7 +181,8 @@ class Program:
         self.student = seen(mlp.make(num_classes=K, hidden=(HIDDEN,)), slice(0, WIDE))
         self.models = {"student": self.student, "teacher": answers()}
         if way.options is not None:
-            self.models["weighting"] = ratio_mlp.make(hidden=(HIDDEN,))
+            net = ratio_mlp.make(hidden=(HIDDEN,))
+            self.models["weighting"] = blind(net) if way.scalar else net
         self.roles = ("weighting",) if way.options is not None else ()
         self.means = self._class_means() if way.options is not None else None
         self.runs = jax.jit(jax.vmap(self._run))
@@ -262,7 +281,8 @@ class Program:
         """Trains runs of `seed`, `rate` and `ratio`; returns their measures."""
         found: list[dict[str, float]] = []
         for at in range(0, len(lanes), LANES):
-            filled = [lane_of(lane, self.parts, self.length) for lane in lanes[at : at + LANES]]
+            some = [{"rate": self.way.rate, **lane} for lane in lanes[at : at + LANES]]
+            filled = [lane_of(lane, self.parts, self.length) for lane in some]
             stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *filled)
             values = jax.device_get(self.runs(stacked))
             found += [{k: float(v[i]) for k, v in values.items()} for i in range(len(filled))]
@@ -277,7 +297,7 @@ def lane_of(lane: Mapping[str, float], parts: Mapping[str, Any], length: int) ->
     half = draw.permutation(len(parts["held_out"][1])).astype(np.int32)
     return {
         "seed": np.uint32(seed),
-        "rate": np.float32(lane.get("rate", OUTER_RATE)),
+        "rate": np.float32(lane["rate"]),
         "ratio": np.float32(lane.get("ratio", 0.5)),
         "rows": rows,
         "outer": half[:OUTER],

@@ -1,5 +1,6 @@
 """What the pieces of the suite of learned trust say: choices, differences, tables, a picture."""
 
+import pathlib
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from typing import Any
@@ -13,6 +14,8 @@ from distill_jax.report import figures, statistics
 from distill_jax.run import environment
 
 DOMAINS = ("table", "images", "text")
+MARK = "<!-- from here on: benchmarks/trust_suite.py report -->"
+AIM = 0.01  # half-width of an interval
 GAIN = 0.02  # of the oracle over the tuned constant, above which the aim demands a gain
 MADE = ("tgeo_kd", "tgeo_kd_more", "tgeo_kd_rates")
 RATES = (
@@ -120,7 +123,7 @@ def common(tests: Mapping[str, Mapping[int, float]], arms: Sequence[str]) -> lis
     return sorted(set.intersection(*seeds)) if seeds else []
 
 
-def needed(row: Mapping[str, float], aim: float = 0.01) -> int:
+def needed(row: Mapping[str, float], aim: float = AIM) -> int:
     """Returns the seeds that make the half-width the aim, at the spread of those that ran."""
     quantile = lambda n: special.stdtrit(n - 1, 0.975)  # noqa: E731
     half, n = (row["high"] - row["low"]) / 2, row["seeds"]
@@ -176,6 +179,96 @@ def summary(cells: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
+def write(path: pathlib.Path, found: Mapping[str, Any]) -> None:
+    """Replaces what follows the mark in the page."""
+    above = path.read_text().split(MARK)[0].rstrip() if path.exists() else "# Trust suite"
+    cells = found["cells"]
+    parts = [above, MARK, "## Verdict", verdict(found), "## How often", often(found["summary"])]
+    parts += ["## Differences, mean and 95 % interval over paired seeds", differences(cells)]
+    parts += ["## Equal learning rates", equal_rates(cells)]
+    parts += ["## Test accuracy, mean over the seeds that all arms have", table(cells)]
+    parts += ["## Cost of a step in plain steps", cost(found["cost"])]
+    path.write_text("\n\n".join(parts) + "\n")
+
+
+def verdict(found: Mapping[str, Any]) -> str:
+    """Returns what holds and what is missed, as a list."""
+    cells, whole = found["cells"], found["summary"]["all"]
+    main, rival = whole["tgeo_kd-constant"], whole["tgeo_kd-best_rival"]
+    more = whole["tgeo_kd_more-constant_more"]
+    named = lambda names: ", ".join(names) or "none"  # noqa: E731
+    wide = []
+    for name, c in cells.items():
+        row = c["minus"].get("tgeo_kd-constant")
+        if row and row["high"] - row["low"] > 2 * AIM:
+            half = (row["high"] - row["low"]) / 2
+            wide.append(f"{name} ({half:.3f} with {row['seeds']}; about {needed(row)} needed)")
+    oracle = [n for n, c in cells.items() if c["minus"].get("oracle-constant", {}).get("mean", 0)
+              > GAIN]  # fmt: skip
+    shares = ", ".join(f"{n} {x:.2f}" for n, x in whole["share_of_oracle"].items())
+    lines = [
+        f"**`tgeo_kd` minus the tuned constant: the interval lies below 0 in "
+        f"{len(main['below_0'])} of {main['of']} situations ({named(main['below_0'])}), above 0 in "
+        f"{len(main['above_0'])} ({named(main['above_0'])}).** The mean is below 0 in "
+        f"{main['mean_below_0']}.",
+        f"An oracle gains more than {GAIN} in {len(oracle)}: {named(oracle)}. Share of its gain: "
+        f"{shares}; median {whole['median_share']}.",
+        f"Half-widths above {AIM}, in {len(wide)} of {main['of']}: {named(wide)}.",
+        f"`tgeo_kd_more` minus the constant that also trains on the outer examples: below 0 in "
+        f"{len(more['below_0'])} of {more['of']}, above 0 in {len(more['above_0'])}.",
+        f"`tgeo_kd` minus the rival with the highest mean: below 0 in {len(rival['below_0'])} of "
+        f"{rival['of']} ({named(rival['below_0'])}), above 0 in {len(rival['above_0'])} "
+        f"({named(rival['above_0'])}). The rival is chosen by test accuracy.",
+    ]
+    for a, b in RATES:
+        rows = whole[f"{a}-{b}"]
+        if rows["of"]:
+            lines.append(
+                f"With equal learning rates, `{a}` minus `{b}`: below 0 in {len(rows['below_0'])} "
+                f"of {rows['of']} ({named(rows['below_0'])}), above 0 in {len(rows['above_0'])} "
+                f"({named(rows['above_0'])})."
+            )
+    return "\n".join(f"- {line}" for line in lines)
+
+
+def often(found: Mapping[str, Any]) -> str:
+    lines = ["| difference | situations | above 0 | below 0 | which |",
+             "| --- | --: | --: | --: | --- |"]  # fmt: skip
+    order = ("tgeo_kd-constant", "tgeo_kd_more-constant_more", "tgeo_kd-constant_more")
+    names = (*order, *(n for n in found["all"] if n not in order))
+    for name in names:
+        row = found["all"][name]
+        if not isinstance(row, dict) or not row.get("of"):
+            continue
+        lines.append(f"| {name.replace('-', ' - ')} | {row['of']} | {len(row['above_0'])} | "
+                     f"{len(row['below_0'])} | {', '.join(row['below_0']) or '-'} |")  # fmt: skip
+    return "\n".join(lines)
+
+
+def equal_rates(cells: Mapping[str, Any]) -> str:
+    """Returns the differences of the arms that share the rates of `joint`, and what they had."""
+    pairs = (("joint", "constant"), *RATES)
+    lines = ["| situation | " + " | ".join(f"{a} - {b}" for a, b in pairs) + " |",
+             "| --- |" + " :-: |" * len(pairs)]  # fmt: skip
+    for name, c in cells.items():
+        if "joint-constant_rates" in c["minus"]:
+            row = [_interval(c["minus"].get(f"{a}-{b}")) for a, b in pairs]
+            lines.append(f"| {name} | {' | '.join(row)} |")
+    return "\n".join(lines)
+
+
+def cost(found: Mapping[str, Any]) -> str:
+    domains = [d for d in DOMAINS if d in found]
+    lines = ["| method | " + " | ".join(domains) + " |", "| --- |" + " --: |" * len(domains)]
+    for name in found[domains[0]] if domains else ():
+        lines.append(f"| {name} | " + " | ".join(str(found[d][name]) for d in domains) + " |")
+    return "\n".join(lines)
+
+
+def _interval(row: Mapping[str, float] | None) -> str:
+    return f"{row['mean']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}]" if row else "-"
+
+
 def table(cells: Mapping[str, Any]) -> str:
     """Returns the Markdown table of test accuracies over the seeds that all arms have."""
     names = ("alone", "clean", "constant", "constant_more", "oracle", "frozen", "shuffled",
@@ -205,8 +298,7 @@ def differences(cells: Mapping[str, Any]) -> str:
     for n, c in cells.items():
         row = []
         for a, b in pairs:
-            d = c["minus"].get(f"{a}-{b}")
-            row.append(f"{d['mean']:+.3f} [{d['low']:+.3f}, {d['high']:+.3f}]" if d else "-")
+            row.append(_interval(c["minus"].get(f"{a}-{b}")))
         learned = c["learned"]["tgeo_kd"]
         lines.append(
             f"| {n} | {len(c['test']['constant'])} | {' | '.join(row)} | "
@@ -229,7 +321,7 @@ def picture(cells: Mapping[str, Any]) -> str:
         rows.append(
             figures.Row(name=n, values=values, mean=d["mean"], interval=interval, note=note)
         )
-    colours = {row.name: 1 if row.name.startswith("table") else 2 for row in rows}
+    colours = {row.name: 1 + DOMAINS.index(row.name.split("/")[0]) for row in rows}
     plot = figures.dot_plot(
         rows, x_label="test accuracy, tgeo_kd minus the tuned constant", zero=True, colours=colours
     )

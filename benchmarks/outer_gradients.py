@@ -29,6 +29,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import _outer_learned
+import _outer_report
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -333,7 +334,8 @@ def gradients(nets: list[str], found: dict[str, Any]) -> Iterator[dict[str, Any]
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=pathlib.Path)
-    parser.add_argument("--parts", default="gradients,learned")
+    parser.add_argument("--page", type=pathlib.Path)
+    parser.add_argument("--parts", default="gradients,learned,rates")
     parser.add_argument("--nets", default=",".join(NETS))
     parser.add_argument("--arms", default=",".join((*_outer_learned.WAYS, *_outer_learned.RATIOS)))
     parser.add_argument("--seeds", type=int, default=3)
@@ -364,6 +366,8 @@ def main():
         for found in _outer_learned.rates(options.seeds, result.get("rates", {})):
             result["rates"] = found
             store()
+    if options.page:
+        _outer_report.write(options.page, result)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,8 @@
   python benchmarks/trust_suite.py run --dir=runs/trust_suite --minutes=10
   python benchmarks/trust_suite.py cost --dir=runs/trust_suite
   python benchmarks/trust_suite.py report --dir=runs/trust_suite \\
-      --out=benchmarks/results/trust_suite.json --svg=docs/results/trust_suite.svg
+      --out=benchmarks/results/trust_suite.json --svg=docs/results/trust_suite.svg \\
+      --page=docs/results/trust_suite.md
 
 `run` trains what the folder lacks and may be stopped at any time; `--minutes` stops it. Two
 situations are set aside (`_trust_situations.SET_ASIDE`) and run only with `--set_aside`.
@@ -226,6 +227,7 @@ def main() -> None:
     parser.add_argument("--dir", type=pathlib.Path, required=True)
     parser.add_argument("--out", type=pathlib.Path)
     parser.add_argument("--svg", type=pathlib.Path)
+    parser.add_argument("--page", type=pathlib.Path)
     parser.add_argument("--base", type=pathlib.Path)
     parser.add_argument("--domains", default="table,images")
     parser.add_argument("--arms", default=",".join(ARMS))
@@ -251,8 +253,10 @@ def main() -> None:
             options.out.write_text(json.dumps(found, indent=1) + "\n")
         if options.svg:
             options.svg.write_text(_trust_report.picture(found["cells"]))
-        print(_trust_report.differences(found["cells"]), _trust_report.table(found["cells"]),
-              json.dumps(found["summary"], indent=1), sep="\n\n")  # fmt: skip
+        if options.page:
+            _trust_report.write(options.page, found)
+        print(_trust_report.verdict(found), _trust_report.differences(found["cells"]),
+              _trust_report.table(found["cells"]), sep="\n\n")  # fmt: skip
         return
     if options.what == "cost":
         flops = {d: {name: arms.Program(name, situations.domain(d)).flops()
