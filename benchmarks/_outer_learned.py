@@ -41,6 +41,7 @@ class Way:
       momentum: b1 of "adamw".
       scalar: whether the network sees nothing, so that one ratio for all examples is learned.
       rate: outer learning rate, where a run brings none.
+      start: initial ratio of every example.
     """
 
     options: Bilevel | None = None
@@ -50,6 +51,7 @@ class Way:
     momentum: float = 0.9
     scalar: bool = False
     rate: float = OUTER_RATE
+    start: float = 0.5
 
     def outer(self, rate: Any) -> optax.GradientTransformation:
         if self.optimizer == "sgd":
@@ -89,7 +91,14 @@ WAYS = {
     "two_speed": Way(options=Bilevel(method="two_speed")),
     "two_speed_every_4": Way(options=Bilevel(method="two_speed"), every=4),
 }
-RATIOS = ("0.1", "0.2", "0.3", "0.4", "0.5", "0.7", "0.9")
+FROM = "_from_0.1"
+WAYS |= {
+    name + FROM: dataclasses.replace(WAYS[name], start=0.1)
+    for name in WAYS
+    if name in ("one_step", "truncated_20", "two_speed")
+    or name in ("one_step_scalar", "cg_5_scalar", "truncated_20_scalar_fast", "two_speed_scalar")
+}
+RATIOS = ("0.1", "0.2", "0.3", "0.4", "0.5", "0.6", "0.7", "0.8", "0.9")
 
 
 def seen(model: Model, part: slice) -> Model:
@@ -181,7 +190,7 @@ class Program:
         self.student = seen(mlp.make(num_classes=K, hidden=(HIDDEN,)), slice(0, WIDE))
         self.models = {"student": self.student, "teacher": answers()}
         if way.options is not None:
-            net = ratio_mlp.make(hidden=(HIDDEN,))
+            net = ratio_mlp.make(hidden=(HIDDEN,), ratio=way.start)
             self.models["weighting"] = blind(net) if way.scalar else net
         self.roles = ("weighting",) if way.options is not None else ()
         self.means = self._class_means() if way.options is not None else None
@@ -346,12 +355,15 @@ RATES = {
 
 
 def rates(seeds: int, found: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """Yields `{setting/K/optimizer: {rate: measures}}` after each program."""
+    """Yields `{setting/K/optimizer: {rate: measures}}` after each program that `found` lacks."""
     for setting in ("clean", "two_sources"):
         parts = data_of(setting)
         for steps_back in HORIZONS:
             for optimizer, grid in RATES.items():
                 name = f"{setting}/{steps_back}/{optimizer}"
+                known = found.get(name, {}).values()
+                if known and all(len(row["test"]["runs"]) == seeds for row in known):
+                    continue
                 program = Program(truncated(steps_back, optimizer=optimizer), parts)
                 lanes = [{"seed": s, "rate": rate} for rate in grid for s in range(seeds)]
                 runs = program(lanes)

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from _outer_learned import WAYS
 
 from distill_jax.report import statistics
 
@@ -120,7 +121,7 @@ def learned(found: Mapping[str, Any]) -> str:
     """Returns what is learned on clean data against the constants, with paired intervals."""
     arms, best = found["arms"], found["best_constant"]
     constants = sorted((a for a in arms if a.replace(".", "").isdigit()), key=float)
-    names = [*constants, *(a for a in arms if a not in constants)]
+    names = [*constants, *(a for a in WAYS if a in arms)]
     reference = arms[best["select_loss"]]
     rows = []
     for name in names:
@@ -137,11 +138,14 @@ def learned(found: Mapping[str, Any]) -> str:
                      *("" if arm is reference else interval(m) for m in minus)])  # fmt: skip
     head = ["arm", "mean ratio", "outer loss", "select loss", "select accuracy", "test accuracy"]
     head += [f"test accuracy minus constant {best['select_loss']}", "test loss minus it"]
-    within = [
-        f"{n} {arms[n]['ratio']['mean']:.2f}"
-        for n in names
-        if n not in constants and abs(arms[n]["ratio"]["mean"] - float(best["select_loss"])) <= AIM
-    ]
+    within = {
+        by: [
+            f"{n} {arms[n]['ratio']['mean']:.2f}"
+            for n in names
+            if n not in constants and abs(arms[n]["ratio"]["mean"] - float(best[by])) <= AIM
+        ]
+        for by in ("select_loss", "outer_loss")
+    }
     least = arms[best["select_loss"]]["select_loss"]["runs"]
     flat = []
     for name in constants:
@@ -156,7 +160,8 @@ def learned(found: Mapping[str, Any]) -> str:
         f"{best['outer_loss']} by the loss of the outer half, which the ratio learns from. "
         f"Constants whose selecting loss is not shown to be worse (paired 95 % interval): "
         f"{', '.join(flat)}. Mean ratios within {AIM} of the best by selecting loss: "
-        f"{', '.join(within) or 'none'}.\n\n{rows_of(head, rows)}"
+        f"{', '.join(within['select_loss']) or 'none'}; of the best by outer loss: "
+        f"{', '.join(within['outer_loss']) or 'none'}.\n\n{rows_of(head, rows)}"
     )
 
 

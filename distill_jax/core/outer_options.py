@@ -23,7 +23,8 @@ class Optimizers(NamedTuple):
 
     Attributes:
       inner: optimizer over `{role: params}` of all networks trained on the training loss.
-      outer: optimizer over `{role: params}` of the weighting's networks.
+      outer: optimizer over `{role: params}` of the weighting's networks. Averages of the outer
+        gradient over outer steps belong here: Adam's `b1`, or `optax.ema` before an optimizer.
       outer_roles: roles of the weighting's networks.
       method: `Bilevel.method`; "truncated" and "two_speed" keep additional state.
     """
