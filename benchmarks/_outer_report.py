@@ -175,7 +175,7 @@ def rates(found: Mapping[str, Any]) -> str:
             keys = {k: key for k, key in keys.items() if key in found}
             if not keys:
                 continue
-            grid = list(found[next(iter(keys.values()))])
+            grid = sorted(found[next(iter(keys.values()))], key=float)
             rows = []
             for k, key in keys.items():
                 cell = found[key]
