@@ -316,7 +316,7 @@ STEPS_TO_LEARN = {"moco": 2, "mugs": 2}
 MASKED = ("ijepa", "mae", "tjepa", "vjepa")
 """Objectives whose networks see some tokens and say what others are."""
 
-TEXT = ("gkd", "next_token", "salt", "salt_ds", "token_kd")
+TEXT = ("gkd", "instruct_mining", "next_token", "salt", "salt_ds", "token_kd")
 """Objectives over tokens, on `make_token_batch`."""
 
 EQUAL_WIDTHS = ("fsp", "meta_dmoe")
