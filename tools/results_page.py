@@ -14,7 +14,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-from distill_jax.report import statistics
+from distill_jax.report import choices, statistics
 
 MARK = "<!-- tables: tools/results_page.py -->"
 BEST = "best state"
@@ -41,7 +41,7 @@ def read(folder: pathlib.Path) -> dict[str, Any]:
                 if name.startswith(KEPT) or name in (found["metric"], BEST):
                     values.setdefault(arm, {}).setdefault(name, {})[seed] = round(value, 6)
     costs = {arm: _cost(folder, entry) for arm, entry in found["arms"].items()}
-    keys = ("title", "metric", "mode", "reference", "tuned")
+    keys = ("title", "metric", "mode", "reference", "tuned", "fallback")
     return {key: found.get(key) for key in keys} | {"values": values, "costs": costs}
 
 
@@ -58,7 +58,9 @@ def tables(study: Mapping[str, Any], also: list[str]) -> list[str]:
     lines += _comparison(study, also)
     for name, chosen in (study["tuned"] or {}).items():
         means = ", ".join(f"{a} {m:.4f}" for a, m in sorted(chosen["candidates"].items()))
-        lines += ["", f"`{name}` is {chosen['arm']}, by {chosen['by']} ({means})."]
+        arm = chosen.get("arm") or choices.seeds(chosen["seeds"])
+        lines += ["", f"`{name}` is {arm}, by {chosen['by']} ({means})."]
+    lines += [x for line in choices.sentences({}, study.get("fallback") or {}) for x in ("", line)]
     for table in (_against(study), _trust(study)):
         if table:
             lines += ["", *table]

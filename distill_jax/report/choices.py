@@ -18,23 +18,24 @@ def sentences(
       tuned: entry of that name in `study.json`.
       fallback: likewise.
     """
-    lines = [f"{name}: {_seeds(found.get('seeds', {}))}" for name, found in tuned.items()]
+    lines = [f"{name}: {seeds(found.get('seeds', {}))}" for name, found in tuned.items()]
     for name, found in fallback.items():
         taken = {
             seed: decision["value"]["arm"] or f"open ({decision['value']['why']})"
             for seed, decision in found["seeds"].items()
         }
-        lines.append(f"{name}: {_seeds(taken)}")
+        lines.append(f"{name}: {seeds(taken)}")
     return lines
 
 
-def _seeds(by_seed: Mapping[str, str]) -> str:
+def seeds(by_seed: Mapping[str, str]) -> str:
+    """Returns in which seeds each arm was chosen, given the arm of each seed."""
     if len(set(by_seed.values())) == 1:
         return f"{next(iter(by_seed.values()))} in every seed"
     parts = (
-        f"{arm} in seed{'s'[: len(seeds) > 1]} {', '.join(seeds)}"
+        f"{arm} in seed{'s'[: len(own) > 1]} {', '.join(own)}"
         for arm in dict.fromkeys(by_seed.values())
-        if (seeds := [seed for seed, a in by_seed.items() if a == arm])
+        if (own := [seed for seed, a in by_seed.items() if a == arm])
     )
     return "; ".join(parts)
 
@@ -47,12 +48,16 @@ def section(study: Study) -> Html | None:
     parts = []
     if tuned:
         rows = [
-            row(name, (_seeds(found.get("seeds", {})) or found.get("arm", NONE), found["by"]))
+            [
+                el("th", name, scope="row"),
+                el("td", seeds(found.get("seeds", {})) or found.get("arm", NONE)),
+                el("td", found["by"]),
+            ]
             for name, found in tuned.items()
         ]
         parts += [
             el("h3", "Tuned arms"),
-            table(["", "stands for", "chosen by"], rows, numeric=False),
+            table(["name", "stands for", "chosen by"], rows, numeric=False),
         ]
     for name, found in fallback.items():
         arm, other = found["arms"]
@@ -61,7 +66,14 @@ def section(study: Study) -> Html | None:
             f"{arm} is taken where it has more of the selecting examples right than {other}, by "
             f"more than {errors} of the paired difference; else {other}."
         )
-        heads = ["", "taken", f"right with {arm}", f"right with {other}", "of", "difference ± se"]
+        heads = [
+            "seed",
+            "taken",
+            f"right with {arm}",
+            f"right with {other}",
+            "of",
+            "difference ± se",
+        ]
         parts += [
             el("h3", name),
             muted(rule),
@@ -81,7 +93,7 @@ def _decisions(by_seed: Mapping[str, Mapping[str, Any]]) -> Iterable[list[Html]]
         for state, decision in states.items():
             if state == "best" and decision == states["value"]:
                 continue
-            label = f"seed {seed}" + (", best state" if state == "best" else "")
+            label = seed + (", best state" if state == "best" else "")
             if decision.get("why"):
                 cells = [decision["arm"] or "open", decision["why"], NONE, NONE, NONE]
             else:

@@ -173,6 +173,8 @@ def conclusion(difference: Estimate, *, mode: str = "max") -> str:
     if difference.interval is None:
         return ""
     low, high = difference.interval
+    if low == high == 0:
+        return "the same in every seed"
     if math.isclose(low, high, rel_tol=1e-9, abs_tol=1e-12):
         return "seeds identical, no spread to judge by"
     if low <= 0 <= high:
