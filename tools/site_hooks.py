@@ -11,6 +11,9 @@ import re
 
 ROOT = pathlib.Path(__file__).parents[1]
 _PAGE = re.compile(r"(?<!\[)`(?:docs/)?((?:results/)?[\w]+\.md)`(?!\])")
+_DATA = "distill_jax/data/transforms"
+_TRANSFORMS = {"masked_thought": "masked_thought", "denoise": "ul2", "refinement": ""}
+"""Methods that are transforms of text, and their configs."""
 _VERDICT = re.compile(r"^\| `(\w+)` \| (.+?) \| (.+?) \| (.+?) \|$", re.M)
 
 
@@ -52,4 +55,15 @@ def table():
         name = configs.get(path.stem)
         command = f"`--config={name}`" if name else f"`--config.objective.name={path.stem}`"
         rows.append(f"| `{path.stem}` | {what} | {command} | {verdicts.get(path.stem, '')} |")
+    rows += [
+        "",
+        "| transform of text | method | command | claims, tested here |",
+        "|---|---|---|---|",
+    ]
+    for name, config in _TRANSFORMS.items():
+        where = f"configs/language/{config}.py" if config else f"{_DATA}/{name}.py"
+        doc = ast.get_docstring(ast.parse((ROOT / where).read_text())) or ""
+        what = doc.partition("\n\n")[0].replace("\n", " ").rstrip(".")
+        command = f"`--config=language/{config}`" if config else f"`make_{name}`"
+        rows.append(f"| `{name}` | {what} | {command} | [sequences](results/sequences.md) |")
     return "\n".join(rows)

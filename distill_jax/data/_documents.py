@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from distill_jax.core import ranges
 from distill_jax.core.api import Dataset, Provenance
 from distill_jax.core.errors import ArgumentError, DataUnavailable, nearest, text_of
 from distill_jax.data import _columns, _splits, _tokens, source
@@ -203,6 +204,7 @@ def make_dataset(
     split_seed: int,
     tokenizer_path: str = "",
     end: str = "",
+    reserved: int = 0,
 ) -> Dataset:
     """Returns packed documents; parts are those of the files, else drawn, see `_tokens.draw_parts`.
 
@@ -217,11 +219,15 @@ def make_dataset(
       split_seed: seed of the draw.
       tokenizer_path: see `tokens_of`, as the next one.
       end: token between documents.
+      reserved: number of further token ids, behind the others, that no text has.
 
     Raises:
-      ArgumentError, DataUnavailable: see `tokens_of`, `draw_parts` and `_tokens.make_dataset`.
+      ArgumentError, DataUnavailable: see `tokens_of`, `draw_parts` and `_tokens.make_dataset`; a
+        negative `reserved`.
     """
+    ranges.counts(reserved=reserved)
     tokens = tokens_of(documents, tokenizer_path=tokenizer_path, end=end, where=origin)
+    tokens = tokens._replace(vocabulary=tokens.vocabulary + reserved)
     digests = [hashlib.sha256(document.text).digest() for document in documents]
     sha256 = hashlib.sha256(b"".join(digests)).hexdigest()
     if documents[0].part:

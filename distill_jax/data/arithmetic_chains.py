@@ -203,8 +203,8 @@ def spec(
     """Returns the sizes and shapes of `make` without drawing a problem."""
     del unused
     sizes = _sizes(steps, largest, n_train, n_test, held_out, distracted)
-    train, held_out, test = (_Shapes(sizes.parts[name], sizes) for name in PARTS)
-    return Dataset(train, held_out, test, vocabulary=chains.VOCABULARY)
+    train, held, test = (_Shapes(sizes.parts[name], sizes) for name in PARTS)
+    return Dataset(train, held, test, vocabulary=chains.VOCABULARY)
 
 
 def _sizes(

@@ -41,6 +41,7 @@ def make(
     test_fraction: float = 0.1,
     held_out: float = 0.1,
     split_seed: int = 0,
+    reserved: int = 0,
 ) -> Dataset:
     """Returns the standard library as packed rows of bytes, see `text_folder`.
 
@@ -49,6 +50,7 @@ def make(
       test_fraction: share of the bytes that is the test part.
       held_out: share of the rest that is held out.
       split_seed: seed of the draw of parts, by document.
+      reserved: number of further token ids, behind the others, that no text has, for `denoise`.
 
     Raises:
       DataUnavailable: this Python has no sources, or too few of them for a row in each part.
@@ -63,4 +65,5 @@ def make(
         test_fraction=test_fraction,
         held_out=held_out,
         split_seed=split_seed,
+        reserved=reserved,
     )

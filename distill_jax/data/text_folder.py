@@ -27,6 +27,7 @@ def make(
     test_fraction: float = 0.1,
     held_out: float = 0.1,
     split_seed: int = 0,
+    reserved: int = 0,
     name: str = "",
     licence: str = "",
 ) -> Dataset:
@@ -45,6 +46,7 @@ def make(
       test_fraction: share of the tokens that is the test part, where parts are drawn.
       held_out: share of the rest that is held out, where parts are drawn.
       split_seed: seed of the draw.
+      reserved: number of further token ids, behind the others, that no text has, for `denoise`.
       name: name in the provenance; the name of the file or folder by default.
       licence: licence of the text, for the provenance.
 
@@ -66,6 +68,7 @@ def make(
         test_fraction=test_fraction,
         held_out=held_out,
         split_seed=split_seed,
+        reserved=reserved,
         tokenizer_path=tokenizer_path,
         end=end,
     )

@@ -33,18 +33,21 @@ def builders() -> dict[str, Callable[..., Transform]]:
     from distill_jax.data import masks
     from distill_jax.data.transforms import (
         colour,
+        denoising,
         geometry,
         mixing,
         prepare,
         rankings,
+        refinement,
         tokens,
         values,
         views,
     )
 
+    texts = (tokens, denoising, refinement)
     return {
         key.removeprefix("make_"): value
-        for module in (values, geometry, prepare, colour, mixing, rankings, tokens, views, masks)
+        for module in (values, geometry, prepare, colour, mixing, rankings, *texts, views, masks)
         for key, value in vars(module).items()
         if key.startswith("make_")
     }
