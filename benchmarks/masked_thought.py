@@ -1,0 +1,166 @@
+"""Masked thought on arithmetic chains: does hiding parts of solutions help, and what controls do?
+
+  python -m benchmarks.masked_thought --out=benchmarks/results/masked_thought.json
+
+The arms of `configs/studies/paper_masked_thought.py` as one program: training of a small decoder on
+few problems, which it learns by heart. Every seed has problems of its own. Each arm has four
+settings; the held-out accuracy of another seed chooses one, and the test part measures it.
+"""
+
+import argparse
+import json
+import pathlib
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from benchmarks import _sequences as common
+from distill_jax.core import chains
+from distill_jax.data import arithmetic_chains
+from distill_jax.data.transforms import tokens
+from distill_jax.models import transformer
+
+DATA = {"steps": (3, 4), "largest": 9, "distracted": 0.2}
+PARTS = {"train": 500, "held_out": 600, "test": 1200}
+WRITTEN = ("held_out", "test")
+NET = {"vocabulary": chains.VOCABULARY, "width": 64, "depth": 2, "heads": 4}
+STEPS, BATCH, RAMP = 400, 32, 2 / 3
+CHOOSE, SEEDS = (101,), (1, 2, 3, 4, 5)
+RATES = (1e-3, 2e-3)
+SHARES = (0.1, 0.3)
+UNIT = 10**6
+MASKED = (chains.VOCABULARY, chains.MASK)
+
+
+def settings(rates, **options) -> list[dict[str, Any]]:
+    name, values = next(iter(options.items()), ("", (0,)))
+    return [{"lr": lr, **({name: x} if name else {})} for x in values for lr in rates]
+
+
+ARMS = {
+    "sft": settings((7.5e-4, 1e-3, 1.5e-3, 2e-3)),
+    "random": settings(RATES, solution=SHARES),
+    "masked": settings(RATES, solution=SHARES),
+    "dropout": settings((7.5e-4, 1e-3, 1.5e-3, 2e-3), dropout=(0.1,)),
+    "question": settings(RATES, question=SHARES),
+    "smoothing": settings(RATES, smoothing=(0.05, 0.1)),
+}
+"""`masked` and `random`: hidden tokens of solutions become the mask token, or random ids;
+`question`: random ids in the question instead."""
+
+
+def parts_of(seed: int) -> dict[str, Any]:
+    """Returns rows of the parts, with problems of the seed."""
+    n = PARTS["train"] + PARTS["held_out"]
+    data = arithmetic_chains.make(
+        **DATA, n_train=n, n_test=PARTS["test"], held_out=PARTS["held_out"] / n, seed=seed
+    )
+    return {name: common.rows_of(part) for name, part in data.parts.items()}
+
+
+def program(dropout: float):
+    """Returns a compiled function that trains one network and lets it write."""
+    net = transformer.make(**NET, dropout=dropout)
+    prepare = tokens.make_next_token()
+    # At a rate of 1 the share is step / ramp, so that the step that it is given is the share.
+    hide = {
+        name: tokens.make_masked_thought(vocabulary=ids, rate=1.0, ramp=UNIT, mask_token=token)
+        for name, ids, token in (("random", chains.END, -1), ("masked", *MASKED))
+    }
+
+    def run(parts, key, arm):
+        def loss(params, rows, step, key):
+            batch = prepare(key, rows, step)
+            clean, mask = batch["input"]["tokens"], batch["target_mask"]
+            real = batch["input"]["segments"] == 0
+            share = UNIT * jnp.minimum(1, step / (RAMP * STEPS))
+            keys = jax.random.split(key, 4)
+            made = [
+                hide["masked"](keys[0], batch, share * arm["solution"]),
+                hide["random"](keys[0], batch, share * arm["solution"]),
+            ]
+            hidden = jnp.where(arm["mask_token"], *(x["input"]["tokens"] for x in made))
+            asked = {**batch, "target_mask": (1 - mask) * real}
+            odd = hide["random"](keys[1], asked, share * arm["question"])["input"]["tokens"]
+            seen = jnp.where(hidden == clean, odd, hidden)
+            batch = {**batch, "input": {**batch["input"], "tokens": seen}}
+            log_p = common.nats(net, params, batch, train=keys[2] if dropout else None)
+            return common.cross_entropy(log_p, batch, arm["smoothing"])
+
+        rows = parts["train"]
+        params = common.fit(net, loss, rows, key, arm["lr"], steps=STEPS, batch=BATCH)
+        for_writing = {name: parts[name] for name in WRITTEN}
+        return {
+            name: common.write(net, params, x["prompt"], x["start"], steps=x["solution"].shape[1])
+            for name, x in for_writing.items()
+        }
+
+    return jax.jit(run)
+
+
+def measure(run, arm: str, setting: dict[str, Any], seed: int) -> dict[str, Any]:
+    parts = parts_of(seed)
+    zeros = {"solution": 0.0, "question": 0.0, "smoothing": 0.0}
+    traced = {**zeros, **setting, "mask_token": arm == "masked"}
+    traced.pop("dropout", None)
+    written = run(parts, jax.random.key(seed), jax.tree.map(jnp.asarray, traced))
+    return {name: common.scores(x, parts[name]) for name, x in written.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--out", required=True, type=pathlib.Path)
+    parser.add_argument("--arms", default=",".join(ARMS))
+    options = parser.parse_args()
+    found = json.loads(options.out.read_text()) if options.out.exists() else {}
+    arms, began, programs = found.setdefault("arms", {}), time.monotonic(), {}
+
+    def of(arm, setting, seed):
+        dropout = setting.get("dropout", 0.0)
+        if dropout not in programs:
+            programs[dropout] = program(dropout)
+        return measure(programs[dropout], arm, setting, seed)
+
+    for arm in options.arms.split(","):
+        if arm in arms:
+            continue
+        tried = []
+        for setting in ARMS[arm]:
+            made = [of(arm, setting, seed)["held_out"]["accuracy"] for seed in CHOOSE]
+            tried.append({**setting, "held_out": float(np.mean(made))})
+            print(arm, tried[-1], f"{time.monotonic() - began:.0f} s", flush=True)
+        best = int(np.argmax([x["held_out"] for x in tried]))
+        runs = [of(arm, ARMS[arm][best], seed) for seed in SEEDS]
+        metrics = {
+            f"{part}/{name}": [run[part][name] for run in runs]
+            for part in WRITTEN
+            for name in ("accuracy", "step_accuracy", "sums_right", "accuracy_distracted")
+        }
+        arms[arm] = {"settings": tried, "chosen": ARMS[arm][best], "values": metrics}
+        print(arm, arms[arm]["chosen"], {k: np.mean(v).round(3) for k, v in metrics.items()})
+        found["differences"] = {
+            f"{name} minus {base}": {
+                metric: common.paired(arms[name]["values"][metric], arms[base]["values"][metric])
+                for metric in ("test/accuracy", "test/step_accuracy", "test/accuracy_distracted")
+            }
+            for base in ("sft", "question", "smoothing", "dropout")
+            for name in arms
+            if base in arms and name != base and (base == "sft" or name in ("masked", "random"))
+        }
+        found["about"] = {
+            "jax": jax.__version__,
+            "data": DATA,
+            "examples": PARTS,
+            "network": NET,
+            "steps": STEPS,
+            "batch": BATCH,
+            "seeds": SEEDS,
+        }
+        options.out.write_text(json.dumps(found, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
