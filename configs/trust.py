@@ -91,10 +91,16 @@ def arms(*, teacher: dict, temperature: float, hidden: tuple[int, ...], full: bo
 
 
 def around(
-    *, temperature: float, hidden: tuple[int, ...], control: str = "none", **network
+    constant: str = "kd_tuned",
+    *,
+    temperature: float,
+    hidden: tuple[int, ...],
+    control: str = "none",
+    **network: Any,
 ) -> dict:
-    """TGeo-KD around the constant `kd_tuned`: only differences between examples are learned."""
-    arm = weighted("trilateral", temperature=temperature, control=control, centre=_tuned(ALPHA))
+    """TGeo-KD around a tuned constant: only differences between examples are learned."""
+    centre = _tuned(ALPHA, constant)
+    arm = weighted("trilateral", temperature=temperature, control=control, centre=centre)
     return with_network(arm, "ratio_mlp", hidden=hidden, **network)
 
 
@@ -117,8 +123,8 @@ def tuned_more(
     return arm
 
 
-def _tuned(path: str) -> str:
-    return f"setting:kd_tuned#{path}"
+def _tuned(path: str, constant: str = "kd_tuned") -> str:
+    return f"setting:{constant}#{path}"
 
 
 def percent(full: bool) -> tuple[int, ...]:

@@ -146,9 +146,12 @@ class Chosen:
             stored.append((run.get("selecting") or {}).get(STATES[state]) or {})
             if not stored[-1]:
                 return {"arm": None, "why": f"{name} stored no right answers of its {state} state"}
-        if stored[0]["examples"] != stored[1]["examples"]:
+        if stored[0].get("examples") != stored[1].get("examples"):
             return {"arm": None, "why": f"{' and '.join(pair)} select by different examples"}
-        first, second = map(unpacked, stored)
+        try:
+            first, second = map(unpacked, stored)
+        except (KeyError, TypeError, ValueError):
+            return {"arm": None, "why": f"{' or '.join(pair)} has a damaged entry selecting"}
         gain = first.astype(float) - second
         n, margin = len(gain), self._study.fallback_margin
         se = float(gain.std(ddof=1) / np.sqrt(n)) if n > 1 else float("inf")

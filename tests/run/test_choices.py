@@ -52,6 +52,10 @@ def finished(accuracy=0.5, right=(), ids=None):
     return {"status": "done", "metrics": metrics, "value": accuracy, "selecting": selecting}
 
 
+DAMAGED = finished(0.5, [1, 0])
+DAMAGED["selecting"]["last"] |= {"right": "8g"}
+
+
 @pytest.mark.parametrize("n", [1, 7, 8, 250])
 def test_right_answers_survive_packing(n):
     right = np.random.default_rng(n).random(n) < 0.7
@@ -87,6 +91,7 @@ def test_the_fallback_is_left_where_the_paired_gain_exceeds_its_error(gained, lo
         ({("kd_0", 0): {"status": "pending"}}, None, "kd_tuned has not finished"),
         ({("tgeo", 0): {"status": "done"}}, None, "tgeo stored no right answers"),
         ({("tgeo", 0): finished(0.5, [1, 0], [3, 4])}, None, "different examples"),
+        ({("tgeo", 0): DAMAGED}, None, "damaged entry"),
     ],
 )
 def test_a_fallback_says_why_it_cannot_compare(changes, arm, why):

@@ -211,7 +211,7 @@ def test_describe_shows_both_steps(teacher, tmp_path, capsys):
 
 def test_tuned_arms_are_chosen_on_the_held_out_part():
     config = flags.load(DEMO)
-    config.study.tuned = {"best": ("alone", "kd_50")}
+    config.study.tuned, config.study.tuned_by = {"best": ("alone", "kd_50")}, "mean"
     made = {
         ("alone", 0): {"metrics": {"held_out/accuracy": 0.5, "test/accuracy": 0.1}},
         ("alone", 1): {"metrics": {"held_out/accuracy": 0.7, "test/accuracy": 0.1}},

@@ -32,6 +32,7 @@ RESULT_PARTS: Shape = {
     "metrics": NUMBERS,
     "best": NUMBERS,
     "chosen_by": (str, type(None)),
+    "selecting": {"*": (Mapping, type(None))},
     "skipped": int,
     "selection_lost": [{"step": int}],
     "compute": {
