@@ -408,6 +408,8 @@ class Dataset(NamedTuple):
       outer: examples that a weighting learns from, split off from the held-out part, so that these
         examples select nothing. None if the held-out part has both uses.
       vocabulary: number of token ids of text; 0 for other data. Networks get it as an argument.
+      decode: returns the text of token ids, from the first that is no end of a document up to the
+        next end; None where it is not known.
     """
 
     train: Source
@@ -418,6 +420,7 @@ class Dataset(NamedTuple):
     task: str = "classification"
     outer: Source | None = None
     vocabulary: int = 0
+    decode: Callable[[Sequence[int]], str] | None = None
 
     @property
     def outer_part(self) -> Source:

@@ -1,8 +1,9 @@
 """Documents of text: read from files, and turned into tokens."""
 
 import hashlib
+import itertools
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -242,4 +243,18 @@ def make_dataset(
             where=origin,
         )
     provenance = Provenance(name, origin, len(documents), sha256, licence)
-    return _tokens.make_dataset(tokens, parts, length=length, provenance=provenance)
+    dataset = _tokens.make_dataset(tokens, parts, length=length, provenance=provenance)
+    return dataset._replace(decode=decoder(tokenizer_path, end=tokens.end))
+
+
+def decoder(tokenizer_path: str, *, end: int) -> Callable[[Sequence[int]], str]:
+    """Returns `Dataset.decode`; the tokenizer, if there is one, is read when it is called."""
+
+    def decode(ids: Sequence[int]) -> str:
+        inner = list(itertools.dropwhile(lambda token: token == end, ids))
+        document = list(itertools.takewhile(lambda token: token != end, inner))
+        if not tokenizer_path:
+            return bytes(document).decode("utf-8", "replace")
+        return read_tokenizer(tokenizer_path).decode(document, skip_special_tokens=False)
+
+    return decode

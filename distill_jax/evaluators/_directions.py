@@ -8,7 +8,7 @@ _CONTROL = re.compile(r"_(initial|raw|teacher|student|target)$")
 _DIRECTIONS: dict[Literal["max", "min"], re.Pattern[str]] = {
     "min": re.compile(
         r"loss|nll|log_loss|normalised_entropy|brier|ece|ece_adaptive|aurc|kl|uniformity|alignment"
-        r"|rmse|mae|risk_ece|vote_error_rest"
+        r"|rmse|mae|risk_ece|vote_error_rest|bits_per_(byte|token)"
     ),
     "max": re.compile(
         r"(\w+_)?accuracy|few_label_(balanced_)?accuracy_\w+|top5|(macro|micro)_f1|(\w+_)?auc"

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from distill_jax.core.errors import UserError, nearest
+from distill_jax.evaluators._directions import direction
 from distill_jax.report import of_study
 from distill_jax.report.folders import Run, Study, lookup, read_json
 from distill_jax.report.html import Html, el, join
@@ -163,8 +164,7 @@ def _metric(runs: Sequence[Run], given: str) -> tuple[str, str, list[str]]:
         raise UserError(f"no run measured {metric!r}", where="--metric", hint=hint)
     same = [run for run, own in zip(runs, chosen, strict=True) if _name(own) == _name(metric)]
     modes = {str(lookup(run.config, "eval.mode") or "max") for run in same}
-    lower = any(part in metric for part in ("loss", "nll", "ece", "rmse", "bits", "brier"))
-    mode = modes.pop() if len(modes) == 1 else ("min" if lower else "max")
+    mode = direction(metric) or (modes.pop() if len(modes) == 1 else "max")
     notes = []
     if len({*filter(None, chosen)}) > 1:
         notes.append(f"runs select their checkpoints by different metrics: {', '.join({*chosen})}")

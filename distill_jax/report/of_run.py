@@ -15,6 +15,7 @@ from distill_jax.report import (
     masks,
     provenance,
     representation,
+    samples,
     trust,
 )
 from distill_jax.report.folders import Run, lookup, read_alarms
@@ -23,7 +24,7 @@ from distill_jax.report.page import alert, muted, row, table, tiles, write
 from distill_jax.report.provenance import config_table
 from distill_jax.report.quality import calibration_panel, confusion_panel
 from distill_jax.report.statistics import estimate
-from distill_jax.report.wording import duration, flat, fmt, is_finite, joined, minus
+from distill_jax.report.wording import better, duration, flat, fmt, is_finite, joined, minus
 
 
 def write_run_report(run_dir: str | os.PathLike[str]) -> Path:
@@ -56,6 +57,7 @@ def write_run_report(run_dir: str | os.PathLike[str]) -> Path:
         ("confusion", "Confusion", _run_confusion(run)),
         ("examples", "Examples", examples.section(run, {r: (run, r) for r in run.roles})),
         ("masks", "Masks", masks.section(run)),
+        ("samples", "Samples of text", samples.section(run)),
         ("embeddings", "Embeddings", representation.section(run)),
         ("compute", "Compute", compute.section({run.label: [run]})),
         ("provenance", "Provenance", provenance.section([run])),
@@ -100,7 +102,7 @@ def _answers(run: Run) -> list[str]:
     name = f"test/{metric.rpartition('/')[2]}"
     answers = []
     if is_finite(final.get(name)):
-        text = f"{name} is {fmt(final[name])} after the last step"
+        text = f"{name}{better(name)} is {fmt(final[name])} after the last step"
         if is_finite(best.get(name)) and best.get("step") != run.result.get("steps"):
             text += f", and {fmt(best[name])} at step {best['step']}, which {metric} selects"
         answers.append(f"{text}.")
@@ -177,8 +179,8 @@ def _run_result(run: Run) -> Html | None:
     rows = [row(name, (fmt(values.get(name)) for values in columns.values())) for name in names]
     if not rows:
         return None
-    text = f"The best step is chosen by {metric}, not by the test split." if metric else ""
-    return join(muted(text) if best and text else None, table(["", *columns], rows))
+    text = f"The best step is chosen by {metric}{better(metric)}, not by the test split."
+    return join(muted(text) if best and metric else None, table(["", *columns], rows))
 
 
 def _run_calibration(run: Run) -> Html | None:

@@ -4,6 +4,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from distill_jax.evaluators._directions import direction
 from distill_jax.report import tables
 from distill_jax.report.tables import decimals, is_finite, number
 
@@ -15,6 +16,12 @@ NONE = "\u2013"
 def fmt(value: Any) -> str:
     """Formats a number as in the tables of the console."""
     return minus(number(value)) if is_finite(value) else NONE
+
+
+def better(metric: str) -> str:
+    """Returns " (lower is better)" or " (higher is better)"; "" where it is not known."""
+    ends = {"min": " (lower is better)", "max": " (higher is better)", None: ""}
+    return ends[direction(metric)]
 
 
 def minus(text: str) -> str:

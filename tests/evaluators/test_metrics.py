@@ -251,7 +251,8 @@ def test_wrong_roles_and_bins_are_refused():
 
 def test_which_end_of_a_metric_is_better():
     ends = {
-        "min": "nll brier ece_adaptive kl uniformity log_loss test/nll_raw held_out/ece_teacher",
+        "min": "nll brier ece_adaptive kl uniformity log_loss test/nll_raw held_out/ece_teacher "
+        "test/bits_per_byte bits_per_token",
         "max": "accuracy knn20_accuracy test/probe_balanced_accuracy_raw macro_auc rankme_initial "
         "few_label_accuracy_5_per_class agreement_reference_wrong damaged_auc",
     }

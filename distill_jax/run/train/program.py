@@ -9,7 +9,7 @@ import numpy as np
 from distill_jax.core import partition
 from distill_jax.core.api import TrainState
 from distill_jax.run import build as build_lib
-from distill_jax.run import environment, masked, processes
+from distill_jax.run import environment, masked, processes, sampled
 from distill_jax.run.train.evaluation import predictions
 from distill_jax.run.train.run import Run
 
@@ -134,14 +134,16 @@ class SingleRun:
         return states[0]
 
     def draw(self, state: TrainState) -> None:
-        masked.store(
-            self.run.workdir,
-            self.experiment,
-            state,
-            build_lib.for_evaluation(self.experiment, self.frozen),
-            seed=self.run.config.seed,
-            write=processes.is_main(),
-        )
+        frozen = build_lib.for_evaluation(self.experiment, self.frozen)
+        for module in (masked, sampled):
+            module.store(
+                self.run.workdir,
+                self.experiment,
+                state,
+                frozen,
+                seed=self.run.config.seed,
+                write=processes.is_main(),
+            )
 
     @property
     def flops_per_step(self) -> float | None:
