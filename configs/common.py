@@ -131,3 +131,47 @@ def chains(**data):
     config.eval.metric = "held_out/accuracy"
     config.eval.mode = "max"
     return config
+
+
+def smollm2(config, *, teacher: bool) -> None:
+    """Gives a config of `text` plays of Shakespeare, a student for them, and SmolLM2-135M.
+
+    Args:
+      config: a config of `text`, which is changed.
+      teacher: whether there is a role `teacher`, whose 32 most probable tokens are stored.
+    """
+    tokens = {"vocabulary": 3_830, "layout": "llama"}
+    config.data.name = "text_folder"
+    config.data.kwargs = {
+        "path": "runs/smollm2/text",
+        "tokenizer_path": "runs/smollm2/teacher",
+        "length": 128,
+        "name": "plays of Shakespeare",
+        "licence": "public domain",
+    }
+    config.roles.student = config_lib.role("transformer", width=128, depth=4, heads=4, **tokens)
+    config.batch_size = 8
+    config.optim.warmup = "10 %"
+    config.optim.lr = 4e-3
+    config.total = "4 epochs"
+    config.eval.every = "2 epochs"
+    if teacher:
+        config.roles.teacher = config_lib.role(
+            "transformer",
+            **tokens,
+            width=576,
+            depth=30,
+            heads=9,
+            groups=3,
+            mlp_width=1536,
+            max_length=8192,
+            epsilon=1e-5,
+            rope_theta=100_000.0,
+            head="tied",
+            top=32,
+        )
+        config.roles.teacher.frozen = True
+        config.roles.teacher.init = "hf:runs/smollm2/teacher"
+        config.cache.dir = "runs/smollm2/outputs"
+        config.cache.outputs = ("top_index", "top_log_probs", "tail_log_prob")
+        config.cache.dtype = "float16"

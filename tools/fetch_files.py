@@ -43,6 +43,13 @@ def download(packages: list[dict[str, str]], folder: pathlib.Path) -> None:
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", *WHEELS]
         run([*command, "--require-hashes", "-r", str(listed), "-d", str(folder)], folder)
     for package in wanted:
+        if package["kind"] == "sdist":  # pip asks its setup for metadata, and installs nothing
+            (folder / "requirements.txt").write_text(
+                f"{package['name']}=={package['version']} --hash=sha256:{package['sha256']}\n"
+            )
+            command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
+            listed = str(folder / "requirements.txt")
+            run([*command, "--require-hashes", "-r", listed, "-d", str(folder)], folder)
         if package["kind"] == "npm":
             name = f"{package['name']}@{package['version']}"
             command = ["npm", "pack", "--silent", "--ignore-scripts", name]

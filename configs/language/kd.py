@@ -6,7 +6,9 @@
 
 The teacher is the best checkpoint, by held-out bits per byte, of the run in `roles.teacher.init`;
 the student has a fifth of its parameters. `:top` compares them on the teacher's 16 most probable
-tokens and all others as one, as for large vocabularies. `:smoke` as in `distill/supervised.py`.
+tokens and all others as one, as for large vocabularies. `:smollm2` distils SmolLM2-135M into a
+student of 1.8 M parameters on plays of Shakespeare, see `studies/smollm2.py`. `:smoke` as in
+`distill/supervised.py`.
 """
 
 from distill_jax.configs import common
@@ -14,11 +16,14 @@ from distill_jax.run import config as config_lib
 
 
 def get_config(arg: str = ""):
-    options = common.parse(arg, "top")
+    options = common.parse(arg, "top", "smollm2")
     config = common.text()
     config.total = "600 steps"
     config.objective.name = "token_kd"
     config.objective.kwargs = {"alpha": 0.5}
+    if "smollm2" in options:
+        common.smollm2(config, teacher=True)
+        return config
     config.roles.teacher = config_lib.role("transformer", width=64, depth=3, heads=4)
     config.roles.teacher.frozen = True
     config.roles.teacher.init = "runs/lm"

@@ -9,7 +9,9 @@ Without a part val nothing is held out. Rows are packed, see `_tokens.TokenRows`
 
 from collections.abc import Sequence
 
-from distill_jax.core.api import Dataset
+import numpy as np
+
+from distill_jax.core.api import Dataset, Provenance
 from distill_jax.data import _documents, _splits, source
 
 HINT = "a file or folder of text (.txt, .md), JSON lines (.jsonl) or Parquet"
@@ -72,3 +74,27 @@ def make(
         tokenizer_path=tokenizer_path,
         end=end,
     )
+
+
+def spec(*, length: int = 128, tokenizer_path: str = "", **unused: object) -> Dataset:
+    """Returns shapes in place of rows, for `make` with the same arguments."""
+    del unused
+    shapes = _Shapes(length)
+    vocabulary = 0 if tokenizer_path else _documents.BYTES
+    return Dataset(shapes, shapes, shapes, vocabulary=vocabulary)
+
+
+class _Shapes:
+    shapes_only = True
+    provenance = Provenance("text", "", 1024, "")
+
+    def __init__(self, length: int):
+        self.length = length
+
+    def __len__(self) -> int:
+        return self.provenance.n
+
+    def read(self, indices: np.ndarray) -> dict[str, object]:
+        zeros = np.zeros((len(indices), self.length + 1), np.int32)
+        rows = {"tokens": zeros, "segments": zeros}
+        return {"input": rows, "label": zeros[:, 0], "bytes": zeros[:, 0].astype(np.float32)}
