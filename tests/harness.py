@@ -13,6 +13,7 @@ import optax
 from distill_jax.core import partition, sampling, state, steps, tokens
 from distill_jax.core.api import Model, Objective
 from distill_jax.core.errors import ConfigError
+from distill_jax.data.transforms import tokens as token_transforms
 from distill_jax.models.adapters import as_model
 from distill_jax.run.resolve import bind
 from distill_jax.trainer.io.checkpoint import Checkpointer
@@ -151,16 +152,16 @@ def tiny_token_predictor() -> Model:
 VOCABULARY, TOKENS = 11, 6
 
 
-def tiny_decoder(*, width: int = 8) -> Model:
+def tiny_decoder(*, width: int = 8, head: bool = True) -> Model:
     """Tokens `[b, t]` to `logits` `[b, t, v]`; each position sees the mean of those up to it."""
 
     def init(key, x):
         del x
         k1, k2 = jax.random.split(key)
-        return {
-            "embedding": jax.random.normal(k1, (VOCABULARY, width)),
-            "last": {"kernel": jax.random.normal(k2, (width, VOCABULARY)) / 3},
-        }, {}
+        params: dict[str, Any] = {"embedding": jax.random.normal(k1, (VOCABULARY, width))}
+        if head:
+            params["last"] = {"kernel": jax.random.normal(k2, (width, VOCABULARY)) / 3}
+        return params, {}
 
     def apply(params, state, x, *, train, rngs):
         del train, rngs
@@ -169,6 +170,8 @@ def tiny_decoder(*, width: int = 8) -> Model:
             / jnp.arange(1, x.shape[1] + 1)[None, :, None]
         )
         hidden = jnp.tanh(seen)
+        if not head:
+            return {"tokens": hidden}, state
         logits = jnp.einsum("btd,dv->btv", hidden, params["last"]["kernel"])
         return {"logits": logits, "tokens": hidden}, state
 
@@ -264,6 +267,7 @@ PROVIDED = {"num_classes": K, "num_examples": 64, "total_steps": 10, "steps_per_
 ROLE_MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "aggregator": ("expert_aggregator", {"heads": 2}),
     "augmentor": ("augmentor_affine", {"scale": 0.5}),
+    "detector": ("projector", {"features": 3}),
     "head": ("linear_head", {"num_classes": K}),
     "heads": ("projector", {"features": 2 * K}),
     "fusion": ("review_fusion", {"width": 8, "batch_norm": False}),
@@ -316,7 +320,7 @@ STEPS_TO_LEARN = {"moco": 2, "mugs": 2}
 MASKED = ("ijepa", "mae", "tjepa", "vjepa")
 """Objectives whose networks see some tokens and say what others are."""
 
-TEXT = ("gkd", "instruct_mining", "next_token", "salt", "salt_ds", "token_kd")
+TEXT = ("gkd", "instruct_mining", "mcl", "next_token", "salt", "salt_ds", "token_kd")
 """Objectives over tokens, on `make_token_batch`."""
 
 EQUAL_WIDTHS = ("fsp", "meta_dmoe")
@@ -334,7 +338,9 @@ def role_model(role: str, *, objective: str = "", batch_norm: bool = False) -> M
     if objective in MASKED:
         heads = ("predictor", "decoder")
         return tiny_token_predictor() if role in heads else tiny_token_encoder()
-    if objective in TEXT:
+    if (objective, role) == ("mcl", "student"):
+        return tiny_decoder(head=False)
+    if objective in TEXT and role != "detector":
         return answering(tiny_decoder(width=16 if is_frozen(role) else 8))
     known = {**ROLE_MODELS, **MODELS.get(objective, {})}
     if role in known:
@@ -349,6 +355,12 @@ def batch_of(name: str) -> dict[str, Any]:
         r = np.random.RandomState(1)
         lists = {"label": r.randint(0, 4, (16, K)), "gumbel": r.gumbel(size=(16, 3, K))}
         return make_batch() | {key: jnp.asarray(x, float) for key, x in lists.items()}
+    if name == "mcl":  # rows of tokens, and where they are corrupted
+        batch = make_token_batch()
+        view = {"tokens": batch["input"], "segments": batch["target_mask"].astype(int) - 1}
+        courses = token_transforms.make_token_courses(rate=0.4)
+        made = courses(jax.random.key(5), {**batch, "input": view}, jnp.int32(0))
+        return {**made, "input": batch["input"]}
     return make_token_batch() if name in TEXT else make_batch()
 
 

@@ -202,3 +202,21 @@ def top_log_probs_of(
         return top_log_probs(logits, k, temperature=temperature)
 
     return over_logits(read, hidden, unembedding, bias=bias, chunk=chunk)
+
+
+def rotation(mask: Array, order: Array) -> Array:
+    """Returns an order of positions, int32 `[b, t]`, in which the chosen ones are rotated by one.
+
+    Each chosen position gets what the next one has, the last what the first has; others stay.
+
+    Args:
+      mask: bool `[b, t]`, the chosen positions.
+      order: numbers `[b, t]` by which these follow each other.
+    """
+    b, t = mask.shape
+    place = jnp.argsort(jnp.where(mask, order, jnp.inf), axis=1)
+    i, n = jnp.arange(t)[None], mask.sum(1, keepdims=True)
+    after = jnp.take_along_axis(place, jnp.where(i + 1 < n, i + 1, 0), axis=1)
+    rows = jnp.arange(b)[:, None]
+    moved = jnp.where(i < n, after, place)
+    return jnp.zeros((b, t), jnp.int32).at[rows, place].set(moved.astype(jnp.int32))

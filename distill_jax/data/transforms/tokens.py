@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 import jax.numpy as jnp
 
-from distill_jax.core import ranges
+from distill_jax.core import ranges, sequences
 from distill_jax.core.api import Array, Batch, Key, Transform
 from distill_jax.data.transforms._draws import integer, require, uniform
 
@@ -94,5 +94,49 @@ def make_masked_thought(
         answer = (batch["target_mask"][:, :-1] > 0) & (segments[:, 1:] == segments[:, :-1])
         hidden = jnp.pad(answer, ((0, 0), (1, 0))) & (u[:, 0] < share)
         return {**batch, "input": {**view, "tokens": jnp.where(hidden, substitute, tokens)}}
+
+    return apply
+
+
+def make_token_courses(*, rate: float = 0.15) -> Transform:
+    """Returns a transform that draws where the courses of the objective `mcl` corrupt a row.
+
+    It comes after `next_token`, and adds `course_valid` float32 `[b, t]`, 0 on padding;
+    `course_masked` bool `[b, t]`; `course_order` int32 `[b, t]`, the position whose token comes to
+    each place after the swaps; `course_inserted` int32 `[b, t]`, the same after insertions, -1 for
+    an inserted token, where the end of the row is lost; and `course_draws` float32 `[b, 3, t]`,
+    uniform numbers by which a generator's tokens are drawn.
+
+    Args:
+      rate: share of the positions that are masked, swapped and inserted, in (0, 1).
+    """
+    ranges.within("(0, 1)", rate=rate)
+
+    def apply(key: Key, batch: Batch, step: Array) -> Batch:
+        del step
+        view = batch["input"]
+        is_text = isinstance(view, Mapping) and "segments" in view and "target" in batch
+        require(is_text, "there are no rows of tokens: next_token comes before", "token_courses")
+        valid = view["segments"] >= 0
+        t = valid.shape[1]
+        count = max(1, round(rate * t))
+        u = uniform(key, batch, 6, t)
+
+        def chosen(x: Array, among: Array) -> Array:
+            rank = jnp.argsort(jnp.argsort(jnp.where(among, x, 2.0), axis=1), axis=1)
+            return among & (rank < count)
+
+        # An insertion at the first place would come before any token.
+        later = valid & (jnp.arange(t)[None] > 0)
+        inserted = chosen(u[:, 2], later)
+        source = jnp.cumsum(~inserted, axis=1, dtype=jnp.int32) - 1
+        return {
+            **batch,
+            "course_valid": valid.astype(jnp.float32),
+            "course_masked": chosen(u[:, 0], valid),
+            "course_order": sequences.rotation(chosen(u[:, 1], valid), u[:, 1]),
+            "course_inserted": jnp.where(inserted, -1, source),
+            "course_draws": u[:, 3:],
+        }
 
     return apply
