@@ -8,8 +8,8 @@ number of devices.
 
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, TypeAlias
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, TypeAlias, TypeVar
 
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
@@ -19,6 +19,8 @@ from distill_jax.core.errors import ArgumentError, nearest
 
 BATCH_AXES = ("data", "fsdp")
 AXES = (*BATCH_AXES, "model")
+
+T = TypeVar("T")
 
 Rules: TypeAlias = Mapping[str, Sequence[str | None]]
 """`{regular expression over leaf paths: one mesh axis or None for each array axis}`."""
@@ -108,24 +110,46 @@ def shards_in_context() -> int:
     return math.prod(sizes.get(axis, 1) for axis in BATCH_AXES)
 
 
+def by_rows(fn: Callable[..., T], split: tuple[PyTree, ...], whole: tuple[PyTree, ...] = ()) -> T:
+    """Returns `fn(*split, *whole)`, computed on each device for the rows that it holds.
+
+    The rows of the result must not depend on other rows. On a mesh in context that splits the batch
+    this exchanges nothing in the forward pass, and in the backward pass the gradient of `whole`
+    once, also if `fn` has a loop, in which the partitioner would exchange it in every iteration.
+
+    Args:
+      fn: function of arrays that returns arrays `[b, ...]`.
+      split: arguments `[b, ...]`.
+      whole: arguments that every row needs.
+    """
+    sizes = axes_in_context()
+    axes = tuple(axis for axis in BATCH_AXES if sizes.get(axis, 1) > 1)
+    n = shards_in_context()
+    if not axes or any(x.shape[0] % n for x in jax.tree.leaves(split)):
+        return fn(*split, *whole)
+    spec, everywhere = PartitionSpec(axes), PartitionSpec()
+    specs = (*(spec for _ in split), *(everywhere for _ in whole))
+
+    def here(*given: PyTree) -> T:
+        # Before any loop in `fn`: the gradient of this is the exchange.
+        varying = jax.tree.map(lambda x: jax.lax.pcast(x, axes, to="varying"), given[len(split) :])
+        return fn(*given[: len(split)], *varying)
+
+    return jax.shard_map(here, in_specs=specs, out_specs=spec, axis_names=set(axes))(*split, *whole)
+
+
 def top_k(x: Array, k: int) -> tuple[Array, Array]:
     """Returns `jax.lax.top_k` of `[b, ..., n]`, along the last axis, without an exchange.
 
     The partitioner does not know that the rows of `jax.lax.top_k` are independent, and gathers its
-    argument from all devices. Here each device takes the rows that it holds of a batch that is
-    split over the mesh in context.
+    argument from all devices.
     """
-    sizes = axes_in_context()
-    axes = tuple(axis for axis in BATCH_AXES if sizes.get(axis, 1) > 1)
 
     def of_rows(rows: Array) -> tuple[Array, Array]:
         value, index = jax.lax.top_k(rows, k)
         return value, index
 
-    if x.ndim == 1 or x.shape[0] % shards_in_context() or not axes:
-        return of_rows(x)
-    spec = PartitionSpec(axes)
-    return jax.shard_map(of_rows, in_specs=spec, out_specs=spec, axis_names=set(axes))(x)
+    return by_rows(of_rows, (x,)) if x.ndim > 1 else of_rows(x)
 
 
 def check_batch(batch_size: int, mesh: Mesh, *, accum_steps: int = 1, where: str) -> None:

@@ -80,7 +80,7 @@ def over_logits(
 
     The gradient is also computed chunk by chunk, from recomputed logits (`jax.checkpoint`). Unlike
     a `custom_vjp`, this supports forward and reverse mode. Chunks are along t, so that the sharding
-    of the batch does not change.
+    of the batch does not change, and the gradient of `unembedding` is exchanged once.
 
     Args:
       read: function of logits `[b, c, v]` (at least float32) and the same c positions of `rows`
@@ -94,25 +94,33 @@ def over_logits(
     Returns:
       The results of `read`, `[b, t, ...]`.
     """
-    b, t, _ = hidden.shape
+    t = hidden.shape[1]
     chunk = min(chunk, t) or chunk_size(hidden.shape, len(unembedding))
-
-    def one(args: tuple[Array, ...]) -> Any:
-        return read(logits_of(args[0], unembedding, bias), *args[1:])
-
     if chunk == t:
-        return one((hidden, *rows))
+        return read(logits_of(hidden, unembedding, bias), *rows)
+
+    def in_chunks(split: tuple[Array, ...], unembedding: Array, bias: Array | None) -> Any:
+        def one(part: tuple[Array, ...]) -> Any:
+            return read(logits_of(part[0], unembedding, bias), *part[1:])
+
+        parts = jax.lax.map(jax.checkpoint(one), tuple(_cut(x, chunk) for x in split))
+        return jax.tree.map(lambda x: _joined(x, t), parts)
+
+    return partition.by_rows(in_chunks, ((hidden, *rows),), (unembedding, bias))
+
+
+def _cut(x: Array, chunk: int) -> Array:
+    """Cuts `[b, t, ...]` into `[n, b, chunk, ...]`, the last one filled with zeros."""
+    b, t, *rest = x.shape
     n = math.ceil(t / chunk)
+    x = jnp.pad(x, ((0, 0), (0, n * chunk - t), *((0, 0),) * len(rest)))
+    return x.reshape(b, n, chunk, *rest).swapaxes(0, 1)
 
-    def cut(x: Array) -> Array:
-        x = jnp.pad(x, ((0, 0), (0, n * chunk - t), *((0, 0),) * (x.ndim - 2)))
-        return x.reshape(b, n, chunk, *x.shape[2:]).swapaxes(0, 1)
 
-    def joined(x: Array) -> Array:
-        return x.swapaxes(0, 1).reshape(b, n * chunk, *x.shape[3:])[:, :t]
-
-    parts = jax.lax.map(jax.checkpoint(one), tuple(map(cut, (hidden, *rows))))
-    return jax.tree.map(joined, parts)
+def _joined(x: Array, t: int) -> Array:
+    """Undoes `_cut`."""
+    n, b, chunk, *rest = x.shape
+    return x.swapaxes(0, 1).reshape(b, n * chunk, *rest)[:, :t]
 
 
 def logits_of(hidden: Array, unembedding: Array, bias: Array | None = None) -> Array:

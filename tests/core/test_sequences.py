@@ -9,6 +9,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from distill_jax.core import partition, sequences
+from distill_jax.run import collectives
 
 
 @pytest.mark.parametrize(
@@ -158,3 +159,24 @@ def test_top_tokens_of_a_split_batch_need_no_exchange():
     found = step(jax.device_put(hidden, split), jax.device_put(table, whole))
     for one, other in zip(found, jax.jit(top)(hidden, table), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-6)
+
+
+def test_the_gradient_of_the_table_is_exchanged_once():
+    """Not in every chunk."""
+    hidden, table, ask, _ = drawn()
+    mesh = partition.make_mesh(data=2, devices=jax.devices()[:2])
+    split, whole = partition.over_batch(mesh), partition.replicated(mesh)
+    hidden, ask = (np.concatenate([x, x[::-1]]) for x in (hidden, ask))
+
+    def loss(h, w, a):
+        return sequences.log_probs_of(h, w, a, chunk=2).sum()
+
+    grad = jax.jit(jax.grad(loss, argnums=(0, 1)), in_shardings=(split, whole, split))
+    with jax.set_mesh(mesh):
+        step = grad.lower(hidden, table, ask).compile()
+    [total] = collectives.totals(collectives.of_compiled(step)).values()
+    assert total.nbytes == table.nbytes
+    placed = (jax.device_put(x, s) for x, s in ((hidden, split), (table, whole), (ask, split)))
+    alone = jax.jit(jax.grad(loss, argnums=(0, 1)))(hidden, table, ask)
+    for one, other in zip(step(*placed), alone, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
