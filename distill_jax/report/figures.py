@@ -217,12 +217,14 @@ def line_chart(
     """
     edges = [a for s in series.values() for a in (s.y, s.low, s.high) if a is not None]
     xs = np.concatenate([s.x for s in series.values()])
+    y_range = y_range or limits(np.concatenate(edges), log=log)
+    labels = map(short, (log_ticks if log else ticks)(*y_range))
     panel = Panel(
         x_range=_padded(xs.min(), xs.max(), 0.0),
-        y_range=y_range or limits(np.concatenate(edges), log=log),
+        y_range=y_range,
         log=log,
         log_x=log_x,
-        left=58 if log and log_x else 46,
+        left=max(46, 14 + 7 * max(map(len, labels), default=0)),
     )
     marks = [panel.frame(x_label=x_label)]
     if level is not None:

@@ -20,7 +20,7 @@ from distill_jax.report import (
 )
 from distill_jax.report.folders import Run, lookup, read_alarms
 from distill_jax.report.html import Html, el, join
-from distill_jax.report.page import alert, muted, row, table, tiles, write
+from distill_jax.report.page import alert, grid, muted, row, table, tiles, write
 from distill_jax.report.provenance import config_table
 from distill_jax.report.quality import calibration_panel, confusion_panel
 from distill_jax.report.statistics import estimate
@@ -194,4 +194,4 @@ def _run_confusion(run: Run) -> Html | None:
         metrics = run.evaluate(classification.make(role=role), role)
         if metrics:
             panels.append(confusion_panel(metrics["confusion"], run.classes, role, i + 1))
-    return el("div", panels, class_="grid2") if panels else None
+    return grid(panels) if panels else None

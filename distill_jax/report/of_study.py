@@ -73,7 +73,7 @@ def sections(study: Study) -> list[tuple[str, str, Html | None]]:
         ("classes", "By class", changes.by_class(study)),
         ("examples", "Examples", _study_examples(finished)),
         ("changes", "Changed predictions", changes.by_example(study)),
-        ("compute", "Compute", compute.section(study.runs, base=_base(study))),
+        ("compute", "Compute", compute.section(_paid(study), base=_base(study))),
         ("provenance", "Provenance", provenance.section(study.all_runs)),
         ("config", "What differs", _study_config(study)),
     ]
@@ -263,6 +263,12 @@ def _study_metrics(study: Study) -> Html | None:
 def _study_trust(study: Study) -> Html | None:
     finished = {arm: study.finished(arm) for arm in study.arms}
     return trust.section(study.runs, finished, colours=study.colours)
+
+
+def _paid(study: Study) -> dict[str, list[Run]]:
+    """Returns the runs whose cost is known, by arm; all of them if none is."""
+    paid = {arm: [r for r in runs if r.result.get("compute")] for arm, runs in study.runs.items()}
+    return {arm: runs for arm, runs in paid.items() if runs} or study.runs
 
 
 def _base(study: Study) -> str | None:

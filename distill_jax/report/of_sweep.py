@@ -33,7 +33,7 @@ def write_sweep_report(
         title=" · ".join(dict.fromkeys(key for values in trials.values() for key in values)),
         lead=_sweep_lead(study, trials, rungs),
         sections=[
-            ("response", "Response", _response(study, trials)),
+            ("response", "Response", _response(study, trials, rungs)),
             ("halving", "Stopped early", _halving(study, rungs)),
             ("trials", "Trials", _trials(study, trials, rungs)),
             *((anchor, *sections[anchor]) for anchor in shown),
@@ -70,9 +70,19 @@ def _sweep_lead(
     )
 
 
-def _response(study: Study, trials: Mapping[str, Mapping[str, Any]]) -> Html | None:
-    """Draws the metric of every trial against the values of each swept key."""
+def _response(
+    study: Study, trials: Mapping[str, Mapping[str, Any]], rungs: Sequence[Mapping[str, Any]]
+) -> Html | None:
+    """Draws the metric of every trial against the values of each swept key.
+
+    Where trials stop early, it is that of the first rung, which all of them reach.
+    """
     charts = []
+    measured = {arm: next(iter(v.values()), None) for arm, v in study.values.items()}
+    when = ""
+    if rungs:
+        measured = {arm: entry["value"] for arm, entry in rungs[0]["at"].items()}
+        when = f" At the first rung, {rungs[0]['part']} of training."
     for key in dict.fromkeys(key for values in trials.values() for key in values):
         options = dict.fromkeys(values[key] for values in trials.values() if key in values)
         if len(options) < 2:
@@ -80,12 +90,13 @@ def _response(study: Study, trials: Mapping[str, Mapping[str, Any]]) -> Html | N
         rows = []
         for option in sorted(options, key=lambda v: (isinstance(v, str), v)):
             arms = [arm for arm, values in trials.items() if values.get(key) == option]
-            values = {arm: v for arm in arms for v in study.values.get(arm, {}).values()}
+            values = {arm: v for arm in arms if (v := measured.get(arm)) is not None}
             best = (max if study.mode == "max" else min)(values.values(), default=None)
             rows.append(figures.Row(name=str(option), values=values, mean=best, interval=None))
         number = {row.name: 0 for row in rows}
         plot = figures.dot_plot(rows, x_label=study.metric, colours=number)
-        charts.append(figure(key, plot, "Rings are trials with this value, the bar is the best."))
+        caption = f"Rings are trials with this value, the bar is the best.{when}"
+        charts.append(figure(key, plot, caption))
     return grid(charts) if charts else None
 
 
@@ -130,7 +141,7 @@ def _halving(study: Study, rungs: Sequence[Mapping[str, Any]]) -> Html | None:
             f"At each rung the trials with the best {study.metric} go on and the others stop. The "
             "test part has no say in it."
         ),
-        table([*heads, "last that goes on", "first that stops"], rows),
+        table([*heads, "worst that goes on", "best that stops"], rows),
     )
 
 

@@ -73,7 +73,9 @@ def alert(title: str, lines: Sequence[str], *, stop: bool = False) -> Html | Non
 
 def figure(title: str, plot: Html | None, caption: str = "", *, legend: Html | None = None) -> Html:
     text = el("figcaption", caption) if caption else None
-    return el("figure", el("h3", title), plot, legend, text)
+    # On a narrow screen a figure scrolls, which the keyboard can do only where it is focused.
+    reached = 0 if plot is not None else None
+    return el("figure", el("h3", title), plot, legend, text, tabindex=reached)
 
 
 def grid(items: Sequence[Html]) -> Html:
