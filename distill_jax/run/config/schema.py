@@ -113,7 +113,7 @@ def base() -> ConfigDict:
     config.bilevel.optim = ConfigDict()
     config.bilevel.optim.name = "adamw"  # as optim.name
     config.bilevel.optim.kwargs = ConfigDict()  # open: keyword arguments of the optimizer
-    config.bilevel.optim.lr = 1e-3  # constant learning rate
+    config.bilevel.optim.lr = 1e-3  # constant learning rate; that of adamw need not follow horizon
     config.bilevel.optim.weight_decay = 1e-4  # as optim.weight_decay; kernels only
 
     config.lookahead = ConfigDict()  # virtual steps that advance the moving averages
