@@ -8,8 +8,9 @@ The messages are those of the SpamAssassin public corpus. The teacher is all-Min
 parameters, of which only a linear classifier learns, from the 40 labels); the student has 2.0 M, of
 which 1.95 M are its embedding. It learns from the same labels and from what the teacher says of all
 training messages, which is stored once. Words alone tell spam better than this encoder does
-(`docs/results/language.md`): the config shows how, not that it helps. `:alone` is the same student without a teacher. The package
-`tokenizers` is needed: `pip install "distill_jax[text]"`. `:smoke` as in `distill/supervised.py`.
+(`docs/results/language.md`): the config shows how, not that it helps. `:alone` is the same student
+without a teacher. The package `tokenizers` is needed: `pip install "distill_jax[text]"`. `:smoke`
+as in `distill/supervised.py`.
 """
 
 from distill_jax.configs import common
