@@ -91,6 +91,7 @@ def main(argv: Sequence[str]) -> int:
                     parsed.config,
                     folder,
                     make_experiment=make,
+                    changes=parsed.changes,
                     stop_at=parsed.stop_at,
                     log_line=log_line,
                 )
@@ -287,7 +288,9 @@ def _do(parsed: flags.Flags) -> None:
         table = export.export_run(workdir, trusted=trusted, **parsed.export)
     else:
         make_experiment = functools.partial(build.build, trusted=trusted)
-        table = evaluation.evaluate_run(config, workdir, make_experiment=make_experiment)
+        table = evaluation.evaluate_run(
+            config, workdir, make_experiment=make_experiment, changes=parsed.changes
+        )
     if processes.is_main():
         print(table)
 

@@ -14,6 +14,8 @@ _POINTS = 240  # maximum per curve; more are not visible and enlarge the file
 
 def section(arms: Mapping[str, Sequence[Run]], *, names: Sequence[str]) -> Html | None:
     panels = []
+    alone = next(iter(arms.values())) if len(arms) == 1 else ()
+    starts = [s["from"] for s in alone[0].segments[1:]] if len(alone) == 1 else []
     for name in names:
         series = {
             i: line
@@ -24,13 +26,15 @@ def section(arms: Mapping[str, Sequence[Run]], *, names: Sequence[str]) -> Html 
             low = min(float(s.y.min() if s.low is None else s.low.min()) for s in series.values())
             high = max(float(s.y.max()) for s in series.values())
             log = "loss" in name and low > 0 and high / low > 30
-            plot = figures.line_chart(series, y_label=name, log=log)
+            plot = figures.line_chart(series, y_label=name, log=log, at=starts)
             panels.append(figure(name + (", log scale" if log else ""), plot))
     if not panels:
         return None
+    marks = "Dashed vertical lines: the run went on differently from here (see Segments)."
     several = any(len(runs) > 1 for runs in arms.values())
     return join(
         muted("Lines are means over seeds, bands span the seeds.") if several else None,
+        muted(marks) if starts else None,
         figures.key(list(arms)) if len(arms) > 1 else None,
         el("div", panels, class_="grid2"),
     )

@@ -202,6 +202,7 @@ def line_chart(
     log_x: bool = False,
     y_range: tuple[float, float] | None = None,
     level: float | None = None,
+    at: Sequence[float] = (),
     dashes: Mapping[int, str] | None = None,
 ) -> Html:
     """Draws lines with bands.
@@ -213,6 +214,7 @@ def line_chart(
       log, log_x: whether the vertical, or horizontal, axis is logarithmic; x must be positive then.
       y_range: limits of the vertical axis; by default those of the values.
       level: a value to mark by a dashed line, within the limits.
+      at: places on the horizontal axis to mark by a dashed line; those outside are left out.
       dashes: dash patterns by colour number; by default they follow the colour number.
     """
     edges = [a for s in series.values() for a in (s.y, s.low, s.high) if a is not None]
@@ -229,6 +231,7 @@ def line_chart(
     marks = [panel.frame(x_label=x_label)]
     if level is not None:
         marks.append(panel.line(y=level))
+    marks += [panel.line(x=x) for x in at if xs.min() <= x <= xs.max()]
     for i, s in series.items():
         if s.low is not None and s.high is not None:
             marks.append(panel.band(s.x, s.low, s.high, "band " + colour(i)))

@@ -37,6 +37,7 @@ class Run:
     arrays: Sequence[str]
     example_weight_arrays: Sequence[str]
     notes: Sequence[str]
+    segments: Sequence[Mapping[str, Any]] = ()
 
     @classmethod
     def read(cls, path: Path, *, label: str) -> "Run":
@@ -56,6 +57,7 @@ class Run:
             arrays=arrays,
             example_weight_arrays=read_names(path / "trust.npz", notes) if weighted else (),
             notes=notes,
+            segments=read_segments(path, notes),
         )
 
     @property
@@ -288,6 +290,19 @@ def read_json(path: Path, notes: list[str], *, scrub: bool = True) -> dict[str, 
     except files.DamagedFile as error:
         notes.append(f"{path.name} {error.what}")
     return {}
+
+
+def read_segments(path: Path, notes: list[str]) -> list[dict[str, Any]]:
+    """Returns the segments of a run that went on differently, from history.json."""
+    file = path / "history.json"
+    if not file.exists():
+        return []
+    try:
+        content = files.read_json(file, shape={"segments": [files.SEGMENT]})
+    except files.DamagedFile as error:
+        notes.append(f"{file.name} {error.what}")
+        return []
+    return sharing.scrubbed(content["segments"], path)
 
 
 def _read_records(path: Path, notes: list[str]) -> list[dict[str, Any]]:

@@ -8,8 +8,8 @@ from typing import Any
 
 from distill_jax.core.errors import UserError, nearest
 from distill_jax.evaluators._directions import direction
-from distill_jax.report import of_study
-from distill_jax.report.folders import Run, Study, lookup, read_json
+from distill_jax.report import of_study, segments
+from distill_jax.report.folders import Run, Study, lookup, read_json, read_segments
 from distill_jax.report.html import Html, el, join
 from distill_jax.report.page import muted, table, write
 from distill_jax.report.wording import flat, is_finite
@@ -104,6 +104,8 @@ def _essence(folder: Path, above: Sequence[Path] = ()) -> str:
         if (match := _INIT.fullmatch(name)) and value.startswith("/"):
             value = _origin(value, networks.get(match[1]), (*above, folder))
         leaves[name] = bool(value) if name == "cache.dir" else value
+    history = segments.summary(read_segments(folder, []))
+    leaves |= {"history": history} if leaves and history else {}
     return repr(sorted(leaves.items())) if leaves else str(folder)
 
 
@@ -189,6 +191,7 @@ def _entries(
         value = (run.result.get("metrics") or {}).get(metric)
         best = (run.result.get("best") or {}).get(metric)
         status = str(run.result.get("status") or "not finished")
+        status = "being extended" if segments.unfinished(run) else status
         entries[seed] = {
             "run": os.path.relpath(run.path, folder),
             "status": status,

@@ -16,6 +16,7 @@ from distill_jax.report import (
     provenance,
     representation,
     samples,
+    segments,
     trust,
 )
 from distill_jax.report.folders import Run, lookup, read_alarms
@@ -52,6 +53,8 @@ def write_run_report(run_dir: str | os.PathLike[str]) -> Path:
             "Learning curves",
             curves.section({run.label: [run]}, names=run.metric_names(12)),
         ),
+        ("segments", "Segments", segments.section(run)),
+        ("elsewhere", "Other data", segments.elsewhere(run)),
         ("trust", "Trust", trust.section({run.label: [run]}, {run.label: [run]})),
         ("calibration", "Calibration", _run_calibration(run)),
         ("confusion", "Confusion", _run_confusion(run)),
@@ -86,6 +89,10 @@ def _run_lead(run: Run) -> Html:
     elif status != "done":
         error = run.result.get("error") or run.result.get("reason")
         problems.insert(0, f"the run is {status}" + (f": {error}" if error else ""))
+    if note := segments.unfinished(run):
+        problems.insert(0, note)
+    if len(run.segments) > 1:
+        entries.append(("segments", str(len(run.segments))))
     answers = [el("li", text) for text in _answers(run)]
     return join(
         el("ul", answers) if answers else None,

@@ -18,6 +18,7 @@ from distill_jax.report import (
     examples,
     figures,
     provenance,
+    segments,
     trust,
 )
 from distill_jax.report.folders import Run, Study, is_trust, lookup, read_alarms, read_json
@@ -326,6 +327,9 @@ def _study_examples(shown: Mapping[str, Sequence[Run]]) -> Html | None:
 
 def _study_config(study: Study) -> Html | None:
     configs = {a: flat(runs[0].config) for a, runs in study.runs.items() if runs and runs[0].config}
+    for arm in configs:  # runs that went on differently did not have this config throughout
+        if text := segments.summary(study.runs[arm][0].segments):
+            configs[arm]["history"] = text
     for arm, spec in study.arms.items():
         if arm not in configs and spec.get("overrides"):
             configs[arm] = flat(spec["overrides"])

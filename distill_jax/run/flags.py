@@ -12,7 +12,7 @@ import os
 import pathlib
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from absl import flags
 
@@ -26,7 +26,7 @@ from distill_jax.trainer.io.paths import absolute, check_folder, check_places, f
 
 MODES = {
     "train": "train, evaluate and write the report; continues a run that the workdir holds",
-    "eval": "evaluate the last and the best checkpoint of a workdir, by its config or by --config",
+    "eval": "evaluate the last and the best checkpoint of a workdir, on its data or on others",
     "export": "write the best network for other programs: --formats=onnx,... (docs/export.md)",
     "describe": "print networks, parameters, memory and cost of a config or of a workdir",
     "study": "train every arm with every seed, then compare the arms",
@@ -65,9 +65,10 @@ common overrides (distill_jax/run/config/schema.py describes every key):
   --config.evaluators.calibration=none         `none` deletes a role or an evaluator
   --config.roles.teacher.init=runs/teacher     start from the checkpoint of another run
   --config.precision=bfloat16                  compute type
-  --start_over                                 move the earlier run or study in the workdir aside
-                                               and begin at step 0
+  --start_over                                 move an earlier run or study aside, begin at step 0
   --stop_at="30 %"                             stop at an evaluation; without it: continue
+  --extend="40 epochs"                         continue the run in the workdir to this new total
+  --change=optim.lr,evaluators                 accept new values from here on: docs/continuing.md
 
 your own code: write `package.module:Symbol` in a config. Modules are found from the current folder.
 Names in the config file and on the command line are imported. Names in stored files of a run (when
@@ -94,6 +95,8 @@ class Flags:
       overrides: values of the `--config.KEY` flags, as text by dotted path.
       trusted: names and modules that may be imported, see `resolve.resolve`.
       start_over: whether to move the earlier run or study in the workdir aside first.
+      changes: keys in which the config may differ from that of the run in the workdir, see
+        `workdir.changes`; "total" for --extend.
       export: arguments of `run.export.export_run`, in mode export.
       runs: folders and patterns of the runs to compare, in mode compare.
       metric: metric of the comparison; empty for that of the runs.
@@ -110,6 +113,7 @@ class Flags:
     overrides: Mapping[str, str]
     trusted: frozenset[str]
     start_over: bool = False
+    changes: frozenset[str] = frozenset()
     export: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     runs: Sequence[str] = ()
     metric: str = ""
@@ -139,29 +143,22 @@ def parse(argv: Sequence[str]) -> Flags:
         print(usage())
         raise SystemExit(0)
     spec, overrides, rest = _split(argv)
-    mode, workdir, start_over, modules, options, processes, runs, metric, stop_at = _parse_plain(
-        rest
-    )
+    plain = _parse_plain(rest)
+    mode, workdir, modules = plain.mode, plain.workdir, plain.trusted
     if mode in ("export", "compare") and (spec is not None or overrides):
         where = f"--config.{next(iter(overrides))}" if overrides else "--config"
         held = "checkpoint holds" if mode == "export" else "runs hold"
         what = f"mode {mode} takes the config that the {held}"
         raise UserError(what, where=where, hint="leave it out")
     if mode == "compare":
+        runs, metric = plain.runs, plain.metric
         return Flags(config_lib.base(), workdir, mode, "", {}, modules, runs=runs, metric=metric)
     from_run = spec is None
+    changes = _changes(plain, overrides, from_run=from_run)
+    if plain.extend is not None:
+        overrides = {**overrides, workdir_lib.changes.LENGTH: _new_total(plain.extend, overrides)}
     if spec is None:
-        file = workdir / "config.json" if workdir and mode in STORED else None
-        if file is None or workdir is None:
-            hint = "--config=FILE[:ARG], for example --config=configs/distill/kd.py:smoke"
-            raise UserError("no config is given", where="--config", hint=hint)
-        if os.path.lexists(file):
-            spec, config = str(file), config_lib.from_json(read_text(file))
-        elif (stored := workdir_lib.stored_config(workdir)) is not None:
-            spec, config = str(workdir), stored
-        else:
-            hint = "give the folder of a run, or --config=FILE[:ARG]"
-            raise UserError("holds no config.json", where=str(workdir), hint=hint)
+        spec, config = _stored(workdir, continues=bool(changes), mode=mode)
     else:
         config = load(spec)
     # A stored config is data: a name in it is no reason to import a module.
@@ -178,10 +175,88 @@ def parse(argv: Sequence[str]) -> Flags:
     config = paths.of_config(config)
     flags.FLAGS.mark_as_parsed()  # libraries such as grain require parsed flags
     return Flags(
-        *(config, workdir, mode, spec, overrides, trusted, start_over, options),
-        stop_at=stop_at,
-        **processes,
+        config,
+        workdir,
+        mode,
+        spec,
+        overrides,
+        trusted,
+        start_over=plain.start_over,
+        changes=changes,
+        stop_at=plain.stop_at,
+        export=plain.export,
+        **plain.processes,
     )
+
+
+def _stored(
+    workdir: pathlib.Path | None, *, mode: str, continues: bool
+) -> tuple[str, config_lib.ConfigDict]:
+    """Returns the config of the run in a folder, and where it is stored."""
+    if workdir is None or not (continues or mode in STORED):
+        hint = "--config=FILE[:ARG], for example --config=configs/distill/kd.py:smoke"
+        raise UserError("no config is given", where="--config", hint=hint)
+    file = workdir / "config.json"
+    given = config_lib.from_json(read_text(file)) if os.path.lexists(file) else None
+    stored = workdir_lib.stored_config(workdir)
+    if given is None:
+        if stored is None:
+            hint = "give the folder of a run, or --config=FILE[:ARG]"
+            raise UserError("holds no config.json", where=str(workdir), hint=hint)
+        return str(workdir), stored
+    if stored is None:
+        return str(file), given
+    # A run that went on differently and was killed has saved no state under its new config.
+    _, others = workdir_lib.changes.split(
+        config_lib.changed(stored, given), workdir_lib.changes.STORED
+    )
+    return str(file), given if others else stored
+
+
+def _changes(plain: "_Plain", overrides: Mapping[str, str], *, from_run: bool) -> frozenset[str]:
+    """Returns the keys in which the config may differ from that of the run in the workdir.
+
+    In mode eval, overrides of the config of a run ask for themselves.
+
+    Raises:
+      UserError: the workdir holds no run that could go on, or a flag does not fit the others.
+    """
+    lib, mode = workdir_lib.changes, plain.mode
+    flag = "--extend" if plain.extend is not None else "--change"
+    if plain.extend is not None and mode != "train":
+        raise UserError(f"mode {mode} trains no single run", where=flag, hint="leave it out")
+    lib.check_names(plain.change, mode)
+    if (plain.extend is not None or plain.change) and plain.start_over:
+        what = "a run that starts over does not go on"
+        raise UserError(what, where=flag, hint="leave out one of it and --start_over")
+    names = set(plain.change)
+    if from_run and (idle := [k for k in sorted(names) if not lib.touched(k, overrides)]):
+        hint = f"--config.{idle[0]}=VALUE sets it"
+        raise UserError(f"{idle[0]} is not set to another value", where="--change", hint=hint)
+    if mode == "train" and (names or plain.extend is not None):
+        assert plain.workdir is not None
+        lib.check_extendable(plain.workdir, flag)
+    if mode == "eval" and from_run:
+        for path in overrides:
+            if lib.within(path, [f"data.{key}" for key in lib.UNMEASURED]):
+                what = "evaluation does not read it"
+                raise UserError(what, where=f"--config.{path}", hint="leave it out")
+        names |= {group for group in lib.EVALUATION if lib.touched(group, overrides)}
+    return frozenset(names | ({lib.LENGTH} if plain.extend is not None else set()))
+
+
+def _new_total(extend: str, overrides: Mapping[str, str]) -> str:
+    """Returns the value of --extend as a duration in its one spelling."""
+    if "total" in overrides:
+        what = "it sets the new total, as --config.total does"
+        raise UserError(what, where="--extend", hint="leave --config.total out")
+    if extend.strip().startswith("+"):
+        hint = 'a run of 10 epochs goes on for 10 more with --extend="20 epochs"'
+        raise UserError(f"{extend!r}: it takes the new total", where="--extend", hint=hint)
+    try:
+        return spelled(extend, "total")
+    except ConfigError as error:
+        raise UserError(error.what, where="--extend", hint=error.hint) from None
 
 
 def _split(argv: Sequence[str]) -> tuple[str | None, dict[str, str], list[str]]:
@@ -221,24 +296,29 @@ def _split(argv: Sequence[str]) -> tuple[str | None, dict[str, str], list[str]]:
     return spec, overrides, rest
 
 
-def _parse_plain(
-    argv: Sequence[str],
-) -> tuple[
-    str,
-    pathlib.Path | None,
-    bool,
-    frozenset[str],
-    dict[str, Any],
-    dict[str, Any],
-    Sequence[str],
-    str,
-    str,
-]:
-    """Returns mode, workdir, start_over, trust, exports, processes, runs, metric and stop_at."""
+class _Plain(NamedTuple):
+    """The flags other than those of the config; attributes as those of `Flags`."""
+
+    mode: str
+    workdir: pathlib.Path | None
+    start_over: bool
+    extend: str | None
+    change: tuple[str, ...]
+    trusted: frozenset[str]
+    export: dict[str, Any]
+    processes: dict[str, Any]
+    runs: Sequence[str]
+    metric: str
+    stop_at: str
+
+
+def _parse_plain(argv: Sequence[str]) -> _Plain:
     values = flags.FlagValues()
     flags.DEFINE_string("workdir", None, "folder of the run", flag_values=values)
     flags.DEFINE_string("mode", "train", "what to do", flag_values=values)
     flags.DEFINE_boolean("start_over", False, "move an earlier run aside", flag_values=values)
+    flags.DEFINE_string("extend", None, "new total of a run", flag_values=values)
+    flags.DEFINE_multi_string("change", [], "keys that may change", flag_values=values)
     flags.DEFINE_multi_string("trust", [], "modules that stored files may name", flag_values=values)
     flags.DEFINE_list("formats", None, "formats to export", flag_values=values)
     flags.DEFINE_list("outputs", None, "outputs of the exported network", flag_values=values)
@@ -284,16 +364,19 @@ def _parse_plain(
     if options and mode != "export":
         where = f"--{next(iter(options))}"
         raise UserError(f"mode {mode} exports nothing", where=where, hint="--mode=export")
-    return (
-        mode,
-        _workdir(values["workdir"].value, mode),
-        start_over,
-        _modules(values["trust"].value or ()),
-        options,
-        processes,
-        positional,
-        metric or "",
-        stop_at or "",
+    change = [name.strip() for text in values["change"].value or () for name in text.split(",")]
+    return _Plain(
+        mode=mode,
+        workdir=_workdir(values["workdir"].value, mode),
+        start_over=start_over,
+        extend=values["extend"].value,
+        change=tuple(change),
+        trusted=_modules(values["trust"].value or ()),
+        export=options,
+        processes=processes,
+        runs=positional,
+        metric=metric or "",
+        stop_at=stop_at or "",
     )
 
 
@@ -312,6 +395,8 @@ def _unknown_flag(name: str) -> UserError:
         "workdir",
         "mode",
         "start_over",
+        "extend",
+        "change",
         "trust",
         "metric",
         "stop_at",

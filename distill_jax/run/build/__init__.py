@@ -8,7 +8,7 @@ from distill_jax.run.build.data import (
     open_dataset,
     outer_share,
 )
-from distill_jax.run.build.evaluators import ask, check_metric
+from distill_jax.run.build.evaluators import ask, check_metric, evaluator_of
 from distill_jax.run.build.experiment import Experiment, flops_of
 from distill_jax.run.build.feed import Feed, feed_shapes
 from distill_jax.run.build.method import Outer, make_weighting, schedule_args
@@ -34,6 +34,7 @@ __all__ = [
     "build",
     "check_metric",
     "compile_step",
+    "evaluator_of",
     "feed_shapes",
     "flops_of",
     "for_evaluation",

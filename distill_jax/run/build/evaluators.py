@@ -78,21 +78,28 @@ def check_metric(experiment: Experiment, metric: str, *, where: str) -> None:
     if len(getattr(experiment.dataset, split, ())) == 0:
         hint = "set data.held_out above 0" if split == "held_out" else "held_out or test"
         raise ConfigError(f"measures on the {split} split, which is empty", where=where, hint=hint)
-    names = [f"{split}/{name}" for name in _measured(experiment, split)]
+    names = [f"{split}/{name}" for own in _measured(experiment, split).values() for name in own]
     if metric not in names:
         raise ConfigError(
             f"no evaluator measures {name!r}", where=where, hint=nearest(metric, names)
         )
 
 
-def _measured(experiment: Experiment, split: str) -> list[str]:
-    """Names of the scalars that evaluators find in random outputs of a split."""
+def evaluator_of(experiment: Experiment, metric: str) -> str:
+    """Returns the name of the evaluator that measures `"<split>/<name>"`, empty if none does."""
+    split, _, name = metric.partition("/")
+    having = [key for key, own in _measured(experiment, split).items() if name in own]
+    return having[-1] if having else ""
+
+
+def _measured(experiment: Experiment, split: str) -> dict[str, list[str]]:
+    """Names of the scalars that each evaluator finds in random outputs of a split."""
     if split in experiment.caches.measured:
         return experiment.caches.measured[split]
     k, random = max(len(experiment.dataset.classes), 2), np.random.default_rng(0)
     rows = np.arange(4 * k)
     example_info = {"label": _labels(experiment.dataset, rows, random), "index": rows}
-    names: list[str] = []
+    names: dict[str, list[str]] = {}
     shapes = {**experiment.outputs, **experiment.measured}
     for key, evaluator in experiment.evaluators.items():
         outputs = {
@@ -102,10 +109,10 @@ def _measured(experiment: Experiment, split: str) -> list[str]:
         parts = dict.fromkeys(experiment.parts, (outputs, example_info))
         metrics = ask(evaluator, outputs, example_info, split=split, parts=parts)
         own = [name for name, value in metrics.items() if np.ndim(value) == 0]
-        names += own
+        names[key] = [*own]
         for control in getattr(evaluator, "controls", ()) if split == "test" else ():
             if set(evaluator.outputs) & set(experiment.controls.get(control, {})):
-                names += [f"{name}_{control}" for name in own]
+                names[key] += [f"{name}_{control}" for name in own]
     experiment.caches.measured[split] = names
     return names
 

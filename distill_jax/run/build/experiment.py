@@ -48,14 +48,14 @@ class Caches:
     Attributes:
       steps: the compiled steps by name.
       controls: the programs of controls, see `controls.Programs`.
-      measured: names of the scalars that evaluators measure, by split.
+      measured: names of the scalars that evaluators measure, by split and evaluator.
       asked: outputs of functions that replace networks, by split and examples.
       warned: whether its warnings were printed.
     """
 
     steps: dict[str, Any] = dataclasses.field(default_factory=dict)
     controls: Any = None
-    measured: dict[str, list[str]] = dataclasses.field(default_factory=dict)
+    measured: dict[str, dict[str, list[str]]] = dataclasses.field(default_factory=dict)
     asked: dict[Any, Any] = dataclasses.field(default_factory=dict)
     warned: bool = False
 

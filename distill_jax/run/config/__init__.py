@@ -38,7 +38,7 @@ from distill_jax.run.config.schema import (
     role,
 )
 from distill_jax.run.config.smoke import MOST_RUNS, smoke
-from distill_jax.run.config.tree import default, differences, flatten, lookup, tuples
+from distill_jax.run.config.tree import changed, default, differences, flatten, lookup, tuples
 from distill_jax.run.config.validate import validate
 
 __all__ = [
@@ -50,6 +50,7 @@ __all__ = [
     "ConfigDict",
     "arms",
     "base",
+    "changed",
     "data_arguments",
     "data_follow_seed",
     "default",

@@ -107,13 +107,13 @@ def mistyped(value: Any, kind: type, path: str) -> ConfigError:
 _ABSENT = "(absent)"
 
 
-def differences(
+def changed(
     a: ConfigDict | Mapping[str, Any],
     b: ConfigDict | Mapping[str, Any],
     *,
     ignore: Iterable[str] = (),
-) -> list[str]:
-    """Returns `"path: old -> new"` for every leaf in which two configs differ.
+) -> dict[str, list[str]]:
+    """Returns `{path: [old, new]}`, as text, for every leaf in which two configs differ.
 
     Args:
       a: the old config.
@@ -126,11 +126,22 @@ def differences(
     def counts(path: str) -> bool:
         return not any(path == group or path.startswith(f"{group}.") for group in ignore)
 
-    return [
-        f"{path}: {_show(old, path)} -> {_show(new, path)}"
+    return {
+        path: [_show(old, path), _show(new, path)]
         for path in sorted(old.keys() | new.keys())
         if old.get(path, _ABSENT) != new.get(path, _ABSENT) and counts(path)
-    ]
+    }
+
+
+def differences(
+    a: ConfigDict | Mapping[str, Any],
+    b: ConfigDict | Mapping[str, Any],
+    *,
+    ignore: Iterable[str] = (),
+) -> list[str]:
+    """Returns `"path: old -> new"` for every leaf in which two configs differ, see `changed`."""
+    found = changed(a, b, ignore=ignore)
+    return [f"{path}: {old} -> {new}" for path, (old, new) in found.items()]
 
 
 def _show(flat: Mapping[str, Any], path: str) -> str:

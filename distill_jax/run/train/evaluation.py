@@ -2,7 +2,7 @@
 
 import functools
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import jax
@@ -22,6 +22,7 @@ from distill_jax.run.arguments import located
 from distill_jax.run.build import Experiment
 from distill_jax.run.build.experiment import evaluation_batch
 from distill_jax.run.config import ConfigDict
+from distill_jax.run.train import elsewhere
 from distill_jax.run.train.inputs import read_inputs
 from distill_jax.run.train.result import lost_line
 from distill_jax.trainer.io.checkpoint import Checkpointer
@@ -221,10 +222,12 @@ def evaluate_run(
     workdir: pathlib.Path,
     *,
     make_experiment: Callable[[ConfigDict], Experiment] = build_lib.build,
+    changes: Collection[str] = (),
 ) -> str:
     """Evaluates the last and the best checkpoint of a run; returns a table.
 
-    Also written to `eval.json` in the folder, by step and metric.
+    Also written to a file of the folder, by step and metric: `eval.json`, or with other data or
+    evaluators one of its own, see `elsewhere.write`.
 
     Next to a run that is training, this only reads.
 
@@ -233,20 +236,45 @@ def evaluate_run(
       workdir: the run folder.
       make_experiment: how the experiment is built. For a config that was read from the folder, pass
         the trusted names to `build`.
+      changes: keys in which the config may differ from that of the run, see
+        `workdir.changes.EVALUATION`.
 
     Raises:
       CheckpointError: the folder holds no undamaged checkpoint.
-      ConfigError: the config, the data or a network differs from the run's.
+      ConfigError: the config, the data or a network differs from the run's, or other data do not
+        fit its networks.
     """
     if not workdir_lib.is_run(workdir):
         raise CheckpointError(
             "holds no finished checkpoint", where=str(workdir), hint="train it first"
         )
-    workdir_lib.check_config(config, workdir)
-    experiment = make_experiment(config)
+    found = processes.from_first(
+        lambda: workdir_lib.check_config(config, workdir, allowed=changes), where=str(workdir)
+    )
+    of_run = elsewhere.with_data_of_run(config, workdir) if elsewhere.has_other(found) else config
+    experiment = make_experiment(of_run)
     meta = processes.from_first(lambda: newest_meta(workdir / "checkpoints"), where=str(workdir))
     if meta is not None:
-        workdir_lib.check_inputs(meta.get("inputs"), read_inputs(experiment, config), workdir)
+        workdir_lib.check_inputs(meta.get("inputs"), read_inputs(experiment, of_run), workdir)
+    own = experiment.dataset
+    if elsewhere.has_other(found):
+        experiment = elsewhere.on_data_of(config, experiment)
+    by_state, warnings = _measure_states(experiment, config, workdir)
+    table = tables.metrics(by_state, chosen_by=config.eval.metric or "")
+    if not found:
+        workdir_lib.write_json(workdir / "eval.json", by_state)
+        return "\n".join([table, *warnings])
+    path = elsewhere.write(workdir, experiment, found, by_state)
+    lines = workdir_lib.changes.spell(found)
+    if elsewhere.has_other(found) and elsewhere.same_parts(own, experiment.dataset):
+        warnings.append("warning: the held-out and test parts are those of the run, by checksum")
+    return "\n".join(["measured with:", *(f"  {x}" for x in lines), table, *warnings, str(path)])
+
+
+def _measure_states(
+    experiment: Experiment, config: ConfigDict, workdir: pathlib.Path
+) -> tuple[dict[str, dict[str, float]], list[str]]:
+    """Returns the metrics of the last and of the best state, and warnings."""
     checkpointer = Checkpointer(
         workdir / "checkpoints",
         mode=config.eval.mode,
@@ -279,9 +307,7 @@ def evaluate_run(
     checkpointer.close()
     if config.eval.metric:
         warnings |= dict.fromkeys(lost_line(checkpointer.lost(best)))
-    workdir_lib.write_json(workdir / "eval.json", by_state)
-    table = tables.metrics(by_state, chosen_by=config.eval.metric or "")
-    return "\n".join([table, *warnings])
+    return by_state, list(warnings)
 
 
 def _read(checkpointer: Checkpointer, experiment: Experiment, *, best: bool) -> Any:

@@ -1,7 +1,7 @@
 """The loop of one run: steps, and the events between them, in a fixed order."""
 
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 from distill_jax.core.api import TrainState
@@ -12,7 +12,7 @@ from distill_jax.run import workdir as workdir_lib
 from distill_jax.run.arguments import located
 from distill_jax.run.build import Experiment
 from distill_jax.run.config import ConfigDict
-from distill_jax.run.train import hooks
+from distill_jax.run.train import continuing, hooks
 from distill_jax.run.train.finish import Group, evaluate, finish
 from distill_jax.run.train.program import SingleRun
 from distill_jax.run.train.run import Run
@@ -28,6 +28,7 @@ def train(
     reported: str = "",
     make_experiment: Callable[[ConfigDict], Experiment] = build_lib.build,
     start_over: bool = False,
+    changes: Collection[str] = (),
     stop_at: str = "",
     log_line: Callable[[str], None] = print,
 ) -> dict[str, Any]:
@@ -40,6 +41,8 @@ def train(
       reported: the metric that a study compares, checked before the first step.
       make_experiment: how the experiment is built; a study passes a cached builder.
       start_over: whether the files of an earlier run in the folder are set aside.
+      changes: keys in which the config may differ from that of the run in the folder, which goes on
+        with the new values: "total", longer than before, and those of `workdir.changes.TRAINING`.
       stop_at: a duration: training stops after the first evaluation from there on.
       log_line: prints a line.
 
@@ -55,18 +58,31 @@ def train(
         workdir_lib.claim(workdir, "run", start_over=start_over, log_line=log_line),
         located(config),
     ):
-        processes.from_first(lambda: workdir_lib.check_config(config, workdir), where=str(workdir))
+        going_on = continuing.plan(config, workdir, changes)
         finished = processes.from_first(
             lambda: workdir_lib.read_result(workdir, log_line=log_line), where=str(workdir)
         )
-        if finished is not None:
+        if finished is not None and not going_on.longer:
+            continuing.check_finished(going_on, finished["steps"], workdir)
             log_line(f"{workdir} is finished; its result is read from result.json")
             return finished
         processes.stop_if_asked("before the run began")
         experiment = make_experiment(config)
-        if not workdir_lib.is_run(workdir):  # one that goes on was looked at before
+        if going_on.changes or not workdir_lib.is_run(workdir):  # others were looked at before
             preflight.warn(experiment, log_line, alone=not arm)
-        run = Run(config, workdir, experiment, arm=arm, reported=reported, log_line=log_line)
+        if going_on.changes:
+            continuing.check(
+                going_on, experiment, make_experiment=make_experiment, log_line=log_line
+            )
+        run = Run(
+            config,
+            workdir,
+            experiment,
+            arm=arm,
+            reported=reported,
+            going_on=going_on,
+            log_line=log_line,
+        )
         last = _planned_end(experiment, config, workdir, stop_at) if stop_at else None
         program, title = SingleRun(run), f"{arm} seed {config.seed}" if arm else "train"
         with environment.stop_on_signal() as stop:

@@ -20,6 +20,7 @@ from distill_jax.run import workdir as workdir_lib
 from distill_jax.run.build import Experiment
 from distill_jax.run.config import ConfigDict
 from distill_jax.run.environment import Preempted
+from distill_jax.run.train import continuing
 from distill_jax.run.train import result as result_lib
 from distill_jax.run.train.evaluation import scalars
 from distill_jax.run.train.inputs import read_inputs
@@ -40,6 +41,7 @@ class Run:
       experiment: what is run.
       arm: its name in a study.
       reported: the metric that a study compares.
+      going_on: what differs from the run in the folder, from `continuing.plan`.
       share: the part of the time of a step that is its own, where runs go side by side.
       log_line: prints a line.
 
@@ -59,9 +61,10 @@ class Run:
         arm: str,
         reported: str,
         share: float = 1.0,
+        going_on: continuing.Continuation | None = None,
         log_line: Callable[[str], None],
     ):
-        processes.from_first(lambda: workdir_lib.check_config(config, workdir), where=str(workdir))
+        self.going_on = going_on or continuing.plan(config, workdir, ())
         self.inputs = read_inputs(experiment, config)
         self.environment = environment.describe_environment()
         if config.eval.metric:
@@ -143,6 +146,8 @@ class Run:
         if processes.is_main():
             self.workdir.mkdir(parents=True, exist_ok=True)
             shared = scrubbed(self.environment, self.workdir)
+            if self.going_on.changes:
+                self._begin_segment(step, shared)
             workdir_lib.describe(self.config, self.workdir, shared, step)
         self.log = writers.make_writer(
             self.workdir,
@@ -163,6 +168,18 @@ class Run:
             ),
             resume_step=step,
             log_line=self.log_line,
+        )
+
+    def _begin_segment(self, step: int, environment: Mapping[str, Any]) -> None:
+        """Keeps the result of an earlier end, and records what changes from a step on."""
+        workdir_lib.segments.keep_result(self.workdir, step)
+        workdir_lib.segments.record(
+            self.workdir,
+            step=step,
+            total=self.experiment.total_steps,
+            changes=scrubbed(self.going_on.changes, self.workdir),
+            rates=continuing.rates(self.going_on, self.experiment, step),
+            environment=environment,
         )
 
     def close(self, kind: type[BaseException] | None = None, *_: Any) -> None:

@@ -9,11 +9,13 @@ The rules, each in one function:
 - `set_aside`: starting over moves the existing files into a subfolder.
 - `check_config`: a run continues under the config that is stored in its newest checkpoint.
 - `check_inputs`: a run continues with the data and the networks that it began with, by checksum.
+- `changes`: what may differ in a run that goes on, if it is asked for; `segments` records it.
 - `environment_changes`: versions, devices and precision that differ from the previous start.
 
 Nothing here imports JAX at module level, so that launchers may use it.
 """
 
+from distill_jax.run.workdir import changes, segments
 from distill_jax.run.workdir.continuation import (
     RESCUE,
     START_OVER,

@@ -3,13 +3,14 @@
 import json
 import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from distill_jax.core.errors import ConfigError, NonFiniteError
 from distill_jax.run import config as config_lib
 from distill_jax.run import paths
 from distill_jax.run.config import ConfigDict
+from distill_jax.run.workdir import changes
 from distill_jax.run.workdir.ownership import is_run
 from distill_jax.trainer.io.files import read_text
 from distill_jax.trainer.io.paths import NetworkRef
@@ -57,29 +58,43 @@ def stored_config(folder: pathlib.Path) -> ConfigDict | None:
     return config_lib.from_json(read_text(folder / "config.json", hint=CONFIG_HINT))
 
 
-def check_config(config: ConfigDict, folder: pathlib.Path) -> None:
-    """Checks that a folder holds no run, or one of the same config.
+def check_config(
+    config: ConfigDict, folder: pathlib.Path, *, allowed: Collection[str] = ()
+) -> dict[str, list[str]]:
+    """Checks that a folder holds no run, or one of the same config but for what is allowed.
 
     It may have been moved, together with the study whose networks the run starts from.
 
+    Args:
+      config: the config.
+      folder: the workdir.
+      allowed: keys and groups that may differ, see `changes`.
+
+    Returns:
+      The allowed differences, `{path: [old, new]}`.
+
     Raises:
-      ConfigError: the folder holds a run that differs in something that changes its result.
+      ConfigError: the folder holds a run that differs in something else that changes its result.
     """
     before = stored_config(folder)
     if before is None:
-        return
+        return {}
     before, config = paths.of_config(before), paths.of_config(config)
     for name, role in before.roles.items():
         if name in config.roles and _moved(role.init, config.roles[name].init, folder):
             role.init = config.roles[name].init
-    changes = config_lib.differences(before, config)
-    changes = [change for change in changes if not change.startswith(RUNTIME_ONLY)]
-    if changes:
+    found = config_lib.changed(before, config)
+    found = {path: values for path, values in found.items() if not path.startswith(RUNTIME_ONLY)}
+    accepted, refused = changes.split(found, allowed)
+    if refused:
+        asked = changes.remedy(refused, folder)
+        hint = f"give the same config to continue it, or another --workdir; {START_OVER}"
         raise ConfigError(
-            "holds a run of another config:\n    " + "\n    ".join(changes),
+            "holds a run of another config:\n    " + "\n    ".join(changes.spell(refused)),
             where=str(folder),
-            hint=f"give the same config to continue it, or another --workdir; {START_OVER}",
+            hint=f"{hint}\n  {asked}" if asked else hint,
         )
+    return accepted
 
 
 def _moved(old: str | None, new: str | None, folder: pathlib.Path) -> bool:

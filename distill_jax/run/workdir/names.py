@@ -8,6 +8,7 @@ MARK = ".distill_jax.json"
 _RUN = (
     *("config.json", "env.json", "metrics.jsonl", "alarms.jsonl", "heartbeat.json", "stall.txt"),
     *("predictions.npz", "embeddings.npz", "masks.npz", "trust.npz", "result.json", "report.html"),
+    "history.json",
 )
 _STUDY = ("study.json", "table.txt", "report.html")
 _DAMAGED = ("metrics.jsonl.damaged", "alarms.jsonl.damaged", "result.json.damaged")
@@ -22,7 +23,7 @@ WRITTEN: Mapping[str, Sequence[str]] = {
 """Files that a mode writes into its folder."""
 
 WRITTEN_FOLDERS: Mapping[str, Sequence[str]] = {
-    "train": ("checkpoints", "tensorboard"),
+    "train": ("checkpoints", "tensorboard", "segments"),
     "study": (),
     "eval": (),
     "export": ("export",),
@@ -39,6 +40,7 @@ NAMES: Mapping[str, Sequence[str]] = {
         "wandb",
         "stall-*.txt",
         "eval.json",
+        "eval-*.json",
         "export",
         *WRITTEN_FOLDERS["train"],
     ),

@@ -11,6 +11,7 @@ from distill_jax.trainer.io.files import (
     RESULT_PARTS,
     DamagedFile,
     MissingFile,
+    mismatch,
     peek,
     read_json,
     write_text,
@@ -24,6 +25,9 @@ def read_result(
 ) -> dict[str, Any] | None:
     """Returns the result of a finished run, None where it is not finished or is damaged.
 
+    A run that goes on from its end is not finished once a newer state is saved; until it ends
+    again, `result.json` is that of the earlier end.
+
     Args:
       folder: of the run.
       log_line: prints a line.
@@ -32,7 +36,9 @@ def read_result(
         result = read_json(folder / "result.json", shape={"status": str})
         if result["status"] == "done":
             path = folder / "result.json"
-            return read_json(path, shape=RESULT, optional=RESULT_PARTS)
+            result = read_json(path, shape=RESULT, optional=RESULT_PARTS)
+            newest = finished_steps(folder / "checkpoints")[-1:]
+            return None if newest and newest[0] > result["steps"] else result
     except MissingFile:
         pass
     except DamagedFile as error:
@@ -41,11 +47,16 @@ def read_result(
 
 
 def write_result(folder: pathlib.Path, result: Mapping[str, Any]) -> None:
-    """Writes `result.json`; a damaged one becomes `result.json.damaged`."""
+    """Writes `result.json`; a damaged one becomes `result.json.damaged`.
+
+    That of an earlier end, of which `segments` keeps a copy, is replaced.
+    """
     from distill_jax.run import processes
 
     path = folder / "result.json"
-    if processes.is_main() and path.is_file() and not has_failed(path):
+    before = peek(path)
+    earlier = not mismatch(before, RESULT) and before["steps"] < result["steps"]
+    if processes.is_main() and path.is_file() and not earlier and not has_failed(path):
         taken = len(list(folder.glob("result.json.damaged*")))
         path.rename(folder / f"result.json.damaged{taken or ''}")
     write_json(path, result)

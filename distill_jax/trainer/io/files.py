@@ -53,6 +53,17 @@ RESULT: Shape = {"status": str, "seed": int, "steps": int, "metrics": NUMBERS, "
 """Required contents of the `result.json` of a finished run."""
 
 
+SEGMENT: Shape = {
+    "from": int,
+    "to": int,
+    "changes": {"*": [str]},
+    "learning_rate?": [NUMBER],
+    "started?": str,
+    "versions?": Mapping,
+}
+"""A segment in the `history.json` of a run that went on differently."""
+
+
 class DamagedFile(UserError):
     """A file that cannot be read or has invalid contents."""
 
