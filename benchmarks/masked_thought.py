@@ -3,8 +3,8 @@
   python -m benchmarks.masked_thought --out=benchmarks/results/masked_thought.json
 
 The arms of `configs/studies/paper_masked_thought.py` as one program: training of a small decoder on
-few problems, which it learns by heart. Every seed has problems of its own. Each arm has four
-settings; the held-out accuracy of another seed chooses one, and the test part measures it.
+few problems, which it learns by heart. Every seed has problems of its own. Each arm has three
+rates, of which the mean held-out accuracy of the seeds chooses one; the test part measures it.
 """
 
 import argparse
@@ -28,25 +28,19 @@ PARTS = {"train": 500, "held_out": 600, "test": 1200}
 WRITTEN = ("held_out", "test")
 NET = {"vocabulary": chains.VOCABULARY, "width": 64, "depth": 2, "heads": 4}
 STEPS, BATCH, RAMP = 400, 32, 2 / 3
-CHOOSE, SEEDS = (101,), (1, 2, 3, 4, 5)
-RATES = (1e-3, 2e-3)
-SHARES = (0.1, 0.3)
+SEEDS = (1, 2, 3, 4, 5)
+RATES = (1.5e-3, 3e-3, 6e-3)
 UNIT = 10**6
 MASKED = (chains.VOCABULARY, chains.MASK)
 
 
-def settings(rates, **options) -> list[dict[str, Any]]:
-    name, values = next(iter(options.items()), ("", (0,)))
-    return [{"lr": lr, **({name: x} if name else {})} for x in values for lr in rates]
-
-
 ARMS = {
-    "sft": settings((7.5e-4, 1e-3, 1.5e-3, 2e-3)),
-    "random": settings(RATES, solution=SHARES),
-    "masked": settings(RATES, solution=SHARES),
-    "dropout": settings((7.5e-4, 1e-3, 1.5e-3, 2e-3), dropout=(0.1,)),
-    "question": settings(RATES, question=SHARES),
-    "smoothing": settings(RATES, smoothing=(0.05, 0.1)),
+    "sft": {},
+    "random": {"solution": 0.1},
+    "dropout": {"dropout": 0.1},
+    "masked": {"solution": 0.1},
+    "question": {"question": 0.1},
+    "smoothing": {"smoothing": 0.1},
 }
 """`masked` and `random`: hidden tokens of solutions become the mask token, or random ids;
 `question`: random ids in the question instead."""
@@ -116,30 +110,34 @@ def main() -> None:
     parser.add_argument("--arms", default=",".join(ARMS))
     options = parser.parse_args()
     found = json.loads(options.out.read_text()) if options.out.exists() else {}
-    arms, began, programs = found.setdefault("arms", {}), time.monotonic(), {}
+    arms, runs = found.setdefault("arms", {}), found.setdefault("runs", {})
+    began, programs = time.monotonic(), {}
 
     def of(arm, setting, seed):
-        dropout = setting.get("dropout", 0.0)
-        if dropout not in programs:
-            programs[dropout] = program(dropout)
-        return measure(programs[dropout], arm, setting, seed)
+        name = " ".join([arm, *(f"{k}={v}" for k, v in setting.items()), f"seed={seed}"])
+        if name not in runs:
+            dropout = setting.get("dropout", 0.0)
+            if dropout not in programs:
+                programs[dropout] = program(dropout)
+            runs[name] = measure(programs[dropout], arm, setting, seed)
+            options.out.write_text(json.dumps(found, indent=1) + "\n")
+            print(name, runs[name]["test"], f"{time.monotonic() - began:.0f} s", flush=True)
+        return runs[name]
 
     for arm in options.arms.split(","):
-        if arm in arms:
-            continue
-        tried = []
-        for setting in ARMS[arm]:
-            made = [of(arm, setting, seed)["held_out"]["accuracy"] for seed in CHOOSE]
-            tried.append({**setting, "held_out": float(np.mean(made))})
-            print(arm, tried[-1], f"{time.monotonic() - began:.0f} s", flush=True)
+        made = [[of(arm, {"lr": lr, **ARMS[arm]}, seed) for seed in SEEDS] for lr in RATES]
+        tried = [
+            {"lr": lr, "held_out": float(np.mean([run["held_out"]["accuracy"] for run in rows]))}
+            for lr, rows in zip(RATES, made, strict=True)
+        ]
         best = int(np.argmax([x["held_out"] for x in tried]))
-        runs = [of(arm, ARMS[arm][best], seed) for seed in SEEDS]
         metrics = {
-            f"{part}/{name}": [run[part][name] for run in runs]
+            f"{part}/{name}": [run[part][name] for run in made[best]]
             for part in WRITTEN
             for name in ("accuracy", "step_accuracy", "sums_right", "accuracy_distracted")
         }
-        arms[arm] = {"settings": tried, "chosen": ARMS[arm][best], "values": metrics}
+        chosen = {"lr": RATES[best], **ARMS[arm]}
+        arms[arm] = {"settings": tried, "chosen": chosen, "values": metrics}
         print(arm, arms[arm]["chosen"], {k: np.mean(v).round(3) for k, v in metrics.items()})
         found["differences"] = {
             f"{name} minus {base}": {

@@ -26,8 +26,8 @@ from distill_jax.data.transforms import denoising, tokens
 from distill_jax.models import transformer
 
 LENGTH, SCALE, FIRST, SPAN = 64, 2.0, 257, 16
-STEPS, BATCH = 600, 16
-RATES, CHOOSE, SEEDS = (3e-3, 6e-3), (101,), (1, 2, 3, 4, 5)
+BATCH = 16
+CHOOSE, SEEDS = (101,), (1, 2, 3, 4, 5)
 ROWS = {"held_out": 192, "test": 512}
 RESERVED = denoising.extra_tokens(LENGTH, scale=SCALE)
 VOCABULARY = FIRST + RESERVED
@@ -35,10 +35,10 @@ NET = {"vocabulary": VOCABULARY, "width": 64, "depth": 2, "heads": 4}
 SPANS = (("R", 3.0, 0.15), ("R", 8.0, 0.15))
 ARMS: dict[str, dict[str, Any] | None] = {
     "causal": None,
-    "prefix": {"denoisers": (("S", 0.0, 0.25),)},
     "spans": {"denoisers": SPANS},
     "mixture": {"denoisers": denoising.UL2},
     "mixture_unmarked": {"denoisers": denoising.UL2, "modes": False},
+    "prefix": {"denoisers": (("S", 0.0, 0.25),)},
 }
 TASKS = ("infill", "continuation")
 FORMS = ("R", "S", "X", "", "left")
@@ -61,7 +61,7 @@ def forms_of(arm: str) -> tuple[str, ...]:
     return (*sorted({d[0] for d in options["denoisers"]}), "left")
 
 
-def program(arm: str):
+def program(arm: str, steps: int):
     """Returns a compiled function that trains one network and measures it in all forms."""
     net, prepare = transformer.make(**NET), transform_of(arm)
     forms = forms_of(arm)
@@ -92,16 +92,16 @@ def program(arm: str):
             batch = prepare(key, rows, step)
             return common.cross_entropy(common.nats(net, params, batch), batch)
 
-        params = common.fit(net, loss, parts["train"], key, lr, steps=STEPS, batch=BATCH)
+        params = common.fit(net, loss, parts["train"], key, lr, steps=steps, batch=BATCH)
         return {name: bits(params, parts[name]) for name in ROWS}
 
     return jax.jit(run)
 
 
-def parts_of(dataset, seed: int) -> dict[str, Any]:
+def parts_of(dataset, seed: int, steps: int) -> dict[str, Any]:
     """Returns as many training rows as are read, drawn by the seed, and rows of the other parts."""
     found = {}
-    for name, count in {"train": STEPS * BATCH, **ROWS}.items():
+    for name, count in {"train": steps * BATCH, **ROWS}.items():
         part = getattr(dataset, name)
         random = np.random.default_rng([seed if name == "train" else 0, count])
         rows = dict(part.read(np.sort(random.choice(len(part), count, replace=False))))
@@ -118,28 +118,31 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--out", required=True, type=pathlib.Path)
     parser.add_argument("--arms", default=",".join(ARMS))
+    parser.add_argument("--steps", type=int, default=1000)
+    parser.add_argument("--rates", default="3e-3,6e-3")
     options = parser.parse_args()
     found = json.loads(options.out.read_text()) if options.out.exists() else {}
     arms, began = found.setdefault("arms", {}), time.monotonic()
+    steps, rates = options.steps, [float(x) for x in options.rates.split(",")]
     dataset = stdlib_bytes.make(length=LENGTH, reserved=RESERVED)
     for arm in options.arms.split(","):
         if arm in arms:
             continue
-        run = program(arm)
+        run = program(arm, steps)
 
         def of(lr, seed, run=run):
-            made = run(parts_of(dataset, seed), jax.random.key(seed), jnp.float32(lr))
+            made = run(parts_of(dataset, seed, steps), jax.random.key(seed), jnp.float32(lr))
             return jax.tree.map(float, made)
 
         tried = []
-        for lr in RATES:
+        for lr in rates if len(rates) > 1 else ():
             made = [of(lr, seed) for seed in CHOOSE]
             best = [
                 sum(x["held_out"][f"{task}/{choose(x, arm, task)}"] for task in TASKS) for x in made
             ]
             tried.append({"lr": lr, "held_out": float(np.mean(best))})
             print(arm, tried[-1], f"{time.monotonic() - began:.0f} s", flush=True)
-        lr = min(tried, key=lambda x: x["held_out"])["lr"]
+        lr = min(tried, key=lambda x: x["held_out"])["lr"] if tried else rates[0]
         runs = [of(lr, seed) for seed in SEEDS]
         values = {f"test/{name}": [made["test"][name] for made in runs] for name in runs[0]["test"]}
         forms = {task: choose(runs[0], arm, task) for task in TASKS}
@@ -172,13 +175,14 @@ def main() -> None:
             }
         found["about"] = {
             "jax": jax.__version__,
-            "bytes_of_text": STEPS * BATCH * LENGTH,
+            "bytes_of_text": steps * BATCH * LENGTH,
             "network": NET,
             "length": LENGTH,
             "scale": SCALE,
             "span": SPAN,
             "rows": ROWS,
-            "steps": STEPS,
+            "steps": steps,
+            "rates": rates,
             "batch": BATCH,
             "seeds": SEEDS,
             "data": dataset.train.provenance.name,

@@ -123,7 +123,7 @@ def chains(**data):
     config.batch_size = 32
     config.objective.name = "next_token"
     config.roles.student = config_lib.role("transformer", width=64, depth=2, heads=4)
-    config.optim.lr = 1.5e-3
+    config.optim.lr = 3e-3
     config.optim.warmup = "50 steps"
     config.evaluators = {"exact_answer": {}, "next_token": {}}
     config.eval.every = "100 %"

@@ -3,7 +3,8 @@
   python tools/sequences_page.py
 
 What is above the mark is written by hand, and kept. A claim holds, or is contradicted, where the
-95 % interval of the paired difference excludes 0; a study that is not there is "not answered".
+95 % interval of the paired difference excludes 0. Where it includes 0, a study in `SHORT` does not
+answer the claim, and another one has no effect to show: null.
 """
 
 import json
@@ -14,6 +15,8 @@ ROOT = pathlib.Path(__file__).parents[1]
 PAGE = ROOT / "docs/results/sequences.md"
 MARK = "<!-- tables: tools/sequences_page.py -->"
 STUDIES = ("masked_thought", "ul2", "refinement")
+SHORT = STUDIES
+"""Studies of which it is not known that their networks had converged."""
 
 CLAIMS = (
     # (study, claim, path of the difference, sign of a difference that agrees)
@@ -53,17 +56,17 @@ def difference(found: dict[str, Any], study: str, path: str) -> dict[str, Any] |
     return value[task] if value and task else value
 
 
-def verdict(gap: dict[str, Any] | None, sign: int) -> tuple[str, str]:
+def verdict(gap: dict[str, Any] | None, sign: int, *, short: bool) -> tuple[str, str]:
     """Returns the difference as text, and what it says of a claim; sign 0 claims no loss."""
     if gap is None:
-        return "", "not answered"
+        return "", "not run"
     low, high = gap["interval"]
     text = f"{gap['mean']:+.3f} ± {gap['se']:.3f} [{low:+.3f}, {high:+.3f}]"
     if sign == 0:
         found = "contradicted" if low > 0 else "holds, better" if high < 0 else "no loss seen"
         return text, found
     if low <= 0 <= high:
-        return text, "null"
+        return text, "not answered" if short else "null"
     return text, "holds" if (low > 0) == (sign > 0) else "contradicted"
 
 
@@ -71,7 +74,9 @@ def claims(studies: dict[str, dict[str, Any]]) -> list[str]:
     rows = ["| study | claim | difference ± se, interval | verdict |", "|---|---|---|---|"]
     for study, claim, path, sign in CLAIMS:
         gap = difference(studies.get(study, {}), study, path)
-        rows.append("| " + " | ".join((study, claim, *verdict(gap, sign))) + " |")
+        rows.append(
+            "| " + " | ".join((study, claim, *verdict(gap, sign, short=study in SHORT))) + " |"
+        )
     return rows
 
 
@@ -95,8 +100,10 @@ def arms(study: str, found: dict[str, Any]) -> list[str]:
             values = one["values"].get(name, [])
             cells.append(f"{sum(values) / len(values):.3f}" if values else "")
         lines.append(f"| {arm} | {told} | {' | '.join(cells)} |")
-    lines += ["", "Settings that were tried, and what held-out examples say of them:", ""]
-    for arm, one in found["arms"].items():
+    tuned = {arm: one for arm, one in found["arms"].items() if one["settings"]}
+    if tuned:
+        lines += ["", "Settings that were tried, and what held-out examples say of them:", ""]
+    for arm, one in tuned.items():
         tried = "; ".join(
             ", ".join(f"{k} {v:.4g}" for k, v in setting.items()) for setting in one["settings"]
         )

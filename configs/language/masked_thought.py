@@ -24,5 +24,5 @@ def sweep():
     """What `launch/sweep.py` tries."""
     return {
         "data.transform_kwargs.masked_thought.rate": [0.1, 0.2, 0.4],
-        "optim.lr": [7.5e-4, 1.5e-3, 3e-3],
+        "optim.lr": [1.5e-3, 3e-3, 6e-3],
     }

@@ -6,8 +6,8 @@
 Chen et al. 2024 (arXiv:2403.02178): fine-tuning on solutions of which a share is hidden, with the
 clean tokens as targets, solves more problems. Here on arithmetic chains, few enough to be learned
 by heart. Arms: plain training; hidden tokens replaced by the mask token or by random ones; and as
-controls dropout, and questions that are targets too. Rates and shares are those that the sweep in
-`benchmarks/masked_thought.py` chooses, which also has hidden questions and smoothed labels.
+controls dropout, and questions that are targets too. `benchmarks/masked_thought.py` chooses a rate
+for each arm, and has hidden questions and smoothed labels as well.
 """
 
 from distill_jax.configs import common
