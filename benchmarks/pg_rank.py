@@ -21,34 +21,17 @@ import numpy as np
 import optax
 
 import distill_jax as dj
-from distill_jax.core.api import Model, Objective, Terms
-from distill_jax.data import digits
+from distill_jax.core.api import Model, Objective
+from distill_jax.data import digit_lists, digits
 from distill_jax.data.transforms import rankings
 from distill_jax.losses import listwise
 from distill_jax.objectives.pg_rank import PGRank
+from distill_jax.objectives.ranking import Ranking
 
 LISTS, CANDIDATES, STEPS, SEEDS = 32, 20, 400, 5
 RATES = (3e-3, 1e-2, 3e-2, 1e-1)
 WARM = "25 %"
-
-
-@dataclasses.dataclass(frozen=True)
-class Supervised(Objective):
-    """Losses of lists with known relevances: softmax over the list, or each candidate alone."""
-
-    kind: str = "listwise"
-    roles: ClassVar[tuple[str, ...]] = ("student",)
-
-    def loss(self, nets, batch, memory, step):
-        outputs, state = nets("student", batch["input"], train=True)
-        scores = outputs["logits"]
-        if self.kind == "listwise":
-            gains = jnp.exp2(batch["label"]) - 1
-            target = gains / jnp.maximum(gains.sum(1, keepdims=True), 1)
-            value = -(target * jax.nn.log_softmax(scores)).sum(1)
-        else:
-            value = optax.sigmoid_binary_cross_entropy(scores, batch["label"] / 3).mean(1)
-        return Terms(values={self.kind: value}, state={"student": state})
+LISTWISE = Ranking(rank_loss="listwise")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,12 +41,12 @@ class Warm(Objective):
     roles: ClassVar[tuple[str, ...]] = ("student",)
 
     def phases(self):
-        return ((0, Supervised()), (WARM, PGRank()))
+        return ((0, LISTWISE), (WARM, PGRank()))
 
 
 ARMS = {
-    "pointwise": (Supervised("pointwise"), 1),
-    "listwise": (Supervised(), 1),
+    "pointwise": (Ranking(rank_loss="pointwise", grades=digit_lists.GRADES), 1),
+    "listwise": (LISTWISE, 1),
     "pg_2": (PGRank(), 2),
     "pg_8": (PGRank(), 8),
     "pg_32": (PGRank(), 32),
@@ -115,9 +98,9 @@ def lists(part, b: int, random: np.random.Generator) -> dict[str, np.ndarray]:
     """Draws lists: a query and other images of the part."""
     x, y = part
     rows = np.stack([random.choice(len(x), CANDIDATES + 1, replace=False) for _ in range(b)])
-    label = np.maximum(0, 3 - np.abs(y[rows[:, 1:]].astype(int) - y[rows[:, :1]].astype(int)))
+    label = digit_lists.relevance(y[rows[:, :1]], y[rows[:, 1:]])
     view = {"query": x[rows[:, 0]], "candidates": x[rows[:, 1:]]}
-    return {"input": view, "label": label.astype(np.float32)}
+    return {"input": view, "label": label}
 
 
 def trainer_of(objective, k: int, rate: float) -> dj.Trainer:
@@ -164,7 +147,7 @@ def run(arm: str) -> dict:
 def variance(draws: int = 200) -> dict:
     """The variance of the gradient over draws of rankings, after 100 steps of listwise training."""
     data, random = parts(), np.random.default_rng([1, 0])
-    trainer = trainer_of(Supervised(), 1, 1e-2)
+    trainer = trainer_of(LISTWISE, 1, 1e-2)
     batch = lists(data["train"], LISTS, random)
     state = trainer.init(jax.random.key(0), batch)
     for _ in range(100):
