@@ -117,7 +117,7 @@ def train_all(seeds, chosen, rates, rows, measured, *, steps=STEPS) -> np.ndarra
         part = np.asarray(losses(*group, rows, measured, steps=steps))
         found.append(part[: len(seeds) - at])
         print(f"{at + len(found[-1])} of {len(seeds)} trainings", flush=True)
-    return np.concatenate(found)
+    return np.concatenate(found).astype(np.float64)
 
 
 def indicators(rows, teachers) -> dict[str, np.ndarray]:
@@ -155,7 +155,8 @@ def quality(predicted, actual) -> dict[str, float]:
     """How well log losses are predicted: R2 against their mean, and correlations."""
     error = np.square(actual - predicted).sum() / np.square(actual - actual.mean()).sum()
     rank: Any = stats.spearmanr(predicted, actual)
-    return {"r2": 1 - error, "spearman": rank.statistic, "p": rank.pvalue}
+    found = {"r2": 1 - error, "spearman": rank.statistic, "p": rank.pvalue}
+    return {name: float(x) for name, x in found.items()}
 
 
 def families(values, pool, random) -> dict[str, np.ndarray]:
