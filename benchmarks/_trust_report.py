@@ -306,7 +306,7 @@ def differences(cells: Mapping[str, Any]) -> str:
             row.append(_interval(c["minus"].get(f"{a}-{b}")))
         learned = c["learned"]["tgeo_kd"]
         lines.append(
-            f"| {n} | {len(c['test']['constant'])} | {' | '.join(row)} | "
+            f"| {n} | {c['minus']['tgeo_kd-constant']['seeds']} | {' | '.join(row)} | "
             f"{c.get('best_rival', '-')} | {sum(learned)} of {len(learned)} |"
         )
     return "\n".join(lines)
