@@ -152,7 +152,7 @@ def smollm2(config, *, teacher: bool) -> None:
     config.roles.student = config_lib.role("transformer", width=128, depth=4, heads=4, **tokens)
     config.batch_size = 8
     config.optim.warmup = "10 %"
-    config.optim.lr = 4e-3
+    config.optim.lr = 4e-3 if teacher else 2e-3
     config.total = "4 epochs"
     config.eval.every = "2 epochs"
     if teacher:

@@ -23,6 +23,7 @@ def get_config(arg: str = ""):
     config.objective.kwargs = {"alpha": 0.5}
     if "smollm2" in options:
         common.smollm2(config, teacher=True)
+        config.objective.kwargs.alpha = 0.8
         return config
     config.roles.teacher = config_lib.role("transformer", width=64, depth=3, heads=4)
     config.roles.teacher.frozen = True
