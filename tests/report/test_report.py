@@ -222,7 +222,7 @@ def test_run_report_opens_with_the_answer(tmp_path):
     right = [arrays[f"logits_{r}"].argmax(1) == arrays["label"] for r in ("student", "teacher")]
     difference = float(right[0].mean() - right[1].mean())
     guess = np.bincount(arrays["label"]).max() / 300
-    assert f"test/accuracy is {accuracy:.4f} after the last step" in top
+    assert f"test/accuracy (higher is better) is {accuracy:.4f} after the last step" in top
     assert f"student minus teacher {difference:+.4f}".replace("-", "\u2212") in top
     assert f"the most frequent class {guess:.4f}" in top
     assert rest.index("Set on the command line") < rest.index("From the config file")
