@@ -25,7 +25,7 @@ from distill_jax.data import stdlib_bytes
 from distill_jax.data.transforms import denoising, tokens
 from distill_jax.models import transformer
 
-LENGTH, SCALE, FIRST, SPAN = 64, 2.0, 257, 16
+LENGTH, SCALE, FIRST, SPAN = 64, 2.0, 257, 10
 BATCH = 16
 CHOOSE, SEEDS = (101,), (1, 2, 3, 4, 5)
 ROWS = {"held_out": 192, "test": 512}
@@ -82,8 +82,10 @@ def program(arm: str, steps: int):
             for task in TASKS:
                 view = views[f"{task}_left" if form == "left" else task]
                 seen = {"input": {k: view[k] for k in ("tokens", "segments")}}
-                log_p = common.nats(net, params, seen)
-                value = common.cross_entropy(log_p, view) / math.log(2)
+                # Of text alone: the end of a span is not what is measured, and arms differ in it.
+                log_p = jax.nn.log_softmax(common.nats(net, params, seen)[..., :FIRST])
+                asked = {**view, "target": jnp.minimum(view["target"], FIRST - 1)}
+                value = common.cross_entropy(log_p, asked) / math.log(2)
                 found[f"{task}/{form}"] = value
         return found
 

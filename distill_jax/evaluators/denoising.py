@@ -65,6 +65,9 @@ def make(*, role: str = "student") -> Denoising:
       continuation_bits: of the end of a text, in the form of a denoiser.
       continuation_left_bits: of the same tokens in plain text.
 
+    A network that has learned shorter spans alone expects a sentinel behind so many tokens: let the
+    views' `span` and `share` be lengths that it has seen.
+
     Args:
       role: the network to measure.
     """
