@@ -104,7 +104,7 @@ class Pictures:
 
 
 def _holds_images(x: Any) -> bool:
-    shape = getattr(x, "shape", ())
+    shape = tuple(getattr(x, "shape", (0,)))
     return len(shape) in (4, 5) and shape[-1] in (1, 3) and min(shape[-3:-1]) > 1
 
 

@@ -2,6 +2,7 @@
 
 import io
 import struct
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +13,8 @@ from distill_jax.core.errors import ConfigError
 from distill_jax.evaluators._features import spread
 from distill_jax.run import build, flags, pictures
 from distill_jax.run.train import loop
+
+EVENT: Any = vars(event_pb2)["Event"]
 
 
 def parse(*overrides):
@@ -24,7 +27,7 @@ def events(folder):
         data = path.read_bytes()
         while data:
             (length,) = struct.unpack("<Q", data[:8])
-            event = event_pb2.Event.FromString(data[12 : 12 + length])
+            event = EVENT.FromString(data[12 : 12 + length])
             data = data[16 + length :]
             for value in event.summary.value:
                 if value.HasField("image"):
