@@ -159,8 +159,8 @@ def tiny_decoder(*, width: int = 8, head: bool = True) -> Model:
         del x
         k1, k2 = jax.random.split(key)
         params: dict[str, Any] = {"embedding": jax.random.normal(k1, (VOCABULARY, width))}
-        if head:
-            params["last"] = {"kernel": jax.random.normal(k2, (width, VOCABULARY)) / 3}
+        size = VOCABULARY if head else width
+        params["last"] = {"kernel": jax.random.normal(k2, (width, size)) / 3}
         return params, {}
 
     def apply(params, state, x, *, train, rngs):
@@ -170,10 +170,8 @@ def tiny_decoder(*, width: int = 8, head: bool = True) -> Model:
             / jnp.arange(1, x.shape[1] + 1)[None, :, None]
         )
         hidden = jnp.tanh(seen)
-        if not head:
-            return {"tokens": hidden}, state
         logits = jnp.einsum("btd,dv->btv", hidden, params["last"]["kernel"])
-        return {"logits": logits, "tokens": hidden}, state
+        return {"logits": logits, "tokens": hidden} if head else {"tokens": logits}, state
 
     return Model(init, apply)
 
