@@ -1,6 +1,7 @@
 """Numbers and configs as text."""
 
 import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -25,7 +26,8 @@ def better(metric: str) -> str:
 
 
 def minus(text: str) -> str:
-    return text.replace("-", "\u2212")
+    """Gives negative numbers a minus sign; hyphens in words stay."""
+    return re.sub(r"(?<![\w.])-(?=[\d.])|(?<=\de)-(?=\d)", "\u2212", text)
 
 
 def duration(seconds: float) -> str:

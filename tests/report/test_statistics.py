@@ -5,6 +5,7 @@ import pytest
 from scipy import stats
 
 from distill_jax.core.errors import ConfigError, NonFiniteError
+from distill_jax.report import wording
 from distill_jax.report.statistics import answer, ask, estimate, format_table, summarise, verdict
 
 RESULTS = {
@@ -108,3 +109,9 @@ def test_an_answer_is_what_the_seeds_say():
     assert answer("harm?", found["harm?"], metric="x").endswith("excludes 0, worse")
     words = answer("later?", found["later?"], metric="x")
     assert words == "later?: no answer yet, failed or noise has no result"
+
+
+def test_minus_signs_are_of_numbers():
+    text = "held-out kd-2 -0.5 [-.2, +3] 1e-05 -1e-05"
+    wanted = "held-out kd-2 ~0.5 [~.2, +3] 1e~05 ~1e~05".replace("~", "\u2212")
+    assert wording.minus(text) == wanted
