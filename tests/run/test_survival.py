@@ -527,7 +527,7 @@ def test_the_first_process_says_what_a_folder_holds(saved, tmp_path, monkeypatch
     for module in (processes, peers):
         monkeypatch.setattr(module, "from_first", lambda decide, where: reported["here"])
     config = flags.load("configs/distill/supervised.py:smoke")
-    reported["here"] = {"status": "done"}
+    reported["here"] = {"status": "done", "steps": 1, "changes": {}}
     assert loop.train(config, tmp_path, log_line=lambda line: None) is reported["here"]
 
     run = Run.__new__(Run)
@@ -556,7 +556,7 @@ SMALL = [
 
 
 def test_a_signal_before_training_ends_the_program_with_75(tmp_path, monkeypatch, capsys):
-    def check(config, folder):
+    def check(config, folder, allowed):
         signal.raise_signal(signal.SIGTERM)
 
     monkeypatch.setattr(workdir, "check_config", check)
