@@ -53,7 +53,7 @@ def get_config(arg: str = ""):
             "alone": alone(LR["alone"]),
             "distilled": distilled(LR["distilled"], ALPHA),
         }
-        config.study.seeds = (1, 2, 3)
+        config.study.seeds = (1, 2, 3, 4, 5)
         config.study.metric = "test/bits_per_byte"
     config.study.reference = next(iter(config.study.arms))
     config.study.title = "SmolLM2-135M to a small language model, Shakespeare"
