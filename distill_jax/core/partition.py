@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeAlias, TypeVar
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from distill_jax.core.api import Array, Model, PyTree
@@ -130,10 +131,15 @@ def by_rows(fn: Callable[..., T], split: tuple[PyTree, ...], whole: tuple[PyTree
     spec, everywhere = PartitionSpec(axes), PartitionSpec()
     specs = (*(spec for _ in split), *(everywhere for _ in whole))
 
+    def varying(x: Array) -> Array:
+        # In 32 bits at least: XLA:CPU ends the process on a sum of 16 bits over devices.
+        wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        return jax.lax.pcast(wide, axes, to="varying").astype(x.dtype)
+
     def here(*given: PyTree) -> T:
         # Before any loop in `fn`: the gradient of this is the exchange.
-        varying = jax.tree.map(lambda x: jax.lax.pcast(x, axes, to="varying"), given[len(split) :])
-        return fn(*given[: len(split)], *varying)
+        own = jax.tree.map(varying, given[len(split) :])
+        return fn(*given[: len(split)], *own)
 
     return jax.shard_map(here, in_specs=specs, out_specs=spec, axis_names=set(axes))(*split, *whole)
 
