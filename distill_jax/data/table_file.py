@@ -127,7 +127,7 @@ def make(
     read = [_columns.read(file, delimiter=delimiter, missing=gone) for file in files]
     table = _columns.concatenate(read, root)
     for column in _splits.names_of(label):
-        _require(table, column, "label")
+        require(table, column, "label")
     given = np.repeat(np.array(named), [len(one) for one in read])
     parts = split(
         table,
@@ -166,6 +166,7 @@ def split(
     test_fraction: float,
     held_out: float,
     seed: int,
+    keys: Sequence[bytes] = (),
 ) -> np.ndarray:
     """Returns the part of each row, `[n]`.
 
@@ -177,6 +178,7 @@ def split(
       test_fraction: see `make`.
       held_out: see `make`.
       seed: of the hash.
+      keys: what is hashed of each row without `id_column`, `[n]`; by default all its cells.
 
     Raises:
       DataUnavailable: a cell that names no part, or an empty part.
@@ -185,7 +187,7 @@ def split(
     where = str(table.path)
     for argument, column in (("split_column", split_column), ("id_column", id_column)):
         if column:
-            _require(table, column, argument)
+            require(table, column, argument)
     if split_column:
         cells = table.text(split_column)
         return _splits.settle(
@@ -202,7 +204,7 @@ def split(
     if id_column:
         keys = [("" if cell is None else cell).encode() for cell in table.text(id_column)]
     else:
-        keys = list(_columns.iterate_rows(table))
+        keys = keys or list(_columns.iterate_rows(table))
     return _splits.by_hash(
         keys,
         test_fraction=test_fraction,
@@ -211,7 +213,12 @@ def split(
     )
 
 
-def _require(table: _columns.Table, column: str, argument: str) -> None:
+def require(table: _columns.Table, column: str, argument: str) -> None:
+    """Raises an error for a column that does not exist.
+
+    Raises:
+      ArgumentError: with the nearest name.
+    """
     if column not in table.names:
         raise ArgumentError(
             f"{table.path} has no column {column!r}",
@@ -268,7 +275,7 @@ def read_labels(table: _columns.Table, column: str, *, unknown: bool = False) ->
       ArgumentError: no such column.
       DataUnavailable: a row without a label, unless `unknown`; or fractions.
     """
-    _require(table, column, "label")
+    require(table, column, "label")
     labels = table.text(column)
     _check_present(table, column, np.array([cell is None for cell in labels]), unknown=unknown)
     cells = table.cells[column]
@@ -311,7 +318,7 @@ def read_targets(
     """
     found = []
     for column in columns:
-        _require(table, column, "label")
+        require(table, column, "label")
         numbers = table.numbers(column)
         if numbers is None and task == "multilabel":
             cells = [None if c is None else c.lower() for c in table.text(column)]
@@ -366,7 +373,7 @@ def choose(
     chosen = {argument: _splits.names_of(value) for argument, value in lists.items()}
     for argument, columns in chosen.items():
         for column in columns:
-            _require(table, column, argument)
+            require(table, column, argument)
             if column in label and argument != "drop":
                 raise ArgumentError(f"{column!r} is a label", where=argument)
     left_out = {*label, *chosen["drop"]}

@@ -4,9 +4,9 @@
     texts/spam/1.txt              a file of plain text, or with `separator` a piece of it, is a text
     texts/train/spam/1.txt        with texts/test/..., and texts/val/... if there is one
 
-Where folders do not name the parts, a hash of each text does, so that equal texts fall in the same
-part. An example is `tokens` and `mask`, int32 `[length]` each, the mask 0 on padding behind a short
-text; long texts are cut.
+Where neither folders nor a column name the parts, a hash of each text does, or of an `id_column`,
+so that equal ones fall in the same part. An example is `tokens` and `mask`, int32 `[length]` each,
+the mask 0 on padding behind a short text; long texts are cut.
 """
 
 from collections.abc import Sequence
@@ -16,8 +16,8 @@ import numpy as np
 
 from distill_jax.core import ranges
 from distill_jax.core.api import Dataset, Provenance
-from distill_jax.core.errors import ArgumentError, DataUnavailable, nearest
-from distill_jax.data import _columns, _documents, _splits, source
+from distill_jax.core.errors import ArgumentError, DataUnavailable
+from distill_jax.data import _columns, _documents, _splits, source, table_file
 
 HINT = "a table with columns text and label, or a folder with a folder of texts for each class"
 
@@ -27,6 +27,8 @@ def make(
     path: str,
     text: str = "text",
     label: str = "label",
+    split_column: str = "",
+    id_column: str = "",
     length: int = 64,
     suffixes: str | Sequence[str] = (),
     separator: str = "",
@@ -44,6 +46,9 @@ def make(
       path: the table or the folder.
       text: column of the texts.
       label: column of the labels.
+      split_column: column with the values train, val or test.
+      id_column: column whose hash draws the parts, so that texts of one value, such as a chapter or
+        a customer, stay together.
       length: t, tokens of an example.
       suffixes: endings of files of plain text in a folder; by default .txt, .text and .md.
       separator: text between two texts in a file, such as "\n\n".
@@ -63,19 +68,24 @@ def make(
     """
     ranges.sizes(length=length)
     root = source.existing(path, hint=HINT)
-    if root.is_dir():
+    drawn = {"test_fraction": test_fraction, "held_out": held_out, "seed": split_seed}
+    if not root.is_dir():
+        table = _columns.read(root, missing=("",))
+        texts, labels = _rows(table, text=text, label=label)
+        columns = {"split_column": split_column, "id_column": id_column}
+        parts = table_file.split(table, np.full(len(texts), ""), keys=texts, **columns, **drawn)
+    elif split_column or id_column:
+        where = "split_column" if split_column else "id_column"
+        hint = "leave it out: folders train, val and test name the parts"
+        raise ArgumentError(f"{path} is a folder, without columns", where=where, hint=hint)
+    else:
         suffixes = _splits.names_of(suffixes)
         texts, labels, parts = _folder(root, suffixes=suffixes, separator=separator)
-    else:
-        texts, labels = _table(root, text=text, label=label)
-        parts = np.full(len(texts), "")
-    if parts[0]:
-        parts = _splits.settle(parts, where=str(path))
-    else:
-        parts = _splits.by_hash(
-            texts, test_fraction=test_fraction, held_out=held_out, seed=split_seed
-        )
-        _splits.check_filled(parts, where=str(path), what="texts")
+        if parts[0]:
+            parts = _splits.settle(parts, where=str(path))
+        else:
+            parts = _splits.by_hash(texts, **drawn)
+    _splits.check_filled(parts, where=str(path), what="texts")
     ids, order = _splits.number(labels, parts, classes=classes, where=str(path), what="texts")
     tokens, mask, vocabulary = _tokens(texts, length=length, tokenizer_path=tokenizer_path)
     made = []
@@ -92,17 +102,14 @@ def make(
     return dataset._replace(vocabulary=vocabulary)
 
 
-def _table(file: Path, *, text: str, label: str) -> tuple[list[bytes], list[str]]:
-    table = _columns.read(file, missing=("",))
-    for argument, column in (("text", text), ("label", label)):
-        if column not in table.names:
-            what = f"{file} has no column {column!r}"
-            raise ArgumentError(what, where=argument, hint=nearest(column, table.names))
+def _rows(table: _columns.Table, *, text: str, label: str) -> tuple[list[bytes], list[str]]:
+    table_file.require(table, text, "text")
+    table_file.require(table, label, "label")
     found = []
     for i, (one, own) in enumerate(zip(table.text(text), table.text(label), strict=True)):
         if one is None or own is None:
             what = f"{table.at(i)} has no {text if one is None else label}"
-            raise DataUnavailable(what, where=str(file), hint="leave such rows out")
+            raise DataUnavailable(what, where=str(table.path), hint="leave such rows out")
         found.append((one.encode("utf-8", "surrogatepass"), own))
     return [one for one, _ in found], [own for _, own in found]
 

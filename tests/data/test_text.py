@@ -226,6 +226,34 @@ def test_labelled_text(tmp_path):
     assert sorted(one for part in found.values() for one in part[0]) == sorted(whole)
 
 
+def test_columns_give_the_parts_of_labelled_text(tmp_path):
+    rows = [
+        {"text": text, "label": label, "chapter": i % 10, "side": ("train", "val", "test")[i % 3]}
+        for i, (text, label) in enumerate(MESSAGES)
+    ]
+    path = tmp_path / "messages.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)))
+
+    def found(**columns):
+        made, _ = checks.open_dataset(text_classes.make(path=str(path), length=16, **columns))
+        return {
+            name: {bytes(t[t < 256].tolist()).decode() for t in x["input"]["tokens"]}
+            for name, part in parts(made)
+            if (x := part.read(np.arange(len(part)))) is not None
+        }
+
+    for name, texts in found(split_column="side").items():
+        side = "val" if name == "held_out" else name
+        assert texts == {row["text"] for row in rows if row["side"] == side}
+    sides = found(id_column="chapter", split_seed=1).values()
+    chapters = [{row["chapter"] for row in rows if row["text"] in texts} for texts in sides]
+    assert sum(map(len, chapters)) == len(set.union(*chapters)) == 10
+    with pytest.raises(UserError, match="no column 'chapers'"):
+        found(id_column="chapers")
+    with pytest.raises(UserError, match="is a folder, without columns"):
+        text_classes.make(path=str(labelled(tmp_path)[1]), split_column="side")
+
+
 UNLABELLED = {
     "no label": (b'{"text": "x"}\n{"text": "y"}', "no column 'label'"),
     "a row without": (b'{"text": "x", "label": "a"}\n{"text": "y", "label": null}', "has no label"),
