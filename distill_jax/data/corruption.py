@@ -79,6 +79,13 @@ class Corrupted:
         return {**rows, "label": self.labels[indices], self.key: self.flag[indices]}
 
 
+def inputs_of(source: Source) -> Source:
+    """Returns the source of the same inputs in the same order, without faults of labels alone."""
+    while isinstance(source, Corrupted) and len(source) == len(source.source):
+        source = source.source
+    return source
+
+
 def _philox(seed: int, purpose: str, stream: int = 0) -> np.random.Generator:
     key = [seed, zlib.crc32(purpose.encode())]
     return np.random.Generator(np.random.Philox(key=key, counter=[0, 0, 0, stream]))

@@ -14,6 +14,7 @@ import numpy as np
 
 from distill_jax.core.api import Model, PyTree, Role, Source
 from distill_jax.core.errors import ConfigError, DataUnavailable, nearest
+from distill_jax.data import corruption
 from distill_jax.data.source import checksum
 from distill_jax.run import config as config_lib
 from distill_jax.run import environment, foreign, processes, watch, workdir
@@ -133,6 +134,7 @@ def make_key(
 ) -> dict[str, Any]:
     """Returns everything that determines the stored outputs, JSON-like.
 
+    Seeds that differ in which labels are hidden or wrong share outputs.
     A function that replaces a network is identified only by its name, an ONNX file by its sha256.
     """
     data = config.data
@@ -145,7 +147,7 @@ def make_key(
     cards = {name: card for name, card in foreign.cards(config).items() if name in names}
     key = {
         "teacher": getattr(plan.teacher, "key", config.cache.teacher) or checksum(network),
-        "data": source.provenance.sha256,
+        "data": corruption.inputs_of(source).provenance.sha256,
         "view": {
             "transforms": names,
             "kwargs": {k: v for k, v in kwargs.items() if k.split(".")[0] in names},

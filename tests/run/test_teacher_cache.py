@@ -87,6 +87,20 @@ def test_the_student_is_the_same_bit_for_bit(online, folder, resident):
     assert len(list((folder / "teacher").glob("0*"))) == 3  # one chunk for each epoch begun
 
 
+def test_seeds_with_other_labels_share_outputs(tmp_path):
+    lines, shown = [], []
+    for seed in (0, 1):
+        corrupt = {"labels_per_class": 3, "label_noise": 0.2, "seed": seed}
+        changes = {"data.corrupt": corrupt, "data.train_transforms": "normalize"}
+        config = make_config(tmp_path, **changes)
+        experiment, frozen = make_experiment(config)
+        build.stored_teacher_outputs(experiment, config, frozen, lines.append)
+        train = experiment.dataset.train
+        shown.append(train.read(np.arange(len(train)))["labelled"] > 0)
+    assert (shown[0] != shown[1]).any()
+    assert lines[-1].endswith(" 0 chunks to fill")
+
+
 def task_config(tmp_path, task, folder=None):
     """Images with four labels or values each."""
     r = np.random.default_rng(0)
