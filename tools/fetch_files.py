@@ -50,6 +50,8 @@ def download(packages: list[dict[str, str]], folder: pathlib.Path) -> None:
             command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
             listed = str(folder / "requirements.txt")
             run([*command, "--require-hashes", "-r", listed, "-d", str(folder)], folder)
+        if package["kind"] == "deb":  # of the release that runs, or kept in the folder by hand
+            run(["apt-get", "download", f"{package['name']}={package['version']}"], folder)
         if package["kind"] == "npm":
             name = f"{package['name']}@{package['version']}"
             command = ["npm", "pack", "--silent", "--ignore-scripts", name]

