@@ -7,7 +7,8 @@ blocks of the ratio of neighbouring blocks. "step" compares complete loops: ours
 progress bar and the bookkeeping of the shell, the hand-written one slices a permutation. A second
 hand-written side gives the noise of the ratio. "loader" compares our loop fed by the loader with
 our loop fed one constant device batch, and "watch" our loop with what it says of where it is, and
-the thread that writes it down, with our loop without.
+the thread that writes it down, with our loop without. On a busy machine, the ratios of processor
+time mean more than those of the clock, above all on one core (`taskset -c 1`).
 """
 
 import argparse
@@ -29,7 +30,7 @@ from distill_jax.data import loader, synthetic, transforms
 from distill_jax.models import mlp, resnet
 from distill_jax.objectives import kd
 from distill_jax.run import watch, writers
-from distill_jax.run.train.stepping import IN_FLIGHT
+from distill_jax.run.train.stepping import IN_FLIGHT, wait_every
 
 NETS = {
     # name: (student, teacher, image size, channels, batch, steps in a block)
@@ -48,6 +49,15 @@ NETS = {
         1,
         64,
         48,
+    ),
+    # So small that the time is that of the loop: shows what our loop adds, in microseconds.
+    "tiny": (
+        lambda: mlp.make(num_classes=10, hidden=(16, 16)),
+        lambda: mlp.make(num_classes=10, hidden=(16, 16)),
+        28,
+        1,
+        64,
+        64,
     ),
 }
 TEMPERATURE, ALPHA = 4.0, 0.9
@@ -114,11 +124,11 @@ def make_sides(name):
     def ours(fn, feed, log_line=watch.enter):
         current = jax.jit(init)(key)
         compiled = jax.jit(fn, donate_argnums=0).lower(current, frozen, *feed(0), key).compile()
-        box = {"state": current, "step": 0}
+        box = {"state": current, "step": 0, "pace": None}
         progress = writers.Progress(10**9, file=io.StringIO())
 
         def run():
-            pending = []
+            pending, every, began = [], wait_every(box["pace"]), time.perf_counter()
             for _ in range(block):
                 log_line("data")
                 arguments = feed(box["step"])
@@ -126,13 +136,14 @@ def make_sides(name):
                 box["state"], metrics = compiled(box["state"], frozen, *arguments, key)
                 box["step"] += 1
                 pending.append(metrics)
-                if len(pending) % IN_FLIGHT == 0:
+                if len(pending) % every == 0:
                     log_line("device")
                     pending[-IN_FLIGHT].block_until_ready()
                 log_line("other")
                 progress.update(box["step"])
             for metrics in pending:
                 np.asarray(metrics)
+            box["pace"] = (time.perf_counter() - began) / block
 
         return run
 
@@ -169,20 +180,29 @@ def make_sides(name):
 
 
 def alternate(sides, *, seconds):
-    """Seconds per block of each side, blocks interleaved in rotating order."""
+    """Seconds per block of each side `[2, blocks]`, of the clock and of the processor.
+
+    Blocks are interleaved in rotating order.
+    """
     for run in sides.values():
         run()
         run()
-    names = list(sides)
+    names, clocks = list(sides), (time.perf_counter, time.process_time)
     found = {name: [] for name in names}
     began, i = time.perf_counter(), 0
     while time.perf_counter() - began < seconds:
         for name in names[i % len(names) :] + names[: i % len(names)]:
-            start = time.perf_counter()
+            start = [clock() for clock in clocks]
             sides[name]()
-            found[name].append(time.perf_counter() - start)
+            found[name].append([clock() - t for clock, t in zip(clocks, start, strict=True)])
         i += 1
-    return found
+    return {name: np.array(rows).T for name, rows in found.items()}
+
+
+def ratio(a, b):
+    """Medians of the ratio of neighbouring blocks, of the clock and of the processor."""
+    wall, processor = np.median(a / b, axis=1)
+    return {"wall": float(wall), "processor": float(processor), "blocks": a.shape[1]}
 
 
 def main():
@@ -199,15 +219,19 @@ def main():
         folder = pathlib.Path(tempfile.mkdtemp(prefix="step_overhead"))
         with watch.Watch([folder], total=10**9, stall_seconds=600.0):
             seconds = alternate(make_sides(name), seconds=options.seconds)
-        arrays = {side: np.array(values) / block for side, values in seconds.items()}
+        sides = {side: values / block for side, values in seconds.items()}
+        ours, hand = sides["ours"], sides["hand_written"]
         results[name] = {
-            "milliseconds": {s: float(np.median(v) * 1e3) for s, v in arrays.items()},
-            "step_over_hand_written": float(np.median(arrays["ours"] / arrays["hand_written"])),
-            "noise": float(np.median(arrays["hand_written_again"] / arrays["hand_written"])),
-            "watch_over_unwatched": float(np.median(arrays["ours"] / arrays["ours_unwatched"])),
-            "loader_over_constant_batch": float(
-                np.median(arrays["ours"] / arrays["ours_constant_batch"])
-            ),
+            "milliseconds": {s: float(np.median(v[0]) * 1e3) for s, v in sides.items()},
+            "processor_milliseconds": {s: float(np.median(v[1]) * 1e3) for s, v in sides.items()},
+            "step_over_hand_written": ratio(ours, hand),
+            "added_microseconds": {
+                clock: float(np.median(ours[i] - hand[i]) * 1e6)
+                for i, clock in enumerate(("wall", "processor"))
+            },
+            "noise": ratio(sides["hand_written_again"], hand),
+            "watch_over_unwatched": ratio(ours, sides["ours_unwatched"]),
+            "loader_over_constant_batch": ratio(ours, sides["ours_constant_batch"]),
         }
         print(name, json.dumps(results[name], indent=1), flush=True)
     report = {

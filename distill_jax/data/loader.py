@@ -103,9 +103,8 @@ class ResidentLoader:
     def window(self, step: int) -> Mapping[str, Array]:
         """Returns the data that `fetch` needs about the epoch in which batch `step` begins.
 
-        `order` int32 `[2n]` is that epoch's order followed by the next one's; `epoch`,
-        `first_step` and `first_offset` are scalars: the epoch, the first step that begins in it,
-        and the position in the epoch at which that step begins. Computed when the epoch changes.
+        `epoch` is an int32 scalar, `order` int32 `[2n]` the order of that epoch followed by that of
+        the next one. Computed when the epoch changes.
         """
         if not self._first <= step < self._stop:
             self._move(int(step))
@@ -121,12 +120,7 @@ class ResidentLoader:
         first, stop = (-(-e * self.n // self.batch_size) for e in (epoch, epoch + 1))
         self._first, self._stop = first, stop
         orders = [epoch_order(self.seed, e, self.n) for e in (epoch, epoch + 1)]
-        window = {
-            "order": np.concatenate(orders),
-            "epoch": np.int32(epoch),
-            "first_step": np.int32(first),
-            "first_offset": np.int32(first * self.batch_size - epoch * self.n),
-        }
+        window = {"order": np.concatenate(orders), "epoch": np.int32(epoch)}
         self._window = _put(window, self.sharding)
         if self.teacher_outputs is not None:
             views = [self.teacher_outputs.view(e) for e in (epoch, epoch + 1)]
@@ -150,7 +144,7 @@ def fetch_resident(
     """Gathers batch `step` from resident data; pure, for use inside jit.
 
     Constrain the sharding of the result: the partitioner then gathers on each device only the
-    rows that it keeps. Offsets stay below 2n, so int32 holds whatever the step.
+    rows that it keeps. Offsets stay below 2n, so int32 holds them; both products may wrap around.
 
     Args:
       data: `ResidentLoader.data`.
@@ -158,12 +152,12 @@ def fetch_resident(
       step: int32 scalar.
       batch_size: b.
     """
-    start = window["first_offset"] + (step - window["first_step"]) * batch_size
+    n = window["order"].shape[0] // 2
+    start = step * batch_size - window["epoch"] * n
     position = jax.lax.dynamic_slice_in_dim(window["order"], start, batch_size)
     # Kept out of the gather's loop, where XLA:CPU would slice again for every element.
     position = jax.lax.optimization_barrier(position)
     rows = jax.tree.map(lambda a: a.at[position].get(mode="promise_in_bounds"), data)
-    n = window["order"].shape[0] // 2
     later = start + jnp.arange(batch_size, dtype=jnp.int32) >= n
     if "teacher_outputs" in window:
         stored = jax.tree.map(
@@ -194,8 +188,8 @@ def resident_shapes(source: Source, *, sharding: Sharding) -> tuple[PyTree, PyTr
 
     rows = source.read(np.zeros(1, np.int64))
     data = jax.tree.map(lambda x: spec((n, *x.shape[1:]), x.dtype), dict(rows))
-    window = {name: spec((), jnp.int32) for name in ("epoch", "first_step", "first_offset")}
-    return {**data, "index": spec((n,), jnp.int32)}, {**window, "order": spec((2 * n,), jnp.int32)}
+    window = {"order": spec((2 * n,), jnp.int32), "epoch": spec((), jnp.int32)}
+    return {**data, "index": spec((n,), jnp.int32)}, window
 
 
 class StreamLoader:

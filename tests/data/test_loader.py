@@ -78,6 +78,15 @@ def test_a_batch_does_not_depend_on_what_was_read_before():
     assert (other["index"] != forward[0]["index"]).any()
 
 
+def test_late_steps_whose_number_of_examples_exceeds_32_bits():
+    load = loader.ResidentLoader(toy(), batch_size=B, seed=SEED)
+    steps = [2**29 - 1, 2**30 + 3, 2**31 - 2]
+    for step, batch in zip(steps, fetch_all(load, steps), strict=True):
+        position, epoch = loader.batch_rows(step, batch_size=B, seed=SEED, n=N)
+        np.testing.assert_array_equal(batch["index"], position)
+        np.testing.assert_array_equal(batch["epoch"], epoch)
+
+
 @pytest.mark.parametrize("batch_size", [1, 5, 22, 23])
 @pytest.mark.parametrize("threads", [0, 2])
 def test_stream_equals_resident(batch_size, threads):

@@ -22,10 +22,28 @@ from distill_jax.run.watch import Watch
 
 IN_FLIGHT = 8
 """After this many steps the loop waits for the first of them: the device never idles, and the
-displayed rate and the response to a signal lag by at most this many steps."""
+displayed rate and the response to a signal lag by at most twice this many steps."""
+
+SHORT_STEP, SHORT_STEPS = 0.005, 32
+"""Seconds of a step below which the loop waits after this many steps instead, for the step that is
+`IN_FLIGHT` back: a wait costs the host as much as a tenth of a millisecond or two."""
 
 Rows = list[tuple[str, np.ndarray]]
 """Metrics of steps: the name of the step and its values `[(r,) m]`."""
+
+
+def wait_every(pace: float | None) -> int:
+    """Returns the number of steps between two waits.
+
+    Several CPU devices wait often whatever the pace, since the collectives of many programs in
+    flight can block each other.
+
+    Args:
+      pace: seconds of a step, if known.
+    """
+    short = pace is not None and pace < SHORT_STEP
+    blocking = jax.default_backend() == "cpu" and jax.device_count() > 1
+    return SHORT_STEPS if short and not blocking else IN_FLIGHT
 
 
 class Clock:
@@ -205,6 +223,7 @@ class Stepper:
     ) -> tuple[TrainState, int, Rows]:
         """Takes steps until `until`, or until a stop is requested; returns the metrics of each."""
         begin, started, pending, program = step, time.perf_counter(), [], self.program
+        every = wait_every(self.paces[-1] if self.paces else None)
         while step < until and not stop.asked(step):
             variant = self._variant(step)
             self.watch.enter("data")
@@ -213,7 +232,7 @@ class Stepper:
             state, metrics = program.update[variant](state, program.online, fed, program.key)
             step += 1
             pending.append((variant, metrics))
-            if len(pending) % IN_FLIGHT == 0:
+            if len(pending) % every == 0:
                 self.watch.enter("device")
                 pending[-IN_FLIGHT][1].block_until_ready()
             self.watch.enter("other")
