@@ -24,7 +24,6 @@ def get_config(arg: str = ""):
     name = "fashion_mnist_5k" if "fashion" in options else "digits"
     config = self_supervised.masked(name, "block_masks", targets=4)
     config.data.transform_kwargs.random_resized_crop.flip = 0.0
-    self_supervised.standardize(config)
     config.optim.lr = 5e-4
     config.objective.name = "ijepa"
     average = not options & {"no_average", "collapse"}

@@ -9,7 +9,7 @@ method are known to be weak, so fine-tune the encoder (`configs/ssl/finetune.py`
 
 As published: three quarters hidden, crops as the only augmentation, flipped at random where they
 show clothes, fixed positions, pixels standardized patch by patch, AdamW with b2 = 0.95. Patches of
-digits are often flat: `epsilon` is the square of a tenth of the range of pixels there, in place of
+digits are often flat: `epsilon` is the square of a tenth of the deviation of pixels, in place of
 1e-6.
 """
 

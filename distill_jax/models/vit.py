@@ -184,6 +184,8 @@ class ViT(nn.Module):
             outputs[f"block{index + 1}"] = x
         for stage in range(1, 4):
             outputs[f"stage{stage}"] = outputs[f"block{math.ceil(stage * depth / 3)}"]
+        ends = [outputs[f"block{i + 1}"][:, first:] for i in range(max(0, depth - 4), depth)]
+        outputs["last_blocks"] = jnp.concatenate([y.mean(1) for y in ends], axis=1)
         x = outputs["tokens"] = LayerNorm(self.epsilon)(x)
         pooled = x[:, 0] if self.pool == "cls" else x[:, self.registers :].mean(1)
         if self.projection:
@@ -239,8 +241,11 @@ def make(
     section 2.3).
 
     Endpoints: `patches` `[b, t, d]` before the first block, `block<i>` of every block, `stage1` to
-    `stage3` (the blocks at a third, two thirds and the end), `tokens` (normalized), `embedding` and
-    `logits`; with a projection also `pooled`, the input of the projection to `embedding`.
+    `stage3` (the blocks at a third, two thirds and the end), `last_blocks` `[b, 4 d]`, the means
+    over patches of the last four blocks (all, if there are fewer) side by side, like the class
+    tokens that DINO is probed on (Caron et al. 2021, arXiv:2104.14294, appendix F), `tokens`
+    (normalized), `embedding` and `logits`; with a projection also `pooled`, the input of the
+    projection to `embedding`.
 
     Args:
       num_classes: k; 0 leaves the last layer and `logits` out, for a head that is another network.

@@ -203,6 +203,19 @@ def test_a_vision_transformer_sees_what_is_kept_where_it_is():
     assert np.any(out(x, None, hide) != full)
 
 
+@pytest.mark.parametrize("depth", [2, 5])
+def test_the_last_four_blocks_side_by_side_are_of_patches_alone(depth):
+    kwargs = {"width": 8, "depth": depth, "heads": 2, "patch_size": 2, "registers": 2}
+    model = vit.make(num_classes=0, **kwargs)
+
+    def out(key, x):
+        return model.apply(model.init(key, x)[0], {}, x, train=False, rngs={})[0]
+
+    found = jax.jit(out)(jax.random.key(0), X.astype(np.float32))
+    last = [np.asarray(found[f"block{i}"])[:, -T:].mean(1) for i in range(1, depth + 1)][-4:]
+    np.testing.assert_allclose(found["last_blocks"], np.concatenate(last, 1), rtol=1e-5)
+
+
 def test_tables_keep_registers_and_reach_the_last_column():
     """Released code counts its register as column 0, and never sees the last column."""
     kwargs = {"width": 8, "depth": 1, "heads": 2, "registers": 2, "pool": "flat"}

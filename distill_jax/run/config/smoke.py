@@ -47,7 +47,11 @@ def smoke(config: ConfigDict) -> ConfigDict:
     generated = config.data.name in GENERATED
     images = generated and GENERATED[config.data.name][0] == "synthetic"
     if generated:
+        clothes = config.data.name.startswith("fashion")
         config.data.name, config.data.kwargs = GENERATED[config.data.name]
+        everywhere = (config, *config.study.arms.values())
+        if clothes and any(p.endswith(".patch_size") for c in everywhere for p in flatten(c)):
+            config.data.kwargs.image_size = 28  # so that the patches of a config divide it
         classes = [n for path, n in flatten(config).items() if _CLASSES.fullmatch(path) and n]
         if classes:
             config.data.kwargs.num_classes = max(classes)
