@@ -144,8 +144,8 @@ def program(t: dict[str, Any]):
 
 def judge(bank: np.ndarray, labels: np.ndarray, z: np.ndarray, y: np.ndarray, *, few: bool):
     """Returns accuracies of simple classifiers."""
-    unit = [_features.normalized(a).astype(np.float32) for a in (z, bank)]
-    where, similar = knn.nearest(*unit, 20)
+    queries, kept = (_features.normalized(a).astype(np.float32) for a in (z, bank))
+    where, similar = knn.nearest(queries, kept, 20)
     scaler = _features.Scaler.fit(bank)
     known, asked = scaler(bank), scaler(z)
 
@@ -227,7 +227,7 @@ def tables(tries: dict[str, Any]) -> list[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--only", default=",".join(TRIES), help="names of tries, by commas")
     parser.add_argument("--out", type=pathlib.Path, required=True, help="JSON, added to")
     parser.add_argument("--page", type=pathlib.Path, help="page to write the tables into")

@@ -1,6 +1,7 @@
 """What configs of self-supervised methods set that their golden dumps do not show."""
 
 import importlib
+from typing import Any
 
 import numpy as np
 import pytest
@@ -52,7 +53,7 @@ def test_patches_of_clothes_divide_the_images_of_a_smoke(name):
 @pytest.mark.parametrize("schedule", ["linear", "cosine"])
 def test_an_average_of_a_short_run_forgets_its_start(schedule):
     def left(decay, total):
-        at = steps.rising_decay(decay, schedule, total)
+        at: Any = steps.rising_decay(decay, schedule, total)
         return np.prod([float(at(t)) for t in range(total)])
 
     assert left(0.996, 600) == pytest.approx(0.3, abs=0.01)
