@@ -1,6 +1,6 @@
 """Writes the tables of docs/results/selection.md from the numbers of its studies.
 
-  python benchmarks/selection_page.py --out=docs/results/selection.md
+  python -m benchmarks.selection_page --out=docs/results/selection.md
 
 What the tables support is written by hand above the mark, and kept.
 """
@@ -12,13 +12,16 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks._sequences import paired
+from distill_jax.report.statistics import estimate
+
 MARK = "<!-- tables: benchmarks/selection_page.py -->"
 RESULTS = pathlib.Path(__file__).parent / "results"
 SETTINGS = {"once": "12,800 lists, each seen once", "few": "320 lists, each seen forty times"}
 
 
 def interval(gap: dict[str, Any]) -> str:
-    low, high = gap["interval"]
+    low, high = gap["interval"] or (gap["mean"], gap["mean"])
     return f"{gap['mean']:+.3f} [{low:+.3f}, {high:+.3f}]"
 
 
@@ -35,29 +38,29 @@ def curricula(found: dict[str, Any]) -> list[str]:
     for name, arms in found.items():
         if name == "about":
             continue
-        loss, setting = name.split("/")
-        first = arms["first_stage"]
+        loss, setting, *fine = name.split("/")
+        first, other = arms["first_stage"], "by class" if fine else "random"
         n = len(found["about"]["seeds"])
         lines += [
-            f"### Curricula, {loss} loss, {SETTINGS[setting]}",
+            f"### Curricula, {loss} loss, {SETTINGS[setting]}{', finer rates' * bool(fine)}",
             "",
             f"{n} seeds. The first stage has nDCG@10 {first['ndcg10']:.3f}, MRR@10 "
             f"{first['mrr10']:.3f}, P@1 {first['precision1']:.3f}.",
             "",
-            "| arm | rate | nDCG@10 | minus none | minus random | MRR@10 | minus none | P@1 "
+            f"| arm | rate | nDCG@10 | minus none | minus {other} | MRR@10 | minus none | P@1 "
             "| beats none in nDCG@10 |",
             "|---|---|---|---|---|---|---|---|---|",
         ]
         for arm, row in arms.items():
             if arm == "first_stage":
                 continue
-            none, other = row.get("minus none"), row.get("minus random")
+            none, gap = row.get("minus none"), row.get(f"minus {other}")
             cells = [
                 arm,
                 f"{row['rate']:g}",
                 f"{np.mean(row['ndcg10']):.3f}",
                 interval(none["ndcg10"]) if none else "",
-                interval(other["ndcg10"]) if other else "",
+                interval(gap["ndcg10"]) if gap else "",
                 f"{np.mean(row['mrr10']):.3f}",
                 interval(none["mrr10"]) if none else "",
                 f"{np.mean(row['precision1']):.3f}",
@@ -113,13 +116,100 @@ def mining(found: dict[str, Any]) -> list[str]:
     return [*lines, ""]
 
 
+def courses(found: dict[str, Any]) -> list[str]:
+    """Tables of `courses.py`: probes, and how well alterations are detected."""
+    arms, about = found["arms"], found["about"]
+    seeds = sorted(set.intersection(*(set(row["runs"]) for row in arms.values())))
+    if not seeds:
+        return []
+
+    def values(arm: str, *path: str) -> list[float]:
+        found = []
+        for seed in seeds:
+            value = arms[arm]["runs"][seed]
+            for name in path:
+                value = value[name]
+            found.append(value)
+        return found
+
+    def minus(arm: str, other: str, kind: str) -> str:
+        gap = interval(paired(values(arm, kind), values(other, kind)))
+        return "reference" if arm == other else gap
+
+    lines = [
+        "### MCL: linear probes of frozen encoders",
+        "",
+        f"{len(seeds)} seeds, {about['steps']} steps of {about['batch']} rows. Balanced accuracy.",
+        "",
+        "| arm | rate | MFLOP a step | token | minus mlm | minus electra | statement | minus mlm "
+        "| minus electra |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for arm, row in arms.items():
+        cells = [arm, f"{row['rate']:g}" if row["rate"] else ""]
+        cells.append(f"{row['flops'] / 1e6:,.0f}" if "flops" in row else "")
+        for kind in ("token", "statement"):
+            cells.append(f"{np.mean(values(arm, kind)):.3f}")
+            cells += [minus(arm, other, kind) for other in ("mlm", "electra")]
+        lines.append(f"| {' | '.join(cells)} |")
+    lines += [
+        "",
+        "### MCL: detection on test rows",
+        "",
+        "| arm | detection | altered | accuracy | minus never altered | area under the curve |",
+        "|---|---|---|---|---|---|",
+    ]
+    for arm, row in arms.items():
+        for name in ("rtd", "std", "itd"):
+            if name not in row["runs"][seeds[0]]:
+                continue
+            right, auc = values(arm, name, "accuracy"), values(arm, name, "auc")
+            altered = values(arm, name, "altered")
+            gap, area = paired(right, [1 - x for x in altered]), estimate(auc)
+            low, high = area.interval or (area.mean, area.mean)
+            cells = [arm, name, f"{np.mean(altered):.3f}", f"{np.mean(right):.3f}", interval(gap)]
+            lines.append(f"| {' | '.join(cells)} | {area.mean:.3f} [{low:.3f}, {high:.3f}] |")
+    return [*lines, ""]
+
+
+def tries(found: dict[str, Any]) -> list[str]:
+    """Table of the first tries of learning rates of `courses.py`, from one seed."""
+    about = found["about"]
+    lines = [
+        "### MCL: first tries, one seed",
+        "",
+        f"{about['steps']} steps of {about['batch']} rows of 64 bytes. Balanced accuracies of the "
+        "probes are held-out ones; detection is measured on test rows.",
+        "",
+        "| arm | MFLOP a step | rate | token | statement | rtd: AUC | std: accuracy "
+        "| never altered | std: AUC | itd: AUC |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for arm, row in found["arms"].items():
+        for rate, made in row["tried"].items():
+            std = made.get("std")
+            cells = [arm, f"{row['flops'] / 1e6:,.0f}", f"{float(rate):g}"]
+            cells += [f"{made['token']:.3f}", f"{made['statement']:.3f}"]
+            cells.append(f"{made['rtd']['auc']:.3f}" if "rtd" in made else "")
+            cells += [f"{std['accuracy']:.3f}", f"{1 - std['altered']:.3f}"] if std else ["", ""]
+            cells += [f"{made[name]['auc']:.3f}" if std else "" for name in ("std", "itd")]
+            lines.append(f"| {' | '.join(cells)} |")
+    return [*lines, ""]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--out", required=True, type=pathlib.Path)
     options = parser.parse_args()
     head = options.out.read_text().partition(MARK)[0] if options.out.exists() else "# Selection\n\n"
     lines = []
-    for name, write in (("ranking_curricula", curricula), ("instruct_mining", mining)):
+    studies = {
+        "ranking_curricula": curricula,
+        "instruct_mining": mining,
+        "courses": courses,
+        "courses_try": tries,
+    }
+    for name, write in studies.items():
         path = RESULTS / f"{name}.json"
         if path.exists():
             lines += write(json.loads(path.read_text()))
