@@ -34,7 +34,7 @@ from distill_jax.objectives import instruct_mining, next_token, salt_ds
 from distill_jax.report.statistics import estimate
 
 SUBSETS, FITTED, SIZE, POOL, BATCH, STEPS, SEEDS = 60, 40, 500, 3000, 16, 60, 5
-RATES, TEACHER, EARLY, CHUNK = (4e-3,), 400, 100, 10
+RATES, TEACHER, EARLY, CHUNK = (4e-3, 2e-3, 8e-3), 400, 100, 10
 NAMES = ("length", "nll", "learnable", "novelty", "parses")
 MODEL: Any = {"vocabulary": 257, "width": 64, "depth": 2, "heads": 2, "mlp_width": 192}
 

@@ -6,7 +6,7 @@ A base network learns some problems; its checkpoints after 10, 30 and 60 % of th
 for other problems, on which the arms learn from scratch: question, one of the three drafts (drawn
 anew in each pass), solution. At test the last checkpoint of the base writes the first draft, and
 the network's own solution is the draft of the next round. Every seed has problems of its own. Each
-arm has two learning rates; held-out accuracy after one round, of another seed, chooses.
+arm has three learning rates; held-out accuracy after one round, of another seed, chooses.
 """
 
 import argparse
@@ -28,8 +28,8 @@ from distill_jax.models import transformer
 DATA = {"steps": (3, 4), "largest": 9}
 PARTS = {"base": 300, "train": 500, "held_out": 300, "test": 600}
 NET = {"vocabulary": chains.VOCABULARY, "width": 64, "depth": 2, "heads": 4}
-STEPS, BATCH, MARKS, ROUNDS = 400, 32, (40, 120, 240), 3
-RATES, CHOOSE, SEEDS = (3e-3, 6e-3), (101,), (1, 2, 3, 4, 5)
+STEPS, BASE_STEPS, BATCH, MARKS, ROUNDS = 400, 400, 32, (40, 120, 240), 3
+RATES, CHOOSE, SEEDS = (1.5e-3, 3e-3, 6e-3), (101,), (1, 2, 3, 4, 5)
 BASE_RATE = 3e-3
 ARMS = {
     "answer_only": 0.0,
@@ -68,7 +68,9 @@ def with_drafts():
             return common.cross_entropy(common.nats(net, params, batch), batch)
 
         rows = parts["base"]
-        early = common.fit(net, loss, rows, key, BASE_RATE, steps=STEPS, batch=BATCH, marks=MARKS)
+        early = common.fit(
+            net, loss, rows, key, BASE_RATE, steps=BASE_STEPS, batch=BATCH, marks=MARKS
+        )
 
         def drafts(params, x):
             return common.write(net, params, x["prompt"], x["start"], steps=x["solution"].shape[1])
@@ -192,6 +194,7 @@ def main() -> None:
             "examples": PARTS,
             "network": NET,
             "steps": STEPS,
+            "steps_of_base": BASE_STEPS,
             "marks": MARKS,
             "batch": BATCH,
             "seeds": SEEDS,

@@ -1,4 +1,4 @@
-"""Writes the tables of `docs/results/sequences.md` from the numbers of its three studies.
+"""Writes the tables of `docs/results/sequences.md` from the numbers of its studies.
 
   python tools/sequences_page.py
 
@@ -14,24 +14,29 @@ from typing import Any
 ROOT = pathlib.Path(__file__).parents[1]
 PAGE = ROOT / "docs/results/sequences.md"
 MARK = "<!-- tables: tools/sequences_page.py -->"
-STUDIES = ("masked_thought", "ul2", "refinement")
-SHORT = STUDIES
-"""Studies of which it is not known that their networks had converged."""
+STUDIES = ("masked_thought", "ul2", "ul2_4000", "refinement")
+SHORT = ("ul2",)
+"""Studies whose networks still learn at their end."""
 
 CLAIMS = (
     # (study, claim, path of the difference, sign of a difference that agrees)
     ("masked_thought", "hidden tokens (mask token) solve more", "masked minus sft", 1),
     ("masked_thought", "hidden tokens (random ids) solve more", "random minus sft", 1),
-    ("masked_thought", "control: more than random ids in questions", "random minus question", 1),
-    ("masked_thought", "control: more than dropout", "random minus dropout", 1),
-    ("masked_thought", "control: more than smoothed labels", "random minus smoothing", 1),
-    ("masked_thought", "control: dropout alone solves more", "dropout minus sft", 1),
+    ("masked_thought", "control: more than random ids in questions", "masked minus question", 1),
+    ("masked_thought", "control: more than dropout", "masked minus dropout", 1),
+    ("masked_thought", "control: more than smoothed labels", "masked minus smoothing", 1),
+    ("masked_thought", "control: random ids in questions solve more", "question minus sft", 1),
+    ("masked_thought", "control: dropout solves more", "dropout minus sft", 1),
+    ("masked_thought", "control: smoothed labels solve more", "smoothing minus sft", 1),
     ("masked_thought", "with an irrelevant clause (mask token)", "masked minus sft*", 1),
     ("masked_thought", "with an irrelevant clause (random ids)", "random minus sft*", 1),
+    ("masked_thought", "with an irrelevant clause: more than dropout", "masked minus dropout*", 1),
     ("ul2", "spans alone fill in better than plain text", "spans minus causal: infill", -1),
     ("ul2", "plain text continues better than spans alone", "causal minus spans: continuation", -1),
     ("ul2", "prefixes continue better than plain text", "prefix minus causal: continuation", -1),
+    ("ul2", "prefixes continue better than spans alone", "prefix minus spans: continuation", -1),
     ("ul2", "the mixture fills in as well as spans alone", "mixture minus spans: infill", 0),
+    ("ul2", "it continues better than spans alone", "mixture minus spans: continuation", -1),
     ("ul2", "it continues as well as plain text", "mixture minus causal: continuation", 0),
     ("ul2", "mode tokens help to fill in", "mixture minus mixture_unmarked: infill", -1),
     ("ul2", "mode tokens help to continue", "mixture minus mixture_unmarked: continuation", -1),
@@ -86,7 +91,7 @@ def arms(study: str, found: dict[str, Any]) -> list[str]:
         return []
     names: list[str] = []
     for one in found["arms"].values():
-        keys = ("infill", "continuation") if study == "ul2" else one["values"]
+        keys = ("infill", "continuation") if study.startswith("ul2") else one["values"]
         names += [key for key in keys if key not in names and not key.startswith("held_out/")]
     lines = [f"## {study}", ""]
     lines += [f"| arm | chosen | {' | '.join(names)} |", "|" + "---|" * (len(names) + 2)]
