@@ -147,7 +147,7 @@ def test_a_transformer_is_the_same(tmp_path, resident):
     (one, _), teacher_outputs = train(config(tmp_path, **{"data.resident": resident}))
     (other, _), _ = train(config(**{"data.resident": resident}))
     assert teacher_outputs is not None
-    # The compiler may fuse the rest of the step in another way: then the last bits of losses differ.
+    # Where the compiler fuses the rest of the step in another way, the last bits of losses differ.
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), one, other)
 
 
