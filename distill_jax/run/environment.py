@@ -148,13 +148,17 @@ def cache_compiled_programs() -> bool:
     """Switches the persistent compilation cache on; returns whether it did.
 
     The cache lies in `$DISTILL_JAX_CACHE`, by default `~/.cache/distill_jax`; "off" disables it.
-    Several CPU devices get none: a CPU program read back has lost the order of its collectives
-    (jaxlib 0.10.2), and two devices that wait in different ones wait for ever.
+    On several CPU devices it takes only programs that are safe to read back (`program_cache`), and
+    CPU processes that work together use none.
     """
     import jax
 
+    from distill_jax.run import program_cache
+
     cache = os.environ.get("DISTILL_JAX_CACHE", "~/.cache/distill_jax")
-    if cache == "off" or (jax.default_backend() == "cpu" and jax.device_count() > 1):
+    several = jax.default_backend() == "cpu" and jax.device_count() > 1
+    alone = jax.process_count() == 1
+    if cache == "off" or (several and not (alone and program_cache.write_ordered_only())):
         return False
     jax.config.update("jax_compilation_cache_dir", os.path.expanduser(cache))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)

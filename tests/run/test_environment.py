@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import pytest
 
 from distill_jax.run import config as config_lib
-from distill_jax.run import environment
+from distill_jax.run import environment, program_cache
 
 OPTIONS = (
     "jax_compilation_cache_dir",
@@ -26,11 +26,17 @@ def folder(tmp_path, monkeypatch):
         jax.config.update(name, value)
 
 
-def test_several_cpu_devices_read_no_compiled_program(folder):
+def test_cpu_processes_that_work_together_read_no_compiled_program(folder, monkeypatch):
     assert jax.device_count() > 1
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
     before = jax.config.jax_compilation_cache_dir
     assert not environment.cache_compiled_programs()
     assert jax.config.jax_compilation_cache_dir == before != str(folder)
+
+
+def test_several_cpu_devices_need_a_choice_of_what_is_written(folder, monkeypatch):
+    monkeypatch.setattr(program_cache, "write_ordered_only", lambda: False)
+    assert not environment.cache_compiled_programs()
 
 
 @pytest.mark.parametrize(("backend", "devices"), [("cpu", 1), ("gpu", 8)])
