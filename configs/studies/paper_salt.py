@@ -6,9 +6,11 @@
 Rawat et al. 2024 (arXiv:2410.18779): distillation from a smaller teacher for the first fifth of the
 steps beats training on the next token alone at equal steps; distillation throughout is worse. Here
 on the standard library's sources as bytes, with a teacher of a tenth of the student's parameters
-that was trained for as many steps. Arms: the next token alone; SALT; the uniform distribution in
-the teacher's place, which has no content; distillation throughout (RKD); and the next token alone
-with a warm-up of one step, the setting in which a first comparison favoured SALT.
+that was trained for as many steps. Arms: the next token alone; SALT; SALT_DS, whose first stage is
+on the half of the rows that a teacher of a fifth of the steps, the scout, finds hard, yet
+learnable; the uniform distribution in the teacher's place, which has no content; distillation
+throughout (RKD); and the next token alone with a warm-up of one step, the setting in which a first
+comparison favoured SALT.
 
 `:learned` goes further than the paper: a small network gives each token its omega, from the
 triangle of student, teacher and target, and learns by the bilevel step from half of the held-out
@@ -26,6 +28,7 @@ from distill_jax.run import config as config_lib
 
 RATES = {"alone": 8e-3, "salt": 8e-3, "uniform": 16e-3, "rkd": 8e-3, "cold": 4e-3}
 RATES |= dict.fromkeys(("constant_10", "constant_30", "learned", "frozen", "shuffled"), 8e-3)
+RATES |= {"salt_ds": 4e-3}
 """The best rates of the sweep."""
 
 OUTER_RATE = 1e-2
@@ -44,8 +47,8 @@ def get_config(arg: str = ""):
     config.log.every_steps = 200
     config.log.tensorboard = False
 
-    def salt(**kwargs):
-        return {"objective": {"name": "salt", "kwargs": {"omega": 2 / 3, **kwargs}}}
+    def salt(name: str = "salt", **kwargs):
+        return {"objective": {"name": name, "kwargs": {"omega": 2 / 3, **kwargs}}}
 
     teacher = {"roles": papers.frozen(teacher="teacher")}
 
@@ -70,9 +73,11 @@ def get_config(arg: str = ""):
         }
         config.study.tuned = {"constant": ("constant_10", "constant_30")}
     else:
+        both = {"roles": papers.frozen(teacher="teacher", teacher_scout="scout")}
         methods = {
             "alone": {},
             "salt": salt() | teacher,
+            "salt_ds": salt(name="salt_ds") | both,
             "uniform": salt(labels="uniform"),
             "rkd": salt(teaching="100 %") | teacher,
             "cold": {},
@@ -86,10 +91,15 @@ def get_config(arg: str = ""):
         arms |= {arm: {**changes, "optim": {"lr": lr, **warmup}} for arm, lr in rates.items()}
     small = {"student": {"kwargs": {"width": 8, "depth": 1}}}
     arms["teacher"] = {"roles": small, "optim": {"lr": 16e-3}}
-    config.study.arms = arms
     config.study.sources = ("teacher",)
+    if "learned" not in options:
+        arms["scout"] = {**arms["teacher"], "total": "160 steps"}
+        config.study.sources = ("teacher", "scout")
+    config.study.arms = arms
     config.study.seeds = (0,) if "rates" in options else (1, 2, 3, 4, 5)
     config.study.reference = "alone_8e3" if "rates" in options else "alone"
     config.study.metric = "held_out/bits_per_byte" if "rates" in options else "test/bits_per_byte"
     config.study.title = "SALT: a small teacher at the beginning"
+    if "learned" in options:
+        config.study.title = "SALT: a learned weight for each token"
     return config
