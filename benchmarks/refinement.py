@@ -29,8 +29,8 @@ from distill_jax.models import transformer
 DATA = {"steps": (3, 4), "largest": 9}
 PARTS = {"base": 300, "train": 500, "held_out": 300, "test": 600}
 NET = {"vocabulary": chains.VOCABULARY, "width": 64, "depth": 2, "heads": 4}
-STEPS, BASE_STEPS, BATCH, MARKS, ROUNDS = 400, 400, 32, (40, 120, 240), 3
-RATES, CHOOSE, SEEDS = (7.5e-4, 1.5e-3, 3e-3), (1, 2, 3), (1, 2, 3, 4, 5)
+STEPS, BATCH, MARKS, ROUNDS = 400, 32, (40, 120, 240), 3
+RATES, CHOOSE, SEEDS = (7.5e-4, 1.5e-3, 3e-3), 3, 5
 BASE_RATE = 3e-3
 ARMS = {
     "answer_only": 0.0,
@@ -69,9 +69,7 @@ def with_drafts():
             return common.cross_entropy(common.nats(net, params, batch), batch)
 
         rows = parts["base"]
-        early = common.fit(
-            net, loss, rows, key, BASE_RATE, steps=BASE_STEPS, batch=BATCH, marks=MARKS
-        )
+        early = common.fit(net, loss, rows, key, BASE_RATE, steps=STEPS, batch=BATCH, marks=MARKS)
 
         def drafts(params, x):
             return common.write(net, params, x["prompt"], x["start"], steps=x["solution"].shape[1])
@@ -84,7 +82,7 @@ def with_drafts():
     return jax.jit(run)
 
 
-def program(seen: bool):
+def program(seen: bool, steps: int):
     """Returns a compiled function that trains a network and lets it refine; `seen`: with drafts."""
     net = transformer.make(**NET)
     # Of weight 1, where the arm's own weight is put.
@@ -109,7 +107,7 @@ def program(seen: bool):
                 batch = {**batch, "target_mask": mask}
             return common.cross_entropy(common.nats(net, params, batch), batch)
 
-        params = common.fit(net, loss, rows, key, lr, steps=STEPS, batch=BATCH)
+        params = common.fit(net, loss, rows, key, lr, steps=steps, batch=BATCH)
         found = {}
         for name in ("held_out", "test"):
             x, draft, written = parts[name], drafts[name], []
@@ -130,14 +128,36 @@ def program(seen: bool):
     return jax.jit(run)
 
 
+def differences(arms: dict[str, Any], drafts: dict[str, Any]) -> dict[str, Any]:
+    """Paired differences of accuracy between arms after a round, and between rounds of an arm."""
+    first = {name: one["values"]["round_1"] for name, one in arms.items()}
+    first["drafts"] = [one["test"] for one in drafts.values()]
+    gaps = {
+        f"{name} minus {other}": common.paired(first[name], first[other])
+        for name in first
+        for other in first
+        if name != other
+    }
+    for name, one in arms.items():
+        for later in ("round_2", "round_3"):
+            if later in one["values"]:
+                pair = one["values"][later], one["values"]["round_1"]
+                gaps[f"{name} {later} minus round_1"] = common.paired(*pair)
+    return gaps
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--out", required=True, type=pathlib.Path)
+    parser.add_argument("--steps", type=int, default=STEPS)
+    parser.add_argument("--seeds", type=int, default=SEEDS)
+    parser.add_argument("--rates", default=",".join(map(str, RATES)))
     options = parser.parse_args()
+    steps, seeds = options.steps, tuple(range(1, 1 + options.seeds))
     found = json.loads(options.out.read_text()) if options.out.exists() else {}
     arms, began = found.setdefault("arms", {}), time.monotonic()
     base, programs, made = with_drafts(), {}, {}
-    for seed in SEEDS:
+    for seed in seeds:
         parts = parts_of(seed)
         drafts = base(parts, jax.random.key(seed))
         made[seed] = parts, drafts
@@ -153,7 +173,7 @@ def main() -> None:
     def of(arm, lr, seed):
         seen = arm != "answer_only"
         if seen not in programs:
-            programs[seen] = program(seen)
+            programs[seen] = program(seen, steps)
         parts, drafts = made[seed]
         args = (jnp.float32(lr), jnp.float32(ARMS[arm]), jnp.bool_(arm == "shuffled"))
         written = programs[seen](parts, drafts, jax.random.key(seed), *args)
@@ -166,39 +186,27 @@ def main() -> None:
         if arm in arms:
             continue
         tried = []
-        for lr in RATES:
-            held = float(np.mean([of(arm, lr, seed)["held_out"][0] for seed in CHOOSE]))
+        for lr in map(float, options.rates.split(",")):
+            held = float(np.mean([of(arm, lr, seed)["held_out"][0] for seed in seeds[:CHOOSE]]))
             tried.append({"lr": lr, "held_out": held})
             print(arm, tried[-1], f"{time.monotonic() - began:.0f} s", flush=True)
         lr = max(tried, key=lambda x: x["held_out"])["lr"]
-        rounds = [of(arm, lr, seed)["test"] for seed in SEEDS]
+        rounds = [of(arm, lr, seed)["test"] for seed in seeds]
         values = {f"round_{i + 1}": [x[i] for x in rounds] for i in range(len(rounds[0]))}
         arms[arm] = {"settings": tried, "chosen": lr, "values": values}
         print(arm, lr, {k: round(float(np.mean(v)), 3) for k, v in values.items()}, flush=True)
-        first = {name: one["values"]["round_1"] for name, one in arms.items()}
-        first["drafts"] = [found["drafts"][str(seed)]["test"] for seed in SEEDS]
-        gaps = {
-            f"{name} minus {other}": common.paired(first[name], first[other])
-            for name in first
-            for other in first
-            if name != other
-        }
-        for name, one in arms.items():
-            for later in ("round_2", "round_3"):
-                if later in one["values"]:
-                    pair = one["values"][later], one["values"]["round_1"]
-                    gaps[f"{name} {later} minus round_1"] = common.paired(*pair)
-        found["differences"] = gaps
+        if len(seeds) > 1:
+            found["differences"] = differences(arms, found["drafts"])
         found["about"] = {
             "jax": jax.__version__,
             "data": DATA,
             "examples": PARTS,
             "network": NET,
-            "steps": STEPS,
-            "steps_of_base": BASE_STEPS,
+            "steps": steps,
+            "steps_of_base": STEPS,
             "marks": MARKS,
             "batch": BATCH,
-            "seeds": SEEDS,
+            "seeds": seeds,
         }
         options.out.write_text(json.dumps(found, indent=1) + "\n")
 

@@ -14,8 +14,8 @@ from typing import Any
 ROOT = pathlib.Path(__file__).parents[1]
 PAGE = ROOT / "docs/results/sequences.md"
 MARK = "<!-- tables: tools/sequences_page.py -->"
-STUDIES = ("masked_thought", "ul2", "ul2_4000", "refinement")
-SHORT = ("ul2",)
+STUDIES = ("masked_thought", "ul2", "ul2_4000", "refinement", "refinement_1600")
+SHORT = ("ul2", "refinement")
 """Studies whose networks still learn at their end."""
 
 CLAIMS = (
