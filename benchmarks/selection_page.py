@@ -172,31 +172,6 @@ def courses(found: dict[str, Any]) -> list[str]:
     return [*lines, ""]
 
 
-def tries(found: dict[str, Any]) -> list[str]:
-    """Table of the first tries of learning rates of `courses.py`, from one seed."""
-    about = found["about"]
-    lines = [
-        "### MCL: first tries, one seed",
-        "",
-        f"{about['steps']} steps of {about['batch']} rows of 64 bytes. Balanced accuracies of the "
-        "probes are held-out ones; detection is measured on test rows.",
-        "",
-        "| arm | MFLOP a step | rate | token | statement | rtd: AUC | std: accuracy "
-        "| never altered | std: AUC | itd: AUC |",
-        "|---|---|---|---|---|---|---|---|---|---|",
-    ]
-    for arm, row in found["arms"].items():
-        for rate, made in row["tried"].items():
-            std = made.get("std")
-            cells = [arm, f"{row['flops'] / 1e6:,.0f}", f"{float(rate):g}"]
-            cells += [f"{made['token']:.3f}", f"{made['statement']:.3f}"]
-            cells.append(f"{made['rtd']['auc']:.3f}" if "rtd" in made else "")
-            cells += [f"{std['accuracy']:.3f}", f"{1 - std['altered']:.3f}"] if std else ["", ""]
-            cells += [f"{made[name]['auc']:.3f}" if std else "" for name in ("std", "itd")]
-            lines.append(f"| {' | '.join(cells)} |")
-    return [*lines, ""]
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--out", required=True, type=pathlib.Path)
@@ -207,7 +182,6 @@ def main() -> None:
         "ranking_curricula": curricula,
         "instruct_mining": mining,
         "courses": courses,
-        "courses_try": tries,
     }
     for name, write in studies.items():
         path = RESULTS / f"{name}.json"
