@@ -3,18 +3,19 @@
   python -m distill_jax.main --mode=study --config=configs/studies/ssl_masked.py \\
       --workdir=runs/ssl_masked
 
-MAE, I-JEPA, DINO, iBOT and SimCLR train one ViT, 64 wide and four blocks deep, on 7 x 7 patches
-of 4 x 4 pixels without a label: 8,000 steps of batch 64, about ten passes over the images. Frozen
-features, the means over patches of the four blocks side by side, of the moving average where a
-method has one, are judged by a linear probe of 10,000 labels and by 20 nearest neighbours; raw
+MAE, I-JEPA, DINO, iBOT, LeJEPA and SimCLR train one ViT, 64 wide and four blocks deep, on 7 x 7
+patches of 4 x 4 pixels without a label: 8,000 steps of batch 64, about ten passes over the images.
+Frozen features, the means over patches of the four blocks side by side, of the moving average where
+a method has one, are judged by a linear probe of 10,000 labels and by 20 nearest neighbours; raw
 pixels and the ViT before training are measured beside each. The last state counts.
 
 Differences from `configs/ssl/`, which are for 600 steps on digits: smaller patches, more steps, the
 rates of `RATES`, moving averages that forget their start in this many steps. `:tune` compares
-`TRIED` rates per method after 2,000 steps on held-out training images, with one seed. `:mae`,
-`:ijepa`, `:dino`, `:ibot` and `:simclr` run one method. One seed of all takes about two hours on a
-core: `--config.study.seeds=1,` runs one, and the same command with more of them continues.
-`:smoke` takes seconds on generated images.
+four trials per method after 2,000 steps on held-out training images, with one seed: the rates of
+`TRIED`, and the one change of `OTHER` at the rate of `RATES`. `:mae`, `:ijepa`, `:dino`, `:ibot`,
+`:lejepa` and `:simclr` run one method. One seed of all takes about an hour on a core:
+`--config.study.seeds=1,` runs one, and the same command with more of them continues. `:smoke` takes
+seconds on generated images.
 
 `:digits` asks why MAE and I-JEPA did little in `ssl_images.py`, with its 600 steps: `mae_unit` sees
 pixels from 0 to 1, `mae` standardized ones, `mae_tokens` is judged by all tokens side by side in
@@ -23,15 +24,26 @@ forgets its start in 600 steps, where that of `ijepa` keeps 0.3 of it. About 20 
 """
 
 import importlib
+from collections.abc import Mapping
+from typing import Any
 
 from distill_jax.configs import common, self_supervised
 
 PATCH, GRID = 4, (7, 7)
-RATES = {"simclr": 1e-3, "mae": 3e-3, "ijepa": 1e-3, "dino": 1e-3, "ibot": 1e-3}
+RATES = {"simclr": 1e-3, "mae": 3e-3, "ijepa": 1e-3, "dino": 1e-3, "ibot": 1e-3, "lejepa": 1e-3}
 TRIED = (5e-4, 1e-3, 3e-3)
+OTHER = {
+    "simclr": {"objective.kwargs.temperature": 0.5},
+    "mae": {"data.transform_kwargs.random_masks.ratio": 0.6},
+    "ijepa": {"data.transform_kwargs.block_masks.targets": 2},
+    "dino": {"objective.kwargs.temperature": 0.02},
+    "ibot": {"objective.kwargs.temperature": 0.04},
+    "lejepa": {"objective.kwargs.trade_off": 0.02},
+}
+"""What else `:tune` tries of each method."""
 
 
-def method(name: str, reference, *, steps: int, lr: float) -> dict:
+def method(name: str, reference, *, steps: int, lr: float, changes: Mapping[str, Any]) -> dict:
     """The arm of a method: what its config changes in the study's."""
     module = importlib.import_module(f"distill_jax.configs.ssl.{name}")
     config = module.get_config("fashion")
@@ -60,6 +72,7 @@ def method(name: str, reference, *, steps: int, lr: float) -> dict:
     for key in ("name", "weight_decay", "warmup", "schedule"):
         config.optim[key] = reference.optim[key]
     config.optim.lr, config.data.name = lr, reference.data.name
+    config.update_from_flattened_dict(changes)
     return self_supervised.as_arm(config, reference)
 
 
@@ -126,19 +139,20 @@ def get_config(arg: str = ""):
     config.data.train_transforms = config.data.eval_transforms = ("normalize",)
     reference = config.copy_and_resolve_references()
     names = [name for name in RATES if name in options] or list(RATES)
-    rates = {name: TRIED if "tune" in options else (RATES[name],) for name in names}
+    found: dict[str, dict[str, tuple[float, Mapping[str, Any]]]] = {}
+    for name in names:
+        found[name] = {name: (RATES[name], {})}
+        if "tune" in options:
+            found[name] = {f"{name}-{round(1e4 * lr)}e-4": (lr, {}) for lr in TRIED}
+            found[name][f"{name}-other"] = (RATES[name], OTHER[name])
     arms = {
-        name if "tune" not in options else f"{name}-{round(1e4 * lr)}e-4": (name, lr)
-        for name in names
-        for lr in rates[name]
+        arm: method(name, reference, steps=steps, lr=lr, changes=changes)
+        for name, trials in found.items()
+        for arm, (lr, changes) in trials.items()
     }
-    config.study.arms = {
-        key: method(name, reference, steps=steps, lr=lr) for key, (name, lr) in arms.items()
-    }
+    config.study.arms = arms
     if "tune" in options:
-        config.study.tuned = {
-            name: tuple(key for key, (own, _) in arms.items() if own == name) for name in names
-        }
+        config.study.tuned = {name: tuple(trials) for name, trials in found.items()}
     config.study.reference = next(iter(arms))
     config.study.metric = "test/probe_accuracy"
     config.study.seeds = (0,) if "tune" in options else (1, 2, 3, 4, 5)
