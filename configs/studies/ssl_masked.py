@@ -129,7 +129,7 @@ def get_config(arg: str = ""):
     config.optim.weight_decay = 0.05
     config.evaluators = {
         "knn": {"output": "last_blocks"},
-        "probe": {"output": "last_blocks", "c": (1e-3, 1e-2, 1e-1), "max_examples": 10_000},
+        "probe": {"output": "last_blocks", "c": (1e-2, 1e-1), "max_examples": 10_000},
         "representation": {"output": "last_blocks"},
     }
     config.eval.metric = "held_out/probe_accuracy"
@@ -152,6 +152,7 @@ def get_config(arg: str = ""):
     }
     config.study.arms = arms
     if "tune" in options:
+        config.evaluators.knn.controls = config.evaluators.probe.controls = False
         config.study.tuned = {name: tuple(trials) for name, trials in found.items()}
     config.study.reference = next(iter(arms))
     config.study.metric = "test/probe_accuracy"
