@@ -42,7 +42,32 @@ def read(folder: pathlib.Path) -> dict[str, Any]:
                     values.setdefault(arm, {}).setdefault(name, {})[seed] = round(value, 6)
     costs = {arm: _cost(folder, entry) for arm, entry in found["arms"].items()}
     keys = ("title", "metric", "mode", "reference", "tuned", "fallback")
-    return {key: found.get(key) for key in keys} | {"values": values, "costs": costs}
+    measured = {"values": values, "costs": costs, "spent": spent(folder, found)}
+    return {key: found.get(key) for key in keys} | measured
+
+
+def spent(folder: pathlib.Path, found: Mapping[str, Any]) -> dict[str, float]:
+    """Returns runs, minutes from build to result, and petaflops of the steps, of a whole study.
+
+    Runs that were trained side by side share their time.
+    """
+    runs, seconds, flops = 0, 0.0, 0.0
+    for arm in found["arms"].values():
+        for run in arm["seeds"].values():
+            path = folder / run["run"] / "result.json"
+            result = json.loads(path.read_text()) if path.exists() else {}
+            compute = result.get("compute", {})
+            runs += bool(result)
+            seconds += sum(compute.get("phases", {}).values())
+            flops += (compute.get("flops_per_step") or 0.0) * result.get("steps", 0)
+    return {"runs": runs, "minutes": round(seconds / 60, 1), "petaflop": round(flops / 1e15, 3)}
+
+
+def spent_line(spent: Mapping[str, float]) -> str:
+    return (
+        f"{spent['runs']} runs took {spent['minutes']:g} minutes and {spent['petaflop']:g} "
+        "petaflop in their steps."
+    )
 
 
 def _cost(folder: pathlib.Path, entry: Mapping[str, Any]) -> dict[str, Any]:
@@ -55,6 +80,8 @@ def _cost(folder: pathlib.Path, entry: Mapping[str, Any]) -> dict[str, Any]:
 def tables(study: Mapping[str, Any], also: list[str]) -> list[str]:
     """Returns the Markdown of one study."""
     lines = [f"## {study['title']}", ""]
+    if study.get("spent"):
+        lines += [spent_line(study["spent"]), ""]
     lines += _comparison(study, also)
     for name, chosen in (study["tuned"] or {}).items():
         means = ", ".join(f"{a} {m:.4f}" for a, m in sorted(chosen["candidates"].items()))

@@ -204,6 +204,7 @@ def line_chart(
     level: float | None = None,
     at: Sequence[float] = (),
     dashes: Mapping[int, str] | None = None,
+    names: bool = False,
 ) -> Html:
     """Draws lines with bands.
 
@@ -216,6 +217,7 @@ def line_chart(
       level: a value to mark by a dashed line, within the limits.
       at: places on the horizontal axis to mark by a dashed line; those outside are left out.
       dashes: dash patterns by colour number; by default they follow the colour number.
+      names: whether lines have their names at their ends, for a figure without a key.
     """
     edges = [a for s in series.values() for a in (s.y, s.low, s.high) if a is not None]
     xs = np.concatenate([s.x for s in series.values()])
@@ -227,6 +229,7 @@ def line_chart(
         log=log,
         log_x=log_x,
         left=max(46, 14 + 7 * max(map(len, labels), default=0)),
+        right=WIDTH - (22 + 8 * max(len(s.name) for s in series.values()) if names else 22),
     )
     marks = [panel.frame(x_label=x_label)]
     if level is not None:
@@ -249,6 +252,12 @@ def line_chart(
                 )
             )
         marks.append(el("circle", tip, cx=float(x[-1]), cy=float(y[-1]), r=3.5, class_=colour(i)))
+    if names:
+        lowest = -math.inf
+        for s in sorted(series.values(), key=lambda s: float(panel.y(s.y[-1]))):
+            lowest = max(float(panel.y(s.y[-1])) + 4, lowest + 15)
+            at = {"x": panel.right + 8, "y": lowest, "text_anchor": "start"}
+            marks.append(el("text", s.name, **at))
     ends = "; ".join(f"{s.name} ends at {s.y[-1]:.4g}" for s in series.values())
     return panel.svg(*marks, alt=f"{y_label} over {x_label}. {ends}.")
 
