@@ -124,12 +124,13 @@ def get_config(arg: str = ""):
     config = self_supervised.base("fashion_mnist", "vit")
     config.roles.student.kwargs.update({"patch_size": PATCH, "positions": "fourier"})
     config.batch_size = 64
-    config.total = config.eval.every = f"{steps} steps"
+    config.total = f"{steps} steps"
+    config.eval.every = "100 %" if "tune" in options else "25 %"
     config.optim.warmup = "10 %"
     config.optim.weight_decay = 0.05
     config.evaluators = {
         "knn": {"output": "last_blocks"},
-        "probe": {"output": "last_blocks", "c": (1e-2, 1e-1), "max_examples": 10_000},
+        "probe": {"output": "last_blocks", "c": (1e-2, 1e-1, 1.0), "max_examples": 10_000},
         "representation": {"output": "last_blocks"},
     }
     config.eval.metric = "held_out/probe_accuracy"

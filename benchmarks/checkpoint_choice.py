@@ -1,0 +1,130 @@
+"""Do label-free measures order the checkpoints of a run as a linear probe does?
+
+  python -m benchmarks.checkpoint_choice --out=docs/results/ssl_masked_checkpoints.json \\
+      --page=docs/results/ssl_masked.md runs/ssl_masked
+
+Reads the metrics of finished runs of a study (`configs/studies/ssl_masked.py` evaluates at four
+steps) and computes, for each method, the rank correlation (Spearman) over the checkpoints of a run
+between the held-out accuracy of the probe and RankMe (Garrido et al. 2023, arXiv:2210.02885) of
+held-out embeddings, LiDAR (Thilak et al. 2024, arXiv:2312.04000) of the last logged training batch,
+the exponent of the spectrum (alpha-ReQ) and the training loss, all but RankMe and LiDAR with the
+sign turned. The mean over seeds is reported, and beside it how often the measure would have chosen
+the best checkpoint. With `--page`, learning curves and correlations are written behind a mark.
+"""
+
+import argparse
+import json
+import math
+import pathlib
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+MARK = "<!-- checkpoints: benchmarks/checkpoint_choice.py -->"
+END = "<!-- end of checkpoints -->"
+JUDGE = "held_out/probe_accuracy"
+MEASURES = {
+    "RankMe": ("held_out/rankme", 1.0),
+    "LiDAR": ("/lidar", 1.0),
+    "alpha-ReQ": ("held_out/alpha_req", -1.0),
+    "loss": ("train/loss", -1.0),
+}
+
+
+def checkpoints(path: pathlib.Path) -> list[dict[str, float]]:
+    """Returns the evaluations of a run, each with the last metrics that were logged before it."""
+    found, last = [], {}
+    for line in path.read_text().splitlines():
+        row = json.loads(line)
+        if JUDGE in row:
+            found.append({**last, **row})
+        elif "train/loss" in row:
+            last = row
+    return found
+
+
+def value(row: dict[str, float], name: str) -> float:
+    """Returns the metric of that name, or with that ending."""
+    if name in row:
+        return row[name]
+    return next((x for key, x in row.items() if key.endswith(name)), math.nan)
+
+
+def of_run(rows: list[dict[str, float]]) -> dict[str, Any]:
+    """Returns the curve of a run, and correlation and choice of each measure."""
+    judged = [row[JUDGE] for row in rows]
+    found: dict[str, Any] = {
+        "steps": [row["step"] for row in rows],
+        "probe": [round(x, 4) for x in judged],
+        "knn": [round(row["held_out/knn_accuracy"], 4) for row in rows],
+    }
+    for name, (metric, sign) in MEASURES.items():
+        measured = [sign * value(row, metric) for row in rows]
+        known = np.isfinite(measured).all() and len(set(measured)) > 1 and len(set(judged)) > 1
+        found[name] = {
+            "correlation": float(stats.spearmanr(measured, judged).statistic) if known else None,
+            "best": bool(known and judged[int(np.argmax(measured))] == max(judged)),
+        }
+    return found
+
+
+def read(folder: pathlib.Path) -> dict[str, dict[str, Any]]:
+    """Returns `{arm: {seed: what of_run returns}}` of the finished runs of a study."""
+    study = json.loads((folder / "study.json").read_text())
+    found: dict[str, dict[str, Any]] = {}
+    for arm, entry in study["arms"].items():
+        for seed, run in entry["seeds"].items():
+            if run["status"] == "done":
+                rows = checkpoints(folder / run["run"] / "metrics.jsonl")
+                found.setdefault(arm, {})[seed] = of_run(rows)
+    return found
+
+
+def tables(runs: dict[str, dict[str, Any]]) -> list[str]:
+    """Returns the Markdown of curves and correlations."""
+    steps = next(iter(next(iter(runs.values())).values()))["steps"]
+    head = ["arm", "seeds", *(f"probe, {n:g} steps" for n in steps)]
+    head += [f"knn, {n:g} steps" for n in steps]
+    lines = [head]
+    for arm, seeds in runs.items():
+        row = [arm, f"{len(seeds)}"]
+        for name in ("probe", "knn"):
+            curve = np.mean([run[name] for run in seeds.values()], axis=0)
+            row += [f"{x:.3f}" for x in curve]
+        lines.append(row)
+    choice = [["arm", *(f"{name}: correlation, best chosen" for name in MEASURES)]]
+    for arm, seeds in runs.items():
+        cells = [arm]
+        for name in MEASURES:
+            known = [r[name]["correlation"] for r in seeds.values()]
+            known = [x for x in known if x is not None]
+            hits = sum(r[name]["best"] for r in seeds.values())
+            mean = f"{np.mean(known):+.2f}" if known else "-"
+            cells.append(f"{mean}, {hits} of {len(seeds)}")
+        choice.append(cells)
+    found = []
+    for table in (lines, choice):
+        table.insert(1, ["---"] * len(table[0]))
+        found += ["| " + " | ".join(row) + " |" for row in table] + [""]
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("study", type=pathlib.Path)
+    parser.add_argument("--out", required=True, type=pathlib.Path)
+    parser.add_argument("--page", type=pathlib.Path)
+    options = parser.parse_args()
+    runs = read(options.study)
+    options.out.write_text(json.dumps(runs) + "\n")
+    text = "\n".join(tables(runs))
+    print(text)
+    if options.page:
+        before, _, rest = options.page.read_text().partition(MARK)
+        after = rest.partition(END)[2]
+        options.page.write_text(f"{before}{MARK}\n\n{text}\n{END}{after}")
+
+
+if __name__ == "__main__":
+    main()

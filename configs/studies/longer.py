@@ -1,0 +1,60 @@
+"""The studies of papers at twice their length, and where the data has more, with all of it.
+
+  python -m distill_jax.main --mode=study --config=configs/studies/longer.py:fst \\
+      --workdir=runs/longer_fst
+  python tools/claims_page.py --out=docs/results/papers runs/longer_*
+
+`:NAME` is the study `paper_NAME.py` with twice the steps or epochs in every arm. `:NAME,full` takes
+all of Fashion-MNIST in place of the 5k/1k that ships with the package, for as many epochs as
+before, which is twelve times the steps. Nothing is tuned anew, and durations in steps or epochs
+other than that of training, such as a warm-up, stay.
+"""
+
+import importlib
+
+from distill_jax.configs import common
+
+PAPERS = (
+    "fst",
+    "ferkd",
+    "hard",
+    "meta_dmoe",
+    "nested_coteaching",
+    "polar",
+    "predictions",
+    "ps_kd",
+    "rad",
+    "rfc",
+    "sla",
+    "ssld",
+    "weak_to_strong",
+    "zero_shot",
+)
+
+
+def twice(total: float | str) -> float | str:
+    """Doubles a duration: a number of steps, or text such as "20 epochs".
+
+    >>> twice("20 epochs"), twice(300)
+    ('40 epochs', 600)
+    """
+    if isinstance(total, str):
+        number, unit = total.split()
+        return f"{2 * float(number):g} {unit}"
+    return 2 * total
+
+
+def get_config(arg: str = ""):
+    options = common.parse(arg, "full", *PAPERS)
+    name = next(iter(sorted(options - {"full"})), "fst")
+    config = importlib.import_module(f"distill_jax.configs.studies.paper_{name}").get_config()
+    if "full" in options:
+        config.data.name = "fashion_mnist"
+        config.study.title += ", all of Fashion-MNIST"
+        return config
+    config.total = twice(config.total)
+    for arm in config.study.arms.values():
+        if "total" in arm:
+            arm.total = twice(arm.total)
+    config.study.title += ", twice as long"
+    return config
