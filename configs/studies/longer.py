@@ -6,8 +6,8 @@
 
 `:NAME` is the study `paper_NAME.py` with twice the steps or epochs in every arm. `:NAME,full` takes
 all of Fashion-MNIST in place of the 5k/1k that ships with the package, for as many epochs as
-before, which is twelve times the steps (`sla`: for as many steps). Nothing is tuned anew, and durations in steps or epochs
-other than that of training, such as a warm-up, stay.
+before, which is twelve times the steps (`sla`: for as many steps). Nothing is tuned anew, and
+durations other than that of training, such as a warm-up, stay.
 """
 
 import importlib
