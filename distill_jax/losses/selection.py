@@ -1,5 +1,7 @@
 """Selection of examples by loss, of table rows to write, and of leading features."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 
@@ -52,3 +54,25 @@ def rows_to_write(index: Array, mask: Array, n: int) -> Array:
     later = position[None] > position[:, None]
     again = later & (index[None] == index[:, None]) & (mask[None] > 0)
     return jnp.where((mask > 0) & ~again.any(1), index, n)
+
+
+def written_after(rows: Array, *reads: Array) -> Array:
+    """Returns `rows` unchanged, int `[b]`, as a function of `reads`.
+
+    XLA writes into a donated table in place only where the write depends on all that was computed
+    from the table's old rows. Otherwise it copies the table twice, because a read could follow.
+    Barriers are no such dependence: XLA:CPU drops them before it decides about copies.
+
+    Args:
+      rows: to write, from `rows_to_write`.
+      reads: `[b, ...]`, floats that depend on what was read of the table.
+    """
+
+    def zero(x: Array) -> Array:
+        bits = jax.lax.bitcast_convert_type(
+            jax.lax.stop_gradient(x), jnp.dtype(f"uint{8 * x.dtype.itemsize}")
+        )
+        # At most 64 of 64 bits are set, which the compiler does not know.
+        return (jax.lax.population_count(bits) >> 7).reshape(len(x), -1).max(1)
+
+    return functools.reduce(lambda sum_, x: sum_ + zero(x).astype(rows.dtype), reads, rows)

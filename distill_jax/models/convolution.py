@@ -35,7 +35,8 @@ _UNROLLED = 8
 """Most groups of channels that are convolutions of their own."""
 
 _GROUPS = 8
-"""Most parts of a batch whose kernel gradients are added at the end, not on the way."""
+"""Most parts of a batch whose kernel gradients are added at the end, not on the way, on up to so
+many devices; more devices have a part each."""
 
 portable = jax.make_user_context(default_value=False)
 """`with portable(True):` makes `conv2d` trace one standard convolution whatever the machine, for
@@ -154,14 +155,24 @@ def _kernel_gradient_by_lax(x: Array, g: Array, *, stride: int, size: tuple[int,
     return jax.linear_transpose(lambda k: _conv(x, k, stride=stride), kernel)(g)[0]
 
 
+def _parts_of_batch(b: int, devices: int) -> int:
+    """Returns how many parts of `b` rows are summed apart, a multiple of `devices` if that can be.
+
+    Parts that cross the borders between devices would gather the rows of others.
+    """
+    least = devices if b % devices == 0 else 1
+    most = max(_GROUPS, devices)
+    return max(n for n in range(least, most + 1, least) if b % n == 0)
+
+
 def _kernel_gradient(x: Array, g: Array, *, stride: int, size: tuple[int, int]) -> Array:
     """Returns the gradient `[kh, kw, c, d]` for inputs `x` and output gradients `g`.
 
     With stride 1 the shifts along the height are made on the side of `g`: the product of `kw`
     shifts of `x` and `kh` of `g` has the shape `[kw c, kh d]`, nearer to a square than
     `[kh kw c, d]`, and copies less. The batch is cut into `groups`, and a loop takes a few images
-    of each, so that a batch sharded over up to so many devices is cut where it is sharded. Where
-    the patches of the whole batch stay in cache, one product makes no sums to be added.
+    of each, so that a batch that is sharded over devices is cut where it is sharded. Where the
+    patches of the whole batch stay in cache, one product makes no sums to be added.
     """
     (b, _, _, c), (_, h, w, d) = x.shape, g.shape
     kh, kw = size
@@ -169,7 +180,7 @@ def _kernel_gradient(x: Array, g: Array, *, stride: int, size: tuple[int, int]) 
     split = kh if stride == 1 else 1
     image = (h + split - 1) * w * (kh * kw // split * c + split * d) * x.dtype.itemsize
     whole = b * image <= _PATCH_BYTES
-    groups = 1 if whole else max(n for n in range(1, _GROUPS + 1) if b % n == 0)
+    groups = 1 if whole else _parts_of_batch(b, jax.device_count())
     each = b // groups
     bound = max(1, _PATCH_BYTES // (groups * image))
     images = max(n for n in range(1, min(each, bound) + 1) if each % n == 0)

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from distill_jax.core import ranges, tokens
 from distill_jax.core.api import Array, Model, Outputs
 from distill_jax.core.errors import ArgumentError, nearest
+from distill_jax.models import _attention
 from distill_jax.models.adapters import from_linen
 from distill_jax.models.layers import Dense, DropPath, LayerNorm, gelu
 
@@ -51,14 +52,25 @@ class Attention(nn.Module):
 
     The first kernel's columns are ordered by head, then query, key and value, so that a split of
     them over devices gives each whole heads (Shoeybi et al. 2019, arXiv:1909.08053, section 3).
+
+    Attributes:
+      heads: number of heads.
+      implementation: one of `_attention.IMPLEMENTATIONS`.
     """
 
     heads: int
+    implementation: str = "plain"
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         b, t, d = x.shape
         qkv = Dense(3 * d, kernel_init=_xavier)(x).reshape(b, t, self.heads, 3, d // self.heads)
+        # Parameters are made in float32, which cuDNN does not take.
+        if self.implementation != "plain" and not self.is_initializing():
+            how = {"causal": False, "implementation": self.implementation}
+            q, k, v = jnp.moveaxis(qkv, 3, 0)  # each [b, t, heads, d / heads]
+            mixed = _attention.fused(q, k, v, None, **how)
+            return Dense(d, kernel_init=_xavier)(mixed.reshape(b, t, d))
         q, k, v = jnp.moveaxis(qkv, (3, 2), (0, 2))  # each [b, heads, t, d / heads]
         scores = jnp.einsum("bhqc,bhkc->bhqk", q * (d // self.heads) ** -0.5, k)
         scores = scores.astype(jnp.promote_types(scores.dtype, jnp.float32))
@@ -77,9 +89,10 @@ class Block(nn.Module):
     layer_scale: float = 0.0
     gelu: str = "tanh"
     epsilon: float = 1e-6
+    attention: str = "plain"
 
     @nn.compact
-    def __call__(self, x: Array, *, train: bool) -> Array:
+    def __call__(self, x: Array, train: bool) -> Array:
         def residual(x, branch, gain):
             if self.layer_scale:
                 first = nn.initializers.constant(self.layer_scale)
@@ -91,7 +104,8 @@ class Block(nn.Module):
                 branch = DropPath(self.drop_path)(branch, train=train)
             return x + branch
 
-        x = residual(x, Attention(self.heads)(LayerNorm(self.epsilon)(x)), "gain1")
+        attention = Attention(self.heads, self.attention)
+        x = residual(x, attention(LayerNorm(self.epsilon)(x)), "gain1")
         y = Dense(self.mlp_ratio * x.shape[-1], kernel_init=_xavier)(LayerNorm(self.epsilon)(x))
         y = Dense(x.shape[-1], kernel_init=_xavier)(GELUS[self.gelu](y))
         return residual(x, y, "gain2")
@@ -119,6 +133,8 @@ class ViT(nn.Module):
     patch_bias: bool
     pre_norm: bool
     projection: int
+    attention: str
+    remat: bool
 
     @nn.compact
     def __call__(
@@ -169,9 +185,10 @@ class ViT(nn.Module):
             x = jnp.concatenate([x[:, :first], tokens.take(x[:, first:], keep)], axis=1)
         if self.dropout:
             x = nn.Dropout(self.dropout)(x, deterministic=not train)
+        kind = nn.remat(Block, static_argnums=(2,)) if self.remat else Block
         for index in range(depth):
             rate = self.drop_path * index / max(1, depth - 1)
-            block = Block(
+            block = kind(
                 heads,
                 self.mlp_ratio,
                 self.dropout,
@@ -179,8 +196,10 @@ class ViT(nn.Module):
                 self.layer_scale,
                 self.gelu,
                 self.epsilon,
+                self.attention,
+                name=f"Block_{index}",
             )
-            x = block(x, train=train)
+            x = block(x, train)
             outputs[f"block{index + 1}"] = x
         for stage in range(1, 4):
             outputs[f"stage{stage}"] = outputs[f"block{math.ceil(stage * depth / 3)}"]
@@ -231,6 +250,8 @@ def make(
     patch_bias: bool = True,
     pre_norm: bool = False,
     projection: int = 0,
+    attention: str = "plain",
+    remat: bool = False,
 ) -> Model:
     """Returns a vision transformer for images `[b, h, w, c]`; learned positions fix their size.
 
@@ -272,10 +293,14 @@ def make(
       pre_norm: whether tokens are normalized before the first block, as in CLIP.
       projection: width of a linear map of the pooled token to `embedding`, which the last layer
         then reads; 0 for none.
+      attention: "plain", or "xla" or "cudnn" of `jax.nn.dot_product_attention`; "cudnn" is for GPUs
+        and 16-bit types, and has no forward derivative, which the bilevel step needs.
+      remat: whether blocks are computed again in the backward pass, to save memory.
 
     Raises:
-      ArgumentError: an unknown variant, pool or kind of positions, or a width that the heads do not
-        divide; when the network is first called, also sides that patches do not divide.
+      ArgumentError: an unknown variant, pool, attention or kind of positions, or a width that the
+        heads do not divide; when the network is first called, also sides that patches do not
+        divide.
     """
     ranges.counts(num_classes=num_classes, width=width, heads=heads)
     ranges.within(f"[0, {ranges.DEEPEST}]", whole=True, depth=depth)
@@ -299,6 +324,10 @@ def make(
     if positions not in (kinds := ("learned", "fourier")):
         raise ArgumentError(
             f"no positions {positions!r}", where="positions", hint=nearest(positions, kinds)
+        )
+    if attention not in (kinds := _attention.IMPLEMENTATIONS):
+        raise ArgumentError(
+            f"no attention {attention!r}", where="attention", hint=nearest(attention, kinds)
         )
     published = VARIANTS[variant]
     size = Size(width or published.width, depth or published.depth, heads or published.heads)
@@ -329,5 +358,7 @@ def make(
             patch_bias,
             pre_norm,
             projection,
+            attention,
+            remat,
         )
     )

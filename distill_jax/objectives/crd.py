@@ -35,7 +35,7 @@ from distill_jax.losses.contrastive_distillation import (
     estimate_log_z,
     noise_contrast,
 )
-from distill_jax.losses.selection import rows_to_write
+from distill_jax.losses.selection import rows_to_write, written_after
 from distill_jax.losses.ties import normalized
 from distill_jax.objectives._distillation import Distillation, Signals, check_positive
 from distill_jax.objectives._embeddings import flat_pair, project_pair
@@ -173,7 +173,7 @@ class CRD(Distillation):
             values.append(noise_contrast(positive, negative, weights, log_z=log_z, num_examples=n))
             log_zs.append(log_z)
 
-        target = rows_to_write(index, mask, n)
+        target = written_after(rows_to_write(index, mask, n), *values)
         new = {"log_z": jnp.stack(log_zs)}
         for name, embedding in (("student", s), ("teacher", t)):
             old = memory[name]

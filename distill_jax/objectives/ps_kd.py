@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from distill_jax.core.api import Array, Batch, Key, Nets, Objective, PyTree, Terms
 from distill_jax.core.errors import ArgumentError, nearest
 from distill_jax.losses.classification import cross_entropy, soft_cross_entropy
-from distill_jax.losses.selection import rows_to_write
+from distill_jax.losses.selection import rows_to_write, written_after
 
 TABLES = ("predictions", "label", "uniform")
 
@@ -113,6 +113,7 @@ class PSKD(Objective):
         past = table[index]
         past = jnp.where(past.sum(-1, keepdims=True) > 0, past, label)
         rows = rows_to_write(index, batch["mask"], self.num_examples)
+        rows = written_after(rows, past)
         probs = jax.lax.stop_gradient(jax.nn.softmax(logits)).astype(table.dtype)
         return past.astype(logits.dtype), {"past": table.at[rows].set(probs, mode="drop")}
 

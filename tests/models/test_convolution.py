@@ -124,6 +124,13 @@ def test_inside_a_scan_and_per_example_by_vmap():
     np.testing.assert_allclose(*each, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("b", "devices", "parts"), [(128, 1, 8), (100, 1, 5), (1024, 16, 16), (96, 6, 6), (100, 16, 10)]
+)
+def test_parts_of_a_batch_do_not_cross_devices(b, devices, parts):
+    assert convolution._parts_of_batch(b, devices) == parts
+
+
 @pytest.mark.parametrize("images", [16, 4])
 def test_a_sharded_batch_has_the_same_gradient_and_one_reduction(images, monkeypatch):
     monkeypatch.setattr(convolution, "_PATCH_BYTES", images * 4 * 8 * 6 * (3 * 3 + 3 * 4))

@@ -199,6 +199,34 @@ def test_raw_stages_of_a_wide_resnet_are_what_the_next_norm_sees():
     assert float(outputs["stage2_raw"].min()) < 0
 
 
+@pytest.mark.parametrize("changes", [{"attention": "xla"}, {"remat": True}])
+def test_other_programs_of_a_vit_have_its_parameters_and_gradient(changes):
+    model, x, params, state = built("vit")
+    other = vit.make(num_classes=5, **NETS["vit"][1], **changes)
+    shapes_of = lambda m: jax.eval_shape(m.init, jax.random.key(0), x)  # noqa: E731
+    assert shapes_of(other) == shapes_of(model)
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def grad(model, params):
+        def loss(params):
+            outputs = model.apply(params, state, x, train=True, rngs={})[0]
+            return (outputs["logits"] ** 2).sum() + outputs["block2"].mean()
+
+        return jax.grad(loss)(params)
+
+    for own, its in zip(
+        *map(jax.tree.leaves, (grad(model, params), grad(other, params))), strict=True
+    ):
+        np.testing.assert_allclose(its, own, rtol=1e-4, atol=1e-5)
+
+
+def test_cudnn_attention_of_a_vit_computes_in_sixteen_bits():
+    _, x, params, state = built("vit")
+    other = vit.make(num_classes=5, **NETS["vit"][1], attention="cudnn")
+    with pytest.raises(ConfigError, match="16 bits, not in float32"):
+        other.apply(params, state, x, train=True, rngs={})
+
+
 @pytest.mark.parametrize("name", ["resnet", "wide_resnet", "convnet", "mlp", "vit"])
 def test_bfloat16_in_bfloat16_out_and_float32_state(name):
     model, x, params, state = built(name, **({"depth": 1} if name == "vit" else {}))
@@ -260,6 +288,7 @@ def test_parameters_fit_images_of_another_size(name):
         (convnet.make, {"widths": ()}, "at least one"),
         (vit.make, {"variant": "tny"}, "'tiny'"),
         (vit.make, {"pool": "gap"}, "cls, mean"),
+        (vit.make, {"attention": "cudn"}, "'cudnn'"),
         (vit.make, {"heads": 5}, "divisors: 1, 2, 3"),
     ],
 )

@@ -316,6 +316,17 @@ def test_the_last_occurrence_is_written():
     np.testing.assert_array_equal(crd.rows_to_write(index, mask, 9), [9, 2, 5, 9, 9])
 
 
+@pytest.mark.parametrize("name", ["crd", "ps_kd"])
+def test_a_step_writes_its_rows_of_a_table_in_place(name):
+    kwargs = MEMORY if name == "crd" else {}
+    made = harness.setup(name, kwargs={**kwargs, "num_examples": 50_000}, tx=optax.sgd(1e-2))
+    state = jax.eval_shape(made.init, jax.random.key(0))
+    table = max(x.size * x.dtype.itemsize for x in jax.tree.leaves(state.memory))
+    step = jax.jit(made.step, donate_argnums=0)
+    compiled = step.lower(state, made.frozen, harness.make_batch(), jax.random.key(0)).compile()
+    assert compiled.memory_analysis().temp_size_in_bytes < table / 4
+
+
 @pytest.mark.parametrize(
     "kwargs, match",
     [
