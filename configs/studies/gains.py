@@ -13,7 +13,7 @@ arm, 2,000 steps of batch 128 unless a study varies them.
 * `:teacher`: all labels; ConvNets trained for 50, 200 and 1,000 steps and, with crops and flips,
   for 8,000. `kd` and `dist` alone. The default.
 * `:length`: all labels; the longest of these teachers, and students trained for 500, 2,000, 8,000
-  and 32,000 steps.
+  and 32,000 steps, by `kd` and `dist` from stored outputs (`runs/gains_length_outputs`).
 
 Every point of every method, `alone` too, is the best of three or four settings by the mean accuracy
 over seeds on 5,000 held-out images: for `alone`, rates and lengths (`:labels`, where 2,000 steps
@@ -100,13 +100,14 @@ def points(study: str) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, d
     else:
         for steps in LENGTHS:
             found[f"alone_{steps}"] = {f"{round(100 * lr)}": trained(steps, lr) for lr in RATES}
-            for method, weights in WEIGHTS.items():
+            for method in ("kd", "dist"):
                 found[f"{method}_{steps}"] = {
                     f"{round(100 * weight)}": {
                         **taught(method, weight, "teacher_long"),
                         **trained(steps),
+                        "cache": {"dir": "runs/gains_length_outputs/seed{seed}"},
                     }
-                    for weight in weights
+                    for weight in WEIGHTS[method]
                 }
     return teachers, found
 
