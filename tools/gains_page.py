@@ -21,7 +21,7 @@ import results_page
 from distill_jax.report import figures, statistics
 
 MARK = "<!-- tables: tools/gains_page.py -->"
-METHODS = ("kd", "dist", "rkd", "own")
+METHODS = ("kd", "dist", "own")
 AXES = {
     "labels": "labels per class",
     "teacher": "test accuracy of the teacher",
