@@ -3,6 +3,9 @@
 import importlib
 import io
 import os
+import statistics
+import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,6 +28,9 @@ SIZES = {
     "decoder": ((16, 1024, 49_152), (2, 16, 64)),
 }
 """Of the decoder: rows, tokens of a row, vocabulary."""
+
+EVENTS = 3
+"""Repetitions of an event of which the median counts, after one that compiles."""
 
 DISTILLED = ("resnet_kd", "vit_kd", "bilevel")
 
@@ -71,12 +77,13 @@ def make_config(part: str, *, tiny: bool, stored: str = "") -> Any:
         config.roles.teacher, config.roles.student = map(make, pair)
         config.roles.teacher.frozen, config.roles.teacher.init = True, "unread"
         config.cache.dir = stored
+        config.evaluators = {"classification": {}}
     if part == "bilevel":
         config.objective.kwargs = {"temperature": TEMPERATURE}
         config.roles.weighting = config_lib.role("ratio_mlp", hidden=(128,))
         config.weighting.name, config.bilevel.method = "trilateral", "exact"
         config.data.held_out, config.data.outer = 0.25, 0.0
-        config.eval.metric, config.evaluators = "held_out/accuracy", {"classification": {}}
+        config.eval.metric = "held_out/accuracy"
         config.bilevel.outer_batch = 1.0
     if part in DISTILLED:
         return config
@@ -129,8 +136,6 @@ def make_config(part: str, *, tiny: bool, stored: str = "") -> Any:
 
 def _decoder(b: int, length: int, vocabulary: int, *, tiny: bool) -> Any:
     """A student of SmolLM's 135M shape and a teacher of the same that names its 16 best tokens."""
-    import tempfile
-
     import numpy as np
     from distill_jax.configs.language import kd
 
@@ -174,7 +179,10 @@ class Step:
 
         stored = os.path.join(folder, f"{part}-outputs") if variant == "stored" else ""
         config = make_config(part, tiny=tiny, stored=stored)
-        self.part, self.config = part, config
+        if variant == "fused_attention":
+            for role in config.roles.values():
+                role.kwargs.attention = "xla" if tiny else "cudnn"
+        self.part, self.config, self.folder = part, config, folder
         self.experiment = experiment = build.build(config)
         whole = partition.replicated(experiment.mesh)
         frozen = {
@@ -313,6 +321,54 @@ class Step:
 
         return advance
 
+    def events(self) -> dict[str, Any]:
+        """Returns what the loop waits for at an event of each kind, in seconds.
+
+        "logging" is the mean over the metrics of `every` steps and a line of `metrics.jsonl`;
+        "evaluation" all of one on `examples` test examples, where the part has evaluators;
+        "checkpoint" the part of a save that holds the loop, and `written` the whole. The first of
+        each, which compiles, does not count.
+        """
+        import numpy as np
+
+        from distill_jax.run import writers
+        from distill_jax.run.train import evaluation
+        from distill_jax.trainer.io.checkpoint import Checkpointer
+
+        every = self.config.log.every_steps
+        folder = Path(tempfile.mkdtemp(dir=self.folder))
+        names = self.experiment.metric_names(self.kind)
+        fed = self.feed(self.count, self.kind)
+        state, last = self.compiled(self.state, self.online, fed, self.key)
+        self.state, rows = state, [np.asarray(last)] * every
+        writer, checkpointer = writers.make_writer(folder), Checkpointer(folder / "checkpoints")
+        held, written = [], []
+
+        def log(i: int) -> None:
+            writer.write(i, dict(zip(names, np.stack(rows).mean(0).tolist(), strict=True)))
+
+        def evaluate(i: int) -> None:
+            del i
+            evaluation.evaluate(self.experiment, state, self.frozen, "test")
+
+        found = {"logging": {"every": every, "seconds": _median_seconds(log)}}
+        if self.config.evaluators:
+            examples = len(self.experiment.dataset.parts["test"])
+            found["evaluation"] = {"examples": examples, "seconds": _median_seconds(evaluate)}
+        for i in range(EVENTS + 1):
+            began = time.perf_counter()
+            checkpointer.save(state.replace(step=state.step + i), {}, metric=None)
+            held.append(time.perf_counter() - began)
+            checkpointer.wait()
+            written.append(time.perf_counter() - began)
+        checkpointer.close()
+        writer.close()
+        found["checkpoint"] = {
+            "seconds": round(statistics.median(held[1:]), 5),
+            "written": round(statistics.median(written[1:]), 5),
+        }
+        return found
+
     def facts(self) -> dict[str, Any]:
         """Returns device, peak memory and the operations of a step before optimization.
 
@@ -335,12 +391,23 @@ class Step:
         return found
 
 
+def _median_seconds(event: Callable[[int], None]) -> float:
+    """Returns the median seconds of an event, without its first time."""
+    took = []
+    for i in range(EVENTS + 1):
+        began = time.perf_counter()
+        event(i)
+        took.append(time.perf_counter() - began)
+    return round(statistics.median(took[1:]), 6)
+
+
 def serve(part: str, variant: str, *, tiny: bool, folder: str) -> None:
     """Serves a variant of a part."""
     if part.startswith("replicas"):
         return _serve_replicas(part.split("_")[1], variant, tiny=tiny)
     step = Step(part, "ours" if variant == "ours_from_cache" else variant, tiny=tiny, folder=folder)
-    return workers.serve(step.advance, step.facts, batch=step.config.batch_size)
+    events = step.events if hasattr(step, "compiled") else None
+    return workers.serve(step.advance, step.facts, events=events, batch=step.config.batch_size)
 
 
 def _serve_replicas(net: str, variant: str, *, tiny: bool) -> None:

@@ -43,6 +43,8 @@ def make_step(part: str, size: tuple[int, int, int], *, tiny: bool, compiled: bo
     if not tiny and device == "cpu":
         raise SystemExit("Error: PyTorch finds no accelerator; --tiny validates on the CPU")
     torch.manual_seed(0)
+    torch.backends.cudnn.benchmark = True
+    torch.set_float32_matmul_precision("high")
     b, pixels, classes = size
     layout = torch.channels_last
     low = torch.autocast(device, torch.bfloat16)
@@ -111,7 +113,10 @@ def make_step(part: str, size: tuple[int, int, int], *, tiny: bool, compiled: bo
 
 
 def _bilevel(given: dict[str, Any], functional_call: Any) -> Any:
-    """The step of a ratio network by double backward; the training step is the inner step."""
+    """The step of a ratio network by double backward; the training step is the inner step.
+
+    `torch.compile` has no double backward, so it compiles the teacher and the held-out pass alone.
+    """
     import torch
     import torch.nn.functional as F
     from torch import nn
@@ -123,7 +128,9 @@ def _bilevel(given: dict[str, Any], functional_call: Any) -> Any:
     ratio = nn.Sequential(nn.Linear(9 * classes, 128), nn.ReLU(), nn.Linear(128, 1)).to(device)
     outer = torch.optim.AdamW(ratio.parameters(), lr=LR, fused=True)
     means = torch.full((b, classes), 1 / classes, device=device)
-    forward = given["torch"].compile(functional_call) if given["compiled"] else functional_call
+    forward = functional_call
+    if given["compiled"]:
+        forward, teacher = map(given["torch"].compile, (functional_call, teacher))
 
     def features(logits, target):
         s, t = F.softmax(logits.detach().float(), -1), F.softmax(target.float(), -1)
@@ -135,7 +142,7 @@ def _bilevel(given: dict[str, Any], functional_call: Any) -> Any:
         with low:
             with torch.no_grad():
                 target = teacher(x)
-            logits = forward(student, params, (x,))
+            logits = functional_call(student, params, (x,))
         label, distillation = terms(logits, target)
         alpha = ratio(features(logits, target)).sigmoid()[:, 0]
         loss = ((1 - alpha) * label + alpha * distillation).mean()

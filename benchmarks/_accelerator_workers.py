@@ -134,18 +134,24 @@ class Worker:
 def serve(
     advance: Mapping[str, Callable[[int], None]],
     facts: Callable[[], Mapping[str, Any]],
+    *,
+    events: Callable[[], Mapping[str, Any]] | None = None,
     **ready: Any,
 ) -> None:
-    """Answers a parent: a ready line, then the seconds of each block, and facts when asked.
+    """Answers a parent: a ready line, then the seconds of each block, facts and events when asked.
 
     Args:
       advance: functions by mode that take a number of steps and wait for the last.
       facts: what is known after the steps.
+      events: what happens between steps of a run, and its cost.
       **ready: part of the ready line.
     """
     print(json.dumps({"ready": True, "modes": list(advance), **ready}), flush=True)
     for line in sys.stdin:
         request = json.loads(line)
+        if "events" in request and events is not None:
+            print(json.dumps(events()), flush=True)
+            continue
         if "steps" not in request:
             print(json.dumps(facts()), flush=True)
             continue

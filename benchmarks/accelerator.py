@@ -11,14 +11,16 @@ is replaced after each figure, and SIGTERM, Ctrl-C and SIGKILL leave what was me
 validates this script with small networks on the CPU; its times mean nothing.
 
 Variants have a process each, and take turns once all are warm: "ours"; "hand_written", a `jit` loop
-of the same networks; "stored", with stored teacher outputs; "torch" and "torch_compile" (default
-mode) in `_accelerator_torch.py`, run by `--torch_python`. "ours" starts alone with an empty
-compilation cache, then "ours_from_cache", then all others together. Compute is bfloat16 everywhere.
+of the same networks; "stored", with stored teacher outputs; "fused_attention", ours with cuDNN's
+attention (on the CPU that of `jax.nn`); "torch" and "torch_compile" (default mode) in
+`_accelerator_torch.py`, run by `--torch_python`. "ours" starts alone with an empty compilation
+cache, then "ours_from_cache", then all others together. Compute is bfloat16 everywhere.
 
-`utilization` is the arithmetic of a step (`flops`, of the traced program) per second over the peak
-of the chip. `loop_over_bare` is the cost of the watch and the progress display, and
-`bare_over_constant` that of the loader, as ratios of times of a step. A figure that does not exist
-is null, and `missing` says why.
+`utilization` is the arithmetic of a step (`flops`, of the traced program; peers have that of
+"ours") per second over the peak of the chip. `events` is what the loop waits for at an event: a
+line of metrics, an evaluation, a checkpoint, in seconds and in steps. `loop_over_bare` is the cost
+of the watch and the progress display, and `bare_over_constant` that of the loader, as ratios of
+times of a step. A figure that does not exist is null, and `missing` says why.
 """
 
 import argparse
@@ -59,9 +61,12 @@ PEAKS = {
     "TPU v5": 459e12,
     "TPU v6": 918e12,
 }
-BLOCK_SECONDS, LEAST_ROUNDS, MOST_ROUNDS = 0.5, 3, 15
-TURNS = 0.25
-"""Share of a part that is kept for the turns."""
+BLOCK_SECONDS, MOST_ROUNDS = 0.5, 15
+TURNS, EVENTS = 0.35, 0.1
+"""Shares of a part that are kept for the turns and what follows, and for what follows."""
+
+QUICK = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+"""Compiles in a fraction of the time, for `--tiny`, whose times mean nothing."""
 
 
 def peak_flops(kind: str) -> float | None:
@@ -76,9 +81,11 @@ def variants_of(part: str) -> tuple[str, ...]:
     names = ["ours", "ours_from_cache"]
     if part in ("resnet_kd", "vit_kd", "simclr"):
         names.append("hand_written")
-    if part in CORE:
-        names += PEERS
-    return (*names, "stored") if part in ("resnet_kd", "vit_kd") else tuple(names)
+    if part in ("resnet_kd", "vit_kd"):
+        names.append("stored")
+    if part == "vit_kd":
+        names.append("fused_attention")
+    return (*names, *PEERS) if part in CORE else tuple(names)
 
 
 def missing(part: str) -> dict[str, str]:
@@ -108,7 +115,8 @@ class Part:
         env["TORCHINDUCTOR_CACHE_DIR"] = os.path.join(self.folder, f"{self.name}-inductor")
         env["PYTHONPATH"] = os.pathsep.join(filter(None, (str(ROOT), env.get("PYTHONPATH"))))
         if options.tiny:
-            env |= {"JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": ""}
+            env |= {"JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": "", "XLA_FLAGS": QUICK}
+            env["OMP_NUM_THREADS"] = "1"  # PyTorch's threads spin where cores are shared
         python = options.torch_python if variant in PEERS else sys.executable
         serve = f"{self.name}:{variant}:{int(options.tiny)}:{self.folder}:{os.getpid()}"
         log = Path(self.folder, f"{self.name}-{variant}.log")
@@ -133,7 +141,8 @@ class Part:
     def run(self, deadline: float) -> None:
         """Measures until `deadline`, a time of `time.monotonic`."""
         first, *others = variants_of(self.name)
-        turns = deadline - TURNS * (deadline - time.monotonic())
+        seconds = deadline - time.monotonic()
+        turns = deadline - (2 * EVENTS if self.options.tiny else TURNS) * seconds
         try:
             self.start(first)
             self.await_ready(first, turns)
@@ -148,7 +157,7 @@ class Part:
                     self.start(variant)
                 for variant in group:
                     self.await_ready(variant, turns)
-            self.turns(deadline)
+            self.turns(deadline - EVENTS * seconds)
             for variant, worker in list(self.workers.items()):
                 try:
                     facts = worker.ask(deadline + 20)
@@ -157,9 +166,25 @@ class Part:
                     self.found["missing"][f"{variant}: facts"] = str(reason)
             self.found["finished"] = bool(self.times)
             self.save()
+            self.events(deadline + 20)
         finally:
             for worker in self.workers.values():
                 worker.end()
+
+    def events(self, deadline: float) -> None:
+        """Measures what the loop waits for between steps."""
+        if "ours" not in self.workers or "ours: facts" in self.found["missing"]:
+            return None
+        try:
+            found = self.workers["ours"].ask(deadline, events=True)
+        except workers.NotReady as reason:
+            self.found["missing"]["events"] = str(reason)
+            return self.save()
+        row = self.found["variants"]["ours"]
+        row["events"] = {kind: event for kind, event in found.items() if kind != "at"}
+        for event in row["events"].values() if row.get("ms") else ():
+            event["steps"] = round(1e3 * event["seconds"] / row["ms"], 4)
+        return self.save()
 
     def turns(self, deadline: float) -> None:
         """Lets the variants take turns; who begins changes from round to round."""
@@ -199,9 +224,11 @@ class Part:
             row |= {"ms": round(1e3 * seconds, 3), "rounds": len(self.times[mine])}
             row["ms_spread"] = [round(1e3 * f(self.times[mine]), 3) for f in (min, max)]
             row["examples_per_second"] = round(row["batch"] / seconds, 2)
-            if row.get("flops"):
+            known = [row, self.found["variants"].get("ours", {})]
+            flops = next((r["flops"] for r in known if r.get("flops")), None)
+            if flops and row.get("device_kind"):
                 peak = peak_flops(row["device_kind"])
-                row["utilization"] = peak and round(row["flops"] / seconds / peak, 4)
+                row["utilization"] = peak and round(flops / seconds / peak, 4)
                 if peak is None:
                     why = f"no peak is known for {row['device_kind']}"
                     self.found["missing"]["utilization"] = why

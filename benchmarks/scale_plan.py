@@ -1,12 +1,16 @@
 """What a day-long run on 256 TPU v5e or on GPUs would hold and exchange, from compiled programs.
 
   python benchmarks/scale_plan.py --out=benchmarks/results/scale_plan.json
+  python benchmarks/scale_plan.py --out=benchmarks/results/scale_plan.json --page=docs/scale.md \\
+      --against=benchmarks/results/accelerator.json
 
 Compiles, from shapes alone, the step of distilling a ViT-L/16 from a ViT-L/16 at 224 px in bfloat16
 with AdamW and a batch of 4096, the gradient of CLIP's loss on 32768 pairs, and the step of a
 decoder of SmolLM2-135M's shape that learns from the 16 best tokens of a teacher like it, for as
 many forced CPU devices as the machine of the plan has, each in a process of its own. Nothing is
-run. Figures are of each device and step; docs/scale.md reads them.
+run. Figures are of each device and step; docs/scale.md reads them. The parts "chip" are the core
+parts of `accelerator.py` on one device; `--against` compiles nothing and writes what they plan
+beside what that script measured.
 
 What XLA:CPU does otherwise than accelerators: it sums whole gradients where they scatter the sum
 (an all-reduce in place of a reduce-scatter), computes bfloat16 products in float32 (temporaries and
@@ -45,6 +49,13 @@ DECODER = {
     "v5e_data_16_fsdp_16": (256, {"data": 16, "fsdp": 16}, 512, {"remat": True}),
     "v5e_data_85_model_3": (255, {"data": 85, "model": 3}, 510, {"remat": True}),
 }
+CHIP = ("resnet_kd", "vit_kd", "simclr", "bilevel")
+BANDWIDTHS = {"H200": 4.8e12, "H100": 3.35e12}
+"""Bytes per second of the memory of one device, from its data sheet."""
+
+AGREED = 0.15
+"""Deviation from the plan up to which a measurement agrees with it."""
+
 LENGTH, VOCABULARY, TOP = 2048, 49_152, 16
 CLIP = [
     (devices, width, form)
@@ -192,6 +203,70 @@ def step(config: Any) -> dict[str, Any]:
     }
 
 
+def chip(part: str) -> dict[str, Any]:
+    """Compiles the step of a core part of `accelerator.py` for one device, at its full size.
+
+    Convolutions are the standard ones, of which XLA counts the operations. These are those of the
+    program before optimization, as the accelerator's are. The peak is an upper bound: XLA:CPU
+    computes bfloat16 products in float32.
+    """
+    import jax
+
+    sys.path.insert(0, str(ROOT / "benchmarks"))
+    import _accelerator_steps as steps
+
+    from distill_jax.models import convolution
+    from distill_jax.run import build, collectives
+
+    config = steps.make_config(part, tiny=False)
+    experiment = build.build(config, shapes_only=True)
+    kind = "outer" if experiment.outer is not None else "inner"
+    frozen = experiment.online(experiment.abstract_frozen, kind)
+    fed, key = build.feed_shapes(experiment, kind), jax.eval_shape(jax.random.key, 0)
+    with convolution.portable(True):
+        lowered = build.make_step(experiment, kind).lower(
+            experiment.abstract_state, frozen, fed, key
+        )
+        compiled = lowered.compile()
+    analysis = lowered.cost_analysis()
+    assert isinstance(analysis, dict)
+    return {"batch": config.batch_size, "flops": analysis["flops"], **collectives.memory(compiled)}
+
+
+def comparison(plan: dict[str, Any], measured: dict[str, Any]) -> list[list[str]]:
+    """Returns rows of figures of the core parts, planned and measured by `accelerator.py`.
+
+    Args:
+      plan: of `chip`, by part.
+      measured: the JSON of `accelerator.py`.
+    """
+    rows = [["part", "figure", "plan", "measured", "deviation"], ["---"] * 5]
+    for part in CHIP:
+        if f"chip:{part}" not in plan:
+            continue
+        planned = plan[f"chip:{part}"]
+        row = measured["parts"].get(part, {}).get("variants", {}).get("ours", {})
+        kind = next((k for k in BANDWIDTHS if k in row.get("device_kind", "")), "H200")
+        sys.path.insert(0, str(ROOT / "benchmarks"))
+        import accelerator
+
+        peak = accelerator.PEAKS[kind]
+        assert peak is not None
+        figures = {
+            "operations, TFLOP": (planned["flops"], row.get("flops"), 1e12),
+            "peak memory, GB": (planned["peak"], row.get("peak_bytes"), 1e9),
+            f"least time on one {kind}, ms": (1e3 * planned["flops"] / peak, row.get("ms"), 1),
+        }
+        for name, (its, found, unit) in figures.items():
+            cells = [part, name, f"{its / unit:.2f}", "", ""]
+            if found:
+                deviation = found / its - 1
+                cells[3:] = [f"{found / unit:.2f}", f"{deviation:+.0%}"]
+                cells[4] += "" if abs(deviation) <= AGREED else f", more than {AGREED:.0%}"
+            rows.append(cells)
+    return rows
+
+
 def clip(devices: int, width: int, form: str) -> dict[str, Any]:
     """Compiles the gradient of CLIP's loss with respect to the embeddings of both sides."""
     import jax
@@ -216,16 +291,31 @@ def clip(devices: int, width: int, form: str) -> dict[str, Any]:
     return {"devices": devices, "width": width, "form": form, **facts(compiled)}
 
 
+def compare(out: pathlib.Path, against: pathlib.Path, page: pathlib.Path | None) -> None:
+    """Prints the comparison of a plan and a measurement, and writes it to a page."""
+    plan, measured = (json.loads(path.read_text()) for path in (out, against))
+    rows = comparison(plan["results"], measured)
+    body = "\n".join("| " + " | ".join(row) + " |" for row in rows)
+    print(body)
+    if page:
+        sys.path.insert(0, str(ROOT / "benchmarks"))
+        import scaling
+
+        scaling.write_between(page, "benchmarks/scale_plan.py", body)
+
+
 def serve(part: str) -> None:
     """Compiles one part and prints its facts."""
     kind, *args = part.split(":")
     steps = {"vit": VIT, "decoder": DECODER}
-    devices = steps[kind][args[0]][0] if kind in steps else int(args[0])
+    devices = 1 if kind == "chip" else steps[kind][args[0]][0] if kind in steps else int(args[0])
     import jax
 
     jax.config.update("jax_num_cpu_devices", devices)
     began = time.monotonic()
-    if kind in steps:
+    if kind == "chip":
+        found = chip(args[0])
+    elif kind in steps:
         found = {"vit": vit, "decoder": decoder}[kind](args[0])
     else:
         found = clip(devices, int(args[1]), args[2])
@@ -236,11 +326,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--parts", default="", help="names of parts; all by default")
     parser.add_argument("--out", type=pathlib.Path)
+    parser.add_argument("--against", type=pathlib.Path, help="the JSON of accelerator.py")
+    parser.add_argument("--page", type=pathlib.Path, help="whose comparison is replaced")
     parser.add_argument("--serve", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.serve:
         return serve(options.serve)
+    if options.against:
+        return compare(options.out, options.against, options.page)
     everything = [f"vit:{name}" for name in VIT] + [f"decoder:{name}" for name in DECODER]
+    everything += [f"chip:{part}" for part in CHIP]
     everything += [":".join(map(str, ("clip", *c))) for c in CLIP]
     env = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
     env["XLA_FLAGS"] = "--xla_backend_optimization_level=0"  # the code is not run
