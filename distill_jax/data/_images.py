@@ -71,7 +71,8 @@ class Decoder:
         """
         with open_image(content, self.most_pixels) as image, _explained():
             image.load()
-            image = self._sized(_to_channels(ImageOps.exif_transpose(image), self.channels))
+            ImageOps.exif_transpose(image, in_place=True)
+            image = self._sized(_to_channels(image, self.channels))
             pixels = np.asarray(image, np.uint8).reshape(image.height, image.width, -1)
         if self.shape is not None and pixels.shape[:2] != self.shape:
             raise Undecodable(
@@ -145,7 +146,8 @@ def _to_channels(image: Image.Image, channels: int) -> Image.Image:
     if image.has_transparency_data:
         black = Image.new("RGBA", image.size, (0, 0, 0, 255))
         image = Image.alpha_composite(black, image.convert("RGBA"))
-    return image.convert("RGB" if channels == 3 else "L")
+    mode = "RGB" if channels == 3 else "L"
+    return image if image.mode == mode else image.convert(mode)  # a conversion copies in any case
 
 
 def make_decoder(
