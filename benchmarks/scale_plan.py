@@ -50,9 +50,6 @@ DECODER = {
     "v5e_data_85_model_3": (255, {"data": 85, "model": 3}, 510, {"remat": True}),
 }
 CHIP = ("resnet_kd", "vit_kd", "simclr", "bilevel")
-BANDWIDTHS = {"H200": 4.8e12, "H100": 3.35e12}
-"""Bytes per second of the memory of one device, from its data sheet."""
-
 AGREED = 0.15
 """Deviation from the plan up to which a measurement agrees with it."""
 
@@ -210,10 +207,8 @@ def chip(part: str) -> dict[str, Any]:
     program before optimization, as the accelerator's are. The peak is an upper bound: XLA:CPU
     computes bfloat16 products in float32.
     """
-    import jax
-
-    sys.path.insert(0, str(ROOT / "benchmarks"))
     import _accelerator_steps as steps
+    import jax
 
     from distill_jax.models import convolution
     from distill_jax.run import build, collectives
@@ -236,27 +231,29 @@ def chip(part: str) -> dict[str, Any]:
 def comparison(plan: dict[str, Any], measured: dict[str, Any]) -> list[list[str]]:
     """Returns rows of figures of the core parts, planned and measured by `accelerator.py`.
 
+    The least time is that of the operations at the peak of the device. Figures of `--tiny` are no
+    measurement and are left out.
+
     Args:
       plan: of `chip`, by part.
       measured: the JSON of `accelerator.py`.
     """
-    rows = [["part", "figure", "plan", "measured", "deviation"], ["---"] * 5]
-    for part in CHIP:
-        if f"chip:{part}" not in plan:
-            continue
-        planned = plan[f"chip:{part}"]
-        row = measured["parts"].get(part, {}).get("variants", {}).get("ours", {})
-        kind = next((k for k in BANDWIDTHS if k in row.get("device_kind", "")), "H200")
-        sys.path.insert(0, str(ROOT / "benchmarks"))
-        import accelerator
+    import accelerator
 
+    rows = [["part", "figure", "plan", "measured", "deviation"], ["---"] * 5]
+    parts = measured["parts"] if measured["purpose"] == "measurement" else {}
+    for part in CHIP:
+        planned = plan[f"chip:{part}"]
+        row = parts.get(part, {}).get("variants", {}).get("ours", {})
+        kind = next((k for k in accelerator.PEAKS if k in row.get("device_kind", "")), "H200")
         peak = accelerator.PEAKS[kind]
-        assert peak is not None
         figures = {
             "operations, TFLOP": (planned["flops"], row.get("flops"), 1e12),
             "peak memory, GB": (planned["peak"], row.get("peak_bytes"), 1e9),
-            f"least time on one {kind}, ms": (1e3 * planned["flops"] / peak, row.get("ms"), 1),
         }
+        if peak:
+            least = 1e3 * planned["flops"] / peak
+            figures[f"least time on one {kind}, ms"] = (least, row.get("ms"), 1)
         for name, (its, found, unit) in figures.items():
             cells = [part, name, f"{its / unit:.2f}", "", ""]
             if found:
@@ -292,13 +289,18 @@ def clip(devices: int, width: int, form: str) -> dict[str, Any]:
 
 
 def compare(out: pathlib.Path, against: pathlib.Path, page: pathlib.Path | None) -> None:
-    """Prints the comparison of a plan and a measurement, and writes it to a page."""
+    """Prints the comparison of a plan and a measurement, and writes it to a page.
+
+    Args:
+      out: the plan.
+      against: the JSON of `accelerator.py`.
+      page: whose table is replaced.
+    """
     plan, measured = (json.loads(path.read_text()) for path in (out, against))
     rows = comparison(plan["results"], measured)
     body = "\n".join("| " + " | ".join(row) + " |" for row in rows)
     print(body)
     if page:
-        sys.path.insert(0, str(ROOT / "benchmarks"))
         import scaling
 
         scaling.write_between(page, "benchmarks/scale_plan.py", body)
@@ -333,6 +335,8 @@ def main() -> None:
     if options.serve:
         return serve(options.serve)
     if options.against:
+        if not options.out:
+            parser.error("--against needs --out, the plan")
         return compare(options.out, options.against, options.page)
     everything = [f"vit:{name}" for name in VIT] + [f"decoder:{name}" for name in DECODER]
     everything += [f"chip:{part}" for part in CHIP]

@@ -189,8 +189,8 @@ def _language(config: Any, point: Mapping[str, Any], folder: pathlib.Path) -> An
     return config
 
 
-def replicas_program(config: Any, folder: pathlib.Path) -> Any:
-    """Returns the started and compiled program of a study's replicas."""
+def replicas_program(config: Any, folder: pathlib.Path) -> tuple[Any, Any]:
+    """Returns the compiled program of a study's replicas, and their first state."""
     from distill_jax.contrib import replicas
     from distill_jax.run import build, study
     from distill_jax.run.train.run import Run
@@ -214,9 +214,9 @@ def replicas_program(config: Any, folder: pathlib.Path) -> Any:
         )
         for m, e in zip(members, experiments, strict=True)
     ]
-    program.state, _ = program.start()
+    state, _ = program.start()
     program.compile(0)
-    return program
+    return program, state
 
 
 def static(point: Mapping[str, Any], folder: pathlib.Path) -> dict[str, float]:
@@ -225,7 +225,7 @@ def static(point: Mapping[str, Any], folder: pathlib.Path) -> dict[str, float]:
 
     config = make_config(point, folder)
     if "replicas" in point:
-        step: Any = replicas_program(config, folder).update["inner"]
+        step: Any = replicas_program(config, folder)[0].update["inner"]
     else:
         experiment = build.build(config, shapes_only=True)
         step = build.compile_step(experiment, build.feed_shapes(experiment))
@@ -284,14 +284,13 @@ def _step(point: Mapping[str, Any], folder: pathlib.Path) -> Callable[[int], Any
 
 
 def _replicas_step(point: Mapping[str, Any], folder: pathlib.Path) -> Callable[[int], Any]:
-    program = replicas_program(make_config(point, folder), folder)
+    program, state = replicas_program(make_config(point, folder), folder)
 
     def advance(count: int) -> Any:
+        nonlocal state
         step = program.update["inner"]
-        program.state, metrics = step(
-            program.state, program.online, program.feed(count), program.key
-        )
-        return program.state, metrics
+        state, metrics = step(state, program.online, program.feed(count), program.key)
+        return state, metrics
 
     return advance
 
