@@ -306,3 +306,19 @@ def test_arguments_are_checked(tmp_path, kwargs):
     with pytest.raises(ArgumentError) as error:
         image_folder.make(path=str(tmp_path), **kwargs)
     assert error.value.where == next(iter(kwargs))
+
+
+def test_a_large_jpeg_is_decoded_in_part_and_looks_the_same(tmp_path):
+    y, x = np.mgrid[:900, :1200] / 60
+    pixels = 127 + 100 * np.stack([np.sin(x), np.cos(y), np.sin(x + y)], -1)
+    image = Image.fromarray(pixels.astype(np.uint8))
+    image.save(tmp_path / "a.jpg", quality=95)
+    image.save(tmp_path / "a.png")
+    for fit in ("crop", "stretch", "pad"):
+        decoder = _images.Decoder(channels=3, size=(64, 48), fit=fit, most_pixels=2**26)
+        part, whole = (decoder(tmp_path / name).astype(int) for name in ("a.jpg", "a.png"))
+        assert part.shape == whole.shape == (64, 48, 3)
+        assert abs(part - whole).mean() < 1.5 and abs(part - whole).max() < 24
+    with Image.open(tmp_path / "a.jpg") as opened:
+        opened.draft(opened.mode, (128, 128))
+        assert opened.size == (300, 225)  # a sixteenth of the pixels
