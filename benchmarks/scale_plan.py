@@ -276,7 +276,8 @@ def clip(devices: int, width: int, form: str) -> dict[str, Any]:
     over_batch, whole = partition.over_batch(mesh), partition.replicated(mesh)
 
     def loss(pair, mask, scale):
-        return clip_contrast(*pair, mask, scale, form=form).mean()
+        left, right = pair
+        return clip_contrast(left, right, mask, scale, form=form).mean()
 
     spec = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.float32, sharding=over_batch)  # noqa: E731
     side = spec(PAIRS, width)
@@ -325,7 +326,7 @@ def serve(part: str) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--parts", default="", help="names of parts; all by default")
     parser.add_argument("--out", type=pathlib.Path)
     parser.add_argument("--against", type=pathlib.Path, help="the JSON of accelerator.py")

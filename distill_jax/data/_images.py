@@ -73,7 +73,8 @@ class Decoder:
             if self.size is not None:
                 # libjpeg skips pixels of large JPEGs; a gap of 2 to the final size, Pillow's own in
                 # `thumbnail`, leaves the resampling all that it can see. Other formats do nothing.
-                image.draft(image.mode, (2 * max(self.size),) * 2)
+                least = 2 * max(self.size)
+                image.draft(image.mode, (least, least))
             image.load()
             ImageOps.exif_transpose(image, in_place=True)
             image = self._sized(_to_channels(image, self.channels))

@@ -1,6 +1,7 @@
 """How far the host runs ahead of the device."""
 
 import types
+from typing import Any
 
 import jax
 import numpy as np
@@ -45,7 +46,7 @@ def test_between_events_the_host_waits_for_steps_far_back_and_reads_nothing():
         seen.append(("step", state))
         return state + 1, Metrics(state, seen)
 
-    stepper = object.__new__(stepping.Stepper)
+    stepper: Any = object.__new__(stepping.Stepper)
     stepper.program = types.SimpleNamespace(
         feed=nothing, update={"inner": update}, online=None, key=None
     )
