@@ -1,11 +1,12 @@
 """A convolution that is fast on CPU, exact and closed under differentiation.
 
-XLA:CPU computes the kernel gradient of a convolution as a convolution with a kernel the size of
-the image, on one core; here it is a product of two matrices, patches by output gradients, summed
-over a few images at a time so that the patches stay in cache. The input gradient is a forward
-convolution with the flipped kernel, which, unlike XLA's own form, is fast inside loops too. That
-forward convolution is XLA's but for kernels of one pixel, few channels and images smaller than
-their kernel, which are one product of matrices each.
+XLA:CPU gives a convolution to YNNPACK if its types, its sizes and the order of its axes allow, and
+is several times slower otherwise. The forms here are chosen so that they do. Forward convolutions
+with few channels take two or more neighbouring pixels as one (`_wide`). The input gradient is a
+forward convolution with the flipped kernel. The kernel gradient is a convolution of the images with
+the output gradients, with the batch as channels, or a product of two matrices, patches by output
+gradients; both are summed over a few images at a time, so that operands stay in cache. Kernels of
+one pixel and images smaller than their kernel are one product of matrices.
 
 Both maps are bilinear primitives that are each other's transposes, so that every mix of forward
 and reverse differentiation works; they lower to ordinary operations, so that sharding does too.
@@ -28,8 +29,18 @@ from distill_jax.core.api import Array
 _PATCH_BYTES = 4 * 2**20
 """Bound on the patches of one product; larger ones leave the cache and cost page faults."""
 
+_GRADIENT_BYTES = 2**18
+"""Bound on the output gradients of one convolution in a kernel gradient. They are read again for
+every few of its rows."""
+
 _FEW = 36
-"""Kernel entries for one output up to which patches are cheaper than XLA's convolution."""
+"""Kernel entries for one output up to which eight times as many bytes are no slower."""
+
+_MIN_CHANNELS = 17
+"""Least number of input or output channels of the convolutions that XLA gives to YNNPACK."""
+
+_MAX_WIDE = 8
+"""Most neighbouring pixels that are taken as one."""
 
 _UNROLLED = 8
 """Most groups of channels that are convolutions of their own."""
@@ -107,7 +118,14 @@ def _conv(x: Array, kernel: Array, *, stride: int, groups: int = 1) -> Array:
 
 def _forward(x: Array, kernel: Array, *, stride: int) -> Array:
     (kh, kw, c, d), (b, h, w, _) = kernel.shape, x.shape
-    if max(kh, kw) > 1 and kh * kw * c > _FEW and min(h, w) >= max(kh, kw):
+    if max(kh, kw) > 1 and min(h, w) >= max(kh, kw):
+        pixels = -(-_MIN_CHANNELS // d)
+        wide = stride == 1 and kh % 2 == kw % 2 == 1 and pixels <= min(w, _MAX_WIDE)
+        if c < _MIN_CHANNELS and pixels > 1 and wide and _in_ynnpack(x.dtype):
+            x, kernel = _even_channels(x, kernel)
+            return _wide(x, kernel, pixels=pixels + pixels % 2)
+        if d < 64 and _in_ynnpack(x.dtype):
+            x, kernel = _even_channels(x, kernel)
         return _conv(x, kernel, stride=stride)
     x = jnp.pad(x, ((0, 0), (kh // 2,) * 2, (kw // 2,) * 2, (0, 0)))
     rows, columns = ((n + 2 * (k // 2) - k) // stride + 1 for n, k in ((h, kh), (w, kw)))
@@ -118,6 +136,41 @@ def _forward(x: Array, kernel: Array, *, stride: int) -> Array:
     ]
     left = jnp.concatenate(patches, -1).reshape(-1, kh * kw * c)
     return (left @ kernel.reshape(-1, d)).reshape(b, rows, columns, d)
+
+
+def _in_ynnpack(dtype: Any) -> bool:
+    """Whether XLA gives convolutions of this type to YNNPACK."""
+    return dtype in (jnp.float32, jnp.float64)
+
+
+def _even_channels(x: Array, kernel: Array) -> tuple[Array, Array]:
+    """Adds a channel of zeros to an odd number above one: YNNPACK takes two to four times less."""
+    if x.shape[-1] == 1 or x.shape[-1] % 2 == 0:
+        return x, kernel
+    return (
+        jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, 1))),
+        jnp.pad(kernel, ((0, 0), (0, 0), (0, 1), (0, 0))),
+    )
+
+
+def _wide(x: Array, kernel: Array, *, pixels: int) -> Array:
+    """Convolves with stride 1, with `pixels` neighbours in a row as channels of the output.
+
+    The window is that of all of them, with zeros where a neighbour does not see it: some more
+    operations, but in a convolution with enough channels.
+    """
+    (kh, kw, _, d), (b, h, w, _) = kernel.shape, x.shape
+    columns = -(-w // pixels)
+    shifts = [(i, pixels - 1 - i) for i in range(pixels)]
+    kernels = [jnp.pad(kernel, ((0, 0), shift, (0, 0), (0, 0))) for shift in shifts]
+    out = lax.conv_general_dilated(
+        x,
+        jnp.concatenate(kernels, -1),
+        (1, pixels),
+        [(kh // 2, kh // 2), (kw // 2, columns * pixels - w + kw - 1 - kw // 2)],
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )
+    return out.reshape(b, h, columns * pixels, d)[:, :, :w]
 
 
 def _grouped(x: Array, kernel: Array, *, stride: int, groups: int) -> Array:
@@ -166,13 +219,60 @@ def _parts_of_batch(b: int, devices: int) -> int:
 
 
 def _kernel_gradient(x: Array, g: Array, *, stride: int, size: tuple[int, int]) -> Array:
-    """Returns the gradient `[kh, kw, c, d]` for inputs `x` and output gradients `g`.
+    """Returns the gradient `[kh, kw, c, d]` for inputs `x` and output gradients `g`."""
+    images = _images_as_channels(x, g, size)
+    if images and jax.device_count() == 1:  # over a sharded batch, each part would be one sum
+        return _kernel_gradient_by_conv(x, g, stride=stride, size=size, images=images)
+    return _kernel_gradient_by_patches(x, g, stride=stride, size=size)
+
+
+def _images_as_channels(x: Array, g: Array, size: tuple[int, int]) -> int:
+    """Returns how many images one convolution takes in `_kernel_gradient_by_conv`; 0 for none."""
+    (b, h, w, c), (_, *g_size, d) = x.shape, g.shape
+    if max(size) == 1 or min(h, w) < max(size) or not _in_ynnpack(x.dtype):
+        return 0
+    kernel = size[0] * size[1] * c * d * x.dtype.itemsize
+    few = size[0] * size[1] * c <= _FEW
+    bound = 8 * _GRADIENT_BYTES if few else max(_GRADIENT_BYTES, kernel // 4)
+    bound //= g_size[0] * g_size[1] * d * x.dtype.itemsize
+    images = max((n for n in range(1, min(b, bound) + 1) if b % n == 0), default=0)
+    return images if images >= 4 and max(images, d) >= _MIN_CHANNELS else 0
+
+
+def _kernel_gradient_by_conv(
+    x: Array, g: Array, *, stride: int, size: tuple[int, int], images: int
+) -> Array:
+    """Convolves the images with the output gradients, `images` of them at a time as channels."""
+    (b, h, w, c), (_, gh, gw, d) = x.shape, g.shape
+    pads = [
+        (k // 2, stride * (m - 1) + k - n - k // 2)
+        for n, m, k in zip((h, w), (gh, gw), size, strict=True)
+    ]
+
+    def add(i: Array, total: Array) -> Array:
+        part, outer = (lax.dynamic_slice_in_dim(a, i * images, images) for a in (x, g))
+        return total + lax.conv_general_dilated(
+            part.transpose(3, 1, 2, 0),
+            outer.transpose(1, 2, 0, 3),
+            (1, 1),
+            pads,
+            rhs_dilation=(stride, stride),
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        )
+
+    total = lax.fori_loop(0, b // images, add, jnp.zeros((c, *size, d), x.dtype))
+    return total.transpose(1, 2, 0, 3)
+
+
+def _kernel_gradient_by_patches(x: Array, g: Array, *, stride: int, size: tuple[int, int]) -> Array:
+    """Multiplies patches by output gradients.
 
     With stride 1 the shifts along the height are made on the side of `g`: the product of `kw`
     shifts of `x` and `kh` of `g` has the shape `[kw c, kh d]`, nearer to a square than
     `[kh kw c, d]`, and copies less. The batch is cut into `groups`, and a loop takes a few images
     of each, so that a batch that is sharded over devices is cut where it is sharded. Where the
-    patches of the whole batch stay in cache, one product makes no sums to be added.
+    patches of the whole batch stay in cache, one product makes no sums to be added. Images are
+    padded before a barrier: fused with the padding, XLA copies patches number by number.
     """
     (b, _, _, c), (_, h, w, d) = x.shape, g.shape
     kh, kw = size
@@ -190,12 +290,14 @@ def _kernel_gradient(x: Array, g: Array, *, stride: int, size: tuple[int, int]) 
     def add(i: Array, total: Array) -> Array:
         inner = lax.dynamic_index_in_dim(rows, i, 1, keepdims=False)
         inner = jnp.pad(inner, ((0, 0), (0, 0), (kh // 2,) * 2, (kw // 2,) * 2, (0, 0)))
+        inner = lax.optimization_barrier(inner)
         outer = lax.dynamic_index_in_dim(g_rows, i, 1, keepdims=False)
         columns = [slice(j, j + stride * (w - 1) + 1, stride) for j in range(kw)]
         if split > 1:
             left = [inner[:, :, :, column] for column in columns]
-            pads = [((0, 0), (0, 0), (i, kh - 1 - i), (0, 0), (0, 0)) for i in range(kh)]
-            right = [jnp.pad(outer, pad) for pad in pads]
+            outer = jnp.pad(outer, ((0, 0), (0, 0), (kh - 1, kh - 1), (0, 0), (0, 0)))
+            outer = lax.optimization_barrier(outer)
+            right = [outer[:, :, kh - 1 - i : h + 2 * (kh - 1) - i] for i in range(kh)]
         else:
             kernel_rows = [slice(i, i + stride * (h - 1) + 1, stride) for i in range(kh)]
             left = [inner[:, :, row, column] for row in kernel_rows for column in columns]

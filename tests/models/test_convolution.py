@@ -66,13 +66,20 @@ def once(conv, x, kernel, *d):
     return conv(*a), value, (product, product), (gradients, changes), changes
 
 
+@pytest.mark.parametrize("devices", [1, 8])
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_values_and_derivatives_equal_those_of_lax(case, monkeypatch):
-    # Three images of the six at a time, or one where they are larger.
-    monkeypatch.setattr(convolution, "_PATCH_BYTES", 3 * 8 * 30 * 9 * 3)
+def test_values_and_derivatives_equal_those_of_lax(case, devices, monkeypatch):
     size, stride, h, w = case
+    # Four images of the eight at a time, or fewer where patches are larger.
+    monkeypatch.setattr(convolution, "_PATCH_BYTES", 4 * 8 * 30 * 9 * 3)
+    monkeypatch.setattr(
+        convolution, "_GRADIENT_BYTES", 4 * 8 * -(-h // stride) * -(-w // stride) * 4
+    )
+    monkeypatch.setattr(convolution, "_FEW", 0)
+    monkeypatch.setattr(convolution, "_MIN_CHANNELS", 5)
+    monkeypatch.setattr(jax, "device_count", lambda: devices)
     with jax.enable_x64(True):
-        args = arrays(size, h, w, dtype=np.float64)
+        args = arrays(size, h, w, b=8, dtype=np.float64)
         ours, theirs = (
             jax.jit(
                 functools.partial(compute, functools.partial(conv, stride=stride)),
@@ -94,6 +101,36 @@ def test_float32_gradients_agree_to_rounding_and_have_no_convolution_over_the_im
     np.testing.assert_allclose(grad(conv2d)(kernel), exact, rtol=1e-5, atol=1e-3)  # of 1e3
     assert grad(conv2d).lower(kernel).as_text().count("stablehlo.convolution") == 1
     assert grad(_conv).lower(kernel).as_text().count("stablehlo.convolution") == 2
+
+
+@pytest.mark.parametrize("channels", [(1, 4), (3, 16), (16, 16), (5, 32), (2, 3)], ids=str)
+def test_few_channels_are_widened_without_a_change(channels):
+    c, d = channels
+    rng = np.random.default_rng(0)
+    for width in (1, 7, 12):
+        x = jnp.asarray(rng.normal(size=(2, 9, width, c)), np.float32)
+        for size in ((3, 3), (1, 5), (5, 1)):
+            kernel = jnp.asarray(rng.normal(size=(*size, c, d)), np.float32)
+            want = _conv(x, kernel, stride=1)
+            np.testing.assert_allclose(conv2d(x, kernel), want, rtol=1e-5, atol=1e-4)
+
+
+def test_the_kernel_gradient_on_one_device_is_a_convolution_of_images_as_channels(monkeypatch):
+    monkeypatch.setattr(jax, "device_count", lambda: 1)
+    rng = np.random.default_rng(0)
+    x, g = (jnp.asarray(rng.normal(size=(32, 10, 10, n)), np.float32) for n in (16, 32))
+    assert convolution._images_as_channels(x, g, (3, 3)) == 16
+
+    def gradient(form):
+        return jax.jit(functools.partial(form, stride=1, size=(3, 3)))
+
+    ours, theirs = (
+        gradient(form)
+        for form in (convolution._kernel_gradient, convolution._kernel_gradient_by_lax)
+    )
+    np.testing.assert_allclose(ours(x, g), theirs(x, g), rtol=1e-4, atol=1e-3)
+    text = ours.lower(x, g).as_text()
+    assert "stablehlo.while" in text and "stablehlo.convolution" in text
 
 
 def test_bfloat16_stays_bfloat16():
