@@ -1,7 +1,9 @@
 """Timing by turns: every variant in a process of its own, a few steps each in every round.
 
 A busy machine then slows all variants alike, and the ratio of two variants' times in the same round
-is worth more than either time.
+is worth more than either time. Each process has the threads that its library starts by default. How
+much of a processor the waiting ones use during a turn is measured (Linux): threads that wait for
+work in a spin would slow the other side.
 """
 
 import json
@@ -18,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 WARM_STEPS = 3
+IN_FLIGHT = 8
 
 
 def place_torch() -> None:
@@ -36,16 +39,22 @@ def place_torch() -> None:
 def serve(step: Callable[[], Any]) -> None:
     """Runs as many steps as each line of stdin asks for; prints seconds a step and peak memory.
 
-    A step returns a number, which is waited for.
+    A step returns a number, or an array that begins with one. Every eighth and the last of a turn
+    are waited for: the loop of a run does not wait for every step either, and eager PyTorch on CPU
+    always does.
     """
+    import numpy as np
+
     for _ in range(WARM_STEPS):
-        value = float(step())
+        value = float(np.ravel(step())[0])
     print(json.dumps(value), flush=True)
     for line in sys.stdin:
         steps = int(line)
         wall, cpu = time.perf_counter(), time.process_time()
-        for _ in range(steps):
-            float(step())
+        for i in range(steps):
+            last = step()
+            if i % IN_FLIGHT == IN_FLIGHT - 1 or i == steps - 1:
+                np.asarray(last)
         wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         times = {"wall": wall / steps, "cpu": cpu / steps, "peak_mib": peak}
@@ -53,11 +62,11 @@ def serve(step: Callable[[], Any]) -> None:
 
 
 def config_step(config: Any) -> Callable[[], Any]:
-    """Returns the step of a config, fed as a run feeds it."""
-    import jax
+    """Returns the step of a config, fed as a run feeds it and on the devices of a run."""
+    from distill_jax.run import environment
 
-    jax.config.update("jax_num_cpu_devices", 1)
-    import numpy as np
+    environment.configure_jax(cpu_devices=environment.cpu_devices(config))
+    import jax
 
     from distill_jax.core import partition, state
     from distill_jax.run import build
@@ -84,15 +93,26 @@ def config_step(config: Any) -> Callable[[], Any]:
         nonlocal current, count
         current, metrics = compiled(current, online, feed(count), key)
         count += 1
-        return np.asarray(metrics)[0]
+        return metrics
 
     return step
+
+
+def _processor_seconds(pid: int) -> float:
+    """Returns what a process and all its threads have used; 0 where this is not known."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return 0.0
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def take_turns(
     script: str, variants: Mapping[str, Mapping[str, str]], *, net: str, rounds: int, steps: int
 ) -> dict[str, list[dict[str, float]]]:
     """Returns for each variant what `serve` printed in each round.
+
+    "waiting" is the processor time of all other variants during the turn, per second of it.
 
     Args:
       script: path of a program that serves on `--serve net:variant`.
@@ -117,9 +137,13 @@ def take_turns(
     times: dict[str, list[dict[str, float]]] = {name: [] for name in names}
     for i in range(rounds):
         for name in names[i % len(names) :] + names[: i % len(names)]:
+            others = [worker.pid for other, worker in workers.items() if other != name]
+            used = sum(map(_processor_seconds, others))
             workers[name].stdin.write(f"{steps}\n")
             workers[name].stdin.flush()
-            times[name].append(json.loads(workers[name].stdout.readline()))
+            turn = json.loads(workers[name].stdout.readline())
+            used = sum(map(_processor_seconds, others)) - used
+            times[name].append({**turn, "waiting": used / (steps * turn["wall"])})
     for worker in workers.values():
         worker.stdin.close()
         worker.wait()
@@ -188,6 +212,7 @@ def speeds(times: Mapping[str, list[dict[str, float]]]) -> dict[str, dict[str, f
             "cpu_ms": median_ms(found, "cpu"),
             "speed_of_torch": ratio(times["torch"], found),
             "speed_of_torch_cpu": ratio(times["torch"], found, "cpu"),
+            "waiting_processors": round(statistics.median(turn["waiting"] for turn in found), 3),
         }
         for name, found in times.items()
     }

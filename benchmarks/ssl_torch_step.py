@@ -4,8 +4,8 @@
 
 A net is a method and the size of its images: the configs of `configs/ssl` on digits (8) and on
 clothes (28), a convolutional network of widths 16, 32, 64, batch 128, AdamW. Both sides have the
-same number of parameters, which is asserted, and may use two threads. Every variant lives in a
-process of its own and the processes take turns (`_turns.py`).
+same number of parameters, which is asserted. Every variant lives in a process of its own with its
+default threads, and the processes take turns (`_turns.py`).
 
 Augmentation is left out on both sides: views are ready-made, normal noise. The package runs the
 step of a config, which also gathers each batch from resident data and watches the spread of
@@ -13,7 +13,8 @@ embeddings. PyTorch is eager, float32, with the fused AdamW, and gets one batch 
 again; views go through its networks together, as in the package, and moving averages are lightly's
 `update_momentum`. DINO has four small views of half the size; lightly's head of it has other
 layers, so that the prototypes are written here. "torch_channels_last" has that layout of memory,
-"torch_one_thread" one thread, as threads that wait in a spin cost much where cores are shared.
+"torch_one_thread" one thread; "jax" has the devices of a run, one per core for these networks, and
+"jax_one_device" one.
 
 Reported are medians over rounds, and medians of ratios within a round: `speed_of_torch` is the
 throughput of a variant over that of PyTorch.
@@ -23,7 +24,6 @@ import argparse
 import copy
 import importlib
 import itertools
-import os
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -35,8 +35,14 @@ import numpy as np
 METHODS = ("simclr", "byol", "vicreg", "dino")
 DATA = {8: "digits", 28: "fashion"}
 STEPS = {8: 20, 28: 3}
-VARIANTS = ("torch", "torch_one_thread", "torch_channels_last", "jax")
-THREADS, BATCH, EXAMPLES, PROTOTYPES = 2, 128, 1024, 128
+VARIANTS = {
+    "torch": {},
+    "torch_one_thread": {"OMP_NUM_THREADS": "1"},
+    "torch_channels_last": {},
+    "jax": {},
+    "jax_one_device": {},
+}
+BATCH, EXAMPLES, PROTOTYPES = 128, 1024, 128
 MOMENTUM, WIDTHS = 0.99, (16, 32, 64)
 
 
@@ -142,7 +148,6 @@ def torch_ssl_step(method: str, size: int, *, channels_last: bool) -> Callable[[
     from lightly.models.utils import update_momentum
 
     _turns.place_torch()
-    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     torch.manual_seed(0)
     nets = torch_networks(method)
     views = {}
@@ -213,12 +218,13 @@ def parse(net: str) -> tuple[str, int]:
 
 
 def serve(net: str, variant: str) -> None:
-    """Takes turns as one variant, on as many processors as there are threads."""
-    if os.environ.get("JAX_PLATFORMS") != "cuda":
-        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:THREADS])
+    """Takes turns as one variant."""
     method, size = parse(net)
-    if variant == "jax":
-        return _turns.serve(_turns.config_step(make_config(method, size)))
+    if variant.startswith("jax"):
+        config = make_config(method, size)
+        if variant == "jax_one_device":
+            config.mesh.cpu_devices = 1
+        return _turns.serve(_turns.config_step(config))
     _turns.serve(torch_ssl_step(method, size, channels_last=variant == "torch_channels_last"))
 
 
@@ -228,9 +234,7 @@ def measure(net: str, rounds: int) -> dict[str, Any]:
     found = sum(p.numel() for x in torch_networks(method).values() for p in x.parameters())
     ours = count_parameters(method, size)
     assert found == ours, f"{found} parameters in PyTorch and {ours} in the package"
-    threads = {name: 1 if name == "torch_one_thread" else THREADS for name in VARIANTS}
-    env = {name: {"OMP_NUM_THREADS": str(count)} for name, count in threads.items()}
-    times = _turns.take_turns(__file__, env, net=net, rounds=rounds, steps=STEPS[size])
+    times = _turns.take_turns(__file__, VARIANTS, net=net, rounds=rounds, steps=STEPS[size])
     facts = {"images": f"{size}x{size}x1", "batch": BATCH, "views": 6 if method == "dino" else 2}
     return {**facts, "parameters": ours, "rounds": rounds, **_turns.speeds(times)}
 
@@ -250,7 +254,6 @@ def main() -> None:
         lambda net: measure(net, args.rounds),
         packages=("jax", "jaxlib", "flax", "torch", "lightly"),
         out=args.out,
-        threads=THREADS,
     )
 
 

@@ -198,7 +198,7 @@ def jax_step(net: str, variant: str) -> Callable[[], Any]:
     def step():
         nonlocal carry
         carry, value = compiled(carry, x, y)
-        return value.block_until_ready()
+        return value
 
     return step
 

@@ -7,7 +7,7 @@ from distill_jax.core import ranges
 from distill_jax.core.api import Array, Model, Outputs
 from distill_jax.core.errors import ArgumentError
 from distill_jax.models.adapters import from_linen
-from distill_jax.models.layers import BatchNorm, Conv, Dense
+from distill_jax.models.layers import BatchNorm, Conv, Dense, mean_pool
 
 
 class ConvNet(nn.Module):
@@ -24,7 +24,7 @@ class ConvNet(nn.Module):
             pre = outputs[f"stage{stage}_pre"] = BatchNorm()(Conv(width)(x), train=train)
             x = outputs[f"stage{stage}"] = jax.nn.relu(pre)
             if min(x.shape[1:3]) > 1:
-                x = nn.avg_pool(x, (2, 2), (2, 2))
+                x = mean_pool(x)
         x = outputs["embedding"] = x.mean((1, 2))
         if self.dropout:
             x = nn.Dropout(self.dropout)(x, deterministic=not train)

@@ -1,5 +1,7 @@
 """Normalization layers against float64 and against what PyTorch gives for the same inputs."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -146,3 +148,15 @@ def test_layer_norm_has_the_parameters_and_values_of_flax():
     np.testing.assert_allclose(ours.apply(params, x), theirs.apply(params, x), atol=1e-5)
     low = jax.tree.map(lambda a: a.astype(jnp.bfloat16), (params, x))
     assert ours.apply(*low).dtype == jnp.bfloat16
+
+
+@pytest.mark.parametrize("shape", [(2, 6, 4, 3), (1, 7, 5, 2)], ids=str)
+def test_mean_pool_and_its_gradient_are_those_of_a_window(shape):
+    x = jnp.asarray(np.random.default_rng(0).normal(size=shape), np.float32)
+
+    def both(pool):
+        return pool(x), jax.grad(lambda x: (pool(x) ** 2).sum())(x)
+
+    want = both(lambda x: nn.avg_pool(x, (2, 2), (2, 2)))
+    got = both(layers.mean_pool)
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-6, atol=1e-7), got, want)
