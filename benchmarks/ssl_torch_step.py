@@ -34,7 +34,7 @@ import numpy as np
 
 METHODS = ("simclr", "byol", "vicreg", "dino")
 DATA = {8: "digits", 28: "fashion"}
-STEPS = {8: 20, 28: 3}
+STEPS = {8: 40, 28: 8}
 VARIANTS = {
     "torch": {},
     "torch_one_thread": {"OMP_NUM_THREADS": "1"},

@@ -21,7 +21,7 @@ from typing import Any
 import _turns
 
 NETS = {
-    "mlp": {"batch": 128, "shape": (28, 28, 1), "steps": 50},
+    "mlp": {"batch": 128, "shape": (28, 28, 1), "steps": 120},
     "vit": {"batch": 64, "shape": (32, 32, 3), "steps": 2},
     "resnet20": {"batch": 128, "shape": (32, 32, 3), "steps": 2},
 }
