@@ -457,7 +457,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--betty", default="", help="folder where Betty is installed")
     parser.add_argument("--out", default="benchmarks/results/bilevel_peers.json")
-    parser.add_argument("--unchecked", action="store_true", help="without same_problem")
+    parser.add_argument("--unchecked", action="store_true", help="keep same_problem of --out")
     parser.add_argument("--serve", help=argparse.SUPPRESS)
     parser.add_argument("--same", help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -480,6 +480,9 @@ def main() -> None:
         "same_problem": {},
         "nets": {},
     }
+    if args.unchecked and os.path.exists(args.out):
+        with open(args.out) as file:
+            result["same_problem"] = json.load(file)["same_problem"]
     variants = [n for n in args.variants.split(",") if args.betty or not n.startswith("betty")]
     root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     env = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": os.pathsep.join((root, args.betty))}
