@@ -1,10 +1,10 @@
 """Time of single convolutions beside PyTorch's: forward, input gradient, kernel gradient.
 
-    taskset -c 1 python benchmarks/convolutions.py --out benchmarks/results/convolutions.json
+    python benchmarks/convolutions.py --out benchmarks/results/convolutions.json
 
 The layers are those of the ConvNet on two views of 128 images of 28x28 and of the ResNet-20 on 128
 images of 32x32. Each side runs in a process of its own; times are the median processor time of a
-call in ms, meant for one core. "lax" is the standard convolution in the package's place,
+call in ms, meant for one core (`taskset -c 1`). "lax" is the standard convolution in the package's place,
 "torch_channels_last" PyTorch with that layout of memory.
 """
 

@@ -90,7 +90,11 @@ def cold(root, launches):
     for i in range(launches):
         env = {**os.environ, "DISTILL_JAX_CACHE": str(root / f"empty{i}")}
         found.append(first_step([*RESNET, f"--workdir={root / f'cold{i}'}"], env))
-    return {"network": "ResNet-20, generated images of :smoke, no cache", **summary(found), **surroundings(load)}
+    return {
+        "network": "ResNet-20, generated images of :smoke, no cache",
+        **summary(found),
+        **surroundings(load),
+    }
 
 
 def write(report, out):
