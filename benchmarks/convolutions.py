@@ -4,8 +4,8 @@
 
 The layers are those of the ConvNet on two views of 128 images of 28x28 and of the ResNet-20 on 128
 images of 32x32. Each side runs in a process of its own; times are the median processor time of a
-call in ms, meant for one core (`taskset -c 1`). "lax" is the standard convolution in the package's place,
-"torch_channels_last" PyTorch with that layout of memory.
+call in ms, meant for one core (`taskset -c 1`). "lax" is the standard convolution in the package's
+place, "torch_channels_last" PyTorch with that layout of memory.
 """
 
 import argparse
