@@ -8,8 +8,8 @@ A perceptron with 128 hidden units learns from all of Fashion-MNIST at 14 x 14 p
 arm, 2,000 steps of batch 128 unless a study varies them.
 
 * `:labels`: 5, 20, 100 or 500 labels a class, other ones in each seed, and 50,000 other images
-  without one. `alone` drops these. `kd` and `dist` ask a ConvNet about them that learned from all
-  labels, `own` (`kd` again) one that learned from the same few: self-training.
+  without one. `alone` drops these. `kd` asks a ConvNet about them that learned from all labels,
+  `own` (`kd` again) one that learned from the same few: self-training.
 * `:teacher`: all labels; ConvNets trained for 50, 200 and 1,000 steps and, with crops and flips,
   for 8,000. The default.
 * `:length`: all labels; the longest of these teachers, and students trained for 500, 2,000, 8,000
@@ -31,8 +31,8 @@ TEACHERS = {"50": 50, "200": 200, "1000": 1000, "long": 8000}
 LENGTHS = (500, 2000, 8000, 32000)
 RATES = (0.03, 0.1, 0.3)
 WEIGHTS = {"kd": (0.5, 0.8, 0.95), "dist": (0.1, 0.3, 1.0)}
-FEW_WEIGHTS = {"kd": (0.8, 0.95, 0.99), "dist": (1.0, 10.0, 100.0)}
-"""Weights where few have labels, each of which then weighs as much as all it stands for."""
+ALPHAS = (0.8, 0.95, 0.99)
+"""Of `kd` where few have labels, each of which then weighs as much as all it stands for."""
 
 AUGMENTED = ("random_crop", "horizontal_flip", "downscale", "normalize")
 
@@ -79,16 +79,13 @@ def points(study: str) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, d
                 for steps in (200, 2000)
                 for lr in (0.03, 0.1)
             }
-            for name, method, teacher in (
-                *((method, method, "teacher_long") for method in FEW_WEIGHTS),
-                ("own", "kd", f"teacher_{labels}"),
-            ):
+            for name, teacher in (("kd", "teacher_long"), ("own", f"teacher_{labels}")):
                 found[f"{name}_{labels}"] = {
-                    f"{round(100 * weight)}": {
-                        **taught(method, weight, teacher),
+                    f"{round(100 * alpha)}": {
+                        **taught("kd", alpha, teacher),
                         **few(labels, drop=False),
                     }
-                    for weight in FEW_WEIGHTS[method]
+                    for alpha in ALPHAS
                 }
     elif study == "teacher":
         found["alone_0"] = {f"{round(100 * lr)}": {"optim": {"lr": lr}} for lr in RATES}
