@@ -52,8 +52,9 @@ def spent(folder: pathlib.Path, found: Mapping[str, Any]) -> dict[str, float]:
     Runs that were trained side by side share their time.
     """
     runs, seconds, flops = 0, 0.0, 0.0
-    for arm in found["arms"].values():
-        for run in arm["seeds"].values():
+    copies = {*(found.get("tuned") or {}), *(found.get("fallback") or {})}
+    for arm in found["arms"].keys() - copies:
+        for run in found["arms"][arm]["seeds"].values():
             path = folder / run["run"] / "result.json"
             result = json.loads(path.read_text()) if path.exists() else {}
             compute = result.get("compute", {})
