@@ -256,8 +256,8 @@ def line_chart(
         lowest = -math.inf
         for s in sorted(series.values(), key=lambda s: float(panel.y(s.y[-1]))):
             lowest = max(float(panel.y(s.y[-1])) + 4, lowest + 15)
-            at = {"x": panel.right + 8, "y": lowest, "text_anchor": "start"}
-            marks.append(el("text", s.name, **at))
+            place = {"x": panel.right + 8, "y": lowest, "text_anchor": "start"}
+            marks.append(el("text", s.name, **place))
     ends = "; ".join(f"{s.name} ends at {s.y[-1]:.4g}" for s in series.values())
     return panel.svg(*marks, alt=f"{y_label} over {x_label}. {ends}.")
 
