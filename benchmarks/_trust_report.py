@@ -2,7 +2,6 @@
 
 import pathlib
 from collections.abc import Mapping, Sequence
-from importlib import resources
 from typing import Any
 
 import numpy as np
@@ -330,7 +329,4 @@ def picture(cells: Mapping[str, Any]) -> str:
     plot = figures.dot_plot(
         rows, x_label="test accuracy, tgeo_kd minus the tuned constant", zero=True, colours=colours
     )
-    style = (resources.files("distill_jax.report") / "page.css").read_text()
-    return plot.replace(
-        "<svg", '<svg xmlns="http://www.w3.org/2000/svg"', 1
-    ).replace(">", f"><style>{style}</style>", 1)  # fmt: skip
+    return figures.as_file(plot)

@@ -12,7 +12,6 @@ OUT.json already has and that are not named stay.
 import argparse
 import json
 import pathlib
-from importlib import resources
 from typing import Any
 
 import numpy as np
@@ -101,10 +100,7 @@ def picture(study: dict[str, Any]) -> str:
         level=0.0,
         names=True,
     )
-    style = (resources.files("distill_jax.report") / "page.css").read_text()
-    return plot.replace("<svg", '<svg xmlns="http://www.w3.org/2000/svg"', 1).replace(
-        ">", f"><style>{style}</style>", 1
-    )
+    return figures.as_file(plot)
 
 
 def table(study: dict[str, Any]) -> list[str]:

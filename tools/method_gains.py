@@ -13,7 +13,6 @@ import json
 import pathlib
 import re
 from collections.abc import Mapping
-from importlib import resources
 from typing import Any
 
 from distill_jax.report import figures, statistics
@@ -50,9 +49,7 @@ def picture(studies: Mapping[str, Mapping[str, Any]]) -> str:
         place = f'<svg x="0" y="{y + TITLE:g}" width="{width:g}" height="{height:g}"'
         parts.append(svg.replace("<svg", place, 1))
         y += TITLE + height
-    style = (resources.files("distill_jax.report") / "page.css").read_text()
-    head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:g} {y:g}">'
-    return "".join([head, f"<style>{style}</style>", *parts, "</svg>\n"])
+    return figures.as_file(f'<svg viewBox="0 0 {width:g} {y:g}">{"".join(parts)}</svg>\n')
 
 
 def main() -> None:

@@ -9,6 +9,7 @@ import math
 import struct
 import zlib
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -73,6 +74,13 @@ def png(pixels: np.ndarray) -> str:
         )
     )
     return "data:image/png;base64," + base64.b64encode(b"\x89PNG\r\n\x1a\n" + body).decode()
+
+
+def as_file(figure: str) -> str:
+    """Returns the text of an SVG file from a figure `<svg ...>`, with the page's style in it."""
+    style = Path(__file__).with_name("page.css").read_text(encoding="utf-8")
+    opened = figure.replace("<svg", '<svg xmlns="http://www.w3.org/2000/svg"', 1)
+    return opened.replace(">", f"><style>{style}</style>", 1)
 
 
 def ticks(low: float, high: float, count: int = 5) -> list[float]:
