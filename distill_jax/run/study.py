@@ -14,7 +14,7 @@ from distill_jax.report import sharing, statistics
 from distill_jax.report.choices import sentences
 from distill_jax.report.tables import number
 from distill_jax.run import build as build_lib
-from distill_jax.run import choices, processes
+from distill_jax.run import choices, paths, processes
 from distill_jax.run import config as config_lib
 from distill_jax.run import workdir as workdir_lib
 from distill_jax.run.arms import (
@@ -31,6 +31,8 @@ from distill_jax.run.members import NO_REPLICAS, Member
 from distill_jax.run.members import kind as kind_of
 from distill_jax.run.train import loop
 from distill_jax.trainer.io.files import write_text
+from distill_jax.trainer.io.paths import NetworkRef, absolute
+from distill_jax.trainer.io.step_index import find_step
 
 
 class _OneExperiment:
@@ -139,7 +141,10 @@ def _run_study(
                 workdir_lib.check_config(single, folder)
             return workdir_lib.read_result(folder, log_line=_log_later)
 
-        make_experiment.see(member, processes.from_first(stored, where=str(folder)))
+        result = processes.from_first(stored, where=str(folder))
+        make_experiment.see(member, result)
+        if result is None:
+            _check_starts(member, workdir)
     for group in groups:
         parts, unsettled = _settled(config, group, workdir, statuses)
         for member, why in unsettled:
@@ -183,6 +188,20 @@ def _run_study(
     write_text(workdir / "table.txt", table + "\n")
     path = report.write_study_report(workdir)
     return f"{table}\n\nreport: {path}"
+
+
+def _check_starts(member: Member, workdir: pathlib.Path) -> None:
+    """Raises UserError where a run would start from a network that is nowhere.
+
+    Networks of the study's own arms may still have to be trained.
+    """
+    for role, spec in member.config.roles.items():
+        if not spec.init or paths.is_foreign(spec.init):
+            continue
+        where = f"study.arms.{member.arm}: roles.{role}.init"
+        source = NetworkRef.parse(spec.init, where=where).path
+        if not source.is_relative_to(absolute(str(workdir), where="--workdir")):
+            find_step(source, where=where)
 
 
 def _status(config: ConfigDict, result: Mapping[str, Any]) -> dict[str, Any]:

@@ -632,6 +632,21 @@ def test_a_study_compares_runs_on_the_same_data_alone(begun):
         alike.check(made, moved, "a seed 1")
 
 
+def test_a_study_without_its_teacher_is_refused_before_any_run(begun, tmp_path):
+    folder, _, _ = begun
+    arms = {"a": {}, "b": {"roles": {"student": {"init": str(tmp_path / "no")}}}}
+    made = tiny(
+        folder / "data.npz",
+        f"--config.study.arms={arms}",
+        "--config.study.reference=a",
+        "--config.study.seeds=(0,)",
+    )
+    with pytest.raises(UserError, match=r"no does not exist") as error:
+        study.run_study(made, tmp_path / "study", log_line=lambda line: None)
+    assert error.value.where == "study.arms.b: roles.student.init"
+    assert not (tmp_path / "study/a").exists()
+
+
 def test_an_arm_that_changed_is_refused_before_any_other_runs(begun, tmp_path):
     folder, _, _ = begun
     made = tiny(
