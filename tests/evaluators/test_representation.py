@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import balanced_accuracy_score
+from sklearn.metrics import balanced_accuracy_score, log_loss
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.neural_network import MLPClassifier
 from sklearn.preprocessing import StandardScaler
@@ -17,6 +17,7 @@ from sklearn.preprocessing import StandardScaler
 from distill_jax.core import spectrum
 from distill_jax.core.errors import ConfigError, NonFiniteError
 from distill_jax.evaluators import (
+    _features,
     clustering,
     downstream,
     few_label_probe,
@@ -114,6 +115,27 @@ def test_the_probe_equals_scikit_learn(c, balanced):
     want = balanced_accuracy_score(y_of(TEST), said)
     assert got["probe_balanced_accuracy"] == pytest.approx(want, abs=1e-4)
     assert probe.make(c=c).parts == {"train": 20_000}
+
+
+@pytest.mark.parametrize("share", [False, True])
+@pytest.mark.parametrize("c, scale", [(0.1, 0.0), (10.0, 0.0), (0.1, 100.0), (1000.0, 100.0)])
+def test_the_probe_reaches_the_minimum_from_anywhere(c, scale, share, monkeypatch):
+    """With a weak penalty few rows count, and from far away whole rounds of steps overshoot."""
+    random = np.random.default_rng(0)
+    y = random.integers(0, K, 400)
+    z = random.normal(size=(400, 30)) + random.normal(size=(K, 30))[y]
+    z[:, 20:] *= random.random((400, 10)) < 0.01
+    z = StandardScaler().fit_transform(z)
+    if share:
+        monkeypatch.setattr(_features, "BLOCKS", 0)
+    start = _features.Linear(scale * random.normal(size=(30, K)), np.zeros(K))
+    found = fit_logistic(z, y, K, c=c, start=start, tolerance=1e-7)
+    sk = LogisticRegression(C=c, tol=1e-10, max_iter=20_000).fit(z, y)
+    own, theirs = (
+        c * log_loss(y, softmax(z @ weight + bias), normalize=False) + (weight**2).sum() / 2
+        for weight, bias in ((found.weight, found.bias), (sk.coef_.T, sk.intercept_))
+    )
+    assert own <= theirs * (1 + 1e-6)
 
 
 def test_the_held_out_part_chooses_the_penalty():
