@@ -1,6 +1,6 @@
 """Do label-free measures order the checkpoints of a run as a linear probe does?
 
-  python -m benchmarks.checkpoint_choice --out=docs/results/ssl_masked_checkpoints.json \\
+  python benchmarks/checkpoint_choice.py --out=docs/results/ssl_masked_checkpoints.json \\
       --page=docs/results/ssl_masked.md runs/ssl_masked
 
 Reads the metrics of finished runs of a study (`configs/studies/ssl_masked.py` evaluates at four
@@ -9,7 +9,8 @@ between the held-out accuracy of the probe and RankMe (Garrido et al. 2023, arXi
 held-out embeddings, LiDAR (Thilak et al. 2024, arXiv:2312.04000) of the last logged training batch,
 the exponent of the spectrum (alpha-ReQ) and the training loss, all but RankMe and LiDAR with the
 sign turned. The mean over seeds is reported, and beside it how often the measure would have chosen
-the best checkpoint. With `--page`, learning curves and correlations are written behind a mark.
+the best checkpoint. With `--page`, learning curves and correlations are written behind a mark. With
+`--add`, runs that the file of results has and the study lacks stay.
 """
 
 import argparse
@@ -115,8 +116,12 @@ def main() -> None:
     parser.add_argument("study", type=pathlib.Path)
     parser.add_argument("--out", required=True, type=pathlib.Path)
     parser.add_argument("--page", type=pathlib.Path)
+    parser.add_argument("--add", action="store_true", help="keep runs that the study lacks")
     options = parser.parse_args()
-    runs = read(options.study)
+    stored = options.add and options.out.exists()
+    runs = json.loads(options.out.read_text()) if stored else {}
+    for arm, seeds in read(options.study).items():
+        runs[arm] = runs.get(arm, {}) | seeds
     options.out.write_text(json.dumps(runs) + "\n")
     text = "\n".join(tables(runs))
     print(text)

@@ -5,7 +5,8 @@
 
 Writes OUT.md (the tables only: what they support is written by hand above them, and kept) and
 OUT.json (every test metric and every measure of trust, by study, arm and seed). Studies that
-OUT.json already has and that are not named stay; with `--add`, also arms of those that are named.
+OUT.json already has and that are not named stay; with `--add`, also arms and seeds of those that
+are named, so that a study may be run in pieces, on several machines.
 """
 
 import argparse
@@ -42,8 +43,8 @@ def read(folder: pathlib.Path) -> dict[str, Any]:
                     values.setdefault(arm, {}).setdefault(name, {})[seed] = round(value, 6)
     costs = {arm: _cost(folder, entry) for arm, entry in found["arms"].items()}
     keys = ("title", "metric", "mode", "reference", "tuned", "fallback")
-    measured = {"values": values, "costs": costs, "spent": spent(folder, found)}
-    return {key: found.get(key) for key in keys} | measured
+    study = {key: found.get(key) for key in keys} | {"values": values, "costs": costs}
+    return study | {"spent": spent(folder, found)}
 
 
 def spent(folder: pathlib.Path, found: Mapping[str, Any]) -> dict[str, float]:
@@ -51,17 +52,31 @@ def spent(folder: pathlib.Path, found: Mapping[str, Any]) -> dict[str, float]:
 
     Runs that were trained side by side share their time.
     """
-    runs, seconds, flops = 0, 0.0, 0.0
-    copies = {*(found.get("tuned") or {}), *(found.get("fallback") or {})}
-    for arm in found["arms"].keys() - copies:
-        for run in found["arms"][arm]["seeds"].values():
-            path = folder / run["run"] / "result.json"
-            result = json.loads(path.read_text()) if path.exists() else {}
-            compute = result.get("compute", {})
-            runs += bool(result)
-            seconds += sum(compute.get("phases", {}).values())
-            flops += (compute.get("flops_per_step") or 0.0) * result.get("steps", 0)
-    return {"runs": runs, "minutes": round(seconds / 60, 1), "petaflop": round(flops / 1e15, 3)}
+    costs = {arm: _cost(folder, entry) for arm, entry in found["arms"].items()}
+    return _total({**found, "costs": costs})
+
+
+def _total(study: Mapping[str, Any]) -> dict[str, float]:
+    copies = {*(study.get("tuned") or {}), *(study.get("fallback") or {})}
+    arms = [cost["seeds"] for arm, cost in study["costs"].items() if arm not in copies]
+    runs = [run for seeds in arms for run in seeds.values()]
+    minutes, petaflop = (sum(run[key] for run in runs) for key in ("minutes", "petaflop"))
+    return {"runs": len(runs), "minutes": round(minutes, 1), "petaflop": round(petaflop, 3)}
+
+
+def add(before: Mapping[str, Any], study: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a study with the arms and seeds of an earlier reading that it lacks."""
+    values = {arm: dict(found) for arm, found in before["values"].items()}
+    for arm, found in study["values"].items():
+        own = values.setdefault(arm, {})
+        own |= {name: own.get(name, {}) | seeds for name, seeds in found.items()}
+    costs = dict(before["costs"])
+    for arm, cost in study["costs"].items():
+        seeds = costs.get(arm, {}).get("seeds", {}) | cost["seeds"]
+        costs[arm] = {**cost, "seeds": seeds}
+    joined = {**study, "values": dict(sorted(values.items())), "costs": dict(sorted(costs.items()))}
+    known = all("seeds" in cost for cost in costs.values())  # not in files of old
+    return joined | {"spent": _total(joined) if known else None}
 
 
 def spent_line(spent: Mapping[str, float]) -> str:
@@ -72,10 +87,19 @@ def spent_line(spent: Mapping[str, float]) -> str:
 
 
 def _cost(folder: pathlib.Path, entry: Mapping[str, Any]) -> dict[str, Any]:
-    run = folder / next(iter(entry["seeds"].values()))["run"] / "result.json"
-    compute = json.loads(run.read_text())["compute"] if run.exists() else {}
-    flops = compute.get("flops_per_step")
-    return {"gflops_per_step": round(flops / 1e9, 6) if flops else None}
+    """Returns operations of a step, and minutes and petaflops of each seed that has a result."""
+    flops, seeds = None, {}
+    for seed, run in entry["seeds"].items():
+        path = folder / run["run"] / "result.json"
+        if not path.exists():
+            continue
+        result = json.loads(path.read_text())
+        compute = result.get("compute", {})
+        flops = flops or compute.get("flops_per_step")
+        minutes = sum(compute.get("phases", {}).values()) / 60
+        petaflop = (compute.get("flops_per_step") or 0.0) * result.get("steps", 0) / 1e15
+        seeds[seed] = {"minutes": round(minutes, 3), "petaflop": round(petaflop, 7)}
+    return {"gflops_per_step": round(flops / 1e9, 6) if flops else None, "seeds": seeds}
 
 
 def tables(study: Mapping[str, Any], also: list[str]) -> list[str]:
@@ -176,15 +200,15 @@ def main() -> None:
     parser.add_argument("studies", nargs="+", type=pathlib.Path)
     parser.add_argument("--out", required=True, type=pathlib.Path)
     parser.add_argument("--also", default="", help="further metrics, separated by commas")
-    parser.add_argument("--add", action="store_true", help="stored arms not run again stay")
+    parser.add_argument(
+        "--add", action="store_true", help="stored arms and seeds that lack here stay"
+    )
     options = parser.parse_args()
     stored = options.out.with_suffix(".json")
     studies = json.loads(stored.read_text()) if stored.exists() else {}
     for folder in options.studies:
         study, before = read(folder), studies.get(folder.name)
-        for key in ("values", "costs") if options.add and before else ():
-            study[key] = dict(sorted((before[key] | study[key]).items()))
-        studies[folder.name] = study
+        studies[folder.name] = add(before, study) if options.add and before else study
     page = options.out.with_suffix(".md")
     above = page.read_text().partition(MARK)[0] if page.exists() else "# Results\n\n"
     also = [name for name in options.also.split(",") if name]

@@ -1,0 +1,42 @@
+"""Tables of studies that were run in pieces."""
+
+import json
+import pathlib
+import runpy
+import sys
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+def write_study(folder, runs):
+    """Writes what a study leaves: `runs` are accuracies by arm and seed."""
+    arms = {}
+    for arm, seeds in runs.items():
+        arms[arm] = {"seeds": {}}
+        for seed, accuracy in seeds.items():
+            at = folder / arm / f"seed{seed}"
+            at.mkdir(parents=True)
+            compute = {"phases": {"train": 90.0, "evaluate": 30.0}, "flops_per_step": 5e12}
+            (at / "result.json").write_text(json.dumps({"steps": 100, "compute": compute}))
+            run = {"run": f"{arm}/seed{seed}", "metrics": {"test/accuracy": accuracy}}
+            arms[arm]["seeds"][seed] = run
+    study = {"title": "Pieces", "metric": "test/accuracy", "mode": "max", "reference": "a"}
+    (folder / "study.json").write_text(json.dumps({**study, "arms": arms}))
+
+
+def test_arms_and_seeds_of_another_piece_stay(tmp_path, monkeypatch):
+    pieces = {"a": {"1": 0.5}, "b": {"1": 0.6}}, {"a": {"2": 0.7}, "c": {"1": 0.9}}
+    for name, runs in zip(("one", "two"), pieces, strict=True):
+        folder = tmp_path / name / "study"
+        folder.mkdir(parents=True)
+        write_study(folder, runs)
+        arguments = [f"--out={tmp_path / 'page'}", "--add", str(folder)]
+        monkeypatch.setattr(sys, "argv", ["_", *arguments])
+        runpy.run_path(str(ROOT / "tools/results_page.py"), run_name="__main__")
+    found = json.loads((tmp_path / "page.json").read_text())["study"]
+    by_seed = {arm: metrics["test/accuracy"] for arm, metrics in found["values"].items()}
+    assert by_seed == {"a": {"1": 0.5, "2": 0.7}, "b": {"1": 0.6}, "c": {"1": 0.9}}
+    assert found["spent"] == {"runs": 4, "minutes": 8.0, "petaflop": 2.0}
+    page = (tmp_path / "page.md").read_text()
+    assert "4 runs took 8 minutes and 2 petaflop" in page
+    assert "| a | 0.6000 ± 0.1000 | reference |" in page
