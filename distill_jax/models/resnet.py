@@ -34,7 +34,7 @@ class Block(nn.Module):
     averages: bool = False
 
     @nn.compact
-    def __call__(self, x: Array, *, train: bool) -> tuple[Array, Array]:
+    def __call__(self, x: Array, train: bool) -> tuple[Array, Array]:
         y = BatchNorm()(Conv(self.features, stride=self.stride)(x), train=train)
         y = BatchNorm()(Conv(self.features)(jax.nn.relu(y)), train=train)
         if x.shape != y.shape:
@@ -57,16 +57,19 @@ class ResNet(nn.Module):
     num_classes: int
     blocks: int
     width_multiplier: int
+    remat: bool
 
     @nn.compact
     def __call__(self, x: Array, train: bool = False) -> Outputs:
         outputs = {}
         x = Conv(16 * min(self.width_multiplier, 2))(x)
         x = outputs["stem"] = jax.nn.relu(BatchNorm()(x, train=train))
+        kind = nn.remat(Block, static_argnums=(2,)) if self.remat else Block
         for stage, width in enumerate((16, 32, 64)):
             for index in range(self.blocks):
                 stride = 2 if stage > 0 and index == 0 else 1
-                pre, x = Block(self.width_multiplier * width, stride)(x, train=train)
+                name = f"Block_{stage * self.blocks + index}"
+                pre, x = kind(self.width_multiplier * width, stride, name=name)(x, train)
             outputs[f"stage{stage + 1}_pre"], outputs[f"stage{stage + 1}"] = pre, x
         x = outputs["embedding"] = x.mean((1, 2))
         outputs["logits"] = Dense(self.num_classes)(x)
@@ -74,7 +77,12 @@ class ResNet(nn.Module):
 
 
 def make(
-    *, num_classes: int, depth: int = 20, width_multiplier: int = 1, variant: str = ""
+    *,
+    num_classes: int,
+    depth: int = 20,
+    width_multiplier: int = 1,
+    variant: str = "",
+    remat: bool = False,
 ) -> Model:
     """Returns a ResNet for images `[b, h, w, c]` of any size.
 
@@ -87,6 +95,7 @@ def make(
       width_multiplier: multiplies the stage widths 16, 32, 64; the stem has 16 channels, or 32
         where the multiplier exceeds 1.
       variant: a published name such as "resnet20" or "resnet8x4", in place of the two above.
+      remat: whether blocks are computed again in the backward pass, to save memory.
 
     Raises:
       ArgumentError: depth is not 6n + 2, or the variant or the multiplier does not exist.
@@ -108,4 +117,4 @@ def make(
             where="variant" if variant else "depth",
             hint=f"nearest: {near}",
         )
-    return from_linen(ResNet(num_classes, (depth - 2) // 6, width_multiplier))
+    return from_linen(ResNet(num_classes, (depth - 2) // 6, width_multiplier, remat))

@@ -36,7 +36,7 @@ class Bottleneck(nn.Module):
     averages: bool = False
 
     @nn.compact
-    def __call__(self, x: Array, *, train: bool) -> tuple[Array, Array]:
+    def __call__(self, x: Array, train: bool) -> tuple[Array, Array]:
         y = jax.nn.relu(BatchNorm()(Conv(self.features, kernel_size=1)(x), train=train))
         y = jax.nn.relu(BatchNorm()(Conv(self.features, stride=self.stride)(y), train=train))
         y = BatchNorm()(Conv(4 * self.features, kernel_size=1)(y), train=train)
@@ -57,6 +57,7 @@ class ResNet(nn.Module):
     width: int
     stem: str
     averages: bool
+    remat: bool
 
     @nn.compact
     def __call__(self, x: Array, train: bool = False) -> Outputs:
@@ -69,12 +70,14 @@ class ResNet(nn.Module):
             # zeros are no larger than the outputs of a ReLU
             x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
             x = nn.max_pool(x, (3, 3), (2, 2))
-        make_block = Bottleneck if self.bottleneck else Block
+        kind = Bottleneck if self.bottleneck else Block
+        make_block = nn.remat(kind, static_argnums=(2,)) if self.remat else kind
         for stage, repeats in enumerate(self.repeats):
             for index in range(repeats):
                 stride = 2 if stage > 0 and index == 0 else 1
-                block = make_block(self.width * 2**stage, stride, self.averages)
-                pre, x = block(x, train=train)
+                name = f"{kind.__name__}_{sum(self.repeats[:stage]) + index}"
+                block = make_block(self.width * 2**stage, stride, self.averages, name=name)
+                pre, x = block(x, train)
             outputs[f"stage{stage + 1}_pre"], outputs[f"stage{stage + 1}"] = pre, x
         x = outputs["embedding"] = x.mean((1, 2))
         if self.num_classes:
@@ -90,6 +93,7 @@ def make(
     stem: str = "small",
     shortcut: str = "conv",
     max_depth: int = 0,
+    remat: bool = False,
 ) -> Model:
     """Returns a ResNet of four stages for images `[b, h, w, c]` of any size.
 
@@ -104,6 +108,7 @@ def make(
       shortcut: "conv" for a convolution with the block's stride, or "average" before one without.
         ResNet-D is "deep" with "average".
       max_depth: most blocks of a stage; 0 for all of them.
+      remat: whether blocks are computed again in the backward pass, to save memory.
 
     Raises:
       ArgumentError: the variant, stem or shortcut does not exist, or a number is out of its range.
@@ -122,4 +127,5 @@ def make(
         )
     deep = variant not in ("resnet18", "resnet34")
     repeats = tuple(min(n, max_depth or n) for n in REPEATS[variant])
-    return from_linen(ResNet(num_classes, repeats, deep, width, stem, shortcut == "average"))
+    averages = shortcut == "average"
+    return from_linen(ResNet(num_classes, repeats, deep, width, stem, averages, remat))
