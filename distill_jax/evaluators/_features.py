@@ -144,9 +144,9 @@ class Linear(NamedTuple):
         return (z @ self.weight + self.bias).argmax(axis=1)
 
 
-NEWTON_STEPS, SHARE, BLOCKS = 3, 1e-4, 2**27
-"""Of `fit_logistic`: steps before new coordinates; weight of rows that are classified with
-certainty in them; most numbers in the blocks of all classes."""
+SHARE, BLOCKS = 1e-4, 2**27
+"""Of the coordinates of `fit_logistic`: weight of rows that are classified with certainty; most
+numbers in the matrices of all classes."""
 
 
 def _coordinates(x: np.ndarray, curvature: np.ndarray, penalty: np.ndarray) -> np.ndarray:
@@ -184,10 +184,11 @@ def fit_logistic(
 
     Multinomial logistic regression; the bias is not penalised. Classes without examples have
     weights too, which only repel. Newton's method with conjugate gradients in a trust region works
-    in coordinates in which the Hessian of each class is about the identity, and renews them every
-    few steps: the variances of embedding directions differ by orders of magnitude, and with a weak
-    penalty only the few rows near a border count. Where one matrix for each class would be too
-    large, all share one. scipy's L-BFGS-B hands tiny matrices to BLAS, whose threads wait for each
+    in coordinates in which the Hessian is about the identity, since the variances of embedding
+    directions differ by orders of magnitude: first that at W = 0 with the same matrix for every
+    class, and with a matrix for each class, unless these would be too large, once products with the
+    Hessian have cost as much as new coordinates: with a weak penalty only the few rows near a
+    border count. scipy's L-BFGS-B hands tiny matrices to BLAS, whose threads wait for each
     other: 40 fits to few examples took 6 s on two busy cores instead of 0.15 s.
 
     Args:
@@ -228,15 +229,20 @@ def fit_logistic(
             known["p"], known["at"] = exp / total, point
         return known["p"], known["own"]
 
-    def minimize(begin: np.ndarray, basis: np.ndarray, radius: float):
-        """Returns a better point, the length of the way there, and whether it is the minimum."""
+    def step(begin: np.ndarray, basis: np.ndarray, radius: float):
+        """Returns scipy's result of one step from `begin`, and the point that it reaches."""
+
+        def times(matrices: np.ndarray, rows: np.ndarray) -> np.ndarray:
+            if len(matrices) == 1:
+                return rows @ matrices[0].T
+            return (matrices @ rows[:, :, None])[:, :, 0]
 
         def point(flat: np.ndarray) -> np.ndarray:
-            return (basis @ flat.reshape(k, d + 1, 1))[:, :, 0]
+            return times(basis, flat.reshape(k, d + 1))
 
         def back(residual: np.ndarray, weight: np.ndarray) -> np.ndarray:
             gradient = (residual * w) @ x + penalty * weight
-            return (basis.swapaxes(1, 2) @ gradient[:, :, None]).ravel()
+            return times(basis.swapaxes(1, 2), gradient).ravel()
 
         def loss(flat: np.ndarray) -> tuple[float, np.ndarray]:
             weight = begin + point(flat)
@@ -248,29 +254,31 @@ def fit_logistic(
 
         def curve(flat: np.ndarray, along: np.ndarray) -> np.ndarray:
             p, _ = probabilities(begin + point(flat))
-            step = point(along)
-            change = step @ across
-            return back(p * (change - (p * change).sum(axis=0)), step)
+            way = point(along)
+            change = way @ across
+            return back(p * (change - (p * change).sum(axis=0)), way)
 
-        options = {"maxiter": NEWTON_STEPS, "gtol": tolerance, "max_trust_radius": 1e6}
+        options = {"maxiter": 1, "gtol": tolerance, "max_trust_radius": np.inf}
         options["initial_trust_radius"] = radius
         found = optimize.minimize(
             loss, np.zeros(at.size), jac=True, hessp=curve, method="trust-ncg", options=options
         )
-        return begin + point(found.x), np.linalg.norm(found.x), found.status != 1  # out of steps
+        return found, begin + point(found.x)
 
-    radius = 1.0
-    for i in range(200):
-        p, _ = probabilities(at)
-        curvature = w * (p * (1 - p) + SHARE)
-        uniform = i == 0 and start is None
-        if uniform or k * (d + 1) ** 2 > BLOCKS:
-            curvature = curvature.mean(axis=0, keepdims=True)
-        at, way, done = minimize(at, _coordinates(x, curvature, penalty), radius)
-        if done or radius < 1e-12:  # where rounding hides whether a step is better
+    curvature = w[None] * ((1 / k) * (1 - 1 / k) + SHARE)
+    basis, spent, radius = _coordinates(x, curvature, penalty), 0, 1.0
+    several = k * (d + 1) ** 2 <= BLOCKS
+    for _ in range(1000):
+        found, at = step(at, basis, radius)
+        way, spent = float(np.linalg.norm(found.x)), spent + found.nhev
+        if found.status != 1 or radius < 1e-12:  # not out of steps, or rounding hides progress
             break
-        # Without a step the last radius was a quarter as often as there were tries.
-        radius = 2 * float(way) if way else radius / 4**NEWTON_STEPS
+        radius = max(radius, 2 * way) if way else radius / 4
+        if spent > d / 4 / (1 if several else k):  # products that cost as much as a matrix
+            p, _ = probabilities(at)
+            curvature = w * (p * (1 - p) + SHARE)
+            curvature = curvature if several else curvature.mean(axis=0, keepdims=True)
+            basis, spent = _coordinates(x, curvature, penalty), 0
     weight = at[:, :d].T
     return Linear(weight if vectors is None else vectors @ weight, at[:, d])
 
