@@ -8,16 +8,16 @@ work in a spin would slow the other side.
 
 import json
 import os
-import platform
 import resource
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+import _record
 
 WARM_STEPS = 3
 IN_FLIGHT = 8
@@ -246,10 +246,8 @@ def report(
       **facts: what else is written.
     """
     result: dict[str, Any] = {
-        "versions": {name: version(name) for name in packages},
-        "python": platform.python_version(),
-        "machine": platform.machine(),
-        "cpus": os.cpu_count(),
+        "versions": _record.versions(*packages),
+        **_record.machine(),
         **facts,
         "load_average_at_start": os.getloadavg(),
         "nets": {},
@@ -257,7 +255,5 @@ def report(
     for net in nets:
         result["nets"][net] = measure(net)
         result["load_average"] = os.getloadavg()
-        with open(out, "w") as file:
-            json.dump(result, file, indent=2)
-            file.write("\n")
+        _record.write(result, out, indent=2)
         print(json.dumps(result["nets"][net], indent=2), flush=True)

@@ -19,8 +19,9 @@ import pathlib
 import sys
 import tempfile
 import time
-from importlib.metadata import version
 from typing import Any
+
+import _record
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 TEACHER = "configs/distill/supervised.py:smoke"
@@ -146,12 +147,9 @@ def main() -> None:
         },
         "results": results,
         "seconds": round(time.monotonic() - began),
-        "versions": {name: version(name) for name in ("jax", "jaxlib", "flax", "optax", "numpy")},
+        "versions": _record.versions("jax", "jaxlib", "flax", "optax", "numpy"),
     }
-    text = json.dumps(report, indent=1)
-    if options.out:
-        options.out.write_text(text + "\n")
-    print(text)
+    _record.write(report, options.out, show=True)
 
 
 if __name__ == "__main__":

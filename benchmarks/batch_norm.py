@@ -15,7 +15,6 @@ Wall and process CPU time are medians; the latter is steadier on a busy machine.
 import argparse
 import json
 import os
-import platform
 import time
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
@@ -23,6 +22,7 @@ from typing import Any
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
+import _record
 import _turns
 import jax
 import jax.numpy as jnp
@@ -226,18 +226,14 @@ def main() -> None:
     args = parser.parse_args()
     result = {
         "versions": {p: installed(p) for p in ("jax", "jaxlib", "flax", "torch", "numpy")},
-        "python": platform.python_version(),
-        "machine": platform.machine(),
-        "cpus": os.cpu_count(),
+        **_record.machine(),
         "seeds": list(SEEDS),
         "load_average_at_start": os.getloadavg(),
         "errors": precision(),
         "step": step_cost(args.rounds, args.batch),
         "load_average": os.getloadavg(),
     }
-    with open(args.out, "w") as file:
-        json.dump(result, file, indent=2)
-        file.write("\n")
+    _record.write(result, args.out, indent=2)
     print(json.dumps(result["step"], indent=2))
 
 

@@ -29,12 +29,12 @@ import functools
 import importlib.util
 import json
 import os
-import platform
 import subprocess
 import sys
 from collections.abc import Callable
 from typing import Any
 
+import _record
 import _turns
 from torch_step import DESCRIPTION, NETS, jax_model, torch_model
 
@@ -466,17 +466,15 @@ def main() -> None:
     if args.same:
         print(json.dumps(same_problem(args.same)))
         return None
-    from importlib.metadata import distributions, version
+    from importlib.metadata import distributions
 
-    versions = {p: version(p) for p in ("jax", "jaxlib", "flax", "torch")}
+    versions = _record.versions("jax", "jaxlib", "flax", "torch")
     if args.betty:
         found = distributions(path=[args.betty])
         versions |= {d.name: d.version for d in found if d.name.startswith("betty")}
     result: dict[str, Any] = {
         "versions": versions,
-        "python": platform.python_version(),
-        "machine": platform.machine(),
-        "cpus": os.cpu_count(),
+        **_record.machine(),
         "same_problem": {},
         "nets": {},
     }
@@ -495,9 +493,7 @@ def main() -> None:
             raise SystemExit("the two sides do not solve the same problem")
     for net in args.nets.split(","):
         result["nets"][net] = measure(net, variants, args.rounds, args.betty)
-        with open(args.out, "w") as file:
-            json.dump(result, file, indent=2)
-            file.write("\n")
+        _record.write(result, args.out, indent=2)
         print(json.dumps(result["nets"][net], indent=2), flush=True)
     return None
 

@@ -13,7 +13,6 @@ of it in the steps that are logged: steps with and without it take turns in one 
 import argparse
 import dataclasses
 import importlib
-import importlib.metadata
 import json
 import os
 import pathlib
@@ -23,6 +22,7 @@ import time
 
 import jax
 
+from benchmarks import _record
 from distill_jax.core.errors import ConfigError
 from distill_jax.run import build, environment
 from distill_jax.run import config as config_lib
@@ -235,10 +235,9 @@ def main():
         },
         "device": jax.devices()[0].device_kind,
         "cores": os.cpu_count(),
-        "versions": {p: importlib.metadata.version(p) for p in ("jax", "flax", "optax", "numpy")},
+        "versions": _record.versions("jax", "flax", "optax", "numpy"),
     }
-    if options.out:
-        pathlib.Path(options.out).write_text(json.dumps(report, indent=1) + "\n")
+    _record.write(report, options.out)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,8 @@ import statistics
 import subprocess
 import sys
 import time
-from importlib.metadata import version
+
+import _record
 
 LAYERS = (
     # images, height and width, channels, outputs, kernel, stride
@@ -125,16 +126,12 @@ def main():
         name = f"{b}x{n}x{n}x{c} to {d}, kernel {k}, stride {stride}"
         layers[name] = {v: dict(zip(PASSES, workers[v][i], strict=True)) for v in VARIANTS}
     report = {
-        "versions": {p: version(p) for p in ("jax", "jaxlib", "torch")},
+        "versions": _record.versions("jax", "jaxlib", "torch"),
         "cores": len(os.sched_getaffinity(0)),
         "load": os.getloadavg()[0],
         "layers": layers,
     }
-    print(json.dumps(report, indent=1))
-    if options.out:
-        with open(options.out, "w") as file:
-            json.dump(report, file, indent=1)
-            file.write("\n")
+    _record.write(report, options.out, show=True)
     return None
 
 

@@ -18,8 +18,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from importlib.metadata import version
 from typing import Any
+
+import _record
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "launch")]
@@ -141,11 +142,9 @@ def main() -> None:
         "worst": worst,
         "results": results,
         "seconds": round(time.monotonic() - began),
-        "versions": {name: version(name) for name in ("jax", "jaxlib", "flax", "optax", "numpy")},
+        "versions": _record.versions("jax", "jaxlib", "flax", "optax", "numpy"),
     }
-    text = json.dumps(report, indent=1)
-    if options.out:
-        options.out.write_text(text + "\n")
+    _record.write(report, options.out)
     print(json.dumps({k: v for k, v in report.items() if k != "results"}, indent=1))
 
 

@@ -15,9 +15,9 @@ import pathlib
 import subprocess
 import sys
 import tempfile
-from importlib.metadata import version
 from typing import Any
 
+import _record
 import numpy as np
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -170,14 +170,13 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             results[name] = measure(name, pathlib.Path(folder), formats)
         print(name, json.dumps(results[name]["served_without_distill_jax"]), flush=True)
-        if flags.out:
-            text = {
-                "limits": {"max_error": MAX_ERROR, "top1_agreement": AGREEMENT},
-                "versions": {n: version(n) for n in ("jax", "onnx", "onnxruntime")},
-                "passed": f"{sum(r['passed'] for r in results.values())} of {len(results)}",
-                "networks": results,
-            }
-            flags.out.write_text(json.dumps(text, indent=1) + "\n")
+        report = {
+            "limits": {"max_error": MAX_ERROR, "top1_agreement": AGREEMENT},
+            "versions": _record.versions("jax", "onnx", "onnxruntime"),
+            "passed": f"{sum(r['passed'] for r in results.values())} of {len(results)}",
+            "networks": results,
+        }
+        _record.write(report, flags.out)
 
 
 if __name__ == "__main__":

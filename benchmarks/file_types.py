@@ -15,14 +15,14 @@ import json
 import pathlib
 import sys
 import tempfile
-from importlib.metadata import version
 from typing import Any
 
+import _record
+import _turns
 import numpy as np
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
-from benchmarks import _turns  # noqa: E402
 
 ARMS = ("distilled", "extensions")
 DRAWS = 2000
@@ -108,9 +108,8 @@ def main() -> None:
         results |= served(out / "model.onnx", x, network)
     made = json.loads((runs["distilled"][0] / "result.json").read_text())["parameters"]
     results["parameters"] = {"student": made["student"], "magika": 784_519}
-    names = ("jax", "flax", "onnxruntime", "magika", "numpy")
-    results["versions"] = {name: version(name) for name in names}
-    flags.out.write_text(json.dumps(results, indent=1) + "\n")
+    results["versions"] = _record.versions("jax", "flax", "onnxruntime", "magika", "numpy")
+    _record.write(results, flags.out)
     print(json.dumps({k: v for k, v in results.items() if k != "recall"}, indent=1))
 
 

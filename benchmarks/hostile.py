@@ -18,7 +18,6 @@ of a processor pass. `--out=FILE` writes all outcomes as JSON.
 import argparse
 import collections
 import contextlib
-import json
 import os
 import pathlib
 import platform
@@ -38,6 +37,7 @@ warnings.filterwarnings("ignore", "os.fork", RuntimeWarning)
 import _hostile_box as boxes  # noqa: E402
 import _hostile_commands as commands  # noqa: E402
 import _hostile_files as files  # noqa: E402
+import _record  # noqa: E402
 
 CLASSES = {
     "a": "environment and console",
@@ -251,9 +251,6 @@ class Runner:
 
 def summary(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Returns counts by class and what failed."""
-    import importlib.metadata
-
-    packages = ("jax", "jaxlib", "flax", "orbax-checkpoint", "numpy")
     table = {}
     for letter, name in CLASSES.items():
         own = [row for row in rows if row["id"].startswith(f"{letter}-")]
@@ -268,7 +265,7 @@ def summary(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
         }
     return {
         "python": platform.python_version(),
-        "versions": {name: importlib.metadata.version(name) for name in packages},
+        "versions": _record.versions("jax", "jaxlib", "flax", "orbax-checkpoint", "numpy"),
         "commit": _commit(),
         "seed": files.SEED,
         "cases": len(rows),
@@ -339,8 +336,7 @@ def main() -> int:
                     print(row["output"])
                 sys.stdout.flush()
             if args.out and (len(rows) % 20 == 0 or len(rows) == len(chosen)):
-                path = pathlib.Path(args.out)
-                path.write_text(json.dumps(summary(rows), indent=1, ensure_ascii=True) + "\n")
+                _record.write(summary(rows), args.out)
     finally:
         subprocess.run(["chmod", "-R", "u+rwx", str(folder)], stderr=subprocess.DEVNULL)
         shutil.rmtree(folder, ignore_errors=True)

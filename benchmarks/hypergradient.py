@@ -18,7 +18,6 @@ three in which only the student does.
 
 import argparse
 import contextlib
-import importlib.metadata
 import json
 import os
 import pathlib
@@ -27,6 +26,7 @@ import sys
 import time
 from typing import Any, NamedTuple
 
+import _record
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -440,7 +440,7 @@ def main() -> None:
         "net": "ResNet-20, 32x32x3, batch 128",
         "device": jax.devices()[0].device_kind,
         "cores": os.cpu_count(),
-        "versions": {p: importlib.metadata.version(p) for p in ("jax", "jaxlib", "flax", "optax")},
+        "versions": _record.versions("jax", "jaxlib", "flax", "optax"),
     }
     measure = {"counts": counts, "accuracy": accuracy, "brute_force": brute_force}
     measure["times"] = lambda: times(args.rounds, args.timed.split(","))
@@ -448,7 +448,7 @@ def main() -> None:
         if name == "times" and args.skip_time:
             continue
         result[name] = measure[name]()
-        out.write_text(json.dumps(result, indent=1) + "\n")
+        _record.write(result, out)
 
 
 if __name__ == "__main__":

@@ -15,14 +15,14 @@ import os
 import pathlib
 import sys
 import tempfile
-from importlib.metadata import version
 from typing import Any
 
+import _record
+import _turns
 import numpy as np
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
-from benchmarks import _turns  # noqa: E402
 
 ROUNDS = 300
 IMAGES = 256
@@ -69,10 +69,9 @@ def main() -> None:
         "agreement": float((answers["student"].argmax(1) == answers["teacher"].argmax(1)).mean()),
         "images": IMAGES,
         "load_average": os.getloadavg(),
-        "versions": {name: version(name) for name in ("jax", "flax", "onnx", "onnxruntime")},
+        "versions": _record.versions("jax", "flax", "onnx", "onnxruntime"),
     }
-    flags.out.write_text(json.dumps(result, indent=1) + "\n")
-    print(json.dumps(result, indent=1))
+    _record.write(result, flags.out, show=True)
 
 
 def teacher_file(config: Any, path: pathlib.Path) -> tuple[Any, pathlib.Path, Any]:

@@ -12,14 +12,13 @@ their pixels, in one thread.
 
 import argparse
 import io
-import json
 import os
 import pathlib
 import tempfile
 import time
-from importlib.metadata import version
 from typing import Any
 
+import _record
 import numpy as np
 
 SIZES, FILES, BATCH, SIDE = ((500, 375), (1000, 750), (4000, 3000)), 32, 16, 224
@@ -101,12 +100,9 @@ def main() -> None:
         "seed": 0,
         "cores": len(os.sched_getaffinity(0)),
         "load_average": os.getloadavg(),
-        "versions": {name: version(name) for name in ("jax", "grain", "numpy", "pillow")},
+        "versions": _record.versions("jax", "grain", "numpy", "pillow"),
     }
-    text = json.dumps(report, indent=1)
-    if options.out:
-        options.out.write_text(text + "\n")
-    print(text)
+    _record.write(report, options.out, show=True)
 
 
 if __name__ == "__main__":

@@ -8,12 +8,11 @@ derivative computes the exponentials again.
 """
 
 import argparse
-import json
 import pathlib
 import statistics
 import time
-from importlib.metadata import version
 
+import _record
 import jax
 import jax.numpy as jnp
 
@@ -75,12 +74,9 @@ def main() -> None:
         "results": {name: measure(loss) for name, loss in LOSSES.items()},
         "device": jax.devices()[0].device_kind,
         "seed": 0,
-        "versions": {name: version(name) for name in ("jax", "jaxlib", "optax")},
+        "versions": _record.versions("jax", "jaxlib", "optax"),
     }
-    text = json.dumps(report, indent=1)
-    if options.out:
-        options.out.write_text(text + "\n")
-    print(text)
+    _record.write(report, options.out, show=True)
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ import tempfile
 import time
 from typing import Any
 
+import _record
 import jax
 import numpy as np
 
@@ -229,9 +230,7 @@ def main() -> None:
             results["SmolLM2-135M-Instruct (Q4_1)"] = smollm(folder, args.smollm)
         if args.fixture:
             pathlib.Path(args.fixture).write_text((folder / "language.json").read_text())
-    text = json.dumps(results, indent=1)
-    if args.out:
-        pathlib.Path(args.out).write_text(text + "\n")
+    _record.write(results, args.out)
     for net, one in results["random"].items():
         print(f"{net:20} {one['worst_in_deviations']:.1e} {one['logits']}  swaps {one['swaps']}")
     print(json.dumps({k: v for k, v in results.items() if k not in ("random", "stages")}, indent=1))

@@ -13,8 +13,9 @@ import pathlib
 import subprocess
 import sys
 import tempfile
-from importlib.metadata import version
 from typing import Any
+
+import _record
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 NETS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -76,12 +77,9 @@ def main() -> None:
     report = {
         "results": {net: measure(net) for net in NETS},
         "seeds": list(range(SEEDS)),
-        "versions": {name: version(name) for name in ("jax", "jaxlib", "flax", "optax")},
+        "versions": _record.versions("jax", "jaxlib", "flax", "optax"),
     }
-    text = json.dumps(report, indent=1)
-    if options.out:
-        options.out.write_text(text + "\n")
-    print(text)
+    _record.write(report, options.out, show=True)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ command line would give them; replicas have a device for each core.
 """
 
 import argparse
-import importlib.metadata
 import json
 import os
 import pathlib
@@ -16,6 +15,7 @@ import sys
 import tempfile
 import time
 
+import _record
 import _turns
 
 RUNS = 8
@@ -148,21 +148,15 @@ def main() -> None:
                 for name in variants
             }
             print(net, json.dumps(results[net], indent=1), file=sys.stderr)
-    packages = ("jax", "flax", "optax", "numpy")
-    text = json.dumps(
-        {
-            "runs": RUNS,
-            "results": results,
-            "seconds": round(time.perf_counter() - began),
-            "device": "cpu",
-            "cores": os.cpu_count(),
-            "versions": {name: importlib.metadata.version(name) for name in packages},
-        },
-        indent=1,
-    )
-    if options.out:
-        options.out.write_text(text + "\n")
-    print(text)
+    report = {
+        "runs": RUNS,
+        "results": results,
+        "seconds": round(time.perf_counter() - began),
+        "device": "cpu",
+        "cores": os.cpu_count(),
+        "versions": _record.versions("jax", "flax", "optax", "numpy"),
+    }
+    _record.write(report, options.out, show=True)
 
 
 if __name__ == "__main__":

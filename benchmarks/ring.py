@@ -9,10 +9,9 @@ all are run in float64 and compared with one table on one device, padding among 
 """
 
 import argparse
-import importlib.metadata
-import json
 import pathlib
 
+import _record
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -89,15 +88,14 @@ def main():
     for row in equal:
         print(row, flush=True)
     result = {
-        "versions": {p: importlib.metadata.version(p) for p in ("jax", "jaxlib")},
+        "versions": _record.versions("jax", "jaxlib"),
         "views": VIEWS,
         "width": WIDTH,
         "block": contrastive.BLOCK,
         "memory_of_a_device": memory,
         "small": {"batch": SMALL, "seed": 0, "relative_difference": equal},
     }
-    if out is not None:
-        out.write_text(json.dumps(result, indent=2) + "\n")
+    _record.write(result, out, indent=2)
 
 
 if __name__ == "__main__":

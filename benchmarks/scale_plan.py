@@ -25,8 +25,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from importlib.metadata import version
 from typing import Any
+
+import _record
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 BATCH, PAIRS = 4096, 32768
@@ -356,10 +357,9 @@ def main() -> None:
             "batch": BATCH,
             "pairs": PAIRS,
             "results": results,
-            "versions": {name: version(name) for name in ("jax", "jaxlib", "flax", "optax")},
+            "versions": _record.versions("jax", "jaxlib", "flax", "optax"),
         }
-        if options.out:
-            options.out.write_text(json.dumps(report, indent=1) + "\n")
+        _record.write(report, options.out)
 
 
 if __name__ == "__main__":

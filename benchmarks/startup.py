@@ -12,7 +12,6 @@ machine is recorded before and after: only on a quiet one do the times mean some
 """
 
 import argparse
-import importlib.metadata
 import json
 import os
 import pathlib
@@ -22,6 +21,8 @@ import subprocess
 import sys
 import tempfile
 import time
+
+import _record
 
 MAIN = [sys.executable, "-m", "distill_jax.main"]
 KD = "configs/distill/kd.py:smoke"
@@ -76,11 +77,10 @@ def summary(launches):
 
 def surroundings(load):
     """Returns what the times depend on."""
-    packages = ("jax", "flax", "optax", "numpy")
     return {
         "load": [load, os.getloadavg()[0]],
         "cores": os.cpu_count(),
-        "versions": {p: importlib.metadata.version(p) for p in packages},
+        "versions": _record.versions("jax", "flax", "optax", "numpy"),
     }
 
 
@@ -97,13 +97,6 @@ def cold(root, launches):
     }
 
 
-def write(report, out):
-    """Prints a report and writes it to a file if there is a name."""
-    print(json.dumps(report, indent=1))
-    if out:
-        pathlib.Path(out).write_text(json.dumps(report, indent=1) + "\n")
-
-
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repeats", type=int, default=7)
@@ -112,7 +105,7 @@ def main():
     options = parser.parse_args()
     root = pathlib.Path(tempfile.mkdtemp(prefix="startup"))
     if options.cold:
-        return write(cold(root, options.cold), options.out)
+        return _record.write(cold(root, options.cold), options.out, show=True)
     env = {**os.environ, "DISTILL_JAX_CACHE": str(root / "cache")}
     teacher = f"--config.roles.teacher.init={root / 'teacher'}"
     supervised = "--config=configs/distill/supervised.py:smoke"
@@ -142,7 +135,7 @@ def main():
         ]["compilations_after_start"],
         **surroundings(load),
     }
-    return write(report, options.out)
+    return _record.write(report, options.out, show=True)
 
 
 if __name__ == "__main__":

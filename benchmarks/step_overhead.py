@@ -12,7 +12,6 @@ time mean more than those of the clock, above all on one core (`taskset -c 1`).
 """
 
 import argparse
-import importlib.metadata
 import io
 import json
 import os
@@ -20,6 +19,7 @@ import pathlib
 import tempfile
 import time
 
+import _record
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -240,10 +240,9 @@ def main():
         "device": jax.devices()[0].device_kind,
         "cores": os.cpu_count(),
         "load": os.getloadavg()[0],
-        "versions": {p: importlib.metadata.version(p) for p in ("jax", "flax", "optax", "numpy")},
+        "versions": _record.versions("jax", "flax", "optax", "numpy"),
     }
-    if options.out:
-        pathlib.Path(options.out).write_text(json.dumps(report, indent=1) + "\n")
+    _record.write(report, options.out)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,6 @@ held-out accuracies are compared too: all ways train the same trials.
 """
 
 import argparse
-import importlib.metadata
 import itertools
 import json
 import os
@@ -26,6 +25,8 @@ import subprocess
 import sys
 import tempfile
 import time
+
+import _record
 
 ROOT = pathlib.Path(__file__).parents[1]
 GRID = {"optim.lr": ("0.01", "0.03", "0.1"), "optim.weight_decay": ("0.0", "0.0005", "0.005")}
@@ -136,7 +137,7 @@ def main() -> None:
         "total": options.total,
         "load": load,
         "cores": os.cpu_count(),
-        "jax": importlib.metadata.version("jax"),
+        **_record.versions("jax"),
         "times_faster_than_launches": {
             way: statistics.median(
                 a["seconds"] / b["seconds"] for a, b in zip(alone, rounds[way], strict=True)
@@ -146,10 +147,7 @@ def main() -> None:
         "largest_difference_of_accuracy": apart,
         "rounds": rounds,
     }
-    text = json.dumps(result, indent=1)
-    if options.out:
-        pathlib.Path(options.out).write_text(text + "\n")
-    print(text)
+    _record.write(result, options.out, show=True)
 
 
 if __name__ == "__main__":
