@@ -10,7 +10,9 @@ held-out embeddings, LiDAR (Thilak et al. 2024, arXiv:2312.04000) of the last lo
 the exponent of the spectrum (alpha-ReQ) and the training loss, all but RankMe and LiDAR with the
 sign turned. The mean over seeds is reported, and beside it how often the measure would have chosen
 the best checkpoint. With `--page`, learning curves and correlations are written behind a mark. With
-`--add`, runs that the file of results has and the study lacks stay.
+`--add`, runs that the file of results has and the study lacks stay. Curves of held-out accuracy are
+drawn beside the file of results, OUT_probe.svg and OUT_knn.svg; the dashed line is what raw pixels
+have on test images.
 """
 
 import argparse
@@ -22,6 +24,8 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
+from distill_jax.report import figures
+
 MARK = "<!-- checkpoints: benchmarks/checkpoint_choice.py -->"
 END = "<!-- end of checkpoints -->"
 JUDGE = "held_out/probe_accuracy"
@@ -31,6 +35,7 @@ MEASURES = {
     "alpha-ReQ": ("held_out/alpha_req", -1.0),
     "loss": ("train/loss", -1.0),
 }
+CURVES = {"probe": "linear probe", "knn": "nearest neighbours"}
 
 
 def checkpoints(path: pathlib.Path) -> list[dict[str, float]]:
@@ -77,9 +82,38 @@ def read(folder: pathlib.Path) -> dict[str, dict[str, Any]]:
     for arm, entry in study["arms"].items():
         for seed, run in entry["seeds"].items():
             if run["status"] == "done":
-                rows = checkpoints(folder / run["run"] / "metrics.jsonl")
-                found.setdefault(arm, {})[seed] = of_run(rows)
+                one = of_run(checkpoints(folder / run["run"] / "metrics.jsonl"))
+                one["raw"] = {key: run["metrics"][f"test/{key}_accuracy_raw"] for key in CURVES}
+                found.setdefault(arm, {})[seed] = one
     return found
+
+
+def picture(runs: dict[str, dict[str, Any]], key: str) -> str:
+    """Returns an SVG file: the mean held-out accuracy of each method over steps."""
+    series, raw = {}, []
+    for i, (arm, seeds) in enumerate(runs.items(), start=1):
+        curves = np.array([run[key] for run in seeds.values()])
+        raw += [run["raw"][key] for run in seeds.values()]
+        several = len(curves) > 1
+        series[i] = figures.Series(
+            name=arm,
+            x=np.array(next(iter(seeds.values()))["steps"], float),
+            y=curves.mean(axis=0),
+            low=curves.min(axis=0) if several else None,
+            high=curves.max(axis=0) if several else None,
+        )
+    level = float(np.mean(raw))
+    ends = [level, *(float(y) for s in series.values() for y in s.y)]
+    margin = 0.05 * (max(ends) - min(ends))
+    plot = figures.line_chart(
+        series,
+        y_label=f"held-out accuracy, {CURVES[key]}",
+        x_label=f"step (vertical: held-out accuracy, {CURVES[key]})",
+        y_range=(min(ends) - margin, max(ends) + margin),
+        level=level,
+        names=True,
+    )
+    return figures.as_file(plot)
 
 
 def tables(runs: dict[str, dict[str, Any]]) -> list[str]:
@@ -123,6 +157,8 @@ def main() -> None:
     for arm, seeds in read(options.study).items():
         runs[arm] = runs.get(arm, {}) | seeds
     options.out.write_text(json.dumps(runs) + "\n")
+    for key in CURVES:
+        options.out.with_name(f"{options.out.stem}_{key}.svg").write_text(picture(runs, key))
     text = "\n".join(tables(runs))
     print(text)
     if options.page:

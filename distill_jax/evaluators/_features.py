@@ -133,6 +133,25 @@ class Scaler(NamedTuple):
         return (z - self.mean) / self.scale
 
 
+class Whitening(NamedTuple):
+    """Mean `[d]` of rows and a matrix `[d, d]` that makes their covariance the identity."""
+
+    mean: np.ndarray
+    matrix: np.ndarray
+
+    @classmethod
+    def fit(cls, z: np.ndarray, floor: float) -> "Whitening":
+        """Variances below `floor` times the largest are taken to be that much."""
+        mean = z.mean(axis=0)
+        centred = z - mean
+        values, vectors = np.linalg.eigh(centred.T @ centred / len(z))
+        least = max(floor * values[-1], np.finfo(z.dtype).tiny)
+        return cls(mean, vectors / np.sqrt(np.maximum(values, least)))
+
+    def __call__(self, z: np.ndarray) -> np.ndarray:
+        return (z - self.mean) @ self.matrix
+
+
 class Linear(NamedTuple):
     """A linear classifier: `weight` `[d, k]`, `bias` `[k]`."""
 

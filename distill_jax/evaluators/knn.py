@@ -1,16 +1,19 @@
 """Nearest-neighbour classification of embeddings."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from distill_jax.core import ranges
 from distill_jax.core.errors import ArgumentError
 from distill_jax.evaluators._features import (
     CONTROLS,
     OfEmbedding,
     Part,
+    Split,
+    Whitening,
     accuracies,
     check_positive,
     normalized,
@@ -82,10 +85,12 @@ class Knn(OfEmbedding):
     k: tuple[int, ...]
     temperature: float
     bank: int | None
+    whiten: tuple[float, ...]
 
     @property
     def parts(self) -> Mapping[str, int | None]:
-        return {"train": self.bank}
+        chosen = {"held_out": self.bank} if len(self.whiten) > 1 else {}
+        return {"train": self.bank, **chosen}
 
     def __call__(
         self,
@@ -95,21 +100,46 @@ class Knn(OfEmbedding):
         parts: Mapping[str, Part] | None = None,
         split: str = "test",
     ) -> dict[str, Any]:
-        [train] = parts_of(parts, "train", where=WHERE)
-        bank = read_split(train, self.role, self.output, most=self.bank)
-        query = read_split((outputs, batch), self.role, self.output)
+        read = [
+            read_split(part, self.role, self.output, most=self.bank)
+            for part in parts_of(parts, *self.parts, where=WHERE)
+        ]
+        bank, query = read[0], read_split((outputs, batch), self.role, self.output)
         own = own_positions(query.index, bank.index) if split == "train" else None
+        metrics = self._classify(query, bank, own)
+        if self.whiten:
+            floor = self.whiten[0]
+            if len(read) > 1:
+                held_out = read[1]
+                floor = max(self.whiten, key=lambda x: self._held_out(bank, held_out, x))
+            found = self._classify(*_whitened(floor, query, bank), own)
+            metrics |= {key.replace("_", "_whitened_", 1): x for key, x in found.items()}
+            metrics["knn_whitened_floor"] = floor
+        return metrics
+
+    def _held_out(self, bank: Split, held_out: Split, floor: float) -> float:
+        """Returns the accuracy of the held-out part with the first k, whitened."""
+        found = self._classify(*_whitened(floor, held_out, bank), None)
+        return found["knn_accuracy"]
+
+    def _classify(self, query: Split, bank: Split, own: np.ndarray | None) -> dict[str, float]:
         most = len(bank.z) if own is None else max(1, len(bank.z) - 1)
         asked, kept = (normalized(part.z).astype(np.float32) for part in (query, bank))
         where, similar = nearest(asked, kept, min(max(self.k), most), own=own)
         classes = int(max(bank.label.max(), query.label.max())) + 1
-        metrics: dict[str, Any] = {}
+        metrics: dict[str, float] = {}
         for i, k in enumerate(self.k):
             said = vote(bank.label[where[:, :k]], similar[:, :k], classes, self.temperature)
             plain, balanced = accuracies(query.label, said)
             name = "knn" if i == 0 else f"knn{k}"
             metrics |= {f"{name}_accuracy": plain, f"{name}_balanced_accuracy": balanced}
         return metrics
+
+
+def _whitened(floor: float, query: Split, bank: Split) -> tuple[Split, Split]:
+    """Returns both parts, whitened as the second is."""
+    whiten = Whitening.fit(bank.z, floor)
+    return query._replace(z=whiten(query.z)), bank._replace(z=whiten(bank.z))
 
 
 def make(
@@ -119,6 +149,7 @@ def make(
     k: int | tuple[int, ...] = 20,
     temperature: float = 0.07,
     bank: int | None = 50_000,
+    whiten: float | tuple[float, ...] = (),
     controls: bool = True,
 ) -> Knn:
     """Makes the evaluator of weighted nearest neighbours (Wu et al. 2018, arXiv:1805.01978).
@@ -128,9 +159,14 @@ def make(
     appendix F.4). An example is never its own neighbour. On small data, k should stay below the
     number of examples of a class.
 
+    The cosine of embeddings whose variance lies in few directions sees these alone. With `whiten`
+    the votes are also taken after centring and principal component whitening by the training part
+    (Su et al. 2021, arXiv:2103.15316); raw inputs gain from it too.
+
     Metrics, and those of the controls with the suffixes `_raw` and `_initial`:
       knn_accuracy, knn_balanced_accuracy: with the first k; the mean over the classes that occur.
       knn<k>_accuracy, knn<k>_balanced_accuracy: with each further k.
+      knn_whitened_accuracy and the like, knn_whitened_floor: with `whiten`, and the chosen floor.
 
     Args:
       role: the encoder; `target` for its moving average.
@@ -138,22 +174,28 @@ def make(
       k: number of neighbours, or several; the whole bank if it is smaller.
       temperature: of the votes.
       bank: most training examples to compare with, spread evenly; none for all.
+      whiten: smallest variance as a share of the largest, below which directions are not made
+        larger; of several, the one with the highest held-out accuracy. None for no whitening.
       controls: whether to evaluate the test split also on the raw input and on the encoder at
         initialisation.
 
     Raises:
-      ArgumentError: a number is not positive.
+      ArgumentError: a number is not positive, a floor not in (0, 1), or several floors and an empty
+        held-out part.
       NonFiniteError: on evaluation, if an embedding is NaN or infinite.
     """
     ks = (k,) if isinstance(k, int) else tuple(k)
     if not ks or not all(isinstance(x, int) and x > 0 for x in ks):
         raise ArgumentError(f"k is {k}", where=f"{WHERE}.k", hint="positive, or several: (20, 5)")
     check_positive(WHERE, temperature=temperature, bank=bank)
+    ranges.within("(0, 1)", where=WHERE, whiten=whiten)
+    floors = tuple(whiten) if isinstance(whiten, Sequence) else (whiten,)
     return Knn(
         role=role,
         output=output,
         k=ks,
         temperature=temperature,
         bank=bank,
+        whiten=floors,
         controls=CONTROLS if controls else (),
     )

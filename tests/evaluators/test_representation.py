@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from sklearn.decomposition import PCA
 from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import balanced_accuracy_score, log_loss
@@ -70,6 +71,38 @@ def test_knn_equals_scikit_learn(k):
     assert set(got) == {
         f"{n}_{m}" for n in ("knn", "knn3") for m in ("accuracy", "balanced_accuracy")
     }
+
+
+def test_whitened_neighbours_equal_scikit_learn_and_the_held_out_part_chooses_the_floor():
+    """Classes differ in a direction of little variance, and the smallest one is noise."""
+    random, parts = np.random.default_rng(2), {}
+    sizes = np.array([30.0, 20.0, 0.3, 0.3, 0.3, 1e-3])
+    for name, n in (("train", 300), ("held_out", 100), ("test", 100)):
+        labels = np.arange(n) % 2
+        z = random.normal(size=(n, D))
+        z[:, 2] += 3.0 * labels
+        parts[name] = {"student": {"embedding": (z * sizes).astype(np.float32)}}, {"label": labels}
+    seen, asked = (z_of(parts[name]).astype(np.float64) for name in ("train", "test"))
+    pca = PCA(whiten=True, svd_solver="full").fit(seen)
+    sk = KNeighborsClassifier(
+        10, metric="cosine", algorithm="brute", weights=lambda d: np.exp((1 - d) / 0.07)
+    ).fit(pca.transform(seen), y_of(parts["train"]))
+    want = sk.score(pca.transform(asked), y_of(parts["test"]))
+    plain = ask(knn.make(k=10), parts["test"], parts=parts)
+    # Below the smallest share there is: no direction is left smaller.
+    full = ask(knn.make(k=(10, 5), whiten=1e-12), parts["test"], parts=parts)
+    assert full["knn_whitened_accuracy"] == pytest.approx(want)
+    assert full["knn_whitened_accuracy"] > plain["knn_accuracy"] + 0.1
+    assert "knn5_whitened_balanced_accuracy" in full
+    floors = (0.5, 1e-3, 1e-12)
+    chosen = ask(knn.make(k=10, whiten=floors), parts["test"], parts=parts)
+    held_out = {
+        floor: ask(knn.make(k=10, whiten=floor), parts["held_out"], parts=parts) for floor in floors
+    }
+    best = max(floors, key=lambda floor: held_out[floor]["knn_whitened_accuracy"])
+    assert chosen["knn_whitened_floor"] == best
+    assert knn.make(whiten=floors).parts == {"train": 50_000, "held_out": 50_000}
+    assert knn.make(whiten=0.1).parts == {"train": 50_000}
 
 
 def test_a_query_is_never_its_own_neighbour(monkeypatch):
