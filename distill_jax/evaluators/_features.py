@@ -134,22 +134,22 @@ class Scaler(NamedTuple):
 
 
 class Whitening(NamedTuple):
-    """Mean `[d]` of rows and a matrix `[d, d]` that makes their covariance the identity."""
+    """Mean `[d]` of rows, and variances `[d]` along the columns of `directions` `[d, d]`."""
 
     mean: np.ndarray
-    matrix: np.ndarray
+    variances: np.ndarray
+    directions: np.ndarray
 
     @classmethod
-    def fit(cls, z: np.ndarray, floor: float) -> "Whitening":
-        """Variances below `floor` times the largest are taken to be that much."""
+    def fit(cls, z: np.ndarray) -> "Whitening":
         mean = z.mean(axis=0)
         centred = z - mean
-        values, vectors = np.linalg.eigh(centred.T @ centred / len(z))
-        least = max(floor * values[-1], np.finfo(z.dtype).tiny)
-        return cls(mean, vectors / np.sqrt(np.maximum(values, least)))
+        return cls(mean, *np.linalg.eigh(centred.T @ centred / len(z)))
 
-    def __call__(self, z: np.ndarray) -> np.ndarray:
-        return (z - self.mean) @ self.matrix
+    def __call__(self, z: np.ndarray, floor: float) -> np.ndarray:
+        """Variances become 1, those below `floor` times the largest as if they were that much."""
+        least = max(floor * self.variances[-1], np.finfo(z.dtype).tiny)
+        return (z - self.mean) @ (self.directions / np.sqrt(np.maximum(self.variances, least)))
 
 
 class Linear(NamedTuple):

@@ -108,19 +108,19 @@ class Knn(OfEmbedding):
         own = own_positions(query.index, bank.index) if split == "train" else None
         metrics = self._classify(query, bank, own)
         if self.whiten:
-            floor = self.whiten[0]
+            whitening, floor = Whitening.fit(bank.z), self.whiten[0]
+
+            def classify(part: Split, own: np.ndarray | None, floor: float) -> dict[str, float]:
+                asked, kept = (p._replace(z=whitening(p.z, floor)) for p in (part, bank))
+                return self._classify(asked, kept, own)
+
             if len(read) > 1:
-                held_out = read[1]
-                floor = max(self.whiten, key=lambda x: self._held_out(bank, held_out, x))
-            found = self._classify(*_whitened(floor, query, bank), own)
+                tried = {x: classify(read[1], None, x)["knn_accuracy"] for x in self.whiten}
+                floor = max(tried, key=lambda x: tried[x])
+            found = classify(query, own, floor)
             metrics |= {key.replace("_", "_whitened_", 1): x for key, x in found.items()}
             metrics["knn_whitened_floor"] = floor
         return metrics
-
-    def _held_out(self, bank: Split, held_out: Split, floor: float) -> float:
-        """Returns the accuracy of the held-out part with the first k, whitened."""
-        found = self._classify(*_whitened(floor, held_out, bank), None)
-        return found["knn_accuracy"]
 
     def _classify(self, query: Split, bank: Split, own: np.ndarray | None) -> dict[str, float]:
         most = len(bank.z) if own is None else max(1, len(bank.z) - 1)
@@ -134,12 +134,6 @@ class Knn(OfEmbedding):
             name = "knn" if i == 0 else f"knn{k}"
             metrics |= {f"{name}_accuracy": plain, f"{name}_balanced_accuracy": balanced}
         return metrics
-
-
-def _whitened(floor: float, query: Split, bank: Split) -> tuple[Split, Split]:
-    """Returns both parts, whitened as the second is."""
-    whiten = Whitening.fit(bank.z, floor)
-    return query._replace(z=whiten(query.z)), bank._replace(z=whiten(bank.z))
 
 
 def make(
