@@ -7,15 +7,18 @@ MAE, I-JEPA, DINO, iBOT, LeJEPA and SimCLR train one ViT, 64 wide and four block
 patches of 4 x 4 pixels without a label: 8,000 steps of batch 64, about ten passes over the images.
 Frozen features, the means over patches of the four blocks side by side, of the moving average where
 a method has one, are judged by a linear probe of 10,000 labels and by 20 nearest neighbours; raw
-pixels and the ViT before training are measured beside each. The last state counts.
+pixels and the ViT before training are measured beside each. Neighbours are looked up in whitened
+features too (`knn_whitened_accuracy`), whose smallest variance held-out images choose. The last
+state counts.
 
 Differences from `configs/ssl/`, which are for 600 steps on digits: smaller patches, more steps, the
 rates of `RATES`, moving averages that forget their start in this many steps. `:tune` compares
 four trials per method after 2,000 steps on held-out training images, with one seed: the rates of
 `TRIED`, and the one change of `OTHER` at the rate of `RATES`. `:mae`, `:ijepa`, `:dino`, `:ibot`,
-`:lejepa` and `:simclr` run one method. One seed of all takes about an hour on a core:
-`--config.study.seeds=1,` runs one, and the same command with more of them continues. `:smoke` takes
-seconds on generated images.
+`:lejepa` and `:simclr` run one method. One seed of all takes about three hours on a core:
+`--config.study.seeds=1,` runs one, and the same command with more of them continues.
+`tools/results_page.py --add` joins what several machines have run. `:smoke` takes seconds on
+generated images.
 
 `:digits` asks why MAE and I-JEPA did little in `ssl_images.py`, with its 600 steps: `mae_unit` sees
 pixels from 0 to 1, `mae` standardized ones, `mae_tokens` is judged by all tokens side by side in
@@ -30,7 +33,7 @@ from typing import Any
 from distill_jax.configs import common, self_supervised
 
 PATCH, GRID = 4, (7, 7)
-RATES = {"simclr": 1e-3, "mae": 3e-3, "ijepa": 1e-3, "dino": 1e-3, "ibot": 1e-3, "lejepa": 1e-3}
+RATES = {"simclr": 1e-3, "mae": 3e-3, "ijepa": 1e-3, "dino": 3e-3, "ibot": 1e-3, "lejepa": 1e-3}
 TRIED = (5e-4, 1e-3, 3e-3)
 OTHER = {
     "simclr": {"objective.kwargs.temperature": 0.5},
@@ -129,7 +132,7 @@ def get_config(arg: str = ""):
     config.optim.warmup = "10 %"
     config.optim.weight_decay = 0.05
     config.evaluators = {
-        "knn": {"output": "last_blocks"},
+        "knn": {"output": "last_blocks", "whiten": (1e-6, 1e-4, 1e-3)},
         "probe": {"output": "last_blocks", "c": (1e-2, 1e-1, 1.0), "max_examples": 10_000},
         "representation": {"output": "last_blocks"},
     }
@@ -154,6 +157,7 @@ def get_config(arg: str = ""):
     config.study.arms = arms
     if "tune" in options:
         config.evaluators.knn.controls = config.evaluators.probe.controls = False
+        del config.evaluators.knn["whiten"]
         config.study.tuned = {name: tuple(trials) for name, trials in found.items()}
     config.study.reference = next(iter(arms))
     config.study.metric = "test/probe_accuracy"
