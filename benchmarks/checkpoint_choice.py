@@ -132,11 +132,10 @@ def tables(runs: dict[str, dict[str, Any]]) -> list[str]:
     for arm, seeds in runs.items():
         cells = [arm]
         for name in MEASURES:
-            known = [r[name]["correlation"] for r in seeds.values()]
-            known = [x for x in known if x is not None]
-            hits = sum(r[name]["best"] for r in seeds.values())
-            mean = f"{np.mean(known):+.2f}" if known else "-"
-            cells.append(f"{mean}, {hits} of {len(seeds)}")
+            known = [r[name] for r in seeds.values() if r[name]["correlation"] is not None]
+            mean = np.mean([x["correlation"] for x in known]) if known else math.nan
+            hits = sum(x["best"] for x in known)
+            cells.append(f"{mean:+.2f}, {hits} of {len(known)}" if known else "")
         choice.append(cells)
     found = []
     for table in (lines, choice):
