@@ -67,8 +67,11 @@ def make_config():
     return config
 
 
-def test_console_result_report_and_description_count_the_operations_of_all_devices(tmp_path):
+def test_console_result_report_and_description_count_the_operations_of_all_devices(
+    tmp_path, monkeypatch
+):
     said, config = [], make_config()
+    config.eval.every = config.total
     result = loop.train(config, tmp_path, log_line=said.append)
     shown = tables.flop(result["compute"]["flops_per_step"])
     assert jax.device_count() == 8
@@ -86,9 +89,15 @@ def test_console_result_report_and_description_count_the_operations_of_all_devic
     alone = build.build(config).on_mesh(mesh)
     build.compile_step(alone, build.feed_shapes(alone))
     assert alone.flops_per_step == pytest.approx(result["compute"]["flops_per_step"], rel=0.2)
+    measured, evaluate = [], evaluation.evaluate
+    monkeypatch.setattr(
+        evaluation, "evaluate", lambda *args: measured.append(args[-1]) or evaluate(*args)
+    )
     evaluated = evaluation.evaluate_run(config, tmp_path)
     assert evaluated == "\n".join(trained.splitlines()[: len(evaluated.splitlines())])
-    assert list(json.loads((tmp_path / "eval.json").read_text())) == ["last", "best"]
+    states = json.loads((tmp_path / "eval.json").read_text())
+    assert list(states) == ["last", "best"]
+    assert measured == ["held_out", "test"], "the last state is the best, and measured once"
 
 
 def test_a_description_begins_with_a_summary_and_ends_with_the_config():

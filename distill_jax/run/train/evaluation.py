@@ -297,6 +297,9 @@ def _measure_states(
         if name == "best":
             best = restored.meta.get("metric")
         metrics: dict[str, float] = {"step": restored.meta["step"]}
+        if by_state.get("last", {}).get("step") == metrics["step"]:  # the same state
+            by_state[name] = by_state["last"]
+            continue
         for split in ("held_out", "test"):
             if len(getattr(experiment.dataset, split)):
                 metrics |= scalars(evaluate(experiment, restored.state, frozen, split)[0])
