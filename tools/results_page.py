@@ -6,7 +6,8 @@
 Writes OUT.md (the tables only: what they support is written by hand above them, and kept) and
 OUT.json (every test metric and every measure of trust, by study, arm and seed). Studies that
 OUT.json already has and that are not named stay; with `--add`, also arms and seeds of those that
-are named, so that a study may be run in pieces, on several machines.
+are named, so that a study may be run in pieces, on several machines. With `--again=eval-*.json`,
+runs that `--mode=eval` has measured with other evaluators have the metrics of that file.
 """
 
 import argparse
@@ -31,14 +32,22 @@ TRUST = {
 }
 
 
-def read(folder: pathlib.Path) -> dict[str, Any]:
-    """Returns what a study measured: `{"values": {arm: {metric: {seed: value}}}, ...}`."""
+def read(folder: pathlib.Path, again: str = "") -> dict[str, Any]:
+    """Returns what a study measured: `{"values": {arm: {metric: {seed: value}}}, ...}`.
+
+    Args:
+      folder: of the study.
+      again: pattern of a file of `--mode=eval` whose metrics of the last state replace a run's.
+    """
     found = json.loads((folder / "study.json").read_text())
     values: dict[str, dict[str, dict[str, float]]] = {}
     for arm, entry in found["arms"].items():
         for seed, run in entry["seeds"].items():
             best = {BEST: run["best"]} if run.get("best") is not None else {}
-            for name, value in {**(run.get("metrics") or {}), **best}.items():
+            newer = sorted((folder / run["run"]).glob(again)) if again else []
+            states = [json.loads(path.read_text())["states"]["last"] for path in newer[-1:]]
+            measured = {**(run.get("metrics") or {}), **(states[0] if states else {}), **best}
+            for name, value in measured.items():
                 if name.startswith(KEPT) or name in (found["metric"], BEST):
                     values.setdefault(arm, {}).setdefault(name, {})[seed] = round(value, 6)
     costs = {arm: _cost(folder, entry) for arm, entry in found["arms"].items()}
@@ -200,6 +209,7 @@ def main() -> None:
     parser.add_argument("studies", nargs="+", type=pathlib.Path)
     parser.add_argument("--out", required=True, type=pathlib.Path)
     parser.add_argument("--also", default="", help="further metrics, separated by commas")
+    parser.add_argument("--again", default="", help="pattern of files of --mode=eval")
     parser.add_argument(
         "--add", action="store_true", help="stored arms and seeds that lack here stay"
     )
@@ -207,7 +217,7 @@ def main() -> None:
     stored = options.out.with_suffix(".json")
     studies = json.loads(stored.read_text()) if stored.exists() else {}
     for folder in options.studies:
-        study, before = read(folder), studies.get(folder.name)
+        study, before = read(folder, options.again), studies.get(folder.name)
         studies[folder.name] = add(before, study) if options.add and before else study
     page = options.out.with_suffix(".md")
     above = page.read_text().partition(MARK)[0] if page.exists() else "# Results\n\n"

@@ -33,6 +33,7 @@ from typing import Any
 from distill_jax.configs import common, self_supervised
 
 PATCH, GRID = 4, (7, 7)
+PENALTIES = (1e-2, 1e-1, 1.0, 10.0, 100.0)
 RATES = {"simclr": 1e-3, "mae": 3e-3, "ijepa": 1e-3, "dino": 3e-3, "ibot": 1e-3, "lejepa": 1e-3}
 TRIED = (5e-4, 1e-3, 3e-3)
 OTHER = {
@@ -133,7 +134,7 @@ def get_config(arg: str = ""):
     config.optim.weight_decay = 0.05
     config.evaluators = {
         "knn": {"output": "last_blocks", "whiten": (1e-6, 1e-4, 1e-3)},
-        "probe": {"output": "last_blocks", "c": (1e-2, 1e-1, 1.0), "max_examples": 10_000},
+        "probe": {"output": "last_blocks", "c": PENALTIES, "max_examples": 10_000},
         "representation": {"output": "last_blocks"},
     }
     config.eval.metric = "held_out/probe_accuracy"

@@ -40,3 +40,17 @@ def test_arms_and_seeds_of_another_piece_stay(tmp_path, monkeypatch):
     page = (tmp_path / "page.md").read_text()
     assert "4 runs took 8 minutes and 2 petaflop" in page
     assert "| a | 0.6000 ± 0.1000 | reference |" in page
+
+
+def test_metrics_of_other_evaluators_replace_those_of_the_run(tmp_path, monkeypatch):
+    write_study(tmp_path, {"a": {"1": 0.5, "2": 0.7}})
+    states = {"last": {"step": 9, "test/accuracy": 0.6, "test/knn_accuracy": 0.4}, "best": {}}
+    (tmp_path / "a/seed1/eval-digits-abc.json").write_text(json.dumps({"states": states}))
+    arguments = [f"--out={tmp_path / 'page'}", "--again=eval-*.json", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", ["_", *arguments])
+    runpy.run_path(str(ROOT / "tools/results_page.py"), run_name="__main__")
+    found = json.loads((tmp_path / "page.json").read_text())[tmp_path.name]["values"]["a"]
+    assert found == {
+        "test/accuracy": {"1": 0.6, "2": 0.7},
+        "test/knn_accuracy": {"1": 0.4},
+    }
