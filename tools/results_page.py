@@ -45,7 +45,10 @@ def read(folder: pathlib.Path, again: str = "") -> dict[str, Any]:
         for seed, run in entry["seeds"].items():
             best = {BEST: run["best"]} if run.get("best") is not None else {}
             newer = sorted((folder / run["run"]).glob(again)) if again else []
-            states = [json.loads(path.read_text())["states"]["last"] for path in newer[-1:]]
+            if len(newer) > 1:
+                names = ", ".join(path.name for path in newer)
+                raise SystemExit(f"{folder / run['run']}: {again} matches {names}; name one")
+            states = [json.loads(path.read_text())["states"]["last"] for path in newer]
             measured = {**(run.get("metrics") or {}), **(states[0] if states else {}), **best}
             for name, value in measured.items():
                 if name.startswith(KEPT) or name in (found["metric"], BEST):
@@ -74,7 +77,10 @@ def _total(study: Mapping[str, Any]) -> dict[str, float]:
 
 
 def add(before: Mapping[str, Any], study: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns a study with the arms and seeds of an earlier reading that it lacks."""
+    """Returns a study with the arms and seeds of an earlier reading that it lacks.
+
+    The reference stays the earlier one: a piece with few arms may have another.
+    """
     values = {arm: dict(found) for arm, found in before["values"].items()}
     for arm, found in study["values"].items():
         own = values.setdefault(arm, {})
@@ -83,7 +89,10 @@ def add(before: Mapping[str, Any], study: Mapping[str, Any]) -> dict[str, Any]:
     for arm, cost in study["costs"].items():
         seeds = costs.get(arm, {}).get("seeds", {}) | cost["seeds"]
         costs[arm] = {**cost, "seeds": seeds}
-    joined = {**study, "values": dict(sorted(values.items())), "costs": dict(sorted(costs.items()))}
+    joined = {**study, "reference": before["reference"]}
+    joined |= {"values": dict(sorted(values.items())), "costs": dict(sorted(costs.items()))}
+    for key in ("tuned", "fallback"):
+        joined[key] = (before.get(key) or {}) | (study.get(key) or {}) or None
     known = all("seeds" in cost for cost in costs.values())  # not in files of old
     return joined | {"spent": _total(joined) if known else None}
 

@@ -5,6 +5,8 @@ import pathlib
 import runpy
 import sys
 
+import pytest
+
 ROOT = pathlib.Path(__file__).parents[2]
 
 
@@ -20,12 +22,13 @@ def write_study(folder, runs):
             (at / "result.json").write_text(json.dumps({"steps": 100, "compute": compute}))
             run = {"run": f"{arm}/seed{seed}", "metrics": {"test/accuracy": accuracy}}
             arms[arm]["seeds"][seed] = run
-    study = {"title": "Pieces", "metric": "test/accuracy", "mode": "max", "reference": "a"}
-    (folder / "study.json").write_text(json.dumps({**study, "arms": arms}))
+    study = {"title": "Pieces", "metric": "test/accuracy", "mode": "max"}
+    study |= {"reference": next(iter(runs)), "arms": arms}
+    (folder / "study.json").write_text(json.dumps(study))
 
 
 def test_arms_and_seeds_of_another_piece_stay(tmp_path, monkeypatch):
-    pieces = {"a": {"1": 0.5}, "b": {"1": 0.6}}, {"a": {"2": 0.7}, "c": {"1": 0.9}}
+    pieces = {"a": {"1": 0.5}, "b": {"1": 0.6}}, {"c": {"1": 0.9}, "a": {"2": 0.7}}
     for name, runs in zip(("one", "two"), pieces, strict=True):
         folder = tmp_path / name / "study"
         folder.mkdir(parents=True)
@@ -54,3 +57,13 @@ def test_metrics_of_other_evaluators_replace_those_of_the_run(tmp_path, monkeypa
         "test/accuracy": {"1": 0.6, "2": 0.7},
         "test/knn_accuracy": {"1": 0.4},
     }
+
+
+def test_a_pattern_that_matches_two_measurements_is_refused(tmp_path, monkeypatch):
+    write_study(tmp_path, {"a": {"1": 0.5}})
+    for name in ("one", "two"):
+        (tmp_path / f"a/seed1/eval-{name}.json").write_text("{}")
+    arguments = [f"--out={tmp_path / 'page'}", "--again=eval-*.json", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", ["_", *arguments])
+    with pytest.raises(SystemExit, match=r"matches .*eval-two.*name one"):
+        runpy.run_path(str(ROOT / "tools/results_page.py"), run_name="__main__")
