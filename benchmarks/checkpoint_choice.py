@@ -90,10 +90,11 @@ def read(folder: pathlib.Path) -> dict[str, dict[str, Any]]:
 
 def picture(runs: dict[str, dict[str, Any]], key: str) -> str:
     """Returns an SVG file: the mean held-out accuracy of each method over steps."""
-    series, raw = {}, []
+    series, levels, seen = {}, [], []
     for i, (arm, seeds) in enumerate(runs.items(), start=1):
         curves = np.array([run[key] for run in seeds.values()])
-        raw += [run["raw"][key] for run in seeds.values()]
+        levels += [run["raw"][key] for run in seeds.values()]
+        seen += [curves.min(), curves.max()]
         several = len(curves) > 1
         series[i] = figures.Series(
             name=arm,
@@ -102,14 +103,14 @@ def picture(runs: dict[str, dict[str, Any]], key: str) -> str:
             low=curves.min(axis=0) if several else None,
             high=curves.max(axis=0) if several else None,
         )
-    level = float(np.mean(raw))
-    ends = [level, *(float(y) for s in series.values() for y in s.y)]
-    margin = 0.05 * (max(ends) - min(ends))
+    level = float(np.mean(levels))
+    low, high = min(level, *seen), max(level, *seen)
+    margin = 0.05 * (high - low)
     plot = figures.line_chart(
         series,
         y_label=f"held-out accuracy, {CURVES[key]}",
         x_label=f"step (vertical: held-out accuracy, {CURVES[key]})",
-        y_range=(min(ends) - margin, max(ends) + margin),
+        y_range=(low - margin, high + margin),
         level=level,
         names=True,
     )
