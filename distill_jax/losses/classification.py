@@ -1,8 +1,14 @@
-"""Losses between logits, labels and other logits: one value per example, `[b]`."""
+"""Losses between logits, labels and other logits: one value per example, `[b]`.
+
+The derivatives of cross-entropy and of the divergence of two softmaxes are written out, so that the
+backward pass reads logits, and no array of their size is kept beside them. Derivatives of any order
+and in both modes are exact.
+"""
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax.custom_derivatives import SymbolicZero
 
 from distill_jax.core import ranges
 from distill_jax.core.api import Array
@@ -24,11 +30,24 @@ def cross_entropy(logits: Array, label: Array, *, smoothing: float = 0.0) -> Arr
     if not jnp.issubdtype(label.dtype, jnp.integer):
         hint = "class ids, integers [b]; soft_cross_entropy takes distributions"
         raise ArgumentError(f"label has type {label.dtype}", where="label", hint=hint)
-    hard = optax.softmax_cross_entropy_with_integer_labels(logits, label)
+    hard = _hard_cross_entropy(logits, label)
     if smoothing == 0.0:
         return hard
     uniform = -jax.nn.log_softmax(logits).mean(-1)
     return (1 - smoothing) * hard + smoothing * uniform
+
+
+@jax.custom_jvp
+def _hard_cross_entropy(logits: Array, label: Array) -> Array:
+    return optax.softmax_cross_entropy_with_integer_labels(logits, label)
+
+
+@_hard_cross_entropy.defjvp
+def _(primals, tangents):
+    (logits, label), (change, _) = primals, tangents
+    onehot = jax.nn.one_hot(label, logits.shape[-1], dtype=logits.dtype)
+    slope = jax.nn.softmax(logits) - onehot
+    return _hard_cross_entropy(logits, label), (slope * change).sum(-1)
 
 
 def soft_cross_entropy(logits: Array, probs: Array, *, smoothing: float = 0.0) -> Array:
@@ -79,6 +98,33 @@ def kl(log_p: Array, log_q: Array) -> Array:
     return terms.sum(-1)
 
 
+@jax.custom_jvp
+def softmax_kl(p: Array, q: Array) -> Array:
+    """`KL(softmax(p) || softmax(q))` of two logits, `[b, k], [b, k] -> [b]`, in nats."""
+    return kl(_log_probs(p), _log_probs(q))
+
+
+def _log_probs(logits: Array) -> Array:
+    # XLA keeps the shifted logits of jax.nn.log_softmax as an array, and has no need to here.
+    return logits - jax.nn.logsumexp(logits, axis=-1, keepdims=True)
+
+
+def _softmax_kl_jvp(primals, tangents):
+    p, q = primals
+    value = softmax_kl(p, q)
+    log_p, log_q = _log_probs(p), _log_probs(q)
+    change = jnp.zeros_like(value)
+    if not isinstance(tangents[0], SymbolicZero):
+        slope = jnp.exp(log_p) * (log_p - log_q - value[:, None])
+        change += (slope * tangents[0]).sum(-1)
+    if not isinstance(tangents[1], SymbolicZero):
+        change += ((jnp.exp(log_q) - jnp.exp(log_p)) * tangents[1]).sum(-1)
+    return value, change
+
+
+softmax_kl.defjvp(_softmax_kl_jvp, symbolic_zeros=True)
+
+
 def distillation_kl(student: Array, teacher: Array, *, temperature: float) -> Array:
     """`T^2 KL(softmax(teacher / T) || softmax(student / T))`, `[b, k], [b, k] -> [b]`, in nats.
 
@@ -93,9 +139,7 @@ def distillation_kl(student: Array, teacher: Array, *, temperature: float) -> Ar
     if student.shape[-1] != teacher.shape[-1]:
         what = f"teacher has {teacher.shape[-1]} classes and student {student.shape[-1]}"
         raise ArgumentError(what, where="teacher", hint="the same classes in the same order")
-    log_student = jax.nn.log_softmax(student / temperature)
-    log_teacher = jax.nn.log_softmax(teacher / temperature)
-    return temperature**2 * kl(log_teacher, log_student)
+    return temperature**2 * softmax_kl(teacher / temperature, student / temperature)
 
 
 def shift_logits(logits: Array, shift: Array) -> Array:

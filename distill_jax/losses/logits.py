@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from distill_jax.core.api import Array
-from distill_jax.losses.classification import kl
+from distill_jax.losses.classification import kl, softmax_kl
 
 _TINY_VARIANCE = 1e-12
 """Rows or columns with less variation are treated as constant and give no gradient."""
@@ -29,9 +29,9 @@ def reverse_kl(
       floor: lower bound of the teacher's log-probability, which is otherwise unbounded. With it the
         teacher's row no longer sums to 1, and the value may be slightly negative.
     """
-    log_student, log_teacher = log_probs(student, teacher, temperature=temperature)
     if floor is None:
-        return temperature**2 * kl(log_student, log_teacher)
+        return temperature**2 * softmax_kl(student / temperature, teacher / temperature)
+    log_student, log_teacher = log_probs(student, teacher, temperature=temperature)
     ratio = log_student - jnp.maximum(log_teacher, floor)
     return temperature**2 * (jnp.exp(log_student) * ratio).sum(-1)
 

@@ -7,7 +7,7 @@ import pytest
 
 from distill_jax.core import state
 from distill_jax.core.errors import ArgumentError, ConfigError
-from distill_jax.losses.classification import cross_entropy, distillation_kl
+from distill_jax.losses.classification import cross_entropy, distillation_kl, softmax_kl
 from distill_jax.objectives import kd
 from tests import harness
 from tests.reference import softmax
@@ -29,6 +29,68 @@ def test_gradient_is_the_difference_of_probabilities():
     grad = jax.grad(lambda s: distillation_kl(s, jnp.asarray(TEACHER), temperature=1.0).sum())
     want = softmax(STUDENT) - softmax(TEACHER)
     np.testing.assert_allclose(grad(jnp.asarray(STUDENT)), want, atol=1e-6)
+
+
+def plain_kl(p, q):
+    return (jax.nn.softmax(p) * (jax.nn.log_softmax(p) - jax.nn.log_softmax(q))).sum(-1)
+
+
+def plain_cross_entropy(z):
+    return -jax.nn.log_softmax(z)[np.arange(3), np.array([2, 0, 1])]
+
+
+@pytest.mark.parametrize("order", ["reverse", "forward over reverse", "reverse over reverse"])
+@pytest.mark.parametrize(
+    ("loss", "plain"),
+    [
+        (lambda p, q: softmax_kl(p, q), plain_kl),
+        (lambda p, q: softmax_kl(p, jnp.asarray(STUDENT)), lambda p, q: plain_kl(p, STUDENT)),
+        (lambda p, q: softmax_kl(jnp.asarray(TEACHER), q), lambda p, q: plain_kl(TEACHER, q)),
+        (
+            lambda p, q: cross_entropy(p, jnp.array([2, 0, 1])) * q.sum(1),
+            lambda p, q: plain_cross_entropy(p) * q.sum(1),
+        ),
+    ],
+    ids=["both", "first", "second", "labels"],
+)
+def test_written_derivatives_are_those_of_autodiff(loss, plain, order):
+    at = jnp.asarray(TEACHER, jnp.float32), jnp.asarray(STUDENT, jnp.float32)
+    along = jnp.cos(at[0]), jnp.sin(3 * at[1])
+    weights = jnp.array([0.5, -1.0, 2.0])
+
+    def derivative(f):
+        total = lambda p, q: (weights * f(p, q)).sum()  # noqa: E731
+        gradient = jax.grad(total, (0, 1))
+        if order == "reverse":
+            return gradient(*at)
+        if order == "forward over reverse":
+            return jax.jvp(gradient, at, along)[1]
+        return jax.grad(
+            lambda p, q: sum((g * v).sum() for g, v in zip(gradient(p, q), along, strict=True)),
+            (0, 1),
+        )(*at)
+
+    for got, want in zip(derivative(loss), derivative(plain), strict=True):
+        np.testing.assert_allclose(got, want, rtol=1e-5, atol=2e-6)
+
+
+@pytest.mark.parametrize(
+    ("loss", "copies"),
+    [
+        (lambda z, t, y: cross_entropy(z, y), 1),
+        (lambda z, t, y: distillation_kl(z, t, temperature=4.0), 2),
+    ],
+)
+def test_gradient_has_no_array_of_the_logits_beside_their_casts(loss, copies):
+    rows, classes = 64, 20_000
+    logits = jax.ShapeDtypeStruct((rows, classes), jnp.bfloat16)
+    label = jax.ShapeDtypeStruct((rows,), jnp.int32)
+
+    def mean(z, t, y):
+        return loss(z.astype(jnp.float32), t.astype(jnp.float32), y).mean()
+
+    compiled = jax.jit(jax.grad(mean)).lower(logits, logits, label).compile()
+    assert compiled.memory_analysis().temp_size_in_bytes < (copies + 0.1) * 4 * rows * classes
 
 
 def test_extreme_logits_stay_finite():
