@@ -53,6 +53,7 @@ ONLINE = ("sp",)
 
 GRID = (1.0, 0.1, 0.01)
 SCALES = {
+    "convnet": {0.1: "cross_entropy dist js pkt", 0.01: "crd_batch dkd kd"},
     "mlp": {0.1: "cross_entropy", 0.01: "crd_batch dkd pkt"},
     "few": {0.1: "cross_entropy"},
 }
