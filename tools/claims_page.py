@@ -95,7 +95,7 @@ def cell(values: dict[str, Any] | None, claim: Claim) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("studies", nargs="*", type=pathlib.Path)
+    parser.add_argument("studies", nargs="*", type=results_page.study_folder)
     parser.add_argument("--out", required=True, type=pathlib.Path)
     options = parser.parse_args()
     short = json.loads(options.out.with_suffix(".json").read_text())

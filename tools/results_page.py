@@ -213,9 +213,16 @@ def _table(head: list[str], rows: list[list[str]]) -> list[str]:
     return ["| " + " | ".join(line) + " |" for line in lines]
 
 
+def study_folder(text: str) -> pathlib.Path:
+    """Returns the folder of an argument; without a study there, the parser says so."""
+    if not (pathlib.Path(text) / "study.json").is_file():
+        raise argparse.ArgumentTypeError(f"no study.json in {text}; --mode=study writes one")
+    return pathlib.Path(text)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("studies", nargs="+", type=pathlib.Path)
+    parser.add_argument("studies", nargs="+", type=study_folder)
     parser.add_argument("--out", required=True, type=pathlib.Path)
     parser.add_argument("--also", default="", help="further metrics, separated by commas")
     parser.add_argument("--again", default="", help="pattern of files of --mode=eval")
