@@ -19,16 +19,16 @@ the others out.
 
 `:settings` compares lengths and learning rates of labels alone on held-out images, and augmented
 ones; `CHOSEN` and `FEW_CHOSEN` have the result. Weights are the published ones
-(`configs/distillation.py`) times 1, 0.1 or 0.01: for `:mlp` and `:mlp,few`, `:tune` has compared
-them on held-out images and `SCALES` has the result; the other studies run all three with every
-seed and choose by the held-out mean. `:settings` and `:tune` have a seed of their own, 100.
+(`configs/distillation.py`) times 1, 0.1 or 0.01: `:tune` compares them on held-out images, and
+`SCALES` has the result; with `:all`, all three run with every seed, and the held-out mean chooses.
+`:settings` and `:tune` have a seed of their own, 100.
 
 Images of students are not augmented, which made labels alone worse, so the teacher's outputs are
 stored once for all runs; methods on feature maps ask the teacher in each step. Among the eight are
 none whose step costs a multiple of the student's: the angles of `rkd` and the 1,024 negatives of
 `crd` do. A study that is started again with more seeds or arms (`:convnet` and then `:convnet,all`)
-in the same folder runs those alone. Budgets, in time of one core: half an hour for `:mlp`, with and
-without `few`, an hour and a half each for `:convnet` and `:vit`, six hours for `:convnet,all`.
+in the same folder runs those alone. Budgets, in time of one core: half an hour for each of the four
+studies and 20 minutes for its `:tune`, six hours for `:convnet,all`.
 """
 
 import itertools
@@ -55,9 +55,10 @@ GRID = (1.0, 0.1, 0.01)
 SCALES = {
     "convnet": {0.1: "cross_entropy dist js pkt", 0.01: "crd_batch dkd kd"},
     "mlp": {0.1: "cross_entropy", 0.01: "crd_batch dkd pkt"},
+    "vit": {0.1: "crd_batch cross_entropy dist dkd", 0.01: "pkt"},
     "few": {0.1: "cross_entropy"},
 }
-"""Methods by the scale of their weights, for pairs where it was chosen; 1 for those left out."""
+"""Methods by the scale of their weights that `:tune` chose; 1 for those left out."""
 
 RATES = {"convnet": (0.05, 0.1, 0.2), "mlp": (0.02, 0.05, 0.1), "vit": (1e-3, 3e-3, 1e-2)}
 LENGTHS = {"convnet": (10, 20), "mlp": (10, 20, 40), "vit": (10, 20)}
@@ -175,7 +176,7 @@ def get_config(arg: str = ""):
         config.study.replicas = "auto"
     elif "tune" in options:
         config.study.arms.update(scaled())
-    elif setting in SCALES and "all" not in options:
+    elif "all" not in options:
         scales = {n: scale for scale, names in SCALES[setting].items() for n in names.split()}
         config.study.arms.update(taught(scales))
     else:
