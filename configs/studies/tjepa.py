@@ -11,8 +11,8 @@ columns five say little of a row. Here most columns predict a few others.
 * `:nsl_kdd`, NSL-KDD, 41 columns, five classes, from the folder of
   `--config.data.kwargs.path=...`; the test part has kinds of attack that training lacks.
 
-Arms: `tjepa` with the masks and the rate of `CHOSEN`, `twice` for twice the steps, and `small`, as
-long as `tjepa`, with the masks of `ssl_tables.py`. Tokens of the moving average side by side are
+Arms: `tjepa` with the masks and the rate that letters chose, `twice` for twice the steps, and
+`small`, as long as `tjepa`, with the masks of `ssl_tables.py`. Tokens of the moving average side by side are
 judged frozen by a linear probe, a perceptron and boosted trees of scikit-learn on 4,000 labels, all
 beside raw columns (categories as indicators) and the same network before training. The last state
 counts. Three seeds.
@@ -29,8 +29,8 @@ from distill_jax.run import config as config_lib
 STEPS = 4000
 TABLES = {"letter": "letter", "census": "census_income", "nsl_kdd": "nsl_kdd"}
 CONTEXTS, RATES = (0.5, 0.8, 0.9), (1e-3, 3e-3)
-CHOSEN = {"letter": (0.8, 3e-3), "census": (0.8, 3e-3), "nsl_kdd": (0.8, 3e-3)}
-"""Context and learning rate."""
+CHOSEN = 0.5, 3e-3
+"""Context and learning rate, from `:tune` on letters."""
 
 SMALL = {"context": 0.3, "target": 0.3, "targets": 4}
 
@@ -71,7 +71,7 @@ def get_config(arg: str = ""):
         "representation": {"role": "target"},
     }
     config.eval.metric = "held_out/probe_accuracy"
-    context, lr = CHOSEN[name]
+    context, lr = CHOSEN
     if "tune" in options:
         config.study.arms = {
             f"context{round(100 * c)}_lr{round(1e4 * r)}e-4": arm(around(c), r)
