@@ -12,10 +12,10 @@ columns five say little of a row. Here most columns predict a few others.
   `--config.data.kwargs.path=...`; the test part has kinds of attack that training lacks.
 
 Arms: `tjepa` with the masks and the rate that letters chose, `twice` for twice the steps, and
-`small`, as long as `tjepa`, with the masks of `ssl_tables.py`. Tokens of the moving average side by side are
-judged frozen by a linear probe, a perceptron and boosted trees of scikit-learn on 4,000 labels, all
-beside raw columns (categories as indicators) and the same network before training. The last state
-counts. Three seeds.
+`small`, as long as `tjepa`, with the masks of `ssl_tables.py`. Tokens of the moving average side by
+side are judged frozen by a linear probe, a perceptron and boosted trees of scikit-learn on 4,000
+labels, all beside raw columns (categories as indicators) and the same network before training. The
+last state counts. Three seeds.
 
 `:tune` compares three contexts at two rates on held-out rows, by the linear probe, with a seed of
 its own. A table takes about 20 minutes of a core, its `:tune` ten.
