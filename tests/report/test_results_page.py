@@ -10,8 +10,8 @@ import pytest
 ROOT = pathlib.Path(__file__).parents[2]
 
 
-def write_study(folder, runs):
-    """Writes what a study leaves: `runs` are accuracies by arm and seed."""
+def write_study(folder, runs, **more):
+    """Writes what a study leaves: `runs` are accuracies by arm and seed, `more` other entries."""
     arms = {}
     for arm, seeds in runs.items():
         arms[arm] = {"seeds": {}}
@@ -23,7 +23,7 @@ def write_study(folder, runs):
             run = {"run": f"{arm}/seed{seed}", "metrics": {"test/accuracy": accuracy}}
             arms[arm]["seeds"][seed] = run
     study = {"title": "Pieces", "metric": "test/accuracy", "mode": "max"}
-    study |= {"reference": next(iter(runs)), "arms": arms}
+    study |= {"reference": next(iter(runs)), "arms": arms} | more
     (folder / "study.json").write_text(json.dumps(study))
 
 
@@ -67,3 +67,29 @@ def test_a_pattern_that_matches_two_measurements_is_refused(tmp_path, monkeypatc
     monkeypatch.setattr(sys, "argv", ["_", *arguments])
     with pytest.raises(SystemExit, match=r"matches .*eval-two.*name one"):
         runpy.run_path(str(ROOT / "tools/results_page.py"), run_name="__main__")
+
+
+def test_what_pieces_tuned_is_joined(tmp_path, monkeypatch):
+    def choice(arm):
+        return {
+            arm: {"candidates": {f"{arm}_1": 0.5}, "arm": f"{arm}_1", "by": "held_out/accuracy"}
+        }
+
+    for name, tuned in {"one": choice("a"), "two": choice("b")}.items():
+        folder = tmp_path / name / "study"
+        folder.mkdir(parents=True)
+        write_study(folder, {"alone": {"1": 0.5}}, tuned=tuned)
+        arguments = [f"--out={tmp_path / 'page'}", "--add", str(folder)]
+        monkeypatch.setattr(sys, "argv", ["_", *arguments])
+        runpy.run_path(str(ROOT / "tools/results_page.py"), run_name="__main__")
+    found = json.loads((tmp_path / "page.json").read_text())["study"]["tuned"]
+    assert found == choice("a") | choice("b")
+    assert "`a` is a_1, by held_out/accuracy (a_1 0.5000)." in (tmp_path / "page.md").read_text()
+
+
+def test_a_folder_without_a_study_is_named(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["_", f"--out={tmp_path / 'page'}", str(tmp_path / "typo")])
+    with pytest.raises(SystemExit) as error:
+        runpy.run_path(str(ROOT / "tools/results_page.py"), run_name="__main__")
+    assert error.value.code == 2
+    assert "no study.json in" in capsys.readouterr().err
