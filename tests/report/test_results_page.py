@@ -71,9 +71,8 @@ def test_a_pattern_that_matches_two_measurements_is_refused(tmp_path, monkeypatc
 
 def test_what_pieces_tuned_is_joined(tmp_path, monkeypatch):
     def choice(arm):
-        return {
-            arm: {"candidates": {f"{arm}_1": 0.5}, "arm": f"{arm}_1", "by": "held_out/accuracy"}
-        }
+        found = {"candidates": {f"{arm}_1": 0.5}, "arm": f"{arm}_1", "by": "held_out/accuracy"}
+        return {arm: found}
 
     for name, tuned in {"one": choice("a"), "two": choice("b")}.items():
         folder = tmp_path / name / "study"
