@@ -25,7 +25,10 @@ WHERE = "downstream"
 HEADS = ("mlp", "trees")
 
 
-def _make_head(name: str, *, hidden: tuple[int, ...], trees: int, rate: float, seed: int) -> Any:
+def _make_head(
+    name: str, label: np.ndarray, *, hidden: tuple[int, ...], trees: int, rate: float, seed: int
+) -> Any:
+    """Returns a head that can be fitted to these labels."""
     from sklearn import ensemble, neural_network  # imported lazily: the import is slow
 
     if name == "trees":
@@ -36,8 +39,11 @@ def _make_head(name: str, *, hidden: tuple[int, ...], trees: int, rate: float, s
             early_stopping=False,  # pyright: ignore[reportArgumentType]  # its default is "auto"
             random_state=seed,
         )
+    # Of two classes, scikit-learn draws the tenth by class: it needs both there, and two of each.
+    count = np.unique(label, return_counts=True)[1]
+    stops = len(count) > 2 or (len(label) >= 20 and count.min() > 1)
     return neural_network.MLPClassifier(
-        hidden, early_stopping=True, validation_fraction=0.1, max_iter=200, random_state=seed
+        hidden, early_stopping=stops, validation_fraction=0.1, max_iter=200, random_state=seed
     )
 
 
@@ -74,7 +80,12 @@ class Downstream(OfEmbedding):
         metrics = {}
         for name in self.heads:
             head = _make_head(
-                name, hidden=self.hidden, trees=self.trees, rate=self.rate, seed=self.seed
+                name,
+                train.label,
+                hidden=self.hidden,
+                trees=self.trees,
+                rate=self.rate,
+                seed=self.seed,
             )
             # Its threads spin while waiting: on shared cores, two took 100 times as long as one.
             with threadpoolctl.threadpool_limits(1), warnings.catch_warnings():
@@ -101,9 +112,9 @@ def make(
     """Makes the evaluator of two non-linear scikit-learn heads.
 
     The embeddings are standardised by the training part. "mlp" is a perceptron with early stopping
-    on a tenth of the training part. "trees" is histogram-based gradient boosting. Trees need no
-    embedding, so for tabular data `trees_accuracy_raw` is the baseline to compare with. No
-    hyperparameter is selected. For linear heads see `probe`.
+    on a tenth of the training part, or without it where two classes have too few examples. "trees"
+    is histogram-based gradient boosting. Trees need no embedding, so for tabular data
+    `trees_accuracy_raw` is the baseline to compare with. No state of the network is chosen.
 
     Metrics, and those of the controls with the suffixes `_raw` and `_initial`, for NAME in
     `heads`:

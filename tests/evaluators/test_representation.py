@@ -378,6 +378,15 @@ def test_heads_are_those_of_scikit_learn_on_standardised_embeddings():
     assert downstream.make().parts == {"train": 4_000}
 
 
+@pytest.mark.parametrize("label", [[0, 1] * 4, [0] * 29 + [1], [0] * 30])
+def test_heads_fit_few_examples_of_two_classes(label):
+    rows = np.arange(len(label))
+    z = np.cos(rows[:, None] * np.array([1.0, 2.0, 5.0]))
+    part = {"student": {"embedding": z}}, {"label": np.array(label), "index": rows}
+    got = downstream.make(trees=2)(*part, parts={"train": part})
+    assert all(0 <= value <= 1 for value in got.values())
+
+
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
