@@ -114,7 +114,8 @@ def make(
     The embeddings are standardised by the training part. "mlp" is a perceptron with early stopping
     on a tenth of the training part, or without it where two classes have too few examples. "trees"
     is histogram-based gradient boosting. Trees need no embedding, so for tabular data
-    `trees_accuracy_raw` is the baseline to compare with. No state of the network is chosen.
+    `trees_accuracy_raw` is the baseline to compare with. No hyperparameter is selected. For linear
+    heads see `probe`.
 
     Metrics, and those of the controls with the suffixes `_raw` and `_initial`, for NAME in
     `heads`:
