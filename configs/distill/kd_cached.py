@@ -16,6 +16,7 @@ from distill_jax.configs.distill import kd
 
 def get_config(arg: str = ""):
     config = kd.get_config(arg)
-    config.data.views = 10
+    if config.data.train_transforms:  # a table has one view
+        config.data.views = 10
     config.cache.dir = "runs/kd_answers/seed{seed}"
     return config
