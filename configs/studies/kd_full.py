@@ -20,8 +20,8 @@ the others out.
 `:settings` compares lengths and learning rates of labels alone on held-out images, and augmented
 ones; `CHOSEN` and `FEW_CHOSEN` have the result. Weights are the published ones
 (`configs/distillation.py`) times 1, 0.1 or 0.01: `:tune` compares them on held-out images, and
-`SCALES` has the result (for `:vit` of 10 epochs at a rate of 0.003); with `:all`, all three run with every seed, and the held-out mean chooses.
-`:settings` and `:tune` have a seed of their own, 100.
+`SCALES` has the result (of `:vit` for 10 epochs at a rate of 0.003); with `:all`, all three run
+with every seed, and the held-out mean chooses. `:settings` and `:tune` have a seed of their own.
 
 Images of students are not augmented, which made labels alone worse, so the teacher's outputs are
 stored once for all runs; methods on feature maps ask the teacher in each step. Among the eight are
