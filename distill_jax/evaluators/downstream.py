@@ -26,7 +26,14 @@ HEADS = ("mlp", "trees")
 
 
 def _make_head(
-    name: str, label: np.ndarray, *, hidden: tuple[int, ...], trees: int, rate: float, seed: int
+    name: str,
+    label: np.ndarray,
+    *,
+    hidden: tuple[int, ...],
+    trees: int,
+    rate: float,
+    l2: float,
+    seed: int,
 ) -> Any:
     """Returns a head that can be fitted to these labels."""
     from sklearn import ensemble, neural_network  # imported lazily: the import is slow
@@ -35,6 +42,7 @@ def _make_head(
         return ensemble.HistGradientBoostingClassifier(
             max_iter=trees,
             learning_rate=rate,
+            l2_regularization=l2,
             max_leaf_nodes=15,
             early_stopping=False,  # pyright: ignore[reportArgumentType]  # its default is "auto"
             random_state=seed,
@@ -55,6 +63,7 @@ class Downstream(OfEmbedding):
     hidden: tuple[int, ...]
     trees: int
     rate: float
+    l2: float
     seed: int
     max_examples: int | None
 
@@ -85,6 +94,7 @@ class Downstream(OfEmbedding):
                 hidden=self.hidden,
                 trees=self.trees,
                 rate=self.rate,
+                l2=self.l2,
                 seed=self.seed,
             )
             # Its threads spin while waiting: on shared cores, two took 100 times as long as one.
@@ -105,6 +115,7 @@ def make(
     hidden: tuple[int, ...] = (128,),
     trees: int = 50,
     rate: float = 0.2,
+    l2: float = 1.0,
     seed: int = 0,
     max_examples: int | None = 4_000,
     controls: bool = True,
@@ -129,6 +140,8 @@ def make(
       hidden: widths of the perceptron.
       trees: rounds of boosting, each with one tree per class of at most 15 leaves.
       rate: learning rate of boosting.
+      l2: penalty on the values of leaves, as lambda in XGBoost. At 0 boosting may diverge where a
+        class has a handful of examples.
       seed: seed of both heads.
       max_examples: most training examples, spread evenly; none for all. Time grows with them, with
         the width of the embedding and, of trees, with the number of classes.
@@ -156,6 +169,7 @@ def make(
         )
     check_positive(WHERE, rate=rate, max_examples=max_examples)
     ranges.within(f"[1, {ranges.MOST}]", where=WHERE, whole=True, trees=trees, hidden=hidden)
+    ranges.within("[0, inf)", where=WHERE, l2=l2)
     if seed < 0:
         raise ArgumentError(f"seed is {seed}", where=f"{WHERE}.seed", hint="at least 0")
     return Downstream(
@@ -165,6 +179,7 @@ def make(
         hidden=tuple(hidden),
         trees=trees,
         rate=rate,
+        l2=l2,
         seed=seed,
         max_examples=max_examples,
         controls=CONTROLS if controls else (),

@@ -357,12 +357,17 @@ def test_heads_are_those_of_scikit_learn_on_standardised_embeddings():
     scaler = StandardScaler().fit(z_of(TRAIN))
     z, asked = scaler.transform(z_of(TRAIN)), scaler.transform(z_of(TEST))
     trees = HistGradientBoostingClassifier(
-        max_iter=7, learning_rate=0.3, max_leaf_nodes=15, early_stopping=False, random_state=0
+        max_iter=7,
+        learning_rate=0.3,
+        l2_regularization=0.5,
+        max_leaf_nodes=15,
+        early_stopping=False,
+        random_state=0,
     )
     mlp = MLPClassifier(
         (5,), early_stopping=True, validation_fraction=0.1, max_iter=200, random_state=0
     )
-    got = ask(downstream.make(hidden=(5,), trees=7, rate=0.3, max_examples=None))
+    got = ask(downstream.make(hidden=(5,), trees=7, rate=0.3, l2=0.5, max_examples=None))
     for name, head in (("trees", trees), ("mlp", mlp)):
         said = head.fit(z.astype(np.float32), y_of(TRAIN)).predict(asked.astype(np.float32))
         near = {"abs": 2 / len(said)}  # rounding may decide an example at a boundary
@@ -376,6 +381,20 @@ def test_heads_are_those_of_scikit_learn_on_standardised_embeddings():
         "trees_balanced_accuracy",
     }
     assert downstream.make().parts == {"train": 4_000}
+
+
+def test_trees_do_not_diverge_where_a_class_has_two_examples():
+    random = np.random.default_rng(0)
+    label = np.repeat(np.arange(5), (1000, 700, 100, 20, 2))
+    z = random.normal(size=(len(label), 20))
+    z[:, :5] += 1.5 * np.eye(5)[label]
+    part = {"student": {"embedding": z}}, {"label": label, "index": np.arange(len(label))}
+    got = [
+        downstream.make(heads=("trees",), **kwargs)(*part, parts={"train": part})["trees_accuracy"]
+        for kwargs in ({}, {"l2": 0.0})
+    ]
+    assert got[0] > 0.99
+    assert got[1] < 0.9, "without a penalty they do"
 
 
 @pytest.mark.parametrize("label", [[0, 1] * 4, [0] * 29 + [1], [0] * 30])
@@ -394,6 +413,7 @@ def test_heads_fit_few_examples_of_two_classes(label):
         ({"heads": ()}, "heads are"),
         ({"hidden": (0,)}, "hidden is"),
         ({"trees": 0}, "trees"),
+        ({"l2": -1.0}, "l2"),
         ({"seed": -1}, "seed is -1"),
     ],
 )
