@@ -78,6 +78,7 @@ def get_config(arg: str = ""):
             for c, r in itertools.product(CONTEXTS, RATES)
         }
         config.study.seeds, config.study.metric = (100,), "held_out/probe_accuracy"
+        config.study.reference = next(iter(config.study.arms))
     else:
         config.evaluators.downstream = judged
         config.study.arms = {
@@ -86,6 +87,6 @@ def get_config(arg: str = ""):
             "small": arm(SMALL, lr),
         }
         config.study.seeds, config.study.metric = (1, 2, 3), "test/probe_accuracy"
-    config.study.reference = min(config.study.arms)
+        config.study.reference = "small"
     config.study.title = f"T-JEPA with larger contexts: {TABLES[name]}"
     return config

@@ -115,7 +115,7 @@ def _softmax_kl_jvp(primals, tangents):
     log_p, log_q = _log_probs(p), _log_probs(q)
     change = jnp.zeros_like(value)
     if not isinstance(tangents[0], SymbolicZero):
-        slope = jnp.exp(log_p) * (log_p - log_q - value[:, None])
+        slope = jnp.exp(log_p) * (log_p - log_q - value[..., None])
         change += (slope * tangents[0]).sum(-1)
     if not isinstance(tangents[1], SymbolicZero):
         change += ((jnp.exp(log_q) - jnp.exp(log_p)) * tangents[1]).sum(-1)

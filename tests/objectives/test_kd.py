@@ -74,6 +74,18 @@ def test_written_derivatives_are_those_of_autodiff(loss, plain, order):
         np.testing.assert_allclose(got, want, rtol=1e-5, atol=2e-6)
 
 
+def labelled(p, q):
+    return cross_entropy(p, jnp.array([0, 4, 2, 1]).reshape(p.shape[:-1])) * q.sum(-1)
+
+
+@pytest.mark.parametrize("loss", [softmax_kl, labelled])
+def test_derivatives_do_not_depend_on_the_axes_before_the_classes(loss):
+    p, q = (jax.random.normal(jax.random.key(i), (2, 2, 5)) for i in range(2))
+    gradient = jax.grad(lambda p, q: loss(p, q).sum(), (0, 1))
+    for got, want in zip(gradient(p, q), gradient(*(x.reshape(4, 5) for x in (p, q))), strict=True):
+        np.testing.assert_allclose(got.reshape(4, 5), want, atol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("loss", "copies"),
     [
