@@ -15,7 +15,7 @@ Differences from `configs/ssl/`, which are for 600 steps on digits: smaller patc
 rates of `RATES`, moving averages that forget their start in this many steps. `:tune` compares
 four trials per method after 2,000 steps on held-out training images, with one seed: the rates of
 `TRIED`, and the one change of `OTHER` at the rate of `RATES`. `:mae`, `:ijepa`, `:dino`, `:ibot`,
-`:lejepa` and `:simclr` run one method. One seed of all takes about three hours on a core:
+`:lejepa` and `:simclr` run one method. One seed of all takes four to five hours of a core:
 `--config.study.seeds=1,` runs one, and the same command with more of them continues.
 `tools/results_page.py --add` joins what several machines have run. `:smoke` takes seconds on
 generated images.

@@ -18,7 +18,7 @@ labels, all beside raw columns (categories as indicators) and the same network b
 last state counts. Three seeds.
 
 `:tune` compares three contexts at two rates on held-out rows, by the linear probe, with a seed of
-its own. A table takes about 20 minutes of a core, its `:tune` ten.
+its own. A table takes 20 to 40 minutes of a shared core, `:tune` on letters 15.
 """
 
 import itertools

@@ -1,8 +1,8 @@
 """Losses between logits, labels and other logits: one value per example, `[b]`.
 
-The derivatives of cross-entropy and of the divergence of two softmaxes are written out, so that the
-backward pass reads logits, and no array of their size is kept beside them. Derivatives of any order
-and in both modes are exact.
+The derivatives of the cross-entropy of class ids and of the divergence of two softmaxes are written
+out, so that the backward pass has fewer arrays of the logits' size. Derivatives of any order and in
+both modes are exact.
 """
 
 import jax
