@@ -27,8 +27,8 @@ Images of students are not augmented, which made labels alone worse, so the teac
 stored once for all runs; methods on feature maps ask the teacher in each step. Among the eight are
 none whose step costs a multiple of the student's: the angles of `rkd` and the 1,024 negatives of
 `crd` do. A study that is started again with more seeds or methods (`:convnet,kd` and then
-`:convnet`) in the same folder runs those alone. Budgets, in time of one core: half an hour for each of the four
-studies and 20 minutes for its `:tune`, six hours for `:convnet,all`.
+`:convnet`) in the same folder runs those alone. Budgets, in time of one core: half an hour for each
+of the four studies and 20 minutes for its `:tune`, six hours for `:convnet,all`.
 """
 
 import itertools
