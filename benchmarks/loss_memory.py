@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from distill_jax.losses import classification
+from distill_jax.losses import classification, logits
 
 ROWS, CLASSES, CALLS = 256, 50_000, 7
 
@@ -31,9 +31,23 @@ def plain_cross_entropy(logits, label):
     return optax.softmax_cross_entropy_with_integer_labels(logits, label)
 
 
+def plain_smoothed(logits, label, *, smoothing):
+    uniform = -jax.nn.log_softmax(logits).mean(-1)
+    return (1 - smoothing) * plain_cross_entropy(logits, label) + smoothing * uniform
+
+
+def plain_teacher(student, teacher, *, temperature):
+    log_p, log_q = (jax.nn.log_softmax(z / temperature) for z in (teacher, student))
+    return -(temperature**2) * (jnp.exp(log_p) * log_q).sum(-1)
+
+
 LOSSES = {
     "cross_entropy": lambda z, t, y: classification.cross_entropy(z, y),
     "cross_entropy, autodiff": lambda z, t, y: plain_cross_entropy(z, y),
+    "smoothing 0.1": lambda z, t, y: classification.cross_entropy(z, y, smoothing=0.1),
+    "smoothing 0.1, autodiff": lambda z, t, y: plain_smoothed(z, y, smoothing=0.1),
+    "teacher_cross_entropy": lambda z, t, y: logits.teacher_cross_entropy(z, t, temperature=4.0),
+    "teacher_cross_entropy, autodiff": lambda z, t, y: plain_teacher(z, t, temperature=4.0),
     "distillation_kl": lambda z, t, y: classification.distillation_kl(z, t, temperature=4.0),
     "distillation_kl, autodiff": lambda z, t, y: plain_kl(z, t, temperature=4.0),
 }

@@ -1,8 +1,8 @@
 """Losses between logits, labels and other logits: one value per example, `[b]`.
 
-The derivatives of the cross-entropy of class ids and of the divergence of two softmaxes are written
-out, so that the backward pass has fewer arrays of the logits' size. Derivatives of any order and in
-both modes are exact.
+The derivatives of cross-entropies and of the divergence of two softmaxes are written out, so that
+the backward pass has fewer arrays of the logits' size. Derivatives of any order and in both modes
+are exact.
 """
 
 import jax
@@ -33,7 +33,7 @@ def cross_entropy(logits: Array, label: Array, *, smoothing: float = 0.0) -> Arr
     hard = _hard_cross_entropy(logits, label)
     if smoothing == 0.0:
         return hard
-    uniform = -jax.nn.log_softmax(logits).mean(-1)
+    uniform = softmax_cross_entropy(logits, jnp.full_like(logits, 1 / logits.shape[-1]))
     return (1 - smoothing) * hard + smoothing * uniform
 
 
@@ -53,7 +53,28 @@ def _(primals, tangents):
 def soft_cross_entropy(logits: Array, probs: Array, *, smoothing: float = 0.0) -> Array:
     """Cross-entropy of label distributions, `[b, k], [b, k] -> [b]`, in nats."""
     probs = (1 - smoothing) * probs + smoothing / probs.shape[-1]
-    return optax.softmax_cross_entropy(logits, probs)
+    return softmax_cross_entropy(logits, probs)
+
+
+@jax.custom_jvp
+def softmax_cross_entropy(logits: Array, weights: Array) -> Array:
+    """`-sum_c weights_c log softmax(logits)_c`, `[b, k], [b, k] -> [b]`; any weights, in nats."""
+    return -(weights * _log_probs(logits)).sum(-1)
+
+
+def _softmax_cross_entropy_jvp(primals, tangents):
+    logits, weights = primals
+    value = softmax_cross_entropy(logits, weights)
+    change = jnp.zeros_like(value)
+    if not isinstance(tangents[0], SymbolicZero):
+        slope = weights.sum(-1, keepdims=True) * jax.nn.softmax(logits) - weights
+        change += (slope * tangents[0]).sum(-1)
+    if not isinstance(tangents[1], SymbolicZero):
+        change += softmax_cross_entropy(logits, tangents[1])
+    return value, change
+
+
+softmax_cross_entropy.defjvp(_softmax_cross_entropy_jvp, symbolic_zeros=True)
 
 
 def focal(logits: Array, label: Array, *, gamma: float) -> Array:
@@ -81,7 +102,7 @@ def weighted_cross_entropy(
       smoothing: see `cross_entropy`.
     """
     probs = (1 - smoothing) * probs + smoothing / probs.shape[-1]
-    return optax.softmax_cross_entropy(logits, probs * weights[None])
+    return softmax_cross_entropy(logits, probs * weights[None])
 
 
 def kl(log_p: Array, log_q: Array) -> Array:

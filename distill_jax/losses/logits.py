@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from distill_jax.core.api import Array
-from distill_jax.losses.classification import kl, softmax_kl
+from distill_jax.losses.classification import kl, softmax_cross_entropy, softmax_kl
 
 _TINY_VARIANCE = 1e-12
 """Rows or columns with less variation are treated as constant and give no gradient."""
@@ -45,8 +45,9 @@ def jensen_shannon(student: Array, teacher: Array, *, temperature: float) -> Arr
 
 def teacher_cross_entropy(student: Array, teacher: Array, *, temperature: float) -> Array:
     """`-T^2 sum_c t_c log s_c`: the forward divergence plus the teacher's entropy."""
-    log_student, log_teacher = log_probs(student, teacher, temperature=temperature)
-    return -(temperature**2) * (jnp.exp(log_teacher) * log_student).sum(-1)
+    student, teacher = student / temperature, teacher / temperature
+    entropy = softmax_cross_entropy(teacher, jax.nn.softmax(teacher))
+    return temperature**2 * (softmax_kl(teacher, student) + entropy)
 
 
 def decoupled_kl(

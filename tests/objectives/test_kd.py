@@ -7,7 +7,14 @@ import pytest
 
 from distill_jax.core import state
 from distill_jax.core.errors import ArgumentError, ConfigError
-from distill_jax.losses.classification import cross_entropy, distillation_kl, softmax_kl
+from distill_jax.losses.classification import (
+    cross_entropy,
+    distillation_kl,
+    soft_cross_entropy,
+    softmax_cross_entropy,
+    softmax_kl,
+)
+from distill_jax.losses.logits import teacher_cross_entropy
 from distill_jax.objectives import kd
 from tests import harness
 from tests.reference import softmax
@@ -39,6 +46,14 @@ def plain_cross_entropy(z):
     return -jax.nn.log_softmax(z)[np.arange(3), np.array([2, 0, 1])]
 
 
+def plain_soft_cross_entropy(z, w):
+    return -(w * jax.nn.log_softmax(z)).sum(-1)
+
+
+def plain_smoothed_cross_entropy(z):
+    return 0.8 * plain_cross_entropy(z) - 0.2 * jax.nn.log_softmax(z).mean(-1)
+
+
 @pytest.mark.parametrize("order", ["reverse", "forward over reverse", "reverse over reverse"])
 @pytest.mark.parametrize(
     ("loss", "plain"),
@@ -50,8 +65,35 @@ def plain_cross_entropy(z):
             lambda p, q: cross_entropy(p, jnp.array([2, 0, 1])) * q.sum(1),
             lambda p, q: plain_cross_entropy(p) * q.sum(1),
         ),
+        (softmax_cross_entropy, plain_soft_cross_entropy),
+        (
+            lambda p, q: softmax_cross_entropy(p, jnp.asarray(STUDENT)) * q.sum(1),
+            lambda p, q: plain_soft_cross_entropy(p, STUDENT) * q.sum(1),
+        ),
+        (
+            lambda p, q: softmax_cross_entropy(jnp.asarray(TEACHER), q) * p.sum(1),
+            lambda p, q: plain_soft_cross_entropy(TEACHER, q) * p.sum(1),
+        ),
+        (
+            lambda p, q: cross_entropy(p, jnp.array([2, 0, 1]), smoothing=0.2) * q.sum(1),
+            lambda p, q: plain_smoothed_cross_entropy(p) * q.sum(1),
+        ),
+        (
+            lambda p, q: teacher_cross_entropy(q, p, temperature=3.0),
+            lambda p, q: 9 * plain_soft_cross_entropy(q / 3, jax.nn.softmax(p / 3)),
+        ),
     ],
-    ids=["both", "first", "second", "labels"],
+    ids=[
+        "both",
+        "first",
+        "second",
+        "labels",
+        "soft labels",
+        "logits of soft labels",
+        "soft labels alone",
+        "smoothing",
+        "teacher",
+    ],
 )
 def test_written_derivatives_are_those_of_autodiff(loss, plain, order):
     at = jnp.asarray(TEACHER, jnp.float32), jnp.asarray(STUDENT, jnp.float32)
@@ -78,7 +120,7 @@ def labelled(p, q):
     return cross_entropy(p, jnp.array([0, 4, 2, 1]).reshape(p.shape[:-1])) * q.sum(-1)
 
 
-@pytest.mark.parametrize("loss", [softmax_kl, labelled])
+@pytest.mark.parametrize("loss", [softmax_kl, softmax_cross_entropy, labelled])
 def test_derivatives_do_not_depend_on_the_axes_before_the_classes(loss):
     p, q = (jax.random.normal(jax.random.key(i), (2, 2, 5)) for i in range(2))
     gradient = jax.grad(lambda p, q: loss(p, q).sum(), (0, 1))
@@ -90,8 +132,13 @@ def test_derivatives_do_not_depend_on_the_axes_before_the_classes(loss):
     ("loss", "copies"),
     [
         (lambda z, t, y: cross_entropy(z, y), 1),
+        (lambda z, t, y: cross_entropy(z, y, smoothing=0.1), 1),
+        (lambda z, t, y: soft_cross_entropy(z, t), 2),
+        (lambda z, t, y: soft_cross_entropy(z, t, smoothing=0.1), 2),
+        (lambda z, t, y: teacher_cross_entropy(z, t, temperature=4.0), 2),
         (lambda z, t, y: distillation_kl(z, t, temperature=4.0), 2),
     ],
+    ids=["labels", "smoothing", "soft labels", "smoothed soft labels", "teacher", "divergence"],
 )
 def test_gradient_has_no_array_of_the_logits_beside_their_casts(loss, copies):
     rows, classes = 64, 20_000
