@@ -152,6 +152,10 @@ def main() -> None:
     parser.add_argument("--page", type=pathlib.Path)
     parser.add_argument("--add", action="store_true", help="keep runs that the study lacks")
     options = parser.parse_args()
+    if not (options.study / "study.json").is_file():
+        parser.error(f"no study.json in {options.study}; --mode=study writes one")
+    if options.page and not options.page.is_file():
+        parser.error(f"no page {options.page}")
     stored = options.add and options.out.exists()
     runs = json.loads(options.out.read_text()) if stored else {}
     for arm, seeds in read(options.study).items():

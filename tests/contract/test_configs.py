@@ -6,6 +6,7 @@ own entries, such as arguments that go with another method. Their `smoke` builds
 After a deliberate change: `UPDATE_GOLDEN=1 pytest tests/contract/test_configs.py`.
 """
 
+import contextlib
 import math
 import os
 import pathlib
@@ -13,7 +14,9 @@ import pathlib
 import jax
 import pytest
 
+from distill_jax.configs import common
 from distill_jax.core import partition
+from distill_jax.core.errors import ConfigError, DataUnavailable
 from distill_jax.run import build, flags, study, unused
 from distill_jax.run import config as config_lib
 from distill_jax.run.preflight import hyperparameters
@@ -121,6 +124,40 @@ def test_smoke_builds_and_is_small(path):
         experiment = built(run)
         assert experiment.total_steps == 12
         assert len(experiment.dataset.train) <= 512
+
+
+FILES_OF_THE_USER = ("novels", "plays")
+"""Options that read a file whose content the user makes."""
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        pytest.param(path, marks=[pytest.mark.slow] * (path.parent.name == "studies"), id=path.stem)
+        for path in FILES
+    ],
+)
+def test_every_option_builds_and_measures_what_it_chooses_by(path, monkeypatch):
+    parse, own = common.parse, []
+
+    def spy(arg, *options):
+        if arg != "?":
+            return parse(arg, *options)
+        own.extend(options)
+        return set()
+
+    monkeypatch.setattr(common, "parse", spy)
+    with contextlib.suppress(ConfigError):  # of a file without options
+        load(f"{path}:?")
+    for option in sorted(set(own) - set(FILES_OF_THE_USER)):
+        config = load(f"{path}:{option}")
+        single = next(iter(runs(config).values()))
+        try:
+            experiment = built(single)
+        except DataUnavailable:
+            continue  # of data sets that are not packages
+        for metric in {single.eval.metric, config.study.metric * bool(config.study.arms)} - {""}:
+            build.check_metric(experiment, metric, where=option)
 
 
 def name_of(path):
