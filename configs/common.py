@@ -1,5 +1,7 @@
 """Pieces that most configs share."""
 
+from collections.abc import Iterable
+
 from distill_jax.core.errors import ConfigError, nearest
 from distill_jax.run import config as config_lib
 
@@ -18,6 +20,19 @@ def parse(arg: str, *options: str) -> set[str]:
             f"unknown option {option!r} behind the colon", where="--config", hint=hint
         )
     return given
+
+
+def choose(options: set[str], among: Iterable[str], default: str = "") -> str:
+    """Returns the one option of those that exclude each other, or the default.
+
+    Raises:
+      ConfigError: the options have two of them.
+    """
+    given = sorted(options & set(among))
+    if len(given) > 1:
+        what = f"{' and '.join(given)} behind the colon exclude each other"
+        raise ConfigError(what, where="--config", hint="one of them")
+    return given[0] if given else default
 
 
 def images(*, full: bool = False):

@@ -2,7 +2,6 @@
 
 from typing import Any
 
-from distill_jax.core.errors import ConfigError
 from distill_jax.run import config as config_lib
 
 PLAYS = {"tokenizer_path": "runs/plays/minilm", "licence": "public domain", "length": 64}
@@ -65,18 +64,6 @@ MINILM = {
 
 STUDENT = {"layout": "minilm", "width": 64, "depth": 2, "heads": 4, "vocabulary": 30_522}
 """2.0 M parameters, of which 1.95 M are the embedding."""
-
-
-def corpus_of(options: set[str], default: str) -> str:
-    """Returns the corpus that options of a config name.
-
-    Raises:
-      ConfigError: they name two.
-    """
-    given = sorted(options & set(CORPORA))
-    if len(given) > 1:
-        raise ConfigError(f"{given[0]} and {given[1]} are two corpora", where="--config")
-    return given[0] if given else default
 
 
 def base(corpus: str, *, labels: int = 20, at_most: int = 0) -> config_lib.ConfigDict:

@@ -1,6 +1,6 @@
 """Arms of the studies of learned trust: the same for every task, so that budgets are equal."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 ALPHA = "objective.kwargs.alpha"
@@ -14,18 +14,6 @@ SCENARIOS = {
 
 OUTLIERS = {"outliers": {"outliers": 0.1}}
 """Noise images with random labels among the training images, a tenth of their number."""
-
-
-def scenario(options: set[str], known: Iterable[str] = SCENARIOS) -> str:
-    """Returns which fault the options ask for, "" for none.
-
-    Raises:
-      ValueError: for two of them.
-    """
-    given = sorted(options & set(known))
-    if len(given) > 1:
-        raise ValueError(f"choose one of {', '.join(given)}")
-    return given[0] if given else ""
 
 
 def kd(alpha: float | str, *, temperature: float) -> dict:

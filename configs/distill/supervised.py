@@ -14,7 +14,7 @@ from distill_jax.run import config as config_lib
 
 def get_config(arg: str = ""):
     options = common.parse(arg, "full", "table", "pretrained")
-    if "table" in options:
+    if common.choose(options, ("full", "table")) == "table":
         config = common.table_classifier("adult")
         config.roles.student = config_lib.role("tabular_mlp", hidden=(256, 128))
     else:

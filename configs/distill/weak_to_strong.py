@@ -16,12 +16,13 @@ from distill_jax.run import config as config_lib
 
 
 def get_config(arg: str = ""):
-    options = common.parse(arg, "weak", "pretrain")
+    known = ("weak", "pretrain")
+    kind = common.choose(common.parse(arg, *known), known)
     config = weak.base("parity")
     config.study.seeds, config.study.replicas = (), "no"
-    if "pretrain" in options:
+    if kind == "pretrain":
         return config_lib.override(config, weak.pretrain())
-    if "weak" in options:
+    if kind == "weak":
         return config_lib.override(config, weak.weak())
     config = config_lib.override(config, weak.from_weak(weak.network(), alpha=0.5))
     config.objective.kwargs.beside = ()

@@ -14,7 +14,8 @@ from distill_jax.run import config as config_lib
 
 
 def get_config(arg: str = ""):
-    options = common.parse(arg, "electra", "courses", "mlm")
+    known = ("electra", "courses", "mlm")
+    kind = common.choose(common.parse(arg, *known), known)
     config = common.text()
     config.data.train_transforms = ("next_token", "token_courses")
     config.objective.name = "mcl"
@@ -23,15 +24,15 @@ def get_config(arg: str = ""):
     encoder = {"layout": "llama", "causal": False, "head": "masked", "activation": "silu"}
     config.roles.student = config_lib.role("transformer", width=128, depth=3, heads=4, **encoder)
     config.total = "600 steps"
-    if "mlm" in options:
+    if kind == "mlm":
         config.objective.kwargs = {"courses": ()}
         return config
     config.roles.student.kwargs.head = "none"
     config.roles.generator = config_lib.role("transformer", width=64, depth=2, heads=2, **encoder)
     config.roles.detector = config_lib.role("projector", features=3)
-    if "electra" in options:
+    if kind == "electra":
         config.objective.kwargs = {"courses": ("replaced",), "correction": False}
-    elif "courses" in options:
+    elif kind == "courses":
         config.objective.kwargs = {"correction": False}
     return config
 

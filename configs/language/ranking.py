@@ -14,7 +14,8 @@ from distill_jax.run import config as config_lib
 
 
 def get_config(arg: str = ""):
-    options = common.parse(arg, "plain", "listwise", "pg_rank")
+    known = ("plain", "listwise", "pg_rank")
+    kind = common.choose(common.parse(arg, *known), known, "curriculum")
     config = config_lib.base()
     config.data.name = "digit_lists"
     config.objective.name = "ranking"
@@ -26,13 +27,13 @@ def get_config(arg: str = ""):
     config.total = "400 steps"
     config.eval.every = "100 steps"
     config.eval.metric = "held_out/ndcg10"
-    if "pg_rank" in options:
+    if kind == "pg_rank":
         config.objective.name, config.objective.kwargs = "pg_rank", {}
         config.data.train_transforms = ("gumbel_noise",)
         config.data.transform_kwargs.gumbel_noise = {"rankings": 32}
-    elif "listwise" in options:
+    elif kind == "listwise":
         config.objective.kwargs = {"rank_loss": "listwise"}
-    elif "plain" not in options:
+    elif kind == "curriculum":
         config.objective.kwargs = {"ramp": "50 %"}
         config.data.train_transforms = ("ranking_ease",)
         config.data.transform_kwargs.ranking_ease = {"heuristic": "normalized_score"}

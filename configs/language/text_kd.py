@@ -22,11 +22,12 @@ from distill_jax.run import config as config_lib
 
 def get_config(arg: str = ""):
     options = common.parse(arg, "teacher", "alone", *texts.CORPORA)
-    corpus = texts.corpus_of(options, "reviews")
+    corpus = common.choose(options, texts.CORPORA, "reviews")
     config = texts.base(corpus, at_most=600)
-    if "teacher" in options:
+    kind = common.choose(options, ("teacher", "alone"))
+    if kind == "teacher":
         changes = texts.probe(corpus)
-    elif "alone" in options:
+    elif kind == "alone":
         changes = texts.alone()
     else:
         changes = texts.distilled(corpus, head="runs/text_teacher#head")

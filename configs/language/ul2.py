@@ -27,7 +27,8 @@ def get_config(arg: str = ""):
     config.total = "600 steps"
     config.objective.name = "next_token"
     config.roles.student = config_lib.role("transformer", width=64, depth=3, heads=4)
-    denoise(config, next(iter(options - {"unmarked"}), "mixture"), modes="unmarked" not in options)
+    name = common.choose(options, ("spans", "prefix"), "mixture")
+    denoise(config, name, modes="unmarked" not in options)
     return config
 
 

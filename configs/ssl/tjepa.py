@@ -19,7 +19,7 @@ from distill_jax.run import config as config_lib
 
 def get_config(arg: str = ""):
     options = common.parse(arg, "adult", "letter", "no_average", "collapse")
-    name = next((name for name in ("letter", "adult") if name in options), "digits")
+    name = common.choose(options, ("letter", "adult"), "digits")
     config = self_supervised.table(name)
     config.data.train_transforms = (*config.data.train_transforms, "column_masks")
     config.data.transform_kwargs = {"column_masks": {"context": 0.3, "target": 0.3, "targets": 4}}

@@ -117,8 +117,8 @@ def arms_of(settings: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def get_config(arg: str = ""):
-    options = common.parse(arg, "labels", "teacher", "length")
-    study = next(iter(sorted(options)), "teacher")
+    known = ("labels", "teacher", "length")
+    study = common.choose(common.parse(arg, *known), known, "teacher")
     config = common.fashion_mnist(full=True)
     config.objective.name = "supervised"
     config.roles.student = config_lib.role("mlp", hidden=(128,))

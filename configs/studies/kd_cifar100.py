@@ -82,10 +82,8 @@ TEMPERATURE, ALPHA = 4.0, 0.9
 
 def get_config(arg: str = ""):
     options = common.parse(arg, "all", *PAIRS)
-    pairs = sorted(options - {"all"}) or ["resnet56-resnet20"]
-    if len(pairs) > 1:
-        raise ValueError(f"choose one of {', '.join(pairs)}")
-    teacher, student = PAIRS[pairs[0]]
+    pair = common.choose(options, PAIRS, "resnet56-resnet20")
+    teacher, student = PAIRS[pair]
     config = config_lib.base()
     config.data.name = "cifar100"
     config.data.held_out = 0.0
@@ -122,14 +120,14 @@ def get_config(arg: str = ""):
     }
     if "all" in options:
         # FSP compares Gram matrices of stages of equal widths: networks of one family.
-        equal = "fsp" in published.CIFAR100[pairs[0]]
+        equal = "fsp" in published.CIFAR100[pair]
         methods = distillation.arms(maps=True, equal=equal, scales={})
         projectors = methods["crd"]["roles"]
         methods["cc"]["objective"]["kwargs"] = {"weight": 0.02, "form": "successive"}
         methods["cc"]["roles"] = projectors
         methods["crd"]["objective"]["kwargs"]["num_negatives"] = 16384
         methods["dkd"]["objective"]["kwargs"] |= {
-            "beta": DKD_BETA.get(pairs[0], 8.0),
+            "beta": DKD_BETA.get(pair, 8.0),
             "warmup": "20 epochs",
         }
         config.study.arms.update({name: a for name, a in methods.items() if name != "kd"})
@@ -155,7 +153,7 @@ def get_config(arg: str = ""):
                 if arm in config.study.arms:
                     key = f"{role}_stage" + "s" * (arm not in ("fitnet", "ft"))
                     config.study.arms[arm].objective.kwargs[key] = found
-    figures, arms = published.CIFAR100[pairs[0]], config.study.arms
+    figures, arms = published.CIFAR100[pair], config.study.arms
     config.study.published = {n: round(x / 100, 4) for n, x in figures.items() if n in arms}
     config.study.seeds = (0, 1, 2, 3, 4)
     config.study.reference = "alone"

@@ -32,8 +32,10 @@ of the four studies and 20 minutes for its `:tune`, six hours for `:convnet,all`
 """
 
 import itertools
+from collections.abc import Sequence
 
 from distill_jax.configs import common, distillation
+from distill_jax.core.errors import ConfigError
 from distill_jax.run import config as config_lib
 
 STUDENTS = {
@@ -44,21 +46,30 @@ STUDENTS = {
 NAMES = {"convnet": "ConvNet", "mlp": "MLP", "vit": "ViT"}
 TEACHER = {"model": "convnet", "kwargs": {"widths": (32, 64, 128)}, "frozen": True}
 FOLDER = "runs/kd_teacher"
+METHODS = tuple(name for name, method in distillation.METHODS.items() if not method.equal)
 EIGHT = ("kd", "dkd", "dist", "js", "srrl", "crd_batch", "pkt", "cross_entropy")
 FEW = ("kd", "cross_entropy", "dist", "js", "srrl", "crd_batch", "pkt", "jeffreys")
-"""Methods that do not use the classes of images whose label is hidden."""
+LABELLED = ("dkd", "crd")
+"""Methods that use the class of every image."""
+
+POSTERIOR = {**distillation.POSTERIOR, "kernel_sizes": (1,)}
+"""Of VID: with its three convolutions a step costs six times as much."""
 
 ONLINE = ("sp",)
 """Methods on feature maps of the teacher alone, which is not stored."""
 
 GRID = (1.0, 0.1, 0.01)
 SCALES = {
-    "convnet": {0.1: "cross_entropy dist js pkt", 0.01: "crd_batch dkd kd"},
-    "mlp": {0.1: "cross_entropy", 0.01: "crd_batch dkd pkt"},
-    "vit": {0.1: "crd_batch cross_entropy dist dkd", 0.01: "pkt"},
-    "few": {0.1: "cross_entropy"},
+    "convnet": {
+        1.0: "jeffreys srrl standardized vid",
+        0.1: "crd cross_entropy dist js pkt",
+        0.01: "at cc crd_batch dkd fitnet kd reverse_kl rkd tf_kd",
+    },
+    "mlp": {1.0: "dist js kd srrl", 0.1: "cross_entropy", 0.01: "crd_batch dkd pkt"},
+    "vit": {1.0: "js kd srrl", 0.1: "crd_batch cross_entropy dist dkd", 0.01: "pkt"},
+    "few": {1.0: "crd_batch dist jeffreys js kd pkt srrl", 0.1: "cross_entropy"},
 }
-"""Methods by the scale of their weights that `:tune` chose; 1 for those left out."""
+"""Methods by the scale of their weights that `:tune` chose."""
 
 RATES = {"convnet": (0.05, 0.1, 0.2), "mlp": (0.02, 0.05, 0.1), "vit": (1e-3, 3e-3, 1e-2)}
 LENGTHS = {"convnet": (10, 20), "mlp": (10, 20, 40), "vit": (10, 20)}
@@ -105,12 +116,33 @@ def few_settings(labels: dict) -> dict[str, dict]:
     }
 
 
+def methods(options: set[str], pair: str, setting: str) -> Sequence[str]:
+    """Names of the methods to run: those of the options, all that the pair admits, or eight."""
+    admitted = [
+        name
+        for name in METHODS
+        if (pair == "convnet" or not distillation.METHODS[name].maps)
+        and not (setting == "few" and name in LABELLED)
+    ]
+    if "all" in options:
+        return admitted
+    named = [name for name in METHODS if name in options]
+    if unfit := set(named) - set(admitted):
+        what = f"{min(unfit)} is not among the methods of this student"
+        raise ConfigError(what, where="--config", hint=f"available: {', '.join(admitted)}")
+    return named or (FEW if setting == "few" else EIGHT)
+
+
 def get_config(arg: str = ""):
     own = ("teacher", "settings", "tune", "all", "few")
-    options = common.parse(arg, *own, *STUDENTS, *distillation.METHODS)
-    (pair,) = options & set(STUDENTS) or {"convnet"}
+    options = common.parse(arg, *own, *STUDENTS, *METHODS)
+    common.choose(options, ("teacher", "settings", "tune"))
     few = "few" in options
-    maps = pair == "convnet"
+    pair = common.choose(options, STUDENTS, "mlp" if few else "convnet")
+    if few and pair != "mlp":
+        raise ConfigError(f"few does not go with {pair}", where="--config", hint="':mlp,few'")
+    setting = "few" if few else pair
+    names = methods(options, pair, setting)
     config = common.fashion_mnist(full=True)
     model, kwargs = STUDENTS[pair]
     epochs, lr = CHOSEN[pair]
@@ -140,19 +172,18 @@ def get_config(arg: str = ""):
         steps, rate = FEW_CHOSEN
         alone = {"data": {"corrupt": {"drop_unlabelled": True}}, "batch_size": 64}
         alone |= {"total": f"{steps} steps", "optim": {"lr": rate}}
-    pairs = {"maps": maps, "equal": False, "light": True}
 
     def taught(scales: dict[str, float]) -> dict[str, dict]:
-        found = distillation.arms(**pairs, scales=scales)
-        if "all" not in options:
-            named = [name for name in found if name in options]
-            found = {name: found[name] for name in named or (FEW if few else EIGHT)}
-        for name, arm in found.items():
+        found = {}
+        for name in names:
+            arm = found[name] = distillation.arm(name, scale=scales[name], light=True)
             roles = arm.get("roles", {})
             for role, part in (("teacher", ""), ("teacher_head", "#student/Dense_0")):
                 if role in roles:
                     own = TEACHER if role == "teacher" else roles[role]
                     roles[role] = {**own, "init": f"{FOLDER}{part}"}
+            if name == "vid":
+                roles["posterior"] = {**roles["posterior"], "kwargs": POSTERIOR}
             if "teacher" in roles and name not in ONLINE and not distillation.METHODS[name].maps:
                 folder = f"{FOLDER}_outputs" + "_few/seed{seed}" * few
                 arm["cache"] = {"dir": folder, "outputs": ("logits", "embedding")}
@@ -161,11 +192,10 @@ def get_config(arg: str = ""):
     def scaled() -> dict[str, dict]:
         found = {}
         for scale in GRID:
-            own = taught(dict.fromkeys(distillation.METHODS, scale))
+            own = taught(dict.fromkeys(names, scale))
             found |= {f"{name}_{round(100 * scale)}": arm for name, arm in own.items()}
         return found
 
-    setting = "few" if few else pair
     config.study.arms = {"alone": alone}
     config.study.reference = "alone"
     config.study.seeds = (0, 1, 2, 3, 4)
@@ -176,16 +206,13 @@ def get_config(arg: str = ""):
         config.study.replicas = "auto"
     elif "tune" in options:
         config.study.arms.update(scaled())
-    elif "all" not in options:
-        scales = {n: scale for scale, names in SCALES[setting].items() for n in names.split()}
-        config.study.arms.update(taught(scales))
     else:
-        arms = scaled()
-        config.study.arms.update(arms)
-        names = dict.fromkeys(arm.rpartition("_")[0] for arm in arms)
-        config.study.tuned = {
-            name: tuple(f"{name}_{round(100 * scale)}" for scale in GRID) for name in names
-        }
+        scales = {n: scale for scale, tuned in SCALES[setting].items() for n in tuned.split()}
+        if untuned := [name for name in names if name not in scales]:
+            what = f"no scale of the weight of {untuned[0]} was chosen for this student"
+            hint = f"':{setting},tune,{untuned[0]}' compares three; SCALES has what it chose"
+            raise ConfigError(what, where="--config", hint=hint)
+        config.study.arms.update(taught(scales))
     if options & {"settings", "tune"}:
         config.study.seeds, config.study.metric = (100,), "held_out/accuracy"
     config.study.title = f"All of Fashion-MNIST, ConvNet to {NAMES[pair]}"

@@ -46,7 +46,7 @@ def twice(total: float | str) -> float | str:
 
 def get_config(arg: str = ""):
     options = common.parse(arg, "full", *PAPERS)
-    name = next(iter(sorted(options - {"full"})), "fst")
+    name = common.choose(options, PAPERS, "fst")
     config = importlib.import_module(f"distill_jax.configs.studies.paper_{name}").get_config()
     if "full" in options:
         config.data.name = "fashion_mnist"

@@ -40,7 +40,7 @@ def from_alone(arm: str, lr: float) -> dict:
 
 def get_config(arg: str = ""):
     options = common.parse(arg, "tune", *texts.CORPORA)
-    corpus = texts.corpus_of(options, "reviews")
+    corpus = common.choose(options, texts.CORPORA, "reviews")
     config = texts.base(corpus, at_most=600 if corpus == "reviews" else 400)
     config.log.tensorboard = False
     make = {

@@ -31,7 +31,7 @@ def get_config(arg: str = ""):
     few = {"data": {**learning, "corrupt": {"drop_unlabelled": True}}, "batch_size": 50}
     del config.data.transform_kwargs["views"]
     config.data.train_transforms = ("scale",)
-    draw = 1 if "draw1" in options else 2 if "draw2" in options else 0
+    draw = {"draw1": 1, "draw2": 2}.get(common.choose(options, ("draw1", "draw2")), 0)
     config.data.corrupt = {"labels_per_class": 5, "drop_unlabelled": False, "seed": draw}
     for name in list(config.evaluators):
         del config.evaluators[name]

@@ -39,7 +39,7 @@ FAULTS = {
 
 
 def get_config(arg: str = ""):
-    fault = trust.scenario(common.parse(arg, *FAULTS), FAULTS)
+    fault = common.choose(common.parse(arg, *FAULTS), FAULTS)
     config = common.fashion_mnist()
     config.objective.name = "supervised"
     config.roles.student = config_lib.role("mlp", hidden=(128,))

@@ -78,7 +78,7 @@ def get_config(arg: str = ""):
         "simclr_3_views": views(simclr, 3, chain),
         "cacr": views(method("cacr", reference), 3, chain),
     }
-    coarse = next((GROUPS[name] for name in GROUPS if name in options), None)
+    coarse = GROUPS.get(common.choose(options, ("imbalanced", *GROUPS)))
     if "imbalanced" in options:
         config.data.corrupt.imbalance = 20.0
         uniform = method("cacr", reference, uniform=True)

@@ -27,7 +27,7 @@ RIVALS = ("byol", "simsiam", "vicreg", "barlow_twins")
 
 def get_config(arg: str = ""):
     options = common.parse(arg, *TABLES)
-    name = next((name for name in TABLES if name in options), "letter")
+    name = common.choose(options, TABLES, "letter")
     config = self_supervised.table(name)
     config.batch_size = 256
     config.total = config.eval.every = "1000 steps"

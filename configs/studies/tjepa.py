@@ -53,7 +53,7 @@ def around(context: float) -> dict:
 
 def get_config(arg: str = ""):
     options = common.parse(arg, "tune", *TABLES)
-    name = next((name for name in TABLES if name in options), "letter")
+    name = common.choose(options, TABLES, "letter")
     config = self_supervised.table(TABLES[name])
     if name == "nsl_kdd":
         config.data.kwargs = {"path": ""}

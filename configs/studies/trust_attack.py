@@ -15,7 +15,7 @@ from distill_jax.run import config as config_lib
 
 def get_config(arg: str = ""):
     options = common.parse(arg, "nsl_kdd", *trust.SCENARIOS)
-    fault = trust.scenario(options)
+    fault = common.choose(options, trust.SCENARIOS)
     config = common.table("nsl_kdd" if "nsl_kdd" in options else "kdd99_attack_types")
     if "nsl_kdd" in options:
         config.data.kwargs.path = ""

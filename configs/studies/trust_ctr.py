@@ -18,9 +18,9 @@ DATA = {"census": "census_income", "criteo": "criteo", "avazu": "avazu"}
 
 def get_config(arg: str = ""):
     options = common.parse(arg, *DATA, *trust.SCENARIOS)
-    fault = trust.scenario(options)
-    chosen = sorted(options & set(DATA))
-    config = common.table(DATA[chosen[0]] if chosen else "adult")
+    fault = common.choose(options, trust.SCENARIOS)
+    chosen = common.choose(options, DATA)
+    config = common.table(DATA.get(chosen, "adult"))
     config.data.kwargs = {"path": ""} if chosen else {"split": "uci"}
     config.evaluators = {"ctr": {}, "classification": {}}
     config.roles.student = config_lib.role("deepfm", embedding_dim=4, hidden=(16,))

@@ -25,7 +25,7 @@ from distill_jax.run import config as config_lib
 def get_config(arg: str = ""):
     faults = trust.SCENARIOS | trust.OUTLIERS
     options = common.parse(arg, "full", *faults)
-    fault = trust.scenario(options, faults)
+    fault = common.choose(options, faults)
     config = common.fashion_mnist(full="full" in options)
     config.objective.name = "supervised"
     config.roles.student = config_lib.role("convnet", widths=(8, 16, 32))

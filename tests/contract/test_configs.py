@@ -160,6 +160,38 @@ def test_every_option_builds_and_measures_what_it_chooses_by(path, monkeypatch):
             build.check_metric(experiment, metric, where=option)
 
 
+@pytest.mark.parametrize(
+    ("spec", "options"),
+    [
+        ("studies/longer.py:ferkd,sla", "ferkd and sla"),
+        ("studies/tjepa.py:census,nsl_kdd", "census and nsl_kdd"),
+        ("studies/trust_attack.py:noisy,nsl_kdd,random", "noisy and random"),
+        ("studies/kd_full.py:convnet,vit", "convnet and vit"),
+        ("distill/kd.py:full,table", "full and table"),
+    ],
+)
+def test_options_that_exclude_each_other_are_refused(spec, options):
+    with pytest.raises(ConfigError, match=f"^--config: {options} behind the colon exclude"):
+        load(str(ROOT / "configs" / spec))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("mlp,at", "at is not among the methods of this student\n  available: kd, "),
+        ("few,dkd", "dkd is not among the methods of this student\n  available: kd, "),
+        (
+            "vit,jeffreys",
+            "no scale of the weight of jeffreys was .*\n  ':vit,tune,jeffreys'",
+        ),
+        ("convnet,few", "few does not go with convnet\n  ':mlp,few'"),
+    ],
+)
+def test_methods_that_do_not_fit_a_student_are_refused(options, message):
+    with pytest.raises(ConfigError, match=f"^--config: {message}"):
+        load(str(ROOT / "configs" / f"studies/kd_full.py:{options}"))
+
+
 def name_of(path):
     return "_".join(path.relative_to(ROOT / "configs").with_suffix("").parts)
 
