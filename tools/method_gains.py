@@ -15,6 +15,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from distill_jax.core.errors import nearest
 from distill_jax.report import figures, statistics
 
 TITLE = 30
@@ -58,7 +59,11 @@ def main() -> None:
     parser.add_argument("--results", required=True, type=pathlib.Path)
     parser.add_argument("--out", required=True, type=pathlib.Path)
     options = parser.parse_args()
+    if not options.results.is_file():
+        parser.error(f"no file {options.results}; tools/results_page.py writes one")
     stored = json.loads(options.results.read_text())
+    if unknown := [name for name in options.studies if name not in stored]:
+        parser.error(f"no study {unknown[0]} in {options.results}; {nearest(unknown[0], stored)}")
     studies = {name: stored[name] for name in options.studies}
     options.out.write_text(picture(studies))
     for study in studies.values():

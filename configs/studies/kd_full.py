@@ -11,24 +11,24 @@ widths 32, 64, 128 (94,186 parameters), learns for 20 epochs from mirrored image
 * `:mlp`, a perceptron with 128 hidden units (26,506), 20 epochs;
 * `:vit`, a ViT 32 wide and two blocks deep on 2 x 2 patches of 7 x 7 pixels (27,594), 20 epochs.
 
-Eight methods and labels alone, five seeds. `:all` has every method that the pair admits, 25 for
-`:convnet`. With `:mlp,few` 500 labels of each class are known, and a student sees the other images
-without theirs, for 5 epochs; `alone` trains on the labelled images. `dkd` and the memory of `crd`
-use the class of every image and have no place there. Names of methods, `:convnet,js,srrl`, leave
-the others out.
+Eight methods and labels alone, five seeds; `:all` has every method whose weight was chosen for the
+student, 25 for `:convnet`. With `:mlp,few` 500 labels of each class are known, and a student sees
+the other images without theirs, for 5 epochs; `alone` trains on the labelled images. `dkd` and the
+memory of `crd` use the class of every image and have no place there. Names of methods,
+`:convnet,js,srrl`, leave the others out.
 
 `:settings` compares lengths and learning rates of labels alone on held-out images, and augmented
 ones; `CHOSEN` and `FEW_CHOSEN` have the result. Weights are the published ones
 (`configs/distillation.py`) times 1, 0.1 or 0.01: `:tune` compares them on held-out images, and
-`SCALES` has the result (of `:vit` for 10 epochs at a rate of 0.003); with `:all`, all three run
-with every seed, and the held-out mean chooses. `:settings` and `:tune` have a seed of their own.
+`SCALES` has the result (of `:vit` for 10 epochs at a rate of 0.003). `:settings` and `:tune` have a
+seed of their own. `crd`, `rkd` and `vid`, whose steps cost a multiple of the student's, have the
+scales that `kd_table.py` chose on 5,000 images.
 
 Images of students are not augmented, which made labels alone worse, so the teacher's outputs are
-stored once for all runs; methods on feature maps ask the teacher in each step. Among the eight are
-none whose step costs a multiple of the student's: the angles of `rkd` and the 1,024 negatives of
-`crd` do. A study that is started again with more seeds or methods (`:convnet,kd` and then
-`:convnet`) in the same folder runs those alone. Budgets, in time of one core: half an hour for each
-of the four studies and 20 minutes for its `:tune`, six hours for `:convnet,all`.
+stored once for all runs; methods on feature maps ask the teacher in each step. A study that is
+started again with more seeds or methods (`:convnet,kd` and then `:convnet`) in the same folder runs
+those alone. Budgets, in time of one core: half an hour for each of the four studies and 20 minutes
+for its `:tune`; two and a half hours for `:convnet,all`, and an hour and a half for its `:tune`.
 """
 
 import itertools
@@ -116,20 +116,34 @@ def few_settings(labels: dict) -> dict[str, dict]:
     }
 
 
+def scales(setting: str) -> dict[str, float]:
+    """The scale of the weight of each method that was tuned."""
+    return {name: scale for scale, names in SCALES[setting].items() for name in names.split()}
+
+
 def methods(options: set[str], pair: str, setting: str) -> Sequence[str]:
-    """Names of the methods to run: those of the options, all that the pair admits, or eight."""
+    """Names of the methods to run: those of the options, all, or eight.
+
+    Raises:
+      ConfigError: a method that does not fit, or has no scale where `:tune` is not to choose one.
+    """
     admitted = [
         name
         for name in METHODS
         if (pair == "convnet" or not distillation.METHODS[name].maps)
         and not (setting == "few" and name in LABELLED)
     ]
+    tuned = admitted if "tune" in options else scales(setting)
     if "all" in options:
-        return admitted
+        return [name for name in admitted if name in tuned]
     named = [name for name in METHODS if name in options]
     if unfit := set(named) - set(admitted):
         what = f"{min(unfit)} is not among the methods of this student"
         raise ConfigError(what, where="--config", hint=f"available: {', '.join(admitted)}")
+    if untuned := [name for name in named if name not in tuned]:
+        what = f"no scale of the weight of {untuned[0]} was chosen for this student"
+        hint = f"':{setting},tune,{untuned[0]}' compares three; SCALES has what it chose"
+        raise ConfigError(what, where="--config", hint=hint)
     return named or (FEW if setting == "few" else EIGHT)
 
 
@@ -173,10 +187,10 @@ def get_config(arg: str = ""):
         alone = {"data": {"corrupt": {"drop_unlabelled": True}}, "batch_size": 64}
         alone |= {"total": f"{steps} steps", "optim": {"lr": rate}}
 
-    def taught(scales: dict[str, float]) -> dict[str, dict]:
+    def taught(scale: dict[str, float]) -> dict[str, dict]:
         found = {}
         for name in names:
-            arm = found[name] = distillation.arm(name, scale=scales[name], light=True)
+            arm = found[name] = distillation.arm(name, scale=scale[name], light=True)
             roles = arm.get("roles", {})
             for role, part in (("teacher", ""), ("teacher_head", "#student/Dense_0")):
                 if role in roles:
@@ -207,12 +221,7 @@ def get_config(arg: str = ""):
     elif "tune" in options:
         config.study.arms.update(scaled())
     else:
-        scales = {n: scale for scale, tuned in SCALES[setting].items() for n in tuned.split()}
-        if untuned := [name for name in names if name not in scales]:
-            what = f"no scale of the weight of {untuned[0]} was chosen for this student"
-            hint = f"':{setting},tune,{untuned[0]}' compares three; SCALES has what it chose"
-            raise ConfigError(what, where="--config", hint=hint)
-        config.study.arms.update(taught(scales))
+        config.study.arms.update(taught(scales(setting)))
     if options & {"settings", "tune"}:
         config.study.seeds, config.study.metric = (100,), "held_out/accuracy"
     config.study.title = f"All of Fashion-MNIST, ConvNet to {NAMES[pair]}"
