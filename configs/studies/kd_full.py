@@ -62,8 +62,8 @@ GRID = (1.0, 0.1, 0.01)
 SCALES = {
     "convnet": {
         1.0: "jeffreys srrl standardized vid",
-        0.1: "crd cross_entropy dist js pkt",
-        0.01: "at cc crd_batch dkd fitnet kd reverse_kl rkd tf_kd",
+        0.1: "crd cross_entropy dist ickd js pkt",
+        0.01: "ab at cc crd_batch dkd fitnet kd nst reverse_kl rkd sp tf_kd",
     },
     "mlp": {1.0: "dist js kd srrl", 0.1: "cross_entropy", 0.01: "crd_batch dkd pkt"},
     "vit": {1.0: "js kd srrl", 0.1: "crd_batch cross_entropy dist dkd", 0.01: "pkt"},
