@@ -21,8 +21,8 @@ memory of `crd` use the class of every image and have no place there. Names of m
 ones; `CHOSEN` and `FEW_CHOSEN` have the result. Weights are the published ones
 (`configs/distillation.py`) times 1, 0.1 or 0.01: `:tune` compares them on held-out images, and
 `SCALES` has the result (of `:vit` for 10 epochs at a rate of 0.003). `:settings` and `:tune` have a
-seed of their own. `crd`, `rkd` and `vid`, whose steps cost a multiple of the student's, have the
-scales that `kd_table.py` chose on 5,000 images.
+seed of their own. `crd`, `review_kd`, `rkd` and `vid`, whose steps cost a multiple of the
+student's, have the scales that `kd_table.py` chose on 5,000 images.
 
 Images of students are not augmented, which made labels alone worse, so the teacher's outputs are
 stored once for all runs; methods on feature maps ask the teacher in each step. A study that is
@@ -62,8 +62,8 @@ GRID = (1.0, 0.1, 0.01)
 SCALES = {
     "convnet": {
         1.0: "jeffreys srrl standardized vid",
-        0.1: "crd cross_entropy dist ickd js pkt",
-        0.01: "ab at cc crd_batch dkd fitnet kd nst reverse_kl rkd sp tf_kd",
+        0.1: "crd cross_entropy dist ickd js pkt review_kd",
+        0.01: "ab at cc crd_batch dkd fitnet ft kd nst reverse_kl rkd sp tf_kd",
     },
     "mlp": {1.0: "dist js kd srrl", 0.1: "cross_entropy", 0.01: "crd_batch dkd pkt"},
     "vit": {1.0: "js kd srrl", 0.1: "crd_batch cross_entropy dist dkd", 0.01: "pkt"},
