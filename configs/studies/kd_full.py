@@ -61,7 +61,7 @@ ONLINE = ("sp",)
 GRID = (1.0, 0.1, 0.01)
 SCALES = {
     "convnet": {
-        1.0: "jeffreys srrl standardized vid",
+        1.0: "jeffreys simkd srrl standardized vid",
         0.1: "crd cross_entropy dist ickd js pkt review_kd",
         0.01: "ab at cc crd_batch dkd fitnet ft kd nst reverse_kl rkd sp tf_kd",
     },
