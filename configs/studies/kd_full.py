@@ -28,7 +28,7 @@ Images of students are not augmented, which made labels alone worse, so the teac
 stored once for all runs; methods on feature maps ask the teacher in each step. A study that is
 started again with more seeds or methods (`:convnet,kd` and then `:convnet`) in the same folder runs
 those alone. Budgets, in time of one core: half an hour for each of the four studies and 20 minutes
-for its `:tune`; two and a half hours for `:convnet,all`, and an hour and a half for its `:tune`.
+for its `:tune`; three and a half hours for `:convnet,all`, and two and a half for its `:tune`.
 """
 
 import itertools
