@@ -59,7 +59,7 @@ def soft_cross_entropy(logits: Array, probs: Array, *, smoothing: float = 0.0) -
 @jax.custom_jvp
 def softmax_cross_entropy(logits: Array, weights: Array) -> Array:
     """`-sum_c weights_c log softmax(logits)_c`, `[b, k], [b, k] -> [b]`; any weights, in nats."""
-    return -(weights * _log_probs(logits)).sum(-1)
+    return optax.softmax_cross_entropy(logits, weights)
 
 
 def _softmax_cross_entropy_jvp(primals, tangents):

@@ -159,6 +159,13 @@ def test_extreme_logits_stay_finite():
     assert np.isfinite(grad).all()
 
 
+def test_soft_cross_entropy_does_not_lose_digits_far_from_zero():
+    z, w = jnp.asarray(STUDENT, jnp.float32), jax.nn.softmax(jnp.asarray(TEACHER, jnp.float32))
+    far = z + 2.0**13
+    near = far - 2.0**13  # rounded as they are
+    np.testing.assert_allclose(soft_cross_entropy(far, w), soft_cross_entropy(near, w), rtol=1e-6)
+
+
 def test_ratio_and_temperature():
     made = harness.setup("kd")
     objective = kd.make(alpha=0.3, temperature=2.0)
