@@ -149,6 +149,7 @@ def test_every_option_builds_and_measures_what_it_chooses_by(path, monkeypatch):
     monkeypatch.setattr(common, "parse", spy)
     with contextlib.suppress(ConfigError):  # of a file without options
         load(f"{path}:?")
+    assert own or "common.parse(arg, " not in path.read_text()
     for option in sorted(set(own) - set(FILES_OF_THE_USER)):
         config = load(f"{path}:{option}")
         single = next(iter(runs(config).values()))
