@@ -6,17 +6,19 @@
 
 `:NAME` is the study `paper_NAME.py` with twice the steps or epochs in every arm. `:NAME,full` takes
 all of Fashion-MNIST in place of the 5k/1k that ships with the package, for as many epochs as
-before, which is twelve times the steps (`sla`: for as many steps). Nothing is tuned anew, and
-durations other than that of training, such as a warm-up, stay.
+before, which is twelve times the steps (`sla`: for as many steps); other data cannot grow. Nothing
+is tuned anew, and durations other than that of training, such as a warm-up, stay.
 """
 
 import importlib
 
 from distill_jax.configs import common
+from distill_jax.core.errors import ConfigError
 
 PAPERS = (
-    "fst",
+    "evidence",
     "ferkd",
+    "fst",
     "hard",
     "meta_dmoe",
     "nested_coteaching",
@@ -46,8 +48,11 @@ def twice(total: float | str) -> float | str:
 
 def get_config(arg: str = ""):
     options = common.parse(arg, "full", *PAPERS)
-    name = common.choose(options, PAPERS, "fst")
+    name = common.choose(options, PAPERS, "ps_kd")
     config = importlib.import_module(f"distill_jax.configs.studies.paper_{name}").get_config()
+    if "full" in options and config.data.name != "fashion_mnist_5k":
+        what = f"{name!r} already has all of {config.data.name}"
+        raise ConfigError(what, where="--config", hint=f"{name!r} without 'full'")
     if "full" in options:
         config.data.name = "fashion_mnist"
         config.study.title += ", all of Fashion-MNIST"

@@ -15,7 +15,8 @@ Differences from `configs/ssl/`, which are for 600 steps on digits: smaller patc
 rates of `RATES`, moving averages that forget their start in this many steps. `:tune` compares
 four trials per method after 2,000 steps on held-out training images, with one seed: the rates of
 `TRIED`, and the one change of `OTHER` at the rate of `RATES`. `:mae`, `:ijepa`, `:dino`, `:ibot`,
-`:lejepa` and `:simclr` run one method. One seed of all takes four to five hours of a core:
+`:lejepa` and `:simclr` run one method; `:twice` trains all, and `:mae,twice` one, for 16,000 steps,
+with schedules and averages of that length. One seed of all takes four to five hours of a core:
 `--config.study.seeds=1,` runs one, and the same command with more of them continues.
 `tools/results_page.py --add` joins what several machines have run. `:smoke` takes seconds on
 generated images.
@@ -121,15 +122,17 @@ def digits():
 
 
 def get_config(arg: str = ""):
-    options = common.parse(arg, "tune", "digits", *RATES)
-    if "digits" in options:
+    options = common.parse(arg, "tune", "digits", "twice", *RATES)
+    length = common.choose(options, ("tune", "digits", "twice"), "")
+    if length == "digits":
+        common.choose(options, ("digits", *RATES))
         return digits()
-    steps = 2000 if "tune" in options else 8000
+    steps = {"tune": 2000, "twice": 16_000}.get(length, 8000)
     config = self_supervised.base("fashion_mnist", "vit")
     config.roles.student.kwargs.update({"patch_size": PATCH, "positions": "fourier"})
     config.batch_size = 64
     config.total = f"{steps} steps"
-    config.eval.every = "100 %" if "tune" in options else "25 %"
+    config.eval.every = "100 %" if length == "tune" else "2000 steps"
     config.optim.warmup = "10 %"
     config.optim.weight_decay = 0.05
     config.evaluators = {
@@ -147,7 +150,7 @@ def get_config(arg: str = ""):
     found: dict[str, dict[str, tuple[float, Mapping[str, Any]]]] = {}
     for name in names:
         found[name] = {name: (RATES[name], {})}
-        if "tune" in options:
+        if length == "tune":
             found[name] = {f"{name}-{round(1e4 * lr)}e-4": (lr, {}) for lr in TRIED}
             found[name][f"{name}-other"] = (RATES[name], OTHER[name])
     arms = {
@@ -156,12 +159,15 @@ def get_config(arg: str = ""):
         for arm, (lr, changes) in trials.items()
     }
     config.study.arms = arms
-    if "tune" in options:
+    if length == "tune":
         config.evaluators.knn.controls = config.evaluators.probe.controls = False
         del config.evaluators.knn["whiten"]
         config.study.tuned = {name: tuple(trials) for name, trials in found.items()}
     config.study.reference = next(iter(arms))
     config.study.metric = "test/probe_accuracy"
-    config.study.seeds = (0,) if "tune" in options else (1, 2, 3, 4, 5)
-    config.study.title = "Masked methods on Fashion-MNIST" + ", rates" * ("tune" in options)
+    config.study.seeds = (0,) if length == "tune" else (1, 2, 3, 4, 5)
+    config.study.title = "Masked methods on Fashion-MNIST" + {
+        "tune": ", rates",
+        "twice": ", twice as long",
+    }.get(length, "")
     return config

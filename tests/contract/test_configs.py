@@ -168,12 +168,19 @@ def test_every_option_builds_and_measures_what_it_chooses_by(path, monkeypatch):
         ("studies/tjepa.py:census,nsl_kdd", "census and nsl_kdd"),
         ("studies/trust_attack.py:noisy,nsl_kdd,random", "noisy and random"),
         ("studies/kd_full.py:convnet,vit", "convnet and vit"),
+        ("studies/ssl_masked.py:mae,digits", "digits and mae"),
+        ("studies/ssl_masked.py:mae,tune,twice", "tune and twice"),
         ("distill/kd.py:full,table", "full and table"),
     ],
 )
 def test_options_that_exclude_each_other_are_refused(spec, options):
     with pytest.raises(ConfigError, match=f"^--config: {options} behind the colon exclude"):
         load(str(ROOT / "configs" / spec))
+
+
+def test_data_without_more_of_it_are_not_replaced():
+    with pytest.raises(ConfigError, match=r"^--config: 'fst' already has all of digits"):
+        load(str(ROOT / "configs/studies/longer.py:fst,full"))
 
 
 @pytest.mark.parametrize(
