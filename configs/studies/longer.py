@@ -50,16 +50,19 @@ def get_config(arg: str = ""):
     options = common.parse(arg, "full", *PAPERS)
     name = common.choose(options, PAPERS, "ps_kd")
     config = importlib.import_module(f"distill_jax.configs.studies.paper_{name}").get_config()
-    if "full" in options and config.data.name != "fashion_mnist_5k":
+    full = "full" in options
+    if full and config.data.name != "fashion_mnist_5k":
         what = f"{name!r} already has all of {config.data.name}"
         raise ConfigError(what, where="--config", hint=f"{name!r} without 'full'")
-    if "full" in options:
+    for arm in config.study.arms.values():
+        if "cache" in arm:  # another teacher than that of the shorter study
+            arm.cache.dir = arm.cache.dir.replace("runs/", f"runs/longer_{'full_' * full}")
+        if "total" in arm and not full:
+            arm.total = twice(arm.total)
+    if full:
         config.data.name = "fashion_mnist"
         config.study.title += ", all of Fashion-MNIST"
-        return config
-    config.total = twice(config.total)
-    for arm in config.study.arms.values():
-        if "total" in arm:
-            arm.total = twice(arm.total)
-    config.study.title += ", twice as long"
+    else:
+        config.total = twice(config.total)
+        config.study.title += ", twice as long"
     return config
