@@ -1,0 +1,87 @@
+"""Distillation methods on three tables: a wide perceptron teaches a narrow one.
+
+  python -m distill_jax.main --mode=study --config=configs/studies/kd_tables.py \\
+      --workdir=runs/kd_letter
+
+* letters, 16 measurements, 26 classes; the student has 16 hidden units;
+* `:census`, Census-Income, 40 columns, 6.2 % of the rows positive, compared by the area under the
+  curve; the student has 4;
+* `:nsl_kdd`, NSL-KDD, 41 columns, five classes, from the folder of
+  `--config.data.kwargs.path=...`; the student has 4. The test part has kinds of attack that
+  training lacks.
+
+The teacher, of 256 and 128 hidden units, is trained anew in each seed. Labels alone and the eight
+methods of `kd_full.py`, five seeds. `:settings` compares lengths and learning rates of student and
+teacher on held-out rows; `CHOSEN` has the result. Weights are the published ones
+(`configs/distillation.py`) times 1, 0.1 or 0.01: `:tune` compares them on held-out rows, and
+`SCALES` has the result. Both have a seed of their own.
+"""
+
+from distill_jax.configs.studies import kd_full
+
+from distill_jax.configs import common, distillation
+from distill_jax.run import config as config_lib
+
+TABLES = {"letter": "letter", "census": "census_income", "nsl_kdd": "nsl_kdd"}
+HIDDEN = {"letter": 16, "census": 4, "nsl_kdd": 4}
+METRIC = {"letter": "accuracy", "census": "macro_auc", "nsl_kdd": "accuracy"}
+TEACHER = {"model": "tabular_mlp", "kwargs": {"hidden": (256, 128)}}
+SCALES: dict[str, dict[float, str]] = {"letter": {}, "census": {}, "nsl_kdd": {}}
+"""Methods by the scale of their weights that `:tune` chose."""
+
+LENGTHS = {"letter": (60, 200), "census": (2, 6), "nsl_kdd": (4, 12)}
+RATES = (0.1, 0.2, 0.4)
+CHOSEN = {
+    "letter": {"student": (200, 0.2), "teacher": (60, 0.4)},
+    "census": {"student": (6, 0.2), "teacher": (6, 0.1)},
+    "nsl_kdd": {"student": (12, 0.1), "teacher": (12, 0.1)},
+}
+"""Epochs and learning rate."""
+
+
+def get_config(arg: str = ""):
+    options = common.parse(arg, "tune", "settings", *TABLES)
+    name = common.choose(options, TABLES, "letter")
+    kind = common.choose(options, ("tune", "settings"))
+    config = common.table(TABLES[name])
+    if name == "nsl_kdd":
+        config.data.kwargs = {"path": ""}
+    config.evaluators = {"classification": {}, "calibration": {}, "imbalance": {}}
+    config.roles.student = config_lib.role("tabular_mlp", hidden=(HIDDEN[name],))
+    config.data.held_out = 0.2
+    config.batch_size = 128
+    epochs, config.optim.lr = CHOSEN[name]["student"]
+    config.total = f"{epochs} epochs"
+    config.optim.warmup = "5 %"
+    config.eval.every = "25 %"
+    config.checkpoint.keep = 1
+    config.log.every_steps = 500
+    config.study.replicas = "auto"
+
+    def arm(role: str, epochs: int, lr: float) -> dict:
+        own = {"total": f"{epochs} epochs", "optim": {"lr": lr}}
+        return {**own, "roles": {"student": TEACHER}} if role == "teacher" else own
+
+    if kind == "settings":
+        config.study.arms = {
+            f"{role}_epochs{epochs}_lr{round(1e3 * lr)}e-3": arm(role, epochs, lr)
+            for role in ("student", "teacher")
+            for epochs in LENGTHS[name]
+            for lr in RATES
+        }
+        config.study.reference = next(iter(config.study.arms))
+    else:
+        config.study.arms = {"alone": {}, "teacher": arm("teacher", *CHOSEN[name]["teacher"])}
+        config.study.reference = "alone"
+        chosen = {n: scale for scale, names in SCALES[name].items() for n in names.split()}
+        for method in kd_full.EIGHT:
+            if kind == "tune":
+                for scale in kd_full.GRID:
+                    found = distillation.arm(method, scale=scale)
+                    config.study.arms[f"{method}_{round(100 * scale)}"] = found
+            else:
+                config.study.arms[method] = distillation.arm(method, scale=chosen.get(method, 1.0))
+    config.study.seeds = (100,) if kind else (0, 1, 2, 3, 4)
+    config.study.metric = f"{'held_out' if kind else 'test'}/{METRIC[name]}"
+    config.study.title = f"Distillation methods on {TABLES[name]}, wide to narrow"
+    return config
