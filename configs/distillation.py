@@ -128,6 +128,12 @@ METHODS = {
     "crd_batch": Method("crd", _weight(0.8), _projectors(128), family="contrast"),
 }
 
+EIGHT = ("kd", "dkd", "dist", "js", "srrl", "crd_batch", "pkt", "cross_entropy")
+"""Methods of different families that need neither feature maps nor a memory."""
+
+GRID = (1.0, 0.1, 0.01)
+"""Scales of the published weights that studies compare."""
+
 
 def arm(name: str, *, scale: float = 1.0, light: bool = False) -> dict[str, Any]:
     """Returns an arm that trains the study's student by a method.

@@ -47,7 +47,6 @@ NAMES = {"convnet": "ConvNet", "mlp": "MLP", "vit": "ViT"}
 TEACHER = {"model": "convnet", "kwargs": {"widths": (32, 64, 128)}, "frozen": True}
 FOLDER = "runs/kd_teacher"
 METHODS = tuple(name for name, method in distillation.METHODS.items() if not method.equal)
-EIGHT = ("kd", "dkd", "dist", "js", "srrl", "crd_batch", "pkt", "cross_entropy")
 FEW = ("kd", "cross_entropy", "dist", "js", "srrl", "crd_batch", "pkt", "jeffreys")
 LABELLED = ("dkd", "crd")
 """Methods that use the class of every image."""
@@ -58,7 +57,6 @@ POSTERIOR = {**distillation.POSTERIOR, "kernel_sizes": (1,)}
 ONLINE = ("sp",)
 """Methods on feature maps of the teacher alone, which is not stored."""
 
-GRID = (1.0, 0.1, 0.01)
 SCALES = {
     "convnet": {
         1.0: "jeffreys simkd srrl standardized vid",
@@ -144,7 +142,7 @@ def methods(options: set[str], pair: str, setting: str) -> Sequence[str]:
         what = f"no scale of the weight of {untuned[0]} was chosen for this student"
         hint = f"':{setting},tune,{untuned[0]}' compares three; SCALES has what it chose"
         raise ConfigError(what, where="--config", hint=hint)
-    return named or (FEW if setting == "few" else EIGHT)
+    return named or (FEW if setting == "few" else distillation.EIGHT)
 
 
 def get_config(arg: str = ""):
@@ -205,7 +203,7 @@ def get_config(arg: str = ""):
 
     def scaled() -> dict[str, dict]:
         found = {}
-        for scale in GRID:
+        for scale in distillation.GRID:
             own = taught(dict.fromkeys(names, scale))
             found |= {f"{name}_{round(100 * scale)}": arm for name, arm in own.items()}
         return found

@@ -18,7 +18,6 @@ for every method by held-out accuracy with a seed of its own: `:tune` runs that 
 from distill_jax.configs import common, distillation
 from distill_jax.run import config as config_lib
 
-GRID = (1.0, 0.1, 0.01)
 SCALES = {
     "convnet": {
         0.1: "crd crd_batch dist dkd ickd js kd nst pkt review_kd sp",
@@ -59,7 +58,7 @@ def get_config(arg: str = ""):
         f"Distillation methods, ConvNet to {'MLP' if student == 'mlp' else 'ConvNet'}"
     )
     if "tune" in options:
-        for scale in GRID:
+        for scale in distillation.GRID:
             found = distillation.arms(**pair, scales=dict.fromkeys(distillation.METHODS, scale))
             config.study.arms.update({f"{n}_{round(100 * scale)}": a for n, a in found.items()})
         config.study.seeds = (100,)

@@ -17,8 +17,6 @@ teacher on held-out rows; `CHOSEN` has the result. Weights are the published one
 `SCALES` has the result. Both have a seed of their own.
 """
 
-from distill_jax.configs.studies import kd_full
-
 from distill_jax.configs import common, distillation
 from distill_jax.run import config as config_lib
 
@@ -74,9 +72,9 @@ def get_config(arg: str = ""):
         config.study.arms = {"alone": {}, "teacher": arm("teacher", *CHOSEN[name]["teacher"])}
         config.study.reference = "alone"
         chosen = {n: scale for scale, names in SCALES[name].items() for n in names.split()}
-        for method in kd_full.EIGHT:
+        for method in distillation.EIGHT:
             if kind == "tune":
-                for scale in kd_full.GRID:
+                for scale in distillation.GRID:
                     found = distillation.arm(method, scale=scale)
                     config.study.arms[f"{method}_{round(100 * scale)}"] = found
             else:
