@@ -17,14 +17,14 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from distill_jax.losses import classification, logits
+from distill_jax.losses import classification, divergences, logits
 
 ROWS, CLASSES, CALLS = 256, 50_000, 7
 
 
 def plain_kl(student, teacher, *, temperature):
     log_p, log_q = (jax.nn.log_softmax(z / temperature) for z in (teacher, student))
-    return temperature**2 * classification.kl(log_p, log_q)
+    return temperature**2 * divergences.kl(log_p, log_q)
 
 
 def plain_cross_entropy(logits, label):
@@ -34,6 +34,11 @@ def plain_cross_entropy(logits, label):
 def plain_smoothed(logits, label, *, smoothing):
     uniform = -jax.nn.log_softmax(logits).mean(-1)
     return (1 - smoothing) * plain_cross_entropy(logits, label) + smoothing * uniform
+
+
+def plain_divergence(kind, student, teacher):
+    log_p, log_q = jax.nn.log_softmax(teacher), jax.nn.log_softmax(student)
+    return divergences.DIVERGENCES[kind](log_p, log_q, 0.5)
 
 
 def plain_teacher(student, teacher, *, temperature):
@@ -50,6 +55,15 @@ LOSSES = {
     "teacher_cross_entropy, autodiff": lambda z, t, y: plain_teacher(z, t, temperature=4.0),
     "distillation_kl": lambda z, t, y: classification.distillation_kl(z, t, temperature=4.0),
     "distillation_kl, autodiff": lambda z, t, y: plain_kl(z, t, temperature=4.0),
+    **{
+        name: loss
+        for kind in ("reverse", "jeffreys", "jensen_shannon")
+        for name, loss in (
+            (kind, lambda z, t, y, kind=kind: divergences.softmax_divergence(kind, t, z)),
+            (f"{kind}, autodiff", lambda z, t, y, kind=kind: plain_divergence(kind, z, t)),
+        )
+    },
+    "decoupled_kl": lambda z, t, y: sum(logits.decoupled_kl(z, t, y, temperature=4.0)),
 }
 
 

@@ -1,8 +1,7 @@
 """Losses between logits, labels and other logits: one value per example, `[b]`.
 
-The derivatives of cross-entropies and of the divergence of two softmaxes are written out, so that
-the backward pass has fewer arrays of the logits' size. Derivatives of any order and in both modes
-are exact.
+The derivatives of cross-entropies are written out, so that the backward pass has fewer arrays of
+the logits' size; those of any order and in both modes are exact.
 """
 
 import jax
@@ -13,6 +12,7 @@ from jax.custom_derivatives import SymbolicZero
 from distill_jax.core import ranges
 from distill_jax.core.api import Array
 from distill_jax.core.errors import ArgumentError
+from distill_jax.losses.divergences import softmax_divergence
 
 
 def cross_entropy(logits: Array, label: Array, *, smoothing: float = 0.0) -> Array:
@@ -105,47 +105,6 @@ def weighted_cross_entropy(
     return softmax_cross_entropy(logits, probs * weights[None])
 
 
-def kl(log_p: Array, log_q: Array) -> Array:
-    """`KL(p || q)` of two distributions given as log-probabilities, `[b, k], [b, k] -> [b]`.
-
-    Computed as `sum p (d - 1 + exp(-d))` with `d = log p - log q`. For rows that sum to 1 this is
-    the same value, but its terms are of second order where p and q are close, so they do not cancel
-    in float32.
-    """
-    p, d = jnp.exp(log_p), log_p - log_q
-    near = jnp.abs(d) < 1
-    small = jnp.where(near, d, 0)
-    terms = jnp.where(near, p * (small + jnp.expm1(-small)), p * (d - 1) + jnp.exp(log_q))
-    return terms.sum(-1)
-
-
-@jax.custom_jvp
-def softmax_kl(p: Array, q: Array) -> Array:
-    """`KL(softmax(p) || softmax(q))` of two logits, `[b, k], [b, k] -> [b]`, in nats."""
-    return kl(_log_probs(p), _log_probs(q))
-
-
-def _log_probs(logits: Array) -> Array:
-    # XLA keeps the shifted logits of jax.nn.log_softmax as an array, and has no need to here.
-    return logits - jax.nn.logsumexp(logits, axis=-1, keepdims=True)
-
-
-def _softmax_kl_jvp(primals, tangents):
-    p, q = primals
-    value = softmax_kl(p, q)
-    log_p, log_q = _log_probs(p), _log_probs(q)
-    change = jnp.zeros_like(value)
-    if not isinstance(tangents[0], SymbolicZero):
-        slope = jnp.exp(log_p) * (log_p - log_q - value[..., None])
-        change += (slope * tangents[0]).sum(-1)
-    if not isinstance(tangents[1], SymbolicZero):
-        change += ((jnp.exp(log_q) - jnp.exp(log_p)) * tangents[1]).sum(-1)
-    return value, change
-
-
-softmax_kl.defjvp(_softmax_kl_jvp, symbolic_zeros=True)
-
-
 def distillation_kl(student: Array, teacher: Array, *, temperature: float) -> Array:
     """`T^2 KL(softmax(teacher / T) || softmax(student / T))`, `[b, k], [b, k] -> [b]`, in nats.
 
@@ -160,7 +119,9 @@ def distillation_kl(student: Array, teacher: Array, *, temperature: float) -> Ar
     if student.shape[-1] != teacher.shape[-1]:
         what = f"teacher has {teacher.shape[-1]} classes and student {student.shape[-1]}"
         raise ArgumentError(what, where="teacher", hint="the same classes in the same order")
-    return temperature**2 * softmax_kl(teacher / temperature, student / temperature)
+    return temperature**2 * softmax_divergence(
+        "forward", teacher / temperature, student / temperature
+    )
 
 
 def shift_logits(logits: Array, shift: Array) -> Array:

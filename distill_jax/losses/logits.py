@@ -1,12 +1,11 @@
 """Losses between the logits of a student and a teacher: one value per example, `[b]`, in nats."""
 
-import math
-
 import jax
 import jax.numpy as jnp
 
 from distill_jax.core.api import Array
-from distill_jax.losses.classification import kl, softmax_cross_entropy, softmax_kl
+from distill_jax.losses.classification import softmax_cross_entropy
+from distill_jax.losses.divergences import softmax_divergence
 
 _TINY_VARIANCE = 1e-12
 """Rows or columns with less variation are treated as constant and give no gradient."""
@@ -30,7 +29,8 @@ def reverse_kl(
         teacher's row no longer sums to 1, and the value may be slightly negative.
     """
     if floor is None:
-        return temperature**2 * softmax_kl(student / temperature, teacher / temperature)
+        student, teacher = student / temperature, teacher / temperature
+        return temperature**2 * softmax_divergence("reverse", teacher, student)
     log_student, log_teacher = log_probs(student, teacher, temperature=temperature)
     ratio = log_student - jnp.maximum(log_teacher, floor)
     return temperature**2 * (jnp.exp(log_student) * ratio).sum(-1)
@@ -38,16 +38,15 @@ def reverse_kl(
 
 def jensen_shannon(student: Array, teacher: Array, *, temperature: float) -> Array:
     """`T^2 (KL(s || m) + KL(t || m)) / 2` with `m = (s + t) / 2`, `[b, k], [b, k] -> [b]`."""
-    log_student, log_teacher = log_probs(student, teacher, temperature=temperature)
-    log_mean = jnp.logaddexp(log_student, log_teacher) - math.log(2)
-    return temperature**2 * 0.5 * (kl(log_student, log_mean) + kl(log_teacher, log_mean))
+    student, teacher = student / temperature, teacher / temperature
+    return temperature**2 * softmax_divergence("jensen_shannon", teacher, student)
 
 
 def teacher_cross_entropy(student: Array, teacher: Array, *, temperature: float) -> Array:
     """`-T^2 sum_c t_c log s_c`: the forward divergence plus the teacher's entropy."""
     student, teacher = student / temperature, teacher / temperature
     entropy = softmax_cross_entropy(teacher, jax.nn.softmax(teacher))
-    return temperature**2 * (softmax_kl(teacher, student) + entropy)
+    return temperature**2 * (softmax_divergence("forward", teacher, student) + entropy)
 
 
 def decoupled_kl(
@@ -70,8 +69,7 @@ def decoupled_kl(
 
     def split(logits: Array) -> tuple[Array, Array]:
         logits = logits / temperature
-        # finite, so that a difference of two of them stays finite where its weight is 0
-        others = jnp.where(is_target, jnp.finfo(logits.dtype).min / 4, logits)
+        others = jnp.where(is_target, -jnp.inf, logits)
         pair = jnp.stack(
             [
                 jnp.where(is_target, logits, 0).sum(-1),
@@ -79,11 +77,14 @@ def decoupled_kl(
             ],
             axis=-1,
         )
-        return jax.nn.log_softmax(pair), jax.nn.log_softmax(others)
+        return pair, others
 
     (student_pair, student_others), (teacher_pair, teacher_others) = split(student), split(teacher)
     scale = temperature**2
-    return scale * kl(teacher_pair, student_pair), scale * kl(teacher_others, student_others)
+    return (
+        scale * softmax_divergence("forward", teacher_pair, student_pair),
+        scale * softmax_divergence("forward", teacher_others, student_others),
+    )
 
 
 def standardize(logits: Array) -> Array:

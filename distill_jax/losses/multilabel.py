@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from distill_jax.core.api import Array
-from distill_jax.losses.classification import kl
+from distill_jax.losses.divergences import kl
 
 
 def mean_known(values: Array, known: Array | None) -> Array:

@@ -6,59 +6,16 @@ store `top_log_probs_of` the teacher, compute the student's `log_probs_of` the s
 compare the two with `sparse_divergence`.
 """
 
-from collections.abc import Callable, Mapping
-from types import MappingProxyType
-
 import jax.numpy as jnp
 
 from distill_jax.core.api import Array
-from distill_jax.core.errors import ArgumentError, nearest
 from distill_jax.core.sequences import (
     TopLogProbs,
     log_probs_of,
     top_log_probs,
     top_log_probs_of,
 )
-from distill_jax.losses.classification import kl
-
-_LEAST = -1e4
-"""Replaces the logarithm of 0: its exponential is 0, and its products with 0 are 0."""
-
-
-def _mixed(log_p: Array, log_q: Array, share: float) -> Array:
-    """Returns `log((1 - share) p + share q)`."""
-    return jnp.logaddexp(log_p + jnp.log1p(-share), log_q + jnp.log(share))
-
-
-def _jeffreys(p: Array, q: Array, share: float) -> Array:
-    del share
-    return (kl(p, q) + kl(q, p)) / 2
-
-
-def _jensen_shannon(p: Array, q: Array, share: float) -> Array:
-    mean = _mixed(p, q, share)
-    return (1 - share) * kl(p, mean) + share * kl(q, mean)
-
-
-DIVERGENCES: Mapping[str, Callable[[Array, Array, float], Array]] = MappingProxyType(
-    {
-        "forward": lambda p, q, share: kl(p, q),
-        "reverse": lambda p, q, share: kl(q, p),
-        "jeffreys": _jeffreys,
-        "skew_forward": lambda p, q, share: kl(p, _mixed(q, p, share)),
-        "skew_reverse": lambda p, q, share: kl(q, _mixed(p, q, share)),
-        "jensen_shannon": _jensen_shannon,
-    }
-)
-"""By name, with p the teacher, q the student and s the share:
-
-* `forward` `KL(p || q)`; `reverse` `KL(q || p)` (Gu et al. 2023, MiniLLM, arXiv:2306.08543);
-* `jeffreys` `(KL(p || q) + KL(q || p)) / 2`;
-* `skew_forward` `KL(p || s p + (1 - s) q)`, `skew_reverse` `KL(q || s q + (1 - s) p)` (Ko et al.
-  2024, DistiLLM, arXiv:2402.03898, section 3.1, with alpha = s);
-* `jensen_shannon` `(1 - s) KL(p || m) + s KL(q || m)`, `m = (1 - s) p + s q` (Agarwal et al. 2023,
-  GKD, arXiv:2306.13649, section 2, with beta = 1 - s).
-"""
+from distill_jax.losses.divergences import DIVERGENCES, LEAST, check, softmax_divergence
 
 
 def token_divergence(
@@ -75,13 +32,8 @@ def token_divergence(
     Raises:
       ArgumentError: an unknown kind, or a share outside (0, 1).
     """
-    if kind not in DIVERGENCES:
-        raise ArgumentError(
-            f"no divergence {kind!r}", where="kind", hint=nearest(kind, DIVERGENCES)
-        )
-    if not 0 < share < 1:
-        raise ArgumentError(f"share is {share!r}", where="share", hint="above 0 and below 1")
-    log_teacher, log_student = (jnp.maximum(x, _LEAST) for x in (log_teacher, log_student))
+    check(kind, share)
+    log_teacher, log_student = (jnp.maximum(x, LEAST) for x in (log_teacher, log_student))
     return DIVERGENCES[kind](log_teacher, log_student, share)
 
 
@@ -124,6 +76,7 @@ __all__ = [
     "DIVERGENCES",
     "TopLogProbs",
     "log_probs_of",
+    "softmax_divergence",
     "sparse_divergence",
     "token_divergence",
     "top_log_probs",

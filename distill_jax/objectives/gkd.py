@@ -13,13 +13,12 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, ClassVar, NamedTuple
 
-import jax
 import jax.numpy as jnp
 
 from distill_jax.core import ranges
 from distill_jax.core.api import TASKS, Array, Batch, Nets, Objective, PyTree, State, Terms
 from distill_jax.core.errors import ArgumentError
-from distill_jax.losses.sequence import sparse_divergence, token_divergence
+from distill_jax.losses.sequence import softmax_divergence, sparse_divergence
 from distill_jax.objectives import _tokens
 
 
@@ -96,8 +95,8 @@ class GKD(Objective):
         _tokens.check_text(batch)
         student, state = nets("student", batch["input"], train=True)
         _tokens.check_dense(student, teacher)
-        logs = (jax.nn.log_softmax(x["logits"], axis=-1) for x in (teacher, student))
-        return token_divergence(self.divergence, *logs, share=self.share), state
+        logits = (x["logits"] for x in (teacher, student))
+        return softmax_divergence(self.divergence, *logits, share=self.share), state
 
     def sampled(self, nets: Nets, batch: Batch) -> Batch:
         """Returns a batch of prompts with the student's continuations, which are the targets."""

@@ -15,13 +15,12 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
-import jax
 import jax.numpy as jnp
 
 from distill_jax.core import durations, ranges
 from distill_jax.core.api import TASKS, Array, Batch, Nets, Objective, PyTree, Terms
 from distill_jax.core.errors import ArgumentError, nearest
-from distill_jax.losses.sequence import sparse_divergence, token_divergence
+from distill_jax.losses.sequence import softmax_divergence, sparse_divergence
 from distill_jax.objectives import _tokens
 from distill_jax.objectives.next_token import NextToken
 
@@ -100,12 +99,10 @@ class Salt(Objective):
                 )
             value = sparse_divergence("forward", top, others)
         else:
-            own, v = jax.nn.log_softmax(student["logits"], axis=-1), student["logits"].shape[-1]
-            logs = jnp.full_like(own, -math.log(v))
             _tokens.check_dense(student, teacher)
-            if teacher:
-                logs = jax.nn.log_softmax(teacher["logits"] / self.rho, axis=-1)
-            value = token_divergence("forward", logs, own)
+            own = student["logits"]
+            logits = teacher["logits"] / self.rho if teacher else jnp.zeros_like(own)
+            value = softmax_divergence("forward", logits, own)
         mask, weight = batch["target_mask"], self.weight(step)
         return Terms(
             values={"distillation": value * mask, "cross_entropy": -log_prob * mask},

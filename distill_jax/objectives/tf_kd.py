@@ -26,7 +26,7 @@ import jax.numpy as jnp
 
 from distill_jax.core.api import Array, Batch, Nets, Objective, PyTree, Terms
 from distill_jax.core.errors import ArgumentError
-from distill_jax.losses.classification import kl
+from distill_jax.losses.divergences import kl
 from distill_jax.objectives._distillation import check_not_negative, check_positive
 from distill_jax.objectives._labels import check_smoothing, label_loss
 

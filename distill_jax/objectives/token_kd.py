@@ -12,12 +12,10 @@ what `cache` stores. A teacher that returns `logits` is compared on all tokens.
 import dataclasses
 from typing import ClassVar
 
-import jax
-
 from distill_jax.core import ranges
 from distill_jax.core.api import TASKS, Array, Batch, Nets, Objective, PyTree, Terms
 from distill_jax.core.errors import ArgumentError
-from distill_jax.losses.sequence import sparse_divergence, token_divergence
+from distill_jax.losses.sequence import softmax_divergence, sparse_divergence
 from distill_jax.objectives import _tokens
 
 
@@ -53,11 +51,8 @@ class TokenKD(Objective):
             student, state, log_prob, _ = _tokens.ask_student(nets, batch, teacher=teacher)
             logits = {"student": student["logits"], "teacher": teacher["logits"]}
             _tokens.check_dense(student, teacher)
-            logs = (
-                jax.nn.log_softmax(logits[role] / self.temperature, axis=-1)
-                for role in ("teacher", "student")
-            )
-            value = token_divergence(self.divergence, *logs, share=self.share)
+            softened = (logits[role] / self.temperature for role in ("teacher", "student"))
+            value = softmax_divergence(self.divergence, *softened, share=self.share)
             value *= self.temperature**2
         else:
             if self.temperature != 1:

@@ -14,7 +14,8 @@ from distill_jax.core.api import ExampleWeighting, Objective, Terms
 from distill_jax.core.bilevel import Bilevel
 from distill_jax.core.errors import ConfigError
 from distill_jax.core.weighted_objective import WeightedObjective
-from distill_jax.losses.classification import cross_entropy, kl
+from distill_jax.losses.classification import cross_entropy
+from distill_jax.losses.divergences import kl
 from distill_jax.models import ratio_mlp
 from distill_jax.weighting import _evidence, meta_weight_net, reweight, trilateral
 from tests import harness
