@@ -4,7 +4,7 @@
 
 Reads finished studies of `configs/studies/longer.py`, whose folders end in the name of the paper,
 and "_full" where they have all of Fashion-MNIST. Writes the difference of each claim of `CLAIMS`
-before (from OUT.json) and after into OUT_longer.json and a table of OUT.md between two marks. A
+before (from OUT.json and weak_supervision.json) and after into OUT_longer.json and a table of OUT.md between two marks. A
 claim "holds" or is "contradicted" where the 95 % interval of the paired difference excludes 0.
 """
 
@@ -69,7 +69,33 @@ CLAIMS = (
         "over_confident_keep",
     ),
     Claim("ferkd", "SelfMix adds to both", "self_mix", "both"),
+    Claim("weak_to_strong", "the confidence loss beats weak labels alone", "conf_75", "naive"),
+    Claim("weak_to_strong", "a learned share beats the schedule", "learned", "conf_75"),
+    Claim("weak_to_strong", "and training on the clean images", "learned", "conf_75_clean"),
+    Claim(
+        "polar",
+        "the square is better calibrated than the sum",
+        "square",
+        "linear",
+        "test/risk_ece",
+        False,
+    ),
+    Claim("evidence", "for both sides beats one-sided", "evidence", "one_sided"),
+    Claim("evidence", "for both sides beats the answer", "evidence_ensemble", "told"),
+    Claim("predictions", "pseudo-labels before 25 labels help", "pseudo_then_25", "finetune_25"),
+    Claim("predictions", "also against 1,200 steps", "pseudo_then_25", "finetune_long_25"),
+    Claim("predictions", "and before 200 labels", "pseudo_then_200", "finetune_200"),
+    Claim(
+        "zero_shot",
+        "unseen digits by their attributes",
+        "segments",
+        "shuffled",
+        "test/zero_shot_accuracy",
+    ),
 )
+
+PAGES = ("papers", "weak_supervision")
+"""Beside OUT: the pages that have the shorter studies."""
 
 
 def estimate(values: dict[str, Any], claim: Claim) -> statistics.Estimate | None:
@@ -98,7 +124,9 @@ def main() -> None:
     parser.add_argument("studies", nargs="*", type=results_page.study_folder)
     parser.add_argument("--out", required=True, type=pathlib.Path)
     options = parser.parse_args()
-    short = json.loads(options.out.with_suffix(".json").read_text())
+    short = {}
+    for name in PAGES:
+        short |= json.loads(options.out.with_name(f"{name}.json").read_text())
     stored = options.out.with_name(f"{options.out.name}_longer.json")
     longer = json.loads(stored.read_text()) if stored.exists() else {}
     for folder in options.studies:
