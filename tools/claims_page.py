@@ -4,8 +4,9 @@
 
 Reads finished studies of `configs/studies/longer.py`, whose folders end in the name of the paper,
 and "_full" where they have all of Fashion-MNIST. Writes the difference of each claim of `CLAIMS`
-before (from OUT.json and weak_supervision.json) and after into OUT_longer.json and a table of OUT.md between two marks. A
-claim "holds" or is "contradicted" where the 95 % interval of the paired difference excludes 0.
+before (from OUT.json and weak_supervision.json) and after into OUT_longer.json and a table of
+OUT.md between two marks. A claim "holds" or is "contradicted" where the 95 % interval of the
+paired difference excludes 0.
 """
 
 import argparse

@@ -32,7 +32,7 @@ RATES = (0.1, 0.2, 0.4)
 CHOSEN = {
     "letter": {"student": (200, 0.2), "teacher": (60, 0.4)},
     "census": {"student": (6, 0.2), "teacher": (6, 0.1)},
-    "nsl_kdd": {"student": (12, 0.1), "teacher": (12, 0.1)},
+    "nsl_kdd": {"student": (12, 0.4), "teacher": (12, 0.1)},
 }
 """Epochs and learning rate."""
 

@@ -18,7 +18,7 @@ FEW = (25, 200)
 
 def arms(n: int) -> dict[str, dict]:
     student = {"init": weak.PRETRAINED}
-    few = {"data": {"kwargs": {"examples": n}}}
+    few = {"data": {"kwargs": {"examples": n}}, "batch_size": 24 if n == 25 else 64}
 
     def pseudo(*, labels: int = 0, **kwargs) -> dict:
         arm = weak.naive(student, teacher=f"finetune_{n}", **kwargs)

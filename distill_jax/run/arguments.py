@@ -14,7 +14,6 @@ from distill_jax.run.resolve import available, resolve
 
 PATHS = {
     "batch": "data.train_transforms",
-    "batch_size": "eval.batch_size",
     "control": "weighting.control",
     "damping": "bilevel.damping",
     "corrupt": "data.corrupt",

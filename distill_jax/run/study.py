@@ -4,11 +4,11 @@ import itertools
 import json
 import pathlib
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 from distill_jax import report
-from distill_jax.core.errors import NonFiniteError
+from distill_jax.core.errors import NonFiniteError, UserError
 from distill_jax.evaluators._directions import direction
 from distill_jax.report import sharing, statistics
 from distill_jax.report.choices import sentences
@@ -92,7 +92,7 @@ def run_study(
         for folder in _run_folders(config, workdir) if start_over else ():
             with workdir_lib.claim(folder, "run", start_over=True, log_line=log_line):
                 pass
-        return _run_study(config, workdir, _SameData(_OneExperiment(trusted)), log_line)
+        return _run_study(config, workdir, trusted, log_line)
 
 
 def _run_folders(config: ConfigDict, workdir: pathlib.Path) -> list[pathlib.Path]:
@@ -121,10 +121,10 @@ class _SameData:
 def _run_study(
     config: ConfigDict,
     workdir: pathlib.Path,
-    make_experiment: _SameData,
+    trusted: Collection[str] | None,
     log_line: Callable[[str], None],
 ) -> str:
-    order = ordered_arms(config)
+    order, make_experiment = ordered_arms(config), _SameData(_OneExperiment(trusted))
     statuses: dict[tuple[str, int], dict[str, Any]] = {
         (arm, seed): {"status": "pending", "value": None}
         for arm in order
@@ -133,6 +133,7 @@ def _run_study(
     began, done = time.perf_counter(), 0
     compared: dict[str, dict[str, list[statistics.ArmSummary]]] = {}
     groups = _groups(config, order, workdir)
+    left: dict[str, Member] = {}
     for member in (member for group in groups for member in group):
         folder, single = member.workdir, member.config
 
@@ -145,6 +146,9 @@ def _run_study(
         make_experiment.see(member, result)
         if result is None:
             _check_starts(member, workdir)
+            if not settings.needed(config, member.arm):
+                left.setdefault(member.arm, member)
+    _check_parts(left.values(), trusted)
     for group in groups:
         parts, unsettled = _settled(config, group, workdir, statuses)
         for member, why in unsettled:
@@ -202,6 +206,17 @@ def _check_starts(member: Member, workdir: pathlib.Path) -> None:
         source = NetworkRef.parse(spec.init, where=where).path
         if not source.is_relative_to(absolute(str(workdir), where="--workdir")):
             find_step(source, where=where)
+
+
+def _check_parts(members: Iterable[Member], trusted: Collection[str] | None) -> None:
+    """Raises UserError where the parts of a run do not fit each other or the data."""
+    reader = build_lib.DataReader()
+    for member in members:
+        try:
+            build_lib.build(member.config, shapes_only=True, trusted=trusted, reader=reader)
+        except UserError as error:
+            where = f"study.arms.{member.arm}: {error.where}"
+            raise type(error)(error.what, where=where, hint=error.hint) from error
 
 
 def _status(config: ConfigDict, result: Mapping[str, Any]) -> dict[str, Any]:

@@ -147,8 +147,14 @@ CORPUS = [
         ["data.name=tfds", "data.kwargs.name=cifar10", "data.kwargs.data_dir=/no/such"],
         ["'cifar10' is not prepared", "download_and_prepare"],
     ),
-    ("batch over data", KD, "train", ["batch_size=4096"], ["batch of 4096"]),
-    ("batch over mesh", KD, "train", ["batch_size=31"], ["31", "multiple of 8"]),
+    ("batch over data", KD, "train", ["batch_size=4096"], ["error: batch_size: a batch of 4096"]),
+    (
+        "batch over mesh",
+        KD,
+        "train",
+        ["batch_size=31"],
+        ["error: batch_size: ", "multiple of 8"],
+    ),
     ("mesh", KD, "train", ["mesh.data=3"], ["does not fit 8 devices", "must be 8"]),
     (
         "micro-batch",
@@ -275,6 +281,19 @@ def test_refused(config, mode, overrides, expected, tmp_path, capsys, teacher):
     argv += [f"--config.{o}" for o in overrides]
     refused(argv, capsys, expected)
     assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ("batch_size=5000", "study.arms.kd_50: batch_size: a batch of 5000"),
+        ("objective.kwargs={'alpah': 0.5}", "study.arms.kd_50: objective.kwargs"),
+    ],
+)
+def test_a_study_is_refused_before_its_first_run(change, expected, tmp_path, capsys):
+    argv = [f"--config={STUDY}", "--mode=study", f"--workdir={tmp_path / 'study'}"]
+    refused([*argv, f"--config.study.arms.kd_50.{change}"], capsys, [expected])
+    assert not list(tmp_path.rglob("checkpoints"))
 
 
 @pytest.fixture(scope="session")

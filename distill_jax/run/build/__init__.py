@@ -2,6 +2,7 @@
 
 from distill_jax.run.build.controls import predict_controls, untrained
 from distill_jax.run.build.data import (
+    DataReader,
     batch_shapes,
     load_dataset,
     make_transform,
@@ -26,6 +27,7 @@ from distill_jax.run.build.start import (
 )
 
 __all__ = [
+    "DataReader",
     "Experiment",
     "Feed",
     "Outer",

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import json
 import sys
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
@@ -76,10 +77,43 @@ class Batches:
         return first[1] if len(first) > 1 else 1
 
 
-def read_data(config: ConfigDict, *, shapes_only: bool, trusted: Collection[str]) -> Data:
+class DataReader:
+    """Reads data sets and keeps the last: most runs of a study have the same."""
+
+    def __init__(self):
+        self._key: str | None = None
+        self._opened: tuple[Dataset, checks.Report] | None = None
+
+    def __call__(
+        self, config: ConfigDict, *, trusted: Collection[str]
+    ) -> tuple[Dataset, checks.Report]:
+        seed = config.seed if config_lib.data_follow_seed(config) else None
+        read = json.loads(config_lib.to_json(config))["data"]
+        key = json.dumps([read, outer_share(config, trusted=trusted), seed], sort_keys=True)
+        if key != self._key or self._opened is None:
+            self._key, self._opened = key, open_dataset(config, trusted=trusted)
+        return self._opened
+
+
+def read_data(
+    config: ConfigDict,
+    *,
+    shapes_only: bool,
+    trusted: Collection[str],
+    reader: DataReader | None = None,
+) -> Data:
     """Reads the data of a config, and finds the length of training."""
     with crash.during("reading data"):
-        dataset, report = open_dataset(config, shapes_only=shapes_only, trusted=trusted)
+        if reader is not None:
+            dataset, report = reader(config, trusted=trusted)
+        else:
+            dataset, report = open_dataset(config, shapes_only=shapes_only, trusted=trusted)
+    # Which examples are left out for their label is not known from shapes.
+    known = not config.data.corrupt or reader is not None or not shapes_only
+    if known and config.batch_size > len(dataset.train):
+        what = f"a batch of {config.batch_size} from {len(dataset.train)} training examples"
+        hint = f"at most {len(dataset.train)}: a step never has an example twice"
+        raise ConfigError(what, where="batch_size", hint=hint)
     return Data(
         dataset=dataset,
         report=report,

@@ -15,7 +15,7 @@ from distill_jax.core.errors import ConfigError
 from distill_jax.run import config as config_lib
 from distill_jax.run import teacher_cache
 from distill_jax.run.arguments import located
-from distill_jax.run.build.data import Data, make_batches, read_data
+from distill_jax.run.build.data import Data, DataReader, make_batches, read_data
 from distill_jax.run.build.evaluators import make_evaluators
 from distill_jax.run.build.experiment import Experiment, readable
 from distill_jax.run.build.method import Method, make_method
@@ -53,7 +53,11 @@ class Names:
 
 
 def build(
-    config: ConfigDict, *, shapes_only: bool = False, trusted: Collection[str] | None = None
+    config: ConfigDict,
+    *,
+    shapes_only: bool = False,
+    trusted: Collection[str] | None = None,
+    reader: DataReader | None = None,
 ) -> Experiment:
     """Turns a config into an experiment; computes nothing, and reads data unless `shapes_only`.
 
@@ -63,6 +67,8 @@ def build(
       trusted: names and modules outside this package that may be imported, see `resolve`. The
         default is those that the config names, so the config must then be the caller's own. For a
         config that was read from a file, as by `config.from_json`, pass the trusted names, or `()`.
+      reader: reads the examples, also with `shapes_only`; several configs that have data in common
+        can share one.
 
     Raises:
       ConfigError: anything in the config does not fit anything else in it.
@@ -71,12 +77,18 @@ def build(
     """
     config_lib.validate(config)
     with located(config):
-        return _build(config, shapes_only=shapes_only, trusted=trusted)
+        return _build(config, shapes_only=shapes_only, trusted=trusted, reader=reader)
 
 
-def _build(config: ConfigDict, *, shapes_only: bool, trusted: Collection[str] | None) -> Experiment:
+def _build(
+    config: ConfigDict,
+    *,
+    shapes_only: bool,
+    trusted: Collection[str] | None,
+    reader: DataReader | None,
+) -> Experiment:
     names = read_names(config, names_in(config) if trusted is None else trusted)
-    data = read_data(config, shapes_only=shapes_only, trusted=names.trusted)
+    data = read_data(config, shapes_only=shapes_only, trusted=names.trusted, reader=reader)
     method = make_method(
         config,
         names.make_objective,
