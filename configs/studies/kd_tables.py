@@ -13,9 +13,12 @@
 The teacher, of 256 and 128 hidden units, is trained anew in each seed. Labels alone and the eight
 methods of `kd_full.py`, five seeds. `:settings` compares lengths and learning rates of student and
 teacher on held-out rows; `CHOSEN` has the result. Weights are the published ones
-(`configs/distillation.py`) times 1, 0.1 or 0.01: `:tune` compares them on held-out rows, and
-`SCALES` has the result. Both have three seeds of their own.
+(`configs/distillation.py`) times 1, 0.1 or 0.01, rates that of labels alone or a quarter of it:
+`:tune` compares the six on held-out rows, and `SCALES` has the result. Both have three seeds of
+their own.
 """
+
+import itertools
 
 from distill_jax.configs import common, distillation
 from distill_jax.run import config as config_lib
@@ -24,11 +27,14 @@ TABLES = {"letter": "letter", "census": "census_income", "nsl_kdd": "nsl_kdd"}
 HIDDEN = {"letter": 16, "census": 4, "nsl_kdd": 8}
 METRIC = {"letter": "accuracy", "census": "macro_auc", "nsl_kdd": "accuracy"}
 TEACHER = {"model": "tabular_mlp", "kwargs": {"hidden": (256, 128)}}
-SCALES: dict[str, dict[float, str]] = {"letter": {}, "census": {}, "nsl_kdd": {}}
-"""Methods by the scale of their weights that `:tune` chose."""
+SCALES: dict[str, dict[str, tuple[float, float]]] = {"letter": {}, "census": {}, "nsl_kdd": {}}
+"""Scale of the weight and share of the learning rate of a method, as `:tune` chose them."""
 
 LENGTHS = {"letter": (60, 200), "census": (2, 6), "nsl_kdd": (4, 12)}
 RATES = (0.1, 0.2, 0.4)
+SHARES = (1.0, 0.25)
+"""Of the student's learning rate alone: what a method adds to the loss makes steps larger."""
+
 CHOSEN = {
     "letter": {"student": (200, 0.2), "teacher": (60, 0.4)},
     "census": {"student": (6, 0.2), "teacher": (6, 0.1)},
@@ -71,14 +77,18 @@ def get_config(arg: str = ""):
     else:
         config.study.arms = {"alone": {}, "teacher": arm("teacher", *CHOSEN[name]["teacher"])}
         config.study.reference = "alone"
-        chosen = {n: scale for scale, names in SCALES[name].items() for n in names.split()}
+        lr = config.optim.lr
+
+        def taught(method: str, scale: float, share: float) -> dict:
+            return {**distillation.arm(method, scale=scale), "optim": {"lr": share * lr}}
+
         for method in distillation.EIGHT:
             if kind == "tune":
-                for scale in distillation.GRID:
-                    found = distillation.arm(method, scale=scale)
-                    config.study.arms[f"{method}_{round(100 * scale)}"] = found
+                for scale, share in itertools.product(distillation.GRID, SHARES):
+                    arm_name = f"{method}_{round(100 * scale)}_lr{round(100 * share)}"
+                    config.study.arms[arm_name] = taught(method, scale, share)
             else:
-                config.study.arms[method] = distillation.arm(method, scale=chosen.get(method, 1.0))
+                config.study.arms[method] = taught(method, *SCALES[name].get(method, (1.0, 1.0)))
     config.study.seeds = (100, 101, 102) if kind else (0, 1, 2, 3, 4)
     config.study.metric = f"{'held_out' if kind else 'test'}/{METRIC[name]}"
     config.study.title = f"Distillation methods on {TABLES[name]}, wide to narrow"
