@@ -18,7 +18,7 @@ def compare(wanted: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, An
 
     Returns:
       `max_error` by output, None where a value is not finite, and `top1_agreement`, the share of
-      examples with the same largest logit or probability, None where there is neither.
+      examples with the same largest logit or probability, None where there are not two of them.
     """
     errors: dict[str, float | None] = {}
     for name, x in wanted.items():
@@ -27,7 +27,7 @@ def compare(wanted: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, An
         errors[name] = largest if np.isfinite(largest) else None
     by = next((name for name in ("logits", "probabilities") if name in wanted), None)
     agreement = None
-    if by:
+    if by and np.shape(wanted[by])[-1] > 1:
         same = np.argmax(wanted[by], -1) == np.argmax(given[by], -1)
         agreement = float(np.mean(same))
     return {"max_error": errors, "top1_agreement": agreement}

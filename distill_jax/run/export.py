@@ -136,7 +136,8 @@ def make_program(
 
     Args:
       network: the network.
-      outputs: their names; by default `probabilities`, `embedding`, or all.
+      outputs: their names; by default `probabilities`, of a regression `logits`, else `embedding`,
+        else all.
       preprocessing: whether the inputs are raw.
 
     Raises:
@@ -167,7 +168,8 @@ def make_program(
     weights = {"params": network.params, "state": network.state}
     batch = {name: jax.ShapeDtypeStruct((1, *x.shape), x.dtype) for name, x in specs.items()}
     known = jax.eval_shape(forward, weights, batch)
-    usual = next((name for name in ("probabilities", "embedding") if name in known), None)
+    first = "logits" if network.task == "regression" else "probabilities"
+    usual = next((name for name in (first, "embedding") if name in known), None)
     names = tuple(outputs) or ((usual,) if usual else tuple(known))
     for name in names:
         if name not in known:

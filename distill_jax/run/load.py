@@ -13,7 +13,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from distill_jax.core import partition, rng, steps
-from distill_jax.core.api import Array, Dataset, Model, Params, Provenance, PyTree, Role, State
+from distill_jax.core.api import (
+    TASKS,
+    Array,
+    Dataset,
+    Model,
+    Params,
+    Provenance,
+    PyTree,
+    Role,
+    State,
+)
 from distill_jax.core.errors import CheckpointError, UserError, nearest
 from distill_jax.data.source import ArraySource
 from distill_jax.run import build
@@ -46,6 +56,7 @@ class Network:
         columns.
       meta: metadata of the checkpoint: `config`, `signature`, `step`, `inputs` and others.
       trusted: names that may be imported, as `trust` of `load`.
+      task: of the labels, one of `core.api.TASKS`.
       transform: `(key, batch, step) -> batch`, the evaluation transforms.
     """
 
@@ -59,6 +70,7 @@ class Network:
     input: Mapping[str, Any]
     meta: Mapping[str, Any] = dataclasses.field(repr=False)
     trusted: frozenset[str] = frozenset()
+    task: str = "classification"
     transform: Callable = dataclasses.field(repr=False)
 
     def preprocess(self, inputs: PyTree) -> PyTree:
@@ -89,8 +101,10 @@ class Network:
             precision=precision or self.config.precision,
         )
         outputs = dict(nets(self.role, inputs)[0])
-        if "logits" in outputs:
-            outputs["probabilities"] = jax.nn.softmax(outputs["logits"])
+        if "logits" in outputs and self.task != "regression":
+            own = self.task == "multilabel"  # the probability of each label by itself
+            link = jax.nn.sigmoid if own else jax.nn.softmax
+            outputs["probabilities"] = link(outputs["logits"])
         return outputs
 
     def apply(self, params: Params, state: State, inputs: PyTree) -> Mapping[str, Array]:
@@ -103,7 +117,7 @@ class Network:
 
         Returns:
           `{name: [b, ...]}`: the outputs of the network, and `probabilities` `[b, k]` if it returns
-          `logits`.
+          `logits` of classes, or of several labels at once.
         """
         return self.forward(params, state, self.preprocess(inputs))
 
@@ -187,12 +201,11 @@ class Network:
         Args:
           folder: destination; created if absent.
           formats: any of "stablehlo", "onnx", "onnx_int8", "tflite" and "safetensors".
-          outputs: names of the outputs; by default `probabilities`, else `embedding`, else
-            all outputs.
+          outputs: names of the outputs; by default `probabilities`, of a regression `logits`, else
+            `embedding`, else all outputs.
           preprocessing: whether inputs are raw, and the evaluation transforms are exported too.
           weights: of stablehlo: "inside" the file, or "apart", in `model.safetensors`.
-          examples: largest number of test examples for the cards, and of training examples for
-            the calibration of int8.
+          examples: largest number of test examples for the cards.
 
         Returns:
           the folder.
@@ -296,6 +309,12 @@ def _load_export(folder: pathlib.Path, trusted: frozenset[str]) -> Network:
     return dataclasses.replace(network, params=tree["params"], state=tree["state"])
 
 
+def _task_of(config: config_lib.ConfigDict) -> str:
+    """Returns the task of a run whose checkpoint does not tell, by what it was measured with."""
+    others = (task for task in TASKS if task != "classification" and task in config.evaluators)
+    return next(others, "classification")
+
+
 def _network(
     meta: Mapping[str, Any], role: Role, folder: pathlib.Path, trusted: frozenset[str]
 ) -> Network:
@@ -357,5 +376,6 @@ def _network(
         input=signature["input"],
         meta={**meta, "signature": signature},
         trusted=trusted,
+        task=signature.get("task") or _task_of(config),
         transform=transform,
     )

@@ -11,10 +11,11 @@ from distill_jax import main
 from distill_jax.core.errors import ConfigError
 from distill_jax.data.source import example_labels
 from distill_jax.report.of_run import write_run_report
-from distill_jax.run import build
+from distill_jax.run import build, export, load
 from distill_jax.run import config as config_lib
 from distill_jax.run.preflight import findings
 from distill_jax.run.train import evaluation
+from distill_jax.run.train.loop import train
 
 N, D = 60, 3
 
@@ -130,6 +131,8 @@ def test_examples_of_unknown_class_count_in_no_metric(files):
     config = make_config(files, "unknown")
     config.objective.name = "supervised"
     del config.roles["teacher"]
+    names = {"classification": "accuracy", "multilabel": "micro_f1", "regression": "r2"}
+    config.eval.metric = f"held_out/{names[task]}"
     experiment = build.build(config)
     state = build.initial_state(experiment, jax.random.key(0), config)
     metrics, found = evaluation.evaluate(experiment, state, {}, "test")
@@ -187,3 +190,39 @@ def test_a_ratio_is_learned_of_every_task(config, names, tmp_path):
         spec = config.replace("teacher", name)
         init = f"--config.roles.teacher.init={tmp_path / 'teacher'}"
         assert run(spec, tmp_path / name, init)["status"] == "done"
+
+
+@pytest.mark.parametrize("stored", [True, False])
+@pytest.mark.parametrize("task", ["classification", "multilabel", "regression"])
+def test_outputs_of_a_loaded_network_are_of_its_task(files, tmp_path, task, stored, monkeypatch):
+    config = make_config(files, task)
+    config.objective.name = "supervised"
+    del config.roles["teacher"]
+    names = {"classification": "accuracy", "multilabel": "micro_f1", "regression": "r2"}
+    config.eval.metric = f"held_out/{names[task]}"
+    train(config, tmp_path / "run", log_line=lambda line: None)
+    if not stored:  # as by an earlier version
+        of_step = load.read_meta
+
+        def without_task(folder):
+            meta = of_step(folder)
+            meta["signature"].pop("task", None)
+            return meta
+
+        monkeypatch.setattr(load, "read_meta", without_task)
+    network = load.load(tmp_path / "run")
+    x = np.load(files / f"{task}.npz")["x_test"]
+    found = network({"numeric": x} if "numeric" in network.input else x)
+    logits = found["logits"]
+    exported = {
+        "classification": {"probabilities": np.asarray(jax.nn.softmax(logits))},
+        "multilabel": {"probabilities": 1 / (1 + np.exp(-logits))},
+        "regression": {"logits": logits},
+    }[task]
+    assert ("probabilities" in found) == ("probabilities" in exported)
+    program = export.make_program(network)
+    inputs = next(iter(program.inputs))
+    got = program.function(program.weights, {inputs: x})
+    assert set(got) == set(exported)
+    for name, want in exported.items():
+        np.testing.assert_allclose(got[name], want, rtol=1e-5, atol=1e-6)

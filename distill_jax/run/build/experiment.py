@@ -187,9 +187,9 @@ class Experiment:
         """What it takes to apply the trained networks elsewhere; JSON-like.
 
         `input` is the shape and type of one raw example, `networks` the model and arguments of each
-        network that a checkpoint holds, `statistics` the mean and deviation of the training part
-        where evaluation normalizes by them, `cards` the arguments of transforms `card:<role>` where
-        it has such.
+        network that a checkpoint holds, `task` that of the labels unless it is classification,
+        `statistics` the mean and deviation of the training part where evaluation normalizes by
+        them, `cards` the arguments of transforms `card:<role>` where it has such.
         """
         data = self.config.data
         one = self.dataset.train.read(np.zeros(1, np.int64))["input"]
@@ -207,6 +207,7 @@ class Experiment:
             "cardinalities": self.dataset.cardinalities,
             "image_size": self.image_size,
             **({"vocabulary": self.dataset.vocabulary} if self.dataset.vocabulary else {}),
+            **({"task": task} if (task := self.dataset.task) != "classification" else {}),
             "statistics": statistics,
             "networks": networks,
             **({"cards": cards} if (cards := foreign.cards(self.config)) else {}),

@@ -22,6 +22,7 @@ import shutil
 from collections.abc import Mapping
 from typing import Any
 
+from distill_jax.core.api import TASKS
 from distill_jax.core.errors import CheckpointError
 from distill_jax.trainer.io.files import (
     NUMBER,
@@ -51,6 +52,7 @@ SIGNATURE: Shape = {
     "cardinalities": list,
     "statistics?": (list, type(None)),
     "cards?": {"*": Mapping},
+    "task?": str,
     "image_size": object,
     "input": object,
 }
@@ -169,6 +171,7 @@ def wrong_values(meta: Mapping[str, Any]) -> str:
         "skipped": meta.get("skipped", 0) >= 0,
         "unlogged": all(map(_is_row, meta.get("unlogged", ()))),
         "signature.cardinalities": _are_numbers(signature.get("cardinalities", [])),
+        "signature.task": signature.get("task", TASKS[0]) in TASKS,
         "signature.statistics": statistics is None
         or (len(statistics) == 2 and _are_numbers(statistics)),
     }
