@@ -1,9 +1,9 @@
 """Removes machine details from shareable files: no absolute path, no host, no user.
 
 The shareable files are `report.html`, `result.json`, `eval.json`, `env.json`, `study.json`,
-`table.txt`, `metrics.jsonl`, `alarms.jsonl`, the `.npz` files and `tensorboard/`. The private
-files are `config.json` and `checkpoints/`, which name data and other runs by path so that a run can
-be resumed, and `heartbeat.json`, `stall.txt`, `crash.txt` and the lock of a folder,
+`table.txt`, `metrics.jsonl`, `alarms.jsonl`, `samples.json`, the `.npz` files and `tensorboard/`.
+The private files are `config.json` and `checkpoints/`, which name data and other runs by path so
+that a run can be resumed, and `heartbeat.json`, `stall.txt`, `crash.txt` and the lock of a folder,
 which name the host and files.
 """
 

@@ -9,8 +9,9 @@ import pytest
 
 from distill_jax import report
 from distill_jax.core import partition, sequences
+from distill_jax.core.errors import UserError
 from distill_jax.data import _documents
-from distill_jax.run import build, flags, sampled
+from distill_jax.run import build, flags, sampled, workdir
 from distill_jax.run import config as config_lib
 
 
@@ -58,6 +59,12 @@ def test_a_run_shows_what_its_network_writes(tmp_path, one_device):
     other = json.loads((tmp_path / sampled.FILE).read_text())
     assert other["samples"][0]["sampled"] != stored["samples"][0]["sampled"]
     assert other["samples"][0]["greedy"] == stored["samples"][0]["greedy"]
+
+
+def test_samples_of_another_program_stay(tmp_path):
+    (tmp_path / sampled.FILE).write_text("mine")
+    with pytest.raises(UserError, match="not written by this program"):
+        workdir.refuse_foreign(tmp_path, "run")
 
 
 def test_text_is_escaped_and_fewer_bits_are_better(tmp_path):

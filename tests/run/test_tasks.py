@@ -131,8 +131,6 @@ def test_examples_of_unknown_class_count_in_no_metric(files):
     config = make_config(files, "unknown")
     config.objective.name = "supervised"
     del config.roles["teacher"]
-    names = {"classification": "accuracy", "multilabel": "micro_f1", "regression": "r2"}
-    config.eval.metric = f"held_out/{names[task]}"
     experiment = build.build(config)
     state = build.initial_state(experiment, jax.random.key(0), config)
     metrics, found = evaluation.evaluate(experiment, state, {}, "test")

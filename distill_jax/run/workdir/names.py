@@ -8,7 +8,7 @@ MARK = ".distill_jax.json"
 _RUN = (
     *("config.json", "env.json", "metrics.jsonl", "alarms.jsonl", "heartbeat.json", "stall.txt"),
     *("predictions.npz", "embeddings.npz", "masks.npz", "trust.npz", "result.json", "report.html"),
-    "history.json",
+    *("history.json", "samples.json"),
 )
 _STUDY = ("study.json", "table.txt", "report.html")
 _DAMAGED = ("metrics.jsonl.damaged", "alarms.jsonl.damaged", "result.json.damaged")

@@ -26,7 +26,7 @@ FILE, FOLDER = "history.json", "segments"
 
 KEPT = (
     *("result.json", "report.html", "config.json", "env.json", "eval.json"),
-    *("predictions.npz", "embeddings.npz", "masks.npz", "trust.npz"),
+    *("predictions.npz", "embeddings.npz", "masks.npz", "trust.npz", "samples.json"),
 )
 """Files that the end of a run writes, and that its next end would replace."""
 
