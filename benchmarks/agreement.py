@@ -117,7 +117,7 @@ def compare(name: str, folder: pathlib.Path, layouts: list[str]) -> dict[str, An
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--configs", default=",".join(CONFIGS))
+    parser.add_argument("--configs", type=_record.some_of(CONFIGS), default=list(CONFIGS))
     parser.add_argument("--layouts", default=",".join(list(LAYOUTS)[1:-1]))
     parser.add_argument("--out", type=pathlib.Path, help="what it holds of others stays")
     options = parser.parse_args()
@@ -126,8 +126,9 @@ def main() -> None:
     began, results = time.monotonic(), {}
     if options.out and options.out.exists():
         results = json.loads(options.out.read_text())["results"]
-    names = options.configs.split(",")
-    names = [name for name in names if (ROOT / CONFIGS[name][0].partition(":")[0]).exists()]
+    names = [
+        name for name in options.configs if (ROOT / CONFIGS[name][0].partition(":")[0]).exists()
+    ]
     with tempfile.TemporaryDirectory() as scratch:
         os.environ["DISTILL_JAX_CACHE"] = f"{scratch}/cache"
         folder = pathlib.Path(scratch)

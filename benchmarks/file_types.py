@@ -36,7 +36,7 @@ TEMPERATURES = np.geomspace(0.5, 4, 43)
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--study", type=pathlib.Path, required=True)
+    parser.add_argument("--study", type=_record.study_folder, required=True)
     parser.add_argument("--out", type=pathlib.Path, required=True)
     flags = parser.parse_args()
 

@@ -371,7 +371,7 @@ def doors(box: Box, name: str, init: str) -> dict[str, Run]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--only", nargs="*", default=list(CASES))
+    parser.add_argument("--only", nargs="*", choices=CASES, default=list(CASES))
     parser.add_argument("--out", type=pathlib.Path)
     args = parser.parse_args()
     hostile.prepare()

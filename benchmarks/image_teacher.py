@@ -30,7 +30,7 @@ IMAGES = 256
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--study", type=pathlib.Path, required=True)
+    parser.add_argument("--study", type=_record.study_folder, required=True)
     parser.add_argument("--out", type=pathlib.Path, required=True)
     flags = parser.parse_args()
 

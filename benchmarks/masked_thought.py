@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from benchmarks import _record
 from benchmarks import _sequences as common
 from distill_jax.core import chains
 from distill_jax.data import arithmetic_chains
@@ -108,7 +109,7 @@ def measure(run, arm: str, setting: dict[str, Any], seed: int) -> dict[str, Any]
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--out", required=True, type=pathlib.Path)
-    parser.add_argument("--arms", default=",".join(ARMS))
+    parser.add_argument("--arms", type=_record.some_of(ARMS), default=list(ARMS))
     options = parser.parse_args()
     found = json.loads(options.out.read_text()) if options.out.exists() else {}
     arms, runs = found.setdefault("arms", {}), found.setdefault("runs", {})
@@ -129,7 +130,7 @@ def main() -> None:
         made = [of(arm, setting, seed)["held_out"]["accuracy"] for seed in SEEDS[:CHOOSE]]
         return {**setting, "held_out": float(np.mean(made))}
 
-    for arm in options.arms.split(","):
+    for arm in options.arms:
         share = ARMS[arm]
         settings = [{"lr": lr, share: SHARES[0]} if share else {"lr": lr} for lr in RATES]
         tried = [tried_out(arm, x) for x in settings]

@@ -19,7 +19,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import balanced_accuracy_score
 
 import distill_jax as dj
-from benchmarks import text_labels
+from benchmarks import _record, text_labels
 from distill_jax.report import statistics
 from distill_jax.run import build
 from distill_jax.run import config as config_lib
@@ -68,7 +68,7 @@ def choose(found: dict[str, dict[str, Any]]) -> tuple[float, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--study", type=pathlib.Path, required=True)
+    parser.add_argument("--study", type=_record.study_folder, required=True)
     parser.add_argument("--name", default="genres", help="of the corpus, in the file and the page")
     parser.add_argument("--out", type=pathlib.Path, required=True, help="adds to the file")
     parser.add_argument("--page", type=pathlib.Path, help="a page with a table to replace")

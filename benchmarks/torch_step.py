@@ -18,6 +18,7 @@ import argparse
 from collections.abc import Callable
 from typing import Any
 
+import _record
 import _turns
 
 NETS = {
@@ -218,7 +219,7 @@ def measure(net: str, variants: list[str], rounds: int) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--nets", default="mlp,vit,resnet20")
-    parser.add_argument("--variants", default=",".join(VARIANTS))
+    parser.add_argument("--variants", type=_record.some_of(VARIANTS), default=list(VARIANTS))
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--out", default="benchmarks/results/torch_step.json")
     parser.add_argument("--serve", help=argparse.SUPPRESS)
@@ -227,7 +228,7 @@ def main() -> None:
         return serve(*args.serve.split(":"))
 
     def measure_net(net: str) -> dict[str, Any]:
-        names = [n for n in args.variants.split(",") if net in VARIANTS[n].get("nets", (net,))]
+        names = [n for n in args.variants if net in VARIANTS[n].get("nets", (net,))]
         return measure(net, ["torch", *[n for n in names if n != "torch"]], args.rounds)
 
     _turns.report(args.nets.split(","), measure_net, packages=PACKAGES, out=args.out)

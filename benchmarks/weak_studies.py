@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from benchmarks import _record
 from benchmarks.weak_sweep import apply, init, parts, pooled, train
 from distill_jax.evaluators import deception as measure
 from distill_jax.losses.arguments import arguments
@@ -28,6 +29,7 @@ RATES = (1e-3, 3e-3)
 PIXELS = (4, 8, 16)
 FEW = (25, 200)
 WIDTHS = (16, 128)
+STUDIES = ("evidence", "predictions", "deception")
 
 
 def divisions(seeds: list[int]) -> dict[str, Any]:
@@ -229,13 +231,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--out", required=True, type=pathlib.Path)
     parser.add_argument("--seeds", type=int, default=10)
-    parser.add_argument("--only", default="evidence,predictions,deception")
+    parser.add_argument("--only", type=_record.some_of(STUDIES), default=list(STUDIES))
     options = parser.parse_args()
     seeds: list[int] = list(range(options.seeds))
     data, keys = divisions(seeds), jax.vmap(jax.random.key)(jnp.asarray(seeds))
     out: dict[str, Any] = json.loads(options.out.read_text()) if options.out.exists() else {}
     out["about"] = {"jax": jax.__version__, "seeds": seeds, "rates": RATES}
-    for name in options.only.split(","):
+    for name in options.only:
         if name == "evidence":
             pairs = pairs_of(
                 "judge_evidence_8 judge",

@@ -35,6 +35,13 @@ def choose(options: set[str], among: Iterable[str], default: str = "") -> str:
     return given[0] if given else default
 
 
+def need(options: set[str], option: str, other: str) -> None:
+    """Raises a ConfigError where an option is given without the one that it changes."""
+    if option in options and other not in options:
+        what = f"{option} behind the colon changes {other}, which is not there"
+        raise ConfigError(what, where="--config", hint=f"'{other},{option}'")
+
+
 def images(*, full: bool = False):
     """A classification config on Fashion-MNIST, or on the 5k/1k part that ships with the package.
 

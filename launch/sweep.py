@@ -189,7 +189,7 @@ trap ':' TERM
 run() {{
     srun --ntasks=1 "$@"
     code=$?
-    if [[ $code -eq {PREEMPTED} ]]; then scontrol requeue "$SLURM_JOB_ID"; fi
+    if [[ $code -eq {PREEMPTED} || $code -eq 143 ]]; then scontrol requeue "$SLURM_JOB_ID"; fi
     exit "$code"
 }}
 

@@ -498,3 +498,10 @@ def test_a_method_is_added_as_contributing_says(tmp_path):
         assert done.returncode == 0, done.stdout[-3000:]
         assert re.search(r"\d+ passed|\.\.", done.stdout)
     assert (tmp_path / "tests/golden/distill_logit_mse.txt").exists()
+
+
+def test_the_table_of_methods_has_every_one():
+    lines = (ROOT / "docs/methods.md").read_text("utf-8").splitlines()
+    named = [line.split(" | ")[0] for line in lines if line.startswith("| `")]
+    files = {path.stem for path in (ROOT / "distill_jax/objectives").glob("[a-z]*.py")}
+    assert files <= {name for row in named for name in re.findall(r"`(\w+)`", row)}

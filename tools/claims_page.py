@@ -126,8 +126,10 @@ def main() -> None:
     parser.add_argument("--out", required=True, type=pathlib.Path)
     options = parser.parse_args()
     short = {}
-    for name in PAGES:
-        short |= json.loads(options.out.with_name(f"{name}.json").read_text())
+    for page in (options.out.with_name(f"{name}.json") for name in PAGES):
+        if not page.is_file():
+            parser.error(f"no {page}, which has the shorter studies")
+        short |= json.loads(page.read_text())
     stored = options.out.with_name(f"{options.out.name}_longer.json")
     longer = json.loads(stored.read_text()) if stored.exists() else {}
     for folder in options.studies:

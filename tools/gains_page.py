@@ -138,7 +138,7 @@ def table(study: dict[str, Any]) -> list[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("studies", nargs="+", type=pathlib.Path)
+    parser.add_argument("studies", nargs="+", type=results_page.study_folder)
     parser.add_argument("--out", required=True, type=pathlib.Path)
     options = parser.parse_args()
     stored, page = options.out.with_suffix(".json"), options.out.with_suffix(".md")

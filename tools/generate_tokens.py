@@ -17,6 +17,7 @@ import hashlib
 import json
 import os
 import pathlib
+import sys
 from typing import Any
 
 import jax
@@ -26,7 +27,7 @@ import numpy as np
 import distill_jax as dj
 from distill_jax.core import sampling
 from distill_jax.core.api import Model, Params
-from distill_jax.core.errors import ArgumentError, ConfigError
+from distill_jax.core.errors import ArgumentError, ConfigError, UserError
 
 
 def generate(
@@ -128,7 +129,7 @@ def write(path: pathlib.Path, data: bytes) -> None:
     os.replace(partial, path)
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -142,9 +143,18 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--batch", type=int, default=64)
     args = vars(parser.parse_args())
-    network = dj.load(args.pop("run"))
-    print(json.dumps(generate(network.model, network.params, args.pop("out"), **args), indent=1))
+    for name in ("documents", "steps", "batch"):
+        if args[name] < 1:
+            parser.error(f"--{name} is {args[name]}; at least 1")
+    try:
+        network = dj.load(args.pop("run"))
+        found = generate(network.model, network.params, args.pop("out"), **args)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    print(json.dumps(found, indent=1))
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -64,7 +64,7 @@ def adapt(images: np.ndarray, shape: Sequence[int]) -> np.ndarray:
     return np.rint(np.clip(pixels, 0, 255)).astype(np.uint8)
 
 
-def after_sgd_step(dataset: Dataset, like: Dataset, *, name: str) -> Dataset:
+def fitted(dataset: Dataset, like: Dataset, *, name: str) -> Dataset:
     """Returns a data set with inputs in the shape of those of another.
 
     Raises:
@@ -113,7 +113,7 @@ def measure(
     for name in names:
         other = config_lib.override(config, {"data.name": name})
         other.data.corrupt = config_lib.base().data.corrupt
-        dataset = after_sgd_step(build.load_dataset(other), experiment.dataset, name=name)
+        dataset = fitted(build.load_dataset(other), experiment.dataset, name=name)
         here = dataclasses.replace(experiment, dataset=dataset)
         metrics, _ = evaluation.evaluate(here, restored.state, frozen, "test")
         metrics |= evaluation.measure_controls(here, config.seed)

@@ -8,7 +8,7 @@ The student is that of `kd.py`, bit for bit on CPU where both see as many views,
 what one without a teacher does. Each image has ten augmented views that come back in turn, as the
 stored crops of FKD do (Shen, Xing 2022, arXiv:2112.01528), so that the folder stays small; with
 `data.views=0` every epoch has a new one, and as many are stored. A second run with the same teacher
-reads what the first has stored. `:full` and `:smoke` as in `supervised.py`.
+reads what the first has stored. `:full`, `:table` and `:smoke` as in `kd.py`.
 """
 
 from distill_jax.configs.distill import kd

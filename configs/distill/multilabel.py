@@ -17,6 +17,8 @@ from distill_jax.run import config as config_lib
 
 def get_config(arg: str = ""):
     options = common.parse(arg, "teacher", "bilevel", "losses", "focal")
+    common.choose(options, ("teacher", "bilevel"))
+    common.need(options, "losses", "bilevel")
     config = common.table("adult_labels")
     config.evaluators = {"multilabel": {}}
     config.eval.metric = "held_out/mean_average_precision"

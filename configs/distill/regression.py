@@ -17,6 +17,7 @@ from distill_jax.run import config as config_lib
 
 def get_config(arg: str = ""):
     options = common.parse(arg, "teacher", "bilevel", "huber")
+    common.choose(options, ("teacher", "bilevel"))
     config = common.table("diabetes")
     config.data.held_out = 0.2
     config.batch_size = 64

@@ -5,10 +5,10 @@
       --config.roles.teacher.init=runs/lm
 
 The teacher is the best checkpoint, by held-out bits per byte, of the run in `roles.teacher.init`;
-the student has a fifth of its parameters. `:top` compares them on the teacher's 16 most probable
-tokens and all others as one, as for large vocabularies. `:smollm2` distils SmolLM2-135M into a
-student of 1.8 M parameters on plays of Shakespeare, see `studies/smollm2.py`. `:smoke` as in
-`distill/supervised.py`.
+the student has less than a quarter of its parameters. `:top` compares them on the teacher's 16
+most probable tokens and all others as one, as for large vocabularies. `:smollm2` distils
+SmolLM2-135M into a student of 1.8 M parameters on plays of Shakespeare, see
+`studies/smollm2.py`. `:smoke` as in `distill/supervised.py`.
 """
 
 from distill_jax.configs import common
@@ -17,6 +17,7 @@ from distill_jax.run import config as config_lib
 
 def get_config(arg: str = ""):
     options = common.parse(arg, "top", "smollm2")
+    common.choose(options, ("top", "smollm2"))
     config = common.text()
     config.total = "600 steps"
     config.objective.name = "token_kd"

@@ -4,7 +4,7 @@
   python -m distill_jax.main --config=configs/ssl/finetune.py --workdir=runs/finetune \\
       --config.roles.student.init=runs/simclr#student
 
-Without the second override the same encoder is trained from its initialisation, which is what the
+Without the override the same encoder is trained from its initialisation, which is what the
 fine-tuned one is compared with; `--config.data.corrupt.seed` draws other labels, and
 `labels_percent` takes a share of each class instead of a number. `:fashion` takes clothes instead
 of digits, `:smoke` generated images and a few steps. To train the last layer alone add

@@ -21,6 +21,7 @@ from distill_jax.run import config as config_lib
 
 def get_config(arg: str = ""):
     options = common.parse(arg, "fashion", "no_average", "collapse", "no_norm")
+    common.choose(options, ("no_average", "collapse"))
     name = "fashion_mnist_5k" if "fashion" in options else "digits"
     config = self_supervised.masked(name, "block_masks", targets=4)
     config.data.transform_kwargs.random_resized_crop.flip = 0.0

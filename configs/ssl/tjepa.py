@@ -19,6 +19,7 @@ from distill_jax.run import config as config_lib
 
 def get_config(arg: str = ""):
     options = common.parse(arg, "adult", "letter", "no_average", "collapse")
+    common.choose(options, ("no_average", "collapse"))
     name = common.choose(options, ("letter", "adult"), "digits")
     config = self_supervised.table(name)
     config.data.train_transforms = (*config.data.train_transforms, "column_masks")

@@ -149,6 +149,10 @@ def get_config(arg: str = ""):
     own = ("teacher", "settings", "tune", "all", "few")
     options = common.parse(arg, *own, *STUDENTS, *METHODS)
     common.choose(options, ("teacher", "settings", "tune"))
+    apart = {"teacher": ("all", "few", *STUDENTS, *METHODS), "settings": ("all", *METHODS)}
+    for option, without in {**apart, "all": METHODS}.items():
+        if option in options:
+            common.choose(options, (option, *without))
     few = "few" in options
     pair = common.choose(options, STUDENTS, "mlp" if few else "convnet")
     if few and pair != "mlp":

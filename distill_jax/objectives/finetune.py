@@ -26,6 +26,7 @@ class Finetune(OfTask):
       output: output of the student that is the input of the head.
       train_encoder: whether the student is in training mode. False, with a frozen student, trains
         the head alone: a linear probe by gradient steps.
+      projector: whether the head reads the output of a network `projector` of the student's.
     """
 
     output: str = "embedding"

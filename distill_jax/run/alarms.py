@@ -191,7 +191,7 @@ class Alarms:
       log_line: prints a line.
 
     Attributes:
-      found: all alarms of the run.
+      raised: all alarms of the run.
     """
 
     def __init__(

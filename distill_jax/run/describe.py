@@ -1,4 +1,4 @@
-"""Describes what a config would run, without reading data or training: tables from shapes only."""
+"""Describes what a config would run without training: tables from shapes only."""
 
 import json
 import math
@@ -39,7 +39,7 @@ def describe(config: ConfigDict, *, trusted: Collection[str] | None = None) -> s
 
     The summary has networks with their parameters, length, memory and cost. FLOPs are summed over
     all devices of a step; memory and communication are per device. Compiles for the devices of this
-    process. Reads no data, only the shapes of the data set.
+    process. Reads no data, only the shapes of the data set, where its module has a `spec`.
 
     Args:
       config: the config.

@@ -43,7 +43,7 @@ def store(
       workdir: the run folder.
       experiment: what was run.
       outputs: outputs on the test split that the evaluators read, `{role: {name: [n, ...]}}`.
-      facts: beside them.
+      example_info: beside them.
       spectra: eigenvalues of the covariance by the name of their source, in order.
     """
     chosen = encoder(experiment)

@@ -397,7 +397,7 @@ def leave(report: Callable[[], int]) -> None:
     collective for this one.
 
     Args:
-      tell: reports the error and returns the exit code.
+      report: reports the error and returns the exit code.
     """
     if count() == 1:
         return

@@ -87,7 +87,7 @@ class Storage(NamedTuple):
       key: its name.
       dtype: of its elements; None where tensors say it.
       numel: elements, of an untyped one bytes.
-      view: offset and number of elements within a larger storage, of old files.
+      offset: offset and number of elements within a larger storage, of old files.
       root: elements of that larger storage.
     """
 

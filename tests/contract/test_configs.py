@@ -171,11 +171,20 @@ def test_every_option_builds_and_measures_what_it_chooses_by(path, monkeypatch):
         ("studies/ssl_masked.py:mae,digits", "digits and mae"),
         ("studies/ssl_masked.py:mae,tune,twice", "tune and twice"),
         ("distill/kd.py:full,table", "full and table"),
+        ("distill/multilabel.py:bilevel,teacher", "bilevel and teacher"),
+        ("language/kd.py:top,smollm2", "smollm2 and top"),
+        ("ssl/tjepa.py:no_average,collapse", "collapse and no_average"),
+        ("studies/kd_full.py:settings,kd", "kd and settings"),
     ],
 )
 def test_options_that_exclude_each_other_are_refused(spec, options):
     with pytest.raises(ConfigError, match=f"^--config: {options} behind the colon exclude"):
         load(str(ROOT / "configs" / spec))
+
+
+def test_an_option_that_changes_another_needs_it():
+    with pytest.raises(ConfigError, match=r"^--config: losses behind the colon changes bilevel"):
+        load(str(ROOT / "configs/distill/multilabel.py:losses"))
 
 
 def test_data_without_more_of_it_are_not_replaced():

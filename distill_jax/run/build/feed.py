@@ -49,7 +49,8 @@ class Feed:
       experiment: what is run.
       seed: of the order of the examples.
       start: the first step.
-      teacher_outputs: the stored teacher outputs that the batches carry, from `stored_answers`.
+      teacher_outputs: the stored teacher outputs that the batches carry, from
+        `stored_teacher_outputs`.
     """
 
     def __init__(
