@@ -84,7 +84,7 @@ CLAIMS = (
     Claim("evidence", "for both sides beats one-sided", "evidence", "one_sided"),
     Claim("evidence", "for both sides beats the answer", "evidence_ensemble", "told"),
     Claim("predictions", "pseudo-labels before 25 labels help", "pseudo_then_25", "finetune_25"),
-    Claim("predictions", "also against 1,200 steps", "pseudo_then_25", "finetune_long_25"),
+    Claim("predictions", "also against labels alone for all steps", "pseudo_then_25", "finetune_long_25"),
     Claim("predictions", "and before 200 labels", "pseudo_then_200", "finetune_200"),
     Claim(
         "zero_shot",

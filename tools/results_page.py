@@ -143,6 +143,8 @@ def _comparison(study: Mapping[str, Any], also: list[str]) -> list[str]:
         {arm: values[arm].get(metric, {}) for arm in values if metric in values[arm]},
         reference=study["reference"],
     )
+    measured = {name for found in values.values() for name in found}
+    also = [name for name in also if name in measured and name != metric]
     unit = study["costs"].get("kd_50", {}).get("gflops_per_step")
     head = ["arm", f"{metric} ± se", f"minus {study['reference']} ± se", "", *also]
     head += ["FLOPs of KD"] if unit else []
@@ -224,7 +226,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("studies", nargs="+", type=study_folder)
     parser.add_argument("--out", required=True, type=pathlib.Path)
-    parser.add_argument("--also", default="", help="further metrics, separated by commas")
+    parser.add_argument("--also", default="", help="further metrics where they exist, by commas")
     parser.add_argument("--again", default="", help="pattern of files of --mode=eval")
     parser.add_argument(
         "--add", action="store_true", help="stored arms and seeds that lack here stay"
