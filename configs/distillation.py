@@ -104,7 +104,12 @@ METHODS = {
         maps=True,
         family="feature",
     ),
-    "srrl": Method("srrl", _weight(1.0), _regressor() | HEAD, family="feature"),
+    "srrl": Method(
+        "srrl",
+        lambda s: {"weight": s, "regression_weight": s},
+        _regressor() | HEAD,
+        family="feature",
+    ),
     "simkd": Method(
         "simkd",
         _weight(1.0, label_weight=0.0),

@@ -11,7 +11,7 @@
   training lacks.
 
 The teacher, of 256 and 128 hidden units, is trained anew in each seed. Labels alone and the eight
-methods of `kd_full.py`, five seeds. `:settings` compares lengths and learning rates of student and
+methods of `kd_full.py`, five seeds; names of methods, `:census,kd,js`, leave the others out. `:settings` compares lengths and learning rates of student and
 teacher on held-out rows; `CHOSEN` has the result. Weights are the published ones
 (`configs/distillation.py`) times 1, 0.1 or 0.01, rates that of labels alone or a quarter of it:
 `:tune` compares the six on held-out rows, and `SCALES` has the result. Both have three seeds of
@@ -27,7 +27,16 @@ TABLES = {"letter": "letter", "census": "census_income", "nsl_kdd": "nsl_kdd"}
 HIDDEN = {"letter": 16, "census": 4, "nsl_kdd": 8}
 METRIC = {"letter": "accuracy", "census": "macro_auc", "nsl_kdd": "accuracy"}
 TEACHER = {"model": "tabular_mlp", "kwargs": {"hidden": (256, 128)}}
-SCALES: dict[str, dict[str, tuple[float, float]]] = {"letter": {}, "census": {}, "nsl_kdd": {}}
+SCALES: dict[str, dict[str, tuple[float, float]]] = {
+    "letter": {
+        **dict.fromkeys(("crd_batch", "dkd", "js", "kd", "pkt"), (0.01, 1.0)),
+        "cross_entropy": (0.01, 0.25),
+        "dist": (0.1, 1.0),
+        "srrl": (0.01, 1.0),
+    },
+    "census": {},
+    "nsl_kdd": {},
+}
 """Scale of the weight and share of the learning rate of a method, as `:tune` chose them."""
 
 LENGTHS = {"letter": (60, 200), "census": (2, 6), "nsl_kdd": (4, 12)}
@@ -44,9 +53,12 @@ CHOSEN = {
 
 
 def get_config(arg: str = ""):
-    options = common.parse(arg, "tune", "settings", *TABLES)
+    options = common.parse(arg, "tune", "settings", *TABLES, *distillation.EIGHT)
     name = common.choose(options, TABLES, "letter")
     kind = common.choose(options, ("tune", "settings"))
+    if kind == "settings":
+        common.choose(options, ("settings", *distillation.EIGHT))
+    methods = [m for m in distillation.EIGHT if m in options] or distillation.EIGHT
     config = common.table(TABLES[name])
     if name == "nsl_kdd":
         config.data.kwargs = {"path": ""}
@@ -82,7 +94,7 @@ def get_config(arg: str = ""):
         def taught(method: str, scale: float, share: float) -> dict:
             return {**distillation.arm(method, scale=scale), "optim": {"lr": share * lr}}
 
-        for method in distillation.EIGHT:
+        for method in methods:
             if kind == "tune":
                 for scale, share in itertools.product(distillation.GRID, SHARES):
                     arm_name = f"{method}_{round(100 * scale)}_lr{round(100 * share)}"
