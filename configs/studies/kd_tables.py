@@ -11,11 +11,11 @@
   training lacks.
 
 The teacher, of 256 and 128 hidden units, is trained anew in each seed. Labels alone and the eight
-methods of `kd_full.py`, five seeds; names of methods, `:census,kd,js`, leave the others out. `:settings` compares lengths and learning rates of student and
-teacher on held-out rows; `CHOSEN` has the result. Weights are the published ones
-(`configs/distillation.py`) times 1, 0.1 or 0.01, rates that of labels alone or a quarter of it:
-`:tune` compares the six on held-out rows, and `SCALES` has the result. Both have three seeds of
-their own.
+methods of `kd_full.py`, five seeds; names of methods, `:census,kd,js`, leave the others out.
+`:settings` compares lengths and learning rates of student and teacher on held-out rows; `CHOSEN`
+has the result. Weights are the published ones (`configs/distillation.py`) times 1, 0.1 or 0.01,
+rates that of labels alone or a quarter of it: `:tune` compares the six on held-out rows, and
+`SCALES` has the result. Both have three seeds of their own.
 """
 
 import itertools
