@@ -59,8 +59,8 @@ ONLINE = ("sp",)
 
 SCALES = {
     "convnet": {
-        1.0: "jeffreys simkd srrl standardized vid",
-        0.1: "crd cross_entropy dist ickd js pkt review_kd",
+        1.0: "jeffreys simkd standardized vid",
+        0.1: "crd cross_entropy dist ickd js pkt review_kd srrl",
         0.01: "ab at cc crd_batch dkd fitnet ft kd nst reverse_kl rkd sp tf_kd",
     },
     "mlp": {1.0: "dist js kd srrl", 0.1: "cross_entropy", 0.01: "crd_batch dkd pkt"},

@@ -38,8 +38,8 @@ SCALES: dict[str, dict[str, tuple[float, float]]] = {
     "nsl_kdd": {
         "crd_batch": (0.1, 1.0),
         "kd": (0.01, 1.0),
-        **dict.fromkeys(("dist", "dkd"), (0.01, 0.25)),
-        **dict.fromkeys(("cross_entropy", "js", "pkt", "srrl"), (0.1, 0.25)),
+        **dict.fromkeys(("dist", "dkd", "srrl"), (0.01, 0.25)),
+        **dict.fromkeys(("cross_entropy", "js", "pkt"), (0.1, 0.25)),
     },
 }
 """Scale of the weight and share of the learning rate of a method, as `:tune` chose them."""
