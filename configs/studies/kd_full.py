@@ -63,8 +63,8 @@ SCALES = {
         0.1: "crd cross_entropy dist ickd js pkt review_kd srrl",
         0.01: "ab at cc crd_batch dkd fitnet ft kd nst reverse_kl rkd sp tf_kd",
     },
-    "mlp": {1.0: "dist js kd srrl", 0.1: "cross_entropy", 0.01: "crd_batch dkd pkt"},
-    "vit": {1.0: "js kd srrl", 0.1: "crd_batch cross_entropy dist dkd", 0.01: "pkt"},
+    "mlp": {1.0: "dist js kd", 0.1: "cross_entropy srrl", 0.01: "crd_batch dkd pkt"},
+    "vit": {1.0: "js kd", 0.1: "crd_batch cross_entropy dist dkd srrl", 0.01: "pkt"},
     "few": {1.0: "crd_batch dist jeffreys js kd pkt srrl", 0.1: "cross_entropy"},
 }
 """Methods by the scale of their weights that `:tune` chose."""
