@@ -84,7 +84,12 @@ CLAIMS = (
     Claim("evidence", "for both sides beats one-sided", "evidence", "one_sided"),
     Claim("evidence", "for both sides beats the answer", "evidence_ensemble", "told"),
     Claim("predictions", "pseudo-labels before 25 labels help", "pseudo_then_25", "finetune_25"),
-    Claim("predictions", "also against labels alone for all steps", "pseudo_then_25", "finetune_long_25"),
+    Claim(
+        "predictions",
+        "also against labels alone for all steps",
+        "pseudo_then_25",
+        "finetune_long_25",
+    ),
     Claim("predictions", "and before 200 labels", "pseudo_then_200", "finetune_200"),
     Claim(
         "zero_shot",
@@ -95,8 +100,8 @@ CLAIMS = (
     ),
 )
 
-PAGES = ("papers", "weak_supervision")
-"""Beside OUT: the pages that have the shorter studies."""
+BESIDE = ("weak_supervision",)
+"""Pages beside OUT that have shorter studies too."""
 
 
 def estimate(values: dict[str, Any], claim: Claim) -> statistics.Estimate | None:
@@ -126,7 +131,7 @@ def main() -> None:
     parser.add_argument("--out", required=True, type=pathlib.Path)
     options = parser.parse_args()
     short = {}
-    for page in (options.out.with_name(f"{name}.json") for name in PAGES):
+    for page in (options.out.with_name(f"{name}.json") for name in (options.out.name, *BESIDE)):
         if not page.is_file():
             parser.error(f"no {page}, which has the shorter studies")
         short |= json.loads(page.read_text())

@@ -1,17 +1,15 @@
-"""Distillation methods on three tables: a wide perceptron teaches a narrow one.
+"""Distillation methods on two tables: a wide perceptron teaches a narrow one.
 
   python -m distill_jax.main --mode=study --config=configs/studies/kd_tables.py \\
       --workdir=runs/kd_letter
 
 * letters, 16 measurements, 26 classes; the student has 16 hidden units;
-* `:census`, Census-Income, 40 columns, 6.2 % of the rows positive, compared by the area under the
-  curve; the student has 4;
 * `:nsl_kdd`, NSL-KDD, 41 columns, five classes, from the folder of
   `--config.data.kwargs.path=...`; the student has 8. The test part has kinds of attack that
   training lacks.
 
 The teacher, of 256 and 128 hidden units, is trained anew in each seed. Labels alone and the eight
-methods of `kd_full.py`, five seeds; names of methods, `:census,kd,js`, leave the others out.
+methods of `kd_full.py`, five seeds; names of methods, `:nsl_kdd,kd,js`, leave the others out.
 `:settings` compares lengths and learning rates of student and teacher on held-out rows; `CHOSEN`
 has the result. Weights are the published ones (`configs/distillation.py`) times 1, 0.1 or 0.01,
 rates that of labels alone or a quarter of it: `:tune` compares the six on held-out rows, and
@@ -23,9 +21,8 @@ import itertools
 from distill_jax.configs import common, distillation
 from distill_jax.run import config as config_lib
 
-TABLES = {"letter": "letter", "census": "census_income", "nsl_kdd": "nsl_kdd"}
-HIDDEN = {"letter": 16, "census": 4, "nsl_kdd": 8}
-METRIC = {"letter": "accuracy", "census": "macro_auc", "nsl_kdd": "accuracy"}
+TABLES = ("letter", "nsl_kdd")
+HIDDEN = {"letter": 16, "nsl_kdd": 8}
 TEACHER = {"model": "tabular_mlp", "kwargs": {"hidden": (256, 128)}}
 SCALES: dict[str, dict[str, tuple[float, float]]] = {
     "letter": {
@@ -34,7 +31,6 @@ SCALES: dict[str, dict[str, tuple[float, float]]] = {
         "dist": (0.1, 1.0),
         "srrl": (0.01, 1.0),
     },
-    "census": {},
     "nsl_kdd": {
         "crd_batch": (0.1, 1.0),
         "kd": (0.01, 1.0),
@@ -44,14 +40,13 @@ SCALES: dict[str, dict[str, tuple[float, float]]] = {
 }
 """Scale of the weight and share of the learning rate of a method, as `:tune` chose them."""
 
-LENGTHS = {"letter": (60, 200), "census": (2, 6), "nsl_kdd": (4, 12)}
+LENGTHS = {"letter": (60, 200), "nsl_kdd": (4, 12)}
 RATES = (0.1, 0.2, 0.4)
 SHARES = (1.0, 0.25)
 """Of the student's learning rate alone: what a method adds to the loss makes steps larger."""
 
 CHOSEN = {
     "letter": {"student": (200, 0.2), "teacher": (60, 0.4)},
-    "census": {"student": (6, 0.2), "teacher": (6, 0.1)},
     "nsl_kdd": {"student": (12, 0.4), "teacher": (12, 0.1)},
 }
 """Epochs and learning rate."""
@@ -64,7 +59,7 @@ def get_config(arg: str = ""):
     if kind == "settings":
         common.choose(options, ("settings", *distillation.EIGHT))
     methods = [m for m in distillation.EIGHT if m in options] or distillation.EIGHT
-    config = common.table(TABLES[name])
+    config = common.table(name)
     if name == "nsl_kdd":
         config.data.kwargs = {"path": ""}
     config.evaluators = {"classification": {}, "calibration": {}, "imbalance": {}}
@@ -105,8 +100,8 @@ def get_config(arg: str = ""):
                     arm_name = f"{method}_{round(100 * scale)}_lr{round(100 * share)}"
                     config.study.arms[arm_name] = taught(method, scale, share)
             else:
-                config.study.arms[method] = taught(method, *SCALES[name].get(method, (1.0, 1.0)))
+                config.study.arms[method] = taught(method, *SCALES[name][method])
     config.study.seeds = (100, 101, 102) if kind else (0, 1, 2, 3, 4)
-    config.study.metric = f"{'held_out' if kind else 'test'}/{METRIC[name]}"
-    config.study.title = f"Distillation methods on {TABLES[name]}, wide to narrow"
+    config.study.metric = f"{'held_out' if kind else 'test'}/accuracy"
+    config.study.title = f"Distillation methods on {name}, wide to narrow"
     return config

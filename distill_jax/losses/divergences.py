@@ -17,7 +17,7 @@ from distill_jax.core.api import Array
 from distill_jax.core.errors import ArgumentError, nearest
 
 LEAST = -1e4
-"""Replaces the logarithm of 0: its exponential is 0, and its products with 0 are 0."""
+"""Least logarithm of a probability: its exponential is 0, and its products with 0 are 0."""
 
 
 def kl(log_p: Array, log_q: Array) -> Array:
@@ -84,7 +84,7 @@ def softmax_divergence(kind: str, teacher: Array, student: Array, *, share: floa
 
     Args:
       kind: one of `DIVERGENCES`.
-      teacher: its logits; `-inf` where a class is impossible.
+      teacher: its logits; `-inf`, or far below the others, where a class is impossible.
       student: its logits.
       share: s of the skew and Jensen-Shannon divergences, in (0, 1); 0.1 is usual for skew.
 
@@ -103,7 +103,7 @@ def _softmax_divergence(kind: str, share: float, teacher: Array, student: Array)
 def _log_probs(logits: Array) -> Array:
     # XLA keeps the shifted logits of jax.nn.log_softmax as an array, and has no need to here.
     log_p = logits - jax.nn.logsumexp(logits, axis=-1, keepdims=True)
-    return jnp.where(log_p == -jnp.inf, LEAST, log_p)
+    return jnp.maximum(log_p, LEAST)
 
 
 def _slope(log_p: Array, change: Array) -> Array:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 from distill_jax import report
-from distill_jax.core.errors import NonFiniteError, UserError
+from distill_jax.core.errors import ConfigError, NonFiniteError, UserError
 from distill_jax.evaluators._directions import direction
 from distill_jax.report import sharing, statistics
 from distill_jax.report.choices import sentences
@@ -209,14 +209,19 @@ def _check_starts(member: Member, workdir: pathlib.Path) -> None:
 
 
 def _check_parts(members: Iterable[Member], trusted: Collection[str] | None) -> None:
-    """Raises UserError where the parts of a run do not fit each other or the data."""
+    """Raises ConfigError where the parts of a run do not fit each other or the data.
+
+    What is not there yet may be what an earlier run of the study will write.
+    """
     reader = build_lib.DataReader()
     for member in members:
         try:
             build_lib.build(member.config, shapes_only=True, trusted=trusted, reader=reader)
-        except UserError as error:
-            where = f"study.arms.{member.arm}: {error.where}"
-            raise type(error)(error.what, where=where, hint=error.hint) from error
+        except ConfigError as error:
+            where = f"study.arms.{member.arm}" + f": {error.where}" * bool(error.where)
+            raise ConfigError(error.what, where=where, hint=error.hint) from error
+        except UserError:
+            continue
 
 
 def _status(config: ConfigDict, result: Mapping[str, Any]) -> dict[str, Any]:

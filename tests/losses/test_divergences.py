@@ -82,6 +82,20 @@ def test_axes_before_the_classes_do_not_matter(kind):
         np.testing.assert_allclose(one.reshape(4, 5), other, atol=1e-6)
 
 
+@pytest.mark.parametrize("mask", [-np.inf, -1e9, float(np.finfo(np.float32).min)])
+@pytest.mark.parametrize("kind", DIVERGENCES)
+def test_how_a_class_is_made_impossible_does_not_matter(kind, mask):
+    student, far = jnp.array([[1.0, 0.0, 0.5]]), jnp.array([[1.0, 0.0, mask]])
+
+    def loss(p, q):
+        return softmax_divergence(kind, p, q, share=SHARE).sum()
+
+    found = jax.value_and_grad(loss, (0, 1))(far, student)
+    want = jax.value_and_grad(loss, (0, 1))(far.at[0, 2].set(-jnp.inf), student)
+    for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(want), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-6)
+
+
 @pytest.mark.parametrize("kind", DIVERGENCES)
 def test_impossible_classes_count_for_nothing(kind):
     impossible = jnp.array([[False, True, False]])

@@ -13,7 +13,7 @@ from distill_jax import main
 from distill_jax.core import api
 from distill_jax.core.errors import ConfigError
 from distill_jax.models import mlp
-from distill_jax.run import build, flags
+from distill_jax.run import build, flags, study
 from distill_jax.run import config as config_lib
 from distill_jax.run.build import method
 from distill_jax.run.train import loop
@@ -294,6 +294,21 @@ def test_a_study_is_refused_before_its_first_run(change, expected, tmp_path, cap
     argv = [f"--config={STUDY}", "--mode=study", f"--workdir={tmp_path / 'study'}"]
     refused([*argv, f"--config.study.arms.kd_50.{change}"], capsys, [expected])
     assert not list(tmp_path.rglob("checkpoints"))
+
+
+def test_what_an_earlier_arm_will_write_is_not_missed(tmp_path):
+    """A moving average names no network of its own: its shape is known once its run is there."""
+    config = flags.load("configs/studies/paper_fst.py:smoke")
+    teacher = {"init": "arm:deep_1#teacher", "frozen": True}
+    config.study.arms.kd = {"objective": {"name": "kd"}, "roles": {"teacher": teacher}}
+    single = study.arm_config(config, "kd", 1, tmp_path)
+    study._check_parts([study.Member("kd", 1, single, tmp_path / "kd" / "seed1", "")], None)
+
+
+def test_a_batch_is_not_compared_with_a_size_that_is_a_guess():
+    config = flags.load("configs/language/next_token.py")
+    config.data.name, config.data.kwargs, config.batch_size = "text_folder", {"path": "x"}, 2048
+    build.build(config, shapes_only=True)
 
 
 @pytest.fixture(scope="session")

@@ -108,9 +108,9 @@ def read_data(
             dataset, report = reader(config, trusted=trusted)
         else:
             dataset, report = open_dataset(config, shapes_only=shapes_only, trusted=trusted)
-    # Which examples are left out for their label is not known from shapes.
-    known = not config.data.corrupt or reader is not None or not shapes_only
-    if known and config.batch_size > len(dataset.train):
+    # The size of a data set that was not read may be a guess.
+    read = not getattr(moments.root(dataset.train), "shapes_only", False)
+    if read and config.batch_size > len(dataset.train):
         what = f"a batch of {config.batch_size} from {len(dataset.train)} training examples"
         hint = f"at most {len(dataset.train)}: a step never has an example twice"
         raise ConfigError(what, where="batch_size", hint=hint)
