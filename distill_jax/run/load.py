@@ -339,6 +339,9 @@ def _network(
         if role in config.roles and config.roles[role].init:
             hint = f"it is frozen there: load {config.roles[role].init}"
         raise CheckpointError(f"no network {role!r} was trained", where=str(folder), hint=hint)
+    task = signature.get("task") or _task_of(config)
+    if task not in TASKS:
+        raise CheckpointError(f"no task {task!r}", where=str(folder), hint=nearest(task, TASKS))
     classes, spec = tuple(signature["classes"]), networks[role]
     model = build.make_model(
         spec["model"],
@@ -376,6 +379,6 @@ def _network(
         input=signature["input"],
         meta={**meta, "signature": signature},
         trusted=trusted,
-        task=signature.get("task") or _task_of(config),
+        task=task,
         transform=transform,
     )

@@ -129,6 +129,9 @@ def test_smoke_builds_and_is_small(path):
 FILES_OF_THE_USER = ("novels", "plays")
 """Options that read a file whose content the user makes."""
 
+TOGETHER = {"losses": "bilevel,losses"}
+"""Options that change another."""
+
 
 @pytest.mark.parametrize(
     "path",
@@ -151,7 +154,7 @@ def test_every_option_builds_and_measures_what_it_chooses_by(path, monkeypatch):
         load(f"{path}:?")
     assert own or "common.parse(arg, " not in path.read_text()
     for option in sorted(set(own) - set(FILES_OF_THE_USER)):
-        config = load(f"{path}:{option}")
+        config = load(f"{path}:{TOGETHER.get(option, option)}")
         single = next(iter(runs(config).values()))
         try:
             experiment = built(single)

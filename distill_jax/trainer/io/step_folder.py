@@ -22,7 +22,6 @@ import shutil
 from collections.abc import Mapping
 from typing import Any
 
-from distill_jax.core.api import TASKS
 from distill_jax.core.errors import CheckpointError
 from distill_jax.trainer.io.files import (
     NUMBER,
@@ -171,7 +170,6 @@ def wrong_values(meta: Mapping[str, Any]) -> str:
         "skipped": meta.get("skipped", 0) >= 0,
         "unlogged": all(map(_is_row, meta.get("unlogged", ()))),
         "signature.cardinalities": _are_numbers(signature.get("cardinalities", [])),
-        "signature.task": signature.get("task", TASKS[0]) in TASKS,
         "signature.statistics": statistics is None
         or (len(statistics) == 2 and _are_numbers(statistics)),
     }
