@@ -16,6 +16,7 @@ from distill_jax.models import mlp
 from distill_jax.run import build, flags, study
 from distill_jax.run import config as config_lib
 from distill_jax.run.build import method
+from distill_jax.run.preflight.data import of_parts
 from distill_jax.run.train import loop
 from distill_jax.trainer.io.network import read_network
 
@@ -308,7 +309,8 @@ def test_what_an_earlier_arm_will_write_is_not_missed(tmp_path):
 def test_a_batch_is_not_compared_with_a_size_that_is_a_guess():
     config = flags.load("configs/language/next_token.py")
     config.data.name, config.data.kwargs, config.batch_size = "text_folder", {"path": "x"}, 2048
-    build.build(config, shapes_only=True)
+    experiment = build.build(config, shapes_only=True)
+    assert not list(of_parts(experiment.dataset))
 
 
 @pytest.fixture(scope="session")

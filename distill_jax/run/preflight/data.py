@@ -79,7 +79,9 @@ def of_parts(
     """Yields parts that share examples; `overlaps` is that of `shared_examples` where known."""
     parts = {name: part for name, part in dataset.parts.items() if len(part)}
     for first, second in itertools.combinations(parts, 2):
-        if moments.root(parts[first]) is moments.root(parts[second]):
+        source = moments.root(parts[first])
+        read = not getattr(source, "shapes_only", False)
+        if read and source is moments.root(parts[second]):
             both = np.intersect1d(example_ids(parts[first]), example_ids(parts[second]))
             if len(both):
                 what = f"{len(both)} examples are in the {first} and in the {second} part"
