@@ -494,3 +494,20 @@ def saved_and_restored(current, folder):
     found = jax.device_get(checkpointer.restore(like).state)
     checkpointer.close()
     return found
+
+
+def copies_of_logits(loss):
+    """Temporaries of the compiled gradient of a loss of bfloat16 logits, in float32 arrays of them.
+
+    Args:
+      loss: `(student [b, k], teacher [b, k], class ids [b]) -> [b]`.
+    """
+    rows, classes = 64, 20_000
+    logits = jax.ShapeDtypeStruct((rows, classes), jnp.bfloat16)
+    label = jax.ShapeDtypeStruct((rows,), jnp.int32)
+
+    def mean(z, t, y):
+        return loss(z.astype(jnp.float32), t.astype(jnp.float32), y).mean()
+
+    compiled = jax.jit(jax.grad(mean)).lower(logits, logits, label).compile()
+    return compiled.memory_analysis().temp_size_in_bytes / (4 * rows * classes)
